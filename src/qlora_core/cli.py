@@ -1,0 +1,266 @@
+"""The command line: parse, call one function, print one result.
+
+Exit status: 0 done, 1 error (one line, no traceback), 2 usage, 3 paused or stopped, 130 Ctrl+C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import console
+from .config import RunConfig, add_arguments, given_settings
+from .errors import QLoraError
+from .memory import MemoryMonitor
+from .runs import Run, TrainingPlan, TrainingTracker, iterate_states, resolve_config
+
+DONE, ERROR, PAUSED, INTERRUPTED = 0, 1, 3, 130
+
+
+def training_parser(prog: str = "train.py") -> argparse.ArgumentParser:
+    """The parser of `qlora train` and of `python apps/train.py`: one flag a setting."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Train adapters for a language model, or go on with a run. Each run is one directory.",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object at the end, and nothing else")
+    add_arguments(parser)
+    return parser
+
+
+def train_planned(tracker: TrainingTracker, plan: TrainingPlan, *, quiet: bool = False) -> int:
+    """Train a planned run in this process, showing its progress; a complete one is only shown.
+
+    Returns:
+        The exit status.
+    """
+    stream = sys.stderr if quiet else sys.stdout
+    reporter = console.TrainingReporter(stream)
+    if plan.done:
+        reporter.say(f"✓ Run {plan.run.name} is complete; nothing to train. More: --epochs, or --fresh for a new run.")
+        reporter.say(console.final_summary(plan.run))
+        return DONE
+    run = tracker.create(plan)
+    with tracker.record(run) as writer:
+        from . import trainer  # only here: it brings mlx
+
+        with trainer.listening(writer, reporter):
+            try:
+                outcome = trainer.train(writer, MemoryMonitor(reporter.say))
+            except KeyboardInterrupt:
+                reporter.say(f"\nInterrupted at once; the last checkpoint is intact. {console.resume_line(run)}")
+                return INTERRUPTED
+    if outcome.state == "paused":
+        step, total = run.status().get("step"), plan.total_steps
+        reporter.say(f"\nPaused at step {step} of {total}; everything is saved. {console.resume_line(run)}")
+        return INTERRUPTED if outcome.by_signal else PAUSED
+    reporter.say(console.final_summary(run))
+    return PAUSED if outcome.state == "stopped" else DONE
+
+
+def plan_training(config: RunConfig, say: Callable[[str], None]) -> tuple[TrainingTracker, TrainingPlan]:
+    """From settings to a plan, in the notebook's order, telling each section as it goes."""
+    from . import bases, data, tokens
+
+    say(console.header() + "\n" + console.machine())
+    prepared = data.prepare(config.data)
+    model = bases.find_base(config.base)
+    tokenizer = tokens.ChatTokenizer(model.path)
+    train_dataset = tokens.make_dataset(prepared.train, tokenizer, config.data.max_seq_length)
+    val_dataset = tokens.make_dataset(prepared.validation, tokenizer, config.data.max_seq_length)
+    say(console.data_counts(prepared.report, train_dataset, val_dataset))
+    say(console.model_information(model, config))
+    tracker = TrainingTracker(config.place.runs_dir)
+    plan = tracker.plan(config, model, tokenizer, prepared, train_dataset, val_dataset)
+    say(console.training_plan(plan))
+    return tracker, plan
+
+
+# Commands -------------------------------------------------------------------------------------------------------
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    def say(text: str) -> None:
+        print(text, file=sys.stderr if arguments.json else sys.stdout, flush=True)
+
+    tracker, plan = plan_training(resolve_config(given_settings(arguments)), say)
+    status = train_planned(tracker, plan, quiet=arguments.json)
+    if arguments.json:
+        _print_json(run_as_json(plan.run))
+    return status
+
+
+def _data(arguments: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from .config import from_flat
+    from .data import prepare
+
+    given = {name: value for name, value in given_settings(arguments).items() if name != "data"}
+    prepared = prepare(from_flat({**given, "data": arguments.sources}).data)
+    prepared.save(arguments.out)
+    report = prepared.report
+    if arguments.json:
+        _print_json({**asdict(report), "out": str(arguments.out)})
+        return DONE
+    print(f"✓ {report.train} rows to train, {report.validation} to validate, in {arguments.out}")
+    for problem in report.rejected[:20]:
+        print(f"  ! {problem.where}: {problem.reason}")
+    print(f"Next\n  uv run qlora train --data {arguments.out}")
+    return DONE
+
+
+def _runs(arguments: argparse.Namespace) -> int:
+    rows = list(iterate_states(TrainingTracker(arguments.runs_dir).runs()))
+    if arguments.json:
+        _print_json({"runs": rows})
+    else:
+        print(console.runs_table(rows) if rows else "No runs yet.\nNext\n  uv run qlora train")
+    return DONE
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    from .generate import answer
+    from .session import load_for_answers
+
+    run = TrainingTracker(arguments.runs_dir).find(arguments.run_name)
+    model, tokenizer = load_for_answers(run, base=arguments.base)
+    text = answer(
+        model,
+        tokenizer,
+        [arguments.prompt],
+        max_tokens=arguments.max_tokens,
+        temperature=arguments.temperature,
+        seed=arguments.seed,
+    )[0]
+    if arguments.json:
+        _print_json({"prompt": arguments.prompt, "response": text, "status": "ok"})
+    else:
+        print(text)
+    return DONE
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from .evaluate import evaluate_run
+    from .session import load_for_answers
+
+    run = TrainingTracker(arguments.runs_dir).find(arguments.run_name)
+    adapters = run.adapters.name
+    model, tokenizer = load_for_answers(run)
+    tokens = run.config().pace.max_answer_tokens
+    result = evaluate_run(run, model, tokenizer, adapters=adapters, max_tokens=tokens)
+    if arguments.json:
+        _print_json(result)
+    else:
+        print(console.answers_side_by_side(result))
+        print(console.recall_lines(result))
+        print(console.next_commands(run))
+    return DONE
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from .doctor import diagnose
+
+    facts = diagnose(Path(arguments.runs_dir))
+    if arguments.json:
+        _print_json(facts)
+    else:
+        print(console.diagnosis(facts))
+    return ERROR if facts["problems"] else DONE
+
+
+def _app(arguments: argparse.Namespace) -> int:
+    notebook = Path("apps/train.py")
+    if not notebook.is_file():
+        raise QLoraError(f"{notebook}: not found in {Path.cwd()}. Run `qlora app` in the project's directory.")
+    command = [sys.executable, "-m", "marimo", "run", str(notebook), "--host", "127.0.0.1", "--token"]
+    os.execv(sys.executable, command)
+
+
+def run_as_json(run: Run) -> dict[str, Any]:
+    """A run's state and results as one object."""
+    evaluation = run.evaluation()
+    return {
+        "run": run.name,
+        "path": str(run.path),
+        "state": run.state,
+        "summary": run.summary(),
+        "recall": evaluation["recall"] if evaluation else None,
+    }
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of `qlora`."""
+    parser = argparse.ArgumentParser(prog="qlora", description="Fine-tune language models with QLoRA on MLX.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=help, description=help)
+        made.set_defaults(call=run)
+        made.add_argument("--json", action="store_true", help="print one JSON object on standard output")
+        return made
+
+    add_arguments(command("train", _train, "train, or go on with a run"))
+    data = command("data", _data, "validate, join and split your text; a report")
+    data.add_argument("sources", nargs="+", metavar="SOURCE")
+    data.add_argument("--out", type=Path, default=Path("data"), help="directory to write (default: data)")
+    for setting in _settings_of("data"):
+        data.add_argument(
+            setting.flag, dest=setting.name, type=setting.type, default=argparse.SUPPRESS, help=setting.help
+        )
+    with_runs = [command("runs", _runs, "list the runs"), command("doctor", _doctor, "look at this machine")]
+    generate = command("generate", _generate, "ask a tuned model, or its base")
+    generate.add_argument("--prompt", required=True)
+    generate.add_argument("--base", action="store_true", help="without the adapters")
+    generate.add_argument("--max-tokens", type=int, default=128)
+    generate.add_argument("--temperature", type=float, default=0.0, help="0: always the likeliest token")
+    generate.add_argument("--seed", type=int, default=0)
+    evaluate = command("evaluate", _evaluate, "answers and recall of base and tuned model")
+    for made in (generate, evaluate):
+        made.add_argument("run_name", metavar="RUN", help="a run's name or path")
+    for made in (*with_runs, generate, evaluate):
+        made.add_argument("--runs-dir", default=RunConfig().place.runs_dir, help="directory of all runs")
+    command("app", _app, "open the page, for this machine only, with a token")
+    return parser
+
+
+def _settings_of(group: str) -> list[Any]:
+    from .config import settings
+
+    return [s for s in settings() if s.group == group and s.type in (int, float, str) and s.name != "max_seq_length"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    arguments = build_parser().parse_args(argv)
+    return guarded(lambda: arguments.call(arguments))
+
+
+def guarded(call: Callable[[], int]) -> int:
+    """Run `call`; an error meant for the user becomes one line and status 1."""
+    try:
+        return call()
+    except QLoraError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return ERROR
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output went away (`qlora runs | head`)
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ERROR
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    print(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,322 @@
+"""Every setting, once: default, range, unit, help and what it decides.
+
+The command line, the page's form, `config.json` and the README's table are derived from the dataclasses here. Knows
+nothing of files, models or training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from .errors import ConfigError
+
+Role = Literal["result", "length", "pace", "place"]
+"""What a setting decides: the result; only how long training lasts; how often to look; where things lie.
+
+Two runs that differ in a `result` setting are different runs; the other roles may change when a run is resumed.
+"""
+
+
+def knob(
+    default: Any,
+    help: str,
+    *,
+    ge: float | None = None,
+    le: float | None = None,
+    unit: str = "",
+    role: Role = "result",
+    essential: bool = False,
+) -> Any:
+    """Declare one setting; `ge` and `le` are inclusive bounds, `essential` ones come first in the page's form."""
+    return field(
+        default=default,
+        metadata={"help": help, "ge": ge, "le": le, "unit": unit, "role": role, "essential": essential},
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseConfig:
+    """The base model."""
+
+    model: str = knob(
+        "smollm2-135m",
+        "Built-in model, alias, local directory (Hugging Face or MLX layout) or hub id.",
+        role="place",
+        essential=True,
+    )
+    quantize: Literal["4", "8", "none"] = knob(
+        "4", "Bits to quantise to while loading, when the base is not quantised already."
+    )
+    group_size: Literal["32", "64", "128"] = knob("64", "Weights that share a scale when quantising.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is read, split and cut."""
+
+    data: tuple[str, ...] = knob(
+        ("data/sample/club",), "Files and directories to train on.", role="place", essential=True
+    )
+    val_fraction: float = knob(
+        0.05, "Share of the rows kept for validation, chosen by a hash of their content.", ge=0.0, le=0.5
+    )
+    max_seq_length: int = knob(
+        512, "Longest row, prompt and reply together; what is beyond is cut.", ge=16, le=131072, unit="tokens"
+    )
+    passage_length: int = knob(
+        600,
+        "Running text and documents are joined and cut to passages of this size.",
+        ge=80,
+        le=100000,
+        unit="characters",
+    )
+    facts: str = knob(
+        "", "Fact sheet for measuring recall; default: every facts.jsonl found beside the data.", role="place"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """The adapter: W x + (alpha / rank) · B A x, with W frozen (arXiv:2106.09685)."""
+
+    rank: int = knob(8, "Rank r of the update B A.", ge=1, le=512, essential=True)
+    alpha: float = knob(16.0, "The update is scaled by alpha / rank.", ge=0.0, le=4096.0)
+    dropout: float = knob(0.0, "Dropout on the adapter's input.", ge=0.0, le=0.9)
+    num_layers: int = knob(0, "Transformer layers that get adapters, counted from the last; 0: all.", ge=0, le=1024)
+    projections: Literal["all", "attention", "qv"] = knob(
+        "all", "Linear layers that get adapters: attention and MLP, attention only, or queries and values."
+    )
+
+    @property
+    def scale(self) -> float:
+        """Factor of the update, `alpha / rank`."""
+        return self.alpha / self.rank
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The optimisation."""
+
+    epochs: int = knob(5, "Passes over the training rows.", ge=1, le=10000, role="length", essential=True)
+    max_steps: int = knob(
+        0, "Stop after this many steps; 0: as many as the epochs need.", ge=0, role="length", unit="steps"
+    )
+    batch_size: int = knob(8, "Rows a micro-batch.", ge=1, le=4096, unit="rows", essential=True)
+    grad_accumulation_steps: int = knob(1, "Micro-batches a step.", ge=1, le=4096)
+    learning_rate: float = knob(1e-3, "Peak learning rate.", ge=0.0, le=1.0, essential=True)
+    schedule: Literal["cosine", "linear", "constant"] = knob("cosine", "Shape of the learning rate after warm-up.")
+    warmup_steps: int = knob(5, "Steps over which the learning rate rises from 0.", ge=0, unit="steps")
+    optimizer: Literal["adamw", "adam"] = knob("adamw", "Optimizer.")
+    weight_decay: float = knob(0.0, "Decoupled weight decay of AdamW.", ge=0.0, le=1.0)
+    max_grad_norm: float = knob(1.0, "Gradients are scaled down to this norm; 0: never.", ge=0.0)
+    packing: bool = knob(True, "Put the rows of a micro-batch end to end, without padding, where the model allows it.")
+    grad_checkpoint: bool = knob(False, "Recompute activations in the backward pass: less memory, a third more time.")
+    seed: int = knob(42, "Decides batch order, dropout and the adapter's start.", ge=0, le=2**31 - 1)
+    patience: int = knob(
+        0,
+        "Stop after this many validations without a better loss; 0: never.",
+        ge=0,
+        role="length",
+        unit="validations",
+    )
+
+    def steps_per_epoch(self, rows: int) -> int:
+        """Optimizer updates in one pass over `rows`; the last one of an epoch may be smaller."""
+        return math.ceil(math.ceil(rows / self.batch_size) / self.grad_accumulation_steps)
+
+    def total_steps(self, rows: int) -> int:
+        """Optimizer updates of the whole run."""
+        steps = self.epochs * self.steps_per_epoch(rows)
+        return min(steps, self.max_steps) if self.max_steps else steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaceConfig:
+    """How often to look and save."""
+
+    eval_every: int = knob(
+        0, "Steps between validations; 0: at the end of each epoch.", ge=0, role="pace", unit="steps"
+    )
+    save_every: int = knob(
+        0, "Steps between checkpoints; 0: at the end of each epoch.", ge=0, role="pace", unit="steps"
+    )
+    keep_checkpoints: int = knob(3, "Newest checkpoints kept.", ge=1, le=1000, role="pace")
+    min_free_gb: float = knob(
+        3.0,
+        "Memory that must be free before the first step of a model of 3B parameters or more.",
+        ge=0.0,
+        role="pace",
+        unit="GB",
+    )
+    max_answer_tokens: int = knob(
+        48, "Longest answer when the model is tested.", ge=1, le=4096, role="pace", unit="tokens"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlaceConfig:
+    """Where a run lies."""
+
+    run: str = knob("", "Name of the run; default: made from model, settings and data.", role="place")
+    runs_dir: str = knob("checkpoints_qlora", "Directory of all runs.", role="place")
+    fresh: bool = knob(False, "Start a new run beside an existing one.", role="place")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """All settings of one run."""
+
+    base: BaseConfig = field(default_factory=BaseConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    pace: PaceConfig = field(default_factory=PaceConfig)
+    place: PlaceConfig = field(default_factory=PlaceConfig)
+
+    def __post_init__(self) -> None:
+        problems = [problem for setting in settings() for problem in _problems(setting, self.value(setting))]
+        if problems:
+            raise ConfigError("; ".join(problems))
+
+    def value(self, setting: Setting) -> Any:
+        """The value of one setting."""
+        return getattr(getattr(self, setting.group), setting.name)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One leaf of the tree: `group.name`, its type and what `knob` said of it."""
+
+    group: str
+    name: str
+    type: Any
+    default: Any
+    help: str
+    unit: str
+    role: Role
+    essential: bool
+    ge: float | None
+    le: float | None
+
+    @property
+    def flag(self) -> str:
+        """The command line's spelling, `--learning-rate`."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The allowed words of a `Literal` setting, else empty."""
+        return typing.get_args(self.type) if typing.get_origin(self.type) is Literal else ()
+
+
+def settings(role: Role | None = None) -> Iterator[Setting]:
+    """Every setting in order of declaration, or those of one role; names are unique over all groups."""
+    for group in dataclasses.fields(RunConfig):
+        cls = group.default_factory
+        hints = typing.get_type_hints(cls)
+        for leaf in dataclasses.fields(cls):  # type: ignore[arg-type]
+            if role is None or leaf.metadata["role"] == role:
+                yield Setting(group.name, leaf.name, hints[leaf.name], leaf.default, **leaf.metadata)
+
+
+def _problems(setting: Setting, value: Any) -> Iterator[str]:
+    unit = f" {setting.unit}" if setting.unit else ""
+    if setting.choices:
+        if value not in setting.choices:
+            yield f"{setting.name} must be one of {', '.join(setting.choices)}; found {value!r}"
+        return
+    wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}.get(setting.type)
+    if wanted is None:  # tuple of texts
+        if not (isinstance(value, tuple) and value and all(isinstance(item, str) for item in value)):
+            yield f"{setting.name} must be one or more texts; found {value!r}"
+        return
+    accepted = (int, float) if setting.type is float else setting.type
+    if not isinstance(value, accepted) or (isinstance(value, bool) and setting.type is not bool):
+        yield f"{setting.name} must be {wanted}; found {value!r}"
+    elif setting.type in (int, float):
+        if value != value or (setting.ge is not None and value < setting.ge):
+            yield f"{setting.name} must be at least {setting.ge:g}{unit}; found {value:g}"
+        elif setting.le is not None and value > setting.le:
+            yield f"{setting.name} must be at most {setting.le:g}{unit}; found {value:g}"
+
+
+def from_flat(flat: dict[str, Any], base: RunConfig | None = None) -> RunConfig:
+    """Build a configuration from `{name: value}`; names not given keep the value they have in `base`.
+
+    Raises:
+        ConfigError: a name is unknown (the known ones are listed) or a value is out of range.
+    """
+    known = {setting.name: setting for setting in settings()}
+    if unknown := sorted(set(flat) - set(known)):
+        raise ConfigError(f"unknown setting {', '.join(unknown)}; known: {', '.join(known)}")
+    base = base or RunConfig()
+    changes: dict[str, dict[str, Any]] = {}
+    for name, value in flat.items():
+        setting = known[name]
+        if setting.type is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        changes.setdefault(setting.group, {})[name] = tuple(value) if isinstance(value, list) else value
+    groups = {group: dataclasses.replace(getattr(base, group), **values) for group, values in changes.items()}
+    return dataclasses.replace(base, **groups)
+
+
+def to_flat(config: RunConfig, role: Role | None = None) -> dict[str, Any]:
+    """`{name: value}` of all settings, or of those of one role."""
+    return {setting.name: config.value(setting) for setting in settings(role)}
+
+
+def to_json(config: RunConfig) -> str:
+    """The text of `config.json`: settings by group."""
+    return json.dumps(dataclasses.asdict(config), indent=2, ensure_ascii=False) + "\n"
+
+
+def from_json(text: str) -> RunConfig:
+    """Read `config.json`.
+
+    Raises:
+        ConfigError: the text is not what `to_json` writes.
+    """
+    try:
+        groups = json.loads(text)
+        flat = {name: value for group in groups.values() for name, value in group.items()}
+    except (ValueError, AttributeError) as error:
+        raise ConfigError(f"config.json is not a configuration: {error}") from None
+    return from_flat(flat)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give `parser` a flag for every setting; only those given on the command line reach the namespace."""
+    groups = {f.name: parser.add_argument_group((f.default_factory.__doc__ or "").rstrip(".").partition(":")[0].lower())
+              for f in dataclasses.fields(RunConfig)}  # fmt: skip
+    for setting in settings():
+        default = " ".join(setting.default) if isinstance(setting.default, tuple) else setting.default
+        unit = f" [{setting.unit}]" if setting.unit else ""
+        shown = "" if default == "" else f" (default: {default})"
+        options: dict[str, Any] = {
+            "dest": setting.name,
+            "default": argparse.SUPPRESS,
+            "help": f"{setting.help}{unit}{shown}".replace("%", "%%"),
+        }
+        if setting.type is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        elif setting.choices:
+            options["choices"] = setting.choices
+        elif isinstance(setting.type, types.GenericAlias):
+            options.update(nargs="+", metavar="PATH")
+        else:
+            options.update(type=setting.type, metavar={int: "N", float: "X", str: "TEXT"}[setting.type])
+        groups[setting.group].add_argument(setting.flag, **options)
+
+
+def given_settings(namespace: argparse.Namespace) -> dict[str, Any]:
+    """The settings that were on the command line, `{name: value}`."""
+    names = {setting.name for setting in settings()}
+    return {name: value for name, value in vars(namespace).items() if name in names}

@@ -1,0 +1,318 @@
+"""What the terminal shows: the notebook's sections as text, and a run as it goes.
+
+The texts are functions of values, so that the page shows the same ones. Knows nothing of mlx and decides nothing.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import psutil
+from tqdm import tqdm
+
+from .bases import ModelSpec
+from .config import RunConfig
+from .data import DataReport
+from .memory import GB, MB, available_bytes, total_bytes
+from .runs import Run, TrainingPlan
+from .tokens import TokenDataset
+
+WIDTH = 72
+SHOWN_ANSWERS = 6
+
+
+def header() -> str:
+    """The first lines."""
+    return f"{'═' * WIDTH}\n  QLoRA Notebook\n{'═' * WIDTH}"
+
+
+def machine() -> str:
+    """The machine and its memory."""
+    cores = psutil.cpu_count(logical=False) or psutil.cpu_count()
+    return _table(
+        {
+            "Machine": f"{platform.system()} {platform.machine()}, {cores} cores, Python {platform.python_version()}",
+            "Memory": f"{total_bytes() / GB:.1f} GB, {available_bytes() / GB:.1f} GB available",
+        }
+    )
+
+
+def data_counts(report: DataReport, train: TokenDataset, validation: TokenDataset) -> str:
+    """What was read, refused and joined, and how it was split."""
+    split = "the files' own split" if report.own_split else "split by content"
+    cut = train.truncated + validation.truncated
+    lines = {
+        "Sources": ", ".join(report.sources),
+        "Read": f"{report.files} files: {report.read} rows, {report.documents} documents",
+        "Joined": f"{report.joined_lines} lines of running text" if report.joined_lines else "",
+        "Passages": f"{report.passages} made of running text and documents" if report.passages else "",
+        "Duplicates": f"{report.duplicates} left out" if report.duplicates else "",
+        "Rejected": _rejected([(r.where, r.reason) for r in report.rejected]),
+        "Rows": f"{report.train} to train, {report.validation} to validate ({split})",
+        "Tokens": f"{train.tokens:,} an epoch, {_share(train.target_tokens, train.tokens)} of them trained; "
+        f"longest row {train.longest}",
+        "Cut": f"{cut} rows at max_seq_length" if cut else "",
+        "Not trained": _rejected([*train.skipped, *validation.skipped]),
+        "Facts": f"{', '.join(report.fact_sheets)} (asked, never trained)" if report.fact_sheets else "",
+    }  # fmt: skip
+    return section("Data") + "\n" + _table(lines)
+
+
+def _rejected(problems: Sequence[tuple[str, str]]) -> str:
+    if not problems:
+        return ""
+    shown = "".join(f"\n{' ' * 14}{where}: {reason}" for where, reason in problems[:5])
+    more = f"\n{' ' * 14}… and {len(problems) - 5} more" if len(problems) > 5 else ""
+    return f"{len(problems)} rows{shown}{more}"
+
+
+def model_information(spec: ModelSpec, config: RunConfig) -> str:
+    """What will be loaded and how much of it is trained."""
+    trainable = spec.trainable(config.lora)
+    how = f"quantised to {spec.quantize_bits} bits while loading" if spec.quantize_bits else "as it is stored"
+    layers = len(spec.adapted_layers(config.lora))
+    return section("Model") + "\n" + _table(
+        {
+            "Base": f"{spec.name} ({spec.config['model_type']}{f', {spec.licence}' if spec.licence else ''}), {how}",
+            "Parameters": f"{spec.parameters / 1e6:,.1f} M in {spec.num_layers} layers",
+            "Trainable": f"{trainable / 1e6:,.2f} M ({100 * trainable / spec.parameters:.2f}%): "
+            f"rank {config.lora.rank}, alpha {config.lora.alpha:g}, "
+            f"{config.lora.projections} projections of {layers} layers",
+            "Weights": f"{spec.loaded_bytes / MB:,.0f} MB, {spec.bits_per_weight:.2f} bits per weight",
+        }
+    )  # fmt: skip
+
+
+def training_plan(plan: TrainingPlan) -> str:
+    """Where the run lies and how long it will be."""
+    config, train = plan.config, plan.config.train
+    rate = f"{train.learning_rate:g}, {train.schedule} after {train.warmup_steps} steps of warm-up"
+    return section("Training") + "\n" + _table(
+        {
+            "Run": f"{plan.run.path}",
+            "Steps": f"{plan.total_steps} ({train.steps_per_epoch(plan.train_rows)} an epoch), "
+            f"{train.batch_size * train.grad_accumulation_steps} rows each",
+            "Rate": f"{rate}, {train.optimizer}",
+            "Adapter": f"dropout {config.lora.dropout:g}, scale {config.lora.scale:g}",
+        }
+    )  # fmt: skip
+
+
+def recall_lines(evaluation: dict[str, Any]) -> str:
+    """Recall of the fact sheet, before and after."""
+    names = {"trained": "trained phrasings", "held_out": "held-out phrasings"}
+    lines = []
+    for kind, name in names.items():
+        if count := evaluation["recall"].get(kind):
+            total = count["questions"]
+            lines.append(
+                f"  {name:<19} before {_share(count['base'], total):>4} ({count['base']}/{total})"
+                f"   after {_share(count['tuned'], total):>4} ({count['tuned']}/{total})"
+            )
+    return "\n".join(["Recall of facts", *lines]) if lines else ""
+
+
+def answers_side_by_side(evaluation: dict[str, Any], count: int = SHOWN_ANSWERS) -> str:
+    """Some questions with the answers of base and tuned model, spread over the whole list."""
+    questions = evaluation["questions"]
+    step = max(1, len(questions) // count)
+    lines = []
+    for question in questions[::step][:count]:
+        mark = {True: " ✓", False: " ✗"}
+        lines += [
+            f"  ? {_one_line(question['question'])}",
+            f"    base : {_one_line(question['base'])}{mark.get(question.get('base_right'), '')}",
+            f"    tuned: {_one_line(question['tuned'])}{mark.get(question.get('tuned_right'), '')}",
+        ]
+    return "\n".join(lines)
+
+
+def final_summary(run: Run) -> str:
+    """The last lines of a run that ended: answers, recall, numbers, where everything lies, what to do next."""
+    evaluation, numbers = run.evaluation(), run.summary()
+    parts = [section("Generation test")]
+    if evaluation and evaluation["questions"]:
+        parts += [answers_side_by_side(evaluation), recall_lines(evaluation)]
+    if numbers:
+        best = numbers["best_val_loss"]
+        parts += [
+            section("Summary"),
+            _table(
+                {
+                    "State": run.state,
+                    "Time": f"{duration(numbers['training_seconds'])} of training, {numbers['steps']} steps",
+                    "Speed": f"{numbers['tokens_per_second']:,.0f} tokens/s over {numbers['tokens']:,} tokens",
+                    "Memory": f"peak {numbers['peak_memory_bytes'] / GB:.2f} GB of arrays, "
+                    f"{numbers['peak_process_bytes'] / GB:.2f} GB of the process",
+                    "Best": f"validation loss {best:.4f} at step {numbers['best_step']}" if best is not None else "",
+                    "Adapters": f"{run.best} (best), {run.final} (last)",
+                    "Everything": f"{run.path}",
+                }
+            ),
+        ]
+    return "\n".join(part for part in [*parts, next_commands(run)] if part)
+
+
+def diagnosis(facts: dict[str, Any]) -> str:
+    """What `qlora doctor` found."""
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    table = _table(
+        {
+            "Platform": facts["platform"],
+            "Device": facts["device"],
+            "BLAS": f"{facts['blas']}, {facts['gflops']:,.0f} GFLOP/s in float32",
+            "Memory": f"{facts['memory_gb']} GB, {facts['available_gb']} GB available",
+            "Disk": f"{facts['disk_free_gb']} GB free for runs",
+            "Versions": versions,
+            "Cache": facts["cache"],
+        }
+    )
+    problems = [f"! {problem}" for problem in facts["problems"]] or ["✓ Ready to train"]
+    return "\n".join([table, *problems])
+
+
+def next_commands(run: Run) -> str:
+    """What to type now."""
+    return (
+        f'Next\n  uv run qlora generate {run.name} --prompt "…"\n  uv run qlora evaluate {run.name}\n'
+        "  uv run marimo run apps/train.py"
+    )
+
+
+def resume_line(run: Run) -> str:
+    """The command that goes on with a run."""
+    return f"Go on with: uv run python apps/train.py --run {run.name}"
+
+
+class TrainingReporter:
+    """Prints a run's events as the old notebook did: epochs, memory, a progress bar, ticks.
+
+    Args:
+        stream: standard output; with `--json`, standard error.
+    """
+
+    def __init__(self, stream: Any = None) -> None:
+        self.stream = stream or sys.stdout
+        self._bar: tqdm | None = None
+        self._start: dict[str, Any] = {}
+        self._smooth = 0.0
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """Show one event."""
+        show = getattr(self, f"_on_{event['type']}", None)
+        if show:
+            show(event)
+
+    def say(self, text: str) -> None:
+        """Print a line without tearing the progress bar."""
+        if self._bar is not None:
+            self._bar.clear()
+        print(text, file=self.stream, flush=True)
+        if self._bar is not None:
+            self._bar.refresh()
+
+    def _on_start(self, event: dict[str, Any]) -> None:
+        self._start = event
+        layout = {"packed": "packed end to end", "padded": "padded", "whole": "padded, all logits"}[event["layout"]]
+        self.say(_table({"Device": f"{event['device']}; rows {layout}"}))
+        if event["step"]:
+            self.say(f"Resuming at step {event['step']} of {event['total_steps']}")
+
+    def _on_memory(self, event: dict[str, Any]) -> None:
+        epoch = event["step"] // self._start["steps_per_epoch"] + 1
+        self._close_bar()
+        self.say(f"\nEPOCH {epoch}/{self._start['epochs']}")
+        self.say(f"[Memory] {event['label']}: {event['available'] // MB}MB available")
+        per_epoch = self._start["steps_per_epoch"]
+        before = event["step"] - (epoch - 1) * per_epoch
+        total = min(per_epoch, self._start["total_steps"] - (epoch - 1) * per_epoch)
+        self._bar = tqdm(
+            total=total,
+            initial=before,
+            file=self.stream,
+            ncols=WIDTH + 8,
+            unit="step",
+            bar_format="  {n_fmt}/{total_fmt} {bar} {postfix} {remaining} left",
+        )
+
+    def _on_step(self, event: dict[str, Any]) -> None:
+        loss = event["train_loss"]
+        rate = event["tokens_per_second"]
+        self._smooth = 0.7 * self._smooth + 0.3 * rate if self._smooth else rate
+        if self._bar is not None:
+            self._bar.set_postfix_str(
+                f"loss {loss if loss is None else f'{loss:.3f}'}  {self._smooth:,.0f} tokens/s", False
+            )
+            self._bar.update(1)
+
+    def _on_epoch(self, event: dict[str, Any]) -> None:
+        self._close_bar()
+        self.say(f"  Epoch {event['epoch']} - Avg Loss: {event['avg_loss']:.4f}")
+
+    def _on_eval(self, event: dict[str, Any]) -> None:
+        self.say(f"  Val Loss: {event['val_loss']:.4f} (perplexity {event['perplexity']:,.2f})")
+        if event["best"]:
+            self.say("  ✓ Best model saved")
+
+    def _on_checkpoint(self, event: dict[str, Any]) -> None:
+        self.say(f"  ✓ Checkpoint saved (step {event['step']})")
+
+    def _on_epoch_complete(self, event: dict[str, Any]) -> None:
+        self.say(f"  ✓ Epoch {event['epoch']} complete")
+
+    def _on_warning(self, event: dict[str, Any]) -> None:
+        self.say(f"  ! {event['message']}")
+
+    def _on_evaluating(self, event: dict[str, Any]) -> None:
+        self._close_bar()
+        self.say("\nTesting what the model learned …")
+
+    def _on_end(self, event: dict[str, Any]) -> None:
+        self._close_bar()
+
+    def _close_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+# Pieces ---------------------------------------------------------------------------------------------------------
+
+
+def section(title: str) -> str:
+    """A heading."""
+    return f"\n── {title} {'─' * (WIDTH - len(title) - 4)}"
+
+
+def _table(rows: dict[str, str]) -> str:
+    return "\n".join(f"{name:<12}  {value}" for name, value in rows.items() if value)
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.0f}%" if whole else "0%"
+
+
+def _one_line(text: str, limit: int = 200) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def duration(seconds: float) -> str:
+    """1 h 02 min, 3 min 04 s, 5 s."""
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+    return f"{whole // 60} min {whole % 60:02} s" if whole >= 60 else f"{whole} s"
+
+
+def runs_table(rows: Iterable[dict[str, Any]]) -> str:
+    """A line a run."""
+    lines = [
+        f"{row['run']:<36} {row['state']:<10} {row['step']:>6}/{row['total_steps']:<6} "
+        + (f"{row['best_val_loss']:.4f}" if row["best_val_loss"] is not None else "–")
+        for row in rows
+    ]
+    return "\n".join([f"{'run':<36} {'state':<10} {'step':>6} {'':<6} best val loss", *lines])

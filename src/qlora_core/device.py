@@ -1,0 +1,203 @@
+"""The device: an optimised BLAS in place before MLX is imported, the default device, dtype, counters, kernel choice.
+
+Every module that computes takes `mx`, `nn` and `optim` from here, never from mlx: on Linux MLX's CPU backend binds to
+whichever BLAS the process holds when it is first imported, and its own reference BLAS is 20 to 90 times slower.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import ctypes.util
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from .bases import has_gpu
+from .storage import cache_directory, replacing
+
+_SYMBOLS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")  # what mlx-cpu looks for
+
+
+@dataclass(frozen=True)
+class Blas:
+    """The matrix library in effect.
+
+    Attributes:
+        name: for people.
+        fast: False for MLX's own reference BLAS on Linux.
+        remedy: what to do about that.
+    """
+
+    name: str
+    fast: bool = True
+    remedy: str = ""
+
+
+_library: ctypes.CDLL | None = None
+_prefix = ""
+
+
+def _load_blas() -> Blas:
+    """Put an optimised BLAS into the process: the packaged OpenBLAS, else the system's; say so if there is none."""
+    global _library, _prefix
+    if sys.platform == "darwin":
+        return Blas("Accelerate")
+    if "mlx.core" in sys.modules:
+        return Blas("reference", fast=False, remedy="import qlora_core.device before mlx")
+    problem = ""
+    try:
+        path, name = _packaged_openblas()
+        _library, _prefix = ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL), "scipy_"
+        return Blas(name)
+    except Exception as error:  # whatever is wrong with it, training must still be possible
+        problem = f"{type(error).__name__}: {error}"
+    if found := ctypes.util.find_library("openblas"):
+        with contextlib.suppress(OSError):
+            _library, _prefix = ctypes.CDLL(found, ctypes.RTLD_GLOBAL), ""
+            return Blas(f"system {found}")
+    return Blas(
+        "reference",
+        fast=False,
+        remedy="training is 20 to 90 times slower than it could be. Install one: pip install scipy-openblas32 lief, "
+        f"or your system's OpenBLAS (Debian: apt install libopenblas0-pthread). [{problem}]",
+    )
+
+
+def _packaged_openblas() -> tuple[Path, str]:
+    """A copy of scipy-openblas32's library, in the cache, with the three names that MLX looks for.
+
+    The package exports them with a prefix; renaming the dynamic symbols in a copy takes a second, once. The package is
+    not imported: it would load its own copy, whose thread count would then hide ours.
+    """
+    package = importlib.util.find_spec("scipy_openblas32")
+    if package is None or package.origin is None:
+        raise OSError("scipy-openblas32 is not installed")
+    source = next(Path(package.origin).parent.glob("lib/libscipy_openblas*.so"))
+    content = source.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()[:16]
+    target = cache_directory() / "blas" / f"openblas-{digest}.so"
+    seal = target.with_suffix(".sha256")
+    if not (seal.is_file() and target.is_file() and _sha256(target) == seal.read_text(encoding="ascii")):
+        import lief
+
+        library = lief.ELF.parse(str(source))
+        if library is None:
+            raise OSError(f"{source} is not a library")
+        for symbol in library.dynamic_symbols:
+            if symbol.name in {f"scipy_{name}" for name in _SYMBOLS}:
+                symbol.name = str(symbol.name).removeprefix("scipy_")
+        with replacing(target) as temporary:
+            library.write(str(temporary))
+        with replacing(seal) as temporary:
+            temporary.write_text(_sha256(target), encoding="ascii")
+    return target, f"OpenBLAS {importlib.metadata.version('scipy-openblas32')}"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+BLAS = _load_blas()
+if not has_gpu():
+    # MLX walks the graph of a step in layers this wide. Wider ones let the streams, each a part of the micro-batch,
+    # take turns; with the default of 20 they run one after the other (measured: 1.4 of 2 cores busy, then 1.9).
+    os.environ.setdefault("MLX_BFS_MAX_WIDTH", "5000")
+
+import mlx.core as mx  # noqa: E402
+import mlx.nn as nn  # noqa: E402
+import mlx.optimizers as optim  # noqa: E402
+from mlx.utils import tree_flatten, tree_map, tree_unflatten  # noqa: E402
+
+__all__ = ["mx", "nn", "optim", "tree_flatten", "tree_map", "tree_unflatten"]
+
+ON_CPU = not mx.metal.is_available() and not mx.cuda.is_available()
+if ON_CPU:
+    mx.set_default_device(mx.cpu)
+    mx.disable_compile()  # it would need a C++ compiler at run time, and gains nothing here
+
+
+def set_blas_threads(count: int) -> None:
+    """Threads of one matrix product, where the library can be told."""
+    if _library is not None:
+        getattr(_library, f"{_prefix}openblas_set_num_threads")(count)
+
+
+def cores() -> int:
+    """Physical cores this process may use."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """How a run computes; recorded with the run and used again when it is resumed, since it decides the last bits.
+
+    Attributes:
+        device: `cpu`, `cuda` or `metal`.
+        dtype: of activations and of scales.
+        linear: `kept` (weights dequantised once), `dequantised` (for each use), `quantised` (MLX's own kernel).
+        streams: parts a micro-batch is split into, each on a stream (a core) of its own.
+        blas: name of the BLAS on a CPU.
+        fast_exp: polynomial `exp` in attention and SwiGLU.
+    """
+
+    device: str
+    dtype: str
+    linear: str
+    streams: int = 1
+    blas: str = ""
+    fast_exp: bool = False
+
+
+def choose_kernels(model_dtype: str, dense_bytes: int, available: int) -> Kernels:
+    """The fastest way to compute here.
+
+    Args:
+        model_dtype: what the base was saved in; kept on a GPU, unless it is float32.
+        dense_bytes: size of all weights dequantised to float32.
+        available: free memory in bytes; dequantised weights are kept if they take less than a third of it.
+    """
+    if mx.metal.is_available():
+        return Kernels("metal", "float16" if model_dtype == "float32" else model_dtype, "quantised")
+    if mx.cuda.is_available():
+        return Kernels("cuda", "bfloat16" if model_dtype == "float32" else model_dtype, "dequantised")
+    linear = "kept" if dense_bytes < available / 3 else "dequantised"
+    return Kernels("cpu", "float32", linear, streams=min(cores(), 8), blas=BLAS.name, fast_exp=True)
+
+
+def memory_counters() -> dict[str, int]:
+    """Bytes held by MLX's arrays now and at most, and on a GPU with memory of its own what is free there."""
+    counters = {"active": mx.get_active_memory(), "peak": mx.get_peak_memory()}
+    if mx.cuda.is_available():
+        total = int(mx.device_info().get("memory_size", 0) or mx.device_info().get("total_memory", 0))
+        if total:
+            counters["free"] = max(total - counters["active"] - mx.get_cache_memory(), 0)
+    return counters
+
+
+def describe_device() -> str:
+    """The device in a line, for people."""
+    if mx.metal.is_available():
+        return f"Metal ({mx.device_info().get('device_name', 'Apple silicon')})"
+    if mx.cuda.is_available():
+        return f"CUDA ({mx.device_info().get('device_name', 'NVIDIA')})"
+    return f"CPU, {cores()} core{'s' if cores() > 1 else ''}, {BLAS.name}"
+
+
+@contextlib.contextmanager
+def blas_threads(count: int) -> Iterator[None]:
+    """Use `count` BLAS threads inside the block, all cores after it."""
+    set_blas_threads(count)
+    try:
+        yield
+    finally:
+        set_blas_threads(cores())

@@ -1,0 +1,51 @@
+"""Errors meant for the person at the keyboard.
+
+    QLoraError
+    ├── ConfigError       a setting
+    ├── DataError         training data
+    ├── ModelError        a base model, its tokeniser or adapters
+    ├── MemoryShortError  not enough free memory to start or go on
+    ├── RunError          a run directory
+    │   ├── BusyError         somebody else is training there
+    │   └── CheckpointError   a checkpoint that cannot be trusted
+    └── TrainingError     training itself went wrong
+
+Each message says what, where (file:line where there is one), what was found, what was wanted and what to do.
+The command line prints `error: …` and exits with 1; the page shows the same text. A traceback is a bug of ours.
+"""
+
+
+class QLoraError(Exception):
+    """Base of every error whose message is written for the user."""
+
+
+class ConfigError(QLoraError):
+    """A setting is unknown, out of range or contradicts another."""
+
+
+class DataError(QLoraError):
+    """Training data is missing or unusable."""
+
+
+class ModelError(QLoraError):
+    """A base model, tokeniser or adapter cannot be found, read or fitted together."""
+
+
+class MemoryShortError(QLoraError):
+    """Less memory is free than the run needs."""
+
+
+class RunError(QLoraError):
+    """A run directory is missing, damaged or does not match what was asked."""
+
+
+class BusyError(RunError):
+    """Another process holds the run's lock."""
+
+
+class CheckpointError(RunError):
+    """A checkpoint fails its manifest or does not fit the model."""
+
+
+class TrainingError(QLoraError):
+    """Training cannot go on (loss or gradients are not finite, say)."""

@@ -1,0 +1,125 @@
+"""Will it fit? Arithmetic on a model's shape and the settings; nothing is loaded.
+
+The activations' formula counts what the backward pass keeps in `kernels` and mlx-lm's layers; `tests/test_fit.py`
+compares the whole with a measured peak. Knows nothing of mlx.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .bases import ModelSpec
+from .config import RunConfig
+from .errors import MemoryShortError
+from .memory import GB
+from .tokens import TokenRow
+
+PROGRAM_BYTES = 350_000_000  # Python and the libraries, once loaded
+RESERVE_BYTES = 300_000_000  # left for the rest of the machine
+LARGE_MODEL = 3_000_000_000  # parameters from which `min_free_gb` is asked for
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Predicted peak of a run, in bytes, by what needs it.
+
+    Attributes:
+        weights: the base as loaded.
+        dense: dequantised weights that are kept beside it.
+        adapters: adapters, gradients and two moments, float32.
+        activations: what a micro-batch of the longest rows keeps for its backward pass.
+        logits: of that micro-batch's trained tokens, with their gradient.
+    """
+
+    weights: int
+    dense: int
+    adapters: int
+    activations: int
+    logits: int
+
+    @property
+    def training(self) -> int:
+        """What comes on top of the loaded base."""
+        return self.adapters + self.activations + self.logits
+
+    @property
+    def total(self) -> int:
+        """All of it, with the program itself."""
+        return self.weights + self.dense + self.training + PROGRAM_BYTES
+
+
+def estimate_memory(
+    spec: ModelSpec, config: RunConfig, rows: Sequence[TokenRow], *, keeps_dense: bool, activation_bytes: int
+) -> MemoryEstimate:
+    """Predict the peak of training on `rows`.
+
+    Args:
+        spec: the base.
+        config: all settings.
+        rows: the longest `batch_size` of them decide.
+        keeps_dense: whether dequantised weights stay in memory (float32).
+        activation_bytes: size of one number, 4 on a CPU and 2 on a GPU.
+    """
+    longest = sorted(rows, key=len)[-config.train.batch_size :]
+    tokens, targets = sum(map(len, longest)), sum(row.target_tokens for row in longest)
+    shape = spec.config
+    hidden, inner = shape["hidden_size"], shape.get("intermediate_size", 4 * shape["hidden_size"])
+    heads = shape.get("num_attention_heads", 1)
+    head_size = shape.get("head_dim") or hidden // heads
+    projected = (heads + 2 * (shape.get("num_key_value_heads") or heads)) * head_size
+    # two norms, their inputs, residuals and adapters' inputs: 8 hidden; gate, up and product: 4 inner; q, k, v: thrice
+    layer = 8 * hidden + 4 * inner + 3 * projected
+    layers = len(spec.adapted_layers(config.lora))
+    kept = layers * 2 * hidden + layer if config.train.grad_checkpoint else layers * layer
+    return MemoryEstimate(
+        weights=spec.loaded_bytes,
+        dense=spec.parameters * 4 if keeps_dense else 0,
+        adapters=16 * spec.trainable(config.lora),
+        activations=tokens * kept * activation_bytes,
+        logits=3 * 4 * targets * shape.get("vocab_size", 0),
+    )
+
+
+def check_before_loading(estimate: MemoryEstimate, available: int, config: RunConfig) -> None:
+    """Refuse a run whose predicted peak and a reserve are not free.
+
+    Raises:
+        MemoryShortError: with what to change.
+    """
+    needed = estimate.total + RESERVE_BYTES
+    if needed > available:
+        raise MemoryShortError(
+            f"not enough memory: {needed / GB:.1f} GB wanted (base {(estimate.weights + estimate.dense) / GB:.1f}, "
+            f"activations {estimate.activations / GB:.1f}, adapters {estimate.adapters / GB:.1f}, "
+            f"logits {estimate.logits / GB:.1f}), {available / GB:.1f} GB available. {_advice(config)}"
+        )
+
+
+def check_after_loading(estimate: MemoryEstimate, available: int, parameters: int, config: RunConfig) -> None:
+    """Refuse the first step when too little is free: `min_free_gb` for large models, else 1.5 times what is to come.
+
+    Raises:
+        MemoryShortError: with what to change.
+    """
+    large = parameters >= LARGE_MODEL
+    needed = config.pace.min_free_gb * GB if large else 1.5 * estimate.training
+    if available < needed:
+        rule = "min_free_gb" if large else "1.5 times what training will take"
+        raise MemoryShortError(
+            f"not enough memory to train: {available / GB:.1f} GB available after loading, {needed / GB:.1f} GB wanted "
+            f"({rule}). {_advice(config)}"
+        )
+
+
+def _advice(config: RunConfig) -> str:
+    changes = ["close other programs"]
+    if config.train.batch_size > 1:
+        half = config.train.batch_size // 2
+        doubled = config.train.grad_accumulation_steps * 2
+        changes.append(f"--batch-size {half} --grad-accumulation-steps {doubled} (the same result)")
+    if not config.train.grad_checkpoint:
+        changes.append("--grad-checkpoint")
+    if config.data.max_seq_length > 128:
+        changes.append(f"--max-seq-length {config.data.max_seq_length // 2}")
+    return f"What helps: {', '.join(changes)}, or a smaller model."

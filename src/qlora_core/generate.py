@@ -1,0 +1,59 @@
+"""Answers of a loaded model, many at once, through mlx-lm's batched generation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .device import blas_threads, cores, mx, nn
+from .tokens import ChatTokenizer
+
+
+def answer(
+    model: nn.Module,
+    tokenizer: ChatTokenizer,
+    prompts: Sequence[str],
+    *,
+    max_tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> list[str]:
+    """Answer every prompt, in order.
+
+    Args:
+        model: with adapters or without; left in the mode it was in.
+        tokenizer: of that model.
+        prompts: questions of a user.
+        max_tokens: longest answer, in tokens.
+        temperature: 0 takes the likeliest token every time.
+        seed: decides the draws when it is above 0.
+    """
+    from mlx_lm.generate import BatchGenerator
+    from mlx_lm.sample_utils import make_sampler
+
+    if not prompts:
+        return []
+    mx.random.seed(seed)
+    encoded = [tokenizer.encode_prompt(prompt) for prompt in prompts]
+    order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))  # alike in length: less padding
+    training = model.training
+    model.eval()
+    try:
+        with blas_threads(cores()):
+            generator = BatchGenerator(
+                model,
+                stop_tokens=[[token] for token in tokenizer.eos_ids],
+                sampler=make_sampler(temp=temperature),
+                completion_batch_size=64,
+                prefill_batch_size=32,
+            )
+            ids = generator.insert([encoded[i] for i in order], [max_tokens] * len(order))
+            answers: dict[int, list[int]] = {uid: [] for uid in ids}
+            while responses := generator.next_generated():
+                for response in responses:
+                    if response.finish_reason != "stop":
+                        answers[response.uid].append(response.token)
+            generator.close()
+    finally:
+        model.train(training)
+    place = dict(zip(order, ids, strict=True))
+    return [tokenizer.decode(answers[place[i]]).strip() for i in range(len(prompts))]

@@ -1,0 +1,205 @@
+"""Load a base model, quantise it on the way, attach adapters, and compute its loss.
+
+mlx-lm's model definitions and adapter format; our kernels inside. Knows nothing of steps, runs or files of a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from .bases import PROJECTIONS, ModelSpec
+from .batching import Batch, make_batch
+from .config import LoraConfig
+from .device import Kernels, mx, nn, tree_flatten
+from .errors import ModelError
+from .kernels import (
+    AdapterLinear,
+    PackedRows,
+    fast_cross_entropy,
+    use_attention_kernels,
+    use_linear_kernels,
+)
+from .storage import replacing, write_json
+from .tokens import TokenRow
+
+Layout = Literal["packed", "padded", "whole"]
+"""How batches go through a model: rows end to end; side by side; side by side with logits at every position."""
+
+
+def load_base(spec: ModelSpec, kernels: Kernels) -> nn.Module:
+    """Load the weights, frozen, in `kernels.dtype`, quantised layer by layer where `spec` says so.
+
+    Raises:
+        ModelError: mlx-lm does not know the architecture, or the weights do not fit it.
+    """
+    from mlx_lm.utils import load_model
+
+    try:
+        model, _ = load_model(spec.path, lazy=True)
+        model.set_dtype(getattr(mx, kernels.dtype))
+        if spec.quantize_bits:
+            nn.quantize(model, spec.quantize_group_size, spec.quantize_bits, class_predicate=_quantisable(spec))
+        for layer in model.layers:  # one at a time: the full-size weights of a layer go when it is done
+            mx.eval(layer.parameters())
+        mx.eval(model.parameters())
+    except (ValueError, KeyError, TypeError, RuntimeError, FileNotFoundError) as error:
+        raise ModelError(f"{spec.path}: cannot be loaded as a {spec.config['model_type']} model: {error}") from None
+    model.freeze()
+    use_linear_kernels(model, kernels)
+    use_attention_kernels(model, kernels)
+    return model
+
+
+def _quantisable(spec: ModelSpec) -> Any:
+    group = spec.quantize_group_size
+
+    def predicate(path: str, module: nn.Module) -> bool:
+        return hasattr(module, "to_quantized") and module.weight.shape[-1] % group == 0
+
+    return predicate
+
+
+def attach_adapters(model: nn.Module, spec: ModelSpec, lora: LoraConfig, seed: int) -> None:
+    """Put adapters on the chosen layers; with B = 0 the model's answers stay as they were (arXiv:2106.09685, 4.1)."""
+    from mlx_lm.tuner.utils import linear_to_lora_layers
+
+    mx.random.seed(seed)
+    parameters = adapter_parameters(spec, lora)
+    linear_to_lora_layers(model, parameters["num_layers"], parameters["lora_parameters"])
+    mx.eval(model.trainable_parameters())
+
+
+def adapter_parameters(spec: ModelSpec, lora: LoraConfig) -> dict[str, Any]:
+    """The adapter in mlx-lm's words, as `adapter_config.json` holds it."""
+    present = {path.split(".", 3)[3] for path in spec.adapted_shapes(lora)}
+    return {
+        "fine_tune_type": "lora",
+        "num_layers": len(spec.adapted_layers(lora)),
+        "lora_parameters": {
+            "rank": lora.rank,
+            "scale": lora.scale,
+            "dropout": lora.dropout,
+            "keys": [key for key in PROJECTIONS["all"] if key in present],
+        },
+        "model": str(spec.path.resolve()),
+    }
+
+
+def save_adapters(model: nn.Module, directory: Path, config: dict[str, Any], metadata: dict[str, str]) -> None:
+    """Write `adapters.safetensors` and `adapter_config.json` as mlx-lm reads them; the weights change place at once."""
+    write_json(directory / "adapter_config.json", config)
+    with replacing(directory / "adapters.safetensors") as temporary:
+        mx.save_safetensors(str(temporary), dict(tree_flatten(model.trainable_parameters())), metadata)
+
+
+def load_adapters(model: nn.Module, path: Path) -> None:
+    """Load an adapter file into attached adapters, after comparing every name and shape.
+
+    Raises:
+        ModelError: the file cannot be read, or a tensor is missing, unknown or of another shape.
+    """
+    wanted = {name: value.shape for name, value in tree_flatten(model.trainable_parameters())}
+    try:
+        found = mx.load(str(path))
+    except (RuntimeError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read: {error}") from None
+    problems = [f"{name} is missing" for name in sorted(wanted.keys() - found.keys())]
+    problems += [f"{name} is not an adapter of this model" for name in sorted(found.keys() - wanted.keys())]
+    problems += [
+        f"{name} has shape {tuple(found[name].shape)}, wanted {tuple(wanted[name])}"
+        for name in sorted(wanted.keys() & found.keys())
+        if found[name].shape != wanted[name]
+    ]
+    if problems:
+        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise ModelError(f"{path}: does not fit: {'; '.join(problems[:5])}{more}.")
+    model.load_weights(list(found.items()), strict=False)
+    mx.eval(model.trainable_parameters())
+
+
+@contextmanager
+def base_only(model: nn.Module) -> Iterator[None]:
+    """Inside the block the adapters are off: the model answers as the base does."""
+    adapters = [module for module in model.modules() if isinstance(module, AdapterLinear)]
+    for adapter in adapters:
+        adapter.enabled = False
+    try:
+        yield
+    finally:
+        for adapter in adapters:
+            adapter.enabled = True
+
+
+def use_grad_checkpoint(model: nn.Module) -> None:
+    """Recompute each transformer layer in the backward pass instead of keeping its activations."""
+    made: dict[type, type] = {}
+    for layer in model.layers:
+        layer.__class__ = made.setdefault(type(layer), _checkpointed(type(layer)))
+
+
+def _checkpointed(cls: type) -> type:
+    def call(self, *args, **options):
+        def inner(parameters, *args, **options):
+            self.update(parameters)
+            return cls.__call__(self, *args, **options)
+
+        return mx.checkpoint(inner)(self.trainable_parameters(), *args, **options)
+
+    return type(f"Checkpointed{cls.__name__}", (cls,), {"__call__": call})
+
+
+# Loss -----------------------------------------------------------------------------------------------------------
+
+
+def batch_loss(model: nn.Module, batch: Batch, layout: Layout) -> mx.array:
+    """Cross-entropy summed over the trained tokens of a batch, in nats, float32."""
+    ids, source, target = mx.array(batch.ids), mx.array(batch.source), mx.array(batch.target)
+    if layout == "whole":
+        logits = model(ids)
+        logits = logits.reshape(-1, logits.shape[-1])[source]
+    else:
+        cache = [PackedRows(batch.lengths)] * len(model.layers) if batch.packed else None
+        hidden = model.model(ids, cache)
+        logits = _project(model, hidden.reshape(-1, hidden.shape[-1])[source])
+    logits = logits.astype(mx.float32)
+    if mx.default_device() == mx.cpu:
+        return fast_cross_entropy(logits, target)
+    return nn.losses.cross_entropy(logits, target, reduction="sum")
+
+
+def _project(model: nn.Module, hidden: mx.array) -> mx.array:
+    return model.lm_head(hidden) if "lm_head" in model else model.model.embed_tokens.as_linear(hidden)
+
+
+def choose_layout(model: nn.Module, vocabulary: int, *, packing: bool) -> Layout:
+    """The first layout that gives this model the loss it has on the same rows one by one.
+
+    Packed rows, and the head on trained positions only, rest on how a model is written; a few tokens tell. Models with
+    soft caps, learned positions or states fall back to one that is right.
+    """
+    rng = np.random.default_rng(0)
+    rows = []
+    for length in (7, 12, 4):
+        ids = rng.integers(0, vocabulary, length).astype(np.int32)
+        rows.append(TokenRow(ids, np.arange(length) > length // 2))
+    expected = sum(batch_loss(model, make_batch([row], packed=False), "whole").item() for row in rows)
+    # float32 agrees to 1e-5; half precision has rounding of its own
+    tolerance = 1e-4 if _dtype(model) == mx.float32 else 2e-2
+    layouts: tuple[Layout, ...] = ("packed", "padded") if packing else ("padded",)
+    for layout in layouts:
+        try:
+            loss = batch_loss(model, make_batch(rows, packed=layout == "packed"), layout).item()
+        except (AttributeError, TypeError, ValueError, IndexError):  # the model has no such parts
+            continue
+        if abs(loss - expected) <= tolerance * abs(expected):
+            return layout
+    return "whole"
+
+
+def _dtype(model: nn.Module) -> mx.Dtype:
+    return next(v.dtype for name, v in tree_flatten(model.parameters()) if name.endswith("norm.weight"))

@@ -1,0 +1,461 @@
+"""The run directory: the one thing that the trainer and everything else share.
+
+`TrainingTracker` plans runs and opens them for writing; `Run` and `MetricsReader` read them, also while they are being
+written. Knows nothing of mlx. The layout is the table in README.md, "A run's directory".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from .bases import ModelSpec
+from .config import RunConfig, from_flat, from_json, to_flat, to_json
+from .data import FACTS_FILE, TRAIN_FILE, VAL_FILE, PreparedData, read_rows
+from .errors import BusyError, RunError
+from .storage import write_json, write_text
+from .tokens import ChatTokenizer, TokenDataset
+
+State = Literal["preparing", "running", "paused", "stopped", "completed", "failed", "crashed"]
+Control = Literal["run", "pause", "stop"]
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}", re.IGNORECASE)
+
+
+class RunLock:
+    """The right to write a run, held as long as the descriptor is open, and lost with the process however it ends.
+
+    Args:
+        run: the run's directory.
+        descriptor: a lock already taken by the process that started this one.
+
+    Raises:
+        BusyError: another process holds it.
+    """
+
+    def __init__(self, run: Path, descriptor: int | None = None) -> None:
+        self.path = run / "lock"
+        if descriptor is not None:
+            os.set_inheritable(descriptor, False)  # children of the trainer must not keep it alive
+            self.descriptor = descriptor
+            return
+        self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
+        for attempt in range(10):  # a reader that looks whether the lock is free holds it for an instant
+            try:
+                fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                time.sleep(0.02 * attempt)
+        os.close(self.descriptor)
+        raise BusyError(f"{run}: is being trained by another process. Follow it, or pause it first.")
+
+    def release(self) -> None:
+        """Let go."""
+        os.close(self.descriptor)
+
+
+class Run:
+    """A run directory, for reading.
+
+    Args:
+        path: the directory.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+
+    @property
+    def name(self) -> str:
+        """The directory's name."""
+        return self.path.name
+
+    @property
+    def exists(self) -> bool:
+        """True once the run was created."""
+        return (self.path / "config.json").is_file()
+
+    @property
+    def best(self) -> Path:
+        """Adapters with the lowest validation loss."""
+        return self.path / "best"
+
+    @property
+    def final(self) -> Path:
+        """Adapters as training left them."""
+        return self.path / "final"
+
+    @property
+    def adapters(self) -> Path:
+        """What to answer with: the best adapters, or the final ones where there was no validation.
+
+        Raises:
+            RunError: the run has neither.
+        """
+        for directory in (self.best, self.final):
+            if (directory / "adapters.safetensors").is_file():
+                return directory
+        raise RunError(f"{self.path}: has no trained adapters yet (state: {self.state}).")
+
+    def config(self) -> RunConfig:
+        """What was asked."""
+        return from_json(self._read("config.json"))
+
+    def environment(self) -> dict[str, Any]:
+        """Versions, device, kernel choice and the hashes that identify the run."""
+        return json.loads(self._read("environment.json"))
+
+    def status(self) -> dict[str, Any]:
+        """The trainer's last word; empty before it spoke."""
+        try:
+            return json.loads((self.path / "status.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return {}
+
+    def evaluation(self) -> dict[str, Any] | None:
+        """The result of the last evaluation, if there was one."""
+        path = self.path / "evaluation.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def summary(self) -> dict[str, Any] | None:
+        """The numbers of a run that ended."""
+        path = self.path / "summary.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def train_rows(self) -> list[dict[str, Any]]:
+        """The prepared rows it trains on."""
+        return read_rows(self.path / "data" / TRAIN_FILE)
+
+    def validation_rows(self) -> list[dict[str, Any]]:
+        """The prepared rows it validates on."""
+        return read_rows(self.path / "data" / VAL_FILE)
+
+    def facts(self) -> list[dict[str, Any]]:
+        """The fact sheet, empty if there is none."""
+        path = self.path / "data" / FACTS_FILE
+        return read_rows(path) if path.is_file() else []
+
+    @property
+    def alive(self) -> bool:
+        """True while a trainer holds the lock."""
+        try:
+            descriptor = os.open(self.path / "lock", os.O_RDONLY)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+
+    @property
+    def state(self) -> State | Literal["new"]:
+        """What the run is doing; `crashed` when its trainer is gone without having said why, `new` before the first."""
+        alive = self.alive  # before the status: a trainer that ends in between shows as running, never as crashed
+        state = self.status().get("state")
+        if state in ("preparing", "running") and not alive:
+            return "crashed"
+        return state or ("preparing" if alive else "new")
+
+    def control(self) -> Control:
+        """What the trainer was asked to do."""
+        try:
+            word = (self.path / "control").read_text(encoding="ascii").strip()
+        except (FileNotFoundError, ValueError):
+            return "run"
+        return word if word in ("pause", "stop") else "run"  # type: ignore[return-value]
+
+    def request(self, what: Control) -> None:
+        """Ask the trainer to pause or stop after its current step."""
+        write_text(self.path / "control", what)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All events so far, in order, steps that were taken back by a resume left out."""
+        reader = MetricsReader(self)
+        reader.poll()
+        return reader.events
+
+    def _read(self, name: str) -> str:
+        try:
+            return (self.path / name).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise RunError(f"{self.path}: is not a run ({name} is missing). `qlora runs` lists them.") from None
+
+
+class MetricsReader:
+    """Reads `metrics.jsonl` as it grows; each `poll` parses only what was added.
+
+    A half-written last line is left for the next time. When a run goes on from an older checkpoint, the events after
+    that step are dropped: `generation` then changes.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.path = run.path / "metrics.jsonl"
+        self.events: list[dict[str, Any]] = []
+        self.generation = 0
+        self._offset = 0
+
+    def poll(self) -> bool:
+        """Read what is new; True if there was something."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self._offset)
+                chunk = file.read()
+        except FileNotFoundError:
+            return False
+        chunk = chunk[: chunk.rfind(b"\n") + 1]
+        self._offset += len(chunk)
+        for line in chunk.split(b"\n")[:-1]:
+            try:
+                event = json.loads(line)
+            except ValueError:  # torn by a crash, and closed by the next trainer
+                continue
+            if event.get("type") == "start" and self.events:
+                self.generation += 1
+                kept = event.get("step", 0)
+                self.events = [e for e in self.events if e["type"] in ("start", "warning") or e.get("step", 0) <= kept]
+            self.events.append(event)
+        return bool(chunk)
+
+    def of_type(self, kind: str) -> list[dict[str, Any]]:
+        """The events of one type."""
+        return [event for event in self.events if event["type"] == kind]
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """Everything decided before training: it exists only when tracker, model and data do.
+
+    Attributes:
+        run: where it will be, or already is.
+        config: all settings.
+        identity: what must be the same for a run to be resumed.
+        model: what will be loaded.
+        data: the prepared rows.
+        train_rows: rows that can be trained, of those.
+    """
+
+    run: Run
+    config: RunConfig
+    identity: dict[str, Any]
+    model: ModelSpec
+    data: PreparedData
+    train_rows: int
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer updates of the whole run."""
+        return self.config.train.total_steps(self.train_rows)
+
+    @property
+    def done(self) -> bool:
+        """True when the run was completed with at least as many steps in view."""
+        return self.run.state == "completed" and self.run.status().get("total_steps", 0) >= self.total_steps
+
+
+class TrainingTracker:
+    """The directory of all runs: plans them, creates them, opens them for writing.
+
+    Args:
+        runs_dir: usually `checkpoints_qlora`.
+    """
+
+    def __init__(self, runs_dir: str | Path) -> None:
+        self.runs_dir = Path(runs_dir)
+
+    def runs(self) -> list[Run]:
+        """All runs, newest first."""
+        found = (Run(path.parent) for path in self.runs_dir.glob("*/config.json"))
+        return sorted(found, key=lambda run: (run.path / "config.json").stat().st_mtime, reverse=True)
+
+    def find(self, name: str) -> Run:
+        """A run by its name or path.
+
+        Raises:
+            RunError: there is none.
+        """
+        for run in (Run(self.runs_dir / name), Run(Path(name))):
+            if run.exists:
+                return run
+        known = ", ".join(run.name for run in self.runs()[:8]) or "none yet"
+        raise RunError(f"{name}: no such run in {self.runs_dir}. Runs: {known}.")
+
+    def plan(
+        self,
+        config: RunConfig,
+        model: ModelSpec,
+        tokenizer: ChatTokenizer,
+        data: PreparedData,
+        train_dataset: TokenDataset,
+        val_dataset: TokenDataset,
+    ) -> TrainingPlan:
+        """Decide where a run lies and whether it may be resumed. Writes nothing.
+
+        Raises:
+            RunError: the name is no name, no row can be trained, or the run there was made with something else (named).
+        """
+        if not len(train_dataset):
+            reasons = "; ".join(f"{where}: {why}" for where, why in train_dataset.skipped[:3])
+            raise RunError(f"no row can be trained. {reasons}")
+        model.adapted_shapes(config.lora)
+        identity = {
+            **to_flat(config, "result"),
+            "model": model.fingerprint,
+            "tokeniser and template": tokenizer.fingerprint,
+            "data": data.fingerprint,
+        }
+        name = config.place.run or _default_name(config, model, identity)
+        if not _NAME.fullmatch(name):
+            raise RunError(f"{name!r} cannot be a run's name: letters, digits, '.', '_' and '-', at most 64.")
+        run = Run(self.runs_dir / name)
+        number = 2
+        while config.place.fresh and run.exists:
+            run, number = Run(self.runs_dir / f"{name}-{number}"), number + 1
+        if run.exists:
+            _refuse_differences(run, identity)
+        return TrainingPlan(run, config, identity, model, data, len(train_dataset))
+
+    def create(self, plan: TrainingPlan) -> Run:
+        """Write the run's directory, or take over how long and how often where it exists already."""
+        run = plan.run
+        run.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not run.exists:
+            plan.data.save(run.path / "data")
+            environment = {
+                "identity": plan.identity,
+                "model": {
+                    "name": plan.model.name,
+                    "path": str(plan.model.path.resolve()),
+                    "licence": plan.model.licence,
+                },
+            }
+            write_json(run.path / "environment.json", environment)
+            config = plan.config
+        else:
+            kept = {**to_flat(run.config()), **to_flat(plan.config, "length"), **to_flat(plan.config, "pace")}
+            config = from_flat(kept)
+        config = dataclasses.replace(config, place=dataclasses.replace(config.place, run=run.name, fresh=False))
+        write_text(run.path / "config.json", to_json(config))  # last: from now on the run exists
+        return run
+
+    def record(self, run: Run, descriptor: int | None = None) -> RunWriter:
+        """Open a run for writing.
+
+        Raises:
+            BusyError: another process writes it.
+        """
+        return RunWriter(run, RunLock(run.path, descriptor))
+
+
+def resolve_config(given: dict[str, Any]) -> RunConfig:
+    """Settings from those given: `run` of an existing run brings its settings and its own copy of the data along.
+
+    Raises:
+        ConfigError: a setting is unknown or out of range.
+    """
+    config = from_flat(given)
+    if not config.place.run or config.place.fresh:
+        return config
+    run = Run(Path(config.place.runs_dir) / config.place.run)
+    if not run.exists:
+        return config
+    config = from_flat(given, base=run.config())
+    if "data" not in given:
+        config = from_flat({"data": (str(run.path / "data"),), "facts": ""}, base=config)
+    return config
+
+
+def _default_name(config: RunConfig, model: ModelSpec, identity: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:6]
+    short = re.sub(r"[^a-z0-9.]+", "-", model.name.lower()).strip("-.")[:32] or "model"
+    return f"{short}-{f'q{model.bits}' if model.bits else 'full'}-r{config.lora.rank}-{digest}"
+
+
+def _refuse_differences(run: Run, identity: dict[str, Any]) -> None:
+    stored = run.environment()["identity"]
+    changed = [key for key in identity if stored.get(key) != identity[key]]
+    if changed:
+        short = {key: (str(stored.get(key))[:12], str(identity[key])[:12]) for key in changed}
+        detail = "; ".join(f"{key}: the run has {old}, asked for {new}" for key, (old, new) in short.items())
+        raise RunError(f"{run.name}: cannot go on with something else. {detail}. Use --fresh, or another --run name.")
+
+
+class RunWriter:
+    """Writes one run: status, metrics, and to whoever listens. A context manager; leaving it gives the lock back."""
+
+    def __init__(self, run: Run, lock: RunLock) -> None:
+        self.run = run
+        self.listeners: list[Callable[[dict[str, Any]], None]] = []
+        self._lock = lock
+        self._status: dict[str, Any] = {}
+        _close_torn_line(run.path / "metrics.jsonl")
+        self._metrics = (run.path / "metrics.jsonl").open("a", encoding="utf-8", newline="\n")
+        run.request("run")  # a pause asked of an earlier trainer is done
+
+    def __enter__(self) -> RunWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._metrics.close()
+        self._lock.release()
+
+    def log(self, type: str, **fields: Any) -> None:
+        """Append one event to `metrics.jsonl`, a whole line at once, and tell the listeners."""
+        event = {"type": type, **fields, "time": round(time.time(), 3)}
+        self._metrics.write(json.dumps(event, ensure_ascii=False) + "\n")
+        self._metrics.flush()
+        self.tell(**event)
+
+    def tell(self, type: str, **fields: Any) -> None:
+        """Tell the listeners something that is not worth keeping."""
+        for listener in self.listeners:
+            listener({"type": type, **fields})
+
+    def set_status(self, state: State, **fields: Any) -> None:
+        """Replace `status.json`; fields not given stay as they were."""
+        self._status = {
+            **self._status,
+            **fields,
+            "state": state,
+            "pid": os.getpid(),
+            "time": round(time.time(), 3),
+        }
+        write_json(self.run.path / "status.json", self._status)
+
+    def end(self, state: State, step: int, message: str = "") -> None:
+        """Say how training ended; the last event of this process."""
+        self.log("end", state=state, step=step, message=message)
+        self.set_status(state, step=step, message=message)
+
+
+def _close_torn_line(path: Path) -> None:
+    """End a line that a crash left half-written, so that the next one stands alone."""
+    if path.is_file() and path.stat().st_size:
+        with path.open("rb+") as file:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+
+
+def iterate_states(runs: list[Run]) -> Iterator[dict[str, Any]]:
+    """A line a run for `qlora runs`: name, state, step, total steps, best validation loss."""
+    for run in runs:
+        status = run.status()
+        yield {
+            "run": run.name,
+            "state": run.state,
+            "step": status.get("step", 0),
+            "total_steps": status.get("total_steps", 0),
+            "best_val_loss": status.get("best_val_loss"),
+            "path": str(run.path),
+        }

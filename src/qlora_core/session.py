@@ -1,0 +1,190 @@
+"""A run loaded into memory: base, adapters, optimizer, rows, and how they compute.
+
+Made from the run directory alone; refuses what is not what it was when the run began. Knows nothing of steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.metadata
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from . import device, fit
+from .bases import ModelSpec, describe
+from .checkpoint import Progress, latest_checkpoint, load_checkpoint
+from .config import RunConfig
+from .device import Kernels, mx, nn, optim
+from .errors import RunError
+from .memory import MemoryMonitor, available_bytes
+from .model import Layout, attach_adapters, choose_layout, load_adapters, load_base, use_grad_checkpoint
+from .runs import Run, RunWriter
+from .storage import write_json
+from .tokens import ChatTokenizer, TokenRow, make_dataset
+
+
+@dataclasses.dataclass
+class Session:
+    """A run loaded for training.
+
+    Attributes:
+        run: its directory.
+        config: all settings.
+        spec: the base.
+        tokenizer: of the base.
+        model: with adapters attached.
+        optimizer: initialised, or restored.
+        kernels: how it computes.
+        layout: how batches go through it.
+        train_rows: rows to train.
+        val_rows: rows to validate on.
+        progress: where it is.
+        monitor: memory.
+    """
+
+    run: Run
+    config: RunConfig
+    spec: ModelSpec
+    tokenizer: ChatTokenizer
+    model: nn.Module
+    optimizer: optim.Optimizer
+    kernels: Kernels
+    layout: Layout
+    train_rows: Sequence[TokenRow]
+    val_rows: Sequence[TokenRow]
+    progress: Progress
+    monitor: MemoryMonitor
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer updates in one pass over the rows."""
+        return self.config.train.steps_per_epoch(len(self.train_rows))
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer updates of the whole run."""
+        return self.config.train.total_steps(len(self.train_rows))
+
+    @functools.cached_property
+    def streams(self) -> list[mx.Stream]:
+        """Where the parts of a micro-batch are computed."""
+        first = mx.default_stream(mx.default_device())
+        return [first, *(mx.new_stream(mx.default_device()) for _ in range(self.kernels.streams - 1))]
+
+    @functools.cached_property
+    def lengths(self) -> list[int]:
+        """Tokens of each row to train."""
+        return [len(row) for row in self.train_rows]
+
+
+def open_session(writer: RunWriter, monitor: MemoryMonitor) -> Session:
+    """Load everything a run needs, from its newest usable checkpoint where there is one.
+
+    Raises:
+        QLoraError: the base, the data or a checkpoint is not what it was, or there is too little memory.
+    """
+    run = writer.run
+    config, environment = run.config(), run.environment()
+    spec = describe(_base_path(environment), config.base, environment["model"]["licence"])
+    tokenizer = ChatTokenizer(spec.path)
+    _refuse_changes(run, environment["identity"], spec, tokenizer)
+    rows = make_dataset(run.train_rows(), tokenizer, config.data.max_seq_length).rows
+    val_rows = make_dataset(run.validation_rows(), tokenizer, config.data.max_seq_length).rows
+    kernels = _kernels(writer, environment, spec, monitor)
+    estimate = fit.estimate_memory(
+        spec, config, rows, keeps_dense=kernels.linear == "kept", activation_bytes=4 if kernels.device == "cpu" else 2
+    )
+    fit.check_before_loading(estimate, monitor.sample().available, config)
+    model = load_base(spec, kernels)
+    attach_adapters(model, spec, config.lora, config.train.seed)
+    layout = choose_layout(model, spec.config["vocab_size"], packing=config.train.packing)
+    if config.train.grad_checkpoint:
+        use_grad_checkpoint(model)
+    if layout != "packed" and config.train.packing:
+        writer.log("warning", message=f"this model's rows cannot be packed; they are {layout} instead")
+    optimizer = make_optimizer(config)
+    optimizer.init(model.trainable_parameters())
+    fit.check_after_loading(estimate, monitor.sample().available, spec.parameters, config)
+    progress = _restore(writer, model, optimizer)
+    return Session(
+        run, config, spec, tokenizer, model, optimizer, kernels, layout, rows, val_rows, progress, monitor
+    )  # fmt: skip
+
+
+def _base_path(environment: dict[str, Any]) -> Path:
+    path = Path(environment["model"]["path"])
+    if not path.is_dir() and environment["model"]["name"]:
+        raise RunError(f"{path}: the run's base model is not there any more.")
+    return path
+
+
+def _refuse_changes(run: Run, identity: dict[str, Any], spec: ModelSpec, tokenizer: ChatTokenizer) -> None:
+    found = {"model": spec.fingerprint, "tokeniser and template": tokenizer.fingerprint}
+    for what, value in found.items():
+        if identity.get(what) != value:
+            raise RunError(f"{run.name}: its {what} changed since the run began ({spec.path}). Use --fresh.")
+
+
+def _kernels(writer: RunWriter, environment: dict[str, Any], spec: ModelSpec, monitor: MemoryMonitor) -> Kernels:
+    """The run's recorded kernel choice, so that it goes on to the bit; at first, and on another device, a new one."""
+    chosen = device.choose_kernels(spec.dtype, 4 * spec.parameters, monitor.sample().available)
+    recorded = environment.get("kernels")
+    if recorded:
+        if (recorded["device"], recorded["blas"]) == (chosen.device, chosen.blas):
+            return Kernels(**recorded)
+        message = f"the run computed on {recorded['device']} {recorded['blas']}, now on {chosen.device} {chosen.blas}: "
+        writer.log("warning", message=message + "it goes on, but not equal to the bit")
+    if not device.BLAS.fast:
+        writer.log("warning", message=f"no optimised BLAS: {device.BLAS.remedy}")
+    packages = ("mlx", "mlx-lm", "numpy", "tokenizers", "qlora-notebook")
+    environment |= {
+        "kernels": dataclasses.asdict(chosen),
+        "device": device.describe_device(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in packages},
+    }
+    write_json(writer.run.path / "environment.json", environment)
+    return chosen
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def make_optimizer(config: RunConfig) -> optim.Optimizer:
+    """Adam (arXiv:1412.6980) or AdamW (arXiv:1711.05101), with bias correction; the rate is set at each step."""
+    if config.train.optimizer == "adam":
+        return optim.Adam(config.train.learning_rate, bias_correction=True)
+    return optim.AdamW(config.train.learning_rate, weight_decay=config.train.weight_decay, bias_correction=True)
+
+
+def _restore(writer: RunWriter, model: nn.Module, optimizer: optim.Optimizer) -> Progress:
+    path, problems = latest_checkpoint(writer.run.path / "checkpoints")
+    for problem in problems:
+        writer.log("warning", message=problem)
+    return load_checkpoint(path, model, optimizer) if path else Progress()
+
+
+def load_for_answers(run: Run, *, base: bool = False) -> tuple[nn.Module, ChatTokenizer]:
+    """A run's base with its best adapters, or without any, ready to generate.
+
+    Raises:
+        QLoraError: the base or the adapters are not there, or not what they were.
+    """
+    config, environment = run.config(), run.environment()
+    spec = describe(_base_path(environment), config.base, environment["model"]["licence"])
+    tokenizer = ChatTokenizer(spec.path)
+    _refuse_changes(run, environment["identity"], spec, tokenizer)
+    model = load_base(spec, device.choose_kernels(spec.dtype, 4 * spec.parameters, available_bytes()))
+    if not base:
+        attach_adapters(model, spec, config.lora, config.train.seed)
+        load_adapters(model, run.adapters / "adapters.safetensors")
+    model.eval()
+    return model, tokenizer

@@ -1,0 +1,118 @@
+"""Files that are either wholly there or not there at all.
+
+Everything that must survive a crash is written through here: to a temporary name, flushed to the device, renamed.
+Knows nothing of what is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+
+
+def flush_to_disk(descriptor: int) -> None:
+    """Make the kernel hand a file's data to the device; on macOS also the device's own cache (`F_FULLFSYNC`)."""
+    if sys.platform == "darwin":  # not yet run here
+        import fcntl
+
+        fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+    else:
+        os.fsync(descriptor)
+
+
+def flush_directory(path: Path) -> None:
+    """Make renames inside `path` durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; when the block ends without error it takes the place of `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # safetensors writers insist on their suffix, so the temporary name keeps it
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            flush_to_disk(file.fileno())
+        temporary.replace(path)
+        flush_directory(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` by `text`, UTF-8, atomically and durably."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace `path` by `value` as JSON, atomically and durably."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextlib.contextmanager
+def publishing(directory: Path) -> Iterator[Path]:
+    """Yield an empty temporary directory; when the block ends without error it appears as `directory`, all at once.
+
+    A manifest with size and SHA-256 of each file is written last. An existing `directory` is replaced.
+    """
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        files = sorted(path for path in temporary.iterdir() if path.is_file())
+        for path in files:
+            with path.open("rb") as file:
+                flush_to_disk(file.fileno())
+        write_json(temporary / MANIFEST, {"files": {path.name: describe_file(path) for path in files}})
+        if directory.exists():
+            shutil.rmtree(directory)
+        temporary.rename(directory)
+        flush_directory(directory.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """Size in bytes and SHA-256 of a file."""
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def manifest_problem(directory: Path) -> str | None:
+    """What is wrong with a published directory by its manifest, in a few words; None when nothing is."""
+    try:
+        wanted = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))["files"]
+        for name, expected in wanted.items():
+            if describe_file(directory / name) != expected:
+                return f"{name} differs from its manifest"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        return f"{MANIFEST} cannot be read ({error})"
+    return None
+
+
+def cache_directory() -> Path:
+    """Where converted models and libraries are kept; `QLORA_CACHE` overrides the system's own place."""
+    from platformdirs import user_cache_path
+
+    override = os.environ.get("QLORA_CACHE")
+    return Path(override) if override else user_cache_path("qlora-notebook")

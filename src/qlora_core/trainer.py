@@ -1,0 +1,394 @@
+"""The loop: one optimizer step, one epoch, one validation, and what happens between them.
+
+Everything is read from the run directory and written to it. Knows nothing of command lines, pages or how progress is
+shown: listeners of the `RunWriter` do that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import device
+from .batching import epoch_batches, fixed_batches, make_batch, share_out
+from .checkpoint import latest_checkpoint, save_checkpoint
+from .device import mx, nn, tree_flatten, tree_map
+from .errors import QLoraError, TrainingError
+from .evaluate import evaluate_run
+from .memory import MemoryMonitor
+from .model import adapter_parameters, batch_loss, load_adapters, save_adapters
+from .runs import Run, RunWriter, State
+from .schedule import learning_rate
+from .session import Session, open_session
+from .storage import write_json
+
+NON_FINITE_LIMIT = 3  # steps in a row without a finite loss after which training pauses
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How training ended: the run's state, and whether Ctrl+C or a signal asked for it."""
+
+    state: State
+    by_signal: bool = False
+
+
+def train(writer: RunWriter, monitor: MemoryMonitor | None = None) -> Outcome:
+    """Train, or resume, the run that `writer` has open, until it is complete, paused or stopped.
+
+    Raises:
+        QLoraError: it cannot start or go on; the run is then `failed`, or `paused` where it can be resumed.
+    """
+    monitor = monitor or MemoryMonitor()
+    monitor.counters = device.memory_counters
+    interruption = Interruption(writer.run)
+    writer.set_status("preparing", message="")
+    session = None
+    try:
+        with interruption:
+            session = open_session(writer, monitor)
+            return Outcome(_train_to_end(session, writer, interruption), interruption.by_signal)
+    except QLoraError as error:
+        paused = isinstance(error, TrainingError) and session is not None
+        writer.end("paused" if paused else "failed", session.progress.step if session else 0, str(error))
+        raise
+    except KeyboardInterrupt:  # a second Ctrl+C: at once, with the last checkpoint as it is
+        writer.end("paused", session.progress.step if session else 0, "interrupted twice")
+        raise
+
+
+# Training -------------------------------------------------------------------------------------------------------
+
+
+def _train_to_end(session: Session, writer: RunWriter, interruption: Interruption) -> State:
+    progress, total = session.progress, session.total_steps
+    writer.set_status(
+        "running",
+        step=progress.step,
+        total_steps=total,
+        steps_per_epoch=session.steps_per_epoch,
+        best_val_loss=progress.best_val_loss,
+    )
+    writer.log(
+        "start",
+        step=progress.step,
+        total_steps=total,
+        steps_per_epoch=session.steps_per_epoch,
+        epochs=math.ceil(total / session.steps_per_epoch),
+        layout=session.layout,
+        kernels=dataclasses.asdict(session.kernels),
+        device=device.describe_device(),
+        train_rows=len(session.train_rows),
+        val_rows=len(session.val_rows),
+    )
+    session.model.train()
+    device.set_blas_threads(max(1, device.cores() // session.kernels.streams))
+    while progress.step < total and not interruption.asked:
+        epoch = progress.step // session.steps_per_epoch
+        _log_memory(session, writer, f"Epoch {epoch + 1} start")
+        train_epoch(session, writer, epoch, interruption)
+        if _patience_is_over(session):
+            writer.log("warning", message=f"no better validation loss in {session.config.train.patience} validations")
+            break
+    return _finish(session, writer, interruption)
+
+
+def train_epoch(session: Session, writer: RunWriter, epoch: int, interruption: Interruption) -> None:
+    """Train the rest of an epoch (counted from 0): steps, validations and checkpoints where they are due."""
+    config, progress = session.config, session.progress
+    batches = epoch_batches(
+        session.lengths,
+        config.train.batch_size,
+        seed=config.train.seed,
+        epoch=epoch,
+        sort=session.layout != "packed",
+    )
+    size = config.train.grad_accumulation_steps
+    groups = [batches[i : i + size] for i in range(0, len(batches), size)]
+    done = progress.step - epoch * session.steps_per_epoch
+    if done == 0:
+        progress.epoch_loss, progress.epoch_targets = 0.0, 0
+    for number, group in enumerate(groups[done:], done + 1):
+        writer.log("step", epoch=epoch + 1, **_timed_step(session, writer, group))
+        writer.set_status("running", step=progress.step, epoch=epoch + 1)
+        last = progress.step == session.total_steps
+        _after_step(session, writer, epoch, end_of_epoch=number == len(groups), last=last)
+        if last or interruption.asked or _patience_is_over(session):
+            return
+
+
+def _after_step(session: Session, writer: RunWriter, epoch: int, *, end_of_epoch: bool, last: bool) -> None:
+    """Validate and save where they are due."""
+    pace, progress = session.config.pace, session.progress
+    if end_of_epoch:
+        average = progress.epoch_loss / max(progress.epoch_targets, 1)
+        writer.log("epoch", epoch=epoch + 1, step=progress.step, avg_loss=average)
+    due = end_of_epoch if pace.eval_every == 0 else progress.step % pace.eval_every == 0
+    if (due or last) and session.val_rows:
+        _validate(session, writer)
+    due = end_of_epoch if pace.save_every == 0 else progress.step % pace.save_every == 0
+    if due or last:
+        _save(session, writer)
+    if end_of_epoch:
+        writer.tell("epoch_complete", epoch=epoch + 1)
+
+
+def _timed_step(session: Session, writer: RunWriter, group: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """One optimizer step and its numbers, as the `step` event holds them."""
+    progress, started = session.progress, time.perf_counter()
+    loss, targets, tokens, norm, rate = train_step(session, group)
+    seconds = time.perf_counter() - started
+    progress.step += 1
+    progress.tokens += tokens
+    progress.target_tokens += targets
+    progress.seconds += seconds
+    finite = math.isfinite(loss) and math.isfinite(norm)
+    _watch_non_finite(session, writer, group, finite)
+    if finite:
+        progress.epoch_loss += loss
+        progress.epoch_targets += targets
+    memory = session.monitor.sample()
+    progress.peak_memory_bytes = max(progress.peak_memory_bytes, memory.peak)
+    return {
+        "step": progress.step,
+        "train_loss": loss / targets if finite else None,
+        "learning_rate": rate,
+        "grad_norm": norm if finite else None,
+        "tokens": tokens,
+        "target_tokens": targets,
+        "seconds": seconds,
+        "tokens_per_second": tokens / seconds,
+        "peak_memory_bytes": memory.peak,
+        "available_memory_bytes": memory.available,
+    }
+
+
+def train_step(session: Session, group: Sequence[Sequence[int]]) -> tuple[float, int, int, float, float]:
+    """One optimizer update from the micro-batches of `group`.
+
+    The gradient is that of the mean loss over all target tokens of the step: micro-batches are summed, not averaged,
+    so accumulating 4 of 1 row equals 1 of 4. An update that is not finite leaves the weights as they were.
+
+    Returns:
+        Summed loss (nats), target tokens, real tokens, gradient norm before clipping, learning rate.
+    """
+    model, optimizer, train_config = session.model, session.optimizer, session.config.train
+    rows, step = session.train_rows, session.progress.step + 1
+    targets = sum(rows[i].target_tokens for indices in group for i in indices)
+    tokens = sum(len(rows[i]) for indices in group for i in indices)
+    mx.random.seed(_dropout_seed(train_config.seed, step))
+    loss, gradients = mx.array(0.0), None
+    for indices in group:
+        part_loss, part_gradients = _micro_batch(session, indices)
+        loss = loss + part_loss
+        gradients = part_gradients if gradients is None else tree_map(mx.add, gradients, part_gradients)
+        mx.eval(loss, gradients)
+    gradients = tree_map(lambda g: g / targets, gradients)
+    norm = _norm(gradients)
+    mx.eval(norm)
+    rate = learning_rate(step, session.total_steps, train_config)
+    if math.isfinite(loss.item()) and math.isfinite(norm.item()):
+        limit = train_config.max_grad_norm
+        if limit and norm.item() > limit:
+            gradients = tree_map(lambda g: g * (limit / norm), gradients)
+        optimizer.learning_rate = mx.array(rate, mx.float32)
+        optimizer.update(model, gradients)
+        mx.eval(model.trainable_parameters(), optimizer.state)
+    return loss.item(), targets, tokens, norm.item(), rate
+
+
+def _micro_batch(session: Session, indices: Sequence[int]) -> tuple[mx.array, Any]:
+    """Summed loss and its gradient over some rows, a part of them on each stream."""
+    value_and_grad = nn.value_and_grad(session.model, batch_loss)
+    results = []
+    for share, stream in zip(
+        share_out(indices, session.lengths, session.kernels.streams), session.streams, strict=False
+    ):
+        batch = make_batch([session.train_rows[i] for i in share], packed=session.layout == "packed")
+        with mx.stream(stream):
+            results.append(value_and_grad(session.model, batch, session.layout))
+    losses, gradients = zip(*results, strict=True)
+    return sum(losses), tree_map(lambda *parts: sum(parts[1:], parts[0]), *gradients)
+
+
+def _norm(gradients: Any) -> mx.array:
+    squares = [mx.square(g).sum() for _, g in tree_flatten(gradients)]
+    return mx.sqrt(mx.stack(squares).sum())
+
+
+def _dropout_seed(seed: int, step: int) -> int:
+    return (seed << 32) | step
+
+
+def _watch_non_finite(session: Session, writer: RunWriter, group: Sequence[Sequence[int]], finite: bool) -> None:
+    extra = session.progress.extra
+    extra["non_finite"] = 0 if finite else extra.get("non_finite", 0) + 1
+    if finite:
+        return
+    sources = [session.train_rows[i].source for indices in group for i in indices]
+    step = session.progress.step
+    writer.log(
+        "warning", step=step, message=f"step {step}: loss or gradient is not finite; the weights stay", rows=sources
+    )
+    if extra["non_finite"] >= NON_FINITE_LIMIT:
+        raise TrainingError(
+            f"loss or gradient was not finite {NON_FINITE_LIMIT} steps in a row, last on {', '.join(sources[:4])}. "
+            "The weights are those before. Look at these rows, or lower --learning-rate."
+        )
+
+
+# Validation and saving --------------------------------------------------------------------------------------------
+
+
+def validate_model(session: Session) -> float:
+    """Mean loss over all target tokens of the validation rows, nats; the same rows in the same batches every time."""
+    session.model.eval()
+    total, targets = 0.0, 0
+    for indices in fixed_batches(len(session.val_rows), session.config.train.batch_size):
+        batch = make_batch([session.val_rows[i] for i in indices], packed=session.layout == "packed")
+        total += batch_loss(session.model, batch, session.layout).item()
+        targets += len(batch.target)
+    session.model.train()
+    return total / targets
+
+
+def _validate(session: Session, writer: RunWriter) -> None:
+    progress, started = session.progress, time.perf_counter()
+    with device.blas_threads(device.cores()):
+        loss = validate_model(session)
+    device.set_blas_threads(max(1, device.cores() // session.kernels.streams))
+    progress.last_val_step = progress.step
+    best = progress.best_val_loss is None or loss < progress.best_val_loss
+    if best:
+        progress.best_val_loss, progress.best_step, progress.evaluations_since_best = loss, progress.step, 0
+        _save_adapters(session, session.run.best, val_loss=f"{loss:.6f}")
+    else:
+        progress.evaluations_since_best += 1
+    writer.set_status("running", best_val_loss=progress.best_val_loss, best_step=progress.best_step)
+    perplexity = math.exp(min(loss, 700))
+    seconds = time.perf_counter() - started
+    writer.log("eval", step=progress.step, val_loss=loss, perplexity=perplexity, seconds=seconds, best=best)
+
+
+def _patience_is_over(session: Session) -> bool:
+    patience = session.config.train.patience
+    return bool(patience) and session.progress.evaluations_since_best >= patience
+
+
+def _save(session: Session, writer: RunWriter) -> None:
+    started = time.perf_counter()
+    directory = session.run.path / "checkpoints"
+    keep = session.config.pace.keep_checkpoints
+    path = save_checkpoint(directory, session.model, session.optimizer, session.progress, keep)
+    size = sum(file.stat().st_size for file in path.iterdir())
+    writer.log("checkpoint", step=session.progress.step, bytes=size, seconds=time.perf_counter() - started)
+
+
+def _save_adapters(session: Session, directory: Path, **metadata: str) -> None:
+    config = adapter_parameters(session.spec, session.config.lora)
+    save_adapters(session.model, directory, config, {"step": str(session.progress.step), **metadata})
+
+
+def _log_memory(session: Session, writer: RunWriter, label: str) -> None:
+    sample = session.monitor.sample()
+    writer.log("memory", step=session.progress.step, label=label, **dataclasses.asdict(sample))
+
+
+# Ending ---------------------------------------------------------------------------------------------------------
+
+
+def _finish(session: Session, writer: RunWriter, interruption: Interruption) -> State:
+    progress = session.progress
+    newest, _ = latest_checkpoint(session.run.path / "checkpoints")
+    if newest is None or int(newest.name) != progress.step:
+        _save(session, writer)
+    if interruption.asked == "pause" and progress.step < session.total_steps:
+        writer.end("paused", progress.step)
+        return "paused"
+    _save_adapters(session, session.run.final)
+    writer.tell("evaluating")
+    evaluate_best(session)
+    state: State = "stopped" if interruption.asked == "stop" and progress.step < session.total_steps else "completed"
+    summary = summarise(session)
+    write_json(session.run.path / "summary.json", summary)
+    writer.end(state, progress.step)
+    return state
+
+
+def evaluate_best(session: Session) -> dict[str, Any]:
+    """Judge the adapters that will be used: the best ones, else the final ones."""
+    adapters = session.run.adapters
+    load_adapters(session.model, adapters / "adapters.safetensors")
+    return evaluate_run(
+        session.run,
+        session.model,
+        session.tokenizer,
+        adapters=adapters.name,
+        max_tokens=session.config.pace.max_answer_tokens,
+    )
+
+
+def summarise(session: Session) -> dict[str, Any]:
+    """The numbers of a run, for its last lines and for comparing runs."""
+    progress = session.progress
+    return {
+        "steps": progress.step,
+        "tokens": progress.tokens,
+        "target_tokens": progress.target_tokens,
+        "training_seconds": progress.seconds,
+        "tokens_per_second": progress.tokens / progress.seconds if progress.seconds else 0.0,
+        "peak_memory_bytes": max(progress.peak_memory_bytes, device.memory_counters()["peak"]),
+        "peak_process_bytes": session.monitor.sample().process_peak,
+        "best_val_loss": progress.best_val_loss,
+        "best_step": progress.best_step,
+    }
+
+
+class Interruption:
+    """Notices that training should end after the current step: Ctrl+C, SIGTERM, or a word in the run's control file.
+
+    A second Ctrl+C ends the process at once. A context manager; signals are only caught in the main thread.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.by_signal = False
+        self._before: dict[int, Any] = {}
+
+    @property
+    def asked(self) -> str:
+        """`pause`, `stop`, or empty."""
+        word = self.run.control()
+        return word if word != "run" else "pause" if self.by_signal else ""
+
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._notice)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _notice(self, number: int, _frame: object) -> None:
+        if self.by_signal and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.by_signal = True
+
+
+@contextlib.contextmanager
+def listening(writer: RunWriter, listener: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+    """Tell `listener` every event inside the block."""
+    writer.listeners.append(listener)
+    try:
+        yield
+    finally:
+        writer.listeners.remove(listener)
