@@ -86,9 +86,9 @@ def fixed_batches(count: int, batch_size: int) -> list[list[int]]:
     return [list(range(i, min(i + batch_size, count))) for i in range(0, count, batch_size)]
 
 
-def share_out(indices: Sequence[int], lengths: Sequence[int], parts: int) -> list[list[int]]:
-    """Divide the rows of a micro-batch over at most `parts` streams so that each has about as many tokens."""
-    shares: list[list[int]] = [[] for _ in range(min(parts, len(indices)))]
-    for index in sorted(indices, key=lambda i: (-lengths[i], i)):
+def share_out(lengths: Sequence[int], parts: int) -> list[list[int]]:
+    """Divide rows over at most `parts` streams so that each has about as many tokens; indices of the rows of each."""
+    shares: list[list[int]] = [[] for _ in range(min(parts, len(lengths)))]
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         min(shares, key=lambda share: (sum(lengths[i] for i in share), len(share))).append(index)
     return shares

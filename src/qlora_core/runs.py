@@ -398,6 +398,7 @@ class RunWriter:
         self.listeners: list[Callable[[dict[str, Any]], None]] = []
         self._lock = lock
         self._status: dict[str, Any] = {}
+        self._written = 0.0
         _close_torn_line(run.path / "metrics.jsonl")
         self._metrics = (run.path / "metrics.jsonl").open("a", encoding="utf-8", newline="\n")
         run.request("run")  # a pause asked of an earlier trainer is done
@@ -431,6 +432,13 @@ class RunWriter:
             "time": round(time.time(), 3),
         }
         write_json(self.run.path / "status.json", self._status)
+        self._written = time.monotonic()
+
+    def beat(self, **fields: Any) -> None:
+        """Take `fields` into the status; written at most once a second, since every write waits for the disk."""
+        self._status |= fields
+        if time.monotonic() - self._written >= 1:
+            self.set_status(self._status["state"])
 
     def end(self, state: State, step: int, message: str = "") -> None:
         """Say how training ended; the last event of this process."""

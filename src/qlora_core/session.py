@@ -20,7 +20,7 @@ from .config import RunConfig
 from .device import Kernels, mx, nn, optim
 from .errors import RunError
 from .memory import MemoryMonitor, available_bytes
-from .model import Layout, attach_adapters, choose_layout, load_adapters, load_base, use_grad_checkpoint
+from .model import AdapterVector, Layout, attach_adapters, choose_layout, load_adapters, load_base, use_grad_checkpoint
 from .runs import Run, RunWriter
 from .storage import write_json
 from .tokens import ChatTokenizer, TokenRow, make_dataset
@@ -36,6 +36,7 @@ class Session:
         spec: the base.
         tokenizer: of the base.
         model: with adapters attached.
+        adapters: the model's, as the optimizer sees them.
         optimizer: initialised, or restored.
         kernels: how it computes.
         layout: how batches go through it.
@@ -50,6 +51,7 @@ class Session:
     spec: ModelSpec
     tokenizer: ChatTokenizer
     model: nn.Module
+    adapters: AdapterVector
     optimizer: optim.Optimizer
     kernels: Kernels
     layout: Layout
@@ -106,11 +108,12 @@ def open_session(writer: RunWriter, monitor: MemoryMonitor) -> Session:
     if layout != "packed" and config.train.packing:
         writer.log("warning", message=f"this model's rows cannot be packed; they are {layout} instead")
     optimizer = make_optimizer(config)
-    optimizer.init(model.trainable_parameters())
+    adapters = AdapterVector(model)
+    optimizer.init({"adapters": adapters.gather()})
     fit.check_after_loading(estimate, monitor.sample().available, spec.parameters, config)
     progress = _restore(writer, model, optimizer)
     return Session(
-        run, config, spec, tokenizer, model, optimizer, kernels, layout, rows, val_rows, progress, monitor
+        run, config, spec, tokenizer, model, adapters, optimizer, kernels, layout, rows, val_rows, progress, monitor
     )  # fmt: skip
 
 

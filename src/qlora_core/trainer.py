@@ -14,12 +14,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import device
-from .batching import epoch_batches, fixed_batches, make_batch, share_out
+from .batching import Batch, epoch_batches, fixed_batches, make_batch, share_out
 from .checkpoint import latest_checkpoint, save_checkpoint
-from .device import mx, nn, tree_flatten, tree_map
+from .device import mx
 from .errors import QLoraError, TrainingError
 from .evaluate import evaluate_run
 from .memory import MemoryMonitor
@@ -28,6 +28,7 @@ from .runs import Run, RunWriter, State
 from .schedule import learning_rate
 from .session import Session, open_session
 from .storage import write_json
+from .tokens import TokenRow
 
 NON_FINITE_LIMIT = 3  # steps in a row without a finite loss after which training pauses
 
@@ -117,7 +118,7 @@ def train_epoch(session: Session, writer: RunWriter, epoch: int, interruption: I
         progress.epoch_loss, progress.epoch_targets = 0.0, 0
     for number, group in enumerate(groups[done:], done + 1):
         writer.log("step", epoch=epoch + 1, **_timed_step(session, writer, group))
-        writer.set_status("running", step=progress.step, epoch=epoch + 1)
+        writer.beat(step=progress.step, epoch=epoch + 1)
         last = progress.step == session.total_steps
         _after_step(session, writer, epoch, end_of_epoch=number == len(groups), last=last)
         if last or interruption.asked or _patience_is_over(session):
@@ -140,87 +141,109 @@ def _after_step(session: Session, writer: RunWriter, epoch: int, *, end_of_epoch
         writer.tell("epoch_complete", epoch=epoch + 1)
 
 
+class Step(NamedTuple):
+    """What one optimizer update saw.
+
+    Attributes:
+        loss: summed over the target tokens, nats.
+        targets: target tokens.
+        tokens: real tokens.
+        norm: of the gradient of the mean loss, before clipping.
+        rate: learning rate.
+    """
+
+    loss: float
+    targets: int
+    tokens: int
+    norm: float
+    rate: float
+
+    @property
+    def finite(self) -> bool:
+        """Whether the weights were updated."""
+        return math.isfinite(self.loss) and math.isfinite(self.norm)
+
+
 def _timed_step(session: Session, writer: RunWriter, group: Sequence[Sequence[int]]) -> dict[str, Any]:
     """One optimizer step and its numbers, as the `step` event holds them."""
     progress, started = session.progress, time.perf_counter()
-    loss, targets, tokens, norm, rate = train_step(session, group)
+    step = train_step(session, group)
     seconds = time.perf_counter() - started
     progress.step += 1
-    progress.tokens += tokens
-    progress.target_tokens += targets
+    progress.tokens += step.tokens
+    progress.target_tokens += step.targets
     progress.seconds += seconds
-    finite = math.isfinite(loss) and math.isfinite(norm)
-    _watch_non_finite(session, writer, group, finite)
-    if finite:
-        progress.epoch_loss += loss
-        progress.epoch_targets += targets
+    _watch_non_finite(session, writer, group, step.finite)
+    if step.finite:
+        progress.epoch_loss += step.loss
+        progress.epoch_targets += step.targets
     memory = session.monitor.sample()
     progress.peak_memory_bytes = max(progress.peak_memory_bytes, memory.peak)
     return {
         "step": progress.step,
-        "train_loss": loss / targets if finite else None,
-        "learning_rate": rate,
-        "grad_norm": norm if finite else None,
-        "tokens": tokens,
-        "target_tokens": targets,
+        "train_loss": step.loss / step.targets if step.finite else None,
+        "learning_rate": step.rate,
+        "grad_norm": step.norm if step.finite else None,
+        "tokens": step.tokens,
+        "target_tokens": step.targets,
         "seconds": seconds,
-        "tokens_per_second": tokens / seconds,
+        "tokens_per_second": step.tokens / seconds,
         "peak_memory_bytes": memory.peak,
         "available_memory_bytes": memory.available,
     }
 
 
-def train_step(session: Session, group: Sequence[Sequence[int]]) -> tuple[float, int, int, float, float]:
+def train_step(session: Session, group: Sequence[Sequence[int]]) -> Step:
     """One optimizer update from the micro-batches of `group`.
 
     The gradient is that of the mean loss over all target tokens of the step: micro-batches are summed, not averaged,
     so accumulating 4 of 1 row equals 1 of 4. An update that is not finite leaves the weights as they were.
-
-    Returns:
-        Summed loss (nats), target tokens, real tokens, gradient norm before clipping, learning rate.
     """
-    model, optimizer, train_config = session.model, session.optimizer, session.config.train
-    rows, step = session.train_rows, session.progress.step + 1
+    optimizer, config = session.optimizer, session.config.train
+    rows, number = session.train_rows, session.progress.step + 1
     targets = sum(rows[i].target_tokens for indices in group for i in indices)
     tokens = sum(len(rows[i]) for indices in group for i in indices)
-    mx.random.seed(_dropout_seed(train_config.seed, step))
-    loss, gradients = mx.array(0.0), None
+    mx.random.seed(_dropout_seed(config.seed, number))
+    adapters = session.adapters.gather()
+    loss, gradient = mx.array(0.0), mx.zeros_like(adapters)
     for indices in group:
-        part_loss, part_gradients = _micro_batch(session, indices)
-        loss = loss + part_loss
-        gradients = part_gradients if gradients is None else tree_map(mx.add, gradients, part_gradients)
-        mx.eval(loss, gradients)
-    gradients = tree_map(lambda g: g / targets, gradients)
-    norm = _norm(gradients)
-    mx.eval(norm)
-    rate = learning_rate(step, session.total_steps, train_config)
-    if math.isfinite(loss.item()) and math.isfinite(norm.item()):
-        limit = train_config.max_grad_norm
-        if limit and norm.item() > limit:
-            gradients = tree_map(lambda g: g * (limit / norm), gradients)
-        optimizer.learning_rate = mx.array(rate, mx.float32)
-        optimizer.update(model, gradients)
-        mx.eval(model.trainable_parameters(), optimizer.state)
-    return loss.item(), targets, tokens, norm.item(), rate
+        part_loss, part_gradient = _micro_batch(session, adapters, [rows[i] for i in indices])
+        loss, gradient = loss + part_loss, gradient + part_gradient
+        mx.eval(loss, gradient)
+    gradient = gradient / targets
+    norm = mx.linalg.norm(gradient)
+    step = Step(loss.item(), targets, tokens, norm.item(), learning_rate(number, session.total_steps, config))
+    if step.finite:
+        if config.max_grad_norm and step.norm > config.max_grad_norm:
+            gradient = gradient * (config.max_grad_norm / step.norm)
+        optimizer.learning_rate = mx.array(step.rate, mx.float32)
+        adapters = optimizer.apply_gradients({"adapters": gradient}, {"adapters": adapters})["adapters"]
+        mx.eval(adapters, optimizer.state)
+    session.adapters.scatter(adapters)
+    mx.eval(session.model.trainable_parameters())
+    return step
 
 
-def _micro_batch(session: Session, indices: Sequence[int]) -> tuple[mx.array, Any]:
-    """Summed loss and its gradient over some rows, a part of them on each stream."""
-    value_and_grad = nn.value_and_grad(session.model, batch_loss)
+def _micro_batch(session: Session, adapters: mx.array, rows: Sequence[TokenRow]) -> tuple[mx.array, mx.array]:
+    """Summed loss of some rows and its gradient, a part of them on each stream."""
+
+    def loss(adapters: mx.array, batch: Batch) -> mx.array:
+        session.adapters.scatter(adapters)
+        return batch_loss(session.model, batch, session.layout)
+
+    parts = _on_streams(session, rows, lambda batch: mx.value_and_grad(loss)(adapters, batch))
+    losses, gradients = zip(*parts, strict=True)
+    return sum(losses), sum(gradients[1:], gradients[0])
+
+
+def _on_streams(session: Session, rows: Sequence[TokenRow], compute: Callable[[Batch], Any]) -> list[Any]:
+    """What `compute` makes of the rows, shared out over the streams as equal parts."""
+    shares = share_out([len(row) for row in rows], session.kernels.streams)
     results = []
-    for share, stream in zip(
-        share_out(indices, session.lengths, session.kernels.streams), session.streams, strict=False
-    ):
-        batch = make_batch([session.train_rows[i] for i in share], packed=session.layout == "packed")
+    for share, stream in zip(shares, session.streams, strict=False):
         with mx.stream(stream):
-            results.append(value_and_grad(session.model, batch, session.layout))
-    losses, gradients = zip(*results, strict=True)
-    return sum(losses), tree_map(lambda *parts: sum(parts[1:], parts[0]), *gradients)
-
-
-def _norm(gradients: Any) -> mx.array:
-    squares = [mx.square(g).sum() for _, g in tree_flatten(gradients)]
-    return mx.sqrt(mx.stack(squares).sum())
+            results.append(compute(make_batch([rows[i] for i in share], packed=session.layout == "packed")))
+    return results
 
 
 def _dropout_seed(seed: int, step: int) -> int:
@@ -250,20 +273,17 @@ def _watch_non_finite(session: Session, writer: RunWriter, group: Sequence[Seque
 def validate_model(session: Session) -> float:
     """Mean loss over all target tokens of the validation rows, nats; the same rows in the same batches every time."""
     session.model.eval()
-    total, targets = 0.0, 0
+    total = 0.0
     for indices in fixed_batches(len(session.val_rows), session.config.train.batch_size):
-        batch = make_batch([session.val_rows[i] for i in indices], packed=session.layout == "packed")
-        total += batch_loss(session.model, batch, session.layout).item()
-        targets += len(batch.target)
+        rows = [session.val_rows[i] for i in indices]
+        total += sum(_on_streams(session, rows, lambda batch: batch_loss(session.model, batch, session.layout))).item()
     session.model.train()
-    return total / targets
+    return total / sum(row.target_tokens for row in session.val_rows)
 
 
 def _validate(session: Session, writer: RunWriter) -> None:
     progress, started = session.progress, time.perf_counter()
-    with device.blas_threads(device.cores()):
-        loss = validate_model(session)
-    device.set_blas_threads(max(1, device.cores() // session.kernels.streams))
+    loss = validate_model(session)
     progress.last_val_step = progress.step
     best = progress.best_val_loss is None or loss < progress.best_val_loss
     if best:
