@@ -18,7 +18,7 @@ LN2 = 0.6931471805599453
 
 
 def fast_exp(x: mx.array) -> mx.array:
-    """Exponential of float32, to 2e-6 relative: range reduction and a polynomial of degree 5.
+    """Exponential of float32, to 4e-6 relative within ±5 and 8e-6 up to ±87: range reduction and a polynomial.
 
     MLX's own takes 16 to 18 ns an element on x86-64, these vectorised operations together about 4.
     """

@@ -1,0 +1,132 @@
+"""Loaded models and trained runs for tests, made through the core's public functions."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tiny import write_rows
+
+from qlora_core import bases, data, tokens, trainer
+from qlora_core.bases import ModelSpec
+from qlora_core.config import BaseConfig, LoraConfig, from_flat
+from qlora_core.device import Kernels, mx, nn, tree_flatten
+from qlora_core.memory import MemoryMonitor
+from qlora_core.model import attach_adapters, load_base
+from qlora_core.runs import Run, TrainingTracker
+
+FAST = Kernels("cpu", "float32", "kept", streams=2, fast_exp=True)
+PLAIN = Kernels("cpu", "float32", "quantised")
+"""What mlx-lm computes by itself. Kernels hold for all models of a family: the last one loaded decides."""
+
+
+# Models ---------------------------------------------------------------------------------------------------------
+
+
+def load(
+    path: Path, kernels: Kernels = FAST, *, quantize: str = "4", lora: LoraConfig | None = None, group_size: str = "64"
+) -> tuple[nn.Module, ModelSpec]:
+    """A base, with adapters attached if `lora` is given."""
+    spec = bases.describe(path, BaseConfig(model=str(path), quantize=quantize, group_size=group_size))
+    model = load_base(spec, kernels)
+    if lora:
+        attach_adapters(model, spec, lora, seed=0)
+    return model, spec
+
+
+def set_adapters(model: nn.Module, seed: int = 1, size: float = 0.05) -> None:
+    """Give all adapters random values: as attached, B is 0 and A has no gradient."""
+    rng = np.random.default_rng(seed)
+    values = [
+        (name, mx.array(rng.normal(0, size, value.shape).astype(np.float32)))
+        for name, value in sorted(tree_flatten(model.trainable_parameters()))
+    ]
+    model.load_weights(values, strict=False)
+    mx.eval(model.parameters())
+
+
+def adapters_of(model: nn.Module) -> dict[str, np.ndarray]:
+    """A copy of all adapter parameters."""
+    return {name: np.array(value) for name, value in tree_flatten(model.trainable_parameters())}
+
+
+def difference(found: Any, wanted: Any) -> float:
+    """Norm of the difference of two arrays, relative to that of `wanted`."""
+    found, wanted = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
+    assert found.shape == wanted.shape
+    return float(np.linalg.norm(found - wanted) / max(np.linalg.norm(wanted), 1e-30))
+
+
+# Runs -----------------------------------------------------------------------------------------------------------
+
+QUICK = {"batch_size": 4, "epochs": 2, "warmup_steps": 1, "learning_rate": 1e-2, "max_answer_tokens": 1}
+
+
+def write_pair(directory: Path, train: int = 12, validation: int = 3) -> Path:
+    """A directory with a `train.jsonl` and a `valid.jsonl`, which are used as they stand."""
+    write_rows(directory / "train.jsonl", train)
+    lines = write_rows(directory / "valid.jsonl", train + validation).read_text(encoding="utf-8").splitlines(True)
+    (directory / "valid.jsonl").write_text("".join(lines[train:]), encoding="utf-8")
+    return directory
+
+
+def create_run(root: Path, model: Path, sources: Path, **settings: Any) -> Run:
+    """A run directory below `root`, ready to be trained: what `qlora train` makes before it trains."""
+    config = from_flat({"model": str(model), "data": [str(sources)], "runs_dir": str(root), **QUICK, **settings})
+    prepared = data.prepare(config.data)
+    spec = bases.find_base(config.base)
+    tokenizer = tokens.ChatTokenizer(spec.path)
+    train_dataset, val_dataset = (
+        tokens.make_dataset(rows, tokenizer, config.data.max_seq_length)
+        for rows in (prepared.train, prepared.validation)
+    )
+    tracker = TrainingTracker(root)
+    return tracker.create(tracker.plan(config, spec, tokenizer, prepared, train_dataset, val_dataset))
+
+
+def train(
+    run: Run, *listeners: Callable[[dict[str, Any]], None], monitor: MemoryMonitor | None = None
+) -> trainer.Outcome:
+    """Train or resume a run in this process, telling the listeners every event."""
+    with TrainingTracker(run.path.parent).record(run) as writer:
+        writer.listeners += listeners
+        return trainer.train(writer, monitor)
+
+
+def at_step(step: int, act: Callable[[], Any]) -> Callable[[dict[str, Any]], None]:
+    """A listener that acts when a step has been made, before what follows it."""
+
+    def listen(event: dict[str, Any]) -> None:
+        if event["type"] == "step" and event["step"] == step:
+            act()
+
+    return listen
+
+
+def events(run: Run, kind: str, field: str | None = None) -> list[Any]:
+    """The events of one type, or one field of them."""
+    found = [event for event in run.metrics() if event["type"] == kind]
+    return [event[field] for event in found] if field else found
+
+
+def checkpoint(run: Run, step: int) -> Path:
+    """Where a checkpoint lies."""
+    return run.path / "checkpoints" / f"{step:06d}"
+
+
+def hashes(directory: Path, names: Iterable[str] | None = None) -> dict[str, str]:
+    """SHA-256 of files of a directory, all or those named."""
+    paths: Sequence[Path] = [directory / name for name in names] if names else sorted(directory.iterdir())
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def trained_state(run: Run, step: int) -> dict[str, str]:
+    """Hashes of what a checkpoint restores: adapters and optimizer."""
+    return hashes(checkpoint(run, step), ("adapters.safetensors", "optimizer.safetensors"))
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """All rows of a JSONL file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
