@@ -34,25 +34,41 @@ def training_parser(prog: str = "train.py") -> argparse.ArgumentParser:
     return parser
 
 
-def train_planned(tracker: TrainingTracker, plan: TrainingPlan, *, quiet: bool = False) -> int:
+def train_planned(
+    tracker: TrainingTracker, plan: TrainingPlan, *, monitor: MemoryMonitor | None = None, as_json: bool = False
+) -> int:
     """Train a planned run in this process, showing its progress; a complete one is only shown.
+
+    Args:
+        tracker: of the directory of all runs.
+        plan: what to train.
+        monitor: looks at the memory; a new one by default.
+        as_json: show the progress on standard error, and the result as one JSON object on standard output.
 
     Returns:
         The exit status.
     """
-    stream = sys.stderr if quiet else sys.stdout
-    reporter = console.TrainingReporter(stream)
+    reporter = console.TrainingReporter(sys.stderr if as_json else sys.stdout)
+    status = _train_planned(tracker, plan, reporter, monitor or MemoryMonitor())
+    if as_json:
+        _print_json(run_as_json(plan.run))
+    return status
+
+
+def _train_planned(
+    tracker: TrainingTracker, plan: TrainingPlan, reporter: console.TrainingReporter, monitor: MemoryMonitor
+) -> int:
     if plan.done:
         reporter.say(f"✓ Run {plan.run.name} is complete; nothing to train. More: --epochs, or --fresh for a new run.")
         reporter.say(console.final_summary(plan.run))
         return DONE
-    run = tracker.create(plan)
-    with tracker.record(run) as writer:
+    with tracker.record(plan.run) as writer:  # before anything is written: somebody else may be training there
+        run = tracker.create(plan)
         from . import trainer  # only here: it brings mlx
 
         with trainer.listening(writer, reporter):
             try:
-                outcome = trainer.train(writer, MemoryMonitor(reporter.say))
+                outcome = trainer.train(writer, monitor)
             except KeyboardInterrupt:
                 reporter.say(f"\nInterrupted at once; the last checkpoint is intact. {console.resume_line(run)}")
                 return INTERRUPTED
@@ -68,17 +84,19 @@ def plan_training(config: RunConfig, say: Callable[[str], None]) -> tuple[Traini
     """From settings to a plan, in the notebook's order, telling each section as it goes."""
     from . import bases, data, tokens
 
-    say(console.header() + "\n" + console.machine())
+    say(console.header())
+    say(console.table(console.machine()))
     prepared = data.prepare(config.data)
+    say(console.block("Data", console.data_counts(prepared.report)))
     model = bases.find_base(config.base)
+    say(console.block("Model", console.model_information(model, config)))
     tokenizer = tokens.ChatTokenizer(model.path)
     train_dataset = tokens.make_dataset(prepared.train, tokenizer, config.data.max_seq_length)
     val_dataset = tokens.make_dataset(prepared.validation, tokenizer, config.data.max_seq_length)
-    say(console.data_counts(prepared.report, train_dataset, val_dataset))
-    say(console.model_information(model, config))
+    say(console.block("Datasets", console.dataset_counts(train_dataset, val_dataset)))
     tracker = TrainingTracker(config.place.runs_dir)
     plan = tracker.plan(config, model, tokenizer, prepared, train_dataset, val_dataset)
-    say(console.training_plan(plan))
+    say(console.block("Training", console.training_plan(plan)))
     return tracker, plan
 
 
@@ -90,10 +108,7 @@ def _train(arguments: argparse.Namespace) -> int:
         print(text, file=sys.stderr if arguments.json else sys.stdout, flush=True)
 
     tracker, plan = plan_training(resolve_config(given_settings(arguments)), say)
-    status = train_planned(tracker, plan, quiet=arguments.json)
-    if arguments.json:
-        _print_json(run_as_json(plan.run))
-    return status
+    return train_planned(tracker, plan, as_json=arguments.json)
 
 
 def _data(arguments: argparse.Namespace) -> int:
@@ -171,7 +186,8 @@ def _doctor(arguments: argparse.Namespace) -> int:
     if arguments.json:
         _print_json(facts)
     else:
-        print(console.diagnosis(facts))
+        print(console.table(console.diagnosis(facts)))
+        print("\n".join(f"! {problem}" for problem in facts["problems"]) or "✓ Ready to train")
     return ERROR if facts["problems"] else DONE
 
 
@@ -255,6 +271,9 @@ def guarded(call: Callable[[], int]) -> int:
     except BrokenPipeError:  # the reader of our output went away (`qlora runs | head`)
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ERROR
+    except OSError as error:  # a directory that may not be written, a full disk
+        print(f"error: {error}", file=sys.stderr)
         return ERROR
 
 

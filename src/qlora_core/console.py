@@ -6,8 +6,10 @@ The texts are functions of values, so that the page shows the same ones. Knows n
 from __future__ import annotations
 
 import platform
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -29,22 +31,19 @@ def header() -> str:
     return f"{'═' * WIDTH}\n  QLoRA Notebook\n{'═' * WIDTH}"
 
 
-def machine() -> str:
+def machine() -> dict[str, str]:
     """The machine and its memory."""
     cores = psutil.cpu_count(logical=False) or psutil.cpu_count()
-    return _table(
-        {
-            "Machine": f"{platform.system()} {platform.machine()}, {cores} cores, Python {platform.python_version()}",
-            "Memory": f"{total_bytes() / GB:.1f} GB, {available_bytes() / GB:.1f} GB available",
-        }
-    )
+    return {
+        "Machine": f"{platform.system()} {platform.machine()}, {cores} cores, Python {platform.python_version()}",
+        "Memory": f"{total_bytes() / GB:.1f} GB, {available_bytes() / GB:.1f} GB available",
+    }
 
 
-def data_counts(report: DataReport, train: TokenDataset, validation: TokenDataset) -> str:
+def data_counts(report: DataReport) -> dict[str, str]:
     """What was read, refused and joined, and how it was split."""
     split = "the files' own split" if report.own_split else "split by content"
-    cut = train.truncated + validation.truncated
-    lines = {
+    return {
         "Sources": ", ".join(report.sources),
         "Read": f"{report.files} files: {report.read} rows, {report.documents} documents",
         "Joined": f"{report.joined_lines} lines of running text" if report.joined_lines else "",
@@ -52,53 +51,56 @@ def data_counts(report: DataReport, train: TokenDataset, validation: TokenDatase
         "Duplicates": f"{report.duplicates} left out" if report.duplicates else "",
         "Rejected": _rejected([(r.where, r.reason) for r in report.rejected]),
         "Rows": f"{report.train} to train, {report.validation} to validate ({split})",
+        "Facts": f"{', '.join(report.fact_sheets)} (asked, never trained)" if report.fact_sheets else "",
+    }
+
+
+def dataset_counts(train: TokenDataset, validation: TokenDataset) -> dict[str, str]:
+    """The rows as tokens: how many, how many of them are trained, what was cut or left out."""
+    cut = train.truncated + validation.truncated
+    return {
+        "Rows": f"{len(train)} to train, {len(validation)} to validate",
         "Tokens": f"{train.tokens:,} an epoch, {_share(train.target_tokens, train.tokens)} of them trained; "
         f"longest row {train.longest}",
         "Cut": f"{cut} rows at max_seq_length" if cut else "",
         "Not trained": _rejected([*train.skipped, *validation.skipped]),
-        "Facts": f"{', '.join(report.fact_sheets)} (asked, never trained)" if report.fact_sheets else "",
-    }  # fmt: skip
-    return section("Data") + "\n" + _table(lines)
+    }
 
 
 def _rejected(problems: Sequence[tuple[str, str]]) -> str:
     if not problems:
         return ""
-    shown = "".join(f"\n{' ' * 14}{where}: {reason}" for where, reason in problems[:5])
-    more = f"\n{' ' * 14}… and {len(problems) - 5} more" if len(problems) > 5 else ""
+    shown = "".join(f"\n{where}: {reason}" for where, reason in problems[:5])
+    more = f"\n… and {len(problems) - 5} more" if len(problems) > 5 else ""
     return f"{len(problems)} rows{shown}{more}"
 
 
-def model_information(spec: ModelSpec, config: RunConfig) -> str:
+def model_information(spec: ModelSpec, config: RunConfig) -> dict[str, str]:
     """What will be loaded and how much of it is trained."""
     trainable = spec.trainable(config.lora)
     how = f"quantised to {spec.quantize_bits} bits while loading" if spec.quantize_bits else "as it is stored"
     layers = len(spec.adapted_layers(config.lora))
-    return section("Model") + "\n" + _table(
-        {
-            "Base": f"{spec.name} ({spec.config['model_type']}{f', {spec.licence}' if spec.licence else ''}), {how}",
-            "Parameters": f"{spec.parameters / 1e6:,.1f} M in {spec.num_layers} layers",
-            "Trainable": f"{trainable / 1e6:,.2f} M ({100 * trainable / spec.parameters:.2f}%): "
-            f"rank {config.lora.rank}, alpha {config.lora.alpha:g}, "
-            f"{config.lora.projections} projections of {layers} layers",
-            "Weights": f"{spec.loaded_bytes / MB:,.0f} MB, {spec.bits_per_weight:.2f} bits per weight",
-        }
-    )  # fmt: skip
+    return {
+        "Base": f"{spec.name} ({spec.config['model_type']}{f', {spec.licence}' if spec.licence else ''}), {how}",
+        "Parameters": f"{spec.parameters / 1e6:,.1f} M in {spec.num_layers} layers",
+        "Trainable": f"{trainable / 1e6:,.2f} M ({100 * trainable / spec.parameters:.2f}%): "
+        f"rank {config.lora.rank}, alpha {config.lora.alpha:g}, "
+        f"{config.lora.projections} projections of {layers} layers",
+        "Weights": f"{spec.loaded_bytes / MB:,.1f} MB, {spec.bits_per_weight:.2f} bits per weight",
+    }
 
 
-def training_plan(plan: TrainingPlan) -> str:
+def training_plan(plan: TrainingPlan) -> dict[str, str]:
     """Where the run lies and how long it will be."""
     config, train = plan.config, plan.config.train
     rate = f"{train.learning_rate:g}, {train.schedule} after {train.warmup_steps} steps of warm-up"
-    return section("Training") + "\n" + _table(
-        {
-            "Run": f"{plan.run.path}",
-            "Steps": f"{plan.total_steps} ({train.steps_per_epoch(plan.train_rows)} an epoch), "
-            f"{train.batch_size * train.grad_accumulation_steps} rows each",
-            "Rate": f"{rate}, {train.optimizer}",
-            "Adapter": f"dropout {config.lora.dropout:g}, scale {config.lora.scale:g}",
-        }
-    )  # fmt: skip
+    return {
+        "Run": f"{plan.run.path}",
+        "Steps": f"{plan.total_steps} ({train.steps_per_epoch(plan.train_rows)} an epoch), "
+        f"{train.batch_size * train.grad_accumulation_steps} rows each",
+        "Rate": f"{rate}, {train.optimizer}",
+        "Adapter": f"dropout {config.lora.dropout:g}, scale {config.lora.scale:g}",
+    }
 
 
 def recall_lines(evaluation: dict[str, Any]) -> str:
@@ -133,58 +135,84 @@ def answers_side_by_side(evaluation: dict[str, Any], count: int = SHOWN_ANSWERS)
 def final_summary(run: Run) -> str:
     """The last lines of a run that ended: answers, recall, numbers, where everything lies, what to do next."""
     evaluation, numbers = run.evaluation(), run.summary()
-    parts = [section("Generation test")]
+    parts = []
     if evaluation and evaluation["questions"]:
-        parts += [answers_side_by_side(evaluation), recall_lines(evaluation)]
+        parts += [section("Generation test"), answers_side_by_side(evaluation), recall_lines(evaluation)]
     if numbers:
-        best = numbers["best_val_loss"]
-        parts += [
-            section("Summary"),
-            _table(
-                {
-                    "State": run.state,
-                    "Time": f"{duration(numbers['training_seconds'])} of training, {numbers['steps']} steps",
-                    "Speed": f"{numbers['tokens_per_second']:,.0f} tokens/s over {numbers['tokens']:,} tokens",
-                    "Memory": f"peak {numbers['peak_memory_bytes'] / GB:.2f} GB of arrays, "
-                    f"{numbers['peak_process_bytes'] / GB:.2f} GB of the process",
-                    "Best": f"validation loss {best:.4f} at step {numbers['best_step']}" if best is not None else "",
-                    "Adapters": f"{run.best} (best), {run.final} (last)",
-                    "Everything": f"{run.path}",
-                }
-            ),
-        ]
+        parts += [block("Summary", {"State": run.state, **performance(numbers), **places(run)})]
     return "\n".join(part for part in [*parts, next_commands(run)] if part)
 
 
-def diagnosis(facts: dict[str, Any]) -> str:
+def performance(numbers: dict[str, Any]) -> dict[str, str]:
+    """Time, speed, memory and the best loss of a run that ended."""
+    best = numbers["best_val_loss"]
+    return {
+        "Time": f"{duration(numbers['training_seconds'])} of training, {numbers['steps']} steps",
+        "Speed": f"{numbers['tokens_per_second']:,.0f} tokens/s over {numbers['tokens']:,} tokens",
+        "Memory": f"peak {numbers['peak_memory_bytes'] / GB:.2f} GB of arrays, "
+        f"{numbers['peak_process_bytes'] / GB:.2f} GB of the process",
+        "Best": f"validation loss {best:.4f} at step {numbers['best_step']}" if best is not None else "",
+    }
+
+
+def places(run: Run) -> dict[str, str]:
+    """Where the adapters and everything else of a run lie."""
+    kept = {"best": run.best, "last": run.final}
+    return {
+        "Adapters": ", ".join(f"{path} ({name})" for name, path in kept.items() if path.is_dir()),
+        "Everything": f"{run.path}",
+    }
+
+
+def diagnosis(facts: dict[str, Any]) -> dict[str, str]:
     """What `qlora doctor` found."""
-    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
-    table = _table(
-        {
-            "Platform": facts["platform"],
-            "Device": facts["device"],
-            "BLAS": f"{facts['blas']}, {facts['gflops']:,.0f} GFLOP/s in float32",
-            "Memory": f"{facts['memory_gb']} GB, {facts['available_gb']} GB available",
-            "Disk": f"{facts['disk_free_gb']} GB free for runs",
-            "Versions": versions,
-            "Cache": facts["cache"],
-        }
-    )
-    problems = [f"! {problem}" for problem in facts["problems"]] or ["✓ Ready to train"]
-    return "\n".join([table, *problems])
+    return {
+        "Platform": facts["platform"],
+        "Device": facts["device"],
+        "BLAS": f"{facts['blas']}, {facts['gflops']:,.0f} GFLOP/s in float32",
+        "Memory": f"{facts['memory_gb']} GB, {facts['available_gb']} GB available",
+        "Disk": f"{facts['disk_free_gb']} GB free for runs",
+        "Versions": ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
+        "Cache": facts["cache"],
+    }
 
 
 def next_commands(run: Run) -> str:
     """What to type now."""
+    named = _named(run)
     return (
-        f'Next\n  uv run qlora generate {run.name} --prompt "…"\n  uv run qlora evaluate {run.name}\n'
+        f'Next\n  uv run qlora generate {named} --prompt "…"\n  uv run qlora evaluate {named}\n'
         "  uv run marimo run apps/train.py"
     )
 
 
 def resume_line(run: Run) -> str:
     """The command that goes on with a run."""
-    return f"Go on with: uv run python apps/train.py --run {run.name}"
+    return f"Go on with: uv run python apps/train.py --run {_named(run)}"
+
+
+def _named(run: Run) -> str:
+    """A run as a command line names it: its directory only where that is not the usual one."""
+    elsewhere = run.path.parent != Path(RunConfig().place.runs_dir)
+    return run.name + (f" --runs-dir {shlex.quote(str(run.path.parent))}" if elsewhere else "")
+
+
+def event_line(event: dict[str, Any]) -> str:
+    """An event of a run in a line, empty for those that are shown in another way."""
+    kind = event["type"]
+    if kind == "memory":
+        return f"[Memory] {event['label']}: {event['available'] // MB}MB available"
+    if kind == "epoch":
+        return f"  Epoch {event['epoch']} - Avg Loss: {event['avg_loss']:.4f}"
+    if kind == "eval":
+        return f"  Val Loss: {event['val_loss']:.4f} (perplexity {event['perplexity']:,.2f})"
+    if kind == "checkpoint":
+        return f"  ✓ Checkpoint saved (step {event['step']})"
+    if kind == "warning":
+        return f"  ! {event['message']}"
+    if kind == "start" and event["step"]:
+        return f"Resuming at step {event['step']} of {event['total_steps']}"
+    return ""
 
 
 class TrainingReporter:
@@ -217,15 +245,15 @@ class TrainingReporter:
     def _on_start(self, event: dict[str, Any]) -> None:
         self._start = event
         layout = {"packed": "packed end to end", "padded": "padded", "whole": "padded, all logits"}[event["layout"]]
-        self.say(_table({"Device": f"{event['device']}; rows {layout}"}))
-        if event["step"]:
-            self.say(f"Resuming at step {event['step']} of {event['total_steps']}")
+        self.say(table({"Device": f"{event['device']}; rows {layout}"}))
+        if line := event_line(event):
+            self.say(line)
 
     def _on_memory(self, event: dict[str, Any]) -> None:
         epoch = event["step"] // self._start["steps_per_epoch"] + 1
         self._close_bar()
         self.say(f"\nEPOCH {epoch}/{self._start['epochs']}")
-        self.say(f"[Memory] {event['label']}: {event['available'] // MB}MB available")
+        self.say(event_line(event))
         per_epoch = self._start["steps_per_epoch"]
         before = event["step"] - (epoch - 1) * per_epoch
         total = min(per_epoch, self._start["total_steps"] - (epoch - 1) * per_epoch)
@@ -234,8 +262,8 @@ class TrainingReporter:
             initial=before,
             file=self.stream,
             ncols=WIDTH + 8,
-            unit="step",
-            bar_format="  {n_fmt}/{total_fmt} {bar} {postfix} {remaining} left",
+            mininterval=0.1 if self.stream.isatty() else 30,  # a log needs few lines
+            bar_format="  {n_fmt}/{total_fmt} {bar} {desc}{remaining} left",
         )
 
     def _on_step(self, event: dict[str, Any]) -> None:
@@ -243,28 +271,27 @@ class TrainingReporter:
         rate = event["tokens_per_second"]
         self._smooth = 0.7 * self._smooth + 0.3 * rate if self._smooth else rate
         if self._bar is not None:
-            self._bar.set_postfix_str(
-                f"loss {loss if loss is None else f'{loss:.3f}'}  {self._smooth:,.0f} tokens/s", False
-            )
+            shown = "–" if loss is None else f"{loss:.3f}"
+            self._bar.set_description_str(f"loss {shown}  {self._smooth:,.0f} tokens/s  ", refresh=False)
             self._bar.update(1)
 
     def _on_epoch(self, event: dict[str, Any]) -> None:
         self._close_bar()
-        self.say(f"  Epoch {event['epoch']} - Avg Loss: {event['avg_loss']:.4f}")
+        self.say(event_line(event))
 
     def _on_eval(self, event: dict[str, Any]) -> None:
-        self.say(f"  Val Loss: {event['val_loss']:.4f} (perplexity {event['perplexity']:,.2f})")
+        self.say(event_line(event))
         if event["best"]:
             self.say("  ✓ Best model saved")
 
     def _on_checkpoint(self, event: dict[str, Any]) -> None:
-        self.say(f"  ✓ Checkpoint saved (step {event['step']})")
+        self.say(event_line(event))
 
     def _on_epoch_complete(self, event: dict[str, Any]) -> None:
         self.say(f"  ✓ Epoch {event['epoch']} complete")
 
     def _on_warning(self, event: dict[str, Any]) -> None:
-        self.say(f"  ! {event['message']}")
+        self.say(event_line(event))
 
     def _on_evaluating(self, event: dict[str, Any]) -> None:
         self._close_bar()
@@ -287,8 +314,15 @@ def section(title: str) -> str:
     return f"\n── {title} {'─' * (WIDTH - len(title) - 4)}"
 
 
-def _table(rows: dict[str, str]) -> str:
-    return "\n".join(f"{name:<12}  {value}" for name, value in rows.items() if value)
+def block(title: str, rows: dict[str, str]) -> str:
+    """A heading and its table."""
+    return f"{section(title)}\n{table(rows)}"
+
+
+def table(rows: dict[str, str]) -> str:
+    """A line a row, further lines of a value indented under its first; rows without a value are left out."""
+    indent = "\n" + " " * 14
+    return "\n".join(f"{name:<12}  {value.replace(chr(10), indent)}" for name, value in rows.items() if value)
 
 
 def _share(part: int, whole: int) -> str:

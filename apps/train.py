@@ -1,0 +1,517 @@
+"""Fine-tune a language model with QLoRA: open it with `marimo edit` or `marimo run`, or run it with `python`."""
+
+import marimo
+
+__generated_with = "0.25.2"
+app = marimo.App(width="medium", app_title="QLoRA Notebook")
+
+with app.setup:
+    import sys
+    from pathlib import Path
+
+    import marimo as mo
+
+    from qlora_core import bases, cli, console, data, page, tokens
+    from qlora_core.config import RunConfig
+    from qlora_core.memory import MemoryMonitor
+    from qlora_core.page import attempt
+    from qlora_core.runs import TrainingTracker
+
+
+@app.cell(hide_code=True)
+def title():
+    mo.md("""
+    # QLoRA Notebook
+
+    Fine-tune a language model on your own text, on this machine. Read down the page, change what you like, and press
+    **Start** under *Training*, which runs in a process of its own: the page may be closed or reloaded meanwhile.
+    """)
+    return
+
+
+@app.cell
+def command_line():
+    flags = page.read_flags(sys.argv[1:])
+    flags.tell(console.header())
+    page.complain(flags.problem)
+    return (flags,)
+
+
+@app.cell(hide_code=True)
+def machine_heading():
+    mo.md("""
+    ## Machine
+    """)
+    return
+
+
+@app.cell
+def machine(flags):
+    flags.show("", console.machine)
+    return
+
+
+@app.cell
+def device_button():
+    check_device = mo.ui.run_button(label="Check device and versions")
+    check_device
+    return (check_device,)
+
+
+@app.cell
+def device(check_device):
+    # `qlora doctor` in a process of its own, since MLX is never loaded here
+    page.view(page.machine_check) if check_device.value else None
+    return
+
+
+@app.cell(hide_code=True)
+def data_heading():
+    mo.md("""
+    ## Data
+
+    Questions with answers, running text and documents. What cannot be used is listed with its file and line.
+    """)
+    return
+
+
+@app.cell
+def paths(flags):
+    data_form = page.settings_form(flags.config, "data", "place")
+    page.form_layout(data_form, "How it is cut and split, and where runs lie")
+    return (data_form,)
+
+
+@app.cell
+def directories(data_form, flags):
+    CHECKPOINTS_DIR = Path(data_form.value["runs_dir"])
+    data_config = attempt(page.read_forms, flags.config, data_form.value)
+    page.complain(data_config)
+    return CHECKPOINTS_DIR, data_config
+
+
+@app.cell
+def load_validate_split(data_config, flags):
+    # JSONL, biographies and fact sheets are read and checked, and split by a hash of their content
+    prepared = attempt(data.prepare, data_config.data)
+    flags.show("Data", lambda made: console.data_counts(made.report), prepared)
+    return (prepared,)
+
+
+@app.cell
+def first_rows(prepared):
+    page.view(page.sample_rows, prepared)
+    return
+
+
+@app.cell(hide_code=True)
+def processed_data():
+    mo.md("""
+    Every run keeps a copy of its prepared rows. To save them elsewhere: `uv run qlora data SOURCE… --out DIRECTORY`.
+    """)
+    return
+
+
+@app.cell(hide_code=True)
+def qlora_heading():
+    mo.md("""
+    ## QLoRA configuration
+
+    The quantised base stays as it is; beside its layers, matrices of a small rank are trained.
+    """)
+    return
+
+
+@app.cell
+def qlora_form(flags):
+    lora_form = page.settings_form(flags.config, "lora")
+    page.form_layout(lora_form, "More about the adapters")
+    return (lora_form,)
+
+
+@app.cell
+def qlora_configuration(flags, lora_form):
+    lora_config = attempt(page.read_forms, flags.config, lora_form.value)
+    page.complain(lora_config)
+    return (lora_config,)
+
+
+@app.cell(hide_code=True)
+def training_configuration_heading():
+    mo.md("""
+    ## Training configuration
+    """)
+    return
+
+
+@app.cell
+def training_form(flags):
+    train_form = page.settings_form(flags.config, "train", "pace")
+    page.form_layout(train_form, "More about training")
+    return (train_form,)
+
+
+@app.cell
+def training_configuration(flags, train_form):
+    train_config = attempt(page.read_forms, flags.config, train_form.value)
+    page.complain(train_config)
+    return (train_config,)
+
+
+@app.cell(hide_code=True)
+def model_heading():
+    mo.md("""
+    ## Base model
+
+    Described from its files alone; the process that trains loads the weights, and quantises them while loading.
+    """)
+    return
+
+
+@app.cell
+def model_form(flags):
+    base_form = page.settings_form(flags.config, "base")
+    page.form_layout(base_form, "Quantisation")
+    return (base_form,)
+
+
+@app.cell
+def model(base_form, flags):
+    base_config = attempt(page.read_forms, flags.config, base_form.value)
+    model = attempt(bases.find_base, base_config.base)
+    page.complain(base_config, model)
+    return base_config, model
+
+
+@app.cell
+def configuration(base_config, data_config, lora_config, train_config):
+    config = attempt(
+        RunConfig,
+        base=base_config.base,
+        data=data_config.data,
+        lora=lora_config.lora,
+        train=train_config.train,
+        pace=train_config.pace,
+        place=data_config.place,
+    )
+    page.complain(config)
+    return (config,)
+
+
+@app.cell
+def model_information(config, flags, model):
+    flags.show("Model", console.model_information, model, config)
+    return
+
+
+@app.cell
+def memory():
+    memory_monitor = MemoryMonitor()
+    page.view(page.memory_now, memory_monitor)
+    return (memory_monitor,)
+
+
+@app.cell(hide_code=True)
+def datasets_heading():
+    mo.md("""
+    ## Datasets
+
+    The rows as this model's tokens. The loss counts replies and running text, never questions.
+    """)
+    return
+
+
+@app.cell
+def tokenizer(model):
+    tokenizer = attempt(tokens.ChatTokenizer, model.path)
+    page.complain(tokenizer)
+    return (tokenizer,)
+
+
+@app.cell
+def datasets(data_config, flags, prepared, tokenizer):
+    _longest = data_config.data.max_seq_length
+    train_dataset = attempt(tokens.make_dataset, prepared.train, tokenizer, _longest)
+    val_dataset = attempt(tokens.make_dataset, prepared.validation, tokenizer, _longest)
+    flags.show("Datasets", console.dataset_counts, train_dataset, val_dataset)
+    return train_dataset, val_dataset
+
+
+@app.cell(hide_code=True)
+def functions_heading():
+    mo.md("""
+    An epoch and a validation, as the trainer runs them:
+    """)
+    return
+
+
+@app.cell
+def train_epoch_and_validate_model():
+    page.view(page.source_of, "trainer", "train_epoch", "validate_model")
+    return
+
+
+@app.cell(hide_code=True)
+def training_heading():
+    mo.md("""
+    ## Training
+    """)
+    return
+
+
+@app.cell
+def tracker(CHECKPOINTS_DIR):
+    tracker = TrainingTracker(CHECKPOINTS_DIR)
+    watcher = page.RunWatcher(tracker)
+    return tracker, watcher
+
+
+@app.cell
+def plan(
+    config,
+    flags,
+    model,
+    prepared,
+    tokenizer,
+    tracker,
+    train_dataset,
+    val_dataset,
+):
+    # Training takes this value alone: without tracker, model, tokenizer and datasets it cannot exist
+    plan = attempt(tracker.plan, config, model, tokenizer, prepared, train_dataset, val_dataset)
+    flags.show("Training", console.training_plan, plan)
+    return (plan,)
+
+
+@app.cell
+def warmup_scheduler(plan):
+    page.view(page.rate_chart, plan)
+    return
+
+
+@app.cell
+def view_state():
+    get_snapshot, set_snapshot = mo.state(page.Snapshot())
+    get_phase, set_phase = mo.state(())
+    return get_phase, get_snapshot, set_phase, set_snapshot
+
+
+@app.cell
+def start_pause_stop(get_phase, plan, watcher):
+    get_phase()
+    start_button, pause_button, stop_button, _row = page.controls(plan, watcher)
+    _row
+    return pause_button, start_button, stop_button
+
+
+@app.cell
+def training(flags, memory_monitor, plan, start_button, tracker):
+    exit_status = None
+    if page.scripted():
+        exit_status = attempt(cli.train_planned, tracker, plan, monitor=memory_monitor, as_json=flags.as_json)
+    page.start(tracker, plan) if start_button.value else None
+    return (exit_status,)
+
+
+@app.cell
+def requests(pause_button, stop_button, watcher):
+    if pause_button.value:
+        watcher.request("pause")
+    if stop_button.value:
+        watcher.request("stop")
+    return
+
+
+@app.cell
+def ticker():
+    tick = mo.ui.refresh(options=["1s", "5s", "30s"], default_interval="1s", label="Looked at every")
+    tick
+    return (tick,)
+
+
+@app.cell
+def poll(get_phase, get_snapshot, plan, set_phase, set_snapshot, tick, watcher):
+    # Everything below reads these two states, which change only when the run's files do
+    tick.value
+    _snapshot = watcher.look(plan)
+    if _snapshot.version != get_snapshot().version:
+        set_snapshot(_snapshot)
+    if _snapshot.phase != get_phase():
+        set_phase(_snapshot.phase)
+    return
+
+
+@app.cell
+def progress(get_snapshot):
+    page.view(page.run_panel, get_snapshot())
+    return
+
+
+@app.cell
+def charts(get_snapshot):
+    page.view(page.run_chart, get_snapshot())
+    return
+
+
+@app.cell
+def log(get_snapshot):
+    page.view(page.run_log, get_snapshot())
+    return
+
+
+@app.cell(hide_code=True)
+def generation_heading():
+    mo.md("""
+    ## Generation test
+
+    The same questions to the base and to the tuned model, asked when training ends.
+    """)
+    return
+
+
+@app.cell
+def generation_test(get_phase, watcher):
+    get_phase()
+    page.view(page.generation_test, watcher.run)
+    return
+
+
+@app.cell(hide_code=True)
+def performance_heading():
+    mo.md("""
+    ## Performance
+    """)
+    return
+
+
+@app.cell
+def performance_metrics(get_phase, watcher):
+    get_phase()
+    page.view(page.performance, watcher.run)
+    return
+
+
+@app.cell(hide_code=True)
+def saved_heading():
+    mo.md("""
+    ## The saved model
+
+    Adapters in mlx-lm's format, a few megabytes each; the base is not copied.
+    """)
+    return
+
+
+@app.cell
+def saved_model(get_phase, watcher):
+    get_phase()
+    page.view(page.saved, watcher.run)
+    return
+
+
+@app.cell(hide_code=True)
+def integration_heading():
+    mo.md("""
+    ## Using it elsewhere
+    """)
+    return
+
+
+@app.cell
+def integration_guide(get_phase, watcher):
+    get_phase()
+    page.view(page.integration, watcher.run)
+    return
+
+
+@app.cell(hide_code=True)
+def inference_heading():
+    mo.md("""
+    ## Ask it
+    """)
+    return
+
+
+@app.cell
+def question_form():
+    question = mo.ui.text_area(label="Question", rows=2, full_width=True)
+    ask_base = mo.ui.checkbox(label="Ask the base model too")
+    ask_button = mo.ui.run_button(label="Ask")
+    mo.vstack([question, mo.hstack([ask_button, ask_base], justify="start", gap=1)])
+    return ask_base, ask_button, question
+
+
+@app.cell
+def inference(ask_base, ask_button, question, watcher):
+    # `qlora generate` in a process of its own: the model is loaded, answers, and is gone
+    page.view(page.ask, watcher.run, question.value, ask_base.value) if ask_button.value else None
+    return
+
+
+@app.cell(hide_code=True)
+def summary_heading():
+    mo.md("""
+    ## All runs
+    """)
+    return
+
+
+@app.cell
+def final_summary(get_phase, tracker):
+    get_phase()
+    page.view(page.runs_overview, tracker)
+    return
+
+
+@app.cell(hide_code=True)
+def comparison_heading():
+    mo.md("""
+    ## LoRA and QLoRA
+
+    The same adapters on this base at other numbers of bits, by arithmetic on its files.
+    """)
+    return
+
+
+@app.cell
+def lora_and_qlora(config, model, train_dataset):
+    page.view(page.quantisations, model, config, train_dataset)
+    return
+
+
+@app.cell(hide_code=True)
+def diagnosis_heading():
+    mo.md("""
+    ## Diagnosis
+    """)
+    return
+
+
+@app.cell
+def diagnosis(get_snapshot):
+    page.view(page.diagnosis, get_snapshot())
+    return
+
+
+@app.cell(hide_code=True)
+def memory_heading():
+    mo.md("""
+    ## Memory before training
+    """)
+    return
+
+
+@app.cell
+def memory_check(config, model, train_dataset):
+    page.view(page.memory_check, model, config, train_dataset)
+    return
+
+
+@app.cell
+def end_of_script(exit_status):
+    if exit_status:
+        sys.exit(exit_status)
+    return
+
+
+if __name__ == "__main__":
+    app.run()
