@@ -66,7 +66,10 @@ class DataConfig:
         ("data/sample/club",), "Files and directories to train on.", role="place", essential=True
     )
     val_fraction: float = knob(
-        0.05, "Share of the rows kept for validation, chosen by a hash of their content.", ge=0.0, le=0.5
+        0.05,
+        "Share of the rows with a reply kept for validation (of all rows, where they are few), by a hash of each.",
+        ge=0.0,
+        le=0.5,
     )
     max_seq_length: int = knob(
         512, "Longest row, prompt and reply together; what is beyond is cut.", ge=16, le=131072, unit="tokens"
@@ -235,17 +238,19 @@ def _problems(setting: Setting, value: Any) -> Iterator[str]:
         return
     wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}.get(setting.type)
     if wanted is None:  # tuple of texts
-        if not (isinstance(value, tuple) and value and all(isinstance(item, str) for item in value)):
-            yield f"{setting.name} must be one or more texts; found {value!r}"
+        if not (isinstance(value, tuple) and value and all(isinstance(item, str) and item for item in value)):
+            yield f"{setting.name} must be one or more texts, none of them empty; found {value!r}"
         return
     accepted = (int, float) if setting.type is float else setting.type
     if not isinstance(value, accepted) or (isinstance(value, bool) and setting.type is not bool):
         yield f"{setting.name} must be {wanted}; found {value!r}"
     elif setting.type in (int, float):
-        if value != value or (setting.ge is not None and value < setting.ge):
-            yield f"{setting.name} must be at least {setting.ge:g}{unit}; found {value:g}"
+        if isinstance(value, float) and not math.isfinite(value):
+            yield f"{setting.name} must be {wanted}; found {value}"
+        elif setting.ge is not None and value < setting.ge:
+            yield f"{setting.name} must be at least {setting.type(setting.ge)}{unit}; found {value}"
         elif setting.le is not None and value > setting.le:
-            yield f"{setting.name} must be at most {setting.le:g}{unit}; found {value:g}"
+            yield f"{setting.name} must be at most {setting.type(setting.le)}{unit}; found {value}"
 
 
 def from_flat(flat: dict[str, Any], base: RunConfig | None = None) -> RunConfig:
@@ -286,10 +291,11 @@ def from_json(text: str) -> RunConfig:
     """
     try:
         groups = json.loads(text)
-        flat = {name: value for group in groups.values() for name, value in group.items()}
-    except (ValueError, AttributeError) as error:
-        raise ConfigError(f"config.json is not a configuration: {error}") from None
-    return from_flat(flat)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"not JSON: {error}") from None
+    if not isinstance(groups, dict) or not all(isinstance(group, dict) for group in groups.values()):
+        raise ConfigError("not a configuration: wanted groups of settings, {group: {name: value}}")
+    return from_flat({name: value for group in groups.values() for name, value in group.items()})
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
