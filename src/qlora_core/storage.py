@@ -69,11 +69,13 @@ def write_json(path: Path, value: Any) -> None:
 def publishing(directory: Path) -> Iterator[Path]:
     """Yield an empty temporary directory; when the block ends without error it appears as `directory`, all at once.
 
-    A manifest with size and SHA-256 of each file is written last. An existing `directory` is replaced.
+    A manifest with size and SHA-256 of each file is written last. An existing `directory` is moved aside for it.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    aside = temporary.with_suffix(".old")
+    for leftover in (temporary, aside):
+        shutil.rmtree(leftover, ignore_errors=True)
     temporary.mkdir()
     try:
         yield temporary
@@ -83,11 +85,14 @@ def publishing(directory: Path) -> Iterator[Path]:
                 flush_to_disk(file.fileno())
         write_json(temporary / MANIFEST, {"files": {path.name: describe_file(path) for path in files}})
         if directory.exists():
-            shutil.rmtree(directory)
+            directory.rename(aside)
         temporary.rename(directory)
         flush_directory(directory.parent)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if aside.exists() and not directory.exists():
+            aside.rename(directory)
+        for leftover in (temporary, aside):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def describe_file(path: Path) -> dict[str, Any]:
@@ -105,6 +110,8 @@ def manifest_problem(directory: Path) -> str | None:
                 return f"{name} differs from its manifest"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
+    except IsADirectoryError as error:
+        return f"{Path(error.filename).name} is a directory"
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         return f"{MANIFEST} cannot be read ({error})"
     return None
@@ -115,4 +122,4 @@ def cache_directory() -> Path:
     from platformdirs import user_cache_path
 
     override = os.environ.get("QLORA_CACHE")
-    return Path(override) if override else user_cache_path("qlora-notebook")
+    return Path(override).expanduser() if override else user_cache_path("qlora-notebook")
