@@ -7,9 +7,11 @@ sources are never written to. Knows nothing of tokens or models.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
+import os
 import re
 import unicodedata
 from collections import Counter
@@ -20,7 +22,7 @@ from typing import Any
 
 from .config import DataConfig
 from .errors import DataError
-from .storage import write_json, write_text
+from .storage import replacing
 
 TRAIN_FILE, VAL_FILE, REPORT_FILE, FACTS_FILE = (
     "train_data.jsonl",
@@ -30,6 +32,7 @@ TRAIN_FILE, VAL_FILE, REPORT_FILE, FACTS_FILE = (
 )
 PAIRS = ((TRAIN_FILE, VAL_FILE), ("train.jsonl", "valid.jsonl"))
 DOCUMENTS = (".md", ".markdown", ".txt")
+ENOUGH_REPLIES = 20  # rows with a prompt and a reply from which validation is drawn from them alone
 ROLES = ("system", "user", "assistant", "tool")
 
 ACCEPTED = """accepted rows, one JSON object a line in a .jsonl file:
@@ -85,7 +88,7 @@ class Rejected:
 
 @dataclass
 class DataReport:
-    """What became of the sources."""
+    """What became of the sources: read + passages = train + validation + duplicates + rejected + joined_lines."""
 
     sources: list[str] = field(default_factory=list)
     files: int = 0
@@ -101,16 +104,18 @@ class DataReport:
     validation: int = 0
     own_split: bool = False
     fact_sheets: list[str] = field(default_factory=list)
+    rejected_facts: list[Rejected] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class PreparedData:
-    """Rows ready to be encoded, as `train_data.jsonl` and `val_data.jsonl` hold them."""
+    """Rows ready to be encoded, as `train_data.jsonl` and `val_data.jsonl` hold them, and the files they came from."""
 
     train: tuple[dict[str, Any], ...]
     validation: tuple[dict[str, Any], ...]
     facts: tuple[dict[str, Any], ...]
     report: DataReport
+    files: tuple[Path, ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -124,12 +129,31 @@ class PreparedData:
         return digest.hexdigest()
 
     def save(self, directory: Path) -> None:
-        """Write both files and the report; each takes its place only when it is complete."""
-        write_rows(directory / TRAIN_FILE, self.train)
-        write_rows(directory / VAL_FILE, self.validation)
+        """Write the rows and the report; the first file takes its place when all of them are complete.
+
+        Raises:
+            DataError: a file to be written is one of the sources.
+        """
+        texts = {
+            REPORT_FILE: json.dumps(asdict(self.report), indent=2, ensure_ascii=False) + "\n",
+            TRAIN_FILE: _lines(self.train),
+            VAL_FILE: _lines(self.validation),
+        }
         if self.facts:
-            write_rows(directory / FACTS_FILE, self.facts)
-        write_json(directory / REPORT_FILE, asdict(self.report))
+            texts[FACTS_FILE] = _lines(self.facts)
+        sources = {path.resolve() for path in self.files}
+        for name in texts:
+            if (directory / name).resolve() in sources:
+                raise DataError(
+                    f"{directory / name}: is a source, which is never written over. Choose another directory."
+                )
+        stale = not self.facts and bool(_old_report(directory).get("fact_sheets"))
+        with contextlib.ExitStack() as stack:  # it ends in reverse order: the report comes last
+            for name, text in texts.items():
+                temporary = stack.enter_context(replacing(directory / name))
+                temporary.write_text(text, encoding="utf-8", newline="\n")
+        if stale:  # ours, of a preparation that had a fact sheet
+            (directory / FACTS_FILE).unlink(missing_ok=True)
 
 
 def prepare(config: DataConfig) -> PreparedData:
@@ -140,14 +164,15 @@ def prepare(config: DataConfig) -> PreparedData:
     """
     report = DataReport(sources=list(config.data))
     files = list(_files(config.data, report))
-    facts = _read_facts(config, files, report)
-    pair = _own_pair(files)
-    if pair:
-        train, validation = (_records([path], config, report, join=False) for path in pair)
-        report.own_split = True
-    else:
-        records = _records([path for path in files if path.name != FACTS_FILE], config, report)
-        train, validation = split(records, config.val_fraction)
+    sheets = [Path(config.facts).expanduser()] if config.facts else [p for p in files if p.name == FACTS_FILE]
+    facts = _read_facts(sheets, report)
+    pairs, loose = _own_pairs([p for p in files if p.name != FACTS_FILE and p not in sheets], config.data, report)
+    report.files, report.own_split = 2 * len(pairs) + len(loose), bool(pairs)
+    seen: set[str] = set()  # validation comes first: a row that stands in both files of a pair is not trained
+    validation = _records([path for _, path in pairs], config, report, seen, join=False)
+    train = _records([path for path, _ in pairs], config, report, seen, join=False)
+    more_train, more_validation = split(_records(loose, config, report, seen), config.val_fraction)
+    train, validation = train + more_train, validation + more_validation
     if not train:
         raise DataError(_nothing_usable(report))
     report.train, report.validation = len(train), len(validation)
@@ -157,21 +182,27 @@ def prepare(config: DataConfig) -> PreparedData:
         validation=tuple(record.prepared() for record in validation),
         facts=tuple(facts),
         report=report,
+        files=(*itertools.chain(*pairs), *loose, *sheets),
     )
 
 
 def split(records: Sequence[Record], val_fraction: float) -> tuple[list[Record], list[Record]]:
     """Split by a hash of each group: the same row falls on the same side whatever else is there.
 
-    At least one group is kept for validation where there are two and `val_fraction` is above 0.
+    Validation is drawn from the rows that answer a prompt, where there are `ENOUGH_REPLIES` of them: a passage of a
+    book or a document holds what no other row says, so without it that would be lost, and the loss on it would tell
+    how surprising it is, not how well the model answers. Else it is drawn from all rows; where there are two groups
+    and `val_fraction` is above 0, both sides get one, if need be that nearest to them.
     """
-    place = {record.group or record.digest: 0.0 for record in records}
+    replies = [record for record in records if "messages" in record.content]
+    drawn_from = replies if len(replies) >= ENOUGH_REPLIES else records
+    place = {record.group or record.digest: 0.0 for record in drawn_from}
     for group in place:
         place[group] = int(hashlib.sha256(group.encode()).hexdigest()[:13], 16) / 16**13
     chosen = {group for group, where in place.items() if where < val_fraction}
     if val_fraction > 0 and len(place) > 1 and not chosen:
         chosen = {min(place, key=place.__getitem__)}
-    if len(chosen) == len(place):
+    if len(chosen) == len(place) and len(drawn_from) == len(records):
         chosen.discard(max(place, key=place.__getitem__, default=""))
     sides: tuple[list[Record], list[Record]] = ([], [])
     for record in records:
@@ -179,13 +210,19 @@ def split(records: Sequence[Record], val_fraction: float) -> tuple[list[Record],
     return sides
 
 
-def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Replace a JSONL file."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+def _lines(rows: Iterable[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _old_report(directory: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((directory / REPORT_FILE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read a JSONL file that `write_rows` wrote.
+    """Read a JSONL file that `PreparedData.save` wrote.
 
     Raises:
         DataError: it is missing or damaged.
@@ -206,11 +243,12 @@ def _files(sources: Sequence[str], report: DataReport) -> Iterator[Path]:
         path = Path(source).expanduser()
         if not path.exists():
             raise DataError(f"{source}: no such file or directory (looked in {Path.cwd()}).")
-        candidates = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        inside = (p for p in path.rglob("*") if p.is_file() and not _hidden(p.relative_to(path)))
+        candidates = sorted(inside) if path.is_dir() else [path]
         if path.is_dir() and (path / REPORT_FILE).is_file():  # prepared by us: taken as it stands
             candidates = [p for name in (TRAIN_FILE, VAL_FILE, FACTS_FILE) if (p := path / name).is_file()]
         for file in candidates:
-            if file.resolve() in seen or file.name.startswith("."):
+            if file.resolve() in seen:
                 continue
             seen.add(file.resolve())
             if file.suffix.lower() not in (".jsonl", *DOCUMENTS):
@@ -219,32 +257,61 @@ def _files(sources: Sequence[str], report: DataReport) -> Iterator[Path]:
                 report.skipped_files.append(Rejected(str(file), "a README describes data, it is not data"))
             elif not file.is_file():
                 report.skipped_files.append(Rejected(str(file), "not a regular file"))
+            elif not os.access(file, os.R_OK):
+                report.skipped_files.append(Rejected(str(file), "may not be read: no permission"))
             else:
-                report.files += file.name != FACTS_FILE
                 yield file
 
 
-def _own_pair(files: Sequence[Path]) -> tuple[Path, Path] | None:
-    """A user's own train and validation files, side by side."""
-    by_name = {path.name: path for path in files}
-    for train, validation in PAIRS:
-        if train in by_name and validation in by_name and by_name[train].parent == by_name[validation].parent:
-            return by_name[train], by_name[validation]
-    return None
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
-def _records(files: Sequence[Path], config: DataConfig, report: DataReport, *, join: bool = True) -> list[Record]:
-    records: dict[str, Record] = {}
+def _own_pairs(
+    files: Sequence[Path], sources: Sequence[str], report: DataReport
+) -> tuple[list[tuple[Path, Path]], list[Path]]:
+    """Train and validation files that lie side by side, which keep their split, and the files that are still to be.
+
+    In a directory that was named for its pair nothing else is read: a `test.jsonl` there must not be trained.
+    """
+    pairs = [
+        (path, path.with_name(validation))
+        for train, validation in PAIRS
+        for path in files
+        if path.name == train and path.with_name(validation) in files
+    ]
+    roots = [Path(source).expanduser() for source in sources]
+
+    def shadows(train: Path, path: Path) -> bool:
+        own = any(path == root or (path.is_relative_to(root) and not train.is_relative_to(root)) for root in roots)
+        return path.is_relative_to(train.parent) and not own
+
+    loose = []
+    for path in (path for path in files if path not in itertools.chain(*pairs)):
+        if train := next((train for train, _ in pairs if shadows(train, path)), None):
+            report.skipped_files.append(Rejected(str(path), f"{train} is used, with the validation file beside it"))
+        else:
+            loose.append(path)
+    return pairs, loose
+
+
+def _records(
+    files: Sequence[Path], config: DataConfig, report: DataReport, seen: set[str], *, join: bool = True
+) -> list[Record]:
+    """The records of some files whose digests were not seen yet."""
+    records = []
     for path in files:
         if path.suffix.lower() in DOCUMENTS:
             found: Iterable[Record] = _read_document(path, config.passage_length, report)
         else:
             found = _join(_read_jsonl(path, report), config.passage_length if join else 0, report)
         for record in found:
-            if record.digest in records:
+            if record.digest in seen:
                 report.duplicates += 1
-            records.setdefault(record.digest, record)
-    return list(records.values())
+            else:
+                seen.add(record.digest)
+                records.append(record)
+    return records
 
 
 def _nothing_usable(report: DataReport) -> str:
@@ -257,22 +324,26 @@ def _nothing_usable(report: DataReport) -> str:
 
 
 def _read_jsonl(path: Path, report: DataReport) -> Iterator[Record | Fragment]:
+    prepared = path.name in (TRAIN_FILE, VAL_FILE) and (path.parent / REPORT_FILE).is_file()
+    for number, line in _filled_lines(path):
+        report.read += 1
+        try:
+            yield _parse_row(_decode_line(line, number), path, number, prepared=prepared)
+        except ValueError as error:
+            sample = line[:80].decode("utf-8", "replace").strip()
+            report.rejected.append(Rejected(f"{path}:{number}", str(error), sample))
+
+
+def _filled_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines that are not blank, with their numbers from 1."""
     with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip(b"\xef\xbb\xbf \t\r\n"):
-                continue
-            report.read += 1
-            try:
-                yield _parse_row(_decode_line(line, number), str(path), number)
-            except ValueError as error:
-                sample = line[:80].decode("utf-8", "replace").strip()
-                report.rejected.append(Rejected(f"{path}:{number}", str(error), sample))
+        yield from ((number, line) for number, line in enumerate(file, 1) if line.strip(b"\xef\xbb\xbf \t\r\n"))
 
 
 def _decode_line(line: bytes, number: int) -> Any:
     """One line's JSON value; every fault becomes a ValueError with a plain reason."""
     try:
-        text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        text = line.rstrip(b"\r\n").decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 at byte {error.start + 1} of the line") from None
     try:
@@ -285,10 +356,12 @@ def _decode_line(line: bytes, number: int) -> Any:
         raise ValueError("half of a surrogate pair: the text was cut inside a character") from None
     except RecursionError:
         raise ValueError("brackets nested too deeply") from None
+    except ValueError:  # Python's own limit
+        raise ValueError("a number of more than 4300 digits") from None
 
 
-def _parse_row(row: Any, path: str, number: int) -> Record | Fragment:
-    """One JSON value as a record or a line of running text.
+def _parse_row(row: Any, path: Path, number: int, *, prepared: bool) -> Record | Fragment:
+    """One JSON value as a record or a line of running text; a prepared row says itself where it came from.
 
     Raises:
         ValueError: why it is neither.
@@ -296,7 +369,9 @@ def _parse_row(row: Any, path: str, number: int) -> Record | Fragment:
     if not isinstance(row, dict):
         raise ValueError(f"a row must be a JSON object, found {_kind(row)}")
     where = f"{path}:{number}"
-    known = {"messages", "prompt", "completion", "text", "metadata", "source"}
+    if prepared and isinstance(row.get("source"), str):
+        where = row.pop("source")
+    known = {"messages", "prompt", "completion", "text", "metadata"}
     metadata = {key: value for key, value in row.items() if key not in known}
     if isinstance(row.get("metadata"), dict):
         metadata = {**row["metadata"], **metadata}
@@ -310,7 +385,7 @@ def _parse_row(row: Any, path: str, number: int) -> Record | Fragment:
         if not completion.strip():
             raise ValueError("the completion is empty")
         if not prompt.strip():
-            return Fragment(_clean(completion), path, number)
+            return Fragment(_clean(completion), str(path), number)
         turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
         return Record({"messages": _messages(turns)}, where, metadata)
     if "text" in row:
@@ -318,14 +393,15 @@ def _parse_row(row: Any, path: str, number: int) -> Record | Fragment:
             raise ValueError(f'"text" must be a text, found {_kind(row["text"])}')
         if not row["text"].strip():
             raise ValueError("the text is empty")
-        return Record({"text": _clean(row["text"])}, str(row.get("source") or where), metadata)
+        return Record({"text": _clean(row["text"])}, where, metadata)
     keys = ", ".join(map(repr, list(row)[:6])) or "none"
     raise ValueError(f'wanted "messages", "prompt" and "completion", or "text"; found the keys {keys}')
 
 
 def _messages(value: Any) -> list[dict[str, str]]:
     if not isinstance(value, list) or not value:
-        raise ValueError(f'"messages" must be a list of {{role, content}}, found {_kind(value)}')
+        found = "an empty list" if value == [] else _kind(value)
+        raise ValueError(f'"messages" must be a list of {{role, content}}, found {found}')
     messages = []
     for turn, message in enumerate(value, 1):
         if not isinstance(message, dict) or not isinstance(message.get("content"), str):
@@ -333,8 +409,10 @@ def _messages(value: Any) -> list[dict[str, str]]:
         if message.get("role") not in ROLES:
             raise ValueError(f"turn {turn} has the role {message.get('role')!r}, wanted one of {', '.join(ROLES)}")
         messages.append({"role": message["role"], "content": _clean(message["content"])})
-    if not any(m["role"] == "assistant" and m["content"] for m in messages):
-        raise ValueError("no assistant turn with an answer")
+        if message["role"] == "assistant" and not messages[-1]["content"]:
+            raise ValueError(f"turn {turn} is an assistant turn without an answer")
+    if all(message["role"] != "assistant" for message in messages):
+        raise ValueError("no assistant turn: nothing would be trained")
     return messages
 
 
@@ -396,8 +474,9 @@ def _read_document(path: Path, limit: int, report: DataReport) -> Iterator[Recor
     try:
         text = _clean(path.read_bytes().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        report.rejected.append(Rejected(str(path), f"not UTF-8 at byte {error.start + 1}"))
+        report.skipped_files.append(Rejected(str(path), f"not UTF-8 at byte {error.start + 1}"))
         return
+    before = report.passages
     title, section, paragraphs = path.stem.replace("-", " "), "", []
     titled = False
     for block in (*re.split(r"\n\s*\n|\n(?=#)|(?<=\n)(?=#)", text), None):
@@ -413,6 +492,8 @@ def _read_document(path: Path, limit: int, report: DataReport) -> Iterator[Recor
             block = (block or "")[heading.end() :]
         if block and block.strip():
             paragraphs.append(block.strip())
+    if report.passages == before:
+        report.skipped_files.append(Rejected(str(path), "holds no text"))
 
 
 def _passages(
@@ -449,20 +530,18 @@ def _document_record(head: str, body: str, path: Path, report: DataReport) -> Re
 # Fact sheets ----------------------------------------------------------------------------------------------------
 
 
-def _read_facts(config: DataConfig, files: Sequence[Path], report: DataReport) -> list[dict[str, Any]]:
+def _read_facts(sheets: Sequence[Path], report: DataReport) -> list[dict[str, Any]]:
     """The rows of every fact sheet, `{"fact", "expected": […], "questions": […]}`; never trained on."""
-    paths = [Path(config.facts).expanduser()] if config.facts else [p for p in files if p.name == FACTS_FILE]
     facts = []
-    for path in paths:
+    for path in sheets:
         if not path.is_file():
-            raise DataError(f"{path}: no such fact sheet.")
+            raise DataError(f"{path}: no such fact sheet (looked in {Path.cwd()}).")
         report.fact_sheets.append(str(path))
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    facts.append(_parse_fact(_decode_line(line, number)))
-                except ValueError as error:
-                    report.rejected.append(Rejected(f"{path}:{number}", f"not a fact: {error}"))
+        for number, line in _filled_lines(path):
+            try:
+                facts.append(_parse_fact(_decode_line(line, number)))
+            except ValueError as error:
+                report.rejected_facts.append(Rejected(f"{path}:{number}", f"not a fact: {error}"))
     return facts
 
 
