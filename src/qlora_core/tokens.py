@@ -66,7 +66,8 @@ class ChatTokenizer:
         directory: holds `tokenizer.json` and, usually, `tokenizer_config.json`.
 
     Raises:
-        ModelError: `tokenizer.json` is missing or unreadable, or no end-of-text token is known.
+        ModelError: `tokenizer.json` is missing or unreadable, no end-of-text token is known, or the chat template is
+            not one.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -90,7 +91,10 @@ class ChatTokenizer:
             reverse=True,
         )
         self.template_text = self._template_text(settings)
-        self._template = _sandbox().from_string(self.template_text)
+        try:
+            self._template = _sandbox().from_string(self.template_text)
+        except TemplateError as error:
+            raise ModelError(f"{self.directory}: its chat template cannot be read: {error}") from None
 
     def _end_ids(self) -> tuple[int, ...]:
         """Ids that end an answer; the tokeniser's own end-of-text comes first."""
@@ -98,7 +102,7 @@ class ChatTokenizer:
         for name in ("config.json", "generation_config.json"):
             ids = _read_json(self.directory / name).get("eos_token_id")
             found += ids if isinstance(ids, list) else [ids]
-        ids = list(dict.fromkeys(i for i in found if isinstance(i, int)))
+        ids = [i for i in dict.fromkeys(found) if isinstance(i, int) and self._tokenizer.id_to_token(i) is not None]
         if not ids:
             raise ModelError(f"{self.directory}: no end-of-text token in tokenizer_config.json or config.json.")
         self.eos_token = self.eos_token or self._tokenizer.id_to_token(ids[0])
@@ -115,9 +119,10 @@ class ChatTokenizer:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the tokeniser and the template."""
+        """SHA-256 of the tokeniser, the template and the ids that end a text."""
         digest = hashlib.sha256((self.directory / "tokenizer.json").read_bytes())
         digest.update(self.template_text.encode())
+        digest.update(repr((self.bos_token, self.eos_ids)).encode())
         return digest.hexdigest()
 
     def render(self, messages: Sequence[dict[str, str]], *, add_generation_prompt: bool = False) -> str:
@@ -134,7 +139,7 @@ class ChatTokenizer:
                 bos_token=self.bos_token or "",
                 eos_token=self.eos_token,
             )
-        except TemplateError as error:
+        except Exception as error:  # a template is a program of the model's: it may raise anything
             raise DataError(f"the model's chat template refuses this conversation: {error}") from None
 
     def disarm(self, text: str) -> str:
@@ -172,21 +177,37 @@ class ChatTokenizer:
     def _encode_messages(self, messages: Sequence[dict[str, str]]) -> tuple[list[int], list[bool]]:
         text = self.render(messages)
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        if not encoding.ids:
+            raise DataError("the model's chat template writes nothing for this conversation")
         ids, trained = list(encoding.ids), [False] * len(encoding.ids)
         offsets = np.asarray(encoding.offsets).reshape(-1, 2)
         for turn, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            start = len(self.render(messages[:turn], add_generation_prompt=True))
-            stop = len(self.render(messages[: turn + 1]))
+            start, stop = self._answer_span(text, messages, turn)
             inside = np.flatnonzero((offsets[:, 0] >= start) & (offsets[:, 1] <= stop))
-            ends = [i for i in inside if ids[i] in self.eos_ids]
+            end = next((i for i in inside if ids[i] in self.eos_ids), None)
+            if end is None and stop == len(text) and turn + 1 < len(messages):
+                raise DataError(f"the model's chat template does not show where the answer of turn {turn + 1} ends")
             for i in inside:  # what a template writes after the end of text (a line feed) is not the model's to say
-                trained[i] = not ends or i <= ends[-1]
-        if trained and trained[-1] and ids[-1] not in self.eos_ids:
+                trained[i] = end is None or i <= end
+        if trained[-1] and ids[-1] not in self.eos_ids:
             ids.append(self.eos_ids[0])
             trained.append(True)
         return ids, trained
+
+    def _answer_span(self, text: str, messages: Sequence[dict[str, str]], turn: int) -> tuple[int, int]:
+        """Where in the rendered conversation an answer begins, and where it has ended at the latest.
+
+        A template may write an answer otherwise when more follows (Qwen3 drops its reasoning), so that a conversation
+        cut behind it need not be a beginning of the whole one; the answer's end-of-text token then ends it.
+        """
+        if not text.startswith(self.render(messages[:turn]) if turn else ""):
+            raise DataError(f"the model's chat template rewrites what comes before turn {turn + 1}")
+        asked = self.render(messages[:turn], add_generation_prompt=True)
+        answered = self.render(messages[: turn + 1])
+        start = next((i for i, (a, b) in enumerate(zip(text, asked, strict=False)) if a != b), len(asked))
+        return start, len(answered) if text.startswith(answered) else len(text)
 
     def encode_prompt(self, prompt: str | Sequence[dict[str, str]]) -> list[int]:
         """Ids of a question, ready for the model's answer."""
