@@ -5,9 +5,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny import write_model, write_rows
+
+from qlora_core.cli import plan_training
+from qlora_core.runs import Run, TrainingPlan, TrainingTracker, resolve_config
 
 ROOT = Path(__file__).parent.parent
 
@@ -22,6 +26,19 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_rows(tmp_path: Path) -> Path:
     """A JSONL file of 12 question rows."""
     return write_rows(tmp_path / "rows.jsonl")
+
+
+@pytest.fixture
+def plan(tiny_model: Path, tiny_rows: Path, tmp_path: Path) -> Callable[..., tuple[TrainingTracker, TrainingPlan]]:
+    """Plan a short run of the tiny model in `tmp_path/runs`, as `qlora train` does; loads no mlx."""
+
+    def make(**settings: Any) -> tuple[TrainingTracker, TrainingPlan]:
+        given = {"model": str(tiny_model), "runs_dir": str(tmp_path / "runs"), "batch_size": 4, "epochs": 2, **settings}
+        if not Run(Path(given["runs_dir"]) / given.get("run", "")).exists:  # one that exists brings its own data
+            given.setdefault("data", [str(tiny_rows)])
+        return plan_training(resolve_config(given), say=lambda _: None)
+
+    return make
 
 
 @pytest.fixture

@@ -304,6 +304,14 @@ def test_two_rows_are_one_and_one_although_both_fall_to_validation():
     assert len(both) == 200
 
 
+@pytest.mark.parametrize(("replies", "only_replies"), [(data.ENOUGH_REPLIES, True), (data.ENOUGH_REPLIES - 1, False)])
+def test_passages_are_held_out_only_where_replies_are_few(replies, only_replies):
+    answered = [Record(question(f"question {i}"), f"q:{i}") for i in range(replies)]
+    train, validation = split([*records(200), *answered], 0.2)
+    assert {row.source[0] for row in validation} == ({"q"} if only_replies else {"q", "f"})
+    assert len(train) + len(validation) == 200 + replies
+
+
 def test_passages_of_a_document_are_on_one_side(write):
     for i in range(30):
         write(f"all/player-{i}.md", f"# Player {i}\n\n" + "\n\n".join(f"Part {j} of {i}. " * 10 for j in range(4)))

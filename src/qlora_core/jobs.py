@@ -7,11 +7,10 @@ Knows nothing of mlx.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 
-from .runs import Run, RunLock, TrainingPlan, TrainingTracker
+from .runs import Run, TrainingPlan, TrainingTracker
 
 
 def start(tracker: TrainingTracker, plan: TrainingPlan) -> int:
@@ -20,21 +19,18 @@ def start(tracker: TrainingTracker, plan: TrainingPlan) -> int:
     Raises:
         BusyError: the run is being trained already.
     """
-    plan.run.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    lock = RunLock(plan.run.path)
-    try:
-        run = tracker.create(plan)
+    with tracker.record(plan.run) as writer:  # leaving it closes our copy of the lock; the child keeps its own
+        run, lock = tracker.create(plan), writer.lock.descriptor
         with (run.path / "worker.log").open("ab") as log:
+            writer.set_status("preparing", message="")  # a worker that dies before its first word has crashed
             child = subprocess.Popen(
-                [sys.executable, "-m", "qlora_core.worker", str(run.path), "--lock", str(lock.descriptor)],
+                [sys.executable, "-m", "qlora_core.worker", str(run.path), "--lock", str(lock)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                pass_fds=(lock.descriptor,),
+                pass_fds=(lock,),
                 start_new_session=True,
             )
-    finally:
-        os.close(lock.descriptor)  # the child keeps the lock through its own copy
     return child.pid
 
 

@@ -21,7 +21,7 @@ from typing import Any, Literal
 from .bases import ModelSpec
 from .config import RunConfig, from_flat, from_json, to_flat, to_json
 from .data import FACTS_FILE, TRAIN_FILE, VAL_FILE, PreparedData, read_rows
-from .errors import BusyError, RunError
+from .errors import BusyError, ConfigError, RunError
 from .storage import write_json, write_text
 from .tokens import ChatTokenizer, TokenDataset
 
@@ -44,6 +44,7 @@ class RunLock:
 
     def __init__(self, run: Path, descriptor: int | None = None) -> None:
         self.path = run / "lock"
+        self.inherited = descriptor is not None
         if descriptor is not None:
             os.set_inheritable(descriptor, False)  # children of the trainer must not keep it alive
             self.descriptor = descriptor
@@ -107,11 +108,14 @@ class Run:
 
     def config(self) -> RunConfig:
         """What was asked."""
-        return from_json(self._read("config.json"))
+        try:
+            return from_json(self._read("config.json"))
+        except ConfigError as error:
+            raise RunError(f"{self.path / 'config.json'}: {error}") from None
 
     def environment(self) -> dict[str, Any]:
         """Versions, device, kernel choice and the hashes that identify the run."""
-        return json.loads(self._read("environment.json"))
+        return self._read_json("environment.json")
 
     def status(self) -> dict[str, Any]:
         """The trainer's last word; empty before it spoke."""
@@ -122,13 +126,11 @@ class Run:
 
     def evaluation(self) -> dict[str, Any] | None:
         """The result of the last evaluation, if there was one."""
-        path = self.path / "evaluation.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        return self._read_json("evaluation.json") if (self.path / "evaluation.json").is_file() else None
 
     def summary(self) -> dict[str, Any] | None:
         """The numbers of a run that ended."""
-        path = self.path / "summary.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        return self._read_json("summary.json") if (self.path / "summary.json").is_file() else None
 
     def train_rows(self) -> list[dict[str, Any]]:
         """The prepared rows it trains on."""
@@ -161,11 +163,13 @@ class Run:
     @property
     def state(self) -> State | Literal["new"]:
         """What the run is doing; `crashed` when its trainer is gone without having said why, `new` before the first."""
-        alive = self.alive  # before the status: a trainer that ends in between shows as running, never as crashed
-        state = self.status().get("state")
-        if state in ("preparing", "running") and not alive:
-            return "crashed"
-        return state or ("preparing" if alive else "new")
+        status = self.status()
+        if status.get("state") in ("preparing", "running") and not self.alive:
+            # a trainer that ended, or began, between the two looks has written again
+            if (again := self.status()) == status:
+                return "crashed"
+            status = again
+        return status.get("state") or ("preparing" if self.alive else "new")
 
     def control(self) -> Control:
         """What the trainer was asked to do."""
@@ -190,6 +194,12 @@ class Run:
             return (self.path / name).read_text(encoding="utf-8")
         except FileNotFoundError:
             raise RunError(f"{self.path}: is not a run ({name} is missing). `qlora runs` lists them.") from None
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        try:
+            return json.loads(self._read(name))
+        except ValueError as error:
+            raise RunError(f"{self.path / name}: cannot be read: {error}") from None
 
 
 class MetricsReader:
@@ -217,8 +227,8 @@ class MetricsReader:
         self._offset += len(chunk)
         for line in chunk.split(b"\n")[:-1]:
             try:
-                event = json.loads(line)
-            except ValueError:  # torn by a crash, and closed by the next trainer
+                event = dict(json.loads(line))
+            except (ValueError, TypeError):  # torn by a crash, and closed by the next trainer
                 continue
             if event.get("type") == "start" and self.events:
                 self.generation += 1
@@ -341,6 +351,8 @@ class TrainingTracker:
             }
             write_json(run.path / "environment.json", environment)
             config = plan.config
+            if plan.model.path == Path(config.base.model).expanduser():  # the run may be resumed from elsewhere
+                config = from_flat({"model": str(plan.model.path.absolute())}, config)
         else:
             kept = {**to_flat(run.config()), **to_flat(plan.config, "length"), **to_flat(plan.config, "pace")}
             config = from_flat(kept)
@@ -349,11 +361,12 @@ class TrainingTracker:
         return run
 
     def record(self, run: Run, descriptor: int | None = None) -> RunWriter:
-        """Open a run for writing.
+        """Open a run for writing; its directory is made when there is none yet.
 
         Raises:
             BusyError: another process writes it.
         """
+        run.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         return RunWriter(run, RunLock(run.path, descriptor))
 
 
@@ -369,10 +382,9 @@ def resolve_config(given: dict[str, Any]) -> RunConfig:
     run = Run(Path(config.place.runs_dir) / config.place.run)
     if not run.exists:
         return config
-    config = from_flat(given, base=run.config())
-    if "data" not in given:
-        config = from_flat({"data": (str(run.path / "data"),), "facts": ""}, base=config)
-    return config
+    stored = to_flat(run.config()) | {"data": (str(run.path / "data"),), "facts": ""}
+    stored |= {"run": run.name, "runs_dir": config.place.runs_dir}  # where it was found, wherever it was made
+    return from_flat(stored | given)
 
 
 def _default_name(config: RunConfig, model: ModelSpec, identity: dict[str, Any]) -> str:
@@ -396,19 +408,20 @@ class RunWriter:
     def __init__(self, run: Run, lock: RunLock) -> None:
         self.run = run
         self.listeners: list[Callable[[dict[str, Any]], None]] = []
-        self._lock = lock
-        self._status: dict[str, Any] = {}
+        self.lock = lock
+        self._status = run.status()
         self._written = 0.0
         _close_torn_line(run.path / "metrics.jsonl")
         self._metrics = (run.path / "metrics.jsonl").open("a", encoding="utf-8", newline="\n")
-        run.request("run")  # a pause asked of an earlier trainer is done
+        if not lock.inherited:  # a pause asked of an earlier trainer is done; one asked since the lock was taken is not
+            run.request("run")
 
     def __enter__(self) -> RunWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._metrics.close()
-        self._lock.release()
+        self.lock.release()
 
     def log(self, type: str, **fields: Any) -> None:
         """Append one event to `metrics.jsonl`, a whole line at once, and tell the listeners."""
