@@ -9,6 +9,7 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+import math
 import re
 import struct
 import sys
@@ -58,7 +59,7 @@ class ModelSpec:
         path: the model directory.
         config: the contents of `config.json`.
         parameters: weights of the model, quantised ones counted as they were before packing.
-        stored_bytes: size of the weight files' tensors.
+        loaded_bytes: size of the weights once loaded, scales and biases included.
         quantize_bits: bits to quantise to while loading; None if the base is quantised already or stays as it is.
         quantize_group_size: group size for that.
         licence: as known, else empty.
@@ -70,7 +71,7 @@ class ModelSpec:
     path: Path
     config: dict[str, Any]
     parameters: int
-    stored_bytes: int
+    loaded_bytes: int
     quantize_bits: int | None
     quantize_group_size: int
     licence: str
@@ -91,13 +92,6 @@ class ModelSpec:
     def num_layers(self) -> int:
         """Transformer layers."""
         return self.config["num_hidden_layers"]
-
-    @property
-    def loaded_bytes(self) -> int:
-        """Size of the weights once loaded; quantising adds a scale and a bias of 2 bytes a group."""
-        if self.quantize_bits is None:
-            return self.stored_bytes
-        return int(self.parameters * (self.quantize_bits + 32 / self.quantize_group_size) / 8)
 
     @property
     def bits_per_weight(self) -> float:
@@ -193,22 +187,26 @@ def describe(path: Path, config: BaseConfig, licence: str = "") -> ModelSpec:
     """
     try:
         settings = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        settings = {**settings.get("text_config", {}), **settings}
-        _ = settings["num_hidden_layers"], settings["model_type"]
+        settings = {**(settings.get("text_config") or {}), **settings}
     except FileNotFoundError:
         raise ModelError(f"{path}: no config.json. A model is a directory in Hugging Face or MLX layout.") from None
-    except (ValueError, AttributeError, KeyError) as error:
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         raise ModelError(f"{path / 'config.json'}: not a model's configuration: {error}") from None
+    for name, kind in {"model_type": str, "num_hidden_layers": int, "hidden_size": int, "vocab_size": int}.items():
+        if not isinstance(settings.get(name), kind):
+            wanted = "a text" if kind is str else "a whole number"
+            raise ModelError(f"{path / 'config.json'}: {name} must be {wanted}; found {settings.get(name)!r}.")
     tensors = dict(_tensors(path))
     quantization = settings.get("quantization") or settings.get("quantization_config")
+    bits = None if quantization or config.quantize == "none" else int(config.quantize)
     parameters, shapes = _count(tensors, quantization or {})
     return ModelSpec(
         name=BUILT_IN if config.model == BUILT_IN else Path(config.model).name,
         path=path,
         config=settings,
         parameters=parameters,
-        stored_bytes=sum(size for _, _, size in tensors.values()),
-        quantize_bits=None if quantization or config.quantize == "none" else int(config.quantize),
+        loaded_bytes=_loaded_bytes(tensors, bits, int(config.group_size)),
+        quantize_bits=bits,
         quantize_group_size=int(config.group_size),
         licence=licence,
         dtype=next((_DTYPES[kind] for kind, _, _ in tensors.values() if kind in _DTYPES), "float32"),
@@ -241,12 +239,17 @@ def _tensors(path: Path) -> Iterator[tuple[str, tuple[str, list[int], int]]]:
                 if length > 100_000_000:
                     raise ValueError(f"a header of {length} bytes")
                 header = json.loads(stream.read(length))
+            header.pop("__metadata__", None)
+            wanted = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
             for name, entry in header.items():
-                if name != "__metadata__":
-                    begin, end = entry["data_offsets"]
-                    yield name, (entry["dtype"], entry["shape"], end - begin)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+                begin, end = entry["data_offsets"]
+                if not all(isinstance(dimension, int) and dimension >= 0 for dimension in entry["shape"]):
+                    raise ValueError(f"{name} has the shape {entry['shape']}")
+                yield name, (entry["dtype"], entry["shape"], end - begin)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, struct.error) as error:
             raise ModelError(f"{file}: not a safetensors file: {error}") from None
+        if file.stat().st_size < wanted:
+            raise ModelError(f"{file}: is cut off: {wanted} bytes wanted, {file.stat().st_size} found. Fetch it again.")
 
 
 def _count(tensors: dict[str, Any], quantization: dict[str, Any]) -> tuple[int, dict[str, tuple[int, int]]]:
@@ -256,9 +259,7 @@ def _count(tensors: dict[str, Any], quantization: dict[str, Any]) -> tuple[int, 
         module, _, leaf = name.rpartition(".")
         if leaf in ("scales", "biases"):
             continue
-        size = 1
-        for dimension in shape:
-            size *= dimension
+        size = math.prod(shape)
         columns = shape[-1] if shape else 1
         if dtype == "U32":
             own = quantization.get(module)
@@ -268,6 +269,21 @@ def _count(tensors: dict[str, Any], quantization: dict[str, Any]) -> tuple[int, 
         if leaf == "weight" and len(shape) == 2 and _LAYER.search(module):
             shapes[module] = (shape[0], columns)
     return parameters, shapes
+
+
+def _loaded_bytes(tensors: dict[str, Any], bits: int | None, group_size: int) -> int:
+    """Size of the tensors as `model.load_base` leaves them, quantised to `bits` if that is not None."""
+    number = 2 if has_gpu() else 4  # a CPU computes in float32, and so its scales and norms are
+    total = 0
+    for name, (dtype, shape, stored) in tensors.items():
+        size = math.prod(shape)
+        if dtype not in _DTYPES:  # packed already
+            total += stored
+        elif bits and name.endswith(".weight") and len(shape) > 1 and shape[-1] % group_size == 0:
+            total += size * bits // 8 + 2 * number * size // group_size  # a scale and a bias a group
+        else:
+            total += number * size
+    return total
 
 
 # The built-in model ---------------------------------------------------------------------------------------------

@@ -1,0 +1,46 @@
+"""The half that knows nothing of mlx stays without it, so that the page is light and training has the memory."""
+
+import ast
+from pathlib import Path
+
+import qlora_core
+
+SOURCE = Path(qlora_core.__file__).parent
+WITHOUT_MLX = [
+    "errors", "storage", "config", "data", "tokens", "memory", "bases", "runs", "jobs", "fit", "worker", "console",
+    "cli", "page", "schedule", "batching",
+]  # fmt: skip
+HEAVY = ("mlx", "mlx_lm", "transformers", "torch")
+
+
+def test_importing_it_brings_neither_mlx_nor_transformers(python):
+    """In a fresh interpreter, one module after the other: here, other tests have imported both."""
+    script = (
+        "import importlib, sys\n"
+        f"for module in {WITHOUT_MLX}:\n"
+        "    importlib.import_module(f'qlora_core.{module}')\n"
+        f"    print(module, *(name for name in {HEAVY} if name in sys.modules))\n"
+    )
+    assert python("-c", script).stdout.splitlines() == WITHOUT_MLX
+
+
+def imported(path: Path) -> set[str]:
+    """Modules of the package that a module imports when it is imported, not inside functions."""
+    names = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom) and node.level == 1:
+            names |= {node.module} if node.module else {alias.name for alias in node.names}
+    return names
+
+
+def test_every_module_belongs_to_one_half():
+    """A module that is in neither list of the design would be in no test."""
+    with_mlx = {"device", "kernels", "model", "checkpoint", "session", "generate", "evaluate",
+                "trainer", "smollm2", "doctor"}  # fmt: skip
+    found = {path.stem for path in SOURCE.glob("*.py")} - {"__init__"}
+    assert found == with_mlx | set(WITHOUT_MLX)
+
+
+def test_imports_of_the_first_half_stay_in_it():
+    for module in WITHOUT_MLX:
+        assert imported(SOURCE / f"{module}.py") <= set(WITHOUT_MLX), module
