@@ -94,7 +94,7 @@ def directories(data_form, flags):
 def load_validate_split(data_config, flags):
     # JSONL, biographies and fact sheets are read and checked, and split by a hash of their content
     prepared = attempt(data.prepare, data_config.data)
-    flags.show("Data", lambda made: console.data_counts(made.report), prepared)
+    page.complain(prepared) or flags.show("Data", console.data_counts, prepared.report)
     return (prepared,)
 
 
@@ -279,7 +279,7 @@ def plan(
 ):
     # Training takes this value alone: without tracker, model, tokenizer and datasets it cannot exist
     plan = attempt(tracker.plan, config, model, tokenizer, prepared, train_dataset, val_dataset)
-    flags.show("Training", console.training_plan, plan)
+    page.complain(plan) or flags.show("Training", console.training_plan, plan)
     return (plan,)
 
 

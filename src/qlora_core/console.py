@@ -86,7 +86,7 @@ def model_information(spec: ModelSpec, config: RunConfig) -> dict[str, str]:
         "Trainable": f"{trainable / 1e6:,.2f} M ({100 * trainable / spec.parameters:.2f}%): "
         f"rank {config.lora.rank}, alpha {config.lora.alpha:g}, "
         f"{config.lora.projections} projections of {layers} layers",
-        "Weights": f"{spec.loaded_bytes / MB:,.1f} MB, {spec.bits_per_weight:.2f} bits per weight",
+        "Weights": f"{size(spec.loaded_bytes)}, {spec.bits_per_weight:.2f} bits per weight",
     }
 
 
@@ -149,8 +149,8 @@ def performance(numbers: dict[str, Any]) -> dict[str, str]:
     return {
         "Time": f"{duration(numbers['training_seconds'])} of training, {numbers['steps']} steps",
         "Speed": f"{numbers['tokens_per_second']:,.0f} tokens/s over {numbers['tokens']:,} tokens",
-        "Memory": f"peak {numbers['peak_memory_bytes'] / GB:.2f} GB of arrays, "
-        f"{numbers['peak_process_bytes'] / GB:.2f} GB of the process",
+        "Memory": f"peak {size(numbers['peak_memory_bytes'])} of arrays, "
+        f"{size(numbers['peak_process_bytes'])} of the process",
         "Best": f"validation loss {best:.4f} at step {numbers['best_step']}" if best is not None else "",
     }
 
@@ -332,6 +332,13 @@ def _share(part: int, whole: int) -> str:
 def _one_line(text: str, limit: int = 200) -> str:
     line = " ".join(text.split())
     return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def size(count: int) -> str:
+    """Bytes for people: 4.02 GB, 83 MB, 0.1 MB."""
+    if count >= GB:
+        return f"{count / GB:.2f} GB"
+    return f"{count / MB:.0f} MB" if count >= 10 * MB else f"{count / MB:.1f} MB"
 
 
 def duration(seconds: float) -> str:

@@ -23,14 +23,16 @@ import marimo as mo
 from . import bases, cli, console, fit, jobs
 from .bases import ModelSpec
 from .config import RunConfig, Setting, from_flat, given_settings, settings
+from .console import size
 from .data import PreparedData
 from .errors import ConfigError, QLoraError
-from .memory import GB, MB, MemoryMonitor, available_bytes
+from .memory import MemoryMonitor, available_bytes
 from .runs import MetricsReader, Run, TrainingPlan, TrainingTracker, iterate_states, resolve_config
 from .schedule import learning_rate
 from .tokens import TokenDataset
 
 POINTS = 1000  # of a curve; more cannot be told apart on a screen
+DOTS = 60  # points up to which each is marked, so that a single one can be seen
 LOG_LINES = 200
 
 
@@ -115,11 +117,11 @@ class Flags:
     problem: Problem | None = None
 
     def show(self, title: str, rows: Callable[..., dict[str, str]], *values: Any) -> mo.Html | None:
-        """Show `rows(*values)`: printed by a script, a table on the page; or the problem that is in the way."""
+        """Show `rows(*values)`: printed by a script, a table on the page; nothing where a value is a problem."""
         made = attempt(rows, *values)
         if scripted():
             self.tell(console.block(title, made) if title else console.table(made))
-        return complain(*values) or view(fact_table, made)
+        return complain(made) or view(fact_table, made)
 
     def tell(self, text: str) -> None:
         """Print, in a script only; with `--json`, on standard error."""
@@ -128,21 +130,26 @@ class Flags:
 
 
 def read_flags(argv: Sequence[str]) -> Flags:
-    """The flags of `qlora train`. A script ends on a wrong one; a page says so and opens with the defaults."""
-    parser = cli.training_parser()
-    if not scripted():
+    """The flags of `qlora train`. A script ends on a wrong one; a page says so and opens all the same."""
+    parser, unknown = cli.training_parser(), []
+    if scripted():
+        arguments = parser.parse_args(argv)
+    else:
+        parser.error = parser.exit = _refuse  # type: ignore[assignment,method-assign]
+        known = attempt(parser.parse_known_args, argv)
+        if isinstance(known, Problem):
+            return Flags(problem=known)
+        arguments, unknown = known
+    config = attempt(lambda: resolve_config(given_settings(arguments)))
+    if isinstance(config, Problem):
+        return Flags(problem=config)
+    problem = Problem(f"unknown flags, left aside: {' '.join(unknown)}") if unknown else None
+    return Flags(config, arguments.json, problem)
 
-        def refuse(*message: Any) -> None:
-            words = next((word for word in message if isinstance(word, str)), "--help is for the command line")
-            raise ConfigError(f"these flags were left aside: {words.strip()}")
 
-        parser.error = parser.exit = refuse  # type: ignore[assignment,method-assign]
-    arguments = attempt(parser.parse_args, list(argv))
-    config = attempt(lambda given: resolve_config(given_settings(given)), arguments)
-    for problem in (arguments, config):
-        if isinstance(problem, Problem):
-            return Flags(problem=problem)
-    return Flags(config, arguments.json)
+def _refuse(*words: Any) -> None:
+    reason = next((word.strip() for word in words if isinstance(word, str)), "--help is for the command line")
+    raise ConfigError(f"the flags were left aside: {reason}")
 
 
 def settings_form(config: RunConfig, *groups: str) -> mo.ui.dictionary:
@@ -281,7 +288,7 @@ class Chart:
 
 
 @functools.cache
-def _line_chart(y: str, title: str, kinds: tuple[str, ...], height: int, format: str) -> dict[str, Any]:
+def _line_chart(y: str, title: str, kinds: tuple[str, ...], height: int, format: str, dots: bool) -> dict[str, Any]:
     """Specification of a line chart over steps, one line a kind; built once, since altair takes its time."""
     import altair as alt
 
@@ -289,7 +296,7 @@ def _line_chart(y: str, title: str, kinds: tuple[str, ...], height: int, format:
     legend = alt.Legend(orient="top", title=None) if len(kinds) > 1 else None
     chart = (
         alt.Chart(alt.NamedData(name="rows"))
-        .mark_line(point=alt.OverlayMarkDef(size=18))
+        .mark_line(point=alt.OverlayMarkDef(size=18) if dots else False)
         .encode(
             x=alt.X("step:Q", title="step", axis=alt.Axis(tickMinStep=1, format="d", grid=False)),
             y=alt.Y(f"{y}:Q", title=title, scale=alt.Scale(zero=False), axis=alt.Axis(format=format)),
@@ -306,14 +313,16 @@ def loss_chart(steps: Sequence[Mapping[str, Any]], evals: Sequence[Mapping[str, 
     """Training and validation loss over steps."""
     rows = [{"step": e["step"], "loss": e["train_loss"], "kind": "training"} for e in thin(steps)]
     rows += [{"step": e["step"], "loss": e["val_loss"], "kind": "validation"} for e in thin(evals)]
-    return Chart(_line_chart("loss", "loss (nats a token)", ("training", "validation"), 280, ".3~f"), rows)
+    return Chart(
+        _line_chart("loss", "loss (nats a token)", ("training", "validation"), 280, ".3~f", len(rows) <= DOTS), rows
+    )
 
 
 def rate_chart(plan: TrainingPlan) -> Chart:
     """The learning rate of every step of a plan."""
     total, train = plan.total_steps, plan.config.train
     rows = [{"step": s, "rate": learning_rate(s, total, train), "kind": "rate"} for s in thin(range(1, total + 1))]
-    return Chart(_line_chart("rate", "learning rate", ("rate",), 140, ".1e"), rows)
+    return Chart(_line_chart("rate", "learning rate", ("rate",), 140, ".1~e", False), rows)
 
 
 def thin(points: Sequence[Any], most: int = POINTS) -> list[Any]:
@@ -406,7 +415,7 @@ def controls(plan: TrainingPlan | Problem, watcher: RunWatcher) -> tuple[Any, An
     if busy:
         note = f"{watcher.run.name} is being trained in a process of its own; this page may be closed."
     elif isinstance(plan, Problem):
-        note = "Not ready: see the message."
+        note = f"Not ready: {plan.message.splitlines()[0]}"
     elif plan.done:
         note = "Complete. More epochs train it further; “fresh” starts a new run beside it."
     elif plan.run.exists:
@@ -447,7 +456,8 @@ def _figures(snapshot: Snapshot) -> mo.Html:
     steps, evals, status = snapshot.of_type("step"), snapshot.of_type("eval"), snapshot.status
     start = next(iter(reversed(snapshot.of_type("start"))), {})
     last: Mapping[str, Any] = steps[-1] if steps else {}
-    done, total = status.get("step", 0), status.get("total_steps", 0)
+    done = max(status.get("step", 0), last.get("step", 0))
+    total = status.get("total_steps", 0)
     recent = steps[-20:]
     seconds = sum(e["seconds"] for e in recent)
     left = console.duration((total - done) * seconds / len(recent)) if recent and snapshot.alive else "–"
@@ -461,7 +471,7 @@ def _figures(snapshot: Snapshot) -> mo.Html:
         "Validation loss": f"{val:.3f}" if val is not None else "–",
         "Tokens/s": f"{sum(e['tokens'] for e in recent) / seconds:,.0f}" if seconds else "–",
         "Time left": left,
-        "Memory": f"{last['available_memory_bytes'] / GB:.1f} GB free" if last else "–",
+        "Memory": f"{size(last['available_memory_bytes'])} free" if last else "–",
     }
     cards = [mo.stat(value, label=label, bordered=True) for label, value in figures.items()]
     return mo.vstack([mo.hstack(cards[:4], widths="equal"), mo.hstack(cards[4:], widths="equal")], gap=0.5)
@@ -538,9 +548,9 @@ def saved(run: Run | None) -> mo.Html:
     return fact_table(console.places(run))
 
 
-def integration(run: Run | None, model: ModelSpec | Problem) -> mo.Html:
+def integration(run: Run | None) -> mo.Html:
     """Commands that use the adapters elsewhere."""
-    if run is None or isinstance(model, Problem) or not (run.best.is_dir() or run.final.is_dir()):
+    if run is None or not (run.best.is_dir() or run.final.is_dir()):
         return _small("The commands appear here when there are adapters.")
     base = run.environment()["model"]["path"]
     return mo.plain_text(
@@ -603,10 +613,10 @@ def quantisations(model: ModelSpec, config: RunConfig, train_dataset: TokenDatas
     rows = [
         {
             "base": name,
-            "weights": f"{spec.loaded_bytes / MB:,.1f} MB",
+            "weights": size(spec.loaded_bytes),
             "bits a weight": f"{spec.bits_per_weight:.2f}",
             "adapters": f"{spec.trainable(config.lora) / 1e6:,.2f} M",
-            "predicted peak": f"{_estimate(spec, config, train_dataset).total / GB:.2f} GB",
+            "predicted peak": size(_estimate(spec, config, train_dataset).total),
         }
         for name, spec in choices.items()
     ]
@@ -630,21 +640,20 @@ def diagnosis(snapshot: Snapshot) -> mo.Html:
 def memory_now(monitor: MemoryMonitor) -> mo.Html:
     """What is free, and what this page takes."""
     sample = monitor.sample()
-    free, own = f"{sample.available / GB:.1f} GB available", f"{sample.process / MB:.0f} MB for this page"
-    return fact_table({"Memory": f"{free}, {own}"})
+    return fact_table({"Memory": f"{size(sample.available)} available; this page takes {size(sample.process)}"})
 
 
 def memory_check(model: ModelSpec, config: RunConfig, train_dataset: TokenDataset) -> mo.Html:
     """The predicted peak against what is free now; the trainer asks the same before it loads anything."""
     estimate, available = _estimate(model, config, train_dataset), available_bytes()
     rows = {
-        "Base": f"{estimate.weights / GB:.2f} GB",
-        "Dequantised": f"{estimate.dense / GB:.2f} GB" if estimate.dense else "",
-        "Activations": f"{estimate.activations / GB:.2f} GB",
-        "Logits": f"{estimate.logits / GB:.2f} GB",
-        "Adapters": f"{estimate.adapters / GB:.2f} GB, with gradients and the optimizer's moments",
-        "Predicted peak": f"{estimate.total / GB:.2f} GB",
-        "Available": f"{available / GB:.2f} GB",
+        "Base": size(estimate.weights),
+        "Dequantised": size(estimate.dense) if estimate.dense else "",
+        "Activations": size(estimate.activations),
+        "Logits": size(estimate.logits),
+        "Adapters": f"{size(estimate.adapters)}, with gradients and the optimizer's moments",
+        "Predicted peak": f"{size(estimate.total)}, the program included",
+        "Available": size(available),
     }
     verdict = attempt(fit.check_before_loading, estimate, available, config)
     fits = failure(verdict.message) if isinstance(verdict, Problem) else mo.callout("It fits.", kind="success")
