@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 
 from .runs import Run, TrainingPlan, TrainingTracker
 
@@ -31,6 +32,7 @@ def start(tracker: TrainingTracker, plan: TrainingPlan) -> int:
                 pass_fds=(lock,),
                 start_new_session=True,
             )
+    threading.Thread(target=child.wait, daemon=True).start()  # or it would stay in the process table once it ended
     return child.pid
 
 
