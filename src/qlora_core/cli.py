@@ -8,7 +8,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -115,7 +117,7 @@ def _data(arguments: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from .config import from_flat
-    from .data import prepare
+    from .data import REPORT_FILE, prepare
 
     given = {name: value for name, value in given_settings(arguments).items() if name != "data"}
     prepared = prepare(from_flat({**given, "data": arguments.sources}).data)
@@ -125,9 +127,12 @@ def _data(arguments: argparse.Namespace) -> int:
         _print_json({**asdict(report), "out": str(arguments.out)})
         return DONE
     print(f"✓ {report.train} rows to train, {report.validation} to validate, in {arguments.out}")
-    for problem in report.rejected[:20]:
+    problems = [*report.rejected, *report.rejected_facts, *report.skipped_files]
+    for problem in problems[:20]:
         print(f"  ! {problem.where}: {problem.reason}")
-    print(f"Next\n  uv run qlora train --data {arguments.out}")
+    if len(problems) > 20:
+        print(f"  … and {len(problems) - 20} more: {arguments.out / REPORT_FILE}")
+    print(f"Next\n  uv run qlora train --data {shlex.quote(str(arguments.out))}")
     return DONE
 
 
@@ -234,8 +239,8 @@ def build_parser() -> argparse.ArgumentParser:
     generate = command("generate", _generate, "ask a tuned model, or its base")
     generate.add_argument("--prompt", required=True)
     generate.add_argument("--base", action="store_true", help="without the adapters")
-    generate.add_argument("--max-tokens", type=int, default=128)
-    generate.add_argument("--temperature", type=float, default=0.0, help="0: always the likeliest token")
+    generate.add_argument("--max-tokens", type=_at_least(1, int), default=128)
+    generate.add_argument("--temperature", type=_at_least(0, float), default=0.0, help="0: always the likeliest token")
     generate.add_argument("--seed", type=int, default=0)
     evaluate = command("evaluate", _evaluate, "answers and recall of base and tuned model")
     for made in (generate, evaluate):
@@ -244,6 +249,20 @@ def build_parser() -> argparse.ArgumentParser:
         made.add_argument("--runs-dir", default=RunConfig().place.runs_dir, help="directory of all runs")
     command("app", _app, "open the page, for this machine only, with a token")
     return parser
+
+
+def _at_least(least: float, kind: type[int] | type[float]) -> Callable[[str], float]:
+    def number(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value < math.inf:
+            wanted = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"must be {wanted} of at least {least}; found {text!r}")
+        return value
+
+    return number
 
 
 def _settings_of(group: str) -> list[Any]:
