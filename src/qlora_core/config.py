@@ -67,7 +67,7 @@ class DataConfig:
     )
     val_fraction: float = knob(
         0.05,
-        "Share of the rows with a reply kept for validation (of all rows, where they are few), by a hash of each.",
+        "Share of the replies kept for validation, by a hash of each row; of all rows, where replies are few.",
         ge=0.0,
         le=0.5,
     )

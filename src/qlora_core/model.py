@@ -19,7 +19,9 @@ from .device import Kernels, mx, nn, tree_flatten, tree_unflatten
 from .errors import ModelError
 from .kernels import (
     AdapterLinear,
+    KeyedDropout,
     PackedRows,
+    draw_keys,
     fast_cross_entropy,
     use_attention_kernels,
     use_linear_kernels,
@@ -123,7 +125,7 @@ def load_adapters(model: nn.Module, path: Path) -> None:
 
 
 class AdapterVector:
-    """All adapter parameters of a model as one vector, in the order of their names.
+    """The adapters of a model as one vector, in the order of their names, and back.
 
     One optimizer update and one norm instead of hundreds of small ones; elementwise, so the numbers are the same.
 
@@ -132,21 +134,19 @@ class AdapterVector:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = model
         named = tree_flatten(model.trainable_parameters())
         self.names = [name for name, _ in named]
         self.shapes = [value.shape for _, value in named]
         self._cuts = np.cumsum([value.size for _, value in named])[:-1].tolist()
 
-    def gather(self) -> mx.array:
-        """The model's adapters, `(parameters,)` float32."""
-        return mx.concatenate([value.reshape(-1) for _, value in tree_flatten(self.model.trainable_parameters())])
+    def join(self, tree: dict[str, Any]) -> mx.array:
+        """Adapters, or gradients of them, to `(parameters,)` float32."""
+        return mx.concatenate([value.reshape(-1) for _, value in tree_flatten(tree)])
 
-    def scatter(self, vector: mx.array) -> None:
-        """Put a vector's values into the model; its gradient flows back to the vector."""
-        parts = mx.split(vector, self._cuts)
-        values = [part.reshape(shape) for part, shape in zip(parts, self.shapes, strict=True)]
-        self.model.update(tree_unflatten(list(zip(self.names, values, strict=True))))
+    def part(self, vector: mx.array) -> dict[str, Any]:
+        """What `join` joined."""
+        values = [part.reshape(shape) for part, shape in zip(mx.split(vector, self._cuts), self.shapes, strict=True)]
+        return dict(tree_unflatten(list(zip(self.names, values, strict=True))))
 
 
 @contextmanager
@@ -163,19 +163,38 @@ def base_only(model: nn.Module) -> Iterator[None]:
 
 
 def use_grad_checkpoint(model: nn.Module) -> None:
-    """Recompute each transformer layer in the backward pass instead of keeping its activations."""
+    """Recompute each transformer layer in the backward pass instead of keeping its activations.
+
+    Not `mx.checkpoint`: it draws new dropout masks when it recomputes, and leaves MLX free to recompute all layers at
+    once, which takes more memory than keeping them did.
+    """
     made: dict[type, type] = {}
     for layer in model.layers:
         layer.__class__ = made.setdefault(type(layer), _checkpointed(type(layer)))
 
 
 def _checkpointed(cls: type) -> type:
-    def call(self, *args, **options):
-        def inner(parameters, *args, **options):
-            self.update(parameters)
-            return cls.__call__(self, *args, **options)
+    def call(self, x, *args, **options):
+        named = tree_flatten(self.trainable_parameters())
+        dropouts = [module for module in self.modules() if isinstance(module, KeyedDropout)]
+        keys = draw_keys(len(dropouts)) if self.training else [None] * len(dropouts)
 
-        return mx.checkpoint(inner)(self.trainable_parameters(), *args, **options)
+        def forward(x, *values):
+            self.update(tree_unflatten([(name, value) for (name, _), value in zip(named, values, strict=True)]))
+            for dropout, key in zip(dropouts, keys, strict=True):
+                dropout.use_key(key)
+            return cls.__call__(self, x, *args, **options)
+
+        layer = mx.custom_function(forward)
+
+        @layer.vjp
+        def _(primals, cotangent, _):
+            # recompute only when the layers above are done, and finish the adapters' gradients before those below
+            inputs = mx.depends(list(primals), [cotangent])
+            _, (down, *gradients) = mx.vjp(lambda *inputs: [forward(*inputs)], inputs, [cotangent])
+            return (mx.depends([down], gradients)[0] if gradients else down, *gradients)
+
+        return layer(x, *(value for _, value in named))
 
     return type(f"Checkpointed{cls.__name__}", (cls,), {"__call__": call})
 

@@ -109,7 +109,7 @@ def open_session(writer: RunWriter, monitor: MemoryMonitor) -> Session:
         writer.log("warning", message=f"this model's rows cannot be packed; they are {layout} instead")
     optimizer = make_optimizer(config)
     adapters = AdapterVector(model)
-    optimizer.init({"adapters": adapters.gather()})
+    optimizer.init({"adapters": adapters.join(model.trainable_parameters())})
     fit.check_after_loading(estimate, monitor.sample().available, spec.parameters, config)
     progress = _restore(writer, model, optimizer)
     return Session(

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from . import device
 from .batching import Batch, epoch_batches, fixed_batches, make_batch, share_out
 from .checkpoint import latest_checkpoint, save_checkpoint
-from .device import mx
+from .device import mx, nn
 from .errors import QLoraError, TrainingError
 from .evaluate import evaluate_run
 from .memory import MemoryMonitor
@@ -204,10 +204,9 @@ def train_step(session: Session, group: Sequence[Sequence[int]]) -> Step:
     targets = sum(rows[i].target_tokens for indices in group for i in indices)
     tokens = sum(len(rows[i]) for indices in group for i in indices)
     mx.random.seed(_dropout_seed(config.seed, number))
-    adapters = session.adapters.gather()
-    loss, gradient = mx.array(0.0), mx.zeros_like(adapters)
+    loss, gradient = mx.array(0.0), mx.array(0.0)
     for indices in group:
-        part_loss, part_gradient = _micro_batch(session, adapters, [rows[i] for i in indices])
+        part_loss, part_gradient = _micro_batch(session, [rows[i] for i in indices])
         loss, gradient = loss + part_loss, gradient + part_gradient
         mx.eval(loss, gradient)
     gradient = gradient / targets
@@ -217,22 +216,22 @@ def train_step(session: Session, group: Sequence[Sequence[int]]) -> Step:
         if config.max_grad_norm and step.norm > config.max_grad_norm:
             gradient = gradient * (config.max_grad_norm / step.norm)
         optimizer.learning_rate = mx.array(step.rate, mx.float32)
-        adapters = optimizer.apply_gradients({"adapters": gradient}, {"adapters": adapters})["adapters"]
-        mx.eval(adapters, optimizer.state)
-    session.adapters.scatter(adapters)
-    mx.eval(session.model.trainable_parameters())
+        adapters = session.adapters.join(session.model.trainable_parameters())
+        updated = optimizer.apply_gradients({"adapters": gradient}, {"adapters": adapters})
+        session.model.update(session.adapters.part(updated["adapters"]))
+        mx.eval(session.model.trainable_parameters(), optimizer.state)
     return step
 
 
-def _micro_batch(session: Session, adapters: mx.array, rows: Sequence[TokenRow]) -> tuple[mx.array, mx.array]:
-    """Summed loss of some rows and its gradient, a part of them on each stream."""
+def _micro_batch(session: Session, rows: Sequence[TokenRow]) -> tuple[mx.array, mx.array]:
+    """Summed loss of some rows and its gradient `(parameters,)`, a part of the rows on each stream."""
+    value_and_grad = nn.value_and_grad(session.model, batch_loss)
 
-    def loss(adapters: mx.array, batch: Batch) -> mx.array:
-        session.adapters.scatter(adapters)
-        return batch_loss(session.model, batch, session.layout)
+    def compute(batch: Batch) -> tuple[mx.array, mx.array]:
+        loss, gradients = value_and_grad(session.model, batch, session.layout)
+        return loss, session.adapters.join(gradients)
 
-    parts = _on_streams(session, rows, lambda batch: mx.value_and_grad(loss)(adapters, batch))
-    losses, gradients = zip(*parts, strict=True)
+    losses, gradients = zip(*_on_streams(session, rows, compute), strict=True)
     return sum(losses), sum(gradients[1:], gradients[0])
 
 
