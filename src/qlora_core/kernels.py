@@ -133,6 +133,27 @@ def _lora_linear() -> type:
     return LoRALinear
 
 
+class KeyedDropout(nn.Dropout):
+    """Dropout that takes its mask from a key, if it has one: a layer that is recomputed drops the same numbers."""
+
+    key: mx.array | None = None
+
+    def use_key(self, key: mx.array | None) -> None:
+        """Take masks from `key`; None: from the global state, as MLX does."""
+        object.__setattr__(self, "key", key)  # past nn.Module, for which it would be a parameter
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """`x` with some numbers dropped and the others scaled up, while training."""
+        if self._p_1 == 1 or not self.training:
+            return x
+        return (mx.random.bernoulli(self._p_1, x.shape, key=self.key) * x) * (1 / self._p_1)
+
+
+def draw_keys(count: int) -> list[mx.array]:
+    """Random keys from the global state."""
+    return list(mx.random.randint(0, 2**32 - 1, (count, 2), mx.uint32)) if count else []
+
+
 class AdapterLinear(_lora_linear()):
     """mlx-lm's LoRA layer with its arithmetic in the activations' dtype; the adapter itself stays float32.
 
@@ -146,6 +167,7 @@ class AdapterLinear(_lora_linear()):
         """Put an adapter with B = 0 on a linear layer."""
         made = _lora_linear().from_base(linear, r=r, scale=scale, dropout=dropout)
         made.__class__ = cls
+        made.dropout.__class__ = KeyedDropout
         return made
 
     def __call__(self, x: mx.array) -> mx.array:
