@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,17 @@ def load(
     if lora:
         attach_adapters(model, spec, lora, seed=0)
     return model, spec
+
+
+def write_quantised(directory: Path, source: Path, *, bits: int = 4, group_size: int = 64) -> Path:
+    """A copy of a model directory that is quantised on disk, as mlx-lm's own are."""
+    shutil.copytree(source, directory)
+    model, _ = load(source, PLAIN, quantize=str(bits), group_size=str(group_size))
+    mx.save_safetensors(str(directory / "model.safetensors"), dict(tree_flatten(model.parameters())), {"format": "mlx"})
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    config["quantization"] = {"group_size": group_size, "bits": bits}
+    (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return directory
 
 
 def set_adapters(model: nn.Module, seed: int = 1, size: float = 0.05) -> None:

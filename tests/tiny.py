@@ -5,6 +5,7 @@ Their tokeniser has a token a byte, so ids can be counted by hand.
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -31,8 +32,11 @@ FAMILIES = {
 }
 
 
-def write_model(directory: Path, family: str = "llama", *, layers: int = 2, seed: int = 0) -> Path:
-    """Write a model directory: `config.json`, `model.safetensors`, tokeniser and ChatML template."""
+def write_model(directory: Path, family: str = "llama", *, layers: int = 2, seed: int = 0, **changes: Any) -> Path:
+    """Write a model directory: `config.json`, `model.safetensors`, tokeniser and ChatML template.
+
+    `changes` replace entries of `config.json`.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     config = {
         "model_type": family,
@@ -47,6 +51,7 @@ def write_model(directory: Path, family: str = "llama", *, layers: int = 2, seed
         "bos_token_id": 257,
         "eos_token_id": 258,
         **FAMILIES[family],
+        **changes,
     }
     (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
     save_file(_weights(config, np.random.default_rng(seed)), directory / "model.safetensors", {"format": "pt"})
