@@ -177,6 +177,16 @@ def test_whatever_data_does_not_use_is_told(tiny_rows, qlora, tmp_path):
     assert f"! {tmp_path / 'scan.pdf'}: a .pdf file is not read" in told
 
 
+def test_training_tells_what_it_does_not_use(tiny_model, tiny_rows, qlora, tmp_path):
+    with tiny_rows.open("a", encoding="utf-8") as file:
+        file.write("no row\n")
+    (tmp_path / "facts.jsonl").write_text("{}\n", encoding="utf-8")
+    (tmp_path / "scan.pdf").touch()
+    told = qlora("train", *training(tiny_model), "--data", tmp_path, "--max-steps", 1).out
+    for problem in ("facts.jsonl:1: not a fact", "rows.jsonl:13: not JSON", "scan.pdf: a .pdf file is not read"):
+        assert f"{tmp_path}/{problem}" in told
+
+
 @pytest.fixture
 def healthy(monkeypatch):
     """A machine whose state does not depend on who else works on it; the built-in model is not converted."""

@@ -185,6 +185,18 @@ def test_a_template_that_writes_the_last_answer_otherwise(variant):
     assert trained_text(tokenizer, row) == ["one<|im_end|>", "(thinks: nothing)\ntwo<|im_end|>"]
 
 
+def test_a_template_that_writes_earlier_answers_longer(variant):
+    tokenizer = variant(chat_template=REASONING.replace("and loop.last", "and not loop.last"))
+    row = tokenizer.encode_row({"messages": turns("a?", "one", "q", "two")}, 512)
+    assert trained_text(tokenizer, row) == ["(thinks: nothing)\none<|im_end|>", "two<|im_end|>"]
+
+
+def test_an_answer_whose_end_does_not_show_is_not_guessed(variant):
+    tokenizer = variant(chat_template=REASONING.replace("<|im_end|>", ""))
+    with pytest.raises(DataError, match="does not show where the answer of turn 2 ends"):
+        tokenizer.encode_row({"messages": turns("a?", "one", "q", "two")}, 512)
+
+
 def test_a_prompt_with_more_than_the_row_shows(variant):
     """As DeepSeek's distilled models: the prompt opens a thought that the stored answer does not have."""
     tokenizer = variant(chat_template=CHATML.replace("assistant\\n' }}{% endif", "assistant\\n<think>' }}{% endif"))

@@ -49,7 +49,8 @@ def data_counts(report: DataReport) -> dict[str, str]:
         "Joined": f"{report.joined_lines} lines of running text" if report.joined_lines else "",
         "Passages": f"{report.passages} made of running text and documents" if report.passages else "",
         "Duplicates": f"{report.duplicates} left out" if report.duplicates else "",
-        "Rejected": _rejected([(r.where, r.reason) for r in report.rejected]),
+        "Not read": _rejected([(r.where, r.reason) for r in report.skipped_files], "files"),
+        "Rejected": _rejected([(r.where, r.reason) for r in [*report.rejected, *report.rejected_facts]], "rows"),
         "Rows": f"{report.train} to train, {report.validation} to validate ({split})",
         "Facts": f"{', '.join(report.fact_sheets)} (asked, never trained)" if report.fact_sheets else "",
     }
@@ -63,16 +64,16 @@ def dataset_counts(train: TokenDataset, validation: TokenDataset) -> dict[str, s
         "Tokens": f"{train.tokens:,} an epoch, {_share(train.target_tokens, train.tokens)} of them trained; "
         f"longest row {train.longest}",
         "Cut": f"{cut} rows at max_seq_length" if cut else "",
-        "Not trained": _rejected([*train.skipped, *validation.skipped]),
+        "Not trained": _rejected([*train.skipped, *validation.skipped], "rows"),
     }
 
 
-def _rejected(problems: Sequence[tuple[str, str]]) -> str:
+def _rejected(problems: Sequence[tuple[str, str]], what: str) -> str:
     if not problems:
         return ""
     shown = "".join(f"\n{where}: {reason}" for where, reason in problems[:5])
     more = f"\n… and {len(problems) - 5} more" if len(problems) > 5 else ""
-    return f"{len(problems)} rows{shown}{more}"
+    return f"{len(problems)} {what}{shown}{more}"
 
 
 def model_information(spec: ModelSpec, config: RunConfig) -> dict[str, str]:
