@@ -114,7 +114,9 @@ class TrainConfig:
     )
     batch_size: int = knob(8, "Rows a micro-batch.", ge=1, le=4096, unit="rows", essential=True)
     grad_accumulation_steps: int = knob(1, "Micro-batches a step.", ge=1, le=4096)
-    learning_rate: float = knob(1e-3, "Peak learning rate.", ge=0.0, le=1.0, essential=True)
+    learning_rate: float = knob(
+        0.0, "Peak learning rate; 0: one that suits the model's width.", ge=0.0, le=1.0, essential=True
+    )
     schedule: Literal["cosine", "linear", "constant"] = knob("cosine", "Shape of the learning rate after warm-up.")
     warmup_steps: int = knob(5, "Steps over which the learning rate rises from 0.", ge=0, unit="steps")
     optimizer: Literal["adamw", "adam"] = knob("adamw", "Optimizer.")

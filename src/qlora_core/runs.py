@@ -22,6 +22,7 @@ from .bases import ModelSpec
 from .config import RunConfig, from_flat, from_json, to_flat, to_json
 from .data import FACTS_FILE, TRAIN_FILE, VAL_FILE, PreparedData, read_rows
 from .errors import BusyError, ConfigError, RunError
+from .schedule import suited_learning_rate
 from .storage import write_json, write_text
 from .tokens import ChatTokenizer, TokenDataset
 
@@ -318,6 +319,8 @@ class TrainingTracker:
             reasons = "; ".join(f"{where}: {why}" for where, why in train_dataset.skipped[:3])
             raise RunError(f"no row can be trained. {reasons}")
         model.adapted_shapes(config.lora)
+        if not config.train.learning_rate:
+            config = from_flat({"learning_rate": suited_learning_rate(model.config["hidden_size"])}, base=config)
         identity = {
             **to_flat(config, "result"),
             "model": model.fingerprint,
