@@ -17,6 +17,7 @@ from .tokens import TokenRow
 
 PROGRAM_BYTES = 350_000_000  # Python and the libraries, once loaded
 RESERVE_BYTES = 300_000_000  # left for the rest of the machine
+SCORE_BUFFERS = 8  # arrays of a layer's attention scores alive at once in its backward pass (measured: 7 to 8)
 LARGE_MODEL = 3_000_000_000  # parameters from which `min_free_gb` is asked for
 
 
@@ -29,6 +30,7 @@ class MemoryEstimate:
         dense: dequantised weights that are kept beside it.
         adapters: adapters, gradients and two moments, float32.
         activations: what a micro-batch of the longest rows keeps for its backward pass.
+        attention: the scores of that micro-batch in one layer, the square of a row; no layer keeps them.
         logits: of that micro-batch's trained tokens, with their gradient.
     """
 
@@ -36,12 +38,13 @@ class MemoryEstimate:
     dense: int
     adapters: int
     activations: int
+    attention: int
     logits: int
 
     @property
     def training(self) -> int:
         """What comes on top of the loaded base."""
-        return self.adapters + self.activations + self.logits
+        return self.adapters + self.activations + self.attention + self.logits
 
     @property
     def total(self) -> int:
@@ -77,6 +80,7 @@ def estimate_memory(
         dense=spec.parameters * 4 if keeps_dense else 0,
         adapters=16 * spec.trainable(config.lora),
         activations=tokens * kept * activation_bytes,
+        attention=SCORE_BUFFERS * heads * len(longest) * max(map(len, longest)) ** 2 * activation_bytes,
         logits=3 * 4 * targets * shape.get("vocab_size", 0),
     )
 
@@ -91,8 +95,9 @@ def check_before_loading(estimate: MemoryEstimate, available: int, config: RunCo
     if needed > available:
         raise MemoryShortError(
             f"not enough memory: {needed / GB:.1f} GB wanted (base {(estimate.weights + estimate.dense) / GB:.1f}, "
-            f"activations {estimate.activations / GB:.1f}, adapters {estimate.adapters / GB:.1f}, "
-            f"logits {estimate.logits / GB:.1f}), {available / GB:.1f} GB available. {_advice(config)}"
+            f"activations {(estimate.activations + estimate.attention) / GB:.1f}, "
+            f"adapters {estimate.adapters / GB:.1f}, logits {estimate.logits / GB:.1f}), "
+            f"{available / GB:.1f} GB available. {_advice(config)}"
         )
 
 

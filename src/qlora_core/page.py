@@ -649,7 +649,7 @@ def memory_check(model: ModelSpec, config: RunConfig, train_dataset: TokenDatase
     rows = {
         "Base": size(estimate.weights),
         "Dequantised": size(estimate.dense) if estimate.dense else "",
-        "Activations": size(estimate.activations),
+        "Activations": size(estimate.activations + estimate.attention),
         "Logits": size(estimate.logits),
         "Adapters": f"{size(estimate.adapters)}, with gradients and the optimizer's moments",
         "Predicted peak": f"{size(estimate.total)}, the program included",
