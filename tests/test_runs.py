@@ -212,15 +212,15 @@ def test_a_runs_name_brings_its_settings_and_its_own_data(created, tiny_rows, tm
     assert config.data.data == (str(run.path / "data"),)
 
 
-def test_a_run_is_resumed_where_it_lies_now(plan, created, tmp_path, monkeypatch):
-    """Made with relative paths in one directory, moved, and resumed from another."""
-    run = created(run="club")
-    (tmp_path / "archive").mkdir()
-    run.path.rename(tmp_path / "archive" / "club")
-    monkeypatch.chdir(tmp_path / "archive")
-    config = resolve_config({"run": "club", "runs_dir": "."})
-    assert config.place.runs_dir == "."
-    assert plan(**{"run": "club", "runs_dir": "."})[1].run.path.resolve() == tmp_path / "archive" / "club"
+def test_a_run_is_resumed_where_it_lies_now(created, tmp_path, monkeypatch):
+    """Made in one directory, moved to the default one of another, and resumed from there."""
+    run = created(run="club", rank=2)
+    (tmp_path / "elsewhere").mkdir()
+    run.path.parent.rename(tmp_path / "elsewhere" / "checkpoints_qlora")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    config = resolve_config({"run": "club"})
+    assert (config.lora.rank, config.place.runs_dir) == (2, "checkpoints_qlora")
+    assert config.data.data == ("checkpoints_qlora/club/data",)
 
 
 def test_a_relative_model_directory_is_found_from_elsewhere(plan, tiny_model, tmp_path, monkeypatch):
