@@ -17,6 +17,7 @@ from qlora_core.device import Kernels, mx, nn, tree_flatten
 from qlora_core.memory import MemoryMonitor
 from qlora_core.model import attach_adapters, load_base
 from qlora_core.runs import Run, TrainingTracker
+from qlora_core.tokens import TokenRow
 
 FAST = Kernels("cpu", "float32", "kept", streams=2, fast_exp=True)
 PLAIN = Kernels("cpu", "float32", "quantised")
@@ -27,13 +28,19 @@ PLAIN = Kernels("cpu", "float32", "quantised")
 
 
 def load(
-    path: Path, kernels: Kernels = FAST, *, quantize: str = "4", lora: LoraConfig | None = None, group_size: str = "64"
+    path: Path,
+    kernels: Kernels = FAST,
+    *,
+    quantize: str = "4",
+    group_size: str = "64",
+    lora: LoraConfig | None = None,
+    seed: int = 0,
 ) -> tuple[nn.Module, ModelSpec]:
     """A base, with adapters attached if `lora` is given."""
     spec = bases.describe(path, BaseConfig(model=str(path), quantize=quantize, group_size=group_size))
     model = load_base(spec, kernels)
     if lora:
-        attach_adapters(model, spec, lora, seed=0)
+        attach_adapters(model, spec, lora, seed)
     return model, spec
 
 
@@ -62,6 +69,17 @@ def set_adapters(model: nn.Module, seed: int = 1, size: float = 0.05) -> None:
 def adapters_of(model: nn.Module) -> dict[str, np.ndarray]:
     """A copy of all adapter parameters."""
     return {name: np.array(value) for name, value in tree_flatten(model.trainable_parameters())}
+
+
+def textbook_loss(model: nn.Module, rows: Iterable[TokenRow]) -> mx.array:
+    """-log p of every trained token given those before it, summed, row by row."""
+    total = mx.array(0.0)
+    for row in rows:
+        logits = model(mx.array(row.ids)[None])[0]
+        log_p = logits - mx.log(mx.exp(logits).sum(-1, keepdims=True))
+        for place in np.flatnonzero(row.trained):
+            total = total - log_p[int(place) - 1, int(row.ids[place])]
+    return total
 
 
 def difference(found: Any, wanted: Any) -> float:

@@ -1,11 +1,11 @@
-"""Loading, adapters and loss, for every family; the textbook loss is written out here."""
+"""Loading, adapters and loss, for every family."""
 
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from harness import PLAIN, adapters_of, difference, load, set_adapters, write_quantised
+from harness import PLAIN, adapters_of, difference, load, set_adapters, textbook_loss, write_quantised
 from tiny import FAMILIES, write_model
 
 from qlora_core.batching import make_batch
@@ -54,17 +54,6 @@ def logits_of(model: nn.Module, length: int = 17) -> mx.array:
     logits = model(mx.array(ids))
     mx.eval(logits)
     return logits
-
-
-def textbook_loss(model: nn.Module, rows: list[TokenRow]) -> mx.array:
-    """-log p of every trained token given those before it, row by row."""
-    total = mx.array(0.0)
-    for row in rows:
-        logits = model(mx.array(row.ids)[None])[0]
-        log_p = logits - mx.log(mx.exp(logits).sum(-1, keepdims=True))
-        for place in np.flatnonzero(row.trained):
-            total = total - log_p[int(place) - 1, int(row.ids[place])]
-    return total
 
 
 def loss_and_gradients(model: nn.Module, loss) -> tuple[float, dict[str, np.ndarray]]:
