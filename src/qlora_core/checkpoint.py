@@ -56,7 +56,8 @@ def save_checkpoint(
     path = directory / f"{progress.step:06d}"
     with publishing(path) as temporary:
         mx.save_safetensors(str(temporary / "adapters.safetensors"), dict(tree_flatten(model.trainable_parameters())))
-        mx.save_safetensors(str(temporary / "optimizer.safetensors"), dict(tree_flatten(optimizer.state)))
+        # sorted: a restored state comes in another order, and the file should not show it
+        mx.save_safetensors(str(temporary / "optimizer.safetensors"), dict(sorted(tree_flatten(optimizer.state))))
         write_json(temporary / "state.json", asdict(progress))
     for old in checkpoints(directory)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)

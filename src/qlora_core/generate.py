@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from .device import blas_threads, cores, mx, nn
@@ -35,7 +36,7 @@ def answer(
     mx.random.seed(seed)
     encoded = [tokenizer.encode_prompt(prompt) for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))  # alike in length: less padding
-    training = model.training
+    training, batched = model.training, _takes_a_mask_a_row(model)
     model.eval()
     try:
         with blas_threads(cores()):
@@ -43,8 +44,8 @@ def answer(
                 model,
                 stop_tokens=[[token] for token in tokenizer.eos_ids],
                 sampler=make_sampler(temp=temperature),
-                completion_batch_size=64,
-                prefill_batch_size=32,
+                completion_batch_size=64 if batched else 1,
+                prefill_batch_size=32 if batched else 1,
             )
             ids = generator.insert([encoded[i] for i in order], [max_tokens] * len(order))
             answers: dict[int, list[int]] = {uid: [] for uid in ids}
@@ -57,3 +58,12 @@ def answer(
         model.train(training)
     place = dict(zip(order, ids, strict=True))
     return [tokenizer.decode(answers[place[i]]).strip() for i in range(len(prompts))]
+
+
+def _takes_a_mask_a_row(model: nn.Module) -> bool:
+    """Whether prompts of unequal length may go side by side: mlx-lm's shared attention does it right.
+
+    An attention of a model's own need not: gemma2's takes the mask's rows for its groups of heads.
+    """
+    modules = {type(module).__module__ for module in model.modules()}
+    return any(hasattr(sys.modules[name], "scaled_dot_product_attention") for name in modules)
