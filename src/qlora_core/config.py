@@ -162,7 +162,7 @@ class PaceConfig:
         unit="GB",
     )
     max_answer_tokens: int = knob(
-        48, "Longest answer when the model is tested.", ge=1, le=4096, role="pace", unit="tokens"
+        40, "Longest answer when the model is tested.", ge=1, le=4096, role="pace", unit="tokens"
     )
 
 

@@ -89,8 +89,7 @@ def _train_to_end(session: Session, writer: RunWriter, interruption: Interruptio
         train_rows=len(session.train_rows),
         val_rows=len(session.val_rows),
     )
-    session.model.train()
-    device.set_blas_threads(max(1, device.cores() // session.kernels.streams))
+    prepare_to_train(session)
     while progress.step < total and not interruption.asked:
         epoch = progress.step // session.steps_per_epoch
         _log_memory(session, writer, f"Epoch {epoch + 1} start")
@@ -99,6 +98,12 @@ def _train_to_end(session: Session, writer: RunWriter, interruption: Interruptio
             writer.log("warning", message=f"no better validation loss in {session.config.train.patience} validations")
             break
     return _finish(session, writer, interruption)
+
+
+def prepare_to_train(session: Session) -> None:
+    """Put the model into training mode and divide the cores over the streams."""
+    session.model.train()
+    device.set_blas_threads(max(1, device.cores() // session.kernels.streams))
 
 
 def train_epoch(session: Session, writer: RunWriter, epoch: int, interruption: Interruption) -> None:
