@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import write_model, write_rows
+from tiny import write_model, write_rows, write_taught
 
 from qlora_core.cli import plan_training
 from qlora_core.runs import Run, TrainingPlan, TrainingTracker, resolve_config
@@ -39,6 +39,19 @@ def plan(tiny_model: Path, tiny_rows: Path, tmp_path: Path) -> Callable[..., tup
         return plan_training(resolve_config(given), say=lambda _: None)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Run:
+    """A run that learnt `TAUGHT` by heart, with a fact sheet, on a base that is quantised on disk; only for reading."""
+    from harness import create_run, train, write_quantised
+
+    root = tmp_path_factory.mktemp("trained")
+    base = write_quantised(root / "base", tiny_model)
+    settings = {"epochs": 40, "eval_every": 10, "save_every": 40, "max_answer_tokens": 12}
+    run = create_run(root / "runs", base, write_taught(root / "data"), run="trained", **settings)
+    assert train(run).state == "completed"
+    return run
 
 
 @pytest.fixture

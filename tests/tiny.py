@@ -115,5 +115,30 @@ def write_rows(path: Path, count: int = 12) -> Path:
         {"messages": [{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": "ab" * (1 + i % 5)}]}
         for i in range(count)
     ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    _write_lines(path, rows)
     return path
+
+
+TAUGHT = {"red?": "rosa", "blue?": "mar", "green?": "campo", "white?": "sal e sol"}
+"""Answers that a tiny model learns by heart in 40 epochs."""
+
+
+def write_taught(directory: Path) -> Path:
+    """Write `TAUGHT` as rows to train, other phrasings of it to validate on, and a fact sheet that asks both."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, mark in (("train.jsonl", ""), ("valid.jsonl", "?")):
+        rows = [
+            {"messages": [{"role": "user", "content": question + mark}, {"role": "assistant", "content": answer}]}
+            for question, answer in TAUGHT.items()
+        ]
+        _write_lines(directory / name, rows)
+    facts = [
+        {"fact": f"colour-{i}", "subject": "colours", "expected": [answer.upper()], "questions": [question, f"{i}{i}"]}
+        for i, (question, answer) in enumerate(TAUGHT.items())
+    ]
+    _write_lines(directory / "facts.jsonl", facts)
+    return directory
+
+
+def _write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
