@@ -71,7 +71,7 @@ def recall(questions: Iterable[dict[str, Any]]) -> dict[str, dict[str, int]]:
 def says(text: str, expected: Sequence[str]) -> bool:
     """Whether `text` contains one of the expected texts as whole words, without regard to case and accents."""
     padded = f" {_plain(text)} "
-    return any(f" {_plain(value)} " in padded for value in expected)
+    return any(f" {value} " in padded for value in map(_plain, expected) if value)
 
 
 def _plain(text: str) -> str:
