@@ -112,7 +112,7 @@ class TrainConfig:
     max_steps: int = knob(
         0, "Stop after this many steps; 0: as many as the epochs need.", ge=0, role="length", unit="steps"
     )
-    batch_size: int = knob(8, "Rows a micro-batch.", ge=1, le=4096, unit="rows", essential=True)
+    batch_size: int = knob(4, "Rows a micro-batch.", ge=1, le=4096, unit="rows", essential=True)
     grad_accumulation_steps: int = knob(1, "Micro-batches a step.", ge=1, le=4096)
     learning_rate: float = knob(
         0.0, "Peak learning rate; 0: one that suits the model's width.", ge=0.0, le=1.0, essential=True

@@ -25,8 +25,8 @@ def learning_rate(step: int, total_steps: int, config: TrainConfig) -> float:
 def suited_learning_rate(hidden_size: int) -> float:
     """A peak rate for a base `hidden_size` wide, to two digits; at most 1e-2.
 
-    A power law through two points: 5e-3 for the built-in model (576 wide), where recall of the sample's facts was best,
+    A power law through two points: 4e-3 for the built-in model (576 wide), where recall of the sample's facts was best,
     and 2e-4 for models of 7B parameters (4,096 wide; arXiv:2305.14314). A start for a search, not its result.
     """
-    steepness = math.log(5e-3 / 2e-4) / math.log(4096 / 576)
-    return float(f"{min(1e-2, 5e-3 * (576 / hidden_size) ** steepness):.1e}")
+    steepness = math.log(4e-3 / 2e-4) / math.log(4096 / 576)
+    return float(f"{min(1e-2, 4e-3 * (576 / hidden_size) ** steepness):.1e}")
