@@ -1,0 +1,214 @@
+"""The matrix library in effect, who may import mlx, and how a run computes where."""
+
+import ast
+import ctypes
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import qlora_core
+from qlora_core import device
+from qlora_core.device import Kernels, choose_kernels, mx
+from qlora_core.storage import cache_directory
+
+SOURCE = Path(qlora_core.__file__).parent
+linux_cpu = pytest.mark.skipif(
+    sys.platform == "darwin" or not device.ON_CPU, reason="Accelerate or a GPU does the matrix products here"
+)
+
+GB = 10**9
+
+
+# BLAS -----------------------------------------------------------------------------------------------------------
+
+
+def loaded_openblas() -> ctypes.CDLL:
+    """The OpenBLAS that this process loaded for MLX; numpy has one of its own."""
+    lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+    mapped = {line.split()[-1] for line in lines}
+    (path,) = (path for path in mapped if Path(path).parent == cache_directory() / "blas")
+    return ctypes.CDLL(path)
+
+
+@linux_cpu
+def test_an_optimised_blas_is_in_effect() -> None:
+    """By its rounding: MLX's products are OpenBLAS's to the bit, and those of no plain loop."""
+    assert device.BLAS.fast
+    assert device.BLAS.name.startswith("OpenBLAS")
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal(shape).astype(np.float32) for shape in ((96, 1000), (1000, 64)))
+    wanted = np.zeros((96, 64), np.float32)
+    pointer, row_major, plain, one, zero = ctypes.c_void_p, 101, 111, ctypes.c_float(1), ctypes.c_float(0)
+    loaded_openblas().cblas_sgemm(
+        *(row_major, plain, plain, 96, 64, 1000, one, a.ctypes.data_as(pointer), 1000),
+        *(b.ctypes.data_as(pointer), 64, zero, wanted.ctypes.data_as(pointer), 64),
+    )
+    found = np.array(mx.array(a) @ mx.array(b))
+    np.testing.assert_array_equal(found, wanted)
+    loop = np.zeros((96, 64), np.float32)
+    for k in range(1000):
+        loop += a[:, k, None] * b[None, k]
+    assert not np.array_equal(found, loop)
+
+
+@linux_cpu
+def test_its_threads_can_be_set() -> None:
+    count = loaded_openblas().scipy_openblas_get_num_threads
+    try:
+        device.set_blas_threads(1)
+        assert count() == 1
+        with device.blas_threads(2):
+            assert count() == 2
+        assert count() == device.cores()
+    finally:
+        device.set_blas_threads(device.cores())
+
+
+@linux_cpu
+def test_the_library_is_made_once_and_again_if_it_was_damaged(python: Callable, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("QLORA_CACHE", str(tmp_path / "cache"))
+    script = "from qlora_core.device import BLAS, mx; print(BLAS.fast, mx.ones((2, 3)) @ mx.ones((3, 2)))"
+    first = python("-c", script)
+    assert first.stdout.startswith("True"), first.stderr
+    (library,) = (tmp_path / "cache" / "blas").glob("*.so")
+    content, made = library.read_bytes(), library.stat().st_mtime_ns
+    assert python("-c", script).stdout == first.stdout
+    assert library.stat().st_mtime_ns == made
+    library.write_bytes(content[: len(content) // 2])
+    assert python("-c", script).stdout == first.stdout
+    assert library.read_bytes() == content
+
+
+@linux_cpu
+def test_without_any_it_says_so_and_how_to_get_one(python: Callable) -> None:
+    ended = python(
+        "-c",
+        "import sys, ctypes.util\n"
+        "sys.modules['scipy_openblas32'] = None\n"
+        "ctypes.util.find_library = lambda name: None\n"
+        "from qlora_core.device import BLAS, mx\n"
+        "print(BLAS.name, BLAS.fast, (mx.ones((2, 2)) @ mx.ones((2, 2))).sum().item(), BLAS.remedy)\n",
+    )
+    assert ended.stdout.startswith("reference False 8.0 training is 20 to 90 times slower"), ended.stderr
+    assert "pip install scipy-openblas32" in ended.stdout
+    assert "apt install libopenblas0-pthread" in ended.stdout
+
+
+@linux_cpu
+def test_too_late_is_noticed(python: Callable) -> None:
+    ended = python("-c", "import mlx.core\nfrom qlora_core.device import BLAS\nprint(BLAS.fast, BLAS.remedy)")
+    assert ended.stdout.strip() == "False import qlora_core.device before mlx", ended.stderr
+
+
+# Imports --------------------------------------------------------------------------------------------------------
+
+
+def imported_at_once(path: Path) -> Iterator[str]:
+    """The modules that a file imports when it is imported itself: all but those inside functions."""
+
+    def visit(node: ast.AST) -> Iterator[str]:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module or ""
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            for child in ast.iter_child_nodes(node):
+                yield from visit(child)
+
+    yield from visit(ast.parse(path.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: path.stem)
+def test_only_device_imports_mlx(path: Path) -> None:
+    """Whoever imports mlx first decides which BLAS it uses; mlx-lm imports it too."""
+    found = {name.partition(".")[0] for name in imported_at_once(path)} & {"mlx", "mlx_lm"}
+    assert found == ({"mlx"} if path.stem == "device" else set())
+
+
+def imports_of_mlx_anywhere(path: Path) -> set[str]:
+    return {
+        name.name
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in ([ast.alias(node.module or "")] if isinstance(node, ast.ImportFrom) else node.names)
+        if name.name.partition(".")[0] in ("mlx", "mlx_lm")
+    }
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: path.stem)
+def test_whoever_imports_mlx_in_a_function_has_device_first(path: Path) -> None:
+    if path.stem == "device" or not imports_of_mlx_anywhere(path):
+        return
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    own = {node.module for node in tree.body if isinstance(node, ast.ImportFrom) and node.level == 1}
+    assert "device" in own
+
+
+# Kernel choice --------------------------------------------------------------------------------------------------
+
+
+@linux_cpu
+@pytest.mark.parametrize(
+    ("dense", "available", "linear"),
+    [(1 * GB, 3 * GB + 1, "kept"), (1 * GB, 3 * GB, "dequantised"), (28 * GB, 16 * GB, "dequantised")],
+)
+@pytest.mark.parametrize("model_dtype", ["float16", "bfloat16", "float32"])
+def test_on_a_cpu_weights_are_kept_dequantised_if_there_is_room(
+    dense: int, available: int, linear: str, model_dtype: str
+) -> None:
+    found = choose_kernels(model_dtype, dense, available)
+    wanted = Kernels("cpu", "float32", linear, streams=device.cores(), blas=device.BLAS.name, fast_exp=True)
+    assert found == wanted
+
+
+def test_a_stream_a_core_but_no_more_than_eight(monkeypatch) -> None:
+    monkeypatch.setattr(mx.metal, "is_available", lambda: False)
+    monkeypatch.setattr(mx.cuda, "is_available", lambda: False)
+    for cores, streams in ((1, 1), (4, 4), (64, 8)):
+        monkeypatch.setattr(device, "cores", lambda cores=cores: cores)
+        assert choose_kernels("float32", GB, 10 * GB).streams == streams
+
+
+@pytest.mark.parametrize(
+    ("backend", "model_dtype", "wanted"),
+    [
+        ("metal", "bfloat16", Kernels("metal", "bfloat16", "quantised")),
+        ("metal", "float32", Kernels("metal", "float16", "quantised")),
+        ("cuda", "float16", Kernels("cuda", "float16", "dequantised")),
+        ("cuda", "float32", Kernels("cuda", "bfloat16", "dequantised")),
+    ],
+)
+def test_on_a_gpu_the_models_dtype_is_kept_unless_it_is_float32(
+    monkeypatch, backend: str, model_dtype: str, wanted: Kernels
+) -> None:
+    for name in ("metal", "cuda"):
+        monkeypatch.setattr(getattr(mx, name), "is_available", lambda name=name: name == backend)
+    assert choose_kernels(model_dtype, GB, 0) == wanted
+
+
+def test_cores_are_those_this_process_may_use(python: Callable) -> None:
+    if not hasattr(__import__("os"), "sched_setaffinity"):
+        pytest.skip("this system cannot pin a process")
+    script = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+    ended = python("-c", script + "from qlora_core.device import cores\nprint(cores())")
+    assert ended.stdout.strip() == "1", ended.stderr
+
+
+def test_memory_counters_follow_the_arrays() -> None:
+    before = device.memory_counters()
+    array = mx.ones(1_000_000)
+    mx.eval(array)
+    after = device.memory_counters()
+    assert after["active"] - before["active"] >= 4_000_000
+    assert after["peak"] >= after["active"]
+
+
+def test_the_packages_it_asks_for_are_installed_here() -> None:
+    """Otherwise the suite would test the slow way on Linux without anybody noticing."""
+    if sys.platform == "linux":
+        assert importlib.util.find_spec("scipy_openblas32")
+        assert importlib.util.find_spec("lief")
