@@ -1,5 +1,6 @@
 """Answers: alone as in company, the same every time, and the same from mlx-lm's own command."""
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -84,6 +85,15 @@ def test_draws_are_a_function_of_the_seed(loaded: Loaded) -> None:
 @pytest.mark.parametrize("max_tokens", [1, 3])
 def test_an_answer_is_no_longer_than_asked(loaded: Loaded, max_tokens: int) -> None:
     assert answer(*loaded, ["green?"], max_tokens=max_tokens) == ["campo"[:max_tokens]]
+
+
+def test_every_end_of_text_ends_an_answer_and_is_no_part_of_it(loaded: Loaded) -> None:
+    """A model may have several, and they need not be special tokens."""
+    model, tokenizer = loaded
+    ending = copy.copy(tokenizer)
+    letter = tokenizer.encode_row({"text": "s"}, 16).ids[0]
+    ending.eos_ids = (*tokenizer.eos_ids, int(letter))
+    assert answer(model, ending, ["red?", "blue?"], max_tokens=12) == ["ro", "mar"]
 
 
 def test_no_prompts_no_answers(loaded: Loaded) -> None:

@@ -217,8 +217,10 @@ def _from_element(setting: Setting, value: Any) -> Any:
             return float(value)
         except ValueError:
             raise ConfigError(f"{setting.name} must be a number; found {value!r}") from None
+    if setting.type is int and value is not None and value == int(value):
+        return int(value)  # a number field hands out 4.0 as well as 4
     if setting.type in (int, bool, str):
-        return int(value) if setting.type is int and value == value // 1 else value
+        return value
     return value if setting.choices else tuple(line for line in value.splitlines() if line.strip())
 
 

@@ -313,8 +313,12 @@ class TrainingTracker:
         """Decide where a run lies and whether it may be resumed. Writes nothing.
 
         Raises:
-            RunError: the name is no name, no row can be trained, or the run there was made with something else (named).
+            RunError: runs cannot lie there, the name is no name, no row can be trained, or the run there was made with
+                something else (named).
         """
+        existing = next((path for path in (self.runs_dir, *self.runs_dir.parents) if path.exists()), Path())
+        if not existing.is_dir():
+            raise RunError(f"{self.runs_dir}: cannot hold runs, since {existing} is not a directory.")
         if not len(train_dataset):
             reasons = "; ".join(f"{where}: {why}" for where, why in train_dataset.skipped[:3])
             raise RunError(f"no row can be trained. {reasons}")

@@ -58,11 +58,15 @@ def train(writer: RunWriter, monitor: MemoryMonitor | None = None) -> Outcome:
             return Outcome(_train_to_end(session, writer, interruption), interruption.by_signal)
     except QLoraError as error:
         paused = isinstance(error, TrainingError) and session is not None
-        writer.end("paused" if paused else "failed", session.progress.step if session else 0, str(error))
+        writer.end("paused" if paused else "failed", _step_reached(writer.run, session), str(error))
         raise
     except KeyboardInterrupt:  # a second Ctrl+C: at once, with the last checkpoint as it is
-        writer.end("paused", session.progress.step if session else 0, "interrupted twice")
+        writer.end("paused", _step_reached(writer.run, session), "interrupted twice")
         raise
+
+
+def _step_reached(run: Run, session: Session | None) -> int:
+    return session.progress.step if session else run.status().get("step", 0)
 
 
 # Training -------------------------------------------------------------------------------------------------------

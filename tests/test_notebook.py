@@ -1,0 +1,332 @@
+"""The notebook: its graph, its pieces, and the script it is as well."""
+
+import html
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from marimo._ast.app import InternalApp  # the dataflow graph has no public way in; marimo is pinned
+
+from qlora_core import page
+from qlora_core.config import RunConfig, from_flat, settings, to_flat
+from qlora_core.errors import BusyError, ConfigError, DataError
+from qlora_core.runs import Run, RunLock, RunWriter, TrainingTracker
+
+NOTEBOOK = ROOT / "apps" / "train.py"
+VIEWERS = {"progress", "charts", "log", "generation_test", "performance_metrics", "saved_model", "integration_guide",
+           "inference", "final_summary", "lora_and_qlora", "diagnosis", "memory_check"}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cells():
+    """`{cell: {"defs", "refs", "ancestors", "position"}}` of the notebook."""
+    spec = importlib.util.spec_from_file_location("train_notebook", NOTEBOOK)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    app = InternalApp(module.app)
+    graph, name = app.graph, app.cell_manager.cell_name
+    order = list(app.execution_order)
+    assert order == [c for c in graph.cells if c in set(order)], "the graph's order is not the page's"
+    return {
+        name(c): {
+            "defs": graph.cells[c].defs,
+            "refs": graph.cells[c].refs,
+            "ancestors": {name(a) for a in graph.ancestors(c)},
+            "position": position,
+        }
+        for position, c in enumerate(order)
+    }
+
+
+# The graph ------------------------------------------------------------------------------------------------------
+
+
+def test_training_descends_from_everything_it_needs(cells):
+    needed = {"tracker", "model", "tokenizer", "datasets", "load_validate_split", "configuration", "plan"}
+    assert needed <= cells["training"]["ancestors"]
+    assert {"tracker", "model", "tokenizer", "prepared", "train_dataset", "val_dataset"} <= cells["plan"]["refs"]
+    assert "plan" in cells["training"]["refs"]
+
+
+def test_viewers_do_not_descend_from_training(cells):
+    assert set(cells) >= VIEWERS
+    for name in VIEWERS:
+        assert "training" not in cells[name]["ancestors"], name
+    assert {name for name in cells if "training" in cells[name]["ancestors"]} == {"end_of_script"}
+
+
+def test_nothing_that_ticks_leads_to_training(cells):
+    assert {"ticker", "poll"}.isdisjoint(cells["training"]["ancestors"])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "CHECKPOINTS_DIR",
+        "tracker",
+        "memory_monitor",
+        "model",
+        "tokenizer",
+        "train_dataset",
+        "val_dataset",
+        "config",
+        "prepared",
+        "plan",
+    ],
+)
+def test_names(cells, name):
+    assert [cell for cell in cells if name in cells[cell]["defs"]] != []
+
+
+def test_cells_are_short():
+    bodies = NOTEBOOK.read_text(encoding="utf-8").split("@app.cell")[1:]
+    assert max(len(body.splitlines()) for body in bodies) <= 30
+
+
+def test_marimo_check():
+    command = [sys.executable, "-m", "marimo", "check", "--strict", str(NOTEBOOK)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_page_imports_no_mlx():
+    code = (
+        "import importlib.util, sys\n"
+        f"spec = importlib.util.spec_from_file_location('n', {str(NOTEBOOK)!r})\n"
+        "spec.loader.exec_module(importlib.util.module_from_spec(spec))\n"
+        "print([m for m in sys.modules if m.split('.')[0] in ('mlx', 'mlx_lm', 'transformers', 'torch')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# As a script ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def flags(tiny_model: Path, tiny_rows: Path) -> list[str | Path]:
+    return [
+        "--model",
+        tiny_model,
+        "--data",
+        tiny_rows,
+        "--batch-size",
+        "8",
+        "--epochs",
+        "1",
+        "--max-answer-tokens",
+        "4",
+    ]
+
+
+def sections(output: str) -> list[str]:
+    return [line.split()[1] for line in output.splitlines() if line.startswith("── ")]
+
+
+def test_script_trains_then_says_complete_as_the_command_does(python, flags):
+    first = python(NOTEBOOK, *flags)
+    assert first.returncode == 0, first.stderr
+    assert sections(first.stdout) == ["Data", "Model", "Datasets", "Training", "Generation", "Summary"]
+    for line in ("EPOCH 1/1", "✓ Best model saved", "✓ Checkpoint saved (step 2)", "✓ Epoch 1 complete"):
+        assert first.stdout.count(line) == 1, line
+    again = python(NOTEBOOK, *flags)
+    assert again.returncode == 0
+    assert "is complete; nothing to train" in again.stdout
+    assert "EPOCH" not in again.stdout
+    command = python("-m", "qlora_core.cli", "train", *flags)
+    assert command.returncode == 0
+    assert without_memory(command.stdout) == without_memory(again.stdout)
+
+
+def without_memory(output: str) -> list[str]:
+    return [line for line in output.splitlines() if not line.startswith("Memory  ")]
+
+
+def test_script_prints_one_json_object(python, flags):
+    done = python(NOTEBOOK, *flags, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["state"] == "completed"
+    assert "EPOCH 1/1" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "status", "said"),
+    [
+        (["--data", "nowhere"], 1, "error: nowhere: no such file or directory"),
+        (["--rank", "0"], 1, "error: rank must be at least 1"),
+        (["--runs-dir", "/dev/null/runs"], 1, "error: "),
+        (["--nonsense"], 2, "error: unrecognized arguments: --nonsense"),
+    ],
+)
+def test_script_errors_are_one_line(python, flags, given, status, said):
+    done = python(NOTEBOOK, *flags, *given)
+    assert done.returncode == status
+    assert "Traceback" not in done.stdout + done.stderr
+    line = done.stderr.splitlines()[-1]
+    assert said in line
+    if status == 1:
+        assert done.stderr.strip() == line
+
+
+def test_script_help(python):
+    done = python(NOTEBOOK, "--help")
+    assert done.returncode == 0
+    assert "--learning-rate" in done.stdout
+    assert done.stderr == ""
+
+
+def test_script_pauses_with_status_3(python, flags, tmp_path):
+    # a pause asked by somebody else, as soon as the run is there
+    import threading
+
+    def ask() -> None:
+        while not (found := list(tmp_path.glob("checkpoints_qlora/*/metrics.jsonl"))):
+            if ended.wait(0.02):
+                return
+        while not ended.wait(0.02) and '"step"' not in found[0].read_text(encoding="utf-8"):
+            pass
+        Run(found[0].parent).request("pause")
+
+    ended = threading.Event()
+    asker = threading.Thread(target=ask)
+    asker.start()
+    done = python(NOTEBOOK, *flags[:6], "--epochs", "10000", "--max-answer-tokens", "4")
+    ended.set()
+    asker.join()
+    assert done.returncode == 3, done.stderr
+    assert "Paused at step" in done.stdout
+    assert "Go on with: uv run python apps/train.py --run" in done.stdout
+
+
+# Pieces of the page ---------------------------------------------------------------------------------------------
+
+
+def test_form_has_every_setting_with_its_default():
+    form = page.settings_form(RunConfig())
+    assert list(form.elements) == [setting.name for setting in settings()]
+    assert page.read_form(form.value) == to_flat(RunConfig())
+    parts = [
+        page.settings_form(RunConfig(), group).value for group in ("data", "place", "lora", "train", "pace", "base")
+    ]
+    assert page.read_forms(RunConfig(), *parts) == RunConfig()
+
+
+def test_form_keeps_what_was_given():
+    given = {"learning_rate": 1.23456789e-5, "data": ("a b", "c"), "packing": False, "seed": 2**31 - 1, "quantize": "8"}
+    config = from_flat(given)
+    assert page.read_forms(RunConfig(), page.settings_form(config).value) == config
+
+
+@pytest.mark.parametrize(("name", "value"), [("alpha", "many"), ("rank", None), ("rank", 1.5), ("alpha", "nan")])
+def test_form_refuses_in_words(name, value):
+    values = {**page.settings_form(RunConfig()).value, name: value}
+    with pytest.raises(ConfigError, match=name):
+        page.read_forms(RunConfig(), values)
+
+
+def test_a_problem_is_handed_on_and_shown_once():
+    def fail():
+        raise DataError("no rows <b>")
+
+    problem = page.attempt(fail)
+    assert problem.message == "no rows <b>"
+    shown = page.complain(None, problem).text
+    assert "no rows" in shown
+    assert "<b>" not in html.unescape(shown)  # the callout escapes what is escaped once more
+    below = page.attempt(len, problem.train.rows)
+    assert isinstance(below, page.Problem)
+    assert page.complain(below) is None
+    assert page.view(len, problem) is None
+    with pytest.raises(ZeroDivisionError):  # a bug of ours is no problem of theirs
+        page.attempt(lambda: 1 / 0)
+
+
+def test_flags_of_a_page():
+    assert page.read_flags(["--rank", "4"]) == page.Flags(from_flat({"rank": 4}))
+    left = page.read_flags(["--rank", "4", "--nonsense"])
+    assert (left.config.lora.rank, left.problem.message) == (4, "unknown flags, left aside: --nonsense")
+    for wrong in (["--rank", "four"], ["--rank", "0"], ["--help"]):
+        refused = page.read_flags(wrong)
+        assert refused.config == RunConfig()
+        assert refused.problem.message
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 999, 1000, 1001, 12345])
+def test_thin(count):
+    points = list(range(count))
+    kept = page.thin(points)
+    assert len(kept) <= page.POINTS + 1
+    assert kept == sorted(set(kept))
+    if count <= page.POINTS:
+        assert kept == points
+    else:
+        assert (kept[0], kept[-1]) == (0, count - 1)
+
+
+def test_tables_escape():
+    shown = page.row_table([{"<i>": "<b>&\nx"}]).text + page.fact_table({"<u>": "<s>"}).text
+    for tag in ("<i>", "<b>", "<u>", "<s>"):
+        assert tag not in shown
+    assert "&lt;b&gt;&amp;<br>x" in shown
+
+
+def test_loss_chart_takes_rows_as_they_are():
+    steps = [{"step": i, "train_loss": None if i == 3 else 1.0 / i} for i in range(1, 6)]
+    chart = page.loss_chart(steps, [{"step": 5, "val_loss": 0.5}])
+    kind, text = chart._mime_()
+    assert kind.startswith("application/vnd.vegalite")
+    rows = json.loads(text)["datasets"]["rows"]
+    assert [row["kind"] for row in rows] == ["training"] * 5 + ["validation"]
+    assert page.loss_chart(steps, [])._mime_()
+
+
+# A run as it goes -----------------------------------------------------------------------------------------------
+
+
+def make_run(path: Path) -> Run:
+    path.mkdir(parents=True)
+    (path / "config.json").write_text("{}", encoding="utf-8")
+    return Run(path)
+
+
+def test_watcher_follows_what_is_trained(tmp_path):
+    tracker = TrainingTracker(tmp_path)
+    watcher = page.RunWatcher(tracker)
+    nothing = page.Problem("no plan")
+    assert watcher.look(nothing) == page.Snapshot()
+    run = make_run(tmp_path / "one")
+    assert watcher.look(nothing).run is None
+    with RunWriter(run, RunLock(run.path)) as writer:
+        writer.set_status("running", step=0, total_steps=4)
+        writer.log("start", step=0, total_steps=4, epochs=1)
+        writer.log("step", step=1, epoch=1, train_loss=2.0, seconds=0.5, tokens=10, available_memory_bytes=10**9)
+        seen = watcher.look(nothing)
+        assert (seen.run.path, seen.state, seen.alive) == (run.path, "running", True)
+        assert watcher.look(nothing).version == seen.version
+        panel = page.run_panel(seen).text
+        assert "1 / 4" in panel
+        watcher.request("pause")
+        assert watcher.look(nothing).asked == "pause"
+        assert watcher.look(nothing).phase != seen.phase
+        start, pause, stop, _ = page.controls(nothing, watcher)
+        assert [b._component_args["disabled"] for b in (start, pause, stop)] == [True, True, False]
+    crashed = watcher.look(nothing)
+    assert (crashed.state, crashed.run.path) == ("crashed", run.path)
+    assert "The trainer is gone" in page.run_panel(crashed).text
+
+
+def test_start_says_busy_in_words(monkeypatch):
+    def busy(*_):
+        raise BusyError("one: is being trained by another process.")
+
+    monkeypatch.setattr(page.jobs, "start", busy)
+    assert "is being trained by another process" in page.start(None, None).text
+
+
+def test_commands_answer_or_say_why():
+    with pytest.raises(page.QLoraError, match="nowhere: no such run"):
+        page.run_command(["generate", "nowhere", "--prompt=x"])
