@@ -122,8 +122,8 @@ def test_layout_falls_back_where_the_model_has_other_parts(models: dict[str, Pat
 @pytest.mark.parametrize("layout", ["packed", "padded", "whole"])
 def test_grad_checkpoint_gives_the_same_gradients_in_less_memory(tmp_path: Path, layout: str) -> None:
     rng = np.random.default_rng(0)
-    rows = [TokenRow(rng.integers(0, VOCABULARY, 100).astype(np.int32), np.arange(100) > 90) for _ in range(4)]
-    model, _ = load(write_model(tmp_path / "deep", layers=16), lora=LORA)
+    rows = [TokenRow(rng.integers(0, VOCABULARY, 80).astype(np.int32), np.arange(80) > 70) for _ in range(4)]
+    model, _ = load(write_model(tmp_path / "deep", layers=12), lora=LORA)
     set_adapters(model)
     batch = make_batch(rows, packed=layout == "packed")
     results, peaks = [], []

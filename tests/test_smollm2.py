@@ -110,10 +110,9 @@ def test_it_lies_in_hugging_faces_layout(directory: Path, name: str) -> None:
 
 
 def test_it_answers(loaded: tuple[nn.Module, ModelSpec], tokenizer: ChatTokenizer) -> None:
-    questions = ["What is the capital of France?", "What colour is the sky on a clear day?"]
-    paris, blue = answer(loaded[0], tokenizer, questions, max_tokens=24)
-    assert "Paris" in paris
-    assert "blue" in blue.lower()
+    assert answer(loaded[0], tokenizer, ["What is the capital of France?"], max_tokens=9) == [
+        "The capital of France is Paris."
+    ]
 
 
 def test_it_knows_english(loaded: tuple[nn.Module, ModelSpec], tokenizer: ChatTokenizer) -> None:
