@@ -2,7 +2,7 @@
 
     uv run python benchmarks/tokens_per_second.py [--steps 6] [--model NAME] [--data PATH …]
 
-Every variant runs in a process of its own, trains the same adapters on the same encoded rows, eight a step, and counts
+Every variant runs in a process of its own, trains the same adapters on the same encoded rows, four a step, and counts
 real tokens, never padding; its first step, which compiles and warms up, is not counted. On Linux without a GPU mlx-lm
 is measured twice: with the reference BLAS that comes with MLX, and with the optimised one that this package loads.
 """
@@ -18,7 +18,7 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
-BATCH = 8
+BATCH = 4
 VARIANTS = {
     "mlx-lm": "mlx-lm's trainer as installed",
     "mlx-lm-blas": "mlx-lm's trainer with this package's BLAS",

@@ -29,6 +29,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from tiny import write_model, write_rows
 
+from qlora_core import trainer
 from qlora_core.errors import MemoryShortError, RunError, TrainingError
 from qlora_core.memory import MemoryMonitor, MemorySample
 from qlora_core.model import load_adapters
@@ -456,6 +457,16 @@ def test_best_is_the_lowest_validation(create: Create) -> None:
         for name, value in wanted.items():
             np.testing.assert_array_equal(found[name], value)
     assert run.adapters == run.best
+
+
+def test_a_validation_that_is_not_finite_is_never_the_best(create: Create, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = iter([math.nan, 2.0, math.inf])
+    monkeypatch.setattr(trainer, "validate_model", lambda session: next(losses))
+    run = create(epochs=3)
+    train(run)
+    assert events(run, "eval", "val_loss") == [None, 2.0, None]
+    assert events(run, "eval", "best") == [False, True, False]
+    assert run.summary()["best_val_loss"] == 2.0
 
 
 def test_without_validation_rows_the_final_adapters_are_used(create: Create, tiny_rows: Path) -> None:

@@ -205,6 +205,8 @@ def event_line(event: dict[str, Any]) -> str:
         return f"[Memory] {event['label']}: {event['available'] // MB}MB available"
     if kind == "epoch":
         return f"  Epoch {event['epoch']} - Avg Loss: {event['avg_loss']:.4f}"
+    if kind == "eval" and event["val_loss"] is None:
+        return "  Val Loss: not finite"
     if kind == "eval":
         return f"  Val Loss: {event['val_loss']:.4f} (perplexity {event['perplexity']:,.2f})"
     if kind == "checkpoint":
@@ -217,7 +219,7 @@ def event_line(event: dict[str, Any]) -> str:
 
 
 class TrainingReporter:
-    """Prints a run's events as the old notebook did: epochs, memory, a progress bar, ticks.
+    """Prints a run's events: epochs, memory, a progress bar, ticks.
 
     Args:
         stream: standard output; with `--json`, standard error.

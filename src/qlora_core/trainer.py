@@ -293,16 +293,22 @@ def _validate(session: Session, writer: RunWriter) -> None:
     progress, started = session.progress, time.perf_counter()
     loss = validate_model(session)
     progress.last_val_step = progress.step
-    best = progress.best_val_loss is None or loss < progress.best_val_loss
+    finite = math.isfinite(loss)
+    best = finite and (progress.best_val_loss is None or loss < progress.best_val_loss)
     if best:
         progress.best_val_loss, progress.best_step, progress.evaluations_since_best = loss, progress.step, 0
         _save_adapters(session, session.run.best, val_loss=f"{loss:.6f}")
     else:
         progress.evaluations_since_best += 1
     writer.set_status("running", best_val_loss=progress.best_val_loss, best_step=progress.best_step)
-    perplexity = math.exp(min(loss, 700))
-    seconds = time.perf_counter() - started
-    writer.log("eval", step=progress.step, val_loss=loss, perplexity=perplexity, seconds=seconds, best=best)
+    writer.log(
+        "eval",
+        step=progress.step,
+        val_loss=loss if finite else None,
+        perplexity=math.exp(min(loss, 700)) if finite else None,
+        seconds=time.perf_counter() - started,
+        best=best,
+    )
 
 
 def _patience_is_over(session: Session) -> bool:
