@@ -126,9 +126,9 @@ def answers_side_by_side(evaluation: dict[str, Any], count: int = SHOWN_ANSWERS)
     for question in questions[::step][:count]:
         mark = {True: " ✓", False: " ✗"}
         lines += [
-            f"  ? {_one_line(question['question'])}",
-            f"    base : {_one_line(question['base'])}{mark.get(question.get('base_right'), '')}",
-            f"    tuned: {_one_line(question['tuned'])}{mark.get(question.get('tuned_right'), '')}",
+            f"  ? {one_line(question['question'])}",
+            f"    base : {one_line(question['base'])}{mark.get(question.get('base_right'), '')}",
+            f"    tuned: {one_line(question['tuned'])}{mark.get(question.get('tuned_right'), '')}",
         ]
     return "\n".join(lines)
 
@@ -332,7 +332,8 @@ def _share(part: int, whole: int) -> str:
     return f"{100 * part / whole:.0f}%" if whole else "0%"
 
 
-def _one_line(text: str, limit: int = 200) -> str:
+def one_line(text: str, limit: int = 200) -> str:
+    """A text without line breaks, cut where it is longer than `limit` characters."""
     line = " ".join(text.split())
     return line if len(line) <= limit else line[: limit - 1] + "…"
 

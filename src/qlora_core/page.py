@@ -527,8 +527,8 @@ def generation_test(run: Run | None) -> mo.Html:
     rows = [
         {
             "question": q["question"],
-            "base": q["base"] + mark.get(q.get("base_right"), ""),
-            "tuned": q["tuned"] + mark.get(q.get("tuned_right"), ""),
+            "base": console.one_line(q["base"]) + mark.get(q.get("base_right"), ""),
+            "tuned": console.one_line(q["tuned"]) + mark.get(q.get("tuned_right"), ""),
         }
         for q in evaluation["questions"]
     ]
