@@ -173,4 +173,9 @@ def test_edit_mode_trains_to_the_end(browser, flags, tmp_path):
         button(page, "Start").click()
         state(page, "completed")
         expect(button(page, "Start")).to_be_disabled()
+        question = page.get_by_label("Question", exact=True)
+        question.fill("--Question 1?")  # looks like a flag
+        question.blur()
+        button(page, "Ask").click()
+        expect(page.locator("td", has_text="tuned")).to_be_visible()
         page.screenshot(path=tmp_path / "edit.png", full_page=True)

@@ -171,7 +171,7 @@ def test_fresh_makes_a_run_beside_the_old_ones(plan, created):
     assert names == [f"{first.name}-2", f"{first.name}-3"]
 
 
-@pytest.mark.parametrize("name", ["../x", "a/b", "..", ".hidden", "-x", "a b", "x" * 65, "é", "a\n", "/tmp/x", "x\0"])
+@pytest.mark.parametrize("name", ["../x", "a/b", "..", ".hidden", "-x", "a b", "x" * 65, "é", "a\n", "/x", "x\0"])
 def test_a_name_that_is_no_name_is_refused(plan, tmp_path, name):
     with pytest.raises(RunError, match="cannot be a run's name"):
         plan(run=name)

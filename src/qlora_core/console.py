@@ -265,6 +265,7 @@ class TrainingReporter:
             initial=before,
             file=self.stream,
             ncols=WIDTH + 8,
+            delay=0.01,  # nothing to show before the first step
             mininterval=0.1 if self.stream.isatty() else 30,  # a log needs few lines
             bar_format="  {n_fmt}/{total_fmt} {bar} {desc}{remaining} left",
         )

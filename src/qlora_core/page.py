@@ -11,6 +11,7 @@ import functools
 import html
 import importlib.util
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -183,7 +184,8 @@ def form_layout(form: mo.ui.dictionary, title: str = "More settings") -> mo.Html
     rest = [name for name in form.elements if not known[name].essential]
     parts: list[Any] = []
     if first:
-        parts.append(mo.hstack([form.elements[name] for name in first], widths="equal", gap=1.5, align="end"))
+        fields = [mo.vstack([form.elements[name], _small(known[name].help)], gap=0.25) for name in first]
+        parts.append(mo.hstack(fields, widths="equal", gap=1.5, align="start"))
     if rest:
         rows = [
             mo.hstack([form.elements[name], _small(known[name].help)], widths=[1, 2], gap=1.5, align="end")
@@ -554,10 +556,11 @@ def integration(run: Run | None) -> mo.Html:
     """Commands that use the adapters elsewhere."""
     if run is None or not (run.best.is_dir() or run.final.is_dir()):
         return _small("The commands appear here when there are adapters.")
-    base = run.environment()["model"]["path"]
+    places = (run.path.parent, run.environment()["model"]["path"], run.adapters)
+    runs_dir, base, adapters = (shlex.quote(str(place)) for place in places)
     return mo.plain_text(
-        f'uv run qlora generate {run.name} --runs-dir {run.path.parent} --prompt "…"\n'
-        f'uv run mlx_lm.generate --model {base} \\\n    --adapter-path {run.adapters} --prompt "…"'
+        f'uv run qlora generate {run.name} --runs-dir {runs_dir} --prompt "…"\n'
+        f'uv run mlx_lm.generate --model {base} \\\n    --adapter-path {adapters} --prompt "…"'
     )
 
 
@@ -606,7 +609,9 @@ def quantisations(model: ModelSpec, config: RunConfig, train_dataset: TokenDatas
     """LoRA against QLoRA by arithmetic: the same adapters on this base at each number of bits."""
     if model.quantize_bits is None and model.quantization:
         choices = {f"{model.bits} bits (QLoRA), as it is stored": model}
+        note = "This base is stored quantised. LoRA, for comparison, takes an unquantised one and --quantize none."
     else:
+        note = "Train the other kind with --quantize none, 4 or 8: it is a run of its own."
         names = {"4": "4 bits (QLoRA)", "8": "8 bits (QLoRA)", "none": "unquantised (LoRA)"}
         choices = {
             name: bases.describe(model.path, from_flat({"quantize": bits}, config).base, model.licence)
@@ -622,9 +627,7 @@ def quantisations(model: ModelSpec, config: RunConfig, train_dataset: TokenDatas
         }
         for name, spec in choices.items()
     ]
-    return mo.vstack(
-        [row_table(rows), _small("Train the other kind with --quantize none, 4 or 8: it is a run of its own.")]
-    )
+    return mo.vstack([row_table(rows), _small(note)])
 
 
 def diagnosis(snapshot: Snapshot) -> mo.Html:
