@@ -31,7 +31,7 @@ def test_settings_table_is_that_of_the_code():
 def test_every_file_named_exists():
     text = README.read_text(encoding="utf-8")
     named = set(re.findall(r"`((?:apps|src|data|tests|benchmarks)/[\w./-]*)`", text)) | set(
-        re.findall(r"\]\((?!http)([^)]+)\)", text)
+        re.findall(r"\]\((?!http|#)([^)]+)\)", text)
     )
     assert named
     assert [name for name in named if not (README.parent / name).exists()] == []
