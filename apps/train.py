@@ -290,9 +290,11 @@ def warmup_scheduler(plan):
 
 
 @app.cell
-def view_state():
-    get_snapshot, set_snapshot = mo.state(page.Snapshot())
-    get_phase, set_phase = mo.state(())
+def view_state(plan, watcher):
+    # True from the start: buttons made anew right after the page opened would lose an early click
+    _snapshot = watcher.look(plan)
+    get_snapshot, set_snapshot = mo.state(_snapshot)
+    get_phase, set_phase = mo.state(_snapshot.phase)
     return get_phase, get_snapshot, set_phase, set_snapshot
 
 

@@ -112,6 +112,19 @@ def button(page: Page, name: str):
     return page.get_by_role("button", name=name, exact=True)
 
 
+def press(page: Page, name: str) -> None:
+    """Click when the button lies still: editors that are mounted while the page scrolls push it about."""
+    target, boxes = button(page, name), [None] * 10
+    expect(target).to_be_enabled()
+    for _ in range(PATIENCE // 100):
+        target.scroll_into_view_if_needed()
+        page.wait_for_timeout(100)
+        boxes = [*boxes[1:], target.bounding_box()]
+        if boxes[0] and boxes.count(boxes[0]) == len(boxes):
+            break
+    target.click()
+
+
 def state(page: Page, word: str) -> None:
     expect(page.get_by_text(word, exact=True).first).to_be_visible()
 
@@ -132,13 +145,13 @@ def test_start_pause_reload_go_on_stop(browser, flags, tmp_path):
         served("run", tmp_path / "server.log", *flags, "--epochs", "10000") as (address, server),
         opened(browser, address) as page,
     ):
-        button(page, "Start").click()
+        press(page, "Start")
         state(page, "running")
         expect(button(page, "Start")).to_be_disabled()
         with opened(browser, address) as second:  # another page shows the same run
             state(second, "running")
             expect(button(second, "Start")).to_be_disabled()
-        button(page, "Pause").click()
+        press(page, "Pause")
         state(page, "paused")
         page.reload()
         state(page, "paused")
@@ -150,9 +163,9 @@ def test_start_pause_reload_go_on_stop(browser, flags, tmp_path):
         expect(button(page, "Start")).to_be_disabled()
         model.fill(named)
         model.blur()
-        button(page, "Go on").click()
+        press(page, "Go on")
         state(page, "running")
-        button(page, "Stop").click()
+        press(page, "Stop")
         state(page, "stopped")
         assert page.locator("#owned").count() == 0  # text from the data is text
         assert page.title() != "owned"
@@ -170,12 +183,12 @@ def test_edit_mode_trains_to_the_end(browser, flags, tmp_path):
         opened(browser, address) as page,
     ):
         expect(page.get_by_text("unknown flags, left aside: --nonsense")).to_be_visible()
-        button(page, "Start").click()
+        press(page, "Start")
         state(page, "completed")
         expect(button(page, "Start")).to_be_disabled()
         question = page.get_by_label("Question", exact=True)
         question.fill("--Question 1?")  # looks like a flag
         question.blur()
-        button(page, "Ask").click()
+        press(page, "Ask")
         expect(page.locator("td", has_text="tuned")).to_be_visible()
         page.screenshot(path=tmp_path / "edit.png", full_page=True)
