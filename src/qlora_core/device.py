@@ -21,6 +21,7 @@ from pathlib import Path
 import psutil
 
 from .bases import has_gpu
+from .fit import keeps_dense_weights
 from .storage import cache_directory, replacing
 
 _SYMBOLS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")  # what mlx-cpu looks for
@@ -178,13 +179,13 @@ def choose_kernels(model_dtype: str, dense_bytes: int, available: int) -> Kernel
     Args:
         model_dtype: what the base was saved in; kept on a GPU, unless it is float32.
         dense_bytes: size of all weights dequantised to float32.
-        available: free memory in bytes; dequantised weights are kept if they take less than a third of it.
+        available: free memory in bytes.
     """
     if mx.metal.is_available():
         return Kernels("metal", "float16" if model_dtype == "float32" else model_dtype, "quantised")
     if mx.cuda.is_available():
         return Kernels("cuda", "bfloat16" if model_dtype == "float32" else model_dtype, "dequantised")
-    linear = "kept" if dense_bytes < available / 3 else "dequantised"
+    linear = "kept" if keeps_dense_weights(dense_bytes, available) else "dequantised"
     return Kernels("cpu", "float32", linear, streams=min(cores(), 8), blas=BLAS.name, fast_exp=True)
 
 

@@ -52,6 +52,11 @@ class MemoryEstimate:
         return self.weights + self.dense + self.training + PROGRAM_BYTES
 
 
+def keeps_dense_weights(dense_bytes: int, available: int) -> bool:
+    """Whether a CPU keeps the weights dequantised: where they take less than a third of what is free."""
+    return dense_bytes < available / 3
+
+
 def estimate_memory(
     spec: ModelSpec, config: RunConfig, rows: Sequence[TokenRow], *, keeps_dense: bool, activation_bytes: int
 ) -> MemoryEstimate:

@@ -667,7 +667,7 @@ def memory_check(model: ModelSpec, config: RunConfig, train_dataset: TokenDatase
 
 def _estimate(model: ModelSpec, config: RunConfig, train_dataset: TokenDataset) -> fit.MemoryEstimate:
     on_cpu = not bases.has_gpu()
-    dense = 4 * model.parameters < available_bytes() / 3  # as `device.choose_kernels` decides on a CPU
+    dense = fit.keeps_dense_weights(4 * model.parameters, available_bytes())
     return fit.estimate_memory(
         model, config, train_dataset.rows, keeps_dense=on_cpu and dense, activation_bytes=4 if on_cpu else 2
     )
