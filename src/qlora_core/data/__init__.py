@@ -20,9 +20,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .config import DataConfig
-from .errors import DataError
-from .storage import replacing
+from ..config import DataConfig
+from ..errors import DataError
+from ..storage import replacing
 
 TRAIN_FILE, VAL_FILE, REPORT_FILE, FACTS_FILE = (
     "train_data.jsonl",

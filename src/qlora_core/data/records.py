@@ -1,0 +1,127 @@
+"""What the steps of data preparation hand to one another. Knows nothing of files or models."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+LISTED = 1000  # findings of one kind that a report lists; the others are only counted
+
+
+@dataclass(frozen=True)
+class Record:
+    """One training row.
+
+    Attributes:
+        content: `{"messages": […]}` or `{"text": …}`, as the prepared file holds it.
+        source: file:line, or file:first-last of joined lines.
+        metadata: what else the row carried.
+        group: rows of one group stay on one side of the split (the passages of one document).
+    """
+
+    content: dict[str, Any]
+    source: str
+    metadata: dict[str, Any] = field(default_factory=dict)
+    group: str = ""
+
+    @property
+    def answers(self) -> bool:
+        """Whether a prompt is answered, instead of text going on."""
+        return "messages" in self.content
+
+    def texts(self) -> list[str]:
+        """Every text of the content, in order."""
+        if "text" in self.content:
+            return [self.content["text"]]
+        return [message["content"] for message in self.content["messages"]]
+
+    def prepared(self) -> dict[str, Any]:
+        """The row as `train_data.jsonl` holds it."""
+        return {**self.content, "source": self.source, "metadata": self.metadata}
+
+
+def digest_of(content: dict[str, Any]) -> bytes:
+    """SHA-256 of a row's content alone."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """A line of running text, to be joined with its neighbours; an empty one ends a paragraph.
+
+    Attributes:
+        text: without white space around it.
+        place: where it stands in its file: a line ("12") or, in a PDF, a page ("page 3").
+    """
+
+    text: str
+    place: str
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A paragraph (or list, or table) of a document, or a heading.
+
+    Attributes:
+        text: plain text without markup, lines separated by line feeds.
+        level: of a heading, 1 to 6; 0 for everything else.
+        place: where it begins in its file: a line ("12"), a page ("page 3"), or "" where the format has neither.
+    """
+
+    text: str
+    level: int = 0
+    place: str = ""
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document as its reader understood it: either blocks, or lines whose structure is still to be found.
+
+    Attributes:
+        title: from its first heading or its metadata; "" when it has none.
+        blocks: of a format that says what a heading and a paragraph is; the heading that gave the title is left out.
+        lines: of a format that only has lines (plain text, PDF).
+        metadata: what the document says of itself (author, date, front matter).
+    """
+
+    title: str = ""
+    blocks: tuple[Block, ...] = ()
+    lines: tuple[Fragment, ...] = ()
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """Something that was not used, or is worth a look: where, why, and how it begins."""
+
+    where: str
+    reason: str
+    sample: str = ""
+
+
+@dataclass
+class Findings:
+    """Rejected rows, or the like: all are counted, the first `LISTED` kept."""
+
+    count: int = 0
+    listed: list[Rejected] = field(default_factory=list)
+
+    def add(self, where: str, reason: str, sample: str = "") -> None:
+        """Count one, and keep it while there is room."""
+        self.count += 1
+        if len(self.listed) < LISTED:
+            self.listed.append(Rejected(where, reason, sample[:80]))
+
+    def extend(self, others: Findings) -> None:
+        """Take over those of another part."""
+        self.count += others.count
+        self.listed += others.listed[: LISTED - len(self.listed)]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Rejected]:
+        return iter(self.listed)
