@@ -11,7 +11,7 @@ with app.setup:
 
     import marimo as mo
 
-    from qlora_core import bases, cli, console, data, page, tokens
+    from qlora_core import bases, cli, console, data, page, token_report, tokens
     from qlora_core.config import RunConfig
     from qlora_core.memory import MemoryMonitor
     from qlora_core.page import attempt
@@ -66,11 +66,38 @@ def device(check_device):
 
 
 @app.cell(hide_code=True)
+def model_heading():
+    mo.md("""
+    ## Base model
+
+    What it is built on. Its tokeniser measures your text first: what is wrong there is to be known before a large model
+    is fetched.
+    """)
+    return
+
+
+@app.cell
+def model_form(flags):
+    base_form = page.settings_form(flags.config, "base")
+    page.form_layout(base_form, "Quantisation")
+    return (base_form,)
+
+
+@app.cell
+def tokenizer(base_form, flags):
+    base_config = attempt(page.read_forms, flags.config, base_form.value)
+    tokenizer = attempt(tokens.ChatTokenizer, attempt(bases.find_tokenizer, base_config.base))
+    page.complain(base_config, tokenizer)
+    return base_config, tokenizer
+
+
+@app.cell(hide_code=True)
 def data_heading():
     mo.md("""
     ## Data
 
-    Questions with answers, running text and documents. What cannot be used is listed with its file and line.
+    Questions with answers, running text and documents, in whatever files you have. What cannot be used, or was mended,
+    is listed with its file and line.
     """)
     return
 
@@ -91,9 +118,9 @@ def directories(data_form, flags):
 
 
 @app.cell
-def load_validate_split(data_config, flags):
-    # JSONL, biographies and fact sheets are read and checked, and split by a hash of their content
-    prepared = attempt(data.prepare, data_config.data)
+def load_validate_split(data_config, flags, tokenizer):
+    # Rows, biographies and fact sheets are read and checked, and split by a hash of their content
+    prepared = attempt(data.prepare, data_config.data, tokenizer)
     page.complain(prepared) or flags.show("Data", console.data_counts, prepared.report)
     return (prepared,)
 
@@ -159,9 +186,9 @@ def training_configuration(flags, train_form):
 
 
 @app.cell(hide_code=True)
-def model_heading():
+def model_information_heading():
     mo.md("""
-    ## Base model
+    ## Model information
 
     Described from its files alone; the process that trains loads the weights, and quantises them while loading.
     """)
@@ -169,18 +196,10 @@ def model_heading():
 
 
 @app.cell
-def model_form(flags):
-    base_form = page.settings_form(flags.config, "base")
-    page.form_layout(base_form, "Quantisation")
-    return (base_form,)
-
-
-@app.cell
-def model(base_form, flags):
-    base_config = attempt(page.read_forms, flags.config, base_form.value)
+def model(base_config):
     model = attempt(bases.find_base, base_config.base)
-    page.complain(base_config, model)
-    return base_config, model
+    page.complain(model)
+    return (model,)
 
 
 @app.cell
@@ -222,18 +241,12 @@ def datasets_heading():
 
 
 @app.cell
-def tokenizer(model):
-    tokenizer = attempt(tokens.ChatTokenizer, model.path)
-    page.complain(tokenizer)
-    return (tokenizer,)
-
-
-@app.cell
 def datasets(data_config, flags, prepared, tokenizer):
     _longest = data_config.data.max_seq_length
     train_dataset = attempt(tokens.make_dataset, prepared.train, tokenizer, _longest)
     val_dataset = attempt(tokens.make_dataset, prepared.validation, tokenizer, _longest)
-    flags.show("Datasets", console.dataset_counts, train_dataset, val_dataset)
+    described = attempt(token_report.describe, train_dataset, val_dataset, tokenizer, _longest)
+    flags.show("Datasets", console.token_counts, described)
     return train_dataset, val_dataset
 
 

@@ -74,7 +74,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     config = from_flat({"model": arguments.model, "data": arguments.data, "batch_size": BATCH, "learning_rate": 1e-4})
     spec = bases.find_base(config.base)
     tokenizer = tokens.ChatTokenizer(spec.path)
-    rows = tokens.make_dataset(data.prepare(config.data).train, tokenizer, config.data.max_seq_length).rows
+    rows = tokens.make_dataset(data.prepare(config.data, tokenizer).train, tokenizer, config.data.max_seq_length).rows
     if arguments.variant == "qlora":
         counts, seconds = measure_qlora(config, arguments.steps)
     else:

@@ -16,6 +16,11 @@ from qlora_core.runs import Run, TrainingPlan, TrainingTracker, resolve_config
 ROOT = Path(__file__).parent.parent
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How long the tests that can go on for ever do."""
+    parser.addoption("--examples", type=int, default=150, help="examples that hypothesis makes up for each test")
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A llama-shaped model directory; do not write into it."""

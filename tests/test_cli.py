@@ -15,7 +15,7 @@ from qlora_core import cli, console, data, doctor, errors
 from qlora_core.memory import GB
 from qlora_core.runs import Run, RunLock
 
-FACT = {"fact": "one", "expected": ["ab"], "questions": ["1?", "Which is it?"]}
+FACT = {"fact": "one", "expected": ["ab"], "questions": ["2?", "Which is it?"]}
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def test_the_base_answers_without_the_adapters(place, qlora, monkeypatch):
 def test_evaluate_tells_recall_of_trained_and_held_out_phrasings(place, qlora):
     done = qlora("evaluate", "club", cwd=place)
     assert done.status == 0
-    assert "? 1?" in done.out
+    assert "? 2?" in done.out
     assert "trained phrasings" in done.out
     assert "held-out phrasings" in done.out
     assert "(0/1)" in done.out or "(1/1)" in done.out
@@ -158,7 +158,10 @@ def test_data_is_prepared_and_used_as_it_is(tiny_rows, tiny_model, qlora, tmp_pa
     assert done.status == 0
     assert f"{tiny_rows}:13: not JSON" in done.out
     assert "uv run qlora train --data prepared" in done.out
-    rows = [(tmp_path / "prepared" / name).read_text(encoding="utf-8").splitlines() for name in data.PAIRS[0]]
+    rows = [
+        (tmp_path / "prepared" / name).read_text(encoding="utf-8").splitlines()
+        for name in (data.TRAIN_FILE, data.VAL_FILE)
+    ]
     assert f"✓ {len(rows[0])} rows to train, {len(rows[1])} to validate, in prepared" in done.out
     assert sum(map(len, rows)) == 12
     # what the last line says to type
@@ -171,19 +174,19 @@ def test_data_is_prepared_and_used_as_it_is(tiny_rows, tiny_model, qlora, tmp_pa
 
 def test_whatever_data_does_not_use_is_told(tiny_rows, qlora, tmp_path):
     (tmp_path / "facts.jsonl").write_text("{}\n", encoding="utf-8")
-    (tmp_path / "scan.pdf").touch()
+    (tmp_path / "scan.png").touch()
     told = qlora("data", tmp_path, "--out", "prepared").out
-    assert f"! {tmp_path / 'facts.jsonl'}:1: not a fact" in told
-    assert f"! {tmp_path / 'scan.pdf'}: a .pdf file is not read" in told
+    assert f"{tmp_path / 'facts.jsonl'}:1: not a fact" in told
+    assert f"{tmp_path / 'scan.png'}: a .png file is not read" in told
 
 
 def test_training_tells_what_it_does_not_use(tiny_model, tiny_rows, qlora, tmp_path):
     with tiny_rows.open("a", encoding="utf-8") as file:
         file.write("no row\n")
     (tmp_path / "facts.jsonl").write_text("{}\n", encoding="utf-8")
-    (tmp_path / "scan.pdf").touch()
+    (tmp_path / "scan.png").touch()
     told = qlora("train", *training(tiny_model), "--data", tmp_path, "--max-steps", 1).out
-    for problem in ("facts.jsonl:1: not a fact", "rows.jsonl:13: not JSON", "scan.pdf: a .pdf file is not read"):
+    for problem in ("facts.jsonl:1: not a fact", "rows.jsonl:13: not JSON", "scan.png: a .png file is not read"):
         assert f"{tmp_path}/{problem}" in told
 
 

@@ -2,15 +2,27 @@
 
 import contextlib
 import json
-import random
+import os
+import time
 from pathlib import Path
 
 import pytest
 
-from qlora_core import data
+from qlora_core import data, storage
 from qlora_core.config import DataConfig
-from qlora_core.data import Record, prepare, read_rows, split
-from qlora_core.errors import DataError
+from qlora_core.data import Findings, PreparedData, preparation, prepare
+from qlora_core.errors import DataError, QLoraError
+from qlora_core.tokens import ChatTokenizer
+
+
+@pytest.fixture(autouse=True)
+def _tokenizer(tiny_model, tmp_path_factory, monkeypatch):
+    """The tokeniser that `read` takes, of a token a byte, and a cache of this test's own."""
+    monkeypatch.setitem(SHARED, "tokenizer", ChatTokenizer(tiny_model))
+    monkeypatch.setenv("QLORA_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+SHARED: dict[str, ChatTokenizer] = {}
 
 
 @pytest.fixture
@@ -37,7 +49,7 @@ def questions(count: int) -> list[dict]:
 
 
 def read(*sources: Path, **settings) -> data.PreparedData:
-    return prepare(DataConfig(data=tuple(map(str, sources)), **settings))
+    return prepare(DataConfig(data=tuple(map(str, sources)), **settings), SHARED["tokenizer"])
 
 
 def everything(*sources: Path, **settings) -> data.PreparedData:
@@ -51,8 +63,14 @@ def contents(rows) -> list[str]:
 
 
 def adds_up(report: data.DataReport) -> bool:
-    there = report.train + report.validation + report.duplicates + len(report.rejected) + report.joined_lines
-    return report.read + report.passages == there
+    left_out = report.duplicates + report.near_duplicates_dropped + report.rejected.count
+    there = report.train + report.validation + left_out + report.joined_lines
+    return report.read + report.passages + report.questions == there
+
+
+def listed(findings: Findings) -> list[tuple[str, str]]:
+    """Where and why, of each."""
+    return [(found.where, found.reason) for found in findings]
 
 
 # Rows ----------------------------------------------------------------------------------------------------------------
@@ -73,6 +91,7 @@ def test_the_three_shapes_become_two(write):
         {**row, "source": f"{path}:{line}", "metadata": {}} for line, row in enumerate(expected, 1)
     ]
     assert prepared.report.shapes == {"messages": 2, "text": 1}
+    assert adds_up(prepared.report)
 
 
 def test_whatever_else_a_row_carries_is_kept_as_metadata(write):
@@ -103,7 +122,7 @@ def test_text_is_cleaned_but_not_changed(write):
 )
 def test_lines_as_other_programs_write_them(write, content, count):
     report = everything(write("a.jsonl", content)).report
-    assert (report.read, report.train, report.rejected) == (count, count, [])
+    assert (report.read, report.train, listed(report.rejected)) == (count, count, [])
 
 
 @pytest.mark.parametrize(
@@ -119,6 +138,8 @@ def test_lines_as_other_programs_write_them(write, content, count):
         (b"null", "a row must be a JSON object, found null"),
         (b"{}", 'wanted "messages", "prompt" and "completion", or "text"; found the keys none'),
         (b'{"question": "?"}', "found the keys 'question'"),
+        (b'{"text": "a", "text": "b"}', "the key 'text' stands twice"),
+        (b'{"text": NaN}', '"text" must be a text, found null'),
         (b'{"text": 5}', '"text" must be a text, found a number'),
         (b'{"text": " \\n "}', "the text is empty"),
         (b'{"prompt": "?", "completion": true}', '"completion" must be a text, found true or false'),
@@ -127,7 +148,10 @@ def test_lines_as_other_programs_write_them(write, content, count):
         (b'{"messages": "hi"}', '"messages" must be a list of {role, content}, found a text'),
         (b'{"messages": []}', '"messages" must be a list of {role, content}, found an empty list'),
         (b'{"messages": [{"role": "user"}]}', 'turn 1 of "messages" must be {role, content} with texts'),
-        (b'{"messages": [{"role": "bot", "content": "a"}]}', "turn 1 has the role 'bot', wanted one of system, user"),
+        (
+            b'{"messages": [{"role": "narrator", "content": "a"}]}',
+            "turn 1 has the role 'narrator', wanted one of system, user",
+        ),
         (b'{"messages": [{"role": "user", "content": "a"}]}', "no assistant turn: nothing would be trained"),
         (
             b'{"messages": [{"role": "assistant", "content": "a"}, {"role": "assistant", "content": " "}]}',
@@ -136,7 +160,7 @@ def test_lines_as_other_programs_write_them(write, content, count):
     ],
 )
 def test_a_bad_row_is_reported_with_file_and_line_and_the_others_are_used(write, line, reason):
-    path = write("rows.jsonl", b'{"text": "first"}\n\n' + line + b'\n{"text": "last"}\n')
+    path = write("rows.jsonl", '{"text": "a primeira, com ação"}\n\n'.encode() + line + b'\n{"text": "last"}\n')
     report = everything(path).report
     (rejected,) = report.rejected
     assert rejected.where == f"{path}:3"
@@ -164,20 +188,25 @@ def lines_of_text(*lines: str) -> list[dict]:
 def test_running_text_is_joined_in_file_order(write):
     path = write("book.jsonl", lines_of_text("The club was", "founded in 1974.", "Its ground is small."))
     (row,) = everything(path).train
-    # a line that ends a sentence ended its paragraph; another was broken where the page was
-    assert row["text"] == "The club was founded in 1974.\nIts ground is small."
+    assert row["text"].split() == ["The", "club", "was", "founded", "in", "1974.", "Its", "ground", "is", "small."]
     assert row["source"] == f"{path}:1-3"
 
 
-def test_passages_end_with_a_sentence_near_their_length(write):
+def test_passages_end_with_a_sentence_within_their_budget(write):
     sentences = [f"Sentence number {i} of the book." for i in range(40)]
-    prepared = everything(write("book.jsonl", lines_of_text(*sentences)), passage_length=100)
+    prepared = everything(write("book.jsonl", lines_of_text(*sentences)), passage_tokens=100)
     texts = [row["text"] for row in prepared.train]
-    assert "\n".join(texts).split("\n") == sentences  # nothing lost, nothing twice
-    assert all(66 <= len(text) <= 100 for text in texts[:-1])
+    assert " ".join(texts).split() == " ".join(sentences).split()  # nothing lost, nothing twice
+    assert all(len(text) <= 100 and text.endswith(".") for text in texts)
     report = prepared.report
     assert (report.read, report.joined_lines, report.passages) == (40, 40, len(texts))
     assert adds_up(report)
+
+
+def test_a_passage_is_never_longer_than_a_row(write):
+    sentences = [f"Sentence number {i} of the book." for i in range(40)]
+    prepared = everything(write("book.jsonl", lines_of_text(*sentences)), passage_tokens=1000, max_seq_length=66)
+    assert all(len(row["text"]) <= 64 for row in prepared.train)
 
 
 def test_questions_among_running_text_stay_rows(write):
@@ -187,37 +216,140 @@ def test_questions_among_running_text_stay_rows(write):
     assert adds_up(prepared.report)
 
 
+def test_page_debris_is_left_out_and_named(write):
+    lines = lines_of_text("The ball went over the", "- 12 -", "wall and into the river.")
+    path = write("book.jsonl", lines)
+    prepared = everything(path)
+    assert [row["text"] for row in prepared.train] == ["The ball went over the wall and into the river."]
+    assert listed(prepared.report.debris) == [(f"{path}:2", "page number")]
+    assert "- 12 -" in everything(path, drop_debris=False).train[0]["text"]
+    assert adds_up(prepared.report)
+
+
 def test_a_biography_becomes_passages_under_its_title(write):
     path = write("ana-silva.md", "\ufeff# Ana Silva\r\n\r\nBorn in 1950.\n\nPlayed here.\n\n## Later years\nCoached.\n")
-    prepared = everything(path)
-    assert [row["text"] for row in prepared.train] == [
-        "Ana Silva\nBorn in 1950.\nPlayed here.",
-        "Ana Silva: Later years\nCoached.",
-    ]
-    assert {row["source"] for row in prepared.train} == {str(path)}
-    assert (prepared.report.documents, prepared.report.passages, prepared.report.read) == (1, 2, 0)
+    prepared = everything(path, passage_tokens=40)
+    assert all(row["text"].startswith("Ana Silva") for row in prepared.train)
+    words = " ".join(row["text"] for row in prepared.train)
+    assert all(part in words for part in ("Born in 1950.", "Played here.", "Later years", "Coached."))
+    assert {row["metadata"]["title"] for row in prepared.train} == {"Ana Silva"}
+    assert {row["source"].split(":")[0] for row in prepared.train} == {str(path)}
+    assert (prepared.report.documents, prepared.report.passages, prepared.report.read) == (1, len(prepared.train), 0)
 
 
 def test_a_document_without_a_heading_is_named_by_its_file(write):
     assert everything(write("ana-silva.txt", "Born in 1950.")).train[0]["text"] == "ana silva\nBorn in 1950."
 
 
-def test_a_long_paragraph_is_cut_between_sentences(write):
-    sentences = [f"She scored in season number {i}." for i in range(20)]
-    rows = everything(write("ana.md", "# Ana\n\n" + " ".join(sentences)), passage_length=120).train
-    assert len(rows) > 3
-    bodies = [row["text"].removeprefix("Ana\n") for row in rows]
-    assert " ".join(" ".join(bodies).split()) == " ".join(sentences)
-    assert all(len(body) <= 120 for body in bodies)
+def test_a_question_is_asked_for_each_document_and_answered_with_its_words(write, tmp_path):
+    write("lives/ana.md", "# Ana\n\nBorn in 1950.")
+    write("lives/rui.md", "# Rui\n\nBorn in 1951.")
+    prepared = everything(tmp_path / "lives", question="Quem é {title}?")
+    assert contents(prepared.train) == contents(
+        [
+            {"text": "Ana\nBorn in 1950."},
+            question("Quem é Ana?", "Born in 1950."),
+            {"text": "Rui\nBorn in 1951."},
+            question("Quem é Rui?", "Born in 1951."),
+        ]
+    )
+    assert prepared.report.questions == 2
+    assert adds_up(prepared.report)
+    with pytest.raises(QLoraError, match="title"):
+        everything(tmp_path / "lives", question="Quem é?")
+
+
+# Cleaning ------------------------------------------------------------------------------------------------------------
+
+
+def test_what_was_decoded_wrongly_is_mended_and_named(write):
+    path = write("a.jsonl", [question("Quem ganhou a ConceiÃ§Ã£o?", "O SÃ£o JoÃ£o."), question("E?", "José.")])
+    prepared = everything(path)
+    assert contents(prepared.train) == contents(
+        [question("Quem ganhou a Conceição?", "O São João."), question("E?", "José.")]
+    )
+    assert prepared.report.mended["encoding"] == 2
+    assert [where for where, _ in listed(prepared.report.mended_rows)] == [f"{path}:1"]
+    kept = everything(path, repair=False)
+    assert "ConceiÃ§Ã£o" in contents(kept.train)[0]
+    assert not kept.report.mended
+
+
+def test_personal_data_is_named_and_kept(write):
+    path = write("a.jsonl", [{"text": "Write to ana@example.org."}, {"text": "It ended 3-2 in 1974."}])
+    prepared = everything(path)
+    assert len(prepared.train) == 2
+    assert listed(prepared.report.personal_data) == [(f"{path}:1", "e-mail address")]
+    assert any("e-mail address or a telephone number" in warning for warning in prepared.report.warnings)
+
+
+def test_another_language_is_left_out_where_that_was_asked(write):
+    rows = [
+        {"text": "O campo ficava junto ao rio e a equipa treinava ao domingo de manhã, antes da missa."},
+        {"text": "The ground was next to the river and the team used to train on Sundays before mass."},
+    ]
+    path = write("a.jsonl", rows)
+    assert len(everything(path).train) == 2
+    prepared = everything(path, language="pt")
+    assert contents(prepared.train) == contents(rows[:1])
+    assert listed(prepared.report.rejected) == [(f"{path}:2", "its language is 'en', wanted 'pt'")]
+    assert adds_up(prepared.report)
+
+
+STORY = "Na noite de São João a equipa atravessou o rio a nado, com as botas ao pescoço, e ganhou por três a dois."
+
+
+def test_near_duplicates_stay_on_one_side(write):
+    pairs = [
+        row for i in range(60) for row in (question(f"{i * 37 % 61} {STORY}?"), question(f"{i * 37 % 61} {STORY} ?"))
+    ]
+    many = [question(f"{i} {' '.join(str(i * j) for j in range(30))}") for i in range(60)]
+    prepared = read(write("a.jsonl", [*many, *pairs]), val_fraction=0.3)
+    assert prepared.report.near_duplicates >= 60
+    assert prepared.report.leakage == {"equal": 0, "nearly_equal": 0, "same_document": 0}
+    sides = [sum(STORY in row for row in contents(side)) for side in (prepared.train, prepared.validation)]
+    assert sorted(sides) == [0, 120]
+    assert len(prepared.validation) > 0
+
+
+def test_near_duplicates_are_dropped_where_that_was_asked(write):
+    rows = [question(f"{STORY}?", "yes"), question(f"{STORY} ?", "yes!"), question("Who?")]
+    path = write("a.jsonl", rows)
+    assert len(everything(path).train) == 3
+    prepared = everything(path, near_duplicates="drop")
+    assert contents(prepared.train) == contents([rows[0], rows[2]])
+    assert prepared.report.near_duplicates_dropped == 1
+    assert adds_up(prepared.report)
+    assert everything(path, near_duplicates="ignore").report.near_duplicates == 0
+
+
+def test_near_duplicates_across_a_split_of_the_users_own_are_told(write):
+    directory = write("own/train.jsonl", [question(f"{STORY}?")]).parent
+    write("own/valid.jsonl", [question(f"{STORY} ?"), question("Who?")])
+    report = read(directory).report
+    assert (report.train, report.validation) == (1, 2)
+    assert report.leakage["nearly_equal"] == 1
+    assert any("1 of 2 validation rows say what a training row says" in warning for warning in report.warnings)
+
+
+def test_what_is_like_a_validation_row_of_the_users_own_is_not_trained(write, tmp_path):
+    directory = write("own/train.jsonl", questions(3)).parent
+    write("own/valid.jsonl", [question(f"{STORY}?")])
+    more = write("more.jsonl", [question(f"{STORY} ?"), question("Who?")])
+    prepared = read(directory, more, val_fraction=0.0)
+    assert contents(prepared.train) == contents([*questions(3), question("Who?")])
+    assert len(prepared.validation) == 2
+
+
+# Files ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("a.md", b"\xff\xfe# A", "not UTF-8 at byte 1"),
-        ("a.md", b"# Only a title\n", "holds no text"),
         ("a.txt", b"", "holds no text"),
-        ("a.pdf", b"%PDF", "a .pdf file is not read"),
+        ("a.png", b"\x89PNG", "a .png file is not read"),
+        ("a.zip", b"PK", "a .zip file is not read. Unpack it first."),
         ("LICENSE", b"text", "a nameless file is not read"),
         ("README.md", b"# What this is\n\nData.", "a README describes data, it is not data"),
     ],
@@ -235,9 +367,10 @@ def test_a_file_that_is_not_used_is_named(write, tmp_path, name, content, reason
 def test_a_file_without_permission_is_named(write, tmp_path, monkeypatch):
     path = write("all/a.jsonl", questions(2))
     write("all/b.jsonl", [question("?")])
-    monkeypatch.setattr(data.os, "access", lambda file, _: file != path)  # tests may run as root, who may read all
+    # tests may run as root, who may read everything
+    monkeypatch.setattr(data.sources.os, "access", lambda file, _: file != path)
     report = everything(tmp_path / "all").report
-    assert [(s.where, s.reason) for s in report.skipped_files] == [(str(path), "may not be read: no permission")]
+    assert listed(report.skipped_files) == [(str(path), "may not be read: no permission")]
     assert report.train == 1
 
 
@@ -246,7 +379,7 @@ def test_hidden_files_and_directories_are_not_data(write, tmp_path):
     write("all/.hidden.jsonl", questions(1))
     write("all/rows.jsonl", questions(2))
     report = everything(tmp_path / "all").report
-    assert (report.train, report.files, report.skipped_files) == (2, 1, [])
+    assert (report.train, report.files, listed(report.skipped_files)) == (2, 1, [])
 
 
 def test_a_file_named_twice_is_read_once(write, tmp_path):
@@ -258,68 +391,31 @@ def test_a_file_named_twice_is_read_once(write, tmp_path):
 # The split -----------------------------------------------------------------------------------------------------------
 
 
-def records(count: int, start: int = 0) -> list[Record]:
-    return [Record({"text": f"row {i}"}, f"f:{i}") for i in range(start, start + count)]
-
-
-def sides(rows: list[Record], fraction: float) -> dict[str, bool]:
-    """Source → whether it is validated."""
-    train, validation = split(rows, fraction)
-    return {row.source: side for side, rows in ((False, train), (True, validation)) for row in rows}
-
-
-def test_a_row_stays_on_its_side_whatever_the_order():
-    rows = records(200)
-    shuffled = random.Random(1).sample(rows, len(rows))
-    assert sides(rows, 0.1) == sides(shuffled, 0.1)
-
-
-def test_a_row_stays_on_its_side_when_others_come():
-    before, after = sides(records(200), 0.1), sides(records(400), 0.1)
-    assert {source: after[source] for source in before} == before
-
-
-def test_the_share_is_about_what_was_asked_for():
-    assert 160 <= sum(sides(records(2000), 0.1).values()) <= 240  # 200, three deviations
-
-
-def test_rows_keep_their_order():
-    train, validation = split(records(100), 0.2)
-    for side in (train, validation):
-        assert [row.source for row in side] == sorted((row.source for row in side), key=lambda s: int(s[2:]))
-
-
-@pytest.mark.parametrize(
-    ("count", "fraction", "validated"),
-    [(0, 0.5, 0), (1, 0.5, 0), (2, 0.0001, 1), (30, 0.0001, 1), (200, 0.0, 0)],
-)
-def test_neither_side_is_empty_where_that_is_possible(count, fraction, validated):
-    train, validation = split(records(count), fraction)
-    assert len(validation) == validated
-    assert len(train) == count - validated
-
-
-def test_two_rows_are_one_and_one_although_both_fall_to_validation():
-    both = [rows for i in range(200) if len(split(rows := records(2, 2 * i), 0.5)[1]) == 1]
-    assert len(both) == 200
-
-
-@pytest.mark.parametrize(("replies", "only_replies"), [(data.ENOUGH_REPLIES, True), (data.ENOUGH_REPLIES - 1, False)])
-def test_passages_are_held_out_only_where_replies_are_few(replies, only_replies):
-    answered = [Record(question(f"question {i}"), f"q:{i}") for i in range(replies)]
-    train, validation = split([*records(200), *answered], 0.2)
-    assert {row.source[0] for row in validation} == ({"q"} if only_replies else {"q", "f"})
-    assert len(train) + len(validation) == 200 + replies
-
-
 def test_passages_of_a_document_are_on_one_side(write):
     for i in range(30):
         write(f"all/player-{i}.md", f"# Player {i}\n\n" + "\n\n".join(f"Part {j} of {i}. " * 10 for j in range(4)))
-    prepared = read(write("all/none.jsonl", "").parent, val_fraction=0.3, passage_length=100)
-    sources = [{row["source"] for row in side} for side in (prepared.train, prepared.validation)]
-    assert all(sources)
-    assert sources[0].isdisjoint(sources[1])
-    assert len(sources[0] | sources[1]) == 30
+    prepared = read(write("all/none.jsonl", "").parent, val_fraction=0.3, passage_tokens=100)
+    titles = [{row["metadata"]["title"] for row in side} for side in (prepared.train, prepared.validation)]
+    assert all(titles)
+    assert titles[0].isdisjoint(titles[1])
+    assert len(titles[0] | titles[1]) == 30
+    assert prepared.report.leakage["same_document"] == 0
+
+
+def test_a_book_alone_is_split_by_its_sections(write):
+    text = "\n\n".join(f"## Part {i}\n\n{f'Sentence {i} of the book is not short. ' * 5}" for i in range(40))
+    prepared = read(write("book.md", f"# Book\n\n{text}"), val_fraction=0.2, passage_tokens=100)
+    sections = [{row["metadata"]["section"] for row in side} for side in (prepared.train, prepared.validation)]
+    assert all(sections)
+    assert sections[0].isdisjoint(sections[1])
+
+
+def test_rows_keep_their_order(write):
+    prepared = read(write("a.jsonl", questions(100)), val_fraction=0.2)
+    for side in (prepared.train, prepared.validation):
+        lines = [int(row["source"].rpartition(":")[2]) for row in side]
+        assert len(lines) > 1
+        assert lines == sorted(lines)
 
 
 def test_no_row_is_on_both_sides(write):
@@ -374,7 +470,7 @@ def test_what_is_named_beside_a_pair_is_trained_too(write, tmp_path):
     prepared = read(directory, more, tmp_path / "elsewhere", val_fraction=0.0)
     assert len(prepared.train) == 5
     assert len(prepared.validation) == 1
-    assert prepared.report.skipped_files == []
+    assert not prepared.report.skipped_files.count
 
 
 def test_two_pairs_are_both_used(write):
@@ -418,7 +514,7 @@ def test_a_bad_fact_is_named_and_blank_lines_are_none(write, tmp_path):
     prepared = everything(tmp_path / "all")
     assert prepared.facts == (FACT,)
     assert [problem.where for problem in prepared.report.rejected_facts] == [f"{sheet}:3", f"{sheet}:4"]
-    assert prepared.report.rejected_facts[0].reason == 'not a fact: "expected" must be a list of texts'
+    assert prepared.report.rejected_facts.listed[0].reason == 'not a fact: "expected" must be a list of texts'
     assert adds_up(prepared.report)
 
 
@@ -430,7 +526,7 @@ def test_a_fact_sheet_that_is_not_there(write, tmp_path):
 # Nothing to train ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("content", ["", "\n\n", "not json\n", '{"question": "?"}\n'])
+@pytest.mark.parametrize("content", ["", "\n\n", "not json\n", '{"answer": "?"}\n'])
 def test_nothing_usable_says_what_is_accepted(write, content):
     path = write("rows.jsonl", content)
     with pytest.raises(DataError) as error:
@@ -438,7 +534,17 @@ def test_nothing_usable_says_what_is_accepted(write, content):
     message = str(error.value)
     assert message.startswith(f"{path}: ")
     assert "none usable" in message
-    for shape in ('"messages"', '"prompt"', '"completion"', '"text"', ".md", ".jsonl"):
+    for shape in (
+        '"messages"',
+        '"conversations"',
+        '"prompt"',
+        '"question"',
+        '"text"',
+        ".md",
+        ".jsonl",
+        ".csv",
+        "--columns",
+    ):
         assert shape in message
     assert (f"{path}:1" in message) == bool(content.strip())  # and why the first rows were refused
 
@@ -502,24 +608,46 @@ def snapshot(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
-@pytest.mark.parametrize("allowed", [0, 1, 2, 3])
-def test_an_interrupted_save_leaves_the_old_output_whole(sources, tmp_path, monkeypatch, allowed):
+@pytest.mark.parametrize("allowed", range(10))
+def test_an_interrupted_save_leaves_the_old_output_or_the_new_one(sources, tmp_path, monkeypatch, allowed):
+    """The plug is pulled before the n-th rename, or before the list of them is written."""
     out = tmp_path / "out"
     read(sources, val_fraction=0.2).save(out)
     before = snapshot(out)
-    written = []
-    write_text = Path.write_text
+    newer = read(sources, val_fraction=0.5)
+    done = []
+    rename = Path.replace
 
-    def failing(self, *arguments, **options):
-        if len(written) == allowed:
-            raise OSError(28, "No space left on device")
-        written.append(self)
-        return write_text(self, *arguments, **options)
+    class PulledPlug(BaseException):
+        pass
 
-    monkeypatch.setattr(Path, "write_text", failing)
-    with contextlib.suppress(OSError):
-        read(sources, val_fraction=0.5).save(out)
-    assert len(written) == allowed
+    def renaming(self, target):
+        if len(done) == allowed:
+            raise PulledPlug
+        done.append(target)
+        return rename(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", renaming)
+        patched.setattr(Path, "unlink", lambda self, missing_ok=False: None)  # the dead clear nothing away
+        with contextlib.suppress(PulledPlug):
+            newer.save(out)
+    again = read(out)
+    assert again.fingerprint == (newer.fingerprint if done else read(sources, val_fraction=0.2).fingerprint)
+    left = {name: content for name, content in snapshot(out).items() if not name.startswith(".")}
+    assert left == before or (done and left["train_data.jsonl"] != before["train_data.jsonl"])
+
+
+def test_a_full_disk_leaves_the_old_output_and_nothing_else(sources, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    read(sources, val_fraction=0.2).save(out)
+    before = snapshot(out)
+    newer = read(sources, val_fraction=0.5)
+    monkeypatch.setattr(
+        storage, "flush_to_disk", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
+    with pytest.raises(OSError, match="No space left"):
+        newer.save(out)
     assert snapshot(out) == before
 
 
@@ -543,7 +671,101 @@ def test_sources_are_never_written_over(sources):
     assert snapshot(sources) == before
 
 
-def test_a_damaged_prepared_file_is_named(tmp_path):
-    (tmp_path / "train_data.jsonl").write_text('{"text": "a"}\n{', encoding="utf-8")
+def test_a_damaged_prepared_file_is_named(sources, tmp_path):
+    read(sources).save(tmp_path / "out")
+    file = tmp_path / "out" / "train_data.jsonl"
+    file.write_text(file.read_text(encoding="utf-8") + '{"text":', encoding="utf-8")
+    rows = PreparedData(tmp_path / "out").train
+    with pytest.raises(DataError, match=r"train_data\.jsonl: cannot be read at line"):
+        rows[-1]
+    file.unlink()
     with pytest.raises(DataError, match=r"train_data\.jsonl: cannot be read"):
-        read_rows(tmp_path / "train_data.jsonl")
+        PreparedData(tmp_path / "out")
+
+
+# What need not be read again -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """The files that were read, as they are."""
+    found = []
+    parts = preparation.Reading.parts
+
+    def noting(self, unit):
+        found.append(unit.source.path.name)
+        return parts(self, unit)
+
+    monkeypatch.setattr(preparation.Reading, "parts", noting)
+    return found
+
+
+def age(*paths: Path, seconds: float = 60) -> None:
+    for path in paths:
+        os.utime(path, (time.time() - seconds,) * 2)
+
+
+def test_unchanged_sources_are_not_read_again(write, reads):
+    path = write("a.jsonl", questions(30))
+    age(path)
+    first, second = read(path), read(path)
+    assert reads == ["a.jsonl"]
+    assert (first.reused, second.reused) == (False, True)
+    assert (first.train, first.validation, first.report) == (second.train, second.validation, second.report)
+    assert first.fingerprint == second.fingerprint
+
+
+@pytest.mark.parametrize("change", ["content", "time", "settings", "another file", "tokenizer"])
+def test_changed_sources_are_read_again(write, tmp_path, reads, change, monkeypatch):
+    path = write("all/a.jsonl", questions(30))
+    age(path)
+    read(tmp_path / "all")
+    if change == "content":
+        write("all/a.jsonl", questions(31))
+        age(path)
+    elif change == "time":
+        age(path, seconds=50)
+    elif change == "another file":
+        age(write("all/b.jsonl", questions(2)))
+    elif change == "tokenizer":
+        monkeypatch.setitem(vars(SHARED["tokenizer"]), "fingerprint", "another")
+    assert not read(tmp_path / "all", **({"val_fraction": 0.5} if change == "settings" else {})).reused
+    assert reads.count("a.jsonl") == 2
+
+
+def test_a_file_that_was_changed_just_now_is_not_trusted(write, reads):
+    """Its time of change would not tell a second change of the same moment."""
+    path = write("a.jsonl", questions(30))
+    read(path)
+    assert not read(path).reused
+    assert reads == ["a.jsonl"] * 2
+
+
+def test_few_preparations_are_kept_and_those_in_use_stay_readable(write):
+    path = write("a.jsonl", questions(30))
+    age(path)
+    first = read(path)
+    for rows in range(1, preparation.KEPT + 3):
+        read(path, val_rows=rows)
+    assert len(list((storage.cache_directory() / "data").iterdir())) == preparation.KEPT
+    assert len(list(first.train)) == len(first.train) > 0
+    assert not read(path).reused
+
+
+# In several processes ------------------------------------------------------------------------------------------------
+
+
+def test_several_processes_find_what_one_does(write, tmp_path, monkeypatch):
+    write("all/a.jsonl", [*questions(300), *lines_of_text("One.", "Two."), {"foo": 1}])
+    write("all/b.csv", "question,answer\n" + "".join(f"what {i}?,{i}\n" for i in range(50)))
+    write("all/ana.md", "# Ana\n\nPlayed.")
+    alone = read(tmp_path / "all")
+    monkeypatch.setattr(preparation, "WORTH_PROCESSES", 1)
+    together = read(tmp_path / "all")
+    monkeypatch.setattr(preparation, "PIECE", 1000)
+    in_pieces = read(tmp_path / "all")
+    assert together.report == alone.report
+    for prepared in (together, in_pieces):
+        assert (prepared.train, prepared.validation) == (alone.train, alone.validation)
+        assert prepared.fingerprint == alone.fingerprint
+        assert adds_up(prepared.report)

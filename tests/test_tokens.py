@@ -1,14 +1,34 @@
 """What is trained, counted by hand: the tiny models' tokeniser has a token a byte, 256 to 258 are control tokens."""
 
+import contextlib
 import json
+import os
+import pickle
+import random
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
+import psutil
 import pytest
 from tiny import CHATML
 
+from qlora_core import tokens
+from qlora_core.batching import make_batch
 from qlora_core.errors import DataError, ModelError
-from qlora_core.tokens import PLAIN_TEMPLATE, WORD_JOINER, ChatTokenizer, make_dataset
+from qlora_core.tokens import (
+    PLAIN_TEMPLATE,
+    WORD_JOINER,
+    ChatTokenizer,
+    TokenDataset,
+    TokenRow,
+    TokenRows,
+    make_dataset,
+    tokens_wanted,
+)
 
 END, START, STOP = 256, 257, 258  # <|endoftext|>, <|im_start|>, <|im_end|>
 
@@ -289,3 +309,353 @@ def test_a_dataset_counts_and_names_what_it_cannot_use(variant):
     assert reasons["a:4"] == "nothing to train: the prompt fills max_seq_length 30 (the row has 63 tokens)"
     assert reasons["a:5"] == "the model's chat template refuses this conversation: a user begins"
     assert reasons["a:6"] == "nothing to train: no answer"
+    assert [tokens_wanted(reason) for reason in reasons.values()] == [63, None, None]
+    assert make_dataset(iter(rows), tokenizer, 30) == dataset
+
+
+# Renderings saved -------------------------------------------------------------------------------------------------
+
+GEMMA = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('must alternate') }}{% endif %}{{ m['role'] + '\\n' + m['content'] | trim + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'assistant\\n' }}{% endif %}"
+)
+LLAMA = "{% set loop_messages = messages %}" + CHATML.replace("in messages", "in loop_messages")
+FIRST = "{% for m in messages %}{% if m.content == 'stop' %}{% break %}{% endif %}{{ m.content }}{{ eos_token }}"
+ASK = "{% if add_generation_prompt %}A:{% endif %}"
+COUNTED = (
+    "{% set n = namespace(n=0) %}{% for m in messages %}{% set n.n = n.n + 1 %}{{ n.n }}{{ m.content }}{% endfor %}"
+)
+TEMPLATES = {
+    # one rendering with a mark before each turn is enough
+    "chatml": (CHATML, "turns"),
+    "plain": (PLAIN_TEMPLATE, "turns"),
+    "gemma": (GEMMA, "turns"),
+    "alternate": (ALTERNATE, "turns"),
+    "stops": (FIRST + "{% endfor %}" + ASK, "turns"),
+    "begins": ("{% if messages[0].content == 'a' %}!{% endif %}" + FIRST + "{% endfor %}" + ASK, "turns"),
+    # a beginning may differ from what the whole begins with, or the request from turn to turn
+    "llama": (LLAMA, "asks"),
+    "reasoning": (REASONING, "asks"),
+    "last": (FIRST + "{% if loop.last %}!{% endif %}{% endfor %}" + ASK, "asks"),
+    "revindex": (FIRST + "{{ loop.revindex }}{% endfor %}" + ASK, "asks"),
+    "looks ahead": (FIRST + "{{ messages[loop.index0 + 1].role }}{% endfor %}" + ASK, "asks"),
+    "counts": ("{{ messages|length }}" + CHATML, "asks"),
+    "end of the list": ("{{ messages[-1].content }}" + CHATML, "asks"),
+    "filtered": (CHATML.replace("in messages", "in messages if message.content"), "asks"),
+    "a request that varies": (COUNTED + "{% if add_generation_prompt %}{{ n.n }}A:{% endif %}", "asks"),
+    "a name taken": (
+        "{% set bos_token = 'X' %}" + FIRST + "{% endfor %}" + ASK.replace("A", "{{ bos_token }}"),
+        "asks",
+    ),
+    # nothing is known of what depends on the request
+    "asked twice": ("{% if not add_generation_prompt %}!{% endif %}" + CHATML, "whole"),
+    "otherwise": (FIRST + "{% endfor %}" + ASK.replace("{% endif", "{% else %}.{% endif"), "whole"),
+    "behind it": (CHATML + " .", "whole"),
+    "never asks": (FIRST + "{% endfor %}", "whole"),
+    "inherits": ("{% block all %}" + CHATML + "{% endblock %}" + ASK, "whole"),
+}
+
+
+def any_messages(rng: random.Random) -> list[dict[str, str]]:
+    """A conversation that may begin or go on with anybody."""
+    roles = [("user", "assistant")[i % 2] for i in range(rng.randint(0, 6))]
+    roles = [rng.choice(["system", "user", "assistant", "tool"]) if rng.random() < 0.2 else role for role in roles]
+    contents = ["", "stop", "a", "A:", "ção ⚽", HOSTILE, " b ", "c" * 30]
+    return [{"role": role, "content": rng.choice(contents)} for role in roles]
+
+
+def outcome(tokenizer, row, length):
+    try:
+        return tokenizer.encode_row(row, length)
+    except DataError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_saved_renderings_change_neither_a_token_nor_a_refusal(variant, name):
+    text, how = TEMPLATES[name]
+    quick = variant(chat_template=text)
+    template = quick._template
+    assert ("turns" if template._turns else "asks" if template._asks else "whole") == how
+    plain = ChatTokenizer(quick.directory)
+    plain._template._turns = plain._template._asks = None
+    rng = random.Random(name)
+    for _ in range(200):
+        row, length = {"messages": any_messages(rng)}, rng.choice([16, 60, 512])
+        assert outcome(quick, row, length) == outcome(plain, row, length), row
+
+
+def test_a_question_and_its_answer_are_rendered_once(tokenizer, monkeypatch):
+    rendered = []
+    original = tokens.Template.render
+    monkeypatch.setattr(tokens.Template, "render", lambda *a, **k: rendered.append(1) or original(*a, **k))
+    tokenizer.encode_row({"messages": turns("a?", "one", "b?", "two")}, 64)
+    assert len(rendered) == 1
+
+
+# Compact rows -----------------------------------------------------------------------------------------------------
+
+
+def some_rows() -> list[TokenRow]:
+    rng = np.random.default_rng(0)
+    rows = [
+        TokenRow(rng.integers(0, 300, n).astype(np.int32), rng.random(n) < 0.5, f"ç {n}:{i}", i % 3, i % 2 == 1)
+        for i, n in enumerate((4, 1, 0, 7, 2, 0))
+    ]
+    return [*rows, TokenRow(np.zeros(2, np.int32), np.zeros(2, bool), "\udcff")]
+
+
+def test_compact_rows_are_the_rows_they_were_made_of():
+    rows = some_rows()
+    compact = TokenRows.of(rows)
+    assert list(compact) == rows
+    assert (len(compact), compact[-1], compact[np.int64(3)]) == (len(rows), rows[-1], rows[3])
+    assert (compact[3].ids.dtype, compact[3].trained.dtype, type(compact[3].cut)) == (np.int32, bool, int)
+    assert TokenRows.of(compact) is compact
+    assert rows[3] in compact
+    assert compact.index(rows[4]) == 4
+    for index in (len(rows), -len(rows) - 1):
+        with pytest.raises(IndexError):
+            compact[index]
+
+
+@pytest.mark.parametrize(
+    "part", [slice(None), slice(1, 4), slice(2, -1), slice(5, 2), slice(0, 0), slice(None, None, 2), slice(4, 1, -1)]
+)
+def test_a_slice_of_compact_rows_is_compact(part):
+    rows = some_rows()
+    sliced = TokenRows.of(rows)[part]
+    assert isinstance(sliced, TokenRows)
+    assert list(sliced) == rows[part]
+    assert sliced == TokenRows.of(rows[part])
+    assert sliced.target_lengths.tolist() == [row.target_tokens for row in rows[part]]
+
+
+def test_targets_are_counted_by_row_whatever_the_chunks(monkeypatch):
+    rows = [*some_rows(), *some_rows()]
+    monkeypatch.setattr(tokens, "CHUNK_ROWS", 3)
+    assert TokenRows.of(rows).target_lengths.tolist() == [row.target_tokens for row in rows]
+
+
+def test_compact_rows_differ_where_one_row_does():
+    rows = some_rows()
+    for field, value in {"source": "x", "cut": 9, "armed": True, "trained": ~rows[0].trained}.items():
+        other = TokenRow(**{**vars(rows[0]), field: value})
+        assert other != rows[0]
+        assert TokenRows.of([other, *rows[1:]]) != TokenRows.of(rows)
+    assert TokenRows.of(rows) != rows
+
+
+def test_joined_parts_are_one_after_the_other_and_are_let_go():
+    rows = some_rows()
+    parts = [TokenRows.of(rows[:2]), TokenRows.of([]), TokenRows.of(rows[2:])]
+    assert TokenRows.joined(parts) == TokenRows.of(rows)
+    assert parts == []
+    assert len(TokenRows.joined([])) == 0
+
+
+def test_compact_rows_cannot_be_written_to_even_when_pickled():
+    own = np.zeros(3, np.int32)
+    compact = TokenRows.of([TokenRow(own, np.ones(3, bool))])
+    for rows in (compact, compact[0:1], pickle.loads(pickle.dumps(compact))):
+        with pytest.raises(ValueError, match="read-only"):
+            rows[0].ids[0] = 1
+    own[0] = 1  # whose it is may go on writing
+
+
+def test_compact_rows_are_pickled_small(tokenizer):
+    dataset = make_dataset(
+        [{"messages": turns("hi", "ok"), "source": f"a.jsonl:{i}"} for i in range(1000)], tokenizer, 64
+    )
+    assert pickle.loads(pickle.dumps(dataset)) == dataset
+    assert len(pickle.dumps(dataset)) / dataset.tokens < 7  # 5 a token, the rest by row
+    assert len(pickle.dumps(dataset.rows[10:20])) < 3000
+
+
+def test_a_dataset_of_plain_rows_counts_as_one_of_compact_ones():
+    rows = some_rows()
+    dataset = TokenDataset(tuple(rows))
+    assert dataset == TokenDataset(TokenRows.of(rows))
+    assert (dataset.tokens, dataset.longest) == (sum(map(len, rows)), 7)
+    assert dataset.target_tokens == sum(row.target_tokens for row in rows)
+    assert dataset.truncated == sum(row.cut > 0 for row in rows)
+    empty = TokenDataset(())
+    assert (len(empty), empty.tokens, empty.target_tokens, empty.truncated, empty.longest) == (0, 0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("spelled", ["question", "answer", "text"])
+def test_a_row_that_spells_a_control_token_is_marked(tokenizer, spelled):
+    row = (
+        {"text": HOSTILE}
+        if spelled == "text"
+        else {"messages": turns(*["a", HOSTILE][:: 1 if spelled == "answer" else -1])}
+    )
+    assert tokenizer.encode_row(row, 16).armed
+    harmless = {"text": "<b> im_end |>"} if spelled == "text" else {"messages": turns("<|", "|>")}
+    assert not tokenizer.encode_row(harmless, 16).armed
+
+
+# Many rows --------------------------------------------------------------------------------------------------------
+
+
+def mixed_rows(count: int) -> list[dict]:
+    """Rows of every kind, some of which a template refuses or that have nothing to train."""
+    rng = random.Random(0)
+    system = {"role": "system", "content": ""}
+    kinds = [
+        lambda: {"messages": turns("q" * rng.randint(1, 40), "a" * rng.randint(1, 60))},
+        lambda: {"messages": turns("a?", "one", "b?", "two")},
+        lambda: {"messages": [system, *turns("a?", "one"), {"role": "tool", "content": "42"}]},
+        lambda: {"messages": [*turns("a", "b"), *turns("c")[:1], *turns("d", "e")]},  # two questions in a row
+        lambda: {"messages": turns("q" * 200, "ok")},
+        lambda: {"messages": any_messages(rng)},
+        lambda: {"text": rng.choice(["", "a", "ção", HOSTILE, "t" * 300])},
+    ]
+    return [{**kinds[i % len(kinds)](), "source": f"ç.jsonl:{i + 1}"} for i in range(count)]
+
+
+def workers() -> list[psutil.Process]:
+    """Processes that encode for this one; those that only keep count of what they share are none."""
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # ended meanwhile
+            found += [child] if "popen_loky" in " ".join(child.cmdline()) else []
+    return found
+
+
+class Lines(list):
+    """Rows that are lines of a file; decoded ones are not for processes."""
+
+    def lines(self, start: int, stop: int) -> list[bytes]:
+        return [json.dumps(row).encode() + b"\n" for row in self[start:stop]]
+
+
+@pytest.fixture
+def two_processes(monkeypatch):
+    monkeypatch.setattr(tokens, "PARALLEL_ROWS", 100)
+    monkeypatch.setattr(tokens, "CHUNK_ROWS", 30)
+    monkeypatch.setattr(tokens, "processes", lambda: 2)
+
+
+@pytest.mark.parametrize("template", [CHATML, GEMMA, REASONING])
+def test_every_row_batches_or_is_skipped_for_a_reason(variant, template):
+    """What the check before training counts is what the trainer sees."""
+    rows = mixed_rows(350)
+    dataset = make_dataset(rows, variant(chat_template=template), 128)
+    skipped = dict(dataset.skipped)
+    assert len(dataset) + len(skipped) == len(rows)
+    assert all(skipped.values())
+    kept = [row["source"] for row in rows if row["source"] not in skipped]
+    assert [row.source for row in dataset.rows] == kept
+    assert min(len(kept), len(skipped)) > 50
+    for packed in (True, False):
+        batch = make_batch(dataset.rows, packed=packed)
+        assert batch.tokens == dataset.tokens == dataset.rows.lengths.sum()
+        assert len(batch.target) == dataset.target_tokens == dataset.rows.target_lengths.sum()
+    assert dataset.rows.target_lengths.min() > 0
+
+
+@pytest.mark.parametrize("kind", [list, tuple, Lines])
+def test_processes_make_the_same_dataset(variant, two_processes, monkeypatch, capfd, kind):
+    tokenizer = variant(chat_template=GEMMA)
+    rows, told = kind(mixed_rows(350)), []
+    shared = make_dataset(rows, tokenizer, 128, progress=told.append)
+    assert told == [*range(30, 331, 30), 350]
+    assert workers() == []
+    monkeypatch.setattr(tokens, "PARALLEL_ROWS", 1000)
+    alone = make_dataset(rows, tokenizer, 128, progress=told.append)
+    assert told[-1] == 350
+    assert shared == alone
+    assert len(shared) > 100 < len(shared.skipped)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_only_a_few_chunks_are_in_flight(tokenizer, two_processes):
+    handed, most = [], []
+
+    class Counted(Lines):
+        def lines(self, start, stop):
+            handed.append(stop)
+            return super().lines(start, stop)
+
+    def progress(done):
+        most.append((max(handed) - done) // 30)
+
+    make_dataset(Counted(mixed_rows(600)), tokenizer, 128, progress=progress)
+    assert 1 <= max(most) <= 4
+
+
+def test_a_process_that_is_killed_is_an_error_to_read(tokenizer, two_processes):
+    found = []
+
+    def kill(done):
+        found.append(len(workers()))
+        for worker in workers():
+            worker.kill()
+
+    with pytest.raises(DataError, match=r"^a process that prepares data was killed; is there enough memory\?$"):
+        make_dataset(mixed_rows(3000), tokenizer, 128, progress=kill)
+    assert found[0] == 2
+    assert workers() == []
+
+
+def test_a_tokeniser_that_went_away_is_told_by_its_own_error(variant, two_processes):
+    tokenizer = variant()
+    (tokenizer.directory / "tokenizer.json").unlink()
+    with pytest.raises(ModelError, match=r"tokenizer\.json: not found"):
+        make_dataset(mixed_rows(200), tokenizer, 128)
+
+
+def test_few_rows_start_no_process(python, tiny_model):
+    script = (
+        "import sys; from qlora_core.tokens import ChatTokenizer, make_dataset\n"
+        f"rows = [{{'text': 'a'}}] * 19_999; make_dataset(rows, ChatTokenizer({str(tiny_model)!r}), 16)\n"
+        "print('loky' in sys.modules)"
+    )
+    assert python("-c", script).stdout == "False\n"
+
+
+ENDLESS = """
+import sys
+from pathlib import Path
+from qlora_core import tokens
+tokens.PARALLEL_ROWS, tokens.processes = 1, lambda: 2
+rows = [{"text": "a" * 200, "source": ""}] * 2_000_000
+tokens.make_dataset(rows, tokens.ChatTokenizer(Path(sys.argv[1])), 512, progress=lambda n: print(n, flush=True))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="no process groups")
+@pytest.mark.parametrize("how", ["interrupted", "killed"])
+def test_its_processes_end_with_it(tiny_model, how):
+    """A terminal interrupts every process of the command; what is killed outright cannot tell anybody."""
+    command = [sys.executable, "-c", ENDLESS, str(tiny_model)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as run:
+        assert int(run.stdout.readline()) == tokens.CHUNK_ROWS
+        if how == "interrupted":
+            os.killpg(run.pid, signal.SIGINT)
+        else:
+            run.kill()
+        begun = time.monotonic()
+        _, errors = run.communicate(timeout=30)  # until the last process has closed its end
+    assert time.monotonic() - begun < 5
+    if how == "interrupted":
+        assert errors.count("Traceback") == 1
+        assert errors.splitlines()[-1] == "KeyboardInterrupt"
+    while (left := members(run.pid)) and time.monotonic() - begun < 10:
+        time.sleep(0.05)
+    assert left == []
+
+
+def members(group: int) -> list[psutil.Process]:
+    """Processes of a group that still run."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found

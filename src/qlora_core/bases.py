@@ -148,7 +148,16 @@ def find_base(config: BaseConfig) -> ModelSpec:
     return describe(path, config, licence)
 
 
-def _locate(name: str) -> tuple[Path, str]:
+def find_tokenizer(config: BaseConfig) -> Path:
+    """The directory with the tokeniser of `config.model`; of a hub model only a few megabytes are fetched for it.
+
+    Raises:
+        ModelError: nothing of that name exists, or it cannot be fetched.
+    """
+    return _locate(config.model, weights=False)[0]
+
+
+def _locate(name: str, *, weights: bool = True) -> tuple[Path, str]:
     if name == BUILT_IN:
         return built_in_directory(), "Apache-2.0"
     directory = Path(name).expanduser()
@@ -158,15 +167,15 @@ def _locate(name: str) -> tuple[Path, str]:
     if alias is None and (name.startswith((".", "/", "~")) or name.count("/") != 1):
         known = ", ".join([BUILT_IN, *ALIASES])
         raise ModelError(f"model {name!r}: no such directory or alias. Known: {known}; or give a hub id OWNER/NAME.")
-    return _fetch(alias.repository if alias else name), alias.licence if alias else ""
+    return _fetch(alias.repository if alias else name, weights=weights), alias.licence if alias else ""
 
 
-def _fetch(repository: str) -> Path:
+def _fetch(repository: str, *, weights: bool = True) -> Path:
     """Directory of a hub model, downloaded on first use; a download that broke off goes on where it was."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    wanted = ["*.json", "*.safetensors", "*.jinja", "*.model"]
+    wanted = ["*.json", "*.jinja", "*.model", *(["*.safetensors"] if weights else [])]
     try:
         return Path(snapshot_download(repository, allow_patterns=wanted))
     except GatedRepoError:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from . import console
-from .config import RunConfig, add_arguments, given_settings
+from .config import RunConfig, add_arguments, from_flat, given_settings, settings
 from .errors import QLoraError
 from .memory import MemoryMonitor
 from .runs import Run, TrainingPlan, TrainingTracker, iterate_states, resolve_config
@@ -84,18 +84,19 @@ def _train_planned(
 
 def plan_training(config: RunConfig, say: Callable[[str], None]) -> tuple[TrainingTracker, TrainingPlan]:
     """From settings to a plan, in the notebook's order, telling each section as it goes."""
-    from . import bases, data, tokens
+    from . import bases, data, token_report, tokens
 
     say(console.header())
     say(console.table(console.machine()))
-    prepared = data.prepare(config.data)
+    tokenizer = tokens.ChatTokenizer(bases.find_tokenizer(config.base))
+    prepared = data.prepare(config.data, tokenizer)
     say(console.block("Data", console.data_counts(prepared.report)))
-    model = bases.find_base(config.base)
+    model = bases.find_base(config.base)  # after the data: what is wrong there must be known before 14 GB are fetched
     say(console.block("Model", console.model_information(model, config)))
-    tokenizer = tokens.ChatTokenizer(model.path)
     train_dataset = tokens.make_dataset(prepared.train, tokenizer, config.data.max_seq_length)
     val_dataset = tokens.make_dataset(prepared.validation, tokenizer, config.data.max_seq_length)
-    say(console.block("Datasets", console.dataset_counts(train_dataset, val_dataset)))
+    described = token_report.describe(train_dataset, val_dataset, tokenizer, config.data.max_seq_length)
+    say(console.block("Datasets", console.token_counts(described)))
     tracker = TrainingTracker(config.place.runs_dir)
     plan = tracker.plan(config, model, tokenizer, prepared, train_dataset, val_dataset)
     say(console.block("Training", console.training_plan(plan)))
@@ -114,24 +115,32 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _data(arguments: argparse.Namespace) -> int:
-    from dataclasses import asdict
-
-    from .config import from_flat
-    from .data import REPORT_FILE, prepare
+    from . import bases, data, tokens
+    from .token_report import describe
 
     given = {name: value for name, value in given_settings(arguments).items() if name != "data"}
-    prepared = prepare(from_flat({**given, "data": arguments.sources}).data)
+    config = from_flat({**given, "data": arguments.sources})
+    tokenizer = tokens.ChatTokenizer(bases.find_tokenizer(config.base))
+    with console.counting("rows") as progress:
+        prepared = data.prepare(config.data, tokenizer, progress=progress)
+    described = None
+    if not arguments.no_tokens:
+        length = config.data.max_seq_length
+        with console.counting("rows tokenised") as progress:
+            datasets = (
+                tokens.make_dataset(rows, tokenizer, length, progress=progress)
+                for rows in (prepared.train, prepared.validation)
+            )
+            described = describe(*datasets, tokenizer, length)
+        prepared.report.tokens = described.as_dict()
     prepared.save(arguments.out)
-    report = prepared.report
     if arguments.json:
-        _print_json({**asdict(report), "out": str(arguments.out)})
+        _print_json({**prepared.report.as_dict(), "out": str(arguments.out)})
         return DONE
-    print(f"✓ {report.train} rows to train, {report.validation} to validate, in {arguments.out}")
-    problems = [*report.rejected, *report.rejected_facts, *report.skipped_files]
-    for problem in problems[:20]:
-        print(f"  ! {problem.where}: {problem.reason}")
-    if len(problems) > 20:
-        print(f"  … and {len(problems) - 20} more: {arguments.out / REPORT_FILE}")
+    print(console.block("Data", console.data_counts(prepared.report)))
+    if described:
+        print(console.block("Tokens", console.token_counts(described)))
+    print(f"✓ {len(prepared.train)} rows to train, {len(prepared.validation)} to validate, in {arguments.out}")
     print(f"Next\n  uv run qlora train --data {shlex.quote(str(arguments.out))}")
     return DONE
 
@@ -228,13 +237,11 @@ def build_parser() -> argparse.ArgumentParser:
         return made
 
     add_arguments(command("train", _train, "train, or go on with a run"))
-    data = command("data", _data, "validate, join and split your text; a report")
+    data = command("data", _data, "read, mend, join and split your text; a report")
     data.add_argument("sources", nargs="+", metavar="SOURCE")
     data.add_argument("--out", type=Path, default=Path("data"), help="directory to write (default: data)")
-    for setting in _settings_of("data"):
-        data.add_argument(
-            setting.flag, dest=setting.name, type=setting.type, default=argparse.SUPPRESS, help=setting.help
-        )
+    data.add_argument("--no-tokens", action="store_true", help="do not count the rows' tokens")
+    add_arguments(data, "model", *(s.name for s in settings() if s.group == "data" and s.name not in ("data", "facts")))
     with_runs = [command("runs", _runs, "list the runs"), command("doctor", _doctor, "look at this machine")]
     generate = command("generate", _generate, "ask a tuned model, or its base")
     generate.add_argument("--prompt", required=True)
@@ -263,12 +270,6 @@ def _at_least(least: float, kind: type[int] | type[float]) -> Callable[[str], fl
         return value
 
     return number
-
-
-def _settings_of(group: str) -> list[Any]:
-    from .config import settings
-
-    return [s for s in settings() if s.group == group and s.type in (int, float, str) and s.name != "max_seq_length"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -65,22 +65,37 @@ class DataConfig:
     data: tuple[str, ...] = knob(
         ("data/sample/club",), "Files and directories to train on.", role="place", essential=True
     )
+    columns: tuple[str, ...] = knob(
+        (), "Names of columns that are not recognised, as in prompt=Frage completion=Antwort; also text=, messages=."
+    )
     val_fraction: float = knob(
         0.05,
         "Share of the replies kept for validation, by a hash of each row; of all rows, where replies are few.",
         ge=0.0,
         le=0.5,
     )
+    val_rows: int = knob(0, "Keep about this many rows for validation instead of a share.", ge=0, unit="rows")
     max_seq_length: int = knob(
         512, "Longest row, prompt and reply together; what is beyond is cut.", ge=16, le=131072, unit="tokens"
     )
-    passage_length: int = knob(
-        600,
-        "Running text and documents are joined and cut to passages of this size.",
-        ge=80,
-        le=100000,
-        unit="characters",
+    passage_tokens: int = knob(
+        256,
+        "Running text and documents are joined and cut to passages of at most this size.",
+        ge=32,
+        le=131072,
+        unit="tokens",
     )
+    question: str = knob(
+        "",
+        "Also ask for each document, and answer with its own words: pt or en for 'Who was …?', or a question of your "
+        "own with {title} in it.",
+    )
+    drop_debris: bool = knob(True, "Leave page numbers, running heads and title pages out of running text.")
+    repair: bool = knob(True, "Mend wrongly decoded text, Unicode forms and control characters.")
+    near_duplicates: Literal["group", "drop", "ignore"] = knob(
+        "group", "Rows that say nearly the same: keep on one side of the split, keep only the first, or ignore it."
+    )
+    language: str = knob("", "Leave out rows that are in another language than this one (pt, en, …); default: none.")
     facts: str = knob(
         "", "Fact sheet for measuring recall; default: every facts.jsonl found beside the data.", role="place"
     )
@@ -240,8 +255,11 @@ def _problems(setting: Setting, value: Any) -> Iterator[str]:
         return
     wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}.get(setting.type)
     if wanted is None:  # tuple of texts
-        if not (isinstance(value, tuple) and value and all(isinstance(item, str) and item for item in value)):
-            yield f"{setting.name} must be one or more texts, none of them empty; found {value!r}"
+        least = 1 if setting.default else 0
+        texts = isinstance(value, tuple) and all(isinstance(item, str) and item for item in value)
+        if not texts or len(value) < least:
+            wanted = "one or more texts" if least else "texts"
+            yield f"{setting.name} must be {wanted}, none of them empty; found {value!r}"
         return
     accepted = (int, float) if setting.type is float else setting.type
     if not isinstance(value, accepted) or (isinstance(value, bool) and setting.type is not bool):
@@ -300,11 +318,16 @@ def from_json(text: str) -> RunConfig:
     return from_flat({name: value for group in groups.values() for name, value in group.items()})
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Give `parser` a flag for every setting; only those given on the command line reach the namespace."""
-    groups = {f.name: parser.add_argument_group((f.default_factory.__doc__ or "").rstrip(".").partition(":")[0].lower())
-              for f in dataclasses.fields(RunConfig)}  # fmt: skip
+def add_arguments(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Give `parser` a flag for every setting, or for those named; only given ones reach the namespace."""
+    groups: dict[str, Any] = {}
+    headings = {f.name: (f.default_factory.__doc__ or "").rstrip(".").partition(":")[0].lower()
+                for f in dataclasses.fields(RunConfig)}  # fmt: skip
     for setting in settings():
+        if names and setting.name not in names:
+            continue
+        if setting.group not in groups:
+            groups[setting.group] = parser.add_argument_group(headings[setting.group])
         default = " ".join(setting.default) if isinstance(setting.default, tuple) else setting.default
         unit = f" [{setting.unit}]" if setting.unit else ""
         shown = "" if default == "" else f" (default: {default})"
@@ -318,7 +341,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         elif setting.choices:
             options["choices"] = setting.choices
         elif isinstance(setting.type, types.GenericAlias):
-            options.update(nargs="+", metavar="PATH")
+            options.update(nargs="+" if setting.default else "*", metavar="PATH" if setting.role == "place" else "TEXT")
         else:
             options.update(type=setting.type, metavar={int: "N", float: "X", str: "TEXT"}[setting.type])
         groups[setting.group].add_argument(setting.flag, **options)

@@ -5,10 +5,12 @@ The texts are functions of values, so that the page shows the same ones. Knows n
 
 from __future__ import annotations
 
+import contextlib
+import math
 import platform
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,10 @@ from tqdm import tqdm
 
 from .bases import ModelSpec
 from .config import RunConfig
-from .data import DataReport
+from .data import REPORT_FILE, DataReport, Findings
 from .memory import GB, MB, available_bytes, total_bytes
 from .runs import Run, TrainingPlan
-from .tokens import TokenDataset
+from .token_report import TokenReport
 
 WIDTH = 72
 SHOWN_ANSWERS = 6
@@ -41,39 +43,63 @@ def machine() -> dict[str, str]:
 
 
 def data_counts(report: DataReport) -> dict[str, str]:
-    """What was read, refused and joined, and how it was split."""
+    """What was read, refused, mended and joined, and how it was split."""
     split = "the files' own split" if report.own_split else "split by content"
+    near = {"near_duplicates_dropped": "left out", "near_duplicates": "kept on one side of the split"}
+    nearly = next((f"{count} {what}" for name, what in near.items() if (count := getattr(report, name))), "")
+    mended = ", ".join(f"{kind} {count}" for kind, count in report.mended.most_common())
     return {
         "Sources": ", ".join(report.sources),
-        "Read": f"{report.files} files: {report.read} rows, {report.documents} documents",
+        "Read": f"{report.files} files: {report.read} rows, {report.documents} documents"
+        + "".join(f"; {count} in {name}" for name, count in report.encodings.items()),
         "Joined": f"{report.joined_lines} lines of running text" if report.joined_lines else "",
         "Passages": f"{report.passages} made of running text and documents" if report.passages else "",
+        "Questions": f"{report.questions} asked for the documents" if report.questions else "",
+        "Mended": f"texts: {mended}" if mended else "",
+        "Page debris": _findings(report.debris, "lines left out"),
         "Duplicates": f"{report.duplicates} left out" if report.duplicates else "",
-        "Not read": _rejected([(r.where, r.reason) for r in report.skipped_files], "files"),
-        "Rejected": _rejected([(r.where, r.reason) for r in [*report.rejected, *report.rejected_facts]], "rows"),
+        "Nearly equal": nearly,
+        "Not read": _findings(report.skipped_files, "files"),
+        "Rejected": _findings(report.rejected, "rows"),
+        "Not facts": _findings(report.rejected_facts, "rows"),
+        "Look at": "\n".join(report.warnings),
         "Rows": f"{report.train} to train, {report.validation} to validate ({split})",
         "Facts": f"{', '.join(report.fact_sheets)} (asked, never trained)" if report.fact_sheets else "",
     }
 
 
-def dataset_counts(train: TokenDataset, validation: TokenDataset) -> dict[str, str]:
-    """The rows as tokens: how many, how many of them are trained, what was cut or left out."""
-    cut = train.truncated + validation.truncated
+def _findings(found: Findings, what: str, shown: int = 5) -> str:
+    if not found.count:
+        return ""
+    lines = "".join(f"\n{f.where}: {f.reason}{f': {f.sample}' if f.sample else ''}" for f in found.listed[:shown])
+    more = f"\n… and {found.count - shown} more, in {REPORT_FILE}" if found.count > shown else ""
+    return f"{found.count} {what}{lines}{more}"
+
+
+def token_counts(tokens: TokenReport) -> dict[str, str]:
+    """The rows as tokens: how many are trained, how long they are, what was cut, and what to look at."""
+    skipped = "".join(f"\n{where}: {reason}" for where, reason in tokens.skipped[:3])
+    most = max((count for _, _, count in tokens.histogram), default=0) or 1
+    lengths = "\n".join(
+        f"{low:>6} to {high:<6} {'▇' * math.ceil(24 * count / most)} {count:,}" for low, high, count in tokens.histogram
+    )
     return {
-        "Rows": f"{len(train)} to train, {len(validation)} to validate",
-        "Tokens": f"{train.tokens:,} an epoch, {_share(train.target_tokens, train.tokens)} of them trained; "
-        f"longest row {train.longest}",
-        "Cut": f"{cut} rows at max_seq_length" if cut else "",
-        "Not trained": _rejected([*train.skipped, *validation.skipped], "rows"),
+        "Tokens": f"{tokens.tokens:,} in {tokens.rows:,} rows, {_share(tokens.target_tokens, tokens.tokens)} of them "
+        f"trained; longest row {tokens.longest:,}",
+        "Lengths": lengths,
+        "Cut": f"{tokens.truncated:,} rows lose {tokens.lost_tokens:,} tokens" if tokens.truncated else "",
+        "Not trained": f"{tokens.skipped_rows:,} rows{skipped}" if tokens.skipped_rows else "",
+        "Typical": "\n".join(f"{row.source}: {row.text}" for row in tokens.most_typical[:2]),
+        "Odd": "\n".join(f"{row.source}: {row.text}" for row in tokens.least_typical[:3]),
+        "Look at": "\n".join(tokens.warnings),
     }
 
 
-def _rejected(problems: Sequence[tuple[str, str]], what: str) -> str:
-    if not problems:
-        return ""
-    shown = "".join(f"\n{where}: {reason}" for where, reason in problems[:5])
-    more = f"\n… and {len(problems) - 5} more" if len(problems) > 5 else ""
-    return f"{len(problems)} {what}{shown}{more}"
+@contextlib.contextmanager
+def counting(what: str) -> Iterator[Callable[[int], None]]:
+    """Yield a function that shows how many of `what` are done, on a terminal only and from the second second on."""
+    with tqdm(unit=f" {what}", disable=None, delay=1, leave=False, file=sys.stderr) as bar:
+        yield lambda done: bar.update(done - bar.n) and None
 
 
 def model_information(spec: ModelSpec, config: RunConfig) -> dict[str, str]:

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from .bases import ModelSpec
 from .config import RunConfig
 from .errors import MemoryShortError
 from .memory import GB
-from .tokens import TokenRow
+from .tokens import TokenRow, TokenRows
 
 PROGRAM_BYTES = 350_000_000  # Python and the libraries, once loaded
 RESERVE_BYTES = 300_000_000  # left for the rest of the machine
@@ -69,7 +71,8 @@ def estimate_memory(
         keeps_dense: whether dequantised weights stay in memory (float32).
         activation_bytes: size of one number, 4 on a CPU and 2 on a GPU.
     """
-    longest = sorted(rows, key=len)[-config.train.batch_size :]
+    rows = TokenRows.of(rows)
+    longest = [rows[i] for i in np.argsort(rows.lengths, kind="stable")[-config.train.batch_size :]]
     tokens, targets = sum(map(len, longest)), sum(row.target_tokens for row in longest)
     shape = spec.config
     hidden, inner = shape["hidden_size"], shape.get("intermediate_size", 4 * shape["hidden_size"])

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from .bases import ModelSpec
 from .config import RunConfig, from_flat, from_json, to_flat, to_json
-from .data import FACTS_FILE, TRAIN_FILE, VAL_FILE, PreparedData, read_rows
+from .data import FACTS_FILE, TRAIN_FILE, VAL_FILE, PreparedData, Rows
 from .errors import BusyError, ConfigError, RunError
 from .schedule import suited_learning_rate
 from .storage import write_json, write_text
@@ -133,18 +133,18 @@ class Run:
         """The numbers of a run that ended."""
         return self._read_json("summary.json") if (self.path / "summary.json").is_file() else None
 
-    def train_rows(self) -> list[dict[str, Any]]:
+    def train_rows(self) -> Rows:
         """The prepared rows it trains on."""
-        return read_rows(self.path / "data" / TRAIN_FILE)
+        return Rows(self.path / "data" / TRAIN_FILE)
 
-    def validation_rows(self) -> list[dict[str, Any]]:
+    def validation_rows(self) -> Rows:
         """The prepared rows it validates on."""
-        return read_rows(self.path / "data" / VAL_FILE)
+        return Rows(self.path / "data" / VAL_FILE)
 
     def facts(self) -> list[dict[str, Any]]:
         """The fact sheet, empty if there is none."""
         path = self.path / "data" / FACTS_FILE
-        return read_rows(path) if path.is_file() else []
+        return list(Rows(path)) if path.is_file() else []
 
     @property
     def alive(self) -> bool:
@@ -331,6 +331,7 @@ class TrainingTracker:
             "tokeniser and template": tokenizer.fingerprint,
             "data": data.fingerprint,
         }
+        identity = json.loads(json.dumps(identity))  # as it will be read again: tuples become lists
         name = config.place.run or _default_name(config, model, identity)
         if not _NAME.fullmatch(name):
             raise RunError(f"{name!r} cannot be a run's name: letters, digits, '.', '_' and '-', at most 64.")

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,43 @@ def replacing(path: Path) -> Iterator[Path]:
         flush_directory(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+_PENDING = ".replacing.json"
+
+
+@contextlib.contextmanager
+def replacing_all(directory: Path, names: Sequence[str]) -> Iterator[dict[str, Path]]:
+    """Yield a temporary path for each name; when the block ends without error, all take their places together.
+
+    A list of what is to be renamed is written first, so that `finish_replacing` makes good a kill in between.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    temporary = {name: directory / f".{name}.{os.getpid()}.tmp" for name in names}
+    try:
+        yield temporary
+        for path in temporary.values():
+            with path.open("rb") as file:
+                flush_to_disk(file.fileno())
+        write_json(directory / _PENDING, {path.name: name for name, path in temporary.items()})
+    except BaseException:
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
+        raise
+    finish_replacing(directory)
+
+
+def finish_replacing(directory: Path) -> None:
+    """Finish what `replacing_all` began there, if it was killed between one file and the next."""
+    pending = directory / _PENDING
+    if not pending.is_file():
+        return
+    for temporary, name in json.loads(pending.read_text(encoding="utf-8")).items():
+        path = directory / Path(temporary).name  # inside the directory, whatever the list says
+        if path.exists():
+            path.replace(directory / Path(name).name)
+    flush_directory(directory)
+    pending.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

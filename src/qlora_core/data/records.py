@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,20 +30,17 @@ class Record:
         """Whether a prompt is answered, instead of text going on."""
         return "messages" in self.content
 
-    def texts(self) -> list[str]:
-        """Every text of the content, in order."""
-        if "text" in self.content:
-            return [self.content["text"]]
-        return [message["content"] for message in self.content["messages"]]
 
-    def prepared(self) -> dict[str, Any]:
-        """The row as `train_data.jsonl` holds it."""
-        return {**self.content, "source": self.source, "metadata": self.metadata}
+def texts_of(content: dict[str, Any]) -> list[str]:
+    """Every text of a row's content, in order."""
+    if "text" in content:
+        return [content["text"]]
+    return [message["content"] for message in content["messages"]]
 
 
-def digest_of(content: dict[str, Any]) -> bytes:
-    """SHA-256 of a row's content alone."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).digest()
+def writable(text: str) -> str:
+    """A text that can be encoded: file names and rows may hold halves of surrogate pairs."""
+    return text.encode("utf-8", "replace").decode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +88,14 @@ class Document:
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
+class UnusableError(ValueError):
+    """Why a row cannot be used, and how it begins."""
+
+    def __init__(self, reason: str, sample: str = "") -> None:
+        super().__init__(reason)
+        self.sample = sample
+
+
 @dataclass(frozen=True)
 class Rejected:
     """Something that was not used, or is worth a look: where, why, and how it begins."""
@@ -113,7 +116,7 @@ class Findings:
         """Count one, and keep it while there is room."""
         self.count += 1
         if len(self.listed) < LISTED:
-            self.listed.append(Rejected(where, reason, sample[:80]))
+            self.listed.append(Rejected(writable(where), writable(reason), writable(sample[:80])))
 
     def extend(self, others: Findings) -> None:
         """Take over those of another part."""

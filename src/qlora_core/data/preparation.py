@@ -1,0 +1,228 @@
+"""Sources to prepared data: which file is read as what, by which process, and what need not be read again."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..config import DataConfig
+from ..errors import ConfigError, DataError
+from ..parallel import in_processes
+from ..storage import cache_directory, publishing
+from ..tokens import ChatTokenizer
+from .assembly import TRAIN, UNDECIDED, VALIDATION, Table, assemble
+from .facts import read_facts
+from .passages import check_template
+from .prepared import PreparedData, json_lines
+from .reading import Part, Reading, Unit
+from .records import Findings, writable
+from .report import DataReport
+from .shapes import ACCEPTED, columns_of
+from .sources import (
+    FACTS_FILE,
+    REPORT_FILE,
+    TRAIN_FILE,
+    VAL_FILE,
+    Source,
+    find_sources,
+    lettering_of,
+    own_pairs,
+    packing_of,
+    pieces_of,
+)
+
+PIECE = 8 << 20  # bytes of a JSONL file that are read in one go
+WORTH_PROCESSES = 32 << 20  # bytes; below, starting processes takes longer than reading
+KEPT = 6  # preparations that stay in the cache
+SETTLED = 2.0  # seconds; a file changed less long ago may change again without its time telling
+
+_publishing = threading.Lock()  # a page has several threads, and they share the process's temporary names
+
+
+def prepare(
+    config: DataConfig, tokenizer: ChatTokenizer, *, progress: Callable[[int], None] | None = None
+) -> PreparedData:
+    """Read, validate, mend, join, deduplicate and split the sources.
+
+    What was prepared before from the same files with the same settings is not read again: it lies in the cache, and is
+    recognised by every file's size and time of change.
+
+    Args:
+        config: what is read, and how.
+        tokenizer: measures passages.
+        progress: is told after each part how many rows have come together so far.
+
+    Raises:
+        DataError: a source does not exist, or nothing usable was found (with the accepted shapes).
+        ConfigError: a column or a question is not written as it must be.
+    """
+    columns_of(config.columns)
+    if config.question:
+        try:
+            check_template(config.question)
+        except ValueError as error:
+            raise ConfigError(f"question: {error}") from None
+    began = time.time()
+    plan = _Plan.of(config)
+    state = _state(plan, config, tokenizer)
+    place = cache_directory() / "data"
+    place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if any(changed / 1e9 > began - SETTLED for _, _, changed, _ in state["files"]):
+        with tempfile.TemporaryDirectory(dir=place, prefix=".") as fresh:  # rows stay readable when it is gone
+            _write(plan, config, tokenizer, Path(fresh), progress)
+            return PreparedData(Path(fresh), plan.files)
+    directory = place / hashlib.sha256(json.dumps(state).encode()).hexdigest()[:32]
+    with _publishing:
+        known = (directory / REPORT_FILE).is_file()
+        if not known:
+            with publishing(directory) as fresh:
+                _write(plan, config, tokenizer, fresh, progress)
+        directory.touch()
+        _forget_oldest(place)
+        return PreparedData(directory, plan.files, reused=known)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Which files are read as what."""
+
+    pairs: list[tuple[Source, Source]]
+    loose: list[Source]
+    sheets: list[Path]
+    skipped: Findings = field(default_factory=Findings)
+
+    @classmethod
+    def of(cls, config: DataConfig) -> _Plan:
+        skipped = Findings()
+        sources = find_sources(config.data, skipped)
+        named = [Path(config.facts).expanduser()] if config.facts else []
+        sheets = named or [source.path for source in sources if source.path.name == FACTS_FILE]
+        rows = [s for s in sources if s.path.name != FACTS_FILE and s.path not in sheets]
+        pairs, loose = own_pairs(rows, config.data, skipped)
+        return cls(pairs, loose, sheets, skipped)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file that is read."""
+        return (*(s.path for s in itertools.chain(*self.pairs)), *(s.path for s in self.loose), *self.sheets)
+
+    def units(self) -> Iterator[tuple[int, Unit]]:
+        """What is read, with the side it falls on: validation first, so that none of its rows is trained."""
+        for side in (VALIDATION, TRAIN):
+            for pair in self.pairs:
+                source = pair[1 if side == VALIDATION else 0]
+                prepared = source.path.name in (TRAIN_FILE, VAL_FILE) and (source.path.parent / REPORT_FILE).is_file()
+                yield from ((side, unit) for unit in _units(source, as_it_stands=True, prepared=prepared))
+        for source in self.loose:
+            prepared = source.path.name == TRAIN_FILE and (source.path.parent / REPORT_FILE).is_file()
+            side = TRAIN if prepared else UNDECIDED
+            yield from ((side, unit) for unit in _units(source, as_it_stands=prepared, prepared=prepared))
+
+
+def _units(source: Source, **options: bool) -> Iterator[Unit]:
+    whole = source.form not in (".jsonl", ".ndjson") or source.path.stat().st_size < 2 * PIECE
+    if whole or packing_of(source.path) or not lettering_of(source.path).plain:
+        yield Unit(source, **options)
+    else:
+        yield from (Unit(source, piece, **options) for piece in pieces_of(source.path, PIECE))
+
+
+def _state(plan: _Plan, config: DataConfig, tokenizer: ChatTokenizer) -> dict[str, Any]:
+    """Everything that the prepared rows are a function of."""
+    code = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        code.update(path.read_bytes())
+    files = [
+        (os.fsencode(path.absolute()).hex(), s.st_size, s.st_mtime_ns, s.st_ino)
+        for path in plan.files
+        if (s := _stat(path))
+    ]
+    return {
+        "settings": asdict(config),
+        "tokenizer": tokenizer.fingerprint,
+        "code": code.hexdigest(),
+        "files": files,
+        "skipped": [(found.where, found.reason) for found in plan.skipped],
+        "reports": [(path.parent / REPORT_FILE).is_file() for path in plan.files],
+    }
+
+
+def _stat(path: Path) -> Any:
+    try:
+        return path.stat()
+    except OSError:
+        return None
+
+
+def _forget_oldest(directory: Path) -> None:
+    """Keep the newest preparations; one that is in use stays readable until its user ends."""
+    entries = sorted((p for p in directory.iterdir() if p.name[0] != "."), key=lambda p: p.stat().st_mtime)
+    for entry in entries[:-KEPT]:
+        shutil.rmtree(entry, ignore_errors=True)
+
+
+# Putting it together --------------------------------------------------------------------------------------------
+
+
+def _write(
+    plan: _Plan,
+    config: DataConfig,
+    tokenizer: ChatTokenizer,
+    directory: Path,
+    progress: Callable[[int], None] | None,
+) -> None:
+    """Fill a directory with prepared files."""
+    report = DataReport(sources=list(map(writable, config.data)), own_split=bool(plan.pairs))
+    report.skipped_files.extend(plan.skipped)
+    facts = read_facts(plan.sheets, report)
+    spool = directory / "rows.jsonl"
+    parts = _parts(plan, Reading(config, tokenizer.directory))
+    table = Table.spool(parts, spool, report, progress)
+    assemble(spool, table, config, report, directory / TRAIN_FILE, directory / VAL_FILE)
+    spool.unlink()
+    if not report.train:
+        raise DataError(_nothing_usable(report))
+    report.look_again()
+    if facts:
+        (directory / FACTS_FILE).write_text(json_lines(facts), encoding="utf-8", newline="\n")
+    report.write(directory / REPORT_FILE)
+
+
+def _parts(plan: _Plan, reading: Reading) -> Iterator[tuple[int, Part]]:
+    """Every part in order; in several processes where there is much to read.
+
+    What is large and cannot be cut is read here, a part at a time: as a whole it might not fit into memory.
+    """
+    units = list(plan.units())
+    elsewhere = [unit for _, unit in units if _size(unit) <= 2 * PIECE]
+    if sum(map(_size, elsewhere)) < WORTH_PROCESSES:
+        yield from ((side, part) for side, unit in units for part in reading.parts(unit))
+        return
+    with contextlib.closing(in_processes(reading, elsewhere)) as results:
+        for side, unit in units:
+            parts = next(results) if _size(unit) <= 2 * PIECE else reading.parts(unit)
+            yield from ((side, part) for part in parts)
+
+
+def _size(unit: Unit) -> int:
+    """Bytes that a unit reads; a packed file counts as many times as it may grow."""
+    start, stop, _ = unit.piece
+    size = unit.source.path.stat().st_size
+    return (size if stop is None else stop) - start if not packing_of(unit.source.path) else 20 * size
+
+
+def _nothing_usable(report: DataReport) -> str:
+    reasons = [f"  {r.where}: {r.reason}" for r in [*report.rejected, *report.skipped_files][:5]]
+    found = f"{report.read} rows in {report.files} files, none usable"
+    return "\n".join([f"{', '.join(report.sources)}: {found}.", *reasons, ACCEPTED])

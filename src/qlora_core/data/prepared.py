@@ -1,0 +1,153 @@
+"""Rows that are ready to be encoded, as the files of a directory hold them. Knows nothing of where they came from."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import mmap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from ..errors import DataError
+from ..storage import finish_replacing, replacing_all
+from .report import DataReport
+from .sources import FACTS_FILE, REPORT_FILE, TRAIN_FILE, VAL_FILE
+
+_BLOCK = 1 << 23
+
+
+class Rows(Sequence[dict[str, Any]]):
+    """The rows of a JSONL file, decoded when they are looked at: a million of them take 8 MB.
+
+    Args:
+        path: a file that `prepare` or `PreparedData.save` wrote. It may be replaced or deleted meanwhile.
+
+    Raises:
+        DataError: it is missing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with path.open("rb") as file:
+                empty = not file.read(1)
+                self._bytes = b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error}") from None
+        self._starts = _line_starts(self._bytes)
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    @overload
+    def __getitem__(self, place: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[dict[str, Any]]: ...
+    def __getitem__(self, place: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+        if isinstance(place, slice):
+            return [self[i] for i in range(*place.indices(len(self)))]
+        place = range(len(self))[place]
+        try:
+            return dict(json.loads(self._bytes[self._starts[place] : self._starts[place + 1]]))
+        except ValueError as error:
+            raise DataError(f"{self.path}: cannot be read at line {place + 1}: {error}") from None
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Sequence)
+            and len(self) == len(other)
+            and all(a == b for a, b in zip(self, other, strict=True))
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def lines(self, start: int = 0, stop: int | None = None) -> list[bytes]:
+        """Rows as they stand in the file, with their ends."""
+        bounds = self._starts[start : (len(self) if stop is None else min(stop, len(self))) + 1]
+        return [self._bytes[a:b] for a, b in itertools.pairwise(bounds.tolist())]
+
+    def blocks(self) -> Iterator[bytes]:
+        """The whole file, some megabytes at a time."""
+        for start in range(0, len(self._bytes), _BLOCK):
+            yield self._bytes[start : start + _BLOCK]
+
+
+def _line_starts(content: bytes | mmap.mmap) -> np.ndarray:
+    """Where each line begins, and where the last one ends: int64, `(lines + 1,)`."""
+    found = [np.zeros(1, np.int64)]
+    for start in range(0, len(content), _BLOCK):
+        block = np.frombuffer(content[start : start + _BLOCK], np.uint8)
+        found.append(np.flatnonzero(block == 10) + start + 1)
+    starts = np.concatenate(found)
+    return starts if not len(content) or starts[-1] == len(content) else np.append(starts, len(content))
+
+
+class PreparedData:
+    """Rows ready to be encoded, and what became of the sources they were made of.
+
+    Args:
+        directory: holds `train_data.jsonl`, `val_data.jsonl`, `data_report.json` and perhaps `facts.jsonl`.
+        files: what they were made of; never written over.
+        reused: whether they were prepared before, and not read again.
+
+    Raises:
+        DataError: a file is missing or damaged.
+
+    Attributes:
+        train: rows to train on.
+        validation: rows to validate on.
+        facts: rows of the fact sheets, which are asked and never trained.
+        report: what became of the sources.
+    """
+
+    def __init__(self, directory: Path, files: Sequence[Path] = (), *, reused: bool = False) -> None:
+        self.files, self.reused = tuple(files), reused
+        self.train, self.validation = Rows(directory / TRAIN_FILE), Rows(directory / VAL_FILE)
+        self.facts = tuple(Rows(directory / FACTS_FILE)) if (directory / FACTS_FILE).is_file() else ()
+        self.report = DataReport.from_dict(_report(directory))
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the contents of all rows in order; where they came from does not count."""
+        return self.report.fingerprint
+
+    def save(self, directory: Path) -> None:
+        """Write the rows and the report; they take the place of older ones all together, when all are complete.
+
+        Raises:
+            DataError: a file to be written is one of the sources.
+        """
+        finish_replacing(directory)
+        names = [TRAIN_FILE, VAL_FILE, REPORT_FILE, *([FACTS_FILE] if self.facts else [])]
+        sources = {path.resolve() for path in self.files}
+        for name in names:
+            if (directory / name).resolve() in sources:
+                raise DataError(
+                    f"{directory / name}: is a source, which is never written over. Choose another directory."
+                )
+        stale = not self.facts and bool(_report(directory).get("fact_sheets"))
+        with replacing_all(directory, names) as paths:
+            for name, rows in ((TRAIN_FILE, self.train), (VAL_FILE, self.validation)):
+                with paths[name].open("wb") as file:
+                    file.writelines(rows.blocks())
+            if self.facts:
+                paths[FACTS_FILE].write_text(json_lines(self.facts), encoding="utf-8", newline="\n")
+            self.report.write(paths[REPORT_FILE])
+        if stale:  # ours, of a preparation that had a fact sheet
+            (directory / FACTS_FILE).unlink(missing_ok=True)
+
+
+def json_lines(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows as the text of a JSONL file."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _report(directory: Path) -> dict[str, Any]:
+    """The report in a directory; empty when there is none that can be read."""
+    try:
+        return dict(json.loads((directory / REPORT_FILE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}

@@ -1,0 +1,318 @@
+"""Which files are read, and their bytes: unpacked and in lines, whatever their encoding. Knows nothing of rows."""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import contextlib
+import gzip
+import importlib
+import io
+import itertools
+import lzma
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ..errors import DataError
+from ..storage import finish_replacing
+from .documents import SUFFIXES as DOCUMENTS
+from .encoding import detect
+from .records import Findings
+
+TRAIN_FILE, VAL_FILE, REPORT_FILE, FACTS_FILE = (
+    "train_data.jsonl",
+    "val_data.jsonl",
+    "data_report.json",
+    "facts.jsonl",
+)
+PAIRS = ((TRAIN_FILE, VAL_FILE), ("train.jsonl", "valid.jsonl"))
+TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+PACKED = (".gz", ".bz2", ".xz", ".zst")
+LINE_LIMIT = 1 << 24  # 16 MB: what is longer is no row, and must not fill the memory
+SAMPLE = 1 << 16  # bytes that tell compression, encoding and line ends
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file to be read.
+
+    Attributes:
+        path: where it lies.
+        form: its suffix without that of a compression, ".jsonl" or ".md".
+    """
+
+    path: Path
+    form: str
+
+    @property
+    def is_document(self) -> bool:
+        """Whether it holds prose, instead of rows."""
+        return self.form in DOCUMENTS
+
+
+def find_sources(named: Sequence[str], skipped: Findings) -> list[Source]:
+    """Every readable file that was named, or lies in a directory that was, in a stable order and once each.
+
+    Raises:
+        DataError: something named does not exist.
+    """
+    found: dict[Path, Source] = {}
+    for name in named:
+        root = Path(name).expanduser()
+        if not root.exists():
+            raise DataError(f"{name}: no such file or directory (looked in {Path.cwd()}).")
+        for path in _inside(root, skipped) if root.is_dir() else [root]:
+            if reason := _reason_to_skip(path, in_directory=root.is_dir()):
+                skipped.add(str(path), reason)
+            else:
+                found.setdefault(path.resolve(), Source(path, form_of(path)))
+    return list(found.values())
+
+
+def _inside(root: Path, skipped: Findings) -> list[Path]:
+    """The files of a directory that are not hidden; of one that `qlora data` wrote, those that it wrote."""
+    finish_replacing(root)  # what `qlora data` was killed at
+    if (root / REPORT_FILE).is_file():
+        return [path for name in (TRAIN_FILE, VAL_FILE, FACTS_FILE) if (path := root / name).is_file()]
+    files: list[Path] = []
+    seen: set[Path] = set()  # a link may lead back to a directory above it
+    walk = os.walk(
+        root, followlinks=True, onerror=lambda e: skipped.add(str(e.filename), f"cannot be read: {e.strerror}")
+    )
+    for folder, folders, names in walk:
+        here = Path(folder)
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and (here / name).resolve() not in seen
+        )
+        seen.update((here / name).resolve() for name in folders)
+        files += [here / name for name in names if not name.startswith(".")]
+    return sorted(files)
+
+
+def form_of(path: Path) -> str:
+    """The suffix that says what a file holds: that before a compression's, in lower case."""
+    name = path.name.lower()
+    for packed in PACKED:
+        name = name.removesuffix(packed)
+    return Path(name).suffix
+
+
+def _reason_to_skip(path: Path, *, in_directory: bool) -> str:
+    if not path.exists():
+        return "a link to something that is not there"
+    if not path.is_file():  # a pipe would never end
+        return "not a regular file"
+    form = form_of(path)
+    if form not in (*TABLES, *DOCUMENTS):
+        packed = " Unpack it first." if form in (".zip", ".tar", ".tgz", ".7z", ".rar") else ""
+        return f"a {form or 'nameless'} file is not read{'.' if packed else ''}{packed}"
+    if path.name.lower() == "readme.md" and in_directory:
+        return "a README describes data, it is not data"
+    if not os.access(path, os.R_OK):
+        return "may not be read: no permission"
+    return ""
+
+
+def own_pairs(
+    sources: Sequence[Source], named: Sequence[str], skipped: Findings
+) -> tuple[list[tuple[Source, Source]], list[Source]]:
+    """Train and validation files that lie side by side, which keep their split, and the files that are still to be.
+
+    In a directory that was named for its pair nothing else is read: a `test.jsonl` there must not be trained.
+    """
+    by_path = {source.path: source for source in sources}
+    pairs = [
+        (source, by_path[beside])
+        for train, validation in PAIRS
+        for source in sources
+        if source.path.name == train and (beside := source.path.with_name(validation)) in by_path
+    ]
+    roots = [Path(name).expanduser() for name in named]
+
+    def shadows(train: Path, path: Path) -> bool:
+        own = any(path == root or (path.is_relative_to(root) and not train.is_relative_to(root)) for root in roots)
+        return path.is_relative_to(train.parent) and not own
+
+    loose = []
+    for source in (source for source in sources if source not in itertools.chain(*pairs)):
+        if train := next((train.path for train, _ in pairs if shadows(train.path, source.path)), None):
+            skipped.add(str(source.path), f"{train} is used, with the validation file beside it")
+        else:
+            loose.append(source)
+    return pairs, loose
+
+
+# Bytes ----------------------------------------------------------------------------------------------------------
+
+
+class BrokenOffError(ValueError):
+    """A file became unreadable before its end; what was read until then is good."""
+
+
+class _Unpacking(io.RawIOBase):
+    """Packed bytes as they unpack; whatever goes wrong is an OSError, though each library has errors of its own."""
+
+    def __init__(self, packed: BinaryIO) -> None:
+        self.packed = packed
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        content = self._try(self.packed.read1, len(buffer))  # `read` would lose what came before a break
+        buffer[: len(content)] = content
+        return len(content)
+
+    def seek(self, place: int, whence: int = io.SEEK_SET) -> int:
+        return self._try(self.packed.seek, place, whence)
+
+    def close(self) -> None:
+        self.packed.close()
+        super().close()
+
+    @staticmethod
+    def _try(call: Callable[..., Any], *arguments: int) -> Any:
+        try:
+            return call(*arguments)
+        except Exception as error:
+            raise OSError(_reason(error)) from None
+
+
+def opened(path: Path) -> BinaryIO:
+    """A file's bytes, unpacked if they are packed, whatever its name says.
+
+    Raises:
+        ValueError: the library that unpacks it is not installed.
+        OSError: it cannot be opened. Reading raises nothing else.
+    """
+    open_packed = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _open_zstandard}
+    kind = packing_of(path)
+    return io.BufferedReader(_Unpacking(open_packed[kind](path, "rb"))) if kind else path.open("rb")  # type: ignore
+
+
+def _open_zstandard(path: Path, mode: str) -> BinaryIO:
+    try:
+        library = importlib.import_module("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
+    except ImportError:
+        raise ValueError("a .zst file needs the extra `formats`: uv sync --extra formats") from None
+    return library.open(path, mode)
+
+
+def read_whole(path: Path, most: int) -> bytes:
+    """All bytes of a file, unpacked.
+
+    Raises:
+        ValueError: they are more than `most`.
+        OSError: it cannot be read.
+    """
+    with opened(path) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"is larger than {most >> 20} MB: split it")
+    return content
+
+
+def packing_of(path: Path) -> str:
+    """How a file is packed, by its first bytes; "" if it is not."""
+    with path.open("rb") as file:
+        magic = file.read(6)
+    return next((packed for start, packed in _MAGIC if magic.startswith(start)), "")
+
+
+_MAGIC = ((b"\x1f\x8b", ".gz"), (b"BZh", ".bz2"), (b"\xfd7zXZ\x00", ".xz"), (b"\x28\xb5\x2f\xfd", ".zst"))
+
+
+def first_bytes(path: Path, count: int = SAMPLE) -> bytes:
+    """The beginning of a file, unpacked; what can be read of it where it is broken."""
+    found = b""
+    with contextlib.suppress(Exception), opened(path) as file:
+        while len(found) < count and (block := file.read1(count - len(found))):  # type: ignore[attr-defined]
+            found += block
+    return found
+
+
+@dataclass(frozen=True)
+class Lettering:
+    """How a file's text is written: which encoding, and whether lines end with a bare carriage return."""
+
+    encoding: str
+    bare_returns: bool
+
+    @property
+    def plain(self) -> bool:
+        """UTF-8 with line feeds, whose bytes can be cut into lines as they are."""
+        return self.encoding in ("utf-8", "utf-8-sig") and not self.bare_returns
+
+
+def lettering_of(path: Path) -> Lettering:
+    """Look at a file's first bytes."""
+    sample = first_bytes(path)
+    encoding = detect(sample)
+    text = sample.decode(encoding, errors="replace")
+    return Lettering(encoding, "\r" in text.removesuffix("\r") and "\n" not in text)
+
+
+def text_of(path: Path, lettering: Lettering, newline: str | None = None) -> io.TextIOWrapper:
+    """A file's text; a damaged byte becomes U+FFFD."""
+    return io.TextIOWrapper(opened(path), encoding=lettering.encoding, errors="replace", newline=newline)  # type: ignore[arg-type]
+
+
+def read_lines(path: Path, start: int = 0, stop: int | None = None, number: int = 1) -> Iterator[tuple[int, bytes]]:
+    """Lines with their numbers, as UTF-8 without their ends; damaged UTF-8 is left as it is.
+
+    Args:
+        path: the file, packed or not.
+        start: the byte to begin at, where a line begins (of a file that is neither packed nor in another encoding).
+        stop: the byte to end at, where a line ends; None: all of it.
+        number: of the first line.
+
+    Yields:
+        The number and the line; of one longer than `LINE_LIMIT`, its first `LINE_LIMIT` + 1 bytes.
+
+    Raises:
+        BrokenOffError: the rest cannot be read.
+    """
+    lettering = lettering_of(path)
+    last = number - 1
+    try:
+        with opened(path) if lettering.plain else text_of(path, lettering) as file:
+            if start:
+                file.seek(start)
+            while (stop is None or start < stop) and (line := file.readline(LINE_LIMIT + 1)):
+                raw = line if isinstance(line, bytes) else line.encode()
+                start += len(raw)
+                while len(line) > LINE_LIMIT and line[-1] not in (10, "\n"):
+                    line = file.readline(LINE_LIMIT + 1)
+                    start += len(line)
+                last += 1
+                yield last, raw.removeprefix(codecs.BOM_UTF8) if last == 1 else raw
+    except OSError as error:
+        where = f"after line {last}" if last else "at its beginning"
+        raise BrokenOffError(f"breaks off {where} ({_reason(error)}); what comes before is used") from None
+
+
+def _reason(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def pieces_of(path: Path, size: int) -> list[tuple[int, int | None, int]]:
+    """Cut a file between lines into pieces of about `size` bytes: (start, stop, number of the first line)."""
+    starts = [(0, 1)]
+    position, line, wanted = 0, 1, size
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            found = block.find(b"\n", max(0, wanted - position)) if position + len(block) > wanted else -1
+            if found >= 0:
+                starts.append((position + found + 1, line + block.count(b"\n", 0, found + 1)))
+                wanted = position + found + 1 + size
+            line += block.count(b"\n")
+            position += len(block)
+    stops = [start for start, _ in starts[1:]] + [None]
+    return [(start, stop, number) for (start, number), stop in zip(starts, stops, strict=True)]
