@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from qlora_core.data.passages import TEMPLATES, Passage, check_template, find_structure, make_passages, question_rows
+from qlora_core.data.passages import TEMPLATES, Passage, check_template, make_passages, question_rows
 from qlora_core.data.records import Block, Findings, Fragment
+from qlora_core.data.structure import find_structure
 
 BOOK = Path(__file__).parent / "data_book"
 PROSE = [  # a paragraph that a page breaks, of eight lines

@@ -24,11 +24,12 @@ from .cleaning import clean, language_of, personal_data
 from .documents import read_document
 from .duplicates import BANDS, signatures
 from .encoding import detect
-from .passages import Passage, find_structure, make_passages, question_rows
+from .passages import Passage, make_passages, question_rows
 from .records import Block, Document, Fragment, Record, UnusableError, texts_of, writable
 from .report import DataReport
 from .shapes import columns_of, shape, unknown_columns
 from .sources import BrokenOffError, Source, first_bytes, read_whole
+from .structure import find_structure
 from .tables import read_rows
 
 DOCUMENT_LIMIT = 1 << 28  # 256 MB

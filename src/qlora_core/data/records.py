@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -103,6 +104,18 @@ class Rejected:
     where: str
     reason: str
     sample: str = ""
+
+
+def place_range(first: str, last: str) -> str:
+    """Places as one: "12-18", "page 3-4"."""
+    name = re.match(r"\D*", first)[0]  # type: ignore[index]
+    return first if first == last else f"{first}-{last.removeprefix(name)}"
+
+
+def ends_of_place(place: str) -> tuple[str, str]:
+    """The first and the last of a range."""
+    match = re.fullmatch(r"(\D*)(\d+)-(\d+)", place)
+    return (match[1] + match[2], match[1] + match[3]) if match else (place, place)
 
 
 @dataclass

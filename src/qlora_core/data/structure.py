@@ -1,0 +1,666 @@
+"""Lines to blocks: the headings and paragraphs of a text that only has lines, and what is no text at all.
+
+What belongs to the page, and not to the text, is left out: page numbers, running heads, title page, contents. What the
+page broke is mended. Knows nothing of files or models.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from bisect import bisect_left
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from .prose import SPEECH, begins_low, ends_sentence, is_abbreviated
+from .records import Block, Findings, Fragment, place_range
+
+SHORT = 80  # characters: what is longer is no heading and no running head
+REPEATED = 4  # times a running head is seen at least
+APART = 6  # lines between running heads; a refrain comes back sooner
+SHORT_LINE = 0.8  # of a full line: a sentence that ends before it ends a paragraph
+FRONT_LINES = 80  # a title page and an imprint are no longer
+
+CHAPTER_WORDS = "cap[íi]tulo|chapter|chapitre|kapitel"
+PART_WORDS = "parte|part|partie|teil|livro|book|libro|livre|buch"
+ORDINALS = (
+    r"primeir[oa]|segund[oa]|terceir[oa]|quart[oa]|quint[oa]|sext[oa]|sétim[oa]|oitav[oa]|non[oa]|décim[oa]|última|"
+    r"first|second|third|fourth|fifth|last|primer[oa]|tercer[oa]|premi(?:er|ère)|deuxième|troisième|erster|zweiter"
+)
+NUMBERS = (
+    r"(?-i:[IVXLC]+)|\d{1,3}|um|dois|duas|três|quatro|cinco|seis|sete|oito|nove|dez|onze|doze|"
+    r"one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|uno|dos|tres|un|deux|trois|eins|zwei|drei"
+)
+SECTIONS = re.compile(
+    "prólogo|epílogo|prefácio|posfácio|introdução|conclusão|agradecimentos|dedicatória|cronologia|bibliografia|"
+    "apêndice|anexos?|nota (?:prévia|final|d[oa] (?:autora?|editora?))|palavras prévias|índice|sumário|prologue|"
+    "epilogue|preface|foreword|afterword|introduction|conclusion|acknowledge?ments|appendix|chronology|bibliography|"
+    "prefacio|introducción|conclusión|agradecimientos|préface|avant-propos|postface|remerciements|vorwort|nachwort|"
+    "einleitung|danksagung|anhang"
+)
+CONTENTS_HEADS = re.compile("índice(?: geral)?|sumário|(?:table of )?contents|sommaire|inhalt|indice")
+END_MARKS = re.compile("FIM|FIN|THE END|ENDE")
+LITTLE = re.compile(
+    "a|o|as|os|uma?|e|d[aeo]s?|em|n[ao]s?|por|pel[ao]s?|aos?|às?|com|que|se|sem|sob|para|the|of|and|in|on|at|to|for|"
+    "with|an|by|or|el|l[ao]s|del|y|le|les|du|des|et|der|die|das|und|von",
+    re.IGNORECASE,
+)
+BY = ("por", "de", "by", "par", "von")
+ARTICLE = re.compile("(?:[AO]S?|UMA?|THE|AN|EL|L[AE]S?|LOS|DER|DIE|DAS) ")
+CLITIC = re.compile("[mts]e|lhes?|[nv]os|l?[ao]s?|n[ao]s?|lh[ao]|ia|iam|ei|á|ão")
+HALF_WORD = re.compile("guarda|ex|vice|recém|pré|pós|segunda|terça|quarta|quinta|sexta|meia")  # guarda-redes
+
+
+TITLE, NAME = "title", "name"  # lines that became a title, or a part of a heading
+PAGE, HEAD, FRONT, CONTENTS, LEGAL, CONTACT, END = (
+    "page number",
+    "running head",
+    "front matter",
+    "contents",
+    "legal notice",
+    "contact details",
+    "end mark",
+)
+
+# "Primeira parte" is the half of a match, PRIMEIRA PARTE that of a book
+_CHAPTER = re.compile(
+    rf"(?P<first>(?=(?-i:[A-Z]))(?:{CHAPTER_WORDS}|{PART_WORDS})\s+(?:{NUMBERS}|{ORDINALS})|"
+    rf"(?-i:(?=[^a-zà-ÿ]+$))(?:{ORDINALS})\s+(?:{PART_WORDS}))\b\.?(?P<mark>\s*[:.–—-]\s*|\s+|$)(?P<name>.*)",
+    re.IGNORECASE,
+)
+_PART = re.compile(rf"(?:(?:{ORDINALS})\s+)?(?:{PART_WORDS})\b", re.IGNORECASE)
+_ROMAN = {
+    tens + ones: 10 * ten + one
+    for ten, tens in enumerate(("", "x", "xx", "xxx", "xl", "l", "lx", "lxx", "lxxx", "xc"))
+    for one, ones in enumerate(("", "i", "ii", "iii", "iv", "v", "vi", "vii", "viii", "ix"))
+}
+_PAGE = re.compile(
+    r"(?:[-–—]\s*\d{1,4}\s*[-–—]|(?:página|pág\.|page|p\.|seite|pagina)\s*\d{1,4}(?:\s*(?:de|of|/|sur|von)\s*\d{1,4})?)",
+    re.IGNORECASE,
+)
+_BARRED = re.compile(r"\d{1,4}\s*\|\s*(?P<after>[^|\d][^|]*)|(?P<before>[^|]*[^|\d\s])\s*\|\s*\d{1,4}")
+_LEADERS = re.compile(r"(?P<label>.*?)\s*(?:(?:\.\s?){4,}|…{2,}|(?:…\s?){2,}|_{4,})\s*(?:\d{1,4}|[ivxlc]{1,6})")
+_ENTRY = re.compile(r"(?P<label>\D.*?[^\d\s])[\s,–—-]+(?P<page>\d{1,3})")
+_LEGAL = re.compile(
+    r"(?:[\w ]{1,20}:\s*)?ISBN\b|©|\(c\)\s*\d{4}|copyright\b.*(?:©|\d{4})|dep[óo]sito legal\b\W*(?:n\W*[.ºo°]*\W*)?\d|"
+    r"(?:todos os direitos reservados|reservados todos os direitos|all rights reserved)\W*$|"
+    r"(?P<wraps>nenhuma parte dest|(?:é )?proibida a reprodução|no part of this (?:book|publication))",
+    re.IGNORECASE,
+)
+_IMPRINT = re.compile(
+    r"\d+\s?[.ªaº]+\s*edição|(?:primeira|segunda|terceira|first|second) edi|edição\b|edições\b|editora?\b|tiragem\b|"
+    r"impress(?:o|ão|a)\b|acab(?:ou|ado) de (?:se )?imprimir|composto e|composição|paginação|tipografia|gráfica\b|"
+    r"capa\b|revisão\b|fotografias?:|printed\b|published\b|edition\b|título:|autora?:|"
+    r"(?:rua|avenida|av\.|largo|praça)\s.*\d",
+    re.IGNORECASE,
+)
+_LABEL = (
+    r"(?:tel(?:ef(?:one)?)?|tlm|telemóvel|phone|fax|e-?mail|correio eletrónico|web|site|sítio|contactos?|contacts?)\b"
+)
+_CONTACT = re.compile(
+    rf"(?P<label>{_LABEL})|[\w.+-]+@[\w-]+(?:\.[\w-]+)+|(?:https?://|www\.)\S+|\+\d[\d ().-]{{7,18}}\d|"
+    r"(?<![\d-])\(?\d{2,3}\)?[ .]?\d{3}[ .]?\d{3,4}(?![\d-])",
+    re.IGNORECASE,
+)
+_QUOTES = "«“„"
+_CAPTION = re.compile(
+    r"\[?(?:foto|fotografia|legenda|imagem|figura|fig\.|na foto|photo|picture)\b[^.]{0,20}[:–—]", re.IGNORECASE
+)
+_ITEM = re.compile(r"[-•▪*·]\s|\d{1,2}[.)]\s")
+
+
+# Lines to blocks ------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Line:
+    """A line that is not empty; `reason` says why it is debris, `level` that it is a heading."""
+
+    text: str
+    place: str
+    gap: bool  # an empty line stands before it
+    key: str  # what running heads and headings are compared by
+    reason: str = ""
+    level: int = 0
+    last: str = ""
+
+
+def find_structure(
+    lines: Sequence[Fragment], debris: Findings, where: str, *, drop_debris: bool = True
+) -> tuple[str, list[Block]]:
+    """Title and blocks of a text that only has lines: a book saved line by line, a text file, a PDF.
+
+    Args:
+        lines: the lines in order; an empty one ends a paragraph.
+        debris: takes what belongs to the page, not to the text: page numbers, running heads, title page, contents.
+        where: the file's name, for `debris`.
+        drop_debris: whether debris is left out; else it is text, and nothing is reported.
+    """
+    found = list(_read(lines))
+    labels = _mark_contents(found)
+    _mark_notices(found)
+    _mark_page_numbers(found)
+    _mark_running_heads(found, labels)
+    _mark_chapters([line for line in found if not line.reason], labels)
+    _mark_lesser_running_heads(found)
+    title = _mark_front(found)
+    for line in found if drop_debris else ():
+        if line.reason not in ("", TITLE, NAME):
+            debris.add(f"{where}:{line.place}", line.reason, line.text)
+    body = [line for line in found if not line.reason or not (drop_debris or line.reason in (TITLE, NAME))]
+    _mark_capitals(body)
+    return title, list(_blocks([line for line in body if line.reason != NAME]))
+
+
+def _read(lines: Iterable[Fragment]) -> Iterator[_Line]:
+    gap = False
+    for fragment in lines:
+        for text in map(str.strip, fragment.text.split("\n")):
+            if text:
+                yield _Line(text, fragment.place, gap, _key(text), last=fragment.place)
+            gap = not text
+
+
+def _key(text: str) -> str:
+    """A short line, digits and punctuation at its ends and its case aside."""
+    if len(text) > SHORT:
+        return ""
+    if match := _CHAPTER.fullmatch(text):  # the number of a chapter is no page number
+        return " ".join(filter(None, (match["first"], match["name"].strip()))).casefold()
+    return re.sub(r"^[\W\d_]+|[\W\d_]+$", "", text).casefold()
+
+
+def _little(text: str) -> bool:
+    """Whether a line ends with a word that asks for the next."""
+    return bool(LITTLE.fullmatch(text[-8:].rsplit(None, 1)[-1])) or text[-1] in "ºª" or is_abbreviated(text)
+
+
+def _capitals(text: str) -> bool:
+    return text.isupper() and len(text) <= SHORT and sum(map(str.isalpha, text)) > 2
+
+
+# Debris ---------------------------------------------------------------------------------------------------------
+
+
+def _mark_contents(lines: Sequence[_Line]) -> set[str]:
+    """Mark the table of contents; returns the keys of what it lists."""
+    names = [_name_key(line.text) for line in lines]
+    last = {key: index for index, line in enumerate(lines) for key in (line.key, names[index]) if key}
+    entries: dict[int, str] = {}
+    for run in _entry_runs(lines):
+        again = sum(max(last.get(_key(label), -1), last.get(_name_key(label), -1)) > run[-1][0] for _, label in run)
+        if run[0][0] < FRONT_LINES // 2 or 2 * again >= len(run):
+            entries.update(run)
+    for index, line in enumerate(lines):
+        if len(line.text) < 2 * SHORT and (match := _LEADERS.fullmatch(line.text)):
+            entries[index] = match["label"]
+    for start in [index for index, line in enumerate(lines) if CONTENTS_HEADS.fullmatch(line.key)]:
+        listed: set[str] = set()
+        for index in range(start + 1, min(start + FRONT_LINES, len(lines))):
+            text, key, name = lines[index].text, lines[index].key, names[index]
+            number = text.isdecimal() and bool(listed)
+            comes_again = (
+                not ends_sentence(text) and key not in listed and max(last.get(key, 0), last.get(name, 0)) > index
+            )
+            if index not in entries and not number and not comes_again:
+                break
+            entries.setdefault(index, text)
+            entries[start] = ""
+            listed.add(key)
+    for index in range(1, len(lines) - 1):  # an entry of two lines
+        if {index - 1, index + 1} <= entries.keys() and not ends_sentence(lines[index].text):
+            entries.setdefault(index, "")
+    for index in entries:
+        lines[index].reason = CONTENTS
+    return {key for label in entries.values() for key in (_key(label), _name_key(label)) if len(key) > 2}
+
+
+def _entry_runs(lines: Sequence[_Line]) -> Iterator[list[tuple[int, str]]]:
+    """Three or more neighbouring lines that end in a growing page number."""
+    run: list[tuple[int, str]] = []
+    page = 0
+    for index, line in enumerate([*lines, None]):
+        match = _ENTRY.fullmatch(line.text) if line and len(line.text) <= SHORT else None
+        if not (match and int(match["page"]) > page and run):
+            if len(run) > 2:
+                yield run
+            run = []
+        if match:
+            run.append((index, match["label"]))
+            page = int(match["page"])
+
+
+def _name_key(label: str) -> str:
+    """The key of a chapter's name without its number."""
+    if len(label) <= SHORT and (match := _CHAPTER.fullmatch(label)):
+        return _key(match["name"]) if match["name"] else _key(label)
+    return _key(re.sub(r"^(?:[IVXLC]+|\d+)\s*[.):–—-]+\s*", "", label))
+
+
+def _mark_notices(lines: Sequence[_Line]) -> None:
+    """Mark legal notices, the imprint beside them, and lines that are nothing but an address to write or call to."""
+    wrapped = 0
+    for index, line in enumerate(lines):
+        match = _LEGAL.match(line.text) if len(line.text) < 4 * SHORT else None
+        if match and match["wraps"] and FRONT_LINES < index < len(lines) - 20:
+            match = None
+        if line.reason:
+            continue
+        if match or wrapped:
+            line.reason = LEGAL
+            going_on = not ends_sentence(line.text) and wrapped < 4 and (wrapped or match["wraps"])
+            wrapped = wrapped + 1 if going_on else 0
+        elif _is_contact(line.text):
+            more_below = index + 1 < len(lines) and _is_contact(lines[index + 1].text)
+            line.reason = CONTACT if more_below or not _within(lines, index, index + 1) else ""
+        elif END_MARKS.fullmatch(line.text):
+            line.reason = END
+    notices = [index for index, line in enumerate(lines) if line.reason == LEGAL]
+    before = None
+    for index in sorted({near for at in notices for near in range(max(at - 3, 0), min(at + 4, len(lines)))}):
+        line = lines[index]
+        goes_on = before and before.reason == FRONT and not ends_sentence(before.text) and begins_low(line.text)
+        if not line.reason and len(line.text) <= SHORT and (_IMPRINT.match(line.text) or goes_on):
+            line.reason = FRONT
+        before = line
+
+
+def _is_contact(text: str) -> bool:
+    """Whether a line is nothing but a telephone number, an e-mail or a web address, with its label."""
+    if len(text) > 2 * SHORT or not re.search(r"\d{3}|@|www\.|https?:", text):
+        return False
+    found = list(_CONTACT.finditer(text))
+    labelled = any(match["label"] for match in found) and len(re.findall(r"\d", text)) > 5
+    return (labelled or any(not match["label"] for match in found)) and not re.search(
+        r"\w", re.sub(r"[\d\s().+/-]+" if labelled else r"[\s.]+", "", _CONTACT.sub("", text))
+    )
+
+
+def _mark_page_numbers(lines: Sequence[_Line]) -> None:
+    times = Counter(line.key for line in lines)
+    arabic: list[tuple[int, int]] = []
+    roman: list[tuple[int, int]] = []
+    for index, line in enumerate(lines):
+        if line.reason or len(line.text) > SHORT:
+            continue
+        if _PAGE.fullmatch(line.text):
+            line.reason = PAGE
+        elif match := _BARRED.fullmatch(line.text):
+            if (match["after"] or match["before"]).isupper() or times[line.key] > 1:
+                line.reason = PAGE
+        elif line.text.isdecimal() and len(line.text) < 4:  # of four digits are years
+            arabic.append((index, int(line.text)))
+        elif line.text in _ROMAN:
+            roman.append((index, _ROMAN[line.text]))
+    for index in [*_growing(arabic), *_growing(roman)]:
+        lines[index].reason = PAGE
+
+
+def _growing(numbers: list[tuple[int, int]]) -> Iterator[int]:
+    """The indexes of those numbers that grow through the file, and lie apart as the ends of pages do."""
+    while len(numbers) > 1:
+        chain = _longest_growing(numbers)
+        steps = [(b[0] - a[0], b[1] - a[1]) for a, b in itertools.pairwise(chain)]
+        apart = sorted(step[0] for step in steps)[len(steps) // 2] if steps else 0
+        enough = len(chain) > 2 or (len(chain) == len(numbers) and steps[0][1] <= 4)
+        if apart < 3 or not enough or 2 * len(chain) < len(numbers):
+            return
+        yield from (index for index, _ in chain)
+        taken = set(chain)
+        numbers = [number for number in numbers if number not in taken]
+
+
+def _longest_growing(numbers: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    tails: list[int] = []  # the lowest number at which a chain of each length ends
+    ends: list[int] = []
+    before: list[int] = []
+    for at, (_, value) in enumerate(numbers):
+        length = bisect_left(tails, value)
+        tails[length : length + 1] = [value]
+        ends[length : length + 1] = [at]
+        before.append(ends[length - 1] if length else -1)
+    chain, at = [], ends[-1]
+    while at >= 0:
+        chain.append(numbers[at])
+        at = before[at]
+    return chain[::-1]
+
+
+def _mark_running_heads(lines: Sequence[_Line], labels: set[str]) -> None:
+    places: dict[str, list[int]] = defaultdict(list)
+    for index, line in enumerate(lines):
+        if not line.reason and len(line.key) > 2 and not ends_sentence(line.text) and line.text[-1] not in ",;:":
+            if begins_low(line.text) or SPEECH.match(line.text) or line.text[0] in _QUOTES:
+                continue
+            places[line.key].append(index)
+    known = labels | {line.key for line in lines[:8]}
+    for key, where in places.items():
+        steps = sorted(b - a for a, b in itertools.pairwise(where))
+        if len(where) < REPEATED or steps[len(steps) // 2] < APART:
+            continue
+        beside = [_beside_page(lines, index) for index in where]
+        inside = [_inside(*_text_around(lines, index)) for index in where]
+        apart = all(now or _starts_anew(*_text_around(lines, index)) for now, index in zip(inside, where, strict=True))
+        if 2 * sum(beside) < len(where) and key not in known and not (" " in key and any(inside) and apart):
+            continue
+        first = where[0]
+        heading = first < 8 or bool(_CHAPTER.fullmatch(lines[first].text)) or (key in labels and not beside[0])
+        heading = heading or (not beside[0] and not inside[0] and (lines[first].text.isupper() or _named(lines, first)))
+        for index in where[heading:]:
+            lines[index].reason = HEAD
+
+
+def _mark_lesser_running_heads(lines: Sequence[_Line]) -> None:
+    """Mark what is a heading elsewhere, or stands in capitals twice, and interrupts a page or a sentence here."""
+    times = Counter(line.key for line in lines)
+    headings = {key for line in lines if line.level for key in (line.key, _name_key(line.text))}
+    headings |= {line.key for line in lines if line.reason == HEAD}
+    for index, line in enumerate(lines):
+        if line.reason or line.level or len(line.key) < 3 or ends_sentence(line.text) or line.text[0].islower():
+            continue
+        elsewhere = line.key in headings or (times[line.key] > 1 and _capitals(line.text))
+        if elsewhere and (_beside_page(lines, index) or _inside(*_text_around(lines, index))):
+            line.reason = HEAD
+    for index, line in enumerate(lines):
+        if line.text.isdecimal() and any(near.reason == HEAD for near in lines[max(index - 1, 0) : index + 2]):
+            line.reason = line.reason or PAGE
+
+
+def _beside_page(lines: Sequence[_Line], index: int) -> bool:
+    near = lines[max(index - 1, 0) : index + 2]
+    return any(line.reason == PAGE for line in near) or bool(re.search(r"^\d+\s|\s\d+$", lines[index].text))
+
+
+def _named(lines: Sequence[_Line], index: int) -> bool:
+    """Whether the line above is a chapter's number, so that this one is its name."""
+    match = _CHAPTER.fullmatch(lines[index - 1].text) if index else None
+    return bool(match and not match["name"])
+
+
+def _text_around(lines: Sequence[_Line], index: int) -> tuple[_Line | None, _Line | None]:
+    """The lines before and after that are not debris, if they are near."""
+    before = next((line for line in reversed(lines[max(index - 4, 0) : index]) if not line.reason), None)
+    return before, next((line for line in lines[index + 1 : index + 5] if not line.reason), None)
+
+
+def _inside(before: _Line | None, after: _Line | None) -> bool:
+    """Whether the line between two others interrupts a sentence, instead of being a part of it."""
+    if not before or not after or before.level or ends_sentence(before.text) or not begins_low(after.text):
+        return False
+    return not _little(before.text)
+
+
+def _starts_anew(before: _Line | None, after: _Line | None) -> bool:
+    return not before or not after or before.level > 0 or ends_sentence(before.text)
+
+
+# Title and headings ---------------------------------------------------------------------------------------------
+
+
+def _mark_front(lines: list[_Line]) -> str:
+    """Mark the lines of the title page; returns the title, if there is a plausible one."""
+    if not any(line.level or line.reason in (PAGE, HEAD, LEGAL, CONTENTS) for line in lines):
+        return _title_alone(lines[:2])
+    front = _front(lines)
+    for line in front:
+        line.reason = FRONT
+    names = [line for line in front if sum(map(str.isalpha, line.text)) > 2]
+    names = [line for line in names if not _IMPRINT.match(line.text) and not _is_author(line.text)][:8]
+    if not names:
+        return ""
+    times = Counter(line.key for line in lines)
+    chosen = next((line for line in names if times[line.key] > 1), names[0])
+    by, title_below = ARTICLE.match(names[0].text), len(names) > 1 and names[1].text.isupper()
+    if chosen is names[0] and names[0].text.isupper() and not by and title_below and ARTICLE.match(names[1].text):
+        chosen = names[1]  # the first is the author
+    title: list[str] = []
+    for line in front[front.index(chosen) :]:
+        if title and not _little(title[-1]):
+            break
+        line.reason = TITLE
+        title.append(line.text)
+    return " ".join(title)
+
+
+def _title_alone(lines: list[_Line]) -> str:
+    """The title of a text that is no book: a short line, then an empty one, then a longer one."""
+    if len(lines) < 2 or not lines[1].gap or not len(lines[0].text) <= min(SHORT, len(lines[1].text)):
+        return ""
+    if ends_sentence(lines[0].text) or begins_low(lines[0].text) or lines[0].text[-1] in ",;:":
+        return ""
+    lines[0].reason = TITLE
+    return lines[0].text
+
+
+def _front(lines: list[_Line]) -> list[_Line]:
+    """The short lines before the first heading or the first prose, that are no part of a sentence."""
+    first = lines[:FRONT_LINES]
+    notice = max((index for index, line in enumerate(first) if line.reason in (LEGAL, CONTENTS)), default=-1)
+    front: list[_Line] = []
+    prose = 0
+    for index, line in enumerate(first):
+        if line.reason:
+            continue
+        if line.level:
+            return front if len(front) <= 12 or notice >= 0 else []
+        after = next((line for line in lines[index + 1 : index + 5] if not line.reason), None)
+        wraps = after is not None and not after.level and _goes_on(after.text)
+        sentence = (ends_sentence(line.text) and not _IMPRINT.match(line.text)) or len(line.text) > SHORT
+        prose = prose + 1 if wraps or sentence or (index and _goes_on(line.text)) else 0
+        if prose > 2 or (prose and index > notice):  # before the imprint a line or two are a dedication
+            return front
+        if not prose:
+            front.append(line)
+    return []
+
+
+def _goes_on(text: str) -> bool:
+    return begins_low(text) and not _is_author(text)
+
+
+def _is_author(text: str) -> bool:
+    first, *names = text[:SHORT].split()
+    return first.casefold() in BY and bool(names) and all(name[0].isupper() or _little(name) for name in names)
+
+
+def _mark_chapters(lines: list[_Line], labels: set[str]) -> None:
+    """Mark the headings that say what they are, or that the contents list; a chapter's name joins its number."""
+    numerals = [line for line in lines if line.text.isupper() and line.text.casefold() in _ROMAN]
+    counted = [_ROMAN[line.text.casefold()] for line in numerals]
+    chapters = {id(line) for line in numerals if len(counted) > 1 and counted == [*range(1, len(counted) + 1)]}
+    width = _width([len(line.text) for line in lines])
+    parts, seen = False, set[str]()
+    for index, line in enumerate(lines):
+        if len(line.text) > SHORT or line.reason or _within(lines, index, index + 1):
+            continue
+        match = _CHAPTER.fullmatch(line.text)
+        name = match["name"] if match else ""
+        bare = id(line) in chapters or (match is not None and not name)
+        named = (
+            match is not None
+            and bool(name)
+            and not ends_sentence(name)
+            and (match["mark"].strip() or name[0].isupper())
+        )
+        alone = SECTIONS.fullmatch(line.key) or (line.key in labels and len(line.key) > 2)
+        if (
+            bare
+            or named
+            or (alone and line.key not in seen and not begins_low(line.text) and not ends_sentence(line.text))
+        ):
+            line.level = 1
+            below = _name_below(lines[index + 1 : index + 4], width, labels) if bare else []
+            for part in below:
+                part.reason, line.last = NAME, part.place
+            name = name or " ".join(part.text for part in below)
+            number = match["first"] if match else line.text
+            number = _proper(number) if bare or named or SECTIONS.fullmatch(line.key) else number
+            line.text = " – ".join(filter(None, (number, name)))
+            seen |= {line.key, _key(name), _name_key(line.text)}
+            parts = parts or bool(match and _PART.match(line.text))
+    for line in lines if parts else ():  # chapters lie below the parts
+        line.level += line.level == 1 and bool(re.match(CHAPTER_WORDS, line.text, re.IGNORECASE))
+
+
+def _within(lines: Sequence[_Line], start: int, stop: int) -> bool:
+    """Whether lines that look like a heading are a piece of a sentence."""
+    if stop < len(lines) and begins_low(lines[stop].text):
+        return True
+    before = lines[start - 1] if start else None
+    if before is None or before.level or before.reason or lines[start].gap:
+        return False
+    return before.text[-1] == "," or _little(before.text)
+
+
+def _name_below(after: list[_Line], width: int, labels: set[str]) -> list[_Line]:
+    """The lines below a chapter's number that are its name."""
+    if not after or ends_sentence(after[0].text) or len(after[0].text) > SHORT or after[0].text[-1] in ",;:":
+        return []
+    first = after[0]
+    if begins_low(first.text) or SPEECH.match(first.text) or first.text.isdecimal() or _CHAPTER.fullmatch(first.text):
+        return []
+    if _capitals(first.text):
+        return list(itertools.takewhile(lambda line: _capitals(line.text) and not ends_sentence(line.text), after))
+    if _name_key(first.text) in labels:
+        return [first]
+    prose = len(after) < 2 or begins_low(after[1].text) or _little(first.text)
+    return [] if prose or not (after[1].gap or len(first.text) <= 0.75 * width) else [first]
+
+
+def _proper(text: str) -> str:
+    """The word for a chapter in capitals as it is written elsewhere: Capítulo IV."""
+    first, *others = (word if word.casefold() in _ROMAN else word.lower() for word in text.split())
+    return " ".join([first[:1].upper() + first[1:], *others]) if text.isupper() else text
+
+
+def _mark_capitals(lines: list[_Line]) -> None:
+    """Mark the short lines in capitals that end no sentence, where they are few."""
+    capitals = [_capitals(line.text) and not line.level and not line.reason for line in lines]
+    if 5 * sum(capitals) > len(lines):
+        return
+    level = max([1, *(line.level for line in lines)]) + 1
+    index = 0
+    for is_capitals, run in itertools.groupby(capitals):
+        start, index = index, index + len(list(run))
+        few = index - start <= 3 and index < len(lines)
+        if (
+            not is_capitals
+            or not few
+            or ends_sentence(lines[index - 1].text)
+            or _little(lines[index - 1].text)
+            or _within(lines, start, index)
+        ):
+            continue
+        for line in lines[start + 1 : index]:
+            line.reason = NAME
+        first, last = lines[start], lines[index - 1]
+        first.text = " ".join(line.text for line in lines[start:index])
+        first.level, first.last = level, last.place
+
+
+# Lines to paragraphs --------------------------------------------------------------------------------------------
+
+
+def _blocks(lines: list[_Line]) -> Iterator[Block]:
+    texts = [line.text for line in lines if not line.level]
+    ended = sum(map(ends_sentence, texts))
+    wrapped = 5 * sum(map(begins_low, texts)) >= 2 * len(texts) and _width([*map(len, texts)]) > SHORT // 3
+    prose = 12 * ended >= len(texts) or wrapped
+    words = Counter(word.casefold() for text in texts for word in re.findall(r"\w+(?:-\w+)*", text))
+    for level, group in itertools.groupby(lines, key=lambda line: line.level):
+        members = list(group)
+        if level:
+            yield from (Block(line.text, level, place_range(line.place, line.last)) for line in members)
+        else:
+            yield from _paragraphs(members, prose, words)
+
+
+def _paragraphs(lines: list[_Line], prose: bool, words: Counter[str]) -> Iterator[Block]:
+    """Join lines; a word that was hyphenated where its line ended is whole again."""
+    parts: list[str] = []
+    first = lines[0]
+    for before, line, mark in zip([first, *lines], lines, _breaks(lines, prose), strict=False):
+        if mark == "\n\n" and parts:
+            yield Block("".join(parts), 0, place_range(first.place, before.place))
+            parts, first = [], line
+        elif parts:
+            hyphen = re.search(r"(\w+)-$", before.text[-SHORT:])
+            if hyphen and re.match(r"-?[^\W\d_]", line.text) and mark == " " and line.text.lstrip("-")[0].islower():
+                mark = ""
+                rest = re.match(r"-?(\w+)", line.text)[1].casefold()  # type: ignore[index]
+                if line.text[0] == "-" or not _keeps_hyphen(hyphen[1].casefold(), rest, words):
+                    parts[-1] = parts[-1][:-1]
+            parts.append(mark)
+        parts.append(line.text)
+    yield Block("".join(parts), 0, place_range(first.place, lines[-1].place))
+
+
+def _keeps_hyphen(start: str, rest: str, words: Counter[str]) -> bool:
+    """Whether a hyphen at the end of a line belongs to its word, as far as the rest of the file tells."""
+    whole, hyphenated = words[start + rest], words[f"{start}-{rest}"]
+    if whole or hyphenated:
+        return hyphenated > whole
+    return bool(HALF_WORD.fullmatch(start) or (CLITIC.fullmatch(rest) and words[start] and len(start) > 3))
+
+
+def _breaks(lines: list[_Line], prose: bool) -> Iterator[str]:
+    """What stands between each line and the one before it: a blank, a line feed, or the end of a paragraph."""
+    ended, low, size = ([f(line.text) for line in lines] for f in (ends_sentence, begins_low, len))
+    listed = [*_listed(lines, ended, low), False]
+    usual = _width(size)
+    speech = bool(SPEECH.match(lines[0].text))
+    yield "\n\n"
+    for index in range(1, len(lines)):
+        before, line = lines[index - 1], lines[index]
+        width = max(_width(size[max(index - 6, 0) : index + 5]), 0.9 * usual)
+        spoken = SPEECH.match(line.text) and (ended[index - 1] or line.text[0] == "—" or before.text[-1] == ":")
+        mark = " "
+        if line.gap:
+            mark = " " if low[index] and not ended[index - 1] and prose else "\n\n"
+        elif not prose or (_ITEM.match(line.text) and (_ITEM.match(before.text) or before.text[-1] == ":")):
+            mark = "\n"
+        elif spoken:
+            mark = "\n\n"
+        elif low[index]:
+            pass
+        elif ended[index - 1]:
+            near = ended[max(index - 9, 0) : index + 8]
+            whole = speech or 5 * sum(near) >= 4 * len(near)  # what was said is over, or every line is a sentence
+            alone = line.text[0] in _QUOTES or _CAPTION.match(line.text) or _CAPTION.match(before.text)
+            mark = "\n" if listed[index] else "\n\n" if whole or alone or size[index - 1] < SHORT_LINE * width else " "
+        elif listed[index]:
+            prose_below = index + 1 < len(lines) and (low[index + 1] or size[index] > 1.3 * size[index - 1])
+            mark = "\n\n" if prose_below and not listed[index + 1] else "\n"
+        elif before.text[-1] not in ",;-–" and not _little(before.text) and size[index - 1] < width / 2:
+            mark = "\n"
+        if mark == "\n\n":
+            speech = bool(spoken) or line.text[0] in _QUOTES
+        yield mark
+
+
+def _listed(lines: list[_Line], ended: list[bool], low: list[bool]) -> list[bool]:
+    """For each line whether it and the one before it are lines of a list or of a poem."""
+    found = [False] * len(lines)
+    for long, fits in (
+        (2, lambda i: not low[i] and not lines[i].gap and not ended[i - 1] and not _open(lines[i - 1].text)),
+        (5, lambda i: not low[i] and not lines[i].gap and not _little(lines[i - 1].text)),
+    ):
+        start = 1
+        for index in range(1, len(lines) + 1):
+            if index < len(lines) and fits(index):
+                continue
+            run = index - start
+            if run >= long and 2 * sum(not end for end in ended[start - 1 : index - 1]) >= run:
+                found[start:index] = [True] * run
+            start = index + 1
+    return found
+
+
+def _open(text: str) -> bool:
+    return text[-1] == "," or _little(text)
+
+
+def _width(sizes: Sequence[int]) -> int:
+    """How long a line is that was broken because it was full."""
+    return sorted(sizes)[len(sizes) * 4 // 5] if sizes else 0
