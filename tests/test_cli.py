@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 from tiny import write_rows
 
-from qlora_core import cli, console, data, doctor, errors
+from qlora_core import cli, console, data, doctor, errors, tokens
 from qlora_core.memory import GB
 from qlora_core.runs import Run, RunLock
 
@@ -170,6 +170,22 @@ def test_data_is_prepared_and_used_as_it_is(tiny_rows, tiny_model, qlora, tmp_pa
     assert trained.status == 0
     run = Run(Path(json.loads(trained.out)["path"]))
     assert (len(run.train_rows()), len(run.validation_rows())) == (len(rows[0]), len(rows[1]))
+
+
+def test_data_for_mlx_lm_is_text_in_its_own_files(tiny_rows, tiny_model, qlora, tmp_path):
+    with tiny_rows.open("a", encoding="utf-8") as file:
+        file.write('{"text": "Some text."}\n')
+    done = qlora("data", tiny_rows, "--out", "out", "--for", "mlx-lm", "--model", tiny_model, "--val-rows", 2)
+    assert done.status == 0
+    files = {path.name: path.read_text(encoding="utf-8").splitlines() for path in (tmp_path / "out").iterdir()}
+    assert {name: len(lines) for name, lines in files.items()} == {"train.jsonl": 11, "valid.jsonl": 2}
+    rows = [json.loads(line) for line in files["train.jsonl"] + files["valid.jsonl"]]
+    assert {tuple(row) for row in rows} == {("text",)}
+    assert {"text": "Some text."} in rows
+    tokenizer = tokens.ChatTokenizer(tiny_model)
+    messages = [{"role": "user", "content": "1?"}, {"role": "assistant", "content": "abab"}]
+    assert {"text": tokenizer.render(messages)} in rows
+    assert "mlx_lm.lora --train --model MODEL --data out" in done.out
 
 
 def test_whatever_data_does_not_use_is_told(tiny_rows, qlora, tmp_path):

@@ -133,7 +133,10 @@ def _data(arguments: argparse.Namespace) -> int:
             )
             described = describe(*datasets, tokenizer, length)
         prepared.report.tokens = described.as_dict()
-    prepared.save(arguments.out)
+    if arguments.reader == "mlx-lm":
+        data.save_rendered(prepared, arguments.out, tokenizer.text_of_row)
+    else:
+        prepared.save(arguments.out)
     if arguments.json:
         _print_json({**prepared.report.as_dict(), "out": str(arguments.out)})
         return DONE
@@ -141,7 +144,8 @@ def _data(arguments: argparse.Namespace) -> int:
     if described:
         print(console.block("Tokens", console.token_counts(described)))
     print(f"✓ {len(prepared.train)} rows to train, {len(prepared.validation)} to validate, in {arguments.out}")
-    print(f"Next\n  uv run qlora train --data {shlex.quote(str(arguments.out))}")
+    command = "mlx_lm.lora --train --model MODEL --data" if arguments.reader == "mlx-lm" else "qlora train --data"
+    print(f"Next\n  uv run {command} {shlex.quote(str(arguments.out))}")
     return DONE
 
 
@@ -240,6 +244,7 @@ def build_parser() -> argparse.ArgumentParser:
     data = command("data", _data, "read, mend, join and split your text; a report")
     data.add_argument("sources", nargs="+", metavar="SOURCE")
     data.add_argument("--out", type=Path, default=Path("data"), help="directory to write (default: data)")
+    data.add_argument("--for", dest="reader", choices=("qlora", "mlx-lm"), default="qlora", help="who will read it")
     data.add_argument("--no-tokens", action="store_true", help="do not count the rows' tokens")
     add_arguments(data, "model", *(s.name for s in settings() if s.group == "data" and s.name not in ("data", "facts")))
     with_runs = [command("runs", _runs, "list the runs"), command("doctor", _doctor, "look at this machine")]

@@ -10,6 +10,7 @@ import math
 import platform
 import shlex
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -62,10 +63,14 @@ def data_counts(report: DataReport) -> dict[str, str]:
         "Not read": _findings(report.skipped_files, "files"),
         "Rejected": _findings(report.rejected, "rows"),
         "Not facts": _findings(report.rejected_facts, "rows"),
-        "Look at": "\n".join(report.warnings),
+        "Look at": _warnings(report.warnings),
         "Rows": f"{report.train} to train, {report.validation} to validate ({split})",
         "Facts": f"{', '.join(report.fact_sheets)} (asked, never trained)" if report.fact_sheets else "",
     }
+
+
+def _warnings(warnings: Iterable[str]) -> str:
+    return "\n".join(textwrap.fill(f"! {warning}", 88, subsequent_indent="  ") for warning in warnings)
 
 
 def _findings(found: Findings, what: str, shown: int = 5) -> str:
@@ -79,9 +84,11 @@ def _findings(found: Findings, what: str, shown: int = 5) -> str:
 def token_counts(tokens: TokenReport) -> dict[str, str]:
     """The rows as tokens: how many are trained, how long they are, what was cut, and what to look at."""
     skipped = "".join(f"\n{where}: {reason}" for where, reason in tokens.skipped[:3])
-    most = max((count for _, _, count in tokens.histogram), default=0) or 1
+    filled = [place for place, (_, _, count) in enumerate(tokens.histogram) if count]
+    bins = tokens.histogram[filled[0] : filled[-1] + 1] if filled else ()
+    most = max((count for _, _, count in bins), default=1)
     lengths = "\n".join(
-        f"{low:>6} to {high:<6} {'▇' * math.ceil(24 * count / most)} {count:,}" for low, high, count in tokens.histogram
+        f"{low:>6} to {high:<6} {'▇' * math.ceil(24 * count / most)} {count:,}" for low, high, count in bins
     )
     return {
         "Tokens": f"{tokens.tokens:,} in {tokens.rows:,} rows, {_share(tokens.target_tokens, tokens.tokens)} of them "
@@ -91,7 +98,7 @@ def token_counts(tokens: TokenReport) -> dict[str, str]:
         "Not trained": f"{tokens.skipped_rows:,} rows{skipped}" if tokens.skipped_rows else "",
         "Typical": "\n".join(f"{row.source}: {row.text}" for row in tokens.most_typical[:2]),
         "Odd": "\n".join(f"{row.source}: {row.text}" for row in tokens.least_typical[:3]),
-        "Look at": "\n".join(tokens.warnings),
+        "Look at": _warnings(tokens.warnings),
     }
 
 

@@ -378,6 +378,14 @@ class ChatTokenizer:
         text = self.render(messages, add_generation_prompt=True)
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
+    def text_of_row(self, row: dict[str, Any]) -> str:
+        """A prepared row as the text the model sees, for a trainer that renders no conversation itself.
+
+        Raises:
+            DataError: the template refuses the row.
+        """
+        return self.render(row["messages"]) if "messages" in row else self.disarm(row["text"])
+
     def count(self, text: str) -> int:
         """Tokens of a text without begin or end."""
         return len(self._tokenizer.encode(text, add_special_tokens=False))

@@ -12,7 +12,7 @@ part knows mlx; of models only the tokeniser is asked, for the length of a passa
 """
 
 from .preparation import prepare
-from .prepared import PreparedData, Rows
+from .prepared import PreparedData, Rows, save_rendered
 from .records import Findings, Rejected
 from .report import DataReport
 from .shapes import ACCEPTED
@@ -32,5 +32,6 @@ __all__ = [
     "Rejected",
     "Rows",
     "prepare",
+    "save_rendered",
     "split",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import DataError
 from ..storage import finish_replacing, replacing_all
 from .report import DataReport
-from .sources import FACTS_FILE, REPORT_FILE, TRAIN_FILE, VAL_FILE
+from .sources import FACTS_FILE, PAIRS, REPORT_FILE, TRAIN_FILE, VAL_FILE
 
 _BLOCK = 1 << 23
 
@@ -138,6 +138,21 @@ class PreparedData:
             self.report.write(paths[REPORT_FILE])
         if stale:  # ours, of a preparation that had a fact sheet
             (directory / FACTS_FILE).unlink(missing_ok=True)
+
+
+def save_rendered(prepared: PreparedData, directory: Path, render: Callable[[dict[str, Any]], str]) -> None:
+    """Write the rows as mlx-lm's own trainer reads them: `{"text": …}`, in `train.jsonl` and `valid.jsonl`.
+
+    Args:
+        prepared: the rows.
+        directory: where to.
+        render: a row as the model's text.
+    """
+    sides = dict(zip(PAIRS[1], (prepared.train, prepared.validation), strict=True))
+    with replacing_all(directory, list(sides)) as paths:
+        for name, rows in sides.items():
+            with paths[name].open("w", encoding="utf-8", newline="\n") as file:
+                file.writelines(json.dumps({"text": render(row)}, ensure_ascii=False) + "\n" for row in rows)
 
 
 def json_lines(rows: Sequence[dict[str, Any]]) -> str:

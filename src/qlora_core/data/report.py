@@ -118,13 +118,13 @@ class DataReport:
             )
         if self.personal_data.count:
             found.append(
-                f"{self.personal_data.count} rows seem to hold an e-mail address or a telephone number. The model may "
-                "repeat them: look at `personal_data` in the report, and take out what should not be known."
+                f"Rows that seem to hold an e-mail address or a telephone number: {self.personal_data.count}. "
+                "The model may repeat them; `personal_data` in the report lists them."
             )
         if lost := self.mended["lost characters"]:
             found.append(
-                f"{lost} texts hold the sign U+FFFD: characters were lost before the file was written. "
-                "Export it again, as UTF-8."
+                f"Texts with the sign U+FFFD, where characters were lost before the file was written: {lost}. "
+                "Export them again, as UTF-8."
             )
         if self.near_duplicates > total / 2:
             found.append(
