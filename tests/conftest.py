@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How long the tests that can go on for ever do."""
     parser.addoption("--examples", type=int, default=150, help="examples that hypothesis makes up for each test")
+    parser.addoption("--kills", type=int, default=6, help="how often a process is killed in the middle of its work")
 
 
 @pytest.fixture(scope="session")

@@ -2,11 +2,17 @@
 
 import json
 import os
+import random
+import shutil
 import subprocess
 import sys
+import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
+
+from qlora_core.storage import finish_replacing
 
 GOOD = '{"prompt": "Who?", "completion": "Ana."}\n{"prompt": "When?", "completion": "1974."}\n'
 
@@ -108,6 +114,40 @@ def test_a_gigabyte_in_one_line_takes_no_memory_and_spoils_no_other_row(qlora, t
     assert rejected["where"] == "rows.jsonl:3"
     assert rejected["reason"] == "a line of more than 16 MB"
     assert int(told.split()[-1]) < 400 << 20
+
+
+def test_killed_at_any_moment_it_leaves_the_old_output_or_the_new_one(qlora, tiny_model, tmp_path, request):
+    """Old and new differ in every file; a process that is killed can clear nothing away."""
+    rng = random.Random(1)
+    for name, count in (("old", 20_000), ("new", 30_000)):
+        rows = (f'{{"prompt": "{name} {i} {rng.random()}", "completion": "{rng.random()}"}}\n' for i in range(count))
+        (tmp_path / f"{name}.jsonl").write_text("".join(rows), encoding="utf-8")
+        assert qlora(f"{name}.jsonl", "--no-tokens")[0] == 0
+        saved = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+        (tmp_path / name).mkdir()
+        for file, content in saved.items():
+            (tmp_path / name / file).write_bytes(content)
+    command = [sys.executable, "-m", "qlora_core.cli", "data", "new.jsonl", "--no-tokens", "--model", str(tiny_model)]
+    began = time.monotonic()
+    subprocess.run([*command, "--out", "timed"], cwd=tmp_path, check=True, capture_output=True)
+    whole = time.monotonic() - began
+    found = Counter()
+    for _ in range(request.config.getoption("--kills")):
+        shutil.rmtree(tmp_path / "out")
+        shutil.copytree(tmp_path / "old", tmp_path / "out")
+        with subprocess.Popen([*command, "--out", "out"], cwd=tmp_path, stdout=subprocess.DEVNULL) as process:
+            time.sleep(rng.uniform(0.3, 1.1) * whole)
+            process.kill()
+        finish_replacing(tmp_path / "out")  # as reading the directory does
+        files = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir() if p.name[0] != "."}
+        whose = [
+            name for name in ("old", "new") if files == {p.name: p.read_bytes() for p in (tmp_path / name).iterdir()}
+        ]
+        found[whose[0] if whose else "mixed"] += 1
+    assert set(found) <= {"old", "new"}
+    assert found["old"]
+    assert qlora("new.jsonl", "--no-tokens")[0] == 0
+    assert not [path.name for path in (tmp_path / "out").iterdir() if path.name[0] == "."]
 
 
 def test_two_hundred_thousand_brackets(qlora, tmp_path):

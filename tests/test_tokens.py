@@ -16,11 +16,11 @@ import psutil
 import pytest
 from tiny import CHATML
 
-from qlora_core import tokens
+from qlora_core import chat_template, token_rows, tokens
 from qlora_core.batching import make_batch
+from qlora_core.chat_template import PLAIN_TEMPLATE
 from qlora_core.errors import DataError, ModelError
 from qlora_core.tokens import (
-    PLAIN_TEMPLATE,
     WORD_JOINER,
     ChatTokenizer,
     TokenDataset,
@@ -389,8 +389,8 @@ def test_saved_renderings_change_neither_a_token_nor_a_refusal(variant, name):
 
 def test_a_question_and_its_answer_are_rendered_once(tokenizer, monkeypatch):
     rendered = []
-    original = tokens.Template.render
-    monkeypatch.setattr(tokens.Template, "render", lambda *a, **k: rendered.append(1) or original(*a, **k))
+    original = chat_template.Template.render
+    monkeypatch.setattr(chat_template.Template, "render", lambda *a, **k: rendered.append(1) or original(*a, **k))
     tokenizer.encode_row({"messages": turns("a?", "one", "b?", "two")}, 64)
     assert len(rendered) == 1
 
@@ -435,7 +435,7 @@ def test_a_slice_of_compact_rows_is_compact(part):
 
 def test_targets_are_counted_by_row_whatever_the_chunks(monkeypatch):
     rows = [*some_rows(), *some_rows()]
-    monkeypatch.setattr(tokens, "CHUNK_ROWS", 3)
+    monkeypatch.setattr(token_rows, "_BLOCK", 3)
     assert TokenRows.of(rows).target_lengths.tolist() == [row.target_tokens for row in rows]
 
 

@@ -79,7 +79,7 @@ class Session:
     @functools.cached_property
     def lengths(self) -> list[int]:
         """Tokens of each row to train."""
-        return [len(row) for row in self.train_rows]
+        return self.train_rows.lengths.tolist()
 
 
 def open_session(writer: RunWriter, monitor: MemoryMonitor) -> Session:

@@ -7,226 +7,28 @@ does not import transformers, so that the page can show what will be trained.
 from __future__ import annotations
 
 import contextlib
-import datetime
 import functools
 import hashlib
 import itertools
 import json
-import operator
 import re
-import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
-from jinja2 import Template, TemplateError, nodes
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import TemplateError
 from tokenizers import Tokenizer
 
+from .chat_template import PLAIN_TEMPLATE, ChatTemplate
 from .errors import DataError, ModelError
 from .parallel import in_processes, processes
+from .token_rows import TokenRow, TokenRows
 
 PARALLEL_ROWS = 20_000  # fewer rows are encoded before worker processes have started
 CHUNK_ROWS = 2_000  # rows a task of a worker process: a tenth of a second
 WORD_JOINER = "\u2060"  # breaks a control token spelled out in somebody's text, and is invisible
-
-PLAIN_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if message['role'] == 'assistant' %}### Response:\n{{ message['content'] }}{{ eos_token }}\n"
-    "{% else %}### Prompt:\n{{ message['content'] }}\n\n{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}### Response:\n{% endif %}"
-)
-"""For a base model that brings no chat template of its own."""
-
-
-@dataclass(frozen=True, eq=False)
-class TokenRow:
-    """One row as the trainer sees it.
-
-    Attributes:
-        ids: int32, `(length,)`.
-        trained: bool, `(length,)`; True where the token is a target of the loss. The first token never is.
-        source: where the row came from (file:line).
-        cut: tokens lost beyond `max_seq_length`.
-        armed: whether its text spells a control token of the model, which was broken up.
-    """
-
-    ids: np.ndarray
-    trained: np.ndarray
-    source: str = ""
-    cut: int = 0
-    armed: bool = False
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, TokenRow):
-            return NotImplemented
-        same = (self.source, self.cut, self.armed) == (other.source, other.cut, other.armed)
-        return same and np.array_equal(self.ids, other.ids) and np.array_equal(self.trained, other.trained)
-
-    __hash__ = None  # arrays have none
-
-    @property
-    def target_tokens(self) -> int:
-        """Number of trained tokens."""
-        return int(self.trained.sum())
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class TokenRows(Sequence[TokenRow]):
-    """Many rows end to end in a few arrays that cannot be written to; a row of it is a view.
-
-    Attributes:
-        ids: int32, `(tokens,)`.
-        trained: bool, `(tokens,)`.
-        offsets: int64, `(rows + 1,)`: where in `ids` each row begins, and the last ends.
-        cut: int32, `(rows,)`.
-        armed: bool, `(rows,)`.
-        source_bytes: uint8: the sources end to end in UTF-8.
-        source_offsets: int64, `(rows + 1,)`: where in `source_bytes` each begins, and the last ends.
-    """
-
-    ids: np.ndarray
-    trained: np.ndarray
-    offsets: np.ndarray
-    cut: np.ndarray
-    armed: np.ndarray
-    source_bytes: np.ndarray
-    source_offsets: np.ndarray
-
-    def __post_init__(self) -> None:
-        for name, array in zip(_names(TokenRows), self._arrays(), strict=True):
-            view = array.view()
-            view.flags.writeable = False
-            object.__setattr__(self, name, view)
-
-    @classmethod
-    def of(cls, rows: Iterable[TokenRow]) -> TokenRows:
-        """The same rows, compact; what is compact already comes back itself."""
-        if isinstance(rows, TokenRows):
-            return rows
-        rows = list(rows)
-        sources = [row.source.encode("utf-8", "surrogatepass") for row in rows]  # a file's name may be no Unicode
-        return cls(
-            ids=np.concatenate([np.zeros(0, np.int32), *(row.ids for row in rows)], dtype=np.int32),
-            trained=np.concatenate([np.zeros(0, bool), *(row.trained for row in rows)], dtype=bool),
-            offsets=_offsets([len(row) for row in rows]),
-            cut=np.asarray([row.cut for row in rows], np.int32),
-            armed=np.asarray([row.armed for row in rows], bool),
-            source_bytes=np.frombuffer(b"".join(sources), np.uint8),
-            source_offsets=_offsets([len(source) for source in sources]),
-        )
-
-    @classmethod
-    def joined(cls, parts: list[TokenRows]) -> TokenRows:
-        """The rows of all parts in order. The list is empty then: each part is let go when it has been copied."""
-        lengths = [np.concatenate([np.zeros(0, np.int64), *(np.diff(p.offsets) for p in parts)])]
-        lengths += [np.concatenate([np.zeros(0, np.int64), *(np.diff(p.source_offsets) for p in parts)])]
-        tokens, sources = _offsets(lengths[0]), _offsets(lengths[1])
-        count = len(lengths[0])
-        whole = (
-            np.empty(tokens[-1], np.int32), np.empty(tokens[-1], bool), tokens, np.empty(count, np.int32),
-            np.empty(count, bool), np.empty(sources[-1], np.uint8), sources,
-        )  # fmt: skip
-        filled = [0] * len(whole)
-        parts.reverse()
-        while parts:
-            for i, array in enumerate(parts.pop()._arrays()):
-                if whole[i] is not tokens and whole[i] is not sources:
-                    whole[i][filled[i] : filled[i] + len(array)] = array
-                    filled[i] += len(array)
-        return cls(*whole)
-
-    def _arrays(self) -> tuple[np.ndarray, ...]:
-        return tuple(getattr(self, name) for name in _names(TokenRows))
-
-    def __reduce__(self) -> tuple[type[TokenRows], tuple[np.ndarray, ...]]:
-        return TokenRows, self._arrays()  # an array that was pickled could be written to
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    @overload
-    def __getitem__(self, index: int) -> TokenRow: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> TokenRows: ...
-
-    def __getitem__(self, index: int | slice) -> TokenRow | TokenRows:
-        if isinstance(index, slice):
-            return self._slice(*index.indices(len(self)))
-        i = operator.index(index)
-        i += len(self) if i < 0 else 0
-        if not 0 <= i < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
-        here = slice(self.offsets[i], self.offsets[i + 1])
-        source = self.source_bytes[self.source_offsets[i] : self.source_offsets[i + 1]]
-        return TokenRow(
-            self.ids[here],
-            self.trained[here],
-            source.tobytes().decode("utf-8", "surrogatepass"),
-            int(self.cut[i]),
-            bool(self.armed[i]),
-        )
-
-    def _slice(self, start: int, stop: int, step: int) -> TokenRows:
-        if step != 1:
-            return TokenRows.of(self[i] for i in range(start, stop, step))
-        stop = max(start, stop)
-        tokens, sources = self.offsets[start : stop + 1], self.source_offsets[start : stop + 1]
-        return TokenRows(
-            self.ids[tokens[0] : tokens[-1]],
-            self.trained[tokens[0] : tokens[-1]],
-            tokens - tokens[0],
-            self.cut[start:stop],
-            self.armed[start:stop],
-            self.source_bytes[sources[0] : sources[-1]],
-            sources - sources[0],
-        )
-
-    def __iter__(self) -> Iterator[TokenRow]:
-        return map(self.__getitem__, range(len(self)))
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, TokenRows):
-            return NotImplemented
-        return all(map(np.array_equal, self._arrays(), other._arrays()))
-
-    __hash__ = None
-
-    def __repr__(self) -> str:
-        return f"TokenRows({len(self)} rows, {len(self.ids)} tokens)"
-
-    @functools.cached_property
-    def lengths(self) -> np.ndarray:
-        """int64, `(rows,)`: tokens of each row."""
-        return np.diff(self.offsets)
-
-    @functools.cached_property
-    def target_lengths(self) -> np.ndarray:
-        """int64, `(rows,)`: trained tokens of each row."""
-        counts = np.zeros(len(self), np.int64)
-        filled = np.flatnonzero(self.lengths)  # of an empty row, `reduceat` would give its neighbour's first token
-        for start in range(0, len(filled), CHUNK_ROWS):  # it makes a copy eight times as large
-            part = filled[start : start + CHUNK_ROWS]
-            first, last = self.offsets[part[0]], self.offsets[part[-1] + 1]
-            counts[part] = np.add.reduceat(self.trained[first:last], self.offsets[part] - first, dtype=np.int64)
-        return counts
-
-
-@functools.cache
-def _names(kind: type) -> tuple[str, ...]:
-    return tuple(field.name for field in fields(kind))
-
-
-def _offsets(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
-    """int64, `(rows + 1,)`: where each begins that has one of these lengths, and where the last ends."""
-    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
 
 class ChatTokenizer:
@@ -265,7 +67,7 @@ class ChatTokenizer:
         self._ends_text[list(self.eos_ids)] = True
         self.template_text = self._template_text(settings)
         try:
-            self._template = _ChatTemplate(self.template_text, self.bos_token or "", self.eos_token)
+            self._template = ChatTemplate(self.template_text, self.bos_token or "", self.eos_token)
         except TemplateError as error:
             raise ModelError(f"{self.directory}: its chat template cannot be read: {error}") from None
 
@@ -400,151 +202,6 @@ class ChatTokenizer:
         return len(self._ends_text)
 
 
-class _ChatTemplate:
-    """A chat template, which renders a conversation and its beginnings as seldom as its program allows.
-
-    The span of an answer needs four texts: the conversation, what comes before the answer, that with the model asked to
-    speak, and that with the answer. Many a template is a loop over the messages that never looks ahead: one rendering
-    with a mark before each turn holds them all. Of most others, one rendering holds the two questions.
-
-    Raises:
-        TemplateError: it is not a template.
-    """
-
-    def __init__(self, text: str, bos_token: str, eos_token: str) -> None:
-        self._names = {"bos_token": bos_token, "eos_token": eos_token}
-        self._whole = _sandbox().from_string(text)
-        self._turns, self._request = _marked_turns(text, self._names)
-        self._asks = _marked_request(text)
-
-    def render(self, messages: Sequence[dict[str, str]], *, ask: bool = False) -> str:
-        """Messages as text.
-
-        Raises:
-            DataError: the template refuses them.
-        """
-        try:
-            return self._whole.render(messages=messages, add_generation_prompt=ask, **self._names)
-        except Exception as error:  # a template is a program of the model's: it may raise anything
-            raise DataError(f"the model's chat template refuses this conversation: {error}") from None
-
-    def conversation(self, messages: Sequence[dict[str, str]]) -> tuple[str, list[int]]:
-        """The text, and how much of it the first 0, 1, 2, … messages write, empty where one rendering cannot tell.
-
-        Raises:
-            DataError: the template refuses the conversation.
-        """
-        if self._turns and messages and messages[0]["role"] != "assistant":  # of no messages, it may write otherwise
-            with contextlib.suppress(Exception):  # rendered again without marks, for the words of its refusal
-                pieces = self._turns.render(messages=messages, add_generation_prompt=False, **self._names).split(_MARK)
-                if len(pieces) == len(messages) + 1:
-                    return "".join(pieces), list(itertools.accumulate(map(len, pieces)))
-        return self.render(messages), []
-
-    def answer_span(
-        self, text: str, messages: Sequence[dict[str, str]], turn: int, ends: Sequence[int]
-    ) -> tuple[int, int]:
-        """Where in the rendered conversation an answer begins, and where it has ended at the latest.
-
-        A template may write an answer otherwise when more follows (Qwen3 drops its reasoning), so that a conversation
-        cut behind it need not be a beginning of the whole one; the answer's end-of-text token then ends it.
-
-        Args:
-            text: of the whole conversation, with `ends`, as `conversation` gave them.
-            messages: control tokens in them are broken up.
-            turn: the answer's index in `messages`.
-            ends: see `text`.
-
-        Raises:
-            DataError: the template refuses a beginning of the conversation, or does not write it as the whole begins.
-        """
-        if ends:
-            return _common(text, self._request, ends[turn]), ends[turn + 1]
-        before, asked = self._questions(messages[:turn])
-        if not text.startswith(before if turn else ""):
-            raise DataError(f"the model's chat template rewrites what comes before turn {turn + 1}")
-        asked = self.render(messages[:turn], ask=True) if asked is None else asked
-        answered = self.render(messages[: turn + 1]) if turn + 1 < len(messages) else text
-        return _common(text, asked), len(answered) if text.startswith(answered) else len(text)
-
-    def _questions(self, messages: Sequence[dict[str, str]]) -> tuple[str, str | None]:
-        """The text of messages and that with the model asked to speak, or None where it is to be rendered."""
-        if self._asks:
-            with contextlib.suppress(Exception):
-                rendered = self._asks.render(messages=messages, add_generation_prompt=True, **self._names)
-                before, _, request = rendered.rpartition(_MARK)
-                return before, before + request
-        return self.render(messages) if messages else "", None
-
-
-_MARK = f"\0{secrets.token_hex(16)}\0"  # data cannot know it
-
-
-def _marked_request(text: str) -> Template | None:
-    """The template with a mark before what asks the model to speak, if that is its end and nothing else depends on it.
-
-    What stands before the mark is then the text without the request.
-    """
-    tree = _sandbox().parse(text)
-    last = tree.body[-1] if tree.body else None
-    asks = (
-        isinstance(last, nodes.If) and isinstance(last.test, nodes.Name) and last.test.name == "add_generation_prompt"
-    )
-    if not asks or last.elif_ or last.else_ or _uses(tree, "add_generation_prompt") != 1:
-        return None
-    if tree.find((nodes.Block, nodes.Extends, nodes.Include, nodes.Import, nodes.FromImport)):
-        return None
-    tree.body.insert(-1, _mark())
-    return _sandbox().from_string(tree)
-
-
-def _marked_turns(text: str, names: dict[str, str]) -> tuple[Template | None, str]:
-    """The template with a mark before each turn, and its request; if it writes a message without regard to later ones.
-
-    It does where its end is a loop over the messages and a request that is always the same, it looks at no messages
-    besides but the first, and of the loop's state only at what has been.
-    """
-    tree = _sandbox().parse(text)
-    if not _marked_request(text) or len(tree.body) < 2:
-        return None, ""
-    loop, request = tree.body[-2:]
-    if not isinstance(loop, nodes.For) or loop.recursive or loop.test or loop.else_:
-        return None, ""
-    over_messages = isinstance(loop.iter, nodes.Name) and loop.iter.name == "messages"
-    firsts = sum(
-        isinstance(item.node, nodes.Name) and item.node.name == "messages" and item.arg == nodes.Const(0)
-        for item in tree.find_all(nodes.Getitem)
-    )
-    behind = sum(
-        isinstance(item.node, nodes.Name) and item.node.name == "loop" and item.attr in ("first", "index", "index0")
-        for item in tree.find_all(nodes.Getattr)
-    )
-    if not over_messages or _uses(tree, "messages") != 1 + firsts or _uses(tree, "loop") != behind:
-        return None, ""
-    varying = any(name.name not in names for name in request.find_all(nodes.Name) if name is not request.test)
-    if varying or any(name.name in names and name.ctx != "load" for name in tree.find_all(nodes.Name)):
-        return None, ""
-    asked = _sandbox().from_string(nodes.Template([request], lineno=1)).render(add_generation_prompt=True, **names)
-    loop.body.insert(0, _mark())
-    return _sandbox().from_string(tree), asked
-
-
-def _uses(tree: nodes.Node, name: str) -> int:
-    return sum(node.name == name for node in tree.find_all(nodes.Name))
-
-
-def _mark() -> nodes.Output:
-    return nodes.Output([nodes.TemplateData(_MARK, lineno=1)], lineno=1)
-
-
-def _common(text: str, other: str, start: int = 0) -> int:
-    """Where `text`, from `start` on, first differs from `other`; its end where it does not."""
-    if text.startswith(other, start):
-        return start + len(other)
-    letters = enumerate(zip(itertools.islice(text, start, None), other, strict=False))
-    return start + next((i for i, (a, b) in letters if a != b), len(other))
-
-
 @dataclass(frozen=True)
 class TokenDataset:
     """Rows ready to train, and what could not be used.
@@ -675,19 +332,3 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _token_text(token: Any) -> str | None:
     return token.get("content") if isinstance(token, dict) else token
-
-
-@functools.cache
-def _sandbox() -> ImmutableSandboxedEnvironment:
-    def raise_exception(message: str) -> None:
-        raise TemplateError(message)
-
-    def tojson(value: Any, indent: int | None = None) -> str:
-        return json.dumps(value, ensure_ascii=False, indent=indent)
-
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = raise_exception
-    # a date that moved with the clock would change the tokens of a resumed run
-    environment.globals["strftime_now"] = lambda form: datetime.date(2024, 7, 26).strftime(form)
-    return environment

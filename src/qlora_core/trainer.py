@@ -286,7 +286,7 @@ def validate_model(session: Session) -> float:
         rows = [session.val_rows[i] for i in indices]
         total += sum(_on_streams(session, rows, lambda batch: batch_loss(session.model, batch, session.layout))).item()
     session.model.train()
-    return total / sum(row.target_tokens for row in session.val_rows)
+    return total / int(session.val_rows.target_lengths.sum())
 
 
 def _validate(session: Session, writer: RunWriter) -> None:

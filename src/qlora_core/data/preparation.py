@@ -45,6 +45,7 @@ from .sources import (
 PIECE = 8 << 20  # bytes of a JSONL file that are read in one go
 WORTH_PROCESSES = 32 << 20  # bytes; below, starting processes takes longer than reading
 KEPT = 6  # preparations that stay in the cache
+ABANDONED = 24 * 3600.0  # seconds; an unfinished preparation so old is that of a process that was killed
 SETTLED = 2.0  # seconds; a file changed less long ago may change again without its time telling
 
 _publishing = threading.Lock()  # a page has several threads, and they share the process's temporary names
@@ -88,8 +89,9 @@ def prepare(
         if not known:
             with publishing(directory) as fresh:
                 _write(plan, config, tokenizer, fresh, progress)
-        directory.touch()
-        _forget_oldest(place)
+        with contextlib.suppress(OSError):  # somebody else may be clearing up at the same time
+            directory.touch()
+            _forget_oldest(place)
         return PreparedData(directory, plan.files, reused=known)
 
 
@@ -167,8 +169,10 @@ def _stat(path: Path) -> Any:
 
 def _forget_oldest(directory: Path) -> None:
     """Keep the newest preparations; one that is in use stays readable until its user ends."""
-    entries = sorted((p for p in directory.iterdir() if p.name[0] != "."), key=lambda p: p.stat().st_mtime)
-    for entry in entries[:-KEPT]:
+    entries = sorted(directory.iterdir(), key=lambda path: path.stat().st_mtime)
+    whole = [path for path in entries if path.name[0] != "."]
+    left = [path for path in entries if path.name[0] == "." and path.stat().st_mtime < time.time() - ABANDONED]
+    for entry in (*whole[:-KEPT], *left):
         shutil.rmtree(entry, ignore_errors=True)
 
 
