@@ -651,6 +651,31 @@ def test_a_full_disk_leaves_the_old_output_and_nothing_else(sources, tmp_path, m
     assert snapshot(out) == before
 
 
+def test_data_is_prepared_where_it_lies_again_and_again(sources, write):
+    config = DataConfig(data=(str(sources),), val_fraction=0.2)
+    prepare(config, SHARED["tokenizer"], output=sources).save(sources)
+    first = snapshot(sources)
+    assert json.loads(first["facts.jsonl"]) == FACT
+    write("all/more.jsonl", [question("one more")])
+    again = prepare(config, SHARED["tokenizer"], output=sources)
+    again.save(sources)
+    assert "one more" in "".join(contents([*again.train, *again.validation]))
+    assert (
+        len(again.train) + len(again.validation)
+        == len(first["train_data.jsonl"].splitlines()) + len(first["val_data.jsonl"].splitlines()) + 1
+    )
+    assert len(read(sources).train) == len(again.train)  # and to train, it is what was prepared
+
+
+def test_what_was_prepared_inside_a_source_is_not_read_twice(sources):
+    read(sources).save(sources / "prepared")
+    prepared = read(sources)
+    assert (str(sources / "prepared"), "was written by `qlora data`: name it itself to use it") in listed(
+        prepared.report.skipped_files
+    )
+    assert prepared.report.duplicates == 0
+
+
 def test_a_fact_sheet_of_an_older_preparation_goes(sources, tmp_path):
     read(sources).save(tmp_path / "out")
     (sources / "facts.jsonl").unlink()
@@ -664,11 +689,22 @@ def test_a_users_own_fact_sheet_in_the_output_stays(write, tmp_path):
     assert own.is_file()
 
 
-def test_sources_are_never_written_over(sources):
-    before = snapshot(sources)
-    with pytest.raises(DataError, match=r"facts\.jsonl: is a source, which is never written over"):
-        read(sources).save(sources)
-    assert snapshot(sources) == before
+def test_sources_are_never_written_over(write):
+    """A user's own file may have the name of one of ours."""
+    directory = write("mine/train_data.jsonl", questions(5)).parent
+    before = snapshot(directory)
+    prepared = prepare(DataConfig(data=(str(directory),)), SHARED["tokenizer"], output=directory)
+    with pytest.raises(DataError, match=r"train_data\.jsonl: is a source, which is never written over"):
+        prepared.save(directory)
+    assert snapshot(directory) == before
+
+
+def test_a_fact_sheet_that_is_a_source_is_not_written_over_by_several(write, tmp_path):
+    directory = write("mine/rows.jsonl", questions(5)).parent
+    write("mine/facts.jsonl", [FACT])
+    other = write("other/facts.jsonl", [{**FACT, "fact": "other"}]).parent
+    with pytest.raises(DataError, match=r"facts\.jsonl: is a source"):
+        read(directory, other).save(directory)
 
 
 def test_a_damaged_prepared_file_is_named(sources, tmp_path):

@@ -122,7 +122,7 @@ def _data(arguments: argparse.Namespace) -> int:
     config = from_flat({**given, "data": arguments.sources})
     tokenizer = tokens.ChatTokenizer(bases.find_tokenizer(config.base))
     with console.counting("rows") as progress:
-        prepared = data.prepare(config.data, tokenizer, progress=progress)
+        prepared = data.prepare(config.data, tokenizer, output=arguments.out, progress=progress)
     described = None
     if not arguments.no_tokens:
         length = config.data.max_seq_length

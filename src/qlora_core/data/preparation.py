@@ -52,7 +52,11 @@ _publishing = threading.Lock()  # a page has several threads, and they share the
 
 
 def prepare(
-    config: DataConfig, tokenizer: ChatTokenizer, *, progress: Callable[[int], None] | None = None
+    config: DataConfig,
+    tokenizer: ChatTokenizer,
+    *,
+    output: Path | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> PreparedData:
     """Read, validate, mend, join, deduplicate and split the sources.
 
@@ -62,6 +66,7 @@ def prepare(
     Args:
         config: what is read, and how.
         tokenizer: measures passages.
+        output: where the rows will be saved: what was saved there before is no source.
         progress: is told after each part how many rows have come together so far.
 
     Raises:
@@ -75,7 +80,7 @@ def prepare(
         except ValueError as error:
             raise ConfigError(f"question: {error}") from None
     began = time.time()
-    plan = _Plan.of(config)
+    plan = _Plan.of(config, output)
     state = _state(plan, config, tokenizer)
     place = cache_directory() / "data"
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -105,9 +110,9 @@ class _Plan:
     skipped: Findings = field(default_factory=Findings)
 
     @classmethod
-    def of(cls, config: DataConfig) -> _Plan:
+    def of(cls, config: DataConfig, output: Path | None) -> _Plan:
         skipped = Findings()
-        sources = find_sources(config.data, skipped)
+        sources = find_sources(config.data, skipped, output)
         named = [Path(config.facts).expanduser()] if config.facts else []
         sheets = named or [source.path for source in sources if source.path.name == FACTS_FILE]
         rows = [s for s in sources if s.path.name != FACTS_FILE and s.path not in sheets]

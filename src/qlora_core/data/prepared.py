@@ -121,19 +121,21 @@ class PreparedData:
             DataError: a file to be written is one of the sources.
         """
         finish_replacing(directory)
-        names = [TRAIN_FILE, VAL_FILE, REPORT_FILE, *([FACTS_FILE] if self.facts else [])]
         sources = {path.resolve() for path in self.files}
+        own_sheet = (directory / FACTS_FILE).resolve() in sources and len(self.report.fact_sheets) == 1
+        facts = [FACTS_FILE] if self.facts and not own_sheet else []
+        names = [TRAIN_FILE, VAL_FILE, REPORT_FILE, *facts]
         for name in names:
             if (directory / name).resolve() in sources:
                 raise DataError(
                     f"{directory / name}: is a source, which is never written over. Choose another directory."
                 )
-        stale = not self.facts and bool(_report(directory).get("fact_sheets"))
+        stale = not self.facts and not own_sheet and bool(_report(directory).get("fact_sheets"))
         with replacing_all(directory, names) as paths:
             for name, rows in ((TRAIN_FILE, self.train), (VAL_FILE, self.validation)):
                 with paths[name].open("wb") as file:
                     file.writelines(rows.blocks())
-            if self.facts:
+            if facts:
                 paths[FACTS_FILE].write_text(json_lines(self.facts), encoding="utf-8", newline="\n")
             self.report.write(paths[REPORT_FILE])
         if stale:  # ours, of a preparation that had a fact sheet

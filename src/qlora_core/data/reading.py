@@ -271,13 +271,13 @@ class _Reader:
             yield Record(
                 content={"text": passage.text},
                 source=_source(self.name, passage),
-                metadata={key: value for key in ("title", "section") if (value := getattr(passage, key))},
+                metadata=document.metadata | {k: v for k in ("title", "section") if (v := getattr(passage, k))},
                 group=group and f"{group}\0{section}",
             )
         if self.config.question and title:
             for row in question_rows(passages, self.config.question):
                 self.report.questions += 1
-                yield Record(row, self.name, {"title": passages[0].title}, group=f"{group}\0")
+                yield Record(row, self.name, document.metadata | {"title": passages[0].title}, group=f"{group}\0")
 
     def _cleaned(self, pieces: Iterable[Piece]) -> list[Piece]:
         return [dataclasses.replace(piece, text=self._clean(piece.text)) for piece in pieces]

@@ -54,8 +54,13 @@ class Source:
         return self.form in DOCUMENTS
 
 
-def find_sources(named: Sequence[str], skipped: Findings) -> list[Source]:
+def find_sources(named: Sequence[str], skipped: Findings, output: Path | None = None) -> list[Source]:
     """Every readable file that was named, or lies in a directory that was, in a stable order and once each.
+
+    Args:
+        named: files and directories. One that `qlora data` wrote gives what it wrote; inside another it is left out.
+        skipped: is told what was not taken, and why.
+        output: where the rows will be written: what was written there before is no source.
 
     Raises:
         DataError: something named does not exist.
@@ -65,7 +70,7 @@ def find_sources(named: Sequence[str], skipped: Findings) -> list[Source]:
         root = Path(name).expanduser()
         if not root.exists():
             raise DataError(f"{name}: no such file or directory (looked in {Path.cwd()}).")
-        for path in _inside(root, skipped) if root.is_dir() else [root]:
+        for path in _inside(root, skipped, output) if root.is_dir() else [root]:
             if reason := _reason_to_skip(path, in_directory=root.is_dir()):
                 skipped.add(str(path), reason)
             else:
@@ -73,23 +78,33 @@ def find_sources(named: Sequence[str], skipped: Findings) -> list[Source]:
     return list(found.values())
 
 
-def _inside(root: Path, skipped: Findings) -> list[Path]:
+def is_prepared(directory: Path) -> bool:
+    """Whether `qlora data` wrote this directory."""
+    finish_replacing(directory)  # what it was killed at
+    return (directory / REPORT_FILE).is_file()
+
+
+def _inside(root: Path, skipped: Findings, output: Path | None) -> list[Path]:
     """The files of a directory that are not hidden; of one that `qlora data` wrote, those that it wrote."""
-    finish_replacing(root)  # what `qlora data` was killed at
-    if (root / REPORT_FILE).is_file():
+    output = output.resolve() if output else None
+    if is_prepared(root) and root.resolve() != output:
         return [path for name in (TRAIN_FILE, VAL_FILE, FACTS_FILE) if (path := root / name).is_file()]
     files: list[Path] = []
     seen: set[Path] = set()  # a link may lead back to a directory above it
-    walk = os.walk(
-        root, followlinks=True, onerror=lambda e: skipped.add(str(e.filename), f"cannot be read: {e.strerror}")
-    )
-    for folder, folders, names in walk:
+
+    def complain(error: OSError) -> None:
+        skipped.add(str(error.filename), f"cannot be read: {error.strerror}")
+
+    for folder, folders, names in os.walk(root, followlinks=True, onerror=complain):
         here = Path(folder)
-        folders[:] = sorted(
-            name for name in folders if not name.startswith(".") and (here / name).resolve() not in seen
-        )
-        seen.update((here / name).resolve() for name in folders)
-        files += [here / name for name in names if not name.startswith(".")]
+        written = {TRAIN_FILE, VAL_FILE, REPORT_FILE} if is_prepared(here) else set()
+        if written and here.resolve() != output:
+            skipped.add(folder, "was written by `qlora data`: name it itself to use it")
+            folders.clear()
+            continue
+        new = ((name, (here / name).resolve()) for name in sorted(folders) if not name.startswith("."))
+        folders[:] = [name for name, place in new if place not in seen and not seen.add(place)]
+        files += [here / name for name in names if not name.startswith(".") and name not in written]
     return sorted(files)
 
 
