@@ -27,12 +27,12 @@ def test_importing_it_brings_neither_mlx_nor_transformers(python):
 def source_files(module: str) -> list[Path]:
     """The file of a module, or those of a package."""
     single = SOURCE / f"{module}.py"
-    return [single] if single.is_file() else sorted((SOURCE / module).glob("*.py"))
+    return [single] if single.is_file() else sorted((SOURCE / module).rglob("*.py"))
 
 
 def imported(path: Path) -> set[str]:
     """Modules next to `errors` that a file imports when it is imported, not inside functions."""
-    up = 1 if path.parent == SOURCE else 2
+    up = len(path.relative_to(SOURCE).parts)
     names = set()
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ImportFrom) and node.level == up:

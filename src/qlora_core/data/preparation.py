@@ -148,7 +148,7 @@ def _units(source: Source, **options: bool) -> Iterator[Unit]:
 def _state(plan: _Plan, config: DataConfig, tokenizer: ChatTokenizer) -> dict[str, Any]:
     """Everything that the prepared rows are a function of."""
     code = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
         code.update(path.read_bytes())
     files = [
         (os.fsencode(path.absolute()).hex(), s.st_size, s.st_mtime_ns, s.st_ino)

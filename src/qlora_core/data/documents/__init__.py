@@ -1,0 +1,73 @@
+"""Files of prose to documents: a title, and blocks or lines. Knows nothing of rows or passages.
+
+Markdown, HTML, EPUB and Word are told to an `Outline` in HTML's names for things; plain text and PDF only have lines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import warnings
+from collections.abc import Callable, Iterator
+
+from ..records import Document
+from .epub import read_epub
+from .markdown import read_markdown
+from .outline import UnreadableError, one_line
+from .plain import read_pdf, read_text
+from .web import read_html
+from .word import read_word
+
+
+def read_document(suffix: str, content: bytes) -> Document:
+    """The document that a file of `suffix` (one of `SUFFIXES`, in either case) holds.
+
+    Raises:
+        ValueError: why there is none, in one plain line: it holds no text, is locked, damaged, …
+    """
+    suffix = suffix.lower()
+    if suffix not in _READERS:
+        raise ValueError(f"{suffix or 'a file without a suffix'} is none of {', '.join(SUFFIXES)}")
+    try:
+        with _quiet():
+            return _READERS[suffix](content)
+    except UnreadableError as error:
+        raise ValueError(one_line(str(error))) from None
+    except ImportError:
+        raise ValueError(f"a {suffix} file needs the extra `formats`: uv sync --extra formats") from None
+    except RecursionError:
+        raise ValueError(f"cannot be read as {suffix}: it is nested too deeply") from None
+    except MemoryError:
+        raise ValueError(f"cannot be read as {suffix}: it needs more memory than there is") from None
+    except Exception as error:  # damage makes the libraries raise anything
+        reason = re.sub(r"'?<[^<>]* at 0x\w+>'?", "it", one_line(str(error)).strip("'\"")) or type(error).__name__
+        raise ValueError(f"cannot be read as {suffix}: {reason[:200]}") from None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what bs4 warns of and pypdf logs."""
+    logger = logging.getLogger("pypdf")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+_READERS: dict[str, Callable[[bytes], Document]] = {
+    ".md": read_markdown,
+    ".markdown": read_markdown,
+    ".txt": read_text,
+    ".html": read_html,
+    ".htm": read_html,
+    ".xhtml": read_html,
+    ".docx": read_word,
+    ".pdf": read_pdf,
+    ".epub": read_epub,
+}
+SUFFIXES = tuple(_READERS)

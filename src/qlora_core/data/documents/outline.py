@@ -1,0 +1,180 @@
+"""Text and outline of a document, whatever its format: headings, paragraphs, lists and tables to blocks."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..records import Block, Document
+
+DEEPEST = 12  # lists and tables inside one another; below, their text stays and their shape goes
+
+
+class UnreadableError(ValueError):
+    """A reason in words of ours, to be told from a library's."""
+
+
+# Pictures and what modifies or joins them; no letters, and no signs such as © and №. Keycaps begin with a digit.
+_PICTURE = (
+    r"[\s\u200d\ufe0e\ufe0f\u2300-\u23ff\u25a0-\u27bf\u2b00-\u2bff\u3030\u303d\u3297\u3299\U0001f000-\U0001faff"
+    r"\U000e0020-\U000e007f]"
+)
+LEADING_EMOJI = re.compile(rf"(?:[#*\d]\ufe0f?\u20e3|{_PICTURE})*")
+_TRAILING = re.compile(rf"(?:\u20e3\ufe0f?[#*\d]|{_PICTURE})*")  # of a text that is read backwards
+
+
+def one_line(text: str) -> str:
+    """One line, with single spaces."""
+    return " ".join(text.split())
+
+
+def filled_lines(text: str) -> str:
+    """Lines without white space around them, and none that is empty."""
+    return "\n".join(line for line in map(one_line, text.split("\n")) if line)
+
+
+def without_emoji(text: str) -> str:
+    """A heading on one line without the emoji around it, unless it has nothing else."""
+    text = one_line(text)
+    start = LEADING_EMOJI.match(text).end()
+    end = len(text) - _TRAILING.match(text[::-1]).end()
+    return text[start:end] or text
+
+
+def make_document(title: str, blocks: Iterable[Block], metadata: dict[str, Any]) -> Document:
+    """A document, which must hold some text.
+
+    Raises:
+        UnreadableError: it holds none.
+    """
+    blocks = tuple(blocks)
+    if not blocks:
+        raise UnreadableError("holds no text")
+    return Document(title=title, blocks=blocks, metadata=metadata)
+
+
+def titled(blocks: Sequence[Block], stated: str, metadata: dict[str, Any]) -> Document:
+    """With the title that a heading gives, or else the one that the file states.
+
+    The heading is the first one, if no text comes before it or no other is of level 1. A heading of a section gives
+    way to a stated title.
+    """
+    first = next((block for block in blocks if block.level), None)
+    leads = first and (first is blocks[0] or [block.level for block in blocks].count(1) == first.level == 1)
+    if first and leads and (first.level == 1 or not stated):
+        return make_document(first.text, (block for block in blocks if block is not first), metadata)
+    return make_document(without_emoji(stated), blocks, metadata)
+
+
+HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6")
+_LISTS = ("ul", "ol")
+BLOCK_TAGS = {
+    *HEADINGS, *_LISTS, "address", "article", "aside", "blockquote", "body", "caption", "center", "dd", "details",
+    "div", "dl", "dt", "fieldset", "figcaption", "figure", "footer", "head", "header", "hr", "html", "li", "main", "p",
+    "pre", "section", "summary", "table", "tbody", "td", "tfoot", "th", "thead", "tr",
+}  # fmt: skip
+
+
+@dataclass
+class _Open:
+    """A list or table that has begun, or the document itself: blocks in cells in rows; an item is a row."""
+
+    tag: str = ""
+    first: int = 1
+    rows: list[list[list[Block]]] = field(default_factory=list)
+    layout: bool = False
+
+    def blocks(self) -> list[Block]:
+        """One block; or what is inside, where a list or table only arranges text with headings of its own."""
+        inside = [block for row in self.rows for cell in row for block in cell]
+        box = self.tag == "table" and [len(row) for row in self.rows] == [1]
+        if not inside or not self.tag or self.layout or box or any(block.level for block in inside):
+            return inside
+        return [Block("\n".join(self._table() if self.tag == "table" else self._items()), place=inside[0].place)]
+
+    def _items(self) -> Iterator[str]:
+        for number, row in enumerate(self.rows, self.first):
+            lines = "\n".join(block.text for cell in row for block in cell)
+            lines = re.sub(r"^\[[ xX]\]\s+", "", lines)  # the box of a task list
+            marks = itertools.chain([f"{number}. " if self.tag == "ol" else "- "], itertools.repeat("  "))
+            yield from (mark + line for mark, line in zip(marks, lines.split("\n") if lines else (), strict=False))
+
+    def _table(self) -> Iterator[str]:
+        rows = [[one_line(" ".join(block.text for block in cell)) for cell in row] for row in self.rows]
+        pairs = max(map(len, rows)) == 2
+        for row in filter(any, rows):
+            yield ": ".join(filter(None, row)).replace(":: ", ": ") if pairs else one_line(" | ".join(row))
+
+
+class Outline:
+    """Blocks of a document that is told as HTML's tags and the text between them."""
+
+    def __init__(self) -> None:
+        self._stack = [_Open()]
+        self._deeper = 0
+        self._text: list[str] = []
+        self._place, self._level = "", 0
+
+    def start(self, tag: str, first: int = 1) -> None:
+        """A tag opens; `first` is the number of an ordered list's first item. Tags inside a line say nothing."""
+        if tag not in BLOCK_TAGS:
+            return
+        self._flush()
+        last = self._stack[-1]
+        if tag in HEADINGS:
+            self._level = int(tag[1])
+        elif tag in _LISTS or tag == "table":
+            if len(self._stack) <= DEEPEST:
+                self._stack.append(_Open(tag, first))
+            else:
+                self._deeper += 1
+        elif (tag == "li" and last.tag in _LISTS) or (tag == "tr" and last.tag == "table"):
+            last.rows.append([])
+        elif tag in ("td", "th") and last.tag == "table":
+            last.rows = last.rows or [[]]
+            last.rows[-1].append([])
+
+    def text(self, text: str, place: str) -> None:
+        """Text, in which a line feed ends a line."""
+        if not self._text:
+            self._place = place
+        if self._text or text.strip():
+            self._text.append(text)
+
+    def end(self, tag: str) -> None:
+        """A tag closes; for every list and table that was opened, this must be called."""
+        if tag not in BLOCK_TAGS:
+            return
+        self._flush()
+        if tag in HEADINGS:
+            self._level = 0
+        elif tag in _LISTS or tag == "table":
+            if self._deeper:
+                self._deeper -= 1
+                return
+            closed = self._stack.pop()
+            self._stack[-1].layout |= closed.tag == self._stack[-1].tag == "table"
+            for block in closed.blocks():
+                self._add(block)
+
+    def blocks(self) -> list[Block]:
+        """All of them, once the text has ended."""
+        self._flush()
+        return self._stack[0].blocks()
+
+    def _flush(self) -> None:
+        text, self._text = filled_lines("".join(self._text)), []
+        if text:
+            self._add(Block(without_emoji(text) if self._level else text, self._level, self._place))
+            self._level = 0  # a heading that nobody closed ends with its first paragraph
+
+    def _add(self, block: Block) -> None:
+        rows = self._stack[-1].rows
+        if not rows:
+            rows.append([])
+        if not rows[-1]:
+            rows[-1].append([])
+        rows[-1][-1].append(block)

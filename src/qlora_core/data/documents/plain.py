@@ -1,0 +1,80 @@
+"""Plain text and PDF, which only have lines."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+
+from ..encoding import decode
+from ..records import Document, Fragment
+from .outline import UnreadableError, one_line, without_emoji
+
+_NO_TITLE = re.compile(  # a file name, what programs put there, or nothing that is a word
+    r"\.(?:docx?|dvi|html?|indd|md|odt|pages|pdf|pptx?|ps|pub|qxd|rtf|tex|txt|wpd|xlsx?)$"
+    r"|^microsoft (?:word|powerpoint|excel) - |^(?:untitled|sem t[ií]tulo|documento?)[ \d]*$|^[\W\d_]*$",
+    re.IGNORECASE,
+)
+_BROKEN = re.compile(r"[^\W\d_][-\u2010\u00ad]$")
+
+
+def _fragments(lines: Iterable[tuple[str, str]]) -> list[Fragment]:
+    """Lines with their places; several empty ones are one, and none is first or last."""
+    fragments: list[Fragment] = []
+    for text, place in lines:
+        if one_line(text) or (fragments and fragments[-1].text):
+            fragments.append(Fragment(one_line(text), place))
+    if fragments and not fragments[-1].text:
+        fragments.pop()
+    if not fragments:
+        raise UnreadableError("holds no text")
+    return fragments
+
+
+def read_text(content: bytes) -> Document:
+    """Every line with its number."""
+    lines = enumerate(decode(content)[0].split("\n"), 1)
+    return Document(lines=tuple(_fragments((text, str(number)) for number, text in lines)))
+
+
+def read_pdf(content: bytes) -> Document:
+    """Every line with its page."""
+    import pypdf
+
+    try:
+        reader = pypdf.PdfReader(io.BytesIO(content))
+        if reader.is_encrypted and not reader.decrypt(""):
+            raise UnreadableError("is locked with a password: save it without one")
+        pages = [_whole(page.extract_text()).strip() for page in reader.pages]
+        said = reader.metadata or {}
+        said = {key: said[key] for key in said}  # which looks up what is stored elsewhere
+    except pypdf.errors.DependencyError:  # AES, which pypdf only reads with another library
+        raise UnreadableError("is locked with a password: save it without one") from None
+    if pages and not any(pages):
+        count = f"its {len(pages)} pages hold" if len(pages) > 1 else "its only page holds"
+        raise UnreadableError(f"{count} no text, only pictures: run OCR on it first")
+    lines = ((line, f"page {number}") for number, page in enumerate(pages, 1) if page for line in page.split("\n"))
+    found = (said.get(key) for key in ("/Title", "/Author"))
+    title, author = (one_line(_whole(each)) if isinstance(each, str) else "" for each in found)
+    title = "" if _NO_TITLE.search(title) else without_emoji(title)
+    return Document(title, (), tuple(_rejoined(_fragments(lines))), {"author": author} if author else {})
+
+
+def _whole(text: str) -> str:
+    """Without halves of surrogate pairs, which fonts may map to and no file can hold."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _rejoined(lines: Iterable[Fragment]) -> list[Fragment]:
+    """Words that were broken where a line ends, on that line; a hyphen that the next line repeats is the word's own."""
+    joined: list[Fragment] = []
+    for line in lines:
+        if joined and _BROKEN.search(joined[-1].text) and line.text.removeprefix("-")[:1].islower():
+            word, _, rest = line.text.partition(" ")
+            joined[-1] = replace(joined[-1], text=joined[-1].text[:-1] + word)
+            if not rest:
+                continue
+            line = replace(line, text=rest)
+        joined.append(line)
+    return [replace(line, text=line.text.replace("\u00ad", "")) for line in joined]

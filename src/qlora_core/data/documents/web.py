@@ -1,0 +1,84 @@
+"""HTML, told to an outline."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import re
+from typing import Any
+
+from ..encoding import decode
+from ..records import Block, Document
+from .outline import Outline, make_document, one_line, without_emoji
+
+_DROPPED = {
+    "aside", "button", "form", "iframe", "nav", "noscript", "script", "select", "style", "svg", "template", "textarea",
+    "title",
+}  # fmt: skip
+
+
+def read_html(content: bytes) -> Document:
+    """What a reader of the page would read, without what surrounds it."""
+    soup = soup_of(content)
+    blocks = blocks_of(soup)
+    heading = next((block for block in blocks if block.level == 1), None)
+    author = soup.find("meta", {"name": re.compile("^author$", re.IGNORECASE), "content": True})
+    metadata = {"author": one_line(author["content"])} if author and author["content"].strip() else {}
+    elsewhere = soup.find_all("h1", limit=2)  # in a header, say
+    named = heading.text if heading else without_emoji(soup.title.get_text()) if soup.title else ""
+    if not named and len(elsewhere) == 1:
+        named = without_emoji(elsewhere[0].get_text(" "))
+    return make_document(named, (block for block in blocks if block is not heading), metadata)
+
+
+def soup_of(content: bytes) -> Any:
+    """Parsed, in the encoding that the file declares if it is not in Unicode."""
+    from bs4 import BeautifulSoup
+    from bs4.dammit import EncodingDetector
+
+    text, encoding = decode(content)
+    declared = EncodingDetector.find_declared_encoding(content, is_html=True)
+    if declared and not (encoding.startswith("utf") and "\ufffd" not in text):
+        with contextlib.suppress(LookupError, UnicodeError):  # of a name that means nothing
+            name = codecs.lookup(declared).name
+            # what browsers take these for, and what Windows writes under their names
+            name = "cp1252" if name in ("iso8859-1", "ascii") else name
+            text = text if name.startswith("utf") else content.decode(name, errors="replace")
+    return BeautifulSoup(text, "html.parser")
+
+
+def blocks_of(soup: Any) -> list[Block]:
+    """What the page is about: its `main`, its only `article`, or all of it; a loop, as pages nest without end."""
+    from bs4 import CData, NavigableString, Tag
+
+    articles = soup.find_all("article", limit=2)
+    outline = Outline()
+    pending: list[tuple[Any, bool, bool]] = [
+        (soup.find("main") or (articles[0] if len(articles) == 1 else soup), False, False)
+    ]
+    while pending:
+        node, content, verbatim = pending.pop()
+        if type(node) is str:
+            outline.end(node)
+        elif type(node) in (NavigableString, CData):
+            text = node if verbatim else re.sub(r"\s+", " ", node)
+            outline.text(text, str(node.parent.sourceline or ""))
+        elif isinstance(node, Tag) and not _is_dropped(node, content):
+            if node.name == "br":
+                outline.text("\n", "")
+            first = node.get("start", "")
+            outline.start(node.name, int(first) if re.fullmatch("[0-9]{1,9}", first) else 1)
+            content, verbatim = content or node.name in ("article", "main"), verbatim or node.name == "pre"
+            pending.append((str(node.name), content, verbatim))
+            pending += [(child, content, verbatim) for child in reversed(node.contents)]
+    return outline.blocks()
+
+
+def _is_dropped(tag: Any, content: bool) -> bool:
+    return (
+        tag.name in _DROPPED
+        or (tag.name in ("header", "footer") and not content)
+        or tag.has_attr("hidden")
+        or tag.get("aria-hidden", "").strip().lower() == "true"
+        or bool(re.search(r"display\s*:\s*none", tag.get("style", ""), re.IGNORECASE))
+    )
