@@ -1,6 +1,7 @@
 """From files to rows: what is accepted, joined, refused and split, and a report that adds up."""
 
 import contextlib
+import hashlib
 import json
 import os
 import time
@@ -299,17 +300,38 @@ def test_another_language_is_left_out_where_that_was_asked(write):
 STORY = "Na noite de São João a equipa atravessou o rio a nado, com as botas ao pescoço, e ganhou por três a dois."
 
 
+def story(number: int) -> str:
+    """Thirty words that no other number has."""
+    return " ".join(f"{hashlib.sha256(f'{number} {word}'.encode()).hexdigest()[:6]}" for word in range(30))
+
+
 def test_near_duplicates_stay_on_one_side(write):
-    pairs = [
-        row for i in range(60) for row in (question(f"{i * 37 % 61} {STORY}?"), question(f"{i * 37 % 61} {STORY} ?"))
-    ]
-    many = [question(f"{i} {' '.join(str(i * j) for j in range(30))}") for i in range(60)]
-    prepared = read(write("a.jsonl", [*many, *pairs]), val_fraction=0.3)
-    assert prepared.report.near_duplicates >= 60
+    rows = [row for i in range(60) for row in (question(f"{story(i)}?"), question(f"{story(i)} ?"))]
+    prepared = read(write("a.jsonl", rows), val_fraction=0.3)
+    assert prepared.report.near_duplicates >= 55  # of 60; bands may miss one
     assert prepared.report.leakage == {"equal": 0, "nearly_equal": 0, "same_document": 0}
-    sides = [sum(STORY in row for row in contents(side)) for side in (prepared.train, prepared.validation)]
-    assert sorted(sides) == [0, 120]
-    assert len(prepared.validation) > 0
+    held_out = set(contents(prepared.validation))
+    together = [sum(json.dumps(row["messages"]) in held_out for row in rows[i : i + 2]) for i in range(0, 120, 2)]
+    assert together.count(1) <= 5
+    assert 5 < together.count(2) < 40
+
+
+def test_many_rows_of_one_pattern_are_no_near_duplicates(write):
+    rows = [question(f"{STORY} How many goals were there in the year {1900 + i}?", str(i)) for i in range(60)]
+    prepared = read(write("a.jsonl", [*rows, *rows[:3]]), val_fraction=0.3)
+    assert (prepared.report.near_duplicates, prepared.report.patterned) == (0, 60)
+    assert 8 < len(prepared.validation) < 30
+    assert prepared.report.leakage["nearly_equal"] == 0
+    assert len(everything(*prepared.files, near_duplicates="drop").train) == 60
+
+
+def test_what_the_system_says_makes_no_rows_alike(write):
+    system = {"role": "system", "content": f"{STORY} {STORY}"}
+    rows = [{"messages": [system, *question(f"How many goals in the year {1900 + i}?")["messages"]]} for i in range(40)]
+    prepared = read(write("a.jsonl", rows), val_fraction=0.3)
+    assert prepared.report.near_duplicates + prepared.report.patterned < 40  # every row but one, with the system's text
+    assert len(prepared.validation) > 3
+    assert prepared.report.leakage["nearly_equal"] == 0
 
 
 def test_near_duplicates_are_dropped_where_that_was_asked(write):

@@ -62,6 +62,15 @@ def test_a_group_is_on_one_side():
     assert (chosen == chosen[groups]).all()
 
 
+@pytest.mark.parametrize("options", [{"fraction": 0.3}, {"fraction": 0.0001}, {"val_rows": 3}])
+def test_a_book_beside_some_letters_is_not_held_out(options):
+    groups = np.where(np.arange(40) < 30, 0, np.arange(40))
+    where = np.where(groups == 0, 0.0, places(40))
+    chosen = held_out(where, options.pop("fraction", 0.1), groups=groups, **options)
+    assert chosen.any()
+    assert not chosen[:30].any()
+
+
 @pytest.mark.parametrize("wanted", [1, 7, 50])
 def test_a_number_of_rows_instead_of_a_share(wanted):
     where = places(200)

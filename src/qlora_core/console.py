@@ -60,6 +60,9 @@ def data_counts(report: DataReport) -> dict[str, str]:
         "Page debris": _findings(report.debris, "lines left out"),
         "Duplicates": f"{report.duplicates} left out" if report.duplicates else "",
         "Nearly equal": nearly,
+        "One pattern": f"{report.patterned} rows with the same words around other names or numbers"
+        if report.patterned
+        else "",
         "Not read": _findings(report.skipped_files, "files"),
         "Rejected": _findings(report.rejected, "rows"),
         "Not facts": _findings(report.rejected_facts, "rows"),

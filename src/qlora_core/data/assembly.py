@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from ..config import DataConfig
-from .duplicates import alike, components, members, shared_across
+from .duplicates import alike, components, members, shared_across, without_patterns
 from .prepared import Rows
 from .reading import Part
-from .records import texts_of
+from .records import said_in
 from .report import DataReport
 from .splits import split
 
@@ -90,7 +90,10 @@ def assemble(spool: Path, table: Table, config: DataConfig, report: DataReport, 
     """Leave out duplicates, decide each row's side and write the two files; the counts go to the report."""
     kept = table.first_of_equals()
     report.duplicates = int((~kept).sum())
-    near = components(table.bands[kept])
+    bands = without_patterns(table.bands[kept])
+    report.patterned = int((table.bands[kept].any(axis=1) & ~bands.any(axis=1)).sum())
+    table.bands[kept] = bands
+    near = components(bands)
     alone = near == np.arange(len(near))
     report.near_duplicates = int((~alone).sum())
     if config.near_duplicates == "drop" and not alone.all():
@@ -129,7 +132,7 @@ def _nearly_the_same(rows: Rows, kept: np.ndarray, near: np.ndarray) -> list[int
     dropped = []
     for place in np.flatnonzero(near != np.arange(len(near))):
         first, row = rows[int(kept[near[place]])], rows[int(kept[place])]
-        if alike("\n".join(texts_of(first)), "\n".join(texts_of(row))) >= NEARLY:
+        if alike(said_in(first), said_in(row)) >= NEARLY:
             dropped.append(int(kept[place]))
     return dropped
 

@@ -13,6 +13,7 @@ import numpy as np
 
 BANDS, MINIMA = 5, 8
 PIECE = 5  # bytes
+PATTERN = 20  # rows
 SHORT = 24  # bytes: shorter texts are only ever compared as a whole
 
 
@@ -74,6 +75,17 @@ def components(keys: np.ndarray) -> np.ndarray:
         labels = labels[labels]
         if np.array_equal(labels, before):
             return labels
+
+
+def without_patterns(bands: np.ndarray) -> np.ndarray:
+    """The bands with 0 for rows that follow a pattern, the same words around other names and numbers.
+
+    Near duplicates come in small numbers. Where more than `PATTERN` rows and a hundredth of all hang together, they
+    are a list of facts asked in one form: none says what another one says, and some of them may well be held out.
+    """
+    labels = components(bands)
+    many = np.bincount(labels, minlength=len(labels))[labels] > max(PATTERN, len(labels) / 100)
+    return np.where(many[:, None], np.uint64(0), bands)
 
 
 def _shared(column: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

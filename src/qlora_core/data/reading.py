@@ -25,7 +25,7 @@ from .documents import read_document
 from .duplicates import BANDS, signatures
 from .encoding import detect
 from .passages import Passage, make_passages, question_rows
-from .records import Block, Document, Fragment, Record, UnusableError, texts_of, writable
+from .records import Block, Document, Fragment, Record, UnusableError, said_in, texts_of, writable
 from .report import DataReport
 from .shapes import columns_of, shape, unknown_columns
 from .sources import BrokenOffError, Source, first_bytes, read_whole
@@ -143,7 +143,7 @@ class _Reader:
             groups.append(_hash(record.group) if record.group else 0)
             answers.append(record.answers)
             if compared:
-                texts.append("\n".join(texts_of(record.content)))
+                texts.append(said_in(record.content))
         report, self.report = self.report, DataReport()
         return Part(
             lines=lines,

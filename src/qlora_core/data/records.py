@@ -39,6 +39,13 @@ def texts_of(content: dict[str, Any]) -> list[str]:
     return [message["content"] for message in content["messages"]]
 
 
+def said_in(content: dict[str, Any]) -> str:
+    """The text that tells a row from others: all of it but what the system says, which many rows may share."""
+    if "text" in content:
+        return content["text"]
+    return "\n".join(message["content"] for message in content["messages"] if message["role"] != "system")
+
+
 def writable(text: str) -> str:
     """A text that can be encoded: file names and rows may hold halves of surrogate pairs."""
     return text.encode("utf-8", "replace").decode()

@@ -32,6 +32,7 @@ class DataReport:
         debris: lines of running text left out: page numbers, running heads, front matter.
         duplicates: rows left out since an earlier one is the same.
         near_duplicates: rows that say nearly the same as an earlier one.
+        patterned: rows that only seem to, since many are written to one pattern (see `duplicates.without_patterns`).
         near_duplicates_dropped: of those, how many were left out because of `near_duplicates`.
         rejected: rows that cannot be used.
         skipped_files: files that were not used, or not to their end.
@@ -59,6 +60,7 @@ class DataReport:
     debris: Findings = field(default_factory=Findings)
     duplicates: int = 0
     near_duplicates: int = 0
+    patterned: int = 0
     near_duplicates_dropped: int = 0
     rejected: Findings = field(default_factory=Findings)
     skipped_files: Findings = field(default_factory=Findings)
@@ -128,8 +130,8 @@ class DataReport:
             )
         if self.near_duplicates > total / 2:
             found.append(
-                f"{self.near_duplicates} of {total} rows say nearly what another one says: "
-                "--near-duplicates drop keeps one of each."
+                f"{self.near_duplicates} of {total} rows say nearly what another one says, and stay "
+                "on its side of the split. If they only repeat it: --near-duplicates drop."
             )
         if not self.validation and total > 1 and not self.own_split:
             found.append(

@@ -17,7 +17,8 @@ def split(
     Validation is drawn from the rows that answer a prompt, where there are `ENOUGH_REPLIES` of them: a passage of a
     book or a document holds what no other row says, so without it that would be lost, and the loss on it would tell
     how surprising it is, not how well the model answers. Else it is drawn from all rows; where there are two groups
-    and a share above 0 was asked for, both sides get one, if need be that nearest to them.
+    and a share above 0 was asked for, both sides get one, if need be that nearest to them. A group of
+    more than half of the rows is held out only where there is no smaller one.
 
     Args:
         places: float, `(rows,)`, from 0 to 1: a hash of each row (or of its document).
@@ -32,10 +33,13 @@ def split(
     rows = len(places)
     eligible = replies if replies.sum() >= ENOUGH_REPLIES else np.ones(rows, bool)
     heads = np.flatnonzero(np.bincount(groups[eligible], minlength=rows))  # groups, by their first rows
+    sizes = np.bincount(groups, minlength=rows)
+    if (small := sizes[heads] <= rows / 2).any():  # a book beside some letters is not to be held out
+        heads = heads[small]
     where = places[heads]
     if val_rows:
         order = heads[np.argsort(where, kind="stable")]
-        reached = np.cumsum(np.bincount(groups, minlength=rows)[order])
+        reached = np.cumsum(sizes[order])
         chosen = order[: int(np.searchsorted(reached, val_rows)) + 1]
     else:
         chosen = heads[where < val_fraction]
