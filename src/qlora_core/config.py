@@ -87,8 +87,8 @@ class DataConfig:
     )
     question: str = knob(
         "",
-        "Also ask for each document, and answer with its own words: pt or en for 'Who was …?', or a question of your "
-        "own with {title} in it.",
+        "Also ask for each document, and answer with its own words: a language (pt, en, es, fr, de) for 'Who was …?', "
+        "or a question of your own with {title} in it.",
     )
     drop_debris: bool = knob(True, "Leave page numbers, running heads and title pages out of running text.")
     repair: bool = knob(True, "Mend wrongly decoded text, Unicode forms and control characters.")
