@@ -850,3 +850,9 @@ def test_a_long_heading_of_emoji_takes_no_time(suffix):
     markup = f"# a{heading}a\n\nTexto" if suffix == ".md" else f"<h1>a{heading}a</h1><p>Texto"
     assert len(read_document(suffix, markup.encode()).title) == 200_002
     assert time.perf_counter() - started < 20
+
+
+@pytest.mark.parametrize("tag", [b"<!--", b"<a "])
+def test_tags_that_never_end_are_given_up_at_once(tag):
+    with pytest.raises(ValueError, match="is no HTML: most of its tags never end"):
+        read_document(".html", b"<p>text</p>" + tag * 100_000)

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..encoding import decode
 from ..records import Block, Document
-from .outline import Outline, make_document, one_line, without_emoji
+from .outline import Outline, UnreadableError, make_document, one_line, without_emoji
 
 _DROPPED = {
     "aside", "button", "form", "iframe", "nav", "noscript", "script", "select", "style", "svg", "template", "textarea",
@@ -33,6 +33,9 @@ def read_html(content: bytes) -> Document:
 
 def soup_of(content: bytes) -> Any:
     """Parsed, in the encoding that the file declares if it is not in Unicode."""
+    begun, ended = content.count(b"<"), content.count(b">")
+    if begun > 2000 and ended < begun / 10:  # Python's parser takes the square of the time to find that out
+        raise UnreadableError("is no HTML: most of its tags never end")
     from bs4 import BeautifulSoup
     from bs4.dammit import EncodingDetector
 
