@@ -141,10 +141,10 @@ def test_what_rows_share_ends_where_one_differs(monkeypatch, block):
     monkeypatch.setattr(token_report, "BLOCK_ROWS", block)
     ids = [[1, 2, 3, 4, 5], [1, 2, 3, 4], [1, 2, 3, 9, 9], [1, 2, 3, 4, 5]]
     rows = [TokenRow(np.asarray(i, np.int32), np.ones(len(i), bool)) for i in ids]
-    shared = [token_report._shared_beginning(TokenRows.of(rows[:n])) for n in range(5)]
+    shared = [token_report._shared_beginning(token_report._Corpus([TokenRows.of(rows[:n])])) for n in range(5)]
     assert shared == [0, 0, 4, 3, 3]
     other = TokenRow(np.asarray([7], np.int32), np.ones(1, bool))
-    assert token_report._shared_beginning(TokenRows.of([*rows, other])) == 0
+    assert token_report._shared_beginning(token_report._Corpus([TokenRows.of(rows), TokenRows.of([other])])) == 0
 
 
 @pytest.mark.parametrize(

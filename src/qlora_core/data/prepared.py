@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
-import mmap
-from collections.abc import Callable, Iterator, Sequence
+import os
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -32,12 +33,11 @@ class Rows(Sequence[dict[str, Any]]):
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            with path.open("rb") as file:
-                empty = not file.read(1)
-                self._bytes = b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._file = os.open(path, os.O_RDONLY)
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error}") from None
-        self._starts = _line_starts(self._bytes)
+        weakref.finalize(self, os.close, self._file)
+        self._starts = _line_starts(self.blocks())
 
     def __len__(self) -> int:
         return len(self._starts) - 1
@@ -51,7 +51,7 @@ class Rows(Sequence[dict[str, Any]]):
             return [self[i] for i in range(*place.indices(len(self)))]
         place = range(len(self))[place]
         try:
-            return dict(json.loads(self._bytes[self._starts[place] : self._starts[place + 1]]))
+            return dict(json.loads(self._between(place, place + 1)))
         except ValueError as error:
             raise DataError(f"{self.path}: cannot be read at line {place + 1}: {error}") from None
 
@@ -66,23 +66,37 @@ class Rows(Sequence[dict[str, Any]]):
 
     def lines(self, start: int = 0, stop: int | None = None) -> list[bytes]:
         """Rows as they stand in the file, with their ends."""
-        bounds = self._starts[start : (len(self) if stop is None else min(stop, len(self))) + 1]
-        return [self._bytes[a:b] for a, b in itertools.pairwise(bounds.tolist())]
+        stop = len(self) if stop is None else min(stop, len(self))
+        content = self._between(start, stop)
+        bounds = (self._starts[start : stop + 1] - self._starts[start]).tolist()
+        return [content[a:b] for a, b in itertools.pairwise(bounds)]
 
     def blocks(self) -> Iterator[bytes]:
         """The whole file, some megabytes at a time."""
-        for start in range(0, len(self._bytes), _BLOCK):
-            yield self._bytes[start : start + _BLOCK]
+        place = 0
+        while block := os.pread(self._file, _BLOCK, place):
+            yield block
+            place += len(block)
+
+    def _between(self, start: int, stop: int) -> bytes:
+        """The bytes of some rows; not mapped into memory, where they would count as ours."""
+        first, last = int(self._starts[start]), int(self._starts[stop])
+        found = b""
+        while len(found) < last - first and (
+            more := os.pread(self._file, last - first - len(found), first + len(found))
+        ):
+            found += more
+        return found
 
 
-def _line_starts(content: bytes | mmap.mmap) -> np.ndarray:
+def _line_starts(blocks: Iterable[bytes]) -> np.ndarray:
     """Where each line begins, and where the last one ends: int64, `(lines + 1,)`."""
-    found = [np.zeros(1, np.int64)]
-    for start in range(0, len(content), _BLOCK):
-        block = np.frombuffer(content[start : start + _BLOCK], np.uint8)
-        found.append(np.flatnonzero(block == 10) + start + 1)
+    found, place = [np.zeros(1, np.int64)], 0
+    for block in blocks:
+        found.append(np.flatnonzero(np.frombuffer(block, np.uint8) == 10) + place + 1)
+        place += len(block)
     starts = np.concatenate(found)
-    return starts if not len(content) or starts[-1] == len(content) else np.append(starts, len(content))
+    return starts if starts[-1] == place else np.append(starts, place)
 
 
 class PreparedData:
