@@ -8,6 +8,7 @@ in a process of its own; memory is the sum of what that process and its children
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
@@ -26,16 +27,18 @@ def main() -> None:
     """Measure, and print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument(
+        "--tokens", action="store_true", help="also all that `qlora data` does, tokens counted and saved"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         os.environ["QLORA_CACHE"] = str(Path(directory, "cache"))
         path = Path(directory, "rows.jsonl")
         write_rows(path, arguments.rows)
         os.utime(path, (time.time() - 60,) * 2)  # as a file that lay there before
-        measured = {
-            name: in_a_process(work, path)
-            for name, work in {"parsed": parse, "prepared": prepare, "prepared again": prepare}.items()
-        }
+        works = {"parsed": parse, "prepared": prepare, "prepared again": prepare}
+        works |= {"prepared, counted and saved": save} if arguments.tokens else {}
+        measured = {name: in_a_process(work, path) for name, work in works.items()}
         size = path.stat().st_size
     rows = arguments.rows
     print(
@@ -88,10 +91,20 @@ def prepare(path: Path) -> int:
     return len(prepared.train) + len(prepared.validation)
 
 
+def save(path: Path) -> int:
+    """`qlora data` on sources that it has not seen, tokens and all."""
+    from qlora_core import cli
+
+    os.utime(path)  # changed just now
+    directory = path.parent
+    del os.environ["QLORA_CACHE"]
+    return cli.main(["data", str(path), "--out", str(directory / "out"), "--json"])
+
+
 def in_a_process(work: Callable[[Path], Any], path: Path) -> tuple[float, float]:
     """Seconds and peak megabytes of `work` in a process of its own."""
     context = multiprocessing.get_context("spawn")
-    process = context.Process(target=work, args=(path,))
+    process = context.Process(target=quietly, args=(work, path))
     peak, ended = [0.0], threading.Event()
 
     def watch() -> None:
@@ -109,6 +122,12 @@ def in_a_process(work: Callable[[Path], Any], path: Path) -> tuple[float, float]
     if process.exitcode:
         raise SystemExit(f"{work.__name__} failed")
     return seconds, peak[0]
+
+
+def quietly(work: Callable[[Path], Any], path: Path) -> None:
+    """What a command prints is not ours to show."""
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):  # noqa: PTH123
+        work(path)
 
 
 def held_by(pid: int | None) -> int:
