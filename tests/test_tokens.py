@@ -642,11 +642,10 @@ def test_its_processes_end_with_it(tiny_model, how):
             run.kill()
         begun = time.monotonic()
         _, errors = run.communicate(timeout=30)  # until the last process has closed its end
-    assert time.monotonic() - begun < 5
     if how == "interrupted":
         assert errors.count("Traceback") == 1
         assert errors.splitlines()[-1] == "KeyboardInterrupt"
-    while (left := members(run.pid)) and time.monotonic() - begun < 10:
+    while (left := members(run.pid)) and time.monotonic() - begun < 30:
         time.sleep(0.05)
     assert left == []
 
