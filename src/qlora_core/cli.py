@@ -126,12 +126,11 @@ def _data(arguments: argparse.Namespace) -> int:
     described = None
     if not arguments.no_tokens:
         length = config.data.max_seq_length
-        with console.counting("rows tokenised") as progress:
-            datasets = (
-                tokens.make_dataset(rows, tokenizer, length, progress=progress)
-                for rows in (prepared.train, prepared.validation)
-            )
-            described = describe(*datasets, tokenizer, length)
+        datasets = []
+        for rows in (prepared.train, prepared.validation):
+            with console.counting("rows tokenised") as progress:
+                datasets.append(tokens.make_dataset(rows, tokenizer, length, progress=progress))
+        described = describe(*datasets, tokenizer, length)
         prepared.report.tokens = described.as_dict()
     if arguments.reader == "mlx-lm":
         data.save_rendered(prepared, arguments.out, tokenizer.text_of_row)

@@ -46,8 +46,9 @@ def machine() -> dict[str, str]:
 def data_counts(report: DataReport) -> dict[str, str]:
     """What was read, refused, mended and joined, and how it was split."""
     split = "the files' own split" if report.own_split else "split by content"
-    near = {"near_duplicates_dropped": "left out", "near_duplicates": "kept on one side of the split"}
-    nearly = next((f"{count} {what}" for name, what in near.items() if (count := getattr(report, name))), "")
+    nearly = f"{report.near_duplicates} kept on one side of the split" if report.near_duplicates else ""
+    if report.near_duplicates_dropped:
+        nearly = f"{report.near_duplicates_dropped} left out"
     mended = ", ".join(f"{kind} {count}" for kind, count in report.mended.most_common())
     return {
         "Sources": ", ".join(report.sources),

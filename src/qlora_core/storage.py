@@ -64,6 +64,7 @@ def replacing_all(directory: Path, names: Sequence[str]) -> Iterator[dict[str, P
     A list of what is to be renamed is written first, so that `finish_replacing` makes good a kill in between.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    finish_replacing(directory)
     for stale in (path for name in names for path in directory.glob(f".{name}.*.tmp")):  # of one that was killed
         stale.unlink(missing_ok=True)
     temporary = {name: directory / f".{name}.{os.getpid()}.tmp" for name in names}

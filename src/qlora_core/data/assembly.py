@@ -6,6 +6,7 @@ The rows are on disk from the moment they are read; what stays in memory is a hu
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..config import DataConfig
-from .duplicates import alike, components, members, shared_across, without_patterns
+from .duplicates import alike, components, members, near_duplicates, shared_across
 from .prepared import Rows
 from .reading import Part
 from .records import said_in
@@ -46,7 +47,7 @@ class Table:
     def spool(
         cls, parts: Iterable[tuple[int, Part]], path: Path, report: DataReport, progress: Callable[[int], None] | None
     ) -> Table:
-        """Write the lines of all parts to one file, and keep what is known of them."""
+        """Write the lines of all parts, of which there is at least one, to a file, and keep what is known of them."""
         columns: list[tuple[np.ndarray, ...]] = []
         rows = 0
         with path.open("wb") as file:
@@ -59,11 +60,7 @@ class Table:
                 rows += len(digests)
                 if progress:
                     progress(rows)
-        if not columns:
-            columns.append(tuple(np.zeros(shape, kind) for shape, kind in cls._EMPTY))  # type: ignore[misc]
         return cls(*(np.concatenate(column) for column in zip(*columns, strict=True)))
-
-    _EMPTY = (((0, 4), np.uint64), ((0, 1), np.uint64), (0, np.uint64), (0, bool), (0, np.int8))
 
     def __len__(self) -> int:
         return len(self.digests)
@@ -90,10 +87,9 @@ def assemble(spool: Path, table: Table, config: DataConfig, report: DataReport, 
     """Leave out duplicates, decide each row's side and write the two files; the counts go to the report."""
     kept = table.first_of_equals()
     report.duplicates = int((~kept).sum())
-    bands = without_patterns(table.bands[kept])
-    report.patterned = int((table.bands[kept].any(axis=1) & ~bands.any(axis=1)).sum())
-    table.bands[kept] = bands
-    near = components(bands)
+    near, patterned = near_duplicates(table.bands[kept])
+    report.patterned = int(patterned.sum())
+    table.bands[np.flatnonzero(kept)[patterned]] = 0
     alone = near == np.arange(len(near))
     report.near_duplicates = int((~alone).sum())
     if config.near_duplicates == "drop" and not alone.all():
@@ -103,13 +99,8 @@ def assemble(spool: Path, table: Table, config: DataConfig, report: DataReport, 
     rows = table.select(kept)
     held_out = _sides(rows, config)
     report.train, report.validation = int((~held_out).sum()), int(held_out.sum())
-    report.shapes.update(
-        {
-            name: int(count)
-            for name, count in (("messages", rows.answers.sum()), ("text", (~rows.answers).sum()))
-            if count
-        }
-    )
+    answers = int(rows.answers.sum())
+    report.shapes = +Counter(messages=answers, text=len(rows) - answers)  # without those of which there are none
     report.leakage = {
         "equal": shared_across(rows.digests[:, :1], held_out),
         "nearly_equal": shared_across(rows.bands, held_out),

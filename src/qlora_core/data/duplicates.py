@@ -77,15 +77,21 @@ def components(keys: np.ndarray) -> np.ndarray:
             return labels
 
 
-def without_patterns(bands: np.ndarray) -> np.ndarray:
-    """The bands with 0 for rows that follow a pattern, the same words around other names and numbers.
+def near_duplicates(bands: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that say nearly the same, and rows that only follow a pattern, the same words around other names.
 
     Near duplicates come in small numbers. Where more than `PATTERN` rows and a hundredth of all hang together, they
     are a list of facts asked in one form: none says what another one says, and some of them may well be held out.
+
+    Args:
+        bands: uint64, `(rows, BANDS)`.
+
+    Returns:
+        int64, `(rows,)`: the components, in which a patterned row is alone; and bool, `(rows,)`: whether it is one.
     """
     labels = components(bands)
-    many = np.bincount(labels, minlength=len(labels))[labels] > max(PATTERN, len(labels) / 100)
-    return np.where(many[:, None], np.uint64(0), bands)
+    patterned = np.bincount(labels, minlength=len(labels))[labels] > max(PATTERN, len(labels) / 100)
+    return np.where(patterned, np.arange(len(labels)), labels), patterned
 
 
 def _shared(column: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
+from .records import UnusableError
 from .report import DataReport
-from .sources import BrokenOffError, read_lines
-from .tables import decode
+from .sources import BrokenOffError
+from .tables import read_json_lines
 
 
 def read_facts(sheets: Sequence[Path], report: DataReport) -> list[dict[str, Any]]:
@@ -24,11 +25,9 @@ def read_facts(sheets: Sequence[Path], report: DataReport) -> list[dict[str, Any
             raise DataError(f"{path}: no such fact sheet (looked in {Path.cwd()}).")
         report.fact_sheets.append(str(path))
         try:
-            for number, line in read_lines(path):
-                if line.isspace():
-                    continue
+            for number, row in read_json_lines(path):
                 try:
-                    facts.append(_parse_fact(decode(line.rstrip(b"\r\n"))))
+                    facts.append(_parse_fact(row))
                 except ValueError as error:
                     report.rejected_facts.add(f"{path}:{number}", f"not a fact: {error}")
         except BrokenOffError as error:
@@ -37,6 +36,8 @@ def read_facts(sheets: Sequence[Path], report: DataReport) -> list[dict[str, Any
 
 
 def _parse_fact(row: Any) -> dict[str, Any]:
+    if isinstance(row, UnusableError):
+        raise row
     for name in ("expected", "questions"):
         value = row.get(name) if isinstance(row, dict) else None
         if not isinstance(value, list) or not value or not all(isinstance(item, str) and item for item in value):

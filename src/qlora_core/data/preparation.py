@@ -36,6 +36,7 @@ from .sources import (
     VAL_FILE,
     Source,
     find_sources,
+    is_prepared,
     lettering_of,
     own_pairs,
     packing_of,
@@ -126,15 +127,19 @@ class _Plan:
 
     def units(self) -> Iterator[tuple[int, Unit]]:
         """What is read, with the side it falls on: validation first, so that none of its rows is trained."""
-        for side in (VALIDATION, TRAIN):
-            for pair in self.pairs:
-                source = pair[1 if side == VALIDATION else 0]
-                prepared = source.path.name in (TRAIN_FILE, VAL_FILE) and (source.path.parent / REPORT_FILE).is_file()
-                yield from ((side, unit) for unit in _units(source, as_it_stands=True, prepared=prepared))
+        decided = [(VALIDATION, source) for _, source in self.pairs] + [(TRAIN, source) for source, _ in self.pairs]
+        for side, source in decided:
+            prepared = _is_ours(source, TRAIN_FILE, VAL_FILE)
+            yield from ((side, unit) for unit in _units(source, as_it_stands=True, prepared=prepared))
         for source in self.loose:
-            prepared = source.path.name == TRAIN_FILE and (source.path.parent / REPORT_FILE).is_file()
+            prepared = _is_ours(source, TRAIN_FILE)
             side = TRAIN if prepared else UNDECIDED
             yield from ((side, unit) for unit in _units(source, as_it_stands=prepared, prepared=prepared))
+
+
+def _is_ours(source: Source, *names: str) -> bool:
+    """Whether `qlora data` wrote this file, under one of these names."""
+    return source.path.name in names and is_prepared(source.path.parent)
 
 
 def _units(source: Source, **options: bool) -> Iterator[Unit]:
@@ -161,7 +166,7 @@ def _state(plan: _Plan, config: DataConfig, tokenizer: ChatTokenizer) -> dict[st
         "code": code.hexdigest(),
         "files": files,
         "skipped": [(found.where, found.reason) for found in plan.skipped],
-        "reports": [(path.parent / REPORT_FILE).is_file() for path in plan.files],
+        "prepared": [is_prepared(path.parent) for path in plan.files],
     }
 
 
@@ -196,6 +201,8 @@ def _write(
     report.skipped_files.extend(plan.skipped)
     facts = read_facts(plan.sheets, report)
     spool = directory / "rows.jsonl"
+    if not (plan.pairs or plan.loose):
+        raise DataError(_nothing_usable(report))
     parts = _parts(plan, Reading(config, tokenizer.directory))
     table = Table.spool(parts, spool, report, progress)
     assemble(spool, table, config, report, directory / TRAIN_FILE, directory / VAL_FILE)

@@ -13,7 +13,7 @@ from typing import Any, overload
 import numpy as np
 
 from ..errors import DataError
-from ..storage import finish_replacing, replacing_all
+from ..storage import replacing_all
 from .report import DataReport
 from .sources import FACTS_FILE, PAIRS, REPORT_FILE, TRAIN_FILE, VAL_FILE
 
@@ -134,7 +134,6 @@ class PreparedData:
         Raises:
             DataError: a file to be written is one of the sources.
         """
-        finish_replacing(directory)
         sources = {path.resolve() for path in self.files}
         own_sheet = (directory / FACTS_FILE).resolve() in sources and len(self.report.fact_sheets) == 1
         facts = [FACTS_FILE] if self.facts and not own_sheet else []
@@ -144,8 +143,8 @@ class PreparedData:
                 raise DataError(
                     f"{directory / name}: is a source, which is never written over. Choose another directory."
                 )
-        stale = not self.facts and not own_sheet and bool(_report(directory).get("fact_sheets"))
         with replacing_all(directory, names) as paths:
+            stale = not self.facts and not own_sheet and bool(_report(directory).get("fact_sheets"))
             for name, rows in ((TRAIN_FILE, self.train), (VAL_FILE, self.validation)):
                 with paths[name].open("wb") as file:
                     file.writelines(rows.blocks())

@@ -24,8 +24,8 @@ from .cleaning import clean, language_of, personal_data
 from .documents import read_document
 from .duplicates import BANDS, signatures
 from .encoding import detect
-from .passages import Passage, make_passages, question_rows
-from .records import Block, Document, Fragment, Record, UnusableError, said_in, texts_of, writable
+from .passages import make_passages, question_rows
+from .records import Block, Document, Fragment, Record, UnusableError, place_range, said_in, texts_of, writable
 from .report import DataReport
 from .shapes import columns_of, shape, unknown_columns
 from .sources import BrokenOffError, Source, first_bytes, read_whole
@@ -115,24 +115,25 @@ class _Reader:
         self.name = writable(str(self.path))
         self.columns = columns_of(self.config.columns)
         self.kinds: list[str] = []  # repairs of the row at hand
-        self.exhausted = False
 
     def parts(self) -> Iterator[Part]:
         """The unit's rows, `ROWS_A_PART` at a time; the last part may be empty, but its report counts."""
         records = self._records()
-        while True:
-            part = self._part(itertools.islice(records, ROWS_A_PART))
+        taken = ROWS_A_PART
+        while taken == ROWS_A_PART:
+            part, taken = self._part(itertools.islice(records, ROWS_A_PART))
             yield part
-            if self.exhausted:
-                return
 
-    def _part(self, records: Iterable[Record]) -> Part:
-        """Rows as lines and numbers; the records themselves are not kept, which spares the memory and its collector."""
+    def _part(self, records: Iterable[Record]) -> tuple[Part, int]:
+        """Rows as lines and numbers, and how many records they were.
+
+        The records themselves are not kept, which spares the memory and its collector.
+        """
         compared = self.config.near_duplicates != "ignore"
         lines, digests, texts, groups, answers = [], [], [], [], []
-        self.exhausted = True
-        for count, record in enumerate(records, 1):
-            self.exhausted = count < ROWS_A_PART
+        taken = 0
+        for record in records:
+            taken += 1
             try:
                 line, digest = _encode(record)
             except UnicodeEncodeError:
@@ -145,7 +146,7 @@ class _Reader:
             if compared:
                 texts.append(said_in(record.content))
         report, self.report = self.report, DataReport()
-        return Part(
+        part = Part(
             lines=lines,
             digests=b"".join(digests),
             bands=signatures(texts) if compared else np.zeros((len(lines), BANDS), np.uint64),
@@ -153,6 +154,7 @@ class _Reader:
             answers=np.array(answers, bool),
             report=report,
         )
+        return part, taken
 
     # Rows
 
@@ -228,9 +230,11 @@ class _Reader:
             self.kinds = []
 
     def _note_encoding(self) -> None:
+        if self.unit.piece[0] or self.unit.source.form not in WRITTEN:
+            return
         sample = first_bytes(self.path)
         encoding = "utf-8" if sample.startswith(b"PAR1") else detect(sample)
-        if self.unit.piece[0] == 0 and self.unit.source.form in WRITTEN and encoding not in ("utf-8", "utf-8-sig"):
+        if encoding not in ("utf-8", "utf-8-sig"):
             self.report.encodings[encoding] += 1
 
     # Running text and documents
@@ -270,7 +274,7 @@ class _Reader:
             self.report.passages += 1
             yield Record(
                 content={"text": passage.text},
-                source=_source(self.name, passage),
+                source=f"{self.name}:{place_range(passage.first, passage.last)}" if passage.first else self.name,
                 metadata=document.metadata | {k: v for k in ("title", "section") if (v := getattr(passage, k))},
                 group=group and f"{group}\0{section}",
             )
@@ -281,12 +285,6 @@ class _Reader:
 
     def _cleaned(self, pieces: Iterable[Piece]) -> list[Piece]:
         return [dataclasses.replace(piece, text=self._clean(piece.text)) for piece in pieces]
-
-
-def _source(path: str, passage: Passage) -> str:
-    """`file:12`, `file:12-18` or `file:page 3-4`."""
-    first, last = passage.first, passage.last.removeprefix("page ")
-    return f"{path}:{first}" + (f"-{last}" if not first.endswith(last) else "") if first else path
 
 
 def _encode(record: Record) -> tuple[bytes, bytes]:

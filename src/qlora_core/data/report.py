@@ -32,7 +32,7 @@ class DataReport:
         debris: lines of running text left out: page numbers, running heads, front matter.
         duplicates: rows left out since an earlier one is the same.
         near_duplicates: rows that say nearly the same as an earlier one.
-        patterned: rows that only seem to, since many are written to one pattern (see `duplicates.without_patterns`).
+        patterned: rows that only seem to, since many are written to one pattern (see `duplicates.near_duplicates`).
         near_duplicates_dropped: of those, how many were left out because of `near_duplicates`.
         rejected: rows that cannot be used.
         skipped_files: files that were not used, or not to their end.

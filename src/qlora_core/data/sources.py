@@ -167,6 +167,9 @@ def own_pairs(
 class BrokenOffError(ValueError):
     """A file became unreadable before its end; what was read until then is good."""
 
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(f"breaks off {where} ({reason}); what comes before is used")
+
 
 class _Unpacking(io.RawIOBase):
     """Packed bytes as they unpack; whatever goes wrong is an OSError, though each library has errors of its own."""
@@ -247,7 +250,7 @@ _MAGIC = ((b"\x1f\x8b", ".gz"), (b"BZh", ".bz2"), (b"\xfd7zXZ\x00", ".xz"), (b"\
 def first_bytes(path: Path, count: int = SAMPLE) -> bytes:
     """The beginning of a file, unpacked; what can be read of it where it is broken."""
     found = b""
-    with contextlib.suppress(Exception), opened(path) as file:
+    with contextlib.suppress(OSError, ValueError), opened(path) as file:
         while len(found) < count and (block := file.read1(count - len(found))):  # type: ignore[attr-defined]
             found += block
     return found
@@ -310,7 +313,7 @@ def read_lines(path: Path, start: int = 0, stop: int | None = None, number: int 
                 yield last, raw.removeprefix(codecs.BOM_UTF8) if last == 1 else raw
     except OSError as error:
         where = f"after line {last}" if last else "at its beginning"
-        raise BrokenOffError(f"breaks off {where} ({_reason(error)}); what comes before is used") from None
+        raise BrokenOffError(where, _reason(error)) from None
 
 
 def _reason(error: Exception) -> str:

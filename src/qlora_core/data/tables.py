@@ -46,7 +46,7 @@ def read_rows(source: Source, check: CheckColumns, piece: tuple[int, int | None,
         raise ValueError("is not a Parquet file")
     if first.strip() == b"[" or (source.form == ".json" and not (more and _is_object(first))):
         return _json(source.path)
-    return _json_lines(source.path, piece)
+    return read_json_lines(source.path, piece)
 
 
 def _first_line(path: Path) -> tuple[bytes, bool]:
@@ -105,7 +105,12 @@ def _reason(error: Exception) -> str:
     return "a number of more than 4300 digits" if "integer string conversion" in str(error) else str(error)
 
 
-def _json_lines(path: Path, piece: tuple[int, int | None, int]) -> Iterator[Row]:
+def read_json_lines(path: Path, piece: tuple[int, int | None, int] = (0, None, 1)) -> Iterator[Row]:
+    """The values of a JSONL file; blank lines are none.
+
+    Raises:
+        BrokenOffError: the rest cannot be read.
+    """
     for number, line in read_lines(path, *piece):
         if line.isspace():
             continue
@@ -129,24 +134,20 @@ def _json(path: Path) -> Iterator[Row]:
             except json.JSONDecodeError as error:
                 end, failure = len(buffer), error
             except (ValueError, RecursionError) as error:
-                raise BrokenOffError(_broken(line, _reason(error))) from None
+                raise BrokenOffError(f"at line {line}", _reason(error)) from None
             if end == len(buffer) and not ended:  # the value may go on beyond what was read so far
                 if len(buffer) - place > 16 * LINE_LIMIT:
-                    raise BrokenOffError(_broken(line, f"one row of more than {LINE_LIMIT >> 16} MB"))
+                    raise BrokenOffError(f"at line {line}", f"one row of more than {LINE_LIMIT >> 16} MB")
                 block = file.read(max(_BLOCK, len(buffer) - place))
                 buffer, place, ended = buffer[place:] + block, 0, not block
             elif failure:
-                raise BrokenOffError(_broken(line, _reason(failure)))
+                raise BrokenOffError(f"at line {line}", _reason(failure))
             elif place == len(buffer):
                 return
             else:
                 yield from _rows_within(value, line)
                 line += buffer.count("\n", place, end)
                 place = end
-
-
-def _broken(line: int, reason: str) -> str:
-    return f"breaks off at line {line} ({reason}); what comes before is used"
 
 
 def _rows_within(value: Any, line: int) -> Iterator[Row]:
@@ -188,9 +189,7 @@ def _table(path: Path, form: str, check: CheckColumns) -> Iterator[Row]:
                 yield number, UnusableError(f"not a row of a table: {error}")
                 continue
             except OSError as error:
-                raise BrokenOffError(
-                    f"breaks off after line {number - 1} ({error}); what comes before is used"
-                ) from None
+                raise BrokenOffError(f"after line {number - 1}", str(error)) from None
             if any(cells):
                 yield number, _named(names, cells)
 
@@ -236,5 +235,5 @@ def _parquet(path: Path, check: CheckColumns) -> Iterator[Row]:
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         if number:
-            raise BrokenOffError(f"breaks off after row {number} ({reason}); what comes before is used") from None
+            raise BrokenOffError(f"after row {number}", reason) from None
         raise ValueError(f"cannot be read as Parquet: {reason}") from None
