@@ -86,7 +86,7 @@ def model_form(flags):
 @app.cell
 def tokenizer(base_form, flags):
     base_config = attempt(page.read_forms, flags.config, base_form.value)
-    tokenizer = attempt(tokens.ChatTokenizer, attempt(bases.find_tokenizer, base_config.base))
+    tokenizer = attempt(tokens.open_tokenizer, base_config.base)
     page.complain(base_config, tokenizer)
     return base_config, tokenizer
 

@@ -106,7 +106,7 @@ def create_run(root: Path, model: Path, sources: Path, **settings: Any) -> Run:
     """A run directory below `root`, ready to be trained: what `qlora train` makes before it trains."""
     config = from_flat({"model": str(model), "data": [str(sources)], "runs_dir": str(root), **QUICK, **settings})
     spec = bases.find_base(config.base)
-    tokenizer = tokens.ChatTokenizer(spec.path)
+    tokenizer = tokens.ChatTokenizer(spec.path, config.base.template)
     prepared = data.prepare(config.data, tokenizer)
     train_dataset, val_dataset = (
         tokens.make_dataset(rows, tokenizer, config.data.max_seq_length)

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from tiny import FAMILIES, write_model
 
 from qlora_core import bases
-from qlora_core.bases import ALIASES, BUILT_IN, find_base
+from qlora_core.bases import ALIASES, BUILT_IN, find_base, is_projection
 from qlora_core.config import BaseConfig, LoraConfig
 from qlora_core.errors import ModelError
 
@@ -121,6 +121,9 @@ def test_weights_may_lie_in_several_files(copy, tiny_model):
         ({"num_layers": 99}, 2 * 8 * (2 * 128 + 2 * 96 + 3 * 192), 14),
         ({"projections": "attention"}, 2 * 8 * (2 * 128 + 2 * 96), 8),
         ({"projections": "qv"}, 2 * 8 * (128 + 96), 4),
+        ({"projections": "mlp"}, 2 * 8 * 3 * 192, 6),
+        ({"projections": "o_proj, up_proj"}, 2 * 8 * (128 + 192), 4),
+        ({"adapter": "dora", "projections": "qv"}, 2 * (8 * (128 + 96) + 64 + 32), 4),  # and a magnitude an output
     ],
 )
 def test_trainable_parameters(tiny_model, settings, trainable, adapted):
@@ -134,9 +137,31 @@ def test_adapters_go_to_the_last_layers(tiny_model):
 
 
 def test_a_model_without_the_projections_is_refused(copy):
+    with pytest.raises(
+        ModelError, match=r"has no projections qkv_proj, w1\. Known: all, .*, q_proj, up_proj, v_proj\."
+    ):
+        described(copy).adapted_shapes(LoraConfig(projections="q_proj,qkv_proj,w1"))
     save_file({"model.layers.0.mixer.in_proj.weight": np.zeros((4, 4), np.float32)}, copy / "model.safetensors")
-    with pytest.raises(ModelError, match=r"has none of the projections self_attn\.q_proj"):
-        described(copy).adapted_shapes(LoraConfig())
+    with pytest.raises(ModelError, match=r"has no projections attention"):
+        described(copy).adapted_shapes(LoraConfig(projections="attention"))
+
+
+@pytest.mark.parametrize(
+    ("path", "groups"),
+    [
+        ("self_attn.q_proj", {"all", "attention", "qv"}),
+        ("self_attn.qkv_proj", {"all", "attention", "qv"}),
+        ("attention.dense", {"all", "attention"}),
+        ("attn.c_attn", {"all", "attention", "qv"}),
+        ("linear_attn.out_proj", {"all", "attention"}),
+        ("mlp.gate_up_proj", {"all", "mlp"}),
+        ("mlp.shared_expert.up_proj", {"all", "mlp"}),
+        ("mlp.gate", set()),  # a router
+        ("block_sparse_moe.experts.3.w1", set()),  # stacked with the others when loaded
+    ],
+)
+def test_projections_by_name(path, groups):
+    assert {name for name in ("all", "attention", "mlp", "qv") if is_projection(path, name)} == groups
 
 
 def test_the_fingerprint_is_of_configuration_and_weights(tiny_model, copy):

@@ -8,7 +8,7 @@ from harness import FAST, difference
 
 from qlora_core.device import Kernels, mx, nn, tree_flatten
 from qlora_core.kernels import (
-    AdapterLinear,
+    ADAPTERS,
     PackedRows,
     fast_attention,
     fast_cross_entropy,
@@ -188,32 +188,49 @@ def test_dequantised_weights_are_no_parameters(linear: str) -> None:
     assert {name: value.shape for name, value in tree_flatten(layer.parameters())} == before
 
 
-def adapter_pair(base: nn.Module, rank: int = 4) -> tuple[AdapterLinear, nn.Module]:
-    """Our adapter and mlx-lm's, on the same layer and with the same numbers."""
+BASES = {
+    "plain": lambda bias: nn.Linear(64, 24, bias=bias),
+    "quantised": lambda bias: nn.QuantizedLinear.from_linear(nn.Linear(64, 24, bias=bias)),
+}
+
+
+def adapter_pair(base: nn.Module, kind: str = "lora", rank: int = 4) -> tuple[nn.Module, nn.Module]:
+    """Our adapter on our kernel and mlx-lm's on its own, with the same numbers."""
+    from mlx_lm.tuner.dora import DoRALinear
     from mlx_lm.tuner.lora import LoRALinear
 
     outputs, inputs = base.weight.shape[0], 64
-    ours = AdapterLinear.wrap(base, rank, 2.5, 0.3)
-    theirs = LoRALinear.from_base(base, r=rank, scale=2.5, dropout=0.3)
+    theirs = {"lora": LoRALinear, "dora": DoRALinear}[kind].from_base(base, r=rank, scale=2.5, dropout=0.3)
+    mx.eval(theirs.parameters())  # of the layer as it is, before it changes its class
+    use_linear_kernels(base, FAST)
+    ours = ADAPTERS[kind].wrap(base, rank, 2.5, 0.3)
     for layer in (ours, theirs):
         layer.lora_a, layer.lora_b = normal(inputs, rank, seed=1), normal(rank, outputs, seed=2)
+        if kind == "dora":
+            layer.m = mx.abs(normal(outputs, seed=4)) + 0.5
         layer.eval()
     return ours, theirs
 
 
-@pytest.mark.parametrize("quantised", [True, False])
-def test_adapter_is_mlx_lms_lora_layer(quantised: bool) -> None:
-    base = nn.Linear(64, 24)
-    ours, theirs = adapter_pair(nn.QuantizedLinear.from_linear(base) if quantised else base)
+def with_adapter(layer: nn.Module, *names: str) -> Callable[..., mx.array]:
+    """The layer as a function of its input and of some of its parameters."""
 
-    def call(layer: nn.Module) -> Callable[..., mx.array]:
-        def forward(x: mx.array, a: mx.array, b: mx.array) -> mx.array:
-            layer.lora_a, layer.lora_b = a, b
-            return layer(x)
+    def forward(x: mx.array, *values: mx.array) -> mx.array:
+        for name, value in zip(names, values, strict=True):
+            setattr(layer, name, value)
+        return layer(x)
 
-        return forward
+    return forward
 
-    compare(call(ours), call(theirs), normal(2, 5, 64, seed=3), ours.lora_a, ours.lora_b)
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_adapter_is_mlx_lms_layer(kind: str, base: str, bias: bool) -> None:
+    ours, theirs = adapter_pair(BASES[base](bias), kind)
+    names = ("lora_a", "lora_b", *(("m",) if kind == "dora" else ()))
+    values = [ours[name] for name in names]
+    compare(with_adapter(ours, *names), with_adapter(theirs, *names), normal(2, 5, 64, seed=3), *values)
 
 
 def test_adapter_takes_the_dropout_that_mlx_lms_takes() -> None:
@@ -228,27 +245,39 @@ def test_adapter_takes_the_dropout_that_mlx_lms_takes() -> None:
     assert difference(np.array(ours(normal(9, 64))), results[1]) > 0.01
 
 
-def test_adapter_computes_in_the_dtype_of_the_activations_and_stays_float32() -> None:
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_adapter_computes_in_the_dtype_of_the_activations_and_stays_float32(kind: str) -> None:
     base = nn.Linear(64, 24)
     base.set_dtype(mx.float16)
-    ours, theirs = adapter_pair(base)
+    ours, theirs = adapter_pair(base, kind)
     x = normal(5, 64, size=0.1).astype(mx.float16)
     assert ours(x).dtype == mx.float16
     assert ours.lora_a.dtype == ours.lora_b.dtype == mx.float32
     assert difference(ours(x), theirs(x)) < 2e-3  # half precision has 11 bits
 
 
-def test_adapter_that_is_off_gives_the_base_to_the_bit() -> None:
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_adapter_that_is_off_gives_the_base_to_the_bit(kind: str) -> None:
     base = nn.QuantizedLinear(64, 24)
-    ours, _ = adapter_pair(base)
+    ours, _ = adapter_pair(base, kind)
     x = normal(5, 64)
     assert not mx.array_equal(ours(x), base(x))
     ours.enabled = False
     assert mx.array_equal(ours(x), base(x))
 
 
-def test_a_new_adapter_changes_nothing() -> None:
+def test_a_new_lora_adapter_changes_no_bit() -> None:
     base = nn.QuantizedLinear(64, 24)
     use_linear_kernels(base, FAST)
     x = normal(5, 64)
-    assert mx.array_equal(base.to_lora(4, 2.0, 0.5)(x), base(x))
+    assert mx.array_equal(ADAPTERS["lora"].wrap(base, 4, 2.0, 0.5)(x), base(x))
+
+
+def test_a_new_dora_adapter_has_the_magnitudes_of_its_base() -> None:
+    base = nn.QuantizedLinear(64, 24)
+    use_linear_kernels(base, FAST)
+    x = normal(5, 64)
+    made = ADAPTERS["dora"].wrap(base, 4, 2.0, 0.0)
+    dense = mx.dequantize(base.weight, base.scales, base.biases, base.group_size, base.bits)
+    assert difference(made.m, np.linalg.norm(np.array(dense), axis=1)) < CLOSE
+    assert difference(made(x), base(x)) < CLOSE

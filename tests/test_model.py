@@ -233,7 +233,7 @@ def test_lora_changes_no_logit_at_step_0(models: dict[str, Path], name: str, qua
     assert difference(logits_of(model), before) > 1e-3
 
 
-@pytest.mark.parametrize("projections", ["all", "attention", "qv"])
+@pytest.mark.parametrize("projections", ["all", "attention", "mlp", "qv", "q_proj,up_proj"])
 @pytest.mark.parametrize("num_layers", [0, 1])
 def test_adapters_lie_where_they_were_asked_for(models: dict[str, Path], projections: str, num_layers: int) -> None:
     lora = LoraConfig(rank=3, projections=projections, num_layers=num_layers)
@@ -243,7 +243,9 @@ def test_adapters_lie_where_they_were_asked_for(models: dict[str, Path], project
     wanted = {
         "all": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
         "attention": ["q_proj", "k_proj", "v_proj", "o_proj"],
+        "mlp": ["gate_proj", "up_proj", "down_proj"],
         "qv": ["q_proj", "v_proj"],
+        "q_proj,up_proj": ["q_proj", "up_proj"],
     }[projections]
     layers = [1] if num_layers else [0, 1]
     mlp = ("gate_proj", "up_proj", "down_proj")

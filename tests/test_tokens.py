@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -18,8 +19,8 @@ from tiny import CHATML
 
 from qlora_core import chat_template, token_rows, tokens
 from qlora_core.batching import make_batch
-from qlora_core.chat_template import PLAIN_TEMPLATE
-from qlora_core.errors import DataError, ModelError
+from qlora_core.chat_template import PATTERNS, from_pattern
+from qlora_core.errors import ConfigError, DataError, ModelError
 from qlora_core.tokens import (
     WORD_JOINER,
     ChatTokenizer,
@@ -168,10 +169,66 @@ def test_a_prompt_is_the_beginning_of_the_row_it_asks_for(tokenizer):
 
 def test_without_a_chat_template_a_plain_one_is_used(variant):
     plain = variant(chat_template=None)
-    assert plain.template_text == PLAIN_TEMPLATE
+    assert plain.template_text == from_pattern(PATTERNS["plain"])
     assert plain.render(turns("hi", "ok")) == "### Prompt:\nhi\n\n### Response:\nok<|im_end|>\n"
     row = plain.encode_row({"messages": turns("hi", "ok")}, 64)
     assert trained_text(plain, row) == ["ok<|im_end|>"]
+
+
+CHOICES = {
+    "plain": "### Prompt:\nhi\n\n### Response:\nok<|im_end|>\n",
+    "pergunta": "### Pergunta:\nhi\n\n### Resposta:\nok<|im_end|>\n",
+    'Frage: {prompt}\\nAntwort: {response} "so"': 'Frage: hi\nAntwort: ok "so"<|im_end|>\n',
+}
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("own", [CHATML, None])
+def test_a_template_may_be_chosen(variant, choice, own):
+    chosen = ChatTokenizer(variant(chat_template=own).directory, choice)
+    assert chosen.render(turns("hi", "ok")) == CHOICES[choice]
+    row = chosen.encode_row({"messages": turns("hi", "ok")}, 64)
+    assert trained_text(chosen, row) == [CHOICES[choice][CHOICES[choice].rindex("ok") :].rstrip("\n")]
+    prompt = chosen.encode_prompt("hi")
+    assert row.ids[: len(prompt)].tolist() == prompt
+
+
+def test_a_template_may_be_a_file(variant, tmp_path):
+    (tmp_path / "mine.jinja").write_text("{% for m in messages %}<{{ m.content }}>{% endfor %}", encoding="utf-8")
+    chosen = ChatTokenizer(variant().directory, str(tmp_path / "mine.jinja"))
+    assert chosen.render(turns("hi", "ok")) == "<hi><ok>"
+    row = chosen.encode_row({"messages": turns("hi", "ok")}, 64)
+    assert trained_text(chosen, row) == ["<ok><|im_end|>"]  # the end of text is trained though it does not write it
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ("gone.jinja", "template gone.jinja: cannot be read"),
+        ("qa", "template 'qa': wanted auto, plain, pergunta, a .jinja file, or a text with"),
+        ("{response} {prompt}", "and then {response} in it, each once"),
+        ("{prompt} {prompt} {response}", "each once"),
+    ],
+)
+def test_what_is_no_template_is_refused(tiny_model, choice, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        ChatTokenizer(tiny_model, choice)
+
+
+def test_a_template_of_ours_begins_as_the_tokeniser_does(variant):
+    with_bos = variant(chat_template=None)
+    assert with_bos.render(turns("hi")).startswith("### Prompt")
+    content = json.loads((with_bos.directory / "tokenizer.json").read_text(encoding="utf-8"))
+    special = {"id": "<|im_start|>", "ids": [START], "tokens": ["<|im_start|>"]}
+    first = {"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}
+    content["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [first, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [first, {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<|im_start|>": special},
+    }
+    (with_bos.directory / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    assert ChatTokenizer(with_bos.directory).render(turns("hi")).startswith("<|im_start|>### Prompt")
 
 
 def test_a_template_in_a_file_of_its_own_comes_first(variant):
@@ -330,7 +387,7 @@ COUNTED = (
 TEMPLATES = {
     # one rendering with a mark before each turn is enough
     "chatml": (CHATML, "turns"),
-    "plain": (PLAIN_TEMPLATE, "turns"),
+    "plain": (from_pattern(PATTERNS["plain"]), "turns"),
     "gemma": (GEMMA, "turns"),
     "alternate": (ALTERNATE, "turns"),
     "stops": (FIRST + "{% endfor %}" + ASK, "turns"),

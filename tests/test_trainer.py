@@ -202,6 +202,16 @@ def test_the_first_update_by_hand(create: Create, tiny_model: Path, optimizer: s
             assert np.median(np.abs(value)) == pytest.approx(1e-3, rel=1e-3)
 
 
+def test_lora_plus_moves_b_faster(create: Create) -> None:
+    plain, plus = create("plain", max_steps=1), create("plus", max_steps=1, lora_plus=4.0)
+    train(plain)
+    train(plus)
+    slow, fast = (load_file(checkpoint(run, 1) / "adapters.safetensors") for run in (plain, plus))
+    for name, value in slow.items():
+        np.testing.assert_allclose(fast[name], value * (4 if name.endswith("lora_b") else 1), rtol=1e-5)
+    assert events(plus, "step", "learning_rate") == events(plain, "step", "learning_rate")
+
+
 def test_the_rate_of_each_step_is_told(create: Create) -> None:
     run = create(schedule="linear", warmup_steps=2, learning_rate=0.01)
     train(run)
@@ -218,6 +228,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "recomputed": {"grad_checkpoint": True, "dropout": 0.3},
     "evaluated": {"eval_every": 1, "save_every": 2, "dropout": 0.3, "optimizer": "adam"},
     "saved": {"save_every": 2, "dropout": 0.3},
+    "dora": {"adapter": "dora", "dropout": 0.3},
+    "lora_plus": {"lora_plus": 4.0, "rslora": True},
 }
 
 

@@ -24,11 +24,43 @@ from .storage import cache_directory
 
 BUILT_IN = "smollm2-135m"
 
-PROJECTIONS = {
-    "qv": ("self_attn.q_proj", "self_attn.v_proj"),
-    "attention": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
-}
-PROJECTIONS["all"] = (*PROJECTIONS["attention"], "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+
+def within_layer(path: str) -> str:
+    """A module's name within its transformer layer: `self_attn.q_proj` of `model.layers.3.self_attn.q_proj`."""
+    return _LAYER.search(path)[2]  # type: ignore[index]
+
+
+def within_model(path: str) -> str:
+    """A module's or tensor's name from `layers.` on: a model inside another one has more before it."""
+    match = _LAYER.search(path)
+    return path[match.start() :].lstrip(".") if match else path
+
+
+_ATTENTION = re.compile(r"att(n|ention)\b.*\.")
+_GROUPS = ("all", "attention", "mlp", "qv")
+_ROUTERS = {"gate", "router", "shared_expert_gate"}
+_QUERY_VALUE = {"q_proj", "v_proj", "qkv_proj", "query_key_value", "c_attn"}
+
+
+def is_projection(path: str, projections: str) -> bool:
+    """Whether a linear layer, named as within its transformer layer, is among the projections of that name.
+
+    Experts of a mixture are stacked when they are loaded, and routers decide for all of them: neither gets adapters.
+
+    Args:
+        path: `self_attn.q_proj`, say.
+        projections: `all`, `attention`, `mlp`, `qv`, or last parts of paths joined by commas.
+    """
+    leaf = path.rpartition(".")[2]
+    if leaf in _ROUTERS or ".experts." in path:
+        return False
+    named = {
+        "all": True,
+        "attention": _ATTENTION.search(path) is not None,
+        "mlp": _ATTENTION.search(path) is None,
+        "qv": leaf in _QUERY_VALUE,
+    }
+    return named.get(projections, leaf in projections.replace(",", " ").split())
 
 
 @dataclass(frozen=True)
@@ -107,22 +139,39 @@ class ModelSpec:
         """`{module path: (outputs, inputs)}` of the linear layers that get adapters.
 
         Raises:
-            ModelError: the model has none of the projections that were asked for.
+            ModelError: the model has none of the projections that were asked for, or not all of those named.
         """
-        wanted = PROJECTIONS[lora.projections]
         layers = set(self.adapted_layers(lora))
         found = {
             path: shape
             for path, shape in self.shapes.items()
-            if (match := _LAYER.search(path)) and int(match[1]) in layers and match[2] in wanted
+            if (match := _LAYER.search(path)) and int(match[1]) in layers and is_projection(match[2], lora.projections)
         }
-        if layers and not found:
-            raise ModelError(f"{self.path}: has none of the projections {', '.join(wanted)}.")
+        leaves = {path.rpartition(".")[2] for path in self.shapes}
+        named = () if found and lora.projections in _GROUPS else lora.projections.replace(",", " ").split()
+        if missing := [name for name in named if name not in {path.rpartition(".")[2] for path in found}]:
+            known = ", ".join([*_GROUPS, *sorted(leaves - _ROUTERS)])
+            raise ModelError(f"{self.path}: has no projections {', '.join(missing)}. Known: {known}.")
         return found
 
     def trainable(self, lora: LoraConfig) -> int:
-        """Parameters of the adapters: rank · (inputs + outputs) for each adapted layer."""
-        return sum(lora.rank * (outputs + inputs) for outputs, inputs in self.adapted_shapes(lora).values())
+        """Parameters of the adapters."""
+        return sum(math.prod(shape) for shape in self.adapter_shapes(lora).values())
+
+    def adapter_shapes(self, lora: LoraConfig) -> dict[str, tuple[int, ...]]:
+        """`{name: shape}` of the adapters' tensors as mlx-lm stores them: A (inputs, rank), B (rank, outputs).
+
+        DoRA has the outputs' magnitudes `m` as well.
+
+        Raises:
+            ModelError: see `adapted_shapes`.
+        """
+        shapes: dict[str, tuple[int, ...]] = {}
+        for path, (outputs, inputs) in self.adapted_shapes(lora).items():
+            shapes |= {f"{path}.lora_a": (inputs, lora.rank), f"{path}.lora_b": (lora.rank, outputs)}
+            if lora.adapter == "dora":
+                shapes[f"{path}.m"] = (outputs,)
+        return shapes
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -134,8 +183,11 @@ class ModelSpec:
         return digest.hexdigest()
 
 
+Tensor = tuple[str, list[int], int]
+"""Data type, shape and size in bytes."""
+
 _DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
-_LAYER = re.compile(r"layers\.(\d+)\.(.+)$")
+_LAYER = re.compile(r"(?:^|\.)(?:layers|blocks|h)\.(\d+)\.(.+)$")
 
 
 def find_base(config: BaseConfig) -> ModelSpec:
@@ -239,26 +291,37 @@ def weight_files(path: Path) -> list[Path]:
     return files
 
 
-def _tensors(path: Path) -> Iterator[tuple[str, tuple[str, list[int], int]]]:
-    """(name, (dtype, shape, bytes)) of every tensor, from the headers alone."""
+def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     for file in weight_files(path):
-        try:
-            with file.open("rb") as stream:
-                (length,) = struct.unpack("<Q", stream.read(8))
-                if length > 100_000_000:
-                    raise ValueError(f"a header of {length} bytes")
-                header = json.loads(stream.read(length))
-            header.pop("__metadata__", None)
-            wanted = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-            for name, entry in header.items():
-                begin, end = entry["data_offsets"]
-                if not all(isinstance(dimension, int) and dimension >= 0 for dimension in entry["shape"]):
-                    raise ValueError(f"{name} has the shape {entry['shape']}")
-                yield name, (entry["dtype"], entry["shape"], end - begin)
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, struct.error) as error:
-            raise ModelError(f"{file}: not a safetensors file: {error}") from None
-        if file.stat().st_size < wanted:
-            raise ModelError(f"{file}: is cut off: {wanted} bytes wanted, {file.stat().st_size} found. Fetch it again.")
+        yield from tensor_headers(file).items()
+
+
+def tensor_headers(file: Path) -> dict[str, Tensor]:
+    """`{name: (dtype, shape, bytes)}` of a safetensors file, from its header alone.
+
+    Raises:
+        ModelError: it is not one, or is cut off.
+    """
+    try:
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            if length > 100_000_000:
+                raise ValueError(f"a header of {length} bytes")
+            header = json.loads(stream.read(length))
+        header.pop("__metadata__", None)
+        wanted = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        for name, entry in header.items():
+            if not all(isinstance(dimension, int) and dimension >= 0 for dimension in entry["shape"]):
+                raise ValueError(f"{name} has the shape {entry['shape']}")
+        tensors = {
+            name: (entry["dtype"], entry["shape"], entry["data_offsets"][1] - entry["data_offsets"][0])
+            for name, entry in header.items()
+        }
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, struct.error) as error:
+        raise ModelError(f"{file}: not a safetensors file: {error}") from None
+    if file.stat().st_size < wanted:
+        raise ModelError(f"{file}: is cut off: {wanted} bytes wanted, {file.stat().st_size} found. Fetch it again.")
+    return tensors
 
 
 def _count(tensors: dict[str, Any], quantization: dict[str, Any]) -> tuple[int, dict[str, tuple[int, int]]]:

@@ -9,21 +9,66 @@ import itertools
 import json
 import secrets
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Template, TemplateError, nodes
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from .errors import DataError
+from .errors import ConfigError, DataError
 
-PLAIN_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if message['role'] == 'assistant' %}### Response:\n{{ message['content'] }}{{ eos_token }}\n"
-    "{% else %}### Prompt:\n{{ message['content'] }}\n\n{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}### Response:\n{% endif %}"
-)
+PATTERNS = {
+    "plain": "### Prompt:\n{prompt}\n\n### Response:\n{response}",
+    "pergunta": "### Pergunta:\n{prompt}\n\n### Resposta:\n{response}",
+}
 """For a base model that brings no chat template of its own."""
+
+
+def from_pattern(pattern: str) -> str:
+    """The chat template that writes each question and its answer into a text with `{prompt}` and `{response}` in it.
+
+    A system text stands above the first question as it is. Every answer ends with the end-of-text token.
+
+    Raises:
+        ConfigError: one of the two is missing, occurs twice, or stands in the other's place.
+    """
+    before, prompt, rest = pattern.partition("{prompt}")
+    between, response, after = rest.partition("{response}")
+    if not (prompt and response) or "{prompt}" in rest or "{response}" in before + after:
+        raise ConfigError(
+            f"template {pattern!r}: wanted auto, {', '.join(PATTERNS)}, a .jinja file, or a text with {{prompt}} "
+            "and then {response} in it, each once."
+        )
+    before, between, after = (json.dumps(text, ensure_ascii=False) for text in (before, between, after))
+    answer = f"{between} + message['content'] + {after} + eos_token + '\\n'"
+    return (
+        "{{ bos_token }}{% for message in messages %}"
+        f"{{% if message['role'] == 'assistant' %}}{{{{ {answer} }}}}"
+        "{% elif message['role'] == 'system' %}{{ message['content'] + '\\n\\n' }}"
+        f"{{% else %}}{{{{ {before} + message['content'] }}}}{{% endif %}}"
+        f"{{% endfor %}}{{% if add_generation_prompt %}}{{{{ {between} }}}}{{% endif %}}"
+    )
+
+
+def read_template(choice: str, own: str | None) -> str:
+    r"""The text of the chat template that the setting `template` names.
+
+    Args:
+        choice: `auto`, a name of `PATTERNS`, the path of a `.jinja` file, or a pattern with `\n` for line breaks.
+        own: what the model brings.
+
+    Raises:
+        ConfigError: there is no such file, or the text is no pattern.
+    """
+    if choice == "auto" and own:
+        return own
+    if choice.endswith(".jinja"):
+        try:
+            return Path(choice).expanduser().read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"template {choice}: cannot be read: {error}") from None
+    return from_pattern(PATTERNS.get("plain" if choice == "auto" else choice, choice.replace("\\n", "\n")))
 
 
 class ChatTemplate:

@@ -88,7 +88,7 @@ def plan_training(config: RunConfig, say: Callable[[str], None]) -> tuple[Traini
 
     say(console.header())
     say(console.table(console.machine()))
-    tokenizer = tokens.ChatTokenizer(bases.find_tokenizer(config.base))
+    tokenizer = tokens.open_tokenizer(config.base)
     prepared = data.prepare(config.data, tokenizer)
     say(console.block("Data", console.data_counts(prepared.report)))
     model = bases.find_base(config.base)  # after the data: what is wrong there must be known before 14 GB are fetched
@@ -115,12 +115,12 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _data(arguments: argparse.Namespace) -> int:
-    from . import bases, data, tokens
+    from . import data, tokens
     from .token_report import describe
 
     given = {name: value for name, value in given_settings(arguments).items() if name != "data"}
     config = from_flat({**given, "data": arguments.sources})
-    tokenizer = tokens.ChatTokenizer(bases.find_tokenizer(config.base))
+    tokenizer = tokens.open_tokenizer(config.base)
     with console.counting("rows") as progress:
         prepared = data.prepare(config.data, tokenizer, output=arguments.out, progress=progress)
     described = None

@@ -56,6 +56,13 @@ class BaseConfig:
         "4", "Bits to quantise to while loading, when the base is not quantised already."
     )
     group_size: Literal["32", "64", "128"] = knob("64", "Weights that share a scale when quantising.")
+    template: str = knob(
+        "auto",
+        "How a conversation is written: the model's own chat template, or plain where it has none (auto); plain "
+        "(### Prompt: / ### Response:); pergunta (### Pergunta: / ### Resposta:); a text of your own with {prompt} and "
+        "{response} in it; or a .jinja file.",
+        role="place",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,20 +110,28 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
-    """The adapter: W x + (alpha / rank) · B A x, with W frozen (arXiv:2106.09685)."""
+    """The adapter: W x + scale · B A x, with W frozen (arXiv:2106.09685)."""
 
+    adapter: Literal["lora", "dora"] = knob(
+        "lora", "Kind: LoRA, or DoRA, which also learns each output's magnitude (arXiv:2402.09353) and is slower."
+    )
     rank: int = knob(8, "Rank r of the update B A.", ge=1, le=512, essential=True)
     alpha: float = knob(16.0, "The update is scaled by alpha / rank.", ge=0.0, le=4096.0)
+    rslora: bool = knob(False, "Scale by alpha / √rank instead, for high ranks (rsLoRA, arXiv:2312.03732).")
     dropout: float = knob(0.0, "Dropout on the adapter's input.", ge=0.0, le=0.9)
     num_layers: int = knob(0, "Transformer layers that get adapters, counted from the last; 0: all.", ge=0, le=1024)
-    projections: Literal["all", "attention", "qv"] = knob(
-        "all", "Linear layers that get adapters: attention and MLP, attention only, or queries and values."
+    projections: str = knob(
+        "all",
+        "Linear layers that get adapters: all, attention, mlp, qv (queries and values), or names, as in q_proj,v_proj.",
+    )
+    init_adapter: str = knob(
+        "", "Adapters to start from: a run, a directory or a .safetensors file; default: none.", role="place"
     )
 
     @property
     def scale(self) -> float:
-        """Factor of the update, `alpha / rank`."""
-        return self.alpha / self.rank
+        """Factor of the update: `alpha / rank`, with `rslora` `alpha / √rank`."""
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +146,12 @@ class TrainConfig:
     grad_accumulation_steps: int = knob(1, "Micro-batches a step.", ge=1, le=4096)
     learning_rate: float = knob(
         0.0, "Peak learning rate; 0: one that suits the model's width.", ge=0.0, le=1.0, essential=True
+    )
+    lora_plus: float = knob(
+        1.0,
+        "Learning rate of B over that of A (LoRA+, arXiv:2402.12354, where 16 is advised).",
+        ge=0.01,
+        le=1000.0,
     )
     schedule: Literal["cosine", "linear", "constant"] = knob("cosine", "Shape of the learning rate after warm-up.")
     warmup_steps: int = knob(5, "Steps over which the learning rate rises from 0.", ge=0, unit="steps")

@@ -62,15 +62,20 @@ def _fast_cross_entropy_vjp(primals, cotangent, _):
 # Linear layers --------------------------------------------------------------------------------------------------
 
 
-class _TakesAdapter:
-    """Gives a linear layer our adapter where mlx-lm's `linear_to_lora_layers` asks for one."""
+class FrozenLinear:
+    """A linear layer of the base: `product` is its output without the bias."""
 
-    def to_lora(self, r: int, scale: float, dropout: float) -> nn.Module:
-        """Put an adapter on this layer."""
-        return AdapterLinear.wrap(self, r, scale, dropout)
+    def product(self, x: mx.array) -> mx.array:
+        """Compute x Wᵀ for inputs `(…, inputs)`."""
+        raise NotImplementedError
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Outputs of inputs `(…, inputs)`."""
+        y = self.product(x)
+        return y + self["bias"] if "bias" in self else y
 
 
-class DequantisingLinear(_TakesAdapter, nn.QuantizedLinear):
+class DequantisingLinear(FrozenLinear, nn.QuantizedLinear):
     """A frozen quantised linear layer that dequantises and multiplies, forwards and backwards.
 
     With `keep` the dequantised weights stay in memory; without, each use makes them anew (and nothing dequantised is
@@ -79,10 +84,9 @@ class DequantisingLinear(_TakesAdapter, nn.QuantizedLinear):
 
     keep = False
 
-    def __call__(self, x: mx.array) -> mx.array:
-        """Outputs of inputs `(…, inputs)`."""
-        y = _multiply(self, x)
-        return y + self["bias"] if "bias" in self else y
+    def product(self, x: mx.array) -> mx.array:
+        """Compute x Wᵀ."""
+        return _multiply(self, x)
 
 
 class DequantisingEmbedding(nn.QuantizedEmbedding):
@@ -119,18 +123,29 @@ def _multiply(layer: Any, x: mx.array) -> mx.array:
     return linear(x)
 
 
-class QuantisedLinear(_TakesAdapter, nn.QuantizedLinear):
-    """MLX's quantised layer, with our adapter."""
+class QuantisedLinear(FrozenLinear, nn.QuantizedLinear):
+    """MLX's quantised layer, whose product is to be had without the bias."""
+
+    def product(self, x: mx.array) -> mx.array:
+        """Compute x Wᵀ."""
+        return mx.quantized_matmul(
+            x,
+            self["weight"],
+            scales=self["scales"],
+            biases=self.get("biases"),
+            transpose=True,
+            group_size=self.group_size,
+            bits=self.bits,
+            mode=self.mode,
+        )
 
 
-class PlainLinear(_TakesAdapter, nn.Linear):
-    """MLX's linear layer, with our adapter."""
+class PlainLinear(FrozenLinear, nn.Linear):
+    """MLX's linear layer, whose product is to be had without the bias."""
 
-
-def _lora_linear() -> type:
-    from mlx_lm.tuner.lora import LoRALinear
-
-    return LoRALinear
+    def product(self, x: mx.array) -> mx.array:
+        """Compute x Wᵀ."""
+        return x @ self["weight"].T
 
 
 class KeyedDropout(nn.Dropout):
@@ -154,29 +169,75 @@ def draw_keys(count: int) -> list[mx.array]:
     return list(mx.random.randint(0, 2**32 - 1, (count, 2), mx.uint32)) if count else []
 
 
-class AdapterLinear(_lora_linear()):
-    """mlx-lm's LoRA layer with its arithmetic in the activations' dtype; the adapter itself stays float32.
+def _adapters_of_mlx_lm() -> tuple[type, type]:
+    from mlx_lm.tuner.dora import DoRALinear  # not above: `device` comes before anything that imports mlx
+    from mlx_lm.tuner.lora import LoRALinear
 
-    `enabled` False gives the base model's answer, to the bit.
-    """
+    return LoRALinear, DoRALinear
+
+
+LoRALinear, DoRALinear = _adapters_of_mlx_lm()
+
+
+class Adapter:
+    """An adapter on a linear layer; `enabled` False gives the base model's answer, to the bit."""
 
     enabled = True
 
     @classmethod
-    def wrap(cls, linear: nn.Module, r: int, scale: float, dropout: float) -> AdapterLinear:
-        """Put an adapter with B = 0 on a linear layer."""
-        made = _lora_linear().from_base(linear, r=r, scale=scale, dropout=dropout)
+    def wrap(cls, linear: nn.Module, rank: int, scale: float, dropout: float) -> nn.Module:
+        """Put an adapter with B = 0 on a linear layer of the base."""
+        made = cls.from_base(linear, r=rank, scale=scale, dropout=dropout)  # type: ignore[attr-defined]
         made.__class__ = cls
         made.dropout.__class__ = KeyedDropout
         return made
 
+    def low_rank(self, x: mx.array) -> mx.array:
+        """Compute scale · x A B, with A and B in float32 and the arithmetic in the dtype of `x`."""
+        low = self.dropout(x) @ self.lora_a.astype(x.dtype)  # type: ignore[attr-defined]
+        return low @ (self.scale * self.lora_b).astype(x.dtype)  # type: ignore[attr-defined]
+
+
+class LoraAdapter(Adapter, LoRALinear):
+    """LoRA (arXiv:2106.09685) as mlx-lm stores it."""
+
     def __call__(self, x: mx.array) -> mx.array:
         """Outputs of inputs `(…, inputs)`."""
         y = self.linear(x)
+        return y + self.low_rank(x) if self.enabled else y
+
+
+class DoraAdapter(Adapter, DoRALinear):
+    """DoRA (arXiv:2402.09353) as mlx-lm stores it: magnitudes `m` of the outputs are learnt beside their directions.
+
+    The norms of the rows of W + scale (A B)ᵀ, through which no gradient goes (4.3 there), are had without that sum:
+    |w + s·b|² = |w|² + 2 s w·b + s²|b|², where w·b and b·b follow from W A and Aᵀ A, `rank` columns each.
+    """
+
+    @classmethod
+    def wrap(cls, linear: nn.Module, rank: int, scale: float, dropout: float) -> nn.Module:
+        """Put an adapter with B = 0, and the magnitudes that the base has, on a linear layer of the base."""
+        made = super().wrap(linear, rank, scale, dropout)
+        squares = made.m.square()
+        mx.eval(made.m, squares)  # one layer at a time: each is dequantised for it
+        object.__setattr__(made, "_squares", squares)  # past nn.Module, for which it would be a parameter
+        return made
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Outputs of inputs `(…, inputs)`."""
         if not self.enabled:
-            return y
-        low = self.dropout(x) @ self.lora_a.astype(x.dtype)
-        return y + low @ (self.scale * self.lora_b).astype(x.dtype)
+            return self.linear(x)
+        y = (self.m / self._norms(x.dtype)).astype(x.dtype) * (self.linear.product(x) + self.low_rank(x))
+        return y + self.linear["bias"] if "bias" in self.linear else y
+
+    def _norms(self, dtype: mx.Dtype) -> mx.array:
+        a, b = mx.stop_gradient(self.lora_a), mx.stop_gradient(self.scale * self.lora_b)
+        along = (self.linear.product(a.T.astype(dtype)).astype(mx.float32) * b).sum(0)
+        own = (b * ((a.T @ a) @ b)).sum(0)
+        return mx.stop_gradient(mx.sqrt(mx.maximum(self._squares + 2 * along + own, 1e-12)))
+
+
+ADAPTERS = {"lora": LoraAdapter, "dora": DoraAdapter}
 
 
 def _dequantise(layer: Any, weight: mx.array) -> mx.array:

@@ -5,20 +5,24 @@ mlx-lm's model definitions and adapter format; our kernels inside. Knows nothing
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from .bases import PROJECTIONS, ModelSpec
+from .adapters import ADAPTER_CONFIG, ADAPTER_FILE, refuse_misfits
+from .bases import ModelSpec, within_layer
 from .batching import Batch, make_batch
 from .config import LoraConfig
 from .device import Kernels, mx, nn, tree_flatten, tree_unflatten
 from .errors import ModelError
 from .kernels import (
-    AdapterLinear,
+    ADAPTERS,
+    Adapter,
+    FrozenLinear,
     KeyedDropout,
     PackedRows,
     draw_keys,
@@ -67,26 +71,40 @@ def _quantisable(spec: ModelSpec) -> Any:
 
 
 def attach_adapters(model: nn.Module, spec: ModelSpec, lora: LoraConfig, seed: int) -> None:
-    """Put adapters on the chosen layers; with B = 0 the model's answers stay as they were (arXiv:2106.09685, 4.1)."""
-    from mlx_lm.tuner.utils import linear_to_lora_layers
+    """Put adapters on the chosen layers; with B = 0 the model's answers stay as they were (arXiv:2106.09685, 4.1).
 
+    Raises:
+        ModelError: the model has no such layers.
+    """
     mx.random.seed(seed)
-    parameters = adapter_parameters(spec, lora)
-    linear_to_lora_layers(model, parameters["num_layers"], parameters["lora_parameters"])
+    kind, keys = ADAPTERS[lora.adapter], _keys(spec, lora)
+    for layer in model.layers[len(model.layers) - len(spec.adapted_layers(lora)) :]:
+        wrapped = [
+            (name, kind.wrap(module, lora.rank, lora.scale, lora.dropout))
+            for name, module in layer.named_modules()
+            if name in keys and isinstance(module, FrozenLinear)
+        ]
+        layer.update_modules(tree_unflatten(wrapped))
+    if not model.trainable_parameters():
+        raise ModelError(f"{spec.path}: {', '.join(keys)} are no linear layers of this model.")
     mx.eval(model.trainable_parameters())
+
+
+def _keys(spec: ModelSpec, lora: LoraConfig) -> list[str]:
+    """Linear layers that get adapters, named as within a transformer layer."""
+    return list(dict.fromkeys(within_layer(path) for path in spec.adapted_shapes(lora)))
 
 
 def adapter_parameters(spec: ModelSpec, lora: LoraConfig) -> dict[str, Any]:
     """The adapter in mlx-lm's words, as `adapter_config.json` holds it."""
-    present = {path.split(".", 3)[3] for path in spec.adapted_shapes(lora)}
     return {
-        "fine_tune_type": "lora",
+        "fine_tune_type": lora.adapter,
         "num_layers": len(spec.adapted_layers(lora)),
         "lora_parameters": {
             "rank": lora.rank,
             "scale": lora.scale,
             "dropout": lora.dropout,
-            "keys": [key for key in PROJECTIONS["all"] if key in present],
+            "keys": _keys(spec, lora),
         },
         "model": str(spec.path.resolve()),
     }
@@ -94,8 +112,8 @@ def adapter_parameters(spec: ModelSpec, lora: LoraConfig) -> dict[str, Any]:
 
 def save_adapters(model: nn.Module, directory: Path, config: dict[str, Any], metadata: dict[str, str]) -> None:
     """Write `adapters.safetensors` and `adapter_config.json` as mlx-lm reads them; the weights change place at once."""
-    write_json(directory / "adapter_config.json", config)
-    with replacing(directory / "adapters.safetensors") as temporary:
+    write_json(directory / ADAPTER_CONFIG, config)
+    with replacing(directory / ADAPTER_FILE) as temporary:
         mx.save_safetensors(str(temporary), dict(tree_flatten(model.trainable_parameters())), metadata)
 
 
@@ -105,22 +123,13 @@ def load_adapters(model: nn.Module, path: Path) -> None:
     Raises:
         ModelError: the file cannot be read, or a tensor is missing, unknown or of another shape.
     """
-    wanted = {name: value.shape for name, value in tree_flatten(model.trainable_parameters())}
+    wanted = {name: tuple(value.shape) for name, value in tree_flatten(model.trainable_parameters())}
     try:
         found = mx.load(str(path))
     except (RuntimeError, ValueError) as error:
         raise ModelError(f"{path}: cannot be read: {error}") from None
-    problems = [f"{name} is missing" for name in sorted(wanted.keys() - found.keys())]
-    problems += [f"{name} is not an adapter of this model" for name in sorted(found.keys() - wanted.keys())]
-    problems += [
-        f"{name} has shape {tuple(found[name].shape)}, wanted {tuple(wanted[name])}"
-        for name in sorted(wanted.keys() & found.keys())
-        if found[name].shape != wanted[name]
-    ]
-    if problems:
-        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise ModelError(f"{path}: does not fit: {'; '.join(problems[:5])}{more}.")
-    model.load_weights(list(found.items()), strict=False)
+    refuse_misfits(path, {name: tuple(value.shape) for name, value in found.items()}, wanted)
+    model.load_weights([(name, value.astype(mx.float32)) for name, value in found.items()], strict=False)
     mx.eval(model.trainable_parameters())
 
 
@@ -139,6 +148,13 @@ class AdapterVector:
         self.shapes = [value.shape for _, value in named]
         self._cuts = np.cumsum([value.size for _, value in named])[:-1].tolist()
 
+    def spread(self, values: Callable[[str], float]) -> mx.array | None:
+        """`values(name)` at each number of each adapter, `(parameters,)`; None where it is 1 everywhere."""
+        numbers = [values(name) for name in self.names]
+        if set(numbers) == {1.0}:
+            return None
+        return mx.concatenate([mx.full(math.prod(s), x) for s, x in zip(self.shapes, numbers, strict=True)])
+
     def join(self, tree: dict[str, Any]) -> mx.array:
         """Adapters, or gradients of them, to `(parameters,)` float32."""
         return mx.concatenate([value.reshape(-1) for _, value in tree_flatten(tree)])
@@ -152,7 +168,7 @@ class AdapterVector:
 @contextmanager
 def base_only(model: nn.Module) -> Iterator[None]:
     """Inside the block the adapters are off: the model answers as the base does."""
-    adapters = [module for module in model.modules() if isinstance(module, AdapterLinear)]
+    adapters = [module for module in model.modules() if isinstance(module, Adapter)]
     for adapter in adapters:
         adapter.enabled = False
     try:

@@ -12,18 +12,20 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from .adapters import ADAPTER_FILE, check_adapters, find_adapters
 from .bases import ModelSpec
 from .config import RunConfig, from_flat, from_json, to_flat, to_json
 from .data import FACTS_FILE, TRAIN_FILE, VAL_FILE, PreparedData, Rows
 from .errors import BusyError, ConfigError, RunError
 from .schedule import suited_learning_rate
-from .storage import write_json, write_text
+from .storage import describe_file, replacing, write_json, write_text
 from .tokens import ChatTokenizer, TokenDataset
 
 State = Literal["preparing", "running", "paused", "stopped", "completed", "failed", "crashed"]
@@ -96,6 +98,17 @@ class Run:
         return self.path / "final"
 
     @property
+    def initial_adapters(self) -> Path:
+        """The file of adapters that training starts from, where it starts from some."""
+        return self.path / "initial_adapters.safetensors"
+
+    @property
+    def template(self) -> str:
+        """Which chat template: the run's copy of a file, else as the setting says."""
+        own = self.path / "chat_template.jinja"
+        return str(own) if own.is_file() else self.config().base.template
+
+    @property
     def adapters(self) -> Path:
         """What to answer with: the best adapters, or the final ones where there was no validation.
 
@@ -103,7 +116,7 @@ class Run:
             RunError: the run has neither.
         """
         for directory in (self.best, self.final):
-            if (directory / "adapters.safetensors").is_file():
+            if (directory / ADAPTER_FILE).is_file():
                 return directory
         raise RunError(f"{self.path}: has no trained adapters yet (state: {self.state}).")
 
@@ -254,6 +267,8 @@ class TrainingPlan:
         model: what will be loaded.
         data: the prepared rows.
         train_rows: rows that can be trained, of those.
+        template_text: the chat template.
+        initial_adapters: the file of adapters to start from, if any.
     """
 
     run: Run
@@ -262,6 +277,8 @@ class TrainingPlan:
     model: ModelSpec
     data: PreparedData
     train_rows: int
+    template_text: str
+    initial_adapters: Path | None = None
 
     @property
     def total_steps(self) -> int:
@@ -323,6 +340,9 @@ class TrainingTracker:
             reasons = "; ".join(f"{where}: {why}" for where, why in train_dataset.skipped[:3])
             raise RunError(f"no row can be trained. {reasons}")
         model.adapted_shapes(config.lora)
+        initial = find_adapters(config.lora.init_adapter, self.runs_dir) if config.lora.init_adapter else None
+        if initial:
+            check_adapters(initial, model, config.lora)
         if not config.train.learning_rate:
             config = from_flat({"learning_rate": suited_learning_rate(model.config["hidden_size"])}, base=config)
         identity = {
@@ -330,6 +350,7 @@ class TrainingTracker:
             "model": model.fingerprint,
             "tokeniser and template": tokenizer.fingerprint,
             "data": data.fingerprint,
+            "initial adapters": describe_file(initial)["sha256"] if initial else "",
         }
         identity = json.loads(json.dumps(identity))  # as it will be read again: tuples become lists
         name = config.place.run or _default_name(config, model, identity)
@@ -341,7 +362,8 @@ class TrainingTracker:
             run, number = Run(self.runs_dir / f"{name}-{number}"), number + 1
         if run.exists:
             _refuse_differences(run, identity)
-        return TrainingPlan(run, config, identity, model, data, len(train_dataset))
+        template = tokenizer.template_text
+        return TrainingPlan(run, config, identity, model, data, len(train_dataset), template, initial)
 
     def create(self, plan: TrainingPlan) -> Run:
         """Write the run's directory, or take over how long and how often where it exists already."""
@@ -349,12 +371,21 @@ class TrainingTracker:
         run.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not run.exists:
             plan.data.save(run.path / "data")
+            if plan.initial_adapters:
+                with replacing(run.initial_adapters) as temporary:
+                    shutil.copyfile(plan.initial_adapters, temporary)
+            if plan.config.base.template.endswith(".jinja"):
+                write_text(run.path / "chat_template.jinja", plan.template_text)
             environment = {
                 "identity": plan.identity,
                 "model": {
                     "name": plan.model.name,
                     "path": str(plan.model.path.resolve()),
                     "licence": plan.model.licence,
+                    "parameters": plan.model.parameters,
+                    "loaded_bytes": plan.model.loaded_bytes,
+                    "bits": plan.model.bits,
+                    "trainable": plan.model.trainable(plan.config.lora),
                 },
             }
             write_json(run.path / "environment.json", environment)
@@ -392,17 +423,25 @@ def resolve_config(given: dict[str, Any]) -> RunConfig:
         return config
     stored = to_flat(run.config()) | {"data": (str(run.path / "data"),), "facts": ""}
     stored |= {"run": run.name, "runs_dir": config.place.runs_dir}  # where it was found, wherever it was made
+    stored |= {"init_adapter": str(run.initial_adapters)} if run.initial_adapters.is_file() else {}
+    stored |= {"template": run.template}
     return from_flat(stored | given)
 
 
 def _default_name(config: RunConfig, model: ModelSpec, identity: dict[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:6]
+    usual = _defaults()  # left out, so that a setting that is added later changes no name
+    decisive = {key: value for key, value in identity.items() if value != usual.get(key)}
+    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:6]
     short = re.sub(r"[^a-z0-9.]+", "-", model.name.lower()).strip("-.")[:32] or "model"
     return f"{short}-{f'q{model.bits}' if model.bits else 'full'}-r{config.lora.rank}-{digest}"
 
 
+def _defaults() -> dict[str, Any]:
+    return json.loads(json.dumps(to_flat(RunConfig(), "result"))) | {"initial adapters": ""}
+
+
 def _refuse_differences(run: Run, identity: dict[str, Any]) -> None:
-    stored = run.environment()["identity"]
+    stored = _defaults() | run.environment()["identity"]  # what was not a setting yet, was as it is by default
     changed = [key for key in identity if stored.get(key) != identity[key]]
     if changed:
         short = {key: (str(stored.get(key))[:12], str(identity[key])[:12]) for key in changed}

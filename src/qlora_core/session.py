@@ -77,6 +77,12 @@ class Session:
         return [first, *(mx.new_stream(mx.default_device()) for _ in range(self.kernels.streams - 1))]
 
     @functools.cached_property
+    def rate_ratio(self) -> mx.array | None:
+        """Learning rate of each adapter parameter over the step's (LoRA+: that of B is higher); None: all the same."""
+        ratio = self.config.train.lora_plus
+        return self.adapters.spread(lambda name: ratio if name.endswith("lora_b") else 1.0)
+
+    @functools.cached_property
     def lengths(self) -> list[int]:
         """Tokens of each row to train."""
         return self.train_rows.lengths.tolist()
@@ -91,7 +97,7 @@ def open_session(writer: RunWriter, monitor: MemoryMonitor) -> Session:
     run = writer.run
     config, environment = run.config(), run.environment()
     spec = describe(_base_path(environment), config.base, environment["model"]["licence"])
-    tokenizer = ChatTokenizer(spec.path)
+    tokenizer = ChatTokenizer(spec.path, run.template)
     _refuse_changes(run, environment["identity"], spec, tokenizer)
     rows = make_dataset(run.train_rows(), tokenizer, config.data.max_seq_length).rows
     val_rows = make_dataset(run.validation_rows(), tokenizer, config.data.max_seq_length).rows
@@ -102,6 +108,8 @@ def open_session(writer: RunWriter, monitor: MemoryMonitor) -> Session:
     fit.check_before_loading(estimate, monitor.sample().available, config)
     model = load_base(spec, kernels)
     attach_adapters(model, spec, config.lora, config.train.seed)
+    if run.initial_adapters.is_file():
+        load_adapters(model, run.initial_adapters)
     layout = choose_layout(model, spec.config["vocab_size"], packing=config.train.packing)
     if config.train.grad_checkpoint:
         use_grad_checkpoint(model)
@@ -183,7 +191,7 @@ def load_for_answers(run: Run, *, base: bool = False) -> tuple[nn.Module, ChatTo
     """
     config, environment = run.config(), run.environment()
     spec = describe(_base_path(environment), config.base, environment["model"]["licence"])
-    tokenizer = ChatTokenizer(spec.path)
+    tokenizer = ChatTokenizer(spec.path, run.template)
     _refuse_changes(run, environment["identity"], spec, tokenizer)
     model = load_base(spec, device.choose_kernels(spec.dtype, 4 * spec.parameters, available_bytes()))
     if not base:

@@ -21,7 +21,9 @@ import numpy as np
 from jinja2 import TemplateError
 from tokenizers import Tokenizer
 
-from .chat_template import PLAIN_TEMPLATE, ChatTemplate
+from .bases import find_tokenizer
+from .chat_template import ChatTemplate, read_template
+from .config import BaseConfig
 from .errors import DataError, ModelError
 from .parallel import in_processes, processes
 from .token_rows import TokenRow, TokenRows
@@ -36,14 +38,17 @@ class ChatTokenizer:
 
     Args:
         directory: holds `tokenizer.json` and, usually, `tokenizer_config.json`.
+        template: which chat template, as the setting of that name says.
 
     Raises:
+        ConfigError: there is no such template.
         ModelError: `tokenizer.json` is missing or unreadable, no end-of-text token is known, or the chat template is
             not one.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, template: str = "auto") -> None:
         self.directory = Path(directory)
+        self.template = template
         path = self.directory / "tokenizer.json"
         if not path.is_file():
             raise ModelError(f"{path}: not found. A model directory needs a tokenizer.json (a fast tokeniser).")
@@ -65,11 +70,15 @@ class ChatTokenizer:
         self._first_letters = {token[0] for token in self.control_tokens}
         self._ends_text = np.zeros(max([*self._tokenizer.get_vocab().values(), *self.eos_ids]) + 1, bool)
         self._ends_text[list(self.eos_ids)] = True
-        self.template_text = self._template_text(settings)
+        own = self._own_template(settings)
+        self.template_text = read_template(template, own)
+        # a template of ours begins a text as this tokeniser would; the model's own knows by itself
+        bos = self.bos_token if self.template_text == own or self._begins_with_bos() else None
         try:
-            self._template = ChatTemplate(self.template_text, self.bos_token or "", self.eos_token)
+            self._template = ChatTemplate(self.template_text, bos or "", self.eos_token)
         except TemplateError as error:
-            raise ModelError(f"{self.directory}: its chat template cannot be read: {error}") from None
+            whose = "its chat template" if template == "auto" else f"the template {template}"
+            raise ModelError(f"{self.directory}: {whose} cannot be read: {error}") from None
 
     def _end_ids(self) -> tuple[int, ...]:
         """Ids that end an answer; the tokeniser's own end-of-text comes first."""
@@ -83,14 +92,18 @@ class ChatTokenizer:
         self.eos_token = self.eos_token or self._tokenizer.id_to_token(ids[0])
         return tuple(ids)
 
-    def _template_text(self, settings: dict[str, Any]) -> str:
+    def _own_template(self, settings: dict[str, Any]) -> str | None:
         own = self.directory / "chat_template.jinja"
         if own.is_file():
             return own.read_text(encoding="utf-8")
         template = settings.get("chat_template")
         if isinstance(template, list):  # several, by name
             template = next((t["template"] for t in template if t.get("name") == "default"), None)
-        return template or PLAIN_TEMPLATE
+        return template
+
+    def _begins_with_bos(self) -> bool:
+        ids = self._tokenizer.encode("", add_special_tokens=True).ids
+        return bool(self.bos_token) and ids[:1] == [self._tokenizer.token_to_id(self.bos_token)]
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -202,6 +215,15 @@ class ChatTokenizer:
         return len(self._ends_text)
 
 
+def open_tokenizer(config: BaseConfig) -> ChatTokenizer:
+    """The tokeniser of `config.model`, fetched if need be, with the template that `config` names.
+
+    Raises:
+        QLoraError: there is no such model or template, or one of them cannot be read.
+    """
+    return ChatTokenizer(find_tokenizer(config), config.template)
+
+
 @dataclass(frozen=True)
 class TokenDataset:
     """Rows ready to train, and what could not be used.
@@ -266,7 +288,8 @@ def make_dataset(
     chunks = [(start, min(start + CHUNK_ROWS, len(rows))) for start in range(0, len(rows), CHUNK_ROWS)]
     if len(rows) >= PARALLEL_ROWS and processes() > 1:
         lines = getattr(rows, "lines", None) or (lambda start, stop: list(_part(rows, start, stop)))
-        work = functools.partial(_encode_lines, directory=tokenizer.directory, max_seq_length=max_seq_length)
+        source = (tokenizer.directory, tokenizer.template)
+        work = functools.partial(_encode_lines, source=source, max_seq_length=max_seq_length)
         results = in_processes(work, (lines(*chunk) for chunk in chunks))
     else:
         results = (_encode_chunk(_part(rows, *chunk), tokenizer, max_seq_length) for chunk in chunks)
@@ -308,16 +331,18 @@ def _part(rows: Sequence[dict[str, Any]], start: int, stop: int) -> Iterator[dic
     return (rows[i] for i in range(start, stop))
 
 
-def _encode_lines(lines: Sequence[bytes | dict[str, Any]], *, directory: Path, max_seq_length: int) -> TokenDataset:
+def _encode_lines(
+    lines: Sequence[bytes | dict[str, Any]], *, source: tuple[Path, str], max_seq_length: int
+) -> TokenDataset:
     """In a process of its own: encode rows, given as JSON or decoded."""
     rows = (json.loads(line) if isinstance(line, bytes) else line for line in lines)
-    return _encode_chunk(rows, _tokenizer_here(directory), max_seq_length)
+    return _encode_chunk(rows, _tokenizer_here(*source), max_seq_length)
 
 
 @functools.lru_cache(maxsize=1)
-def _tokenizer_here(directory: Path) -> ChatTokenizer:
+def _tokenizer_here(directory: Path, template: str) -> ChatTokenizer:
     """The tokeniser of this process; not read as it starts, so that what is wrong with it can be told."""
-    return ChatTokenizer(directory)
+    return ChatTokenizer(directory, template)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

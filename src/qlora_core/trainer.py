@@ -208,7 +208,7 @@ def train_step(session: Session, group: Sequence[Sequence[int]]) -> Step:
     The gradient is that of the mean loss over all target tokens of the step: micro-batches are summed, not averaged,
     so accumulating 4 of 1 row equals 1 of 4. An update that is not finite leaves the weights as they were.
     """
-    optimizer, config = session.optimizer, session.config.train
+    config = session.config.train
     rows, number = session.train_rows, session.progress.step + 1
     targets = sum(rows[i].target_tokens for indices in group for i in indices)
     tokens = sum(len(rows[i]) for indices in group for i in indices)
@@ -224,12 +224,19 @@ def train_step(session: Session, group: Sequence[Sequence[int]]) -> Step:
     if step.finite:
         if config.max_grad_norm and step.norm > config.max_grad_norm:
             gradient = gradient * (config.max_grad_norm / step.norm)
-        optimizer.learning_rate = mx.array(step.rate, mx.float32)
-        adapters = session.adapters.join(session.model.trainable_parameters())
-        updated = optimizer.apply_gradients({"adapters": gradient}, {"adapters": adapters})
-        session.model.update(session.adapters.part(updated["adapters"]))
-        mx.eval(session.model.trainable_parameters(), optimizer.state)
+        _update(session, gradient, mx.array(step.rate, mx.float32))
     return step
+
+
+def _update(session: Session, gradient: mx.array, rate: mx.array) -> None:
+    """Change adapters and moments by a gradient `(parameters,)`."""
+    optimizer, ratio = session.optimizer, session.rate_ratio
+    optimizer.learning_rate = rate if ratio is None else rate * ratio
+    adapters = session.adapters.join(session.model.trainable_parameters())
+    updated = optimizer.apply_gradients({"adapters": gradient}, {"adapters": adapters})
+    optimizer.learning_rate = rate  # the state that is saved holds one number
+    session.model.update(session.adapters.part(updated["adapters"]))
+    mx.eval(session.model.trainable_parameters(), optimizer.state)
 
 
 def _micro_batch(session: Session, rows: Sequence[TokenRow]) -> tuple[mx.array, mx.array]:
