@@ -1,8 +1,10 @@
 """What tests share: small models, rows, and a command line that runs in a directory of its own."""
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,19 @@ from qlora_core.cli import plan_training
 from qlora_core.runs import Run, TrainingPlan, TrainingTracker, resolve_config
 
 ROOT = Path(__file__).parent.parent
+CACHE = tempfile.mkdtemp(prefix="qlora-tests-")
+os.environ["QLORA_CACHE"] = CACHE  # for the processes that tests start as well
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How long the tests that can go on for ever do."""
     parser.addoption("--examples", type=int, default=150, help="examples that hypothesis makes up for each test")
     parser.addoption("--kills", type=int, default=6, help="how often a process is killed in the middle of its work")
+
+
+def pytest_unconfigure() -> None:
+    """Leave nothing behind."""
+    shutil.rmtree(CACHE, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ from qlora_core.model import (
     use_grad_checkpoint,
 )
 from qlora_core.tokens import TokenRow
+from qlora_core.weights import loaded_directory
 
 VOCABULARY = 320
 LORA = LoraConfig(rank=4, alpha=8.0)
@@ -281,7 +282,7 @@ def test_base_only_ends_with_an_error_too(models: dict[str, Path]) -> None:
 
 
 def saved(model: nn.Module, spec, directory: Path, lora: LoraConfig = LORA) -> Path:
-    save_adapters(model, directory, adapter_parameters(spec, lora), {"step": "7"})
+    save_adapters(model, directory, adapter_parameters(spec, lora, "float32"), {"step": "7"})
     return directory / "adapters.safetensors"
 
 
@@ -336,7 +337,8 @@ def test_a_damaged_adapter_file_is_refused(models: dict[str, Path], tmp_path: Pa
 
 def test_adapter_config_is_in_mlx_lms_words(models: dict[str, Path], tmp_path: Path) -> None:
     lora = LoraConfig(rank=4, alpha=6.0, dropout=0.1, num_layers=1, projections="qv")
-    saved(*load(models["llama"], lora=lora), tmp_path, lora)
+    model, described = load(models["llama"], lora=lora)
+    saved(model, described, tmp_path, lora)
     assert json.loads((tmp_path / "adapter_config.json").read_text(encoding="utf-8")) == {
         "fine_tune_type": "lora",
         "num_layers": 1,
@@ -346,5 +348,5 @@ def test_adapter_config_is_in_mlx_lms_words(models: dict[str, Path], tmp_path: P
             "dropout": 0.1,
             "keys": ["self_attn.q_proj", "self_attn.v_proj"],
         },
-        "model": str(models["llama"].resolve()),
+        "model": str(loaded_directory(described, "float32")),
     }

@@ -20,7 +20,7 @@ from typing import Any
 
 from .config import BaseConfig, LoraConfig
 from .errors import ModelError
-from .storage import cache_directory
+from .storage import cache_directory, remembered_sha256
 
 BUILT_IN = "smollm2-135m"
 
@@ -178,9 +178,13 @@ class ModelSpec:
         """SHA-256 over `config.json` and the contents of every weight file."""
         digest = hashlib.sha256((self.path / "config.json").read_bytes())
         for path in weight_files(self.path):
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+            digest.update(bytes.fromhex(remembered_sha256(path)))
         return digest.hexdigest()
+
+    @property
+    def short_name(self) -> str:
+        """The name in small letters, digits, dots and dashes, at most 32."""
+        return re.sub(r"[^a-z0-9.]+", "-", self.name.lower()).strip("-.")[:32] or "model"
 
 
 Tensor = tuple[str, list[int], int]

@@ -32,42 +32,23 @@ from .kernels import (
 )
 from .storage import replacing, write_json
 from .tokens import TokenRow
+from .weights import load_weights, loaded_directory
 
 Layout = Literal["packed", "padded", "whole"]
 """How batches go through a model: rows end to end; side by side; side by side with logits at every position."""
 
 
-def load_base(spec: ModelSpec, kernels: Kernels) -> nn.Module:
-    """Load the weights, frozen, in `kernels.dtype`, quantised layer by layer where `spec` says so.
+def load_base(spec: ModelSpec, kernels: Kernels, warn: Callable[[str], None] = lambda _: None) -> nn.Module:
+    """Load the weights, frozen, in `kernels.dtype`, quantised while loading where `spec` says so.
 
     Raises:
         ModelError: mlx-lm does not know the architecture, or the weights do not fit it.
     """
-    from mlx_lm.utils import load_model
-
-    try:
-        model, _ = load_model(spec.path, lazy=True)
-        model.set_dtype(getattr(mx, kernels.dtype))
-        if spec.quantize_bits:
-            nn.quantize(model, spec.quantize_group_size, spec.quantize_bits, class_predicate=_quantisable(spec))
-        for layer in model.layers:  # one at a time: the full-size weights of a layer go when it is done
-            mx.eval(layer.parameters())
-        mx.eval(model.parameters())
-    except (ValueError, KeyError, TypeError, RuntimeError, FileNotFoundError) as error:
-        raise ModelError(f"{spec.path}: cannot be loaded as a {spec.config['model_type']} model: {error}") from None
+    model = load_weights(spec, kernels.dtype, warn)
     model.freeze()
     use_linear_kernels(model, kernels)
     use_attention_kernels(model, kernels)
     return model
-
-
-def _quantisable(spec: ModelSpec) -> Any:
-    group = spec.quantize_group_size
-
-    def predicate(path: str, module: nn.Module) -> bool:
-        return hasattr(module, "to_quantized") and module.weight.shape[-1] % group == 0
-
-    return predicate
 
 
 def attach_adapters(model: nn.Module, spec: ModelSpec, lora: LoraConfig, seed: int) -> None:
@@ -95,8 +76,8 @@ def _keys(spec: ModelSpec, lora: LoraConfig) -> list[str]:
     return list(dict.fromkeys(within_layer(path) for path in spec.adapted_shapes(lora)))
 
 
-def adapter_parameters(spec: ModelSpec, lora: LoraConfig) -> dict[str, Any]:
-    """The adapter in mlx-lm's words, as `adapter_config.json` holds it."""
+def adapter_parameters(spec: ModelSpec, lora: LoraConfig, dtype: str) -> dict[str, Any]:
+    """The adapter in mlx-lm's words, as `adapter_config.json` holds it, on the base as it was loaded in `dtype`."""
     return {
         "fine_tune_type": lora.adapter,
         "num_layers": len(spec.adapted_layers(lora)),
@@ -106,7 +87,7 @@ def adapter_parameters(spec: ModelSpec, lora: LoraConfig) -> dict[str, Any]:
             "dropout": lora.dropout,
             "keys": _keys(spec, lora),
         },
-        "model": str(spec.path.resolve()),
+        "model": str(loaded_directory(spec, dtype).resolve()),
     }
 
 

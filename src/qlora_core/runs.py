@@ -432,8 +432,7 @@ def _default_name(config: RunConfig, model: ModelSpec, identity: dict[str, Any])
     usual = _defaults()  # left out, so that a setting that is added later changes no name
     decisive = {key: value for key, value in identity.items() if value != usual.get(key)}
     digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:6]
-    short = re.sub(r"[^a-z0-9.]+", "-", model.name.lower()).strip("-.")[:32] or "model"
-    return f"{short}-{f'q{model.bits}' if model.bits else 'full'}-r{config.lora.rank}-{digest}"
+    return f"{model.short_name}-{f'q{model.bits}' if model.bits else 'full'}-r{config.lora.rank}-{digest}"
 
 
 def _defaults() -> dict[str, Any]:

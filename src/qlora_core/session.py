@@ -106,7 +106,7 @@ def open_session(writer: RunWriter, monitor: MemoryMonitor) -> Session:
         spec, config, rows, keeps_dense=kernels.linear == "kept", activation_bytes=4 if kernels.device == "cpu" else 2
     )
     fit.check_before_loading(estimate, monitor.sample().available, config)
-    model = load_base(spec, kernels)
+    model = load_base(spec, kernels, lambda message: writer.log("warning", message=message))
     attach_adapters(model, spec, config.lora, config.train.seed)
     if run.initial_adapters.is_file():
         load_adapters(model, run.initial_adapters)

@@ -7,16 +7,21 @@ Knows nothing of what is written.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
+LARGE_FILE = 16_000_000  # bytes from which a file's hash is worth remembering
+QUIET_SECONDS = 2.0  # since a file's last change
+REMEMBERED = 500  # hashes
 
 
 def flush_to_disk(descriptor: int) -> None:
@@ -141,12 +146,19 @@ def describe_file(path: Path) -> dict[str, Any]:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def manifest_problem(directory: Path) -> str | None:
-    """What is wrong with a published directory by its manifest, in a few words; None when nothing is."""
+def manifest_problem(directory: Path, *, contents: bool = True) -> str | None:
+    """What is wrong with a published directory by its manifest, in a few words; None when nothing is.
+
+    Args:
+        directory: as `publishing` left it.
+        contents: compare hashes; else sizes alone, for files that would take long to read.
+    """
     try:
         wanted = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))["files"]
         for name, expected in wanted.items():
-            if describe_file(directory / name) != expected:
+            path = directory / name
+            same = describe_file(path) == expected if contents else path.stat().st_size == expected["bytes"]
+            if not same:
                 return f"{name} differs from its manifest"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
@@ -155,6 +167,47 @@ def manifest_problem(directory: Path) -> str | None:
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         return f"{MANIFEST} cannot be read ({error})"
     return None
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Inside the block no other process is in one for the same path; a file beside it holds the lock."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def remembered_sha256(path: Path) -> str:
+    """SHA-256 of a file's content, in hex digits; that of a large file is remembered until the file changes.
+
+    It has changed when its place on the disk, its size or one of its times has. One that changed a moment ago is
+    not remembered: it could change again within the clock's resolution.
+    """
+    state = path.stat()
+    key = "-".join(map(str, (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)))
+    quiet = time.time() - max(state.st_mtime, state.st_ctime) > QUIET_SECONDS
+    memory = cache_directory() / "hashes.json"
+    if state.st_size < LARGE_FILE or not quiet:
+        return describe_file(path)["sha256"]
+    with locked(memory):
+        known = read_json(memory)
+        if key not in known:
+            known[key] = describe_file(path)["sha256"]
+            write_json(memory, dict(list(known.items())[-REMEMBERED:]))
+    return known[key]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object from a file that can be done without: empty where it is missing or damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def cache_directory() -> Path:

@@ -333,7 +333,7 @@ def _save(session: Session, writer: RunWriter) -> None:
 
 
 def _save_adapters(session: Session, directory: Path, **metadata: str) -> None:
-    config = adapter_parameters(session.spec, session.config.lora)
+    config = adapter_parameters(session.spec, session.config.lora, session.kernels.dtype)
     save_adapters(session.model, directory, config, {"step": str(session.progress.step), **metadata})
 
 
