@@ -3,11 +3,12 @@
     uv run python benchmarks/random_checkpoint.py llama-1b DIRECTORY
     uv run python benchmarks/random_checkpoint.py mistral-7b DIRECTORY     # 14.5 GB
 
-The numbers are normal with the usual width; the tokeniser is the built-in model's, with ids that every shape has.
+The numbers are normal with the usual width; the tokeniser is the built-in model's, cut to the vocabulary.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import shutil
@@ -31,7 +32,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
     "mistral-small": {
         "model_type": "mistral", "hidden_size": 256, "intermediate_size": 896, "num_hidden_layers": 4,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 49152, "tie_word_embeddings": False,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 32768, "tie_word_embeddings": False,
     },
 }  # fmt: skip
 
@@ -42,14 +43,13 @@ def write_checkpoint(shape: str, directory: Path) -> Path:
     if (directory / "config.json").is_file():
         return directory
     directory.mkdir(parents=True, exist_ok=True)
-    noise = np.random.default_rng(0).standard_normal(32_000_000, np.float32)
     shards = list(_shards(_tensors(config)))
     names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
     for name, shard in zip(names, shards, strict=True):
-        _write(directory / name, shard, noise)
+        _write(directory / name, shard)
     index = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
     (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}), encoding="utf-8")
-    _copy_tokeniser(directory)
+    _write_tokeniser(directory, config["vocab_size"])
     (directory / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     return directory
 
@@ -82,7 +82,7 @@ def _shards(tensors: Iterator[tuple[str, tuple[int, ...]]]) -> Iterator[dict[str
     yield shard
 
 
-def _write(path: Path, shard: dict[str, tuple[int, ...]], noise: np.ndarray) -> None:
+def _write(path: Path, shard: dict[str, tuple[int, ...]]) -> None:
     header, end = {}, 0
     for name, shape in shard.items():
         start, end = end, end + 2 * math.prod(shape)
@@ -91,17 +91,31 @@ def _write(path: Path, shard: dict[str, tuple[int, ...]], noise: np.ndarray) -> 
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for shape in shard.values():
-            size, width = math.prod(shape), 1 / math.sqrt(shape[-1])
-            for start in range(0, size, len(noise)):
-                part = noise[: min(len(noise), size - start)] * width if len(shape) > 1 else np.ones(size, np.float32)
-                (part.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16).tofile(file)  # bfloat16
+            numbers = _bfloat16(1 / math.sqrt(shape[-1])) if len(shape) > 1 else ONES
+            for start in range(0, math.prod(shape), len(numbers)):
+                numbers[: math.prod(shape) - start].tofile(file)
 
 
-def _copy_tokeniser(directory: Path) -> None:
+ONES = np.full(1_000_000, 0x3F80, np.uint16)  # bfloat16: the upper half of float32
+
+
+@functools.cache
+def _bfloat16(width: float) -> np.ndarray:
+    noise = np.random.default_rng(0).standard_normal(32_000_000, np.float32) * np.float32(width)
+    return (noise.view(np.uint32) >> 16).astype(np.uint16)
+
+
+def _write_tokeniser(directory: Path, vocabulary: int) -> None:
+    """The built-in model's, without the tokens beyond the vocabulary: merges come in the order of their results."""
     from qlora_core.bases import built_in_directory
 
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(built_in_directory() / name, directory / name)
+    source = built_in_directory()
+    content = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
+    model = content["model"]
+    model["vocab"] = {token: i for token, i in model["vocab"].items() if i < vocabulary}
+    model["merges"] = [pair for pair in model["merges"] if "".join(pair) in model["vocab"]]
+    (directory / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    shutil.copyfile(source / "tokenizer_config.json", directory / "tokenizer_config.json")
 
 
 if __name__ == "__main__":

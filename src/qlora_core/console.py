@@ -321,6 +321,8 @@ class TrainingReporter:
         self.say(event_line(event))
 
     def _on_eval(self, event: dict[str, Any]) -> None:
+        if self._bar is not None and self._bar.n >= (self._bar.total or 0):  # training ends within an epoch
+            self._close_bar()
         self.say(event_line(event))
         if event["best"]:
             self.say("  ✓ Best model saved")
