@@ -12,13 +12,15 @@ REPOSITORY = "owner/name"
 
 
 class FakeHub:
-    """Serve `files` as the repository `owner/name`; those named in `large` as the hub does with LFS, from elsewhere.
+    """Serve `files` as the repository `owner/name`; large ones as the hub does, from elsewhere.
 
     Attributes:
         files: contents by name; sizes and hashes told follow from it.
         requests: (method, path, headers) of what was asked.
-        refusal: (status, error code) to answer instead, by a part of the path: "" for all.
+        refusal: (status, error code or message) to answer instead, by a part of the path: "" for all.
         cut_at: bytes of a large file after which the connection is closed, whatever was asked; None for never.
+        damage: what to send in place of a large file, filled up to its length; nothing for the file.
+        ranges: whether a part of a large file can be asked for.
         silent: never answer.
     """
 
@@ -28,6 +30,7 @@ class FakeHub:
         self.refusal: dict[str, tuple[int, str]] = {}
         self.cut_at: int | None = None
         self.damage = b""
+        self.ranges = True
         self.silent = False
         self.closing = threading.Event()
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
@@ -59,12 +62,14 @@ class FakeHub:
 def _entry(name: str, content: bytes) -> dict[str, Any]:
     entry = {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
     if is_large(name):
-        entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 100}
+        digest = hashlib.sha256(content).hexdigest()
+        # a storage that huggingface_hub would turn to by itself, and that cannot go on where something broke off
+        entry |= {"lfs": {"oid": digest, "size": len(content), "pointerSize": 100}, "xetHash": digest}
     return entry
 
 
 def is_large(name: str) -> bool:
-    return name.endswith((".safetensors", ".bin", ".gguf"))
+    return name.endswith((".safetensors", ".bin", ".gguf", "tokenizer.json"))
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -79,7 +84,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         for part, (status, code) in hub.refusal.items():
             if part in path:
-                return self.answer(status, b"", {"X-Error-Code": code} if code else {})
+                return self.answer(status, b"", {"X-Error-Message" if " " in code else "X-Error-Code": code})
         if path.startswith("/elsewhere/"):
             return self.send_large(path.rsplit("/", 1)[-1])
         if not path.startswith((f"/api/models/{REPOSITORY}", f"/{REPOSITORY}/resolve/")):
@@ -109,7 +114,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Part of a file, or all of it; with `cut_at`, no further than there."""
         content = next(c for c in self.hub.files.values() if hashlib.sha256(c).hexdigest() == digest)
         total, sent = len(content), self.hub.damage.ljust(len(content)) if self.hub.damage else content
-        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        asked = self.hub.ranges and re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         begin = int(asked[1]) if asked else 0
         self.send_response(206 if asked else 200)
         if asked:

@@ -1,6 +1,6 @@
 """Models on the Hugging Face hub: short names for some of them, and how their files come here.
 
-Knows the hub, its cache and its failures. Knows nothing of mlx and nothing of what is inside the files.
+Knows the hub and its cache. Knows nothing of mlx and nothing of what is inside the files.
 Only settings and safetensors are fetched: never code, never pickles. Logging in is left to huggingface_hub.
 """
 
@@ -17,9 +17,10 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .errors import ModelError
+from .hub_failures import explained
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile
@@ -72,10 +73,8 @@ SETTINGS = ["*.json", "*.jinja"]
 WEIGHTS = "model*.safetensors"
 INDEX = "model.safetensors.index.json"
 
-_AGAIN = "run the same command again and it goes on from there."
-_OFFLINE = (
-    "Go online once and run the same command again; without a network, give a directory or take the built-in model."
-)
+_KEPT = "What has arrived is kept: run the same command again and it goes on from there."
+_NOT_WHOLE = "The repository is not whole: take another, or tell its owner."
 
 
 def known_models() -> list[dict[str, Any]]:
@@ -101,41 +100,41 @@ def fetch(repository: str, *, weights: bool = True, say: Callable[[str], None] |
     """
     name, _, revision = repository.partition("@")
     with _quiet():
-        path, refusal = _settings(name, revision or None)
-        if not weights:
-            return path
+        path, refusal = _look_up(name, revision or None)
         listed = _listed(name, path)
-        wanted = [file for file in listed if fnmatch.fnmatch(file, WEIGHTS) and "/" not in file]
-        if not wanted:
-            raise ModelError(f"{name}: {_without_safetensors(listed)}")
+        wanted = _matching(listed, *SETTINGS)
+        if weights:
+            wanted += _matching(listed, WEIGHTS) or _no_safetensors(name, listed)
         missing = [file for file in wanted if not (path / file).exists()]
         if missing:
-            with _explained(name, f"its weights are not on this machine yet ({missing[0]} is missing)"):
+            kind = "weights" if _matching(missing[:1], WEIGHTS) else "settings"
+            with explained(name, f"its {kind} are not all on this machine yet ({missing[0]} is missing)"):
                 if refusal:
                     raise refusal
-                _fetch_weights(name, path, missing, say or _to_standard_error)
-    for file in sorted(_indexed(path)):
+                _fetch_files(name, path, missing, say or _to_standard_error)
+    for file in sorted(_indexed(path) if weights else []):
         if not (path / file).exists():
-            reason = f"its {INDEX} names {file}, which it does not hold"
-            raise ModelError(f"{name}: {reason}. The repository is not whole: take another, or tell its owner.")
+            raise ModelError(f"{name}: its {INDEX} names {file}, which it does not hold. {_NOT_WHOLE}")
     return path
 
 
-def _settings(name: str, revision: str | None) -> tuple[Path, Exception | None]:
-    """The directory with settings and tokeniser, and what the hub had against being asked, if it did."""
+def _look_up(name: str, revision: str | None) -> tuple[Path, Exception | None]:
+    """The model's directory, with little more than its configuration, and how the hub failed when asked, if it did."""
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
 
     refusal: Exception | None = None
-    with _explained(name, "not on this machine yet"):
+    with explained(name, "not on this machine yet"):
         try:  # snapshot_download asks without a limit of time, and would wait for ever for a hub that is silent
             HfApi().model_info(name, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
         except (HTTPError, OSError, ValueError) as error:
             refusal = error  # no matter if all is here
         try:
-            path = snapshot_download(name, revision=revision, allow_patterns=SETTINGS, local_files_only=bool(refusal))
+            path = snapshot_download(
+                name, revision=revision, allow_patterns="config.json", local_files_only=bool(refusal)
+            )
         except LocalEntryNotFoundError as error:
-            raise (refusal or error.__cause__ or error) from None
+            raise (refusal or error) from None
     return Path(path), refusal
 
 
@@ -147,31 +146,36 @@ def _listed(name: str, path: Path) -> list[str]:
     try:
         return [file.path for file in get_cached_repo_tree(name, revision=path.name)]
     except CachedRepoTreeNotFoundError:  # a cache that an older huggingface_hub wrote, and no network
-        return [*_indexed(path)] or [file.name for file in path.glob(WEIGHTS)] or ["model.safetensors"]
+        return sorted(_indexed(path)) or [file.name for file in path.glob(WEIGHTS)] or ["model.safetensors"]
+
+
+def _matching(files: Sequence[str], *patterns: str) -> list[str]:
+    """Those that match, outside directories: what lies in one is of another model, or of another kind of it."""
+    return [file for file in files if "/" not in file and any(fnmatch.fnmatch(file, pattern) for pattern in patterns)]
 
 
 def _indexed(path: Path) -> set[str]:
     """The weight files that the index names; none where there is no index."""
     try:
-        return set(json.loads((path / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+        return {str(file) for file in json.loads((path / INDEX).read_text(encoding="utf-8"))["weight_map"].values()}
     except FileNotFoundError:
         return set()
     except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
-        raise ModelError(f"{path / INDEX}: not an index of weights: {error}") from None
+        raise ModelError(f"{path / INDEX}: not an index of weights ({error}). {_NOT_WHOLE}") from None
 
 
-def _without_safetensors(listed: Sequence[str]) -> str:
-    """What is to be said of a repository without weights that are opened."""
+def _no_safetensors(name: str, listed: Sequence[str]) -> NoReturn:
+    reason = ": this repository holds no model that can be trained. `qlora models` lists some that can."
     if any(file.endswith((".bin", ".pt", ".pth")) for file in listed):
-        return f"no {WEIGHTS}, only pickled weights, which can run code and are not opened. Take another repository."
-    if any(file.endswith(".gguf") for file in listed):
-        return f"no {WEIGHTS}, only GGUF. Take the repository that it was made from; its page on the hub names it."
-    return f"no {WEIGHTS}: this repository holds no model that can be trained. `qlora models` lists some that can."
+        reason = ", only pickled weights, which can run code and are not opened. Take another repository."
+    elif any(file.endswith(".gguf") for file in listed):
+        reason = ", only GGUF. Take the repository that it was made from; its page on the hub names it."
+    raise ModelError(f"{name}: no {WEIGHTS}{reason}")
 
 
-def _fetch_weights(name: str, path: Path, missing: list[str], say: Callable[[str], None]) -> None:
+def _fetch_files(name: str, path: Path, missing: list[str], say: Callable[[str], None]) -> None:
     """Fetch the files into the hub's cache and link them into `path`."""
-    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub import HfApi, constants, hf_hub_download
 
     files = HfApi().get_paths_info(name, missing, revision=path.name)
     blobs = path.parents[1] / "blobs"
@@ -181,20 +185,23 @@ def _fetch_weights(name: str, path: Path, missing: list[str], say: Callable[[str
         raise _no_room(name, blobs, left)
     if left and not sys.stderr.isatty():
         say(f"Fetching {name} ({_size(left)}) …")
-    for file in files:
-        if file.lfs and file.size <= constants.MAX_HTTP_DOWNLOAD_SIZE:  # the rest only snapshot_download can
-            with _explained(name, f"{file.path} came only in part", f"What has arrived is kept: {_AGAIN}"):
-                try:
+    for file in sorted(files, key=lambda file: missing.index(file.path)):
+        with explained(name, f"{file.path} did not arrive whole", _KEPT):
+            try:
+                if file.lfs and file.size <= constants.MAX_HTTP_DOWNLOAD_SIZE:  # above, only hf_hub_download can
                     _fetch_file(name, path.name, file, blobs)
-                except OSError as error:
-                    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                        raise
-                    raise _no_room(name, blobs, sum(file.size - _arrived(blobs, file) for file in files)) from None
-    snapshot_download(name, revision=path.name, allow_patterns=missing)
+                hf_hub_download(name, file.path, revision=path.name)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                raise _no_room(name, blobs, sum(file.size - _arrived(blobs, file) for file in files)) from None
 
 
 def _fetch_file(name: str, commit: str, file: RepoFile, blobs: Path) -> None:
-    """Fetch one file to where snapshot_download looks for it, which by itself throws away what broke off."""
+    """Fetch one file to where hf_hub_download looks for it.
+
+    By itself, it throws away what broke off, and tries for minutes to reach a storage that does not answer.
+    """
     from huggingface_hub import hf_hub_url
     from huggingface_hub.errors import HTTPError
     from huggingface_hub.file_download import http_get
@@ -204,7 +211,7 @@ def _fetch_file(name: str, commit: str, file: RepoFile, blobs: Path) -> None:
     partial = blob.with_name(f"{blob.name}.incomplete")
     url = hf_hub_url(name, file.path, revision=commit)
     headers = {**build_hf_headers(), "Accept-Encoding": "identity"}  # a Range counts the bytes of the file itself
-    locks = blobs.parents[1] / ".locks" / blobs.parent.name  # those of snapshot_download
+    locks = blobs.parents[1] / ".locks" / blobs.parent.name  # those of hf_hub_download
     locks.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(locks / f"{blob.name}.lock"):
         if blob.exists():
@@ -236,62 +243,8 @@ def _no_room(name: str, directory: Path, wanted: int) -> ModelError:
     return ModelError(
         f"{name}: {_size(wanted)} more are wanted in {directory}, where {_size(shutil.disk_usage(directory).free)} are "
         "free. Free some, or set HF_HOME to a directory on another disk; a smaller or a 4-bit model needs less "
-        f"(`qlora models`). What has arrived is kept: {_AGAIN}"
+        f"(`qlora models`). {_KEPT}"
     )
-
-
-@contextlib.contextmanager
-def _explained(name: str, state: str, remedy: str = _OFFLINE) -> Iterator[None]:
-    """Make a ModelError of what goes wrong inside; `state` says what is here and what is not, `remedy` what to do.
-
-    Nothing of the error's own text is repeated: it may hold signed addresses.
-    """
-    from huggingface_hub.errors import HTTPError
-
-    try:
-        yield
-    except (HTTPError, OSError, ValueError) as error:
-        raise ModelError(f"{name}: {_refused(error) or f'{state}; {_broken(error)}. {remedy}'}") from None
-
-
-def _refused(error: Exception) -> str | None:
-    """What the hub, or the disk, has against it, and what to do; None when it is the network or the hub that fails."""
-    from huggingface_hub import constants, errors
-
-    if isinstance(error, errors.HFValidationError):
-        return "not a model on the hub: wanted OWNER/NAME, in letters, digits, - _ and dots."
-    if isinstance(error, errors.GatedRepoError):
-        return "its owner wants a licence to be accepted first. Accept it on the model's page, then `hf auth login`."
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return "the hub has no such model. Misspelt, or private (`hf auth login`)? `qlora models` lists known ones."
-    if isinstance(error, errors.RevisionNotFoundError):
-        return "the hub has the model, but not that revision. Leave out what follows the @, or correct it."
-    if isinstance(error, errors.HfHubHTTPError):
-        if error.response.status_code in (401, 403):
-            return (
-                f"the hub refuses your login ({error.response.status_code}). `hf auth login` anew, or unset HF_TOKEN."
-            )
-        return None
-    if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
-        cache = constants.HF_HUB_CACHE
-        return f"cannot be kept in {cache} ({error.strerror}). Make that possible, or set HF_HOME to another directory."
-    return None
-
-
-def _broken(error: Exception) -> str:
-    """How the network or the hub failed, in a few words."""
-    from huggingface_hub import errors
-
-    kind = type(error).__name__
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE forbids asking the hub"
-    if isinstance(error, errors.HfHubHTTPError):
-        return f"the hub answers {error.response.status_code}"
-    if isinstance(error, ValueError):
-        return "what answers is not the hub (must a page be accepted to be online here?)"
-    if "Timeout" in kind:
-        return f"the hub does not answer in time ({kind})"
-    return f"the hub cannot be reached ({kind})" if "Connect" in kind else f"the connection broke ({kind})"
 
 
 @contextlib.contextmanager
