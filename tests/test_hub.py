@@ -245,6 +245,17 @@ def test_what_arrives_damaged_is_thrown_away(fake):
     assert contents(fetch(REPOSITORY))["model.safetensors"] == WEIGHTS
 
 
+def test_a_hash_that_is_none_names_no_file(fake, tmp_path):
+    tree = fake.tree()
+    for entry in tree:
+        if "lfs" in entry:
+            del entry["xetHash"]
+            entry["lfs"]["oid"] = "../../../escaped"
+    fake.tree = lambda: tree
+    assert contents(fetch(REPOSITORY)) == {**SETTINGS, "model.safetensors": WEIGHTS}
+    assert list(tmp_path.glob("escaped*")) == []
+
+
 # Room -------------------------------------------------------------------------------------------------------------
 
 
@@ -310,7 +321,7 @@ def unplug(request, fake, monkeypatch):
             fake.close()
             return "the hub cannot be reached (ConnectError)"
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-        return "HF_HUB_OFFLINE forbids asking the hub"
+        return "HF_HUB_OFFLINE is set and forbids asking the hub"
 
     return unplugged
 
@@ -352,9 +363,10 @@ def test_offline_with_the_tokeniser_only(fake, unplug, sharded, by_an_older_one)
 # What the hub refuses ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("part", ["/resolve/", "/tree/", ""])
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_licence_to_accept(fake, status):
-    fake.refusal = {"/resolve/": (status, "GatedRepo")}
+def test_a_licence_to_accept(fake, status, part):
+    fake.refusal = {part: (status, "GatedRepo")}
     assert refused() == (
         f"{REPOSITORY}: its owner wants a licence to be accepted first. "
         "Accept it on the model's page, then `hf auth login`."
@@ -467,5 +479,7 @@ def test_every_alias_is_a_row_of_the_table():
     assert {tuple(row) for row in rows} == {("name", "repository", "licence", "download_gb", "gated")}
     assert all(row["repository"].count("/") == 1 and row["licence"] and row["download_gb"] > 0 for row in rows)
     assert {row["name"] for row in rows if row["gated"]} == {
-        name for name, alias in ALIASES.items() if alias.repository.split("/")[0] in ("meta-llama", "google")
+        name
+        for name, alias in ALIASES.items()
+        if alias.repository.split("/")[0] in ("google", "meta-llama", "mistralai")
     }

@@ -12,6 +12,7 @@ import fnmatch
 import hashlib
 import json
 import logging
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -44,7 +45,7 @@ class Alias:
 
 
 ALIASES = {
-    "mistral-7b": Alias("mistralai/Mistral-7B-Instruct-v0.3", "Apache-2.0", 14.5),
+    "mistral-7b": Alias("mistralai/Mistral-7B-Instruct-v0.3", "Apache-2.0", 14.5, gated=True),
     "mistral-7b-4bit": Alias("mlx-community/Mistral-7B-Instruct-v0.3-4bit", "Apache-2.0", 4.1),
     "qwen3-0.6b": Alias("Qwen/Qwen3-0.6B", "Apache-2.0", 1.5),
     "qwen3-1.7b": Alias("Qwen/Qwen3-1.7B", "Apache-2.0", 4.1),
@@ -72,6 +73,7 @@ SETTINGS = ["*.json", "*.jinja"]
 # not *.safetensors: Mistral's repository holds its weights a second time, as consolidated.safetensors
 WEIGHTS = "model*.safetensors"
 INDEX = "model.safetensors.index.json"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 _KEPT = "What has arrived is kept: run the same command again and it goes on from there."
 _NOT_WHOLE = "The repository is not whole: take another, or tell its owner."
@@ -145,7 +147,7 @@ def _listed(name: str, path: Path) -> list[str]:
 
     try:
         return [file.path for file in get_cached_repo_tree(name, revision=path.name)]
-    except CachedRepoTreeNotFoundError:  # a cache that an older huggingface_hub wrote, and no network
+    except CachedRepoTreeNotFoundError:  # no network, and a cache that an older huggingface_hub wrote
         return sorted(_indexed(path)) or [file.name for file in path.glob(WEIGHTS)] or ["model.safetensors"]
 
 
@@ -188,7 +190,8 @@ def _fetch_files(name: str, path: Path, missing: list[str], say: Callable[[str],
     for file in sorted(files, key=lambda file: missing.index(file.path)):
         with explained(name, f"{file.path} did not arrive whole", _KEPT):
             try:
-                if file.lfs and file.size <= constants.MAX_HTTP_DOWNLOAD_SIZE:  # above, only hf_hub_download can
+                # hf_hub_download has another way for what is too large for plain HTTP
+                if file.lfs and _SHA256.fullmatch(file.lfs.sha256) and file.size <= constants.MAX_HTTP_DOWNLOAD_SIZE:
                     _fetch_file(name, path.name, file, blobs)
                 hf_hub_download(name, file.path, revision=path.name)
             except OSError as error:
@@ -200,7 +203,7 @@ def _fetch_files(name: str, path: Path, missing: list[str], say: Callable[[str],
 def _fetch_file(name: str, commit: str, file: RepoFile, blobs: Path) -> None:
     """Fetch one file to where hf_hub_download looks for it.
 
-    By itself, it throws away what broke off, and tries for minutes to reach a storage that does not answer.
+    By itself, that throws away what broke off, and tries for minutes to reach a storage that does not answer.
     """
     from huggingface_hub import hf_hub_url
     from huggingface_hub.errors import HTTPError

@@ -67,7 +67,7 @@ def _broken(error: Exception) -> str:
 
     kind = type(error).__name__
     if isinstance(error, errors.OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE forbids asking the hub"
+        return "HF_HUB_OFFLINE is set and forbids asking the hub"
     if isinstance(error, errors.HfHubHTTPError):
         return f"the hub answers {error.response.status_code}"
     if isinstance(error, ValueError):
