@@ -21,6 +21,7 @@ class FakeHub:
         cut_at: bytes of a large file after which the connection is closed, whatever was asked; None for never.
         damage: what to send in place of a large file, filled up to its length; nothing for the file.
         ranges: whether a part of a large file can be asked for.
+        hold: how many must have asked for sizes before a large file is sent.
         silent: never answer.
     """
 
@@ -31,6 +32,7 @@ class FakeHub:
         self.cut_at: int | None = None
         self.damage = b""
         self.ranges = True
+        self.hold = 0
         self.silent = False
         self.closing = threading.Event()
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
@@ -112,6 +114,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def send_large(self, digest: str) -> None:
         """Part of a file, or all of it; with `cut_at`, no further than there."""
+        sized = "/paths-info/"
+        while not self.hub.closing.is_set() and sum(sized in path for _, path, _ in self.hub.requests) < self.hub.hold:
+            self.hub.closing.wait(0.01)
+        self.hub.closing.wait(0.3 if self.hub.hold else 0)  # so that they could ask for the file as well
         content = next(c for c in self.hub.files.values() if hashlib.sha256(c).hexdigest() == digest)
         total, sent = len(content), self.hub.damage.ljust(len(content)) if self.hub.damage else content
         asked = self.hub.ranges and re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import logging.handlers
 import os
 import pty
 import random
@@ -28,7 +29,12 @@ WEIGHTS = random.Random(0).randbytes(1_500_000)
 SHARDS = {f"model-0000{i}-of-00002.safetensors": random.Random(i).randbytes(600_000) for i in (1, 2)}
 INDEX = json.dumps({"weight_map": {f"layer{i}": name for i, name in enumerate(SHARDS)}}).encode()
 SETTINGS = {"config.json": b'{"model_type": "llama"}', "tokenizer.json": b"{}" * 10, "chat_template.jinja": b"{{ x }}"}
-OTHERS = {"README.md": b"# A model", "modeling.py": b"raise SystemExit", "consolidated.safetensors": b"0" * 9_000}
+OTHERS = {
+    "README.md": b"# A model",
+    "modeling.py": b"raise SystemExit",
+    "consolidated.safetensors": b"0" * 9_000,
+    "onnx/config.json": b"{}",
+}
 
 
 @pytest.fixture
@@ -42,7 +48,8 @@ def fake(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 100_000)  # of a piece that broke off nothing is kept
-    monkeypatch.setattr(file_download, "time", SimpleNamespace(sleep=lambda _: None))
+    for module in (file_download, sys.modules["huggingface_hub.utils._http"]):
+        monkeypatch.setattr(module, "time", SimpleNamespace(sleep=lambda _: None))
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setenv("NO_PROXY", "*")
     close_session()  # it may be one that knows a proxy
@@ -136,6 +143,7 @@ def outside(fake: FakeHub, tmp_path: Path, **settings) -> subprocess.Popen[str]:
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TQDM_"))},
         "HF_ENDPOINT": fake.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": TOKEN,
+        "HF_HUB_DOWNLOAD_TIMEOUT": "60",
     }  # fmt: skip
     return subprocess.Popen([sys.executable, "-c", SCRIPT], env=environment, text=True, **settings)
 
@@ -161,6 +169,21 @@ def test_a_terminal_gets_bars(fake, tmp_path):
     assert process.returncode == 0
     assert b"model.safetensors: 100%" in shown
     assert f"Fetching {REPOSITORY}".encode() not in shown
+
+
+def test_warnings_of_the_library_are_kept_back(fake):
+    """It tells of each retry with the address, which is signed."""
+    told = logging.handlers.BufferingHandler(1_000)
+    logger = logging.getLogger("huggingface_hub")
+    logger.addHandler(told)
+    try:
+        fake.cut_at = 1_000_000
+        refused()
+        assert told.buffer == []
+        logger.warning("as before")
+        assert len(told.buffer) == 1
+    finally:
+        logger.removeHandler(told)
 
 
 # Breaking off -----------------------------------------------------------------------------------------------------
@@ -229,6 +252,7 @@ def test_what_was_interrupted_goes_on_where_it_was(fake, monkeypatch):
 
 
 def test_two_at_once_fetch_it_once(fake, tmp_path):
+    fake.hold = 2
     processes = [outside(fake, tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) for _ in range(2)]
     assert {process.communicate(timeout=60)[0] for process in processes} == {
         f"{tmp_path}/home/hub/models--owner--name/snapshots/{fake.commit}\n"
@@ -395,9 +419,10 @@ def test_a_login_that_is_refused(fake, status, reason):
     assert refused() == f"{REPOSITORY}: the hub refuses your login ({status}). `hf auth login` anew, or unset HF_TOKEN."
 
 
+@pytest.mark.parametrize("part", ["", "/tree/", "/resolve/"])
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_a_hub_that_fails(fake, status):
-    fake.refusal = {"": (status, "")}
+def test_a_hub_that_fails(fake, status, part):
+    fake.refusal = {part: (status, "")}
     assert refused() == f"{REPOSITORY}: not on this machine yet; the hub answers {status}. {GO_ONLINE}"
 
 

@@ -135,8 +135,10 @@ def _look_up(name: str, revision: str | None) -> tuple[Path, Exception | None]:
             path = snapshot_download(
                 name, revision=revision, allow_patterns="config.json", local_files_only=bool(refusal)
             )
-        except LocalEntryNotFoundError as error:
-            raise (refusal or error) from None
+        except LocalEntryNotFoundError:
+            if refusal:
+                raise refusal from None
+            raise
     return Path(path), refusal
 
 
