@@ -6,15 +6,13 @@ import shutil
 import struct
 from types import SimpleNamespace
 
-import huggingface_hub
 import numpy as np
 import pytest
-from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors.numpy import save_file
 from tiny import FAMILIES, write_model
 
 from qlora_core import bases
-from qlora_core.bases import ALIASES, BUILT_IN, find_base, is_projection
+from qlora_core.bases import ALIASES, BUILT_IN, find_base, find_tokenizer, is_projection
 from qlora_core.config import BaseConfig, LoraConfig
 from qlora_core.errors import ModelError
 
@@ -257,45 +255,20 @@ def test_an_unknown_name_lists_the_known_ones(name):
     assert all(alias in str(error.value) for alias in ALIASES)
 
 
-def test_every_alias_has_a_licence_and_a_size():
-    assert all(alias.licence and alias.download_gb > 0 and "/" in alias.repository for alias in ALIASES.values())
-
-
 @pytest.mark.parametrize(("name", "repository"), [("qwen3-0.6b", "Qwen/Qwen3-0.6B"), ("owner/name", "owner/name")])
 def test_aliases_and_hub_ids_are_fetched(monkeypatch, tiny_model, name, repository):
     asked = []
 
-    def fetch(repository, allow_patterns):
-        asked.append(repository)
-        assert not any("bin" in pattern or "py" in pattern for pattern in allow_patterns)
-        return str(tiny_model)
+    def fetch(repository, *, weights=True):
+        asked.append((repository, weights))
+        return tiny_model
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    monkeypatch.setattr(bases, "fetch", fetch)
     spec = find_base(BaseConfig(model=name))
-    assert asked == [repository]
+    assert find_tokenizer(BaseConfig(model=name)) == tiny_model
+    assert asked == [(repository, True), (repository, False)]
     assert spec.name == name.split("/")[-1]
     assert spec.licence == ("Apache-2.0" if name in ALIASES else "")
-
-
-@pytest.mark.parametrize(
-    ("error", "message"),
-    [
-        (GatedRepoError, r"its owner wants you to accept a licence first\. .*`hf auth login`"),
-        (RepositoryNotFoundError, r"the hub has no such model \(or it is private"),
-        (
-            LocalEntryNotFoundError,
-            r"cannot be fetched \(LocalEntryNotFoundError\)\. Without a network, give a",
-        ),
-        (ConnectionError, r"cannot be fetched \(ConnectionError\)"),
-    ],
-)
-def test_what_the_hub_refuses_is_told_with_a_remedy(monkeypatch, error, message):
-    def fetch(*_, **__):
-        raise error.__new__(error)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
-    with pytest.raises(ModelError, match=rf"^owner/name: {message}"):
-        find_base(BaseConfig(model="owner/name"))
 
 
 # The built-in model -----------------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ import qlora_core
 SOURCE = Path(qlora_core.__file__).parent
 WITHOUT_MLX = [
     "errors", "storage", "config", "data", "parallel", "chat_template", "token_rows", "tokens", "token_report",
-    "memory", "bases", "adapters", "runs", "jobs", "fit", "worker", "console", "cli", "page", "schedule", "batching",
+    "memory", "hub_failures", "hub", "bases", "adapters", "runs", "jobs", "fit", "worker", "console", "cli", "page",
+    "schedule", "batching",
 ]  # fmt: skip
 HEAVY = ("mlx", "mlx_lm", "transformers", "torch")
 

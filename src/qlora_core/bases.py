@@ -20,6 +20,7 @@ from typing import Any
 
 from .config import BaseConfig, LoraConfig
 from .errors import ModelError
+from .hub import ALIASES, fetch
 from .storage import cache_directory, remembered_sha256
 
 BUILT_IN = "smollm2-135m"
@@ -61,25 +62,6 @@ def is_projection(path: str, projections: str) -> bool:
         "qv": leaf in _QUERY_VALUE,
     }
     return named.get(projections, leaf in projections.replace(",", " ").split())
-
-
-@dataclass(frozen=True)
-class Alias:
-    """A short name for a model on the hub. `download_gb` is approximate and only shown."""
-
-    repository: str
-    licence: str
-    download_gb: float
-
-
-ALIASES = {
-    "mistral-7b": Alias("mistralai/Mistral-7B-Instruct-v0.3", "Apache-2.0", 14.5),
-    "mistral-7b-4bit": Alias("mlx-community/Mistral-7B-Instruct-v0.3-4bit", "Apache-2.0", 4.1),
-    "qwen3-0.6b": Alias("Qwen/Qwen3-0.6B", "Apache-2.0", 1.5),
-    "qwen3-1.7b": Alias("Qwen/Qwen3-1.7B", "Apache-2.0", 4.1),
-    "smollm2-360m": Alias("HuggingFaceTB/SmolLM2-360M-Instruct", "Apache-2.0", 0.7),
-    "smollm2-1.7b": Alias("HuggingFaceTB/SmolLM2-1.7B-Instruct", "Apache-2.0", 3.4),
-}
 
 
 @dataclass(frozen=True)
@@ -223,25 +205,7 @@ def _locate(name: str, *, weights: bool = True) -> tuple[Path, str]:
     if alias is None and (name.startswith((".", "/", "~")) or name.count("/") != 1):
         known = ", ".join([BUILT_IN, *ALIASES])
         raise ModelError(f"model {name!r}: no such directory or alias. Known: {known}; or give a hub id OWNER/NAME.")
-    return _fetch(alias.repository if alias else name, weights=weights), alias.licence if alias else ""
-
-
-def _fetch(repository: str, *, weights: bool = True) -> Path:
-    """Directory of a hub model, downloaded on first use; a download that broke off goes on where it was."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    wanted = ["*.json", "*.jinja", "*.model", *(["*.safetensors"] if weights else [])]
-    try:
-        return Path(snapshot_download(repository, allow_patterns=wanted))
-    except GatedRepoError:
-        remedy = "Accept it on the model's page, then log in with `hf auth login`."
-        raise ModelError(f"{repository}: its owner wants you to accept a licence first. {remedy}") from None
-    except RepositoryNotFoundError:
-        raise ModelError(f"{repository}: the hub has no such model (or it is private: `hf auth login`).") from None
-    except (LocalEntryNotFoundError, OSError) as error:
-        remedy = f"Without a network, give a directory, or {BUILT_IN}."
-        raise ModelError(f"{repository}: cannot be fetched ({type(error).__name__}). {remedy}") from None
+    return fetch(alias.repository if alias else name, weights=weights), alias.licence if alias else ""
 
 
 def describe(path: Path, config: BaseConfig, licence: str = "") -> ModelSpec:
