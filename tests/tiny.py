@@ -29,13 +29,13 @@ FAMILIES = {
     "gemma": {"head_dim": 16},
     "gemma2": {
         "head_dim": 16,
-        "query_pre_attn_scalar": 16.0,
+        "query_pre_attn_scalar": 16,
         "attn_logit_softcapping": 50.0,
         "final_logit_softcapping": 30.0,
     },
     "gemma3_text": {
         "head_dim": 16,
-        "query_pre_attn_scalar": 16.0,
+        "query_pre_attn_scalar": 16,
         "rope_local_base_freq": 1000.0,
         "sliding_window": 6,
         "sliding_window_pattern": 2,
