@@ -192,6 +192,7 @@ OTHERS = {
     "granitemoe": Other(
         "whole", {**MULTIPLIERS, "num_local_experts": 4, "num_experts_per_tok": 2}, ("block_sparse_moe.router.layer",)
     ),
+    "nanochat": Other("whole", {}),  # norms without weights
     "mamba": Other("whole", MAMBA),
     "lfm2": Other("padded", LFM2),
     "jamba": Other("padded", JAMBA, ("feed_forward.router",)),
@@ -229,12 +230,11 @@ def _is_matrix(name: str, value: mx.array) -> bool:
 # What fails today -----------------------------------------------------------------------------------------------
 
 KNOWN = [
-    ("only q_proj to down_proj of self_attn and mlp get adapters", "adapters", "phi3 phi starcoder2 lfm2 jamba"),
-    ("has none of the projections", "adapters layout train answers mlx-lm", "gpt_neox gpt_neox-published mamba"),
-    ("of its few adapters too little is learnt", "train answers", "lfm2"),
-    ("its image encoder counts as its own layers", "count", "gemma3"),
-    ("its layers' names are cut one part too early", "adapters train answers mlx-lm", "gemma3"),
     ("config.json names its layers otherwise", "load count adapters layout train answers mlx-lm", "gpt2 exaone"),
+    ("a model's dtype is asked of a norm's weight", "adapters layout train answers mlx-lm", "nanochat"),
+    ("norms that are matrices count as linear layers", "adapters mlx-lm", "cohere"),
+    ("its router, one part deeper, gets an adapter", "adapters", "granitemoe"),
+    ("its image encoder counts as its own layers", "count", "gemma3"),
     ("kernels are put into the module of the model, not of its layers", "attention", "smollm3"),
     ("its states take in the padding of shorter prompts", "answers", "jamba"),
 ]
