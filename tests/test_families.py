@@ -235,6 +235,12 @@ KNOWN = [
     ("norms that are matrices count as linear layers", "adapters mlx-lm", "cohere"),
     ("its router, one part deeper, gets an adapter", "adapters", "granitemoe"),
     ("its image encoder counts as its own layers", "count", "gemma3"),
+    (
+        "only mlx-lm's model knows of its 8-bit layers",
+        "count",
+        "granite granitemoe jamba qwen3_moe qwen3_moe-published",
+    ),
+    ("harness.write_quantised does not write down which layers have 8 bits", "adapters", "granite"),
     ("kernels are put into the module of the model, not of its layers", "attention", "smollm3"),
     ("its states take in the padding of shorter prompts", "answers", "jamba"),
 ]
