@@ -9,7 +9,7 @@ SOURCE = Path(qlora_core.__file__).parent
 WITHOUT_MLX = [
     "errors", "storage", "config", "data", "parallel", "chat_template", "token_rows", "tokens", "token_report",
     "memory", "bases", "runs", "jobs", "fit", "worker", "console", "cli", "page", "schedule", "batching",
-    "charts", "export", "guides", "peft",
+    "charts", "compare", "export", "guides", "peft",
 ]  # fmt: skip
 HEAVY = ("mlx", "mlx_lm", "transformers", "torch")
 

@@ -63,13 +63,7 @@ def export_run(run: Run, out: Path, *, to: Target, force: bool = False, dequanti
             from .fuse import fuse_run  # only here: it brings mlx
 
             fused = fuse_run(run, directory, dequantize=dequantize)
-        curves = bool(save_curves(run, directory))
-        write_json(directory / METRICS_FILE, _metrics(run, to, fused))
-        facts = _facts(run, spec, out, to) | {"fused": fused, "stored": _stored(fused), "curves": curves}
-        if to != "peft":
-            (directory / "chat_template.jinja").write_text(tokenizer.template_text, encoding="utf-8", newline="\n")
-            write_guides(directory, facts)
-        write_summary(directory, run, spec, facts)
+        _describe(directory, run, spec, tokenizer, _facts(run, spec, out, to) | {"fused": fused})
     files = {path.name: path.stat().st_size for path in sorted(out.iterdir())}
     return {"run": run.name, "to": to, "path": str(out), "bytes": sum(files.values()), "files": files, "fused": fused}
 
@@ -124,6 +118,17 @@ def _not_ours(directory: Path) -> str:
 
 
 # What is in it --------------------------------------------------------------------------------------------------
+
+
+def _describe(directory: Path, run: Run, spec: ModelSpec, tokenizer: ChatTokenizer, facts: dict[str, Any]) -> None:
+    """Write everything that stands beside the weights."""
+    curves = bool(save_curves(run, directory))
+    write_json(directory / METRICS_FILE, _metrics(run, facts["to"], facts["fused"]))
+    facts = facts | {"stored": _stored(facts["fused"]), "curves": curves}
+    if facts["to"] != "peft":
+        (directory / "chat_template.jinja").write_text(tokenizer.template_text, encoding="utf-8", newline="\n")
+        write_guides(directory, facts)
+    write_summary(directory, run, spec, facts)
 
 
 def _copy_adapters(adapters: Path, directory: Path, spec: ModelSpec) -> None:

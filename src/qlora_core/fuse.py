@@ -47,9 +47,8 @@ def fuse_run(run: Run, directory: Path, *, dequantize: bool) -> dict[str, Any]:
         RunError: the weights cannot be written.
     """
     model, tokenizer = load_for_answers(run)
-    config, environment = run.config(), run.environment()
-    spec = describe(Path(environment["model"]["path"]), config.base, environment["model"]["licence"])
-    rows = _judged_rows(run, tokenizer, config.data.max_seq_length)
+    spec = describe(Path(run.environment()["model"]["path"]), run.config().base)
+    rows = _judged_rows(run, tokenizer, run.config().data.max_seq_length)
     before = _judge(model, rows)
     _merge(model, dequantize=dequantize)
     dtype = "float16" if dequantize else spec.dtype
