@@ -17,8 +17,9 @@ import mlx_lm
 import numpy as np
 import pytest
 from harness import create_run, difference, textbook_loss, train, write_pair
+from mlx_lm.utils import load_model
 from safetensors.numpy import load_file, save_file
-from tiny import TAUGHT
+from tiny import TAUGHT, write_model
 
 from qlora_core import export, guides
 from qlora_core.errors import ConfigError, ModelError, RunError
@@ -283,6 +284,19 @@ def test_a_base_quantised_while_loading_is_fused_as_it_was_trained(on_load, tmp_
     assert measured["fused_loss"] == pytest.approx(judged(on_load, model), rel=1e-3)
     again = export_run(on_load, tmp_path / "plain", to="fused", dequantize=True)["fused"]
     assert again["fused_loss"] == pytest.approx(again["tuned_loss"], rel=2e-3)
+
+
+@pytest.mark.parametrize("family", ["mistral", "qwen3", "gemma2"])
+def test_other_families_are_fused_too(family, tmp_path):
+    model = write_model(tmp_path / family, family)
+    run = create_run(tmp_path / "runs", model, write_pair(tmp_path / "data"), run="run", quantize="8", epochs=1)
+    train(run)
+    plain = export_run(run, tmp_path / "plain", to="fused", dequantize=True)["fused"]
+    assert plain["fused_loss"] == pytest.approx(plain["tuned_loss"], rel=2e-3)
+    again = export_run(run, tmp_path / "again", to="fused")["fused"]
+    assert again["bits"] == 8
+    fused, _ = load_model(tmp_path / "again")
+    assert again["fused_loss"] == pytest.approx(judged(run, fused), rel=1e-3)
 
 
 # PEFT -----------------------------------------------------------------------------------------------------------
