@@ -272,7 +272,7 @@ def test_a_model_quantised_again_stands_alone_and_says_what_it_lost(trained, tmp
     summary = (out / "summary.md").read_text(encoding="utf-8")
     numbers = f"| mean loss, nats a token | {measured['tuned_loss']:.4f} | {measured['fused_loss']:.4f} |"
     assert numbers in summary
-    assert "rounds once more" in summary
+    assert "rounds away a part of what was learnt" in summary
     assert ask(out, "red?")[0] == 0
 
 

@@ -82,14 +82,11 @@ def thin(points: Sequence[Any], most: int = POINTS) -> list[Any]:
 
 
 def smooth(values: Sequence[float], reach: int) -> list[float]:
-    """Mean of each value and its neighbours, up to `reach` on either side and equally many on both.
-
-    At the ends the reach shrinks, so that a curve neither lags nor bends there.
-    """
+    """Mean of each value and its neighbours, up to `reach` on either side, fewer at the ends."""
     sums = np.concatenate([[0.0], np.cumsum(np.asarray(values, np.float64))])
     place = np.arange(len(values))
-    sides = np.minimum(np.minimum(place, place[::-1]), reach)
-    return ((sums[place + sides + 1] - sums[place - sides]) / (2 * sides + 1)).tolist()
+    first, last = np.maximum(place - reach, 0), np.minimum(place + reach + 1, len(values))
+    return ((sums[last] - sums[first]) / (last - first)).tolist()
 
 
 # The figure -----------------------------------------------------------------------------------------------------
@@ -132,7 +129,7 @@ def _figure(run: Run, steps: Sequence[Mapping[str, Any]], evals: Sequence[Mappin
     """The whole figure as a Vega-Lite specification with its rows."""
     import altair as alt
 
-    reach = len(steps) // 40 if len(steps) >= SMOOTHED else 0
+    reach = len(steps) // 20 if len(steps) >= SMOOTHED else 0
     rate = [{"step": e["step"], "value": e["learning_rate"], "kind": "of each step"} for e in thin(steps)]
     speed = _both(steps, "tokens_per_second", reach, ("each step", f"mean of {2 * reach + 1}"))
     memory = [{"step": e["step"], "value": e["peak_memory_bytes"] / GB, "kind": "arrays, peak"} for e in thin(steps)]
