@@ -255,33 +255,11 @@ def test_flags_of_a_page():
         assert refused.problem.message
 
 
-@pytest.mark.parametrize("count", [0, 1, 2, 999, 1000, 1001, 12345])
-def test_thin(count):
-    points = list(range(count))
-    kept = page.thin(points)
-    assert len(kept) <= page.POINTS + 1
-    assert kept == sorted(set(kept))
-    if count <= page.POINTS:
-        assert kept == points
-    else:
-        assert (kept[0], kept[-1]) == (0, count - 1)
-
-
 def test_tables_escape():
     shown = page.row_table([{"<i>": "<b>&\nx"}]).text + page.fact_table({"<u>": "<s>"}).text
     for tag in ("<i>", "<b>", "<u>", "<s>"):
         assert tag not in shown
     assert "&lt;b&gt;&amp;<br>x" in shown
-
-
-def test_loss_chart_takes_rows_as_they_are():
-    steps = [{"step": i, "train_loss": None if i == 3 else 1.0 / i} for i in range(1, 6)]
-    chart = page.loss_chart(steps, [{"step": 5, "val_loss": 0.5}])
-    kind, text = chart._mime_()
-    assert kind.startswith("application/vnd.vegalite")
-    rows = json.loads(text)["datasets"]["rows"]
-    assert [row["kind"] for row in rows] == ["training"] * 5 + ["validation"]
-    assert page.loss_chart(steps, [])._mime_()
 
 
 # A run as it goes -----------------------------------------------------------------------------------------------

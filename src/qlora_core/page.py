@@ -7,7 +7,6 @@ from people, models and files reaches the page through `mo.plain_text` or the on
 from __future__ import annotations
 
 import ast
-import functools
 import html
 import importlib.util
 import json
@@ -23,17 +22,16 @@ import marimo as mo
 
 from . import bases, cli, console, fit, jobs
 from .bases import ModelSpec
+from .charts import loss_chart, thin
+from .charts import rate_chart as rate_chart  # shown by the notebook
 from .config import RunConfig, Setting, from_flat, given_settings, settings
 from .console import size
 from .data import PreparedData
 from .errors import ConfigError, QLoraError
 from .memory import MemoryMonitor, available_bytes
 from .runs import MetricsReader, Run, TrainingPlan, TrainingTracker, iterate_states, resolve_config
-from .schedule import learning_rate
 from .tokens import TokenDataset
 
-POINTS = 1000  # of a curve; more cannot be told apart on a screen
-DOTS = 60  # points up to which each is marked, so that a single one can be seen
 LOG_LINES = 200
 
 
@@ -276,63 +274,6 @@ def source_of(module: str, *names: str) -> mo.Html:
     text = Path(found.origin).read_text(encoding="utf-8")  # type: ignore[union-attr,arg-type]
     functions = {node.name: node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)}
     return mo.accordion({name: mo.plain_text(ast.get_source_segment(text, functions[name]) or "") for name in names})
-
-
-# Charts ---------------------------------------------------------------------------------------------------------
-
-
-class Chart:
-    """A Vega-Lite specification with rows put into it as they are: checking each row would cost 300 ms a redraw."""
-
-    def __init__(self, specification: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-        self.specification = {**specification, "datasets": {"rows": rows}}
-
-    def _mime_(self) -> tuple[str, str]:
-        return "application/vnd.vegalite.v6+json", json.dumps(self.specification)
-
-
-@functools.cache
-def _line_chart(y: str, title: str, kinds: tuple[str, ...], height: int, format: str, dots: bool) -> dict[str, Any]:
-    """Specification of a line chart over steps, one line a kind; built once, since altair takes its time."""
-    import altair as alt
-
-    colours = alt.Scale(domain=list(kinds), range=["#4c78a8", "#e4572e"][: len(kinds)])
-    legend = alt.Legend(orient="top", title=None) if len(kinds) > 1 else None
-    chart = (
-        alt.Chart(alt.NamedData(name="rows"))
-        .mark_line(point=alt.OverlayMarkDef(size=18) if dots else False)
-        .encode(
-            x=alt.X("step:Q", title="step", axis=alt.Axis(tickMinStep=1, format="d", grid=False)),
-            y=alt.Y(f"{y}:Q", title=title, scale=alt.Scale(zero=False), axis=alt.Axis(format=format)),
-            color=alt.Color("kind:N", scale=colours, legend=legend),
-            tooltip=["kind:N", "step:Q", alt.Tooltip(f"{y}:Q", format=format)],
-        )
-        .properties(width="container", height=height, background="transparent")
-        .configure_view(strokeOpacity=0)
-    )
-    return chart.to_dict()
-
-
-def loss_chart(steps: Sequence[Mapping[str, Any]], evals: Sequence[Mapping[str, Any]]) -> Chart:
-    """Training and validation loss over steps."""
-    rows = [{"step": e["step"], "loss": e["train_loss"], "kind": "training"} for e in thin(steps)]
-    rows += [{"step": e["step"], "loss": e["val_loss"], "kind": "validation"} for e in thin(evals)]
-    return Chart(
-        _line_chart("loss", "loss (nats a token)", ("training", "validation"), 280, ".3~f", len(rows) <= DOTS), rows
-    )
-
-
-def rate_chart(plan: TrainingPlan) -> Chart:
-    """The learning rate of every step of a plan."""
-    total, train = plan.total_steps, plan.config.train
-    rows = [{"step": s, "rate": learning_rate(s, total, train), "kind": "rate"} for s in thin(range(1, total + 1))]
-    return Chart(_line_chart("rate", "learning rate", ("rate",), 140, ".1~e", False), rows)
-
-
-def thin(points: Sequence[Any], most: int = POINTS) -> list[Any]:
-    """At most about `most` points, evenly spaced, the last one always among them."""
-    stride = max(1, -(-len(points) // most))
-    return [*points[: len(points) - 1 : stride], *points[-1:]]
 
 
 # A run as it goes -----------------------------------------------------------------------------------------------

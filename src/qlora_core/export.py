@@ -1,0 +1,204 @@
+"""What a user takes away from a run: adapters, PEFT adapters or one fused model, with everything needed to use them.
+
+Knows run directories and files. Knows nothing of mlx: merging adapters into a base is `fuse`'s, imported when asked
+for; the texts are those of `guides`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+from .bases import ALIASES, BUILT_IN, ModelSpec, describe, has_gpu
+from .charts import save_curves, thin
+from .config import RunConfig, to_flat
+from .errors import ConfigError, RunError
+from .guides import write_guides, write_summary
+from .peft import convert_adapters
+from .runs import Run
+from .storage import MANIFEST, manifest_problem, publishing, write_json
+from .tokens import ChatTokenizer
+
+Target = Literal["adapter", "peft", "fused"]
+
+TARGETS: tuple[Target, ...] = ("adapter", "peft", "fused")
+METRICS_FILE = "metrics.json"
+BUILT_IN_ORIGIN = "HuggingFaceTB/SmolLM2-135M-Instruct"  # what the built-in model's file was made from
+
+
+def export_run(run: Run, out: Path, *, to: Target, force: bool = False, dequantize: bool = False) -> dict[str, Any]:
+    """Write a run's result into a directory that appears all at once.
+
+    Args:
+        run: has trained adapters; is only read.
+        out: directory to write. An earlier export there is replaced, as long as nobody changed it.
+        to: `adapter`: adapters for mlx-lm; `peft`: for the PEFT library; `fused`: one stand-alone model.
+        force: replace whatever is in `out`.
+        dequantize: the fused model's weights as plain float16 instead of quantised like the base.
+
+    Returns:
+        `{"run", "to", "path", "bytes", "files": {name: bytes}, "fused"}`; the last as `fuse.fuse_run` gives it, or
+        None.
+
+    Raises:
+        RunError: nothing was trained yet, or `out` holds something that may not be replaced.
+        QLoraError: the base or the adapters are not what they were.
+        ConfigError: `dequantize` without `fused`.
+    """
+    if dequantize and to != "fused":
+        raise ConfigError(f"dequantize belongs to a fused model; found it with {to}.")
+    out = Path(out).expanduser().resolve()
+    spec, tokenizer = _base(run)
+    _refuse(run, spec, out, force=force)
+    adapters, fused = run.adapters, None
+    with publishing(out) as directory:
+        if to == "adapter":
+            _copy_adapters(adapters, directory, spec)
+        elif to == "peft":
+            convert_adapters(adapters, directory, _public_name(run.config(), spec), spec.num_layers)
+        else:
+            from .fuse import fuse_run  # only here: it brings mlx
+
+            fused = fuse_run(run, directory, dequantize=dequantize)
+        _describe(directory, run, spec, tokenizer, _facts(run, spec, out, to) | {"fused": fused})
+    files = {path.name: path.stat().st_size for path in sorted(out.iterdir())}
+    return {"run": run.name, "to": to, "path": str(out), "bytes": sum(files.values()), "files": files, "fused": fused}
+
+
+def _base(run: Run) -> tuple[ModelSpec, ChatTokenizer]:
+    """The run's base and its tokeniser, which must be the one that the run was trained with."""
+    if not run.exists:
+        raise RunError(f"{run.path}: is not a run (config.json is missing). `qlora runs` lists them.")
+    environment = run.environment()
+    path = Path(environment["model"]["path"])
+    if not path.is_dir():
+        raise RunError(f"{path}: the run's base model is not there any more.")
+    tokenizer = ChatTokenizer(path)
+    if environment["identity"].get("tokeniser and template") != tokenizer.fingerprint:
+        raise RunError(f"{run.name}: its tokeniser and template changed since the run began ({path}).")
+    return describe(path, run.config().base, environment["model"]["licence"]), tokenizer
+
+
+# Where it goes --------------------------------------------------------------------------------------------------
+
+
+def _refuse(run: Run, spec: ModelSpec, out: Path, *, force: bool) -> None:
+    """Refuse a directory that is more than an export, whatever is asked; and somebody's files, unless forced."""
+    if out.exists() and not out.is_dir():
+        raise RunError(f"{out}: is a file; wanted a directory to write. Give another with --out.")
+    kept = {"the run": run.path, "the base model": spec.path, "the current directory": Path.cwd(), "home": Path.home()}
+    for what, path in kept.items():
+        if path.resolve().is_relative_to(out):
+            raise RunError(f"{out}: holds {what} and is never replaced. Give another directory with --out.")
+    inside, exports = run.path.resolve(), run.path.resolve() / "export"
+    if out.is_relative_to(inside) and (out == exports or not out.is_relative_to(exports)):
+        raise RunError(f"{out}: belongs to the run itself. Give a directory inside {exports}, or elsewhere.")
+    if force or not out.exists() or not any(out.iterdir()):
+        return
+    if problem := _not_ours(out):
+        raise RunError(f"{out}: {problem}, so it is left as it is. --force replaces all of it; or give another --out.")
+
+
+def _not_ours(directory: Path) -> str:
+    """Why a directory is not an export as it was written, in a few words; empty when it is one."""
+    try:
+        exported = "exported_as" in json.loads((directory / METRICS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        exported = False
+    if not exported or not (directory / MANIFEST).is_file():
+        return "holds files that are not an export"
+    if problem := manifest_problem(directory):
+        return f"was changed since it was exported ({problem})"
+    written = {*json.loads((directory / MANIFEST).read_text(encoding="utf-8"))["files"], MANIFEST, "__pycache__"}
+    added = sorted(path.name for path in directory.iterdir() if path.name not in written)
+    return f"holds more than was exported ({', '.join(added[:3])})" if added else ""
+
+
+# What is in it --------------------------------------------------------------------------------------------------
+
+
+def _describe(directory: Path, run: Run, spec: ModelSpec, tokenizer: ChatTokenizer, facts: dict[str, Any]) -> None:
+    """Write everything that stands beside the weights."""
+    curves = bool(save_curves(run, directory))
+    write_json(directory / METRICS_FILE, _metrics(run, facts["to"], facts["fused"]))
+    facts = facts | {"stored": _stored(facts["fused"]), "curves": curves}
+    if facts["to"] != "peft":
+        (directory / "chat_template.jinja").write_text(tokenizer.template_text, encoding="utf-8", newline="\n")
+        write_guides(directory, facts)
+    write_summary(directory, run, spec, facts)
+
+
+def _copy_adapters(adapters: Path, directory: Path, spec: ModelSpec) -> None:
+    """Adapters as they are; their settings say also how the base was quantised while loading."""
+    shutil.copyfile(adapters / "adapters.safetensors", directory / "adapters.safetensors")
+    settings = json.loads((adapters / "adapter_config.json").read_text(encoding="utf-8"))
+    if spec.quantize_bits:
+        settings["quantize"] = {"bits": spec.quantize_bits, "group_size": spec.quantize_group_size}
+    write_json(directory / "adapter_config.json", settings)
+
+
+def _public_name(config: RunConfig, spec: ModelSpec) -> str:
+    """The base as another program finds it: a hub id, else its directory."""
+    name = config.base.model
+    if name == BUILT_IN:
+        return BUILT_IN_ORIGIN
+    if Path(name).expanduser().is_dir():
+        return str(spec.path.resolve())
+    return ALIASES[name].repository if name in ALIASES else name
+
+
+def _metrics(run: Run, to: Target, fused: dict[str, Any] | None) -> dict[str, Any]:
+    """Results, settings and curves; no text of the data and no place on this machine."""
+    evaluation, environment, events = run.evaluation(), run.environment(), run.metrics()
+    config = run.config()
+    steps = [event for event in events if event["type"] == "step"]
+    evals = [event for event in events if event["type"] == "eval"]
+    return {
+        "run": run.name,
+        "exported_as": to,
+        "state": run.state,
+        "adapters": run.adapters.name,
+        "base": {key: value for key, value in environment["model"].items() if key != "path"},
+        "settings": to_flat(config, "result") | to_flat(config, "length"),
+        "summary": run.summary(),
+        "recall": evaluation["recall"] if evaluation else None,
+        "fused": fused,
+        "device": environment.get("device"),
+        "versions": environment.get("versions"),
+        "curves": {
+            "train_loss": [[event["step"], event["train_loss"]] for event in thin(steps)],
+            "val_loss": [[event["step"], event["val_loss"]] for event in evals],
+        },
+    }
+
+
+def _stored(fused: dict[str, Any] | None) -> str:
+    """How a fused model's weights are stored, in words."""
+    if not fused:
+        return ""
+    return f"{fused['bits']} bits" if fused["bits"] else fused["dtype"]
+
+
+def _facts(run: Run, spec: ModelSpec, out: Path, to: Target) -> dict[str, Any]:
+    """What the guides and the summary are filled in with."""
+    evaluation = run.evaluation()
+    return {
+        "name": run.name,
+        "to": to,
+        "out": str(out),
+        "base": spec.name,
+        "base_path": str(spec.path.resolve()),
+        "public_base": _public_name(run.config(), spec),
+        "base_bits": spec.bits,
+        "quantized_on_load": bool(spec.quantize_bits),
+        "rank": run.config().lora.rank,
+        "adapters": run.adapters.name,
+        "recall": evaluation["recall"] if evaluation else {},
+        "questions": evaluation["questions"] if evaluation else [],
+        "python": sys.executable,
+        "runs_dir": str(run.path.parent.resolve()),
+        "without_gpu": not has_gpu(),
+    }
