@@ -50,7 +50,12 @@ def write_quantised(directory: Path, source: Path, *, bits: int = 4, group_size:
     model, _ = load(source, PLAIN, quantize=str(bits), group_size=str(group_size))
     mx.save_safetensors(str(directory / "model.safetensors"), dict(tree_flatten(model.parameters())), {"format": "mlx"})
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    config["quantization"] = {"group_size": group_size, "bits": bits}
+    own = {
+        path: {"group_size": module.group_size, "bits": module.bits}
+        for path, module in model.named_modules()
+        if getattr(module, "bits", bits) != bits
+    }
+    config["quantization"] = {"group_size": group_size, "bits": bits, **own}
     (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return directory
 

@@ -183,7 +183,7 @@ def test_the_fingerprint_is_of_configuration_and_weights(tiny_model, copy):
         ("{", r"config\.json: not a model's configuration"),
         ("[]", r"config\.json: not a model's configuration"),
         ("{}", r"config\.json: model_type must be a text; found None"),
-        ('{"model_type": "gpt2", "n_layer": 12}', r"num_hidden_layers must be a whole number; found None"),
+        ('{"model_type": "gpt2", "n_layer": 12}', r"hidden_size must be a whole number; found None"),
         ('{"model_type": "x", "num_hidden_layers": "2"}', r"num_hidden_layers must be a whole number; found '2'"),
         ('{"model_type": "x", "num_hidden_layers": 2, "text_config": null}', r"hidden_size must be a whole number"),
     ],

@@ -40,6 +40,7 @@ def within_model(path: str) -> str:
 _ATTENTION = re.compile(r"att(n|ention)\b.*\.")
 _GROUPS = ("all", "attention", "mlp", "qv")
 _ROUTERS = {"gate", "router", "shared_expert_gate"}
+_NORM = re.compile(r"norms?$")  # one for each head has a matrix
 _QUERY_VALUE = {"q_proj", "v_proj", "qkv_proj", "query_key_value", "c_attn"}
 
 
@@ -52,8 +53,8 @@ def is_projection(path: str, projections: str) -> bool:
         path: `self_attn.q_proj`, say.
         projections: `all`, `attention`, `mlp`, `qv`, or last parts of paths joined by commas.
     """
-    leaf = path.rpartition(".")[2]
-    if leaf in _ROUTERS or ".experts." in path:
+    *_, leaf = parts = path.split(".")
+    if not _ROUTERS.isdisjoint(parts) or "experts" in parts or _NORM.search(leaf):
         return False
     named = {
         "all": True,
@@ -172,6 +173,23 @@ class ModelSpec:
 Tensor = tuple[str, list[int], int]
 """Data type, shape and size in bytes."""
 
+_SYNONYMS = {
+    "n_layer": "num_hidden_layers",
+    "n_layers": "num_hidden_layers",
+    "num_layers": "num_hidden_layers",
+    "num_transformer_layers": "num_hidden_layers",
+    "n_embd": "hidden_size",
+    "d_model": "hidden_size",
+    "model_dim": "hidden_size",
+    "n_head": "num_attention_heads",
+    "n_heads": "num_attention_heads",
+}
+_SENSES = (
+    "vision_tower.", "vision_model.", "visual.", "multi_modal_projector.", "audio_tower.",
+    "model.vision_tower.", "model.visual.", "model.multi_modal_projector.",
+)  # fmt: skip
+"""Parts of a model that sees or hears; mlx-lm leaves them out."""
+
 _DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 _LAYER = re.compile(r"(?:^|\.)(?:layers|blocks|h)\.(\d+)\.(.+)$")
 
@@ -217,6 +235,7 @@ def describe(path: Path, config: BaseConfig, licence: str = "") -> ModelSpec:
     try:
         settings = json.loads((path / "config.json").read_text(encoding="utf-8"))
         settings = {**(settings.get("text_config") or {}), **settings}
+        settings = {**{name: settings[other] for other, name in _SYNONYMS.items() if other in settings}, **settings}
     except FileNotFoundError:
         raise ModelError(f"{path}: no config.json. A model is a directory in Hugging Face or MLX layout.") from None
     except (OSError, ValueError, AttributeError, TypeError) as error:
@@ -225,7 +244,7 @@ def describe(path: Path, config: BaseConfig, licence: str = "") -> ModelSpec:
         if not isinstance(settings.get(name), kind):
             wanted = "a text" if kind is str else "a whole number"
             raise ModelError(f"{path / 'config.json'}: {name} must be {wanted}; found {settings.get(name)!r}.")
-    tensors = dict(_tensors(path))
+    tensors = {name: tensor for name, tensor in _tensors(path) if not name.startswith(_SENSES)}
     quantization = settings.get("quantization") or settings.get("quantization_config")
     bits = None if quantization or config.quantize == "none" else int(config.quantize)
     parameters, shapes = _count(tensors, quantization or {})

@@ -67,5 +67,9 @@ def _takes_a_mask_a_row(model: nn.Module) -> bool:
 
     An attention of a model's own need not: gemma2's takes the mask's rows for its groups of heads.
     """
+    from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
+
+    if not all(isinstance(cache, (KVCache, RotatingKVCache)) for cache in make_prompt_cache(model)):
+        return False  # states that run on over the padding, in some of the models that have them
     modules = {type(module).__module__ for module in model.modules()}
     return any(hasattr(sys.modules[name], "scaled_dot_product_attention") for name in modules)

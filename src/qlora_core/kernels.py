@@ -378,17 +378,18 @@ def use_linear_kernels(model: nn.Module, kernels: Kernels) -> None:
 
 
 def use_attention_kernels(model: nn.Module, kernels: Kernels) -> None:
-    """Make the functions that a model's own module calls aware of packed rows and of the device.
+    """Make the functions that a model's modules call aware of packed rows and of the device.
 
-    The module's `scaled_dot_product_attention` and, on a CPU, `swiglu` are replaced by ones that fall through to the
+    Their `scaled_dot_product_attention` and, on a CPU, `swiglu` are replaced by ones that fall through to the
     originals for everything they do not know (a KV cache, a window, a mask of the model's own).
     """
-    module = sys.modules[type(model).__module__]
-    if original := getattr(module, "scaled_dot_product_attention", None):
-        module.scaled_dot_product_attention = _aware(getattr(original, "original", original), kernels)
-    if hasattr(module, "swiglu"):
-        original = getattr(module.swiglu, "original", module.swiglu)
-        module.swiglu = _aware_swiglu(original) if kernels.fast_exp else original
+    for name in {type(module).__module__ for module in model.modules()}:  # a family may borrow another one's layers
+        module = sys.modules[name]
+        if original := getattr(module, "scaled_dot_product_attention", None):
+            module.scaled_dot_product_attention = _aware(getattr(original, "original", original), kernels)
+        if hasattr(module, "swiglu"):
+            original = getattr(module.swiglu, "original", module.swiglu)
+            module.swiglu = _aware_swiglu(original) if kernels.fast_exp else original
 
 
 def _aware(original: Callable[..., mx.array], kernels: Kernels) -> Callable[..., mx.array]:

@@ -206,6 +206,7 @@ def batch_loss(model: nn.Module, batch: Batch, layout: Layout) -> mx.array:
         logits = model(ids)
         logits = logits.reshape(-1, logits.shape[-1])[source]
     else:
+        model = model.language_model if "language_model" in model else model  # of one that sees or hears as well
         cache = [PackedRows(batch.lengths)] * len(model.layers) if batch.packed else None
         hidden = model.model(ids, cache)
         logits = _project(model, hidden.reshape(-1, hidden.shape[-1])[source])
@@ -245,4 +246,7 @@ def choose_layout(model: nn.Module, vocabulary: int, *, packing: bool) -> Layout
 
 
 def _dtype(model: nn.Module) -> mx.Dtype:
-    return next(v.dtype for name, v in tree_flatten(model.parameters()) if name.endswith("norm.weight"))
+    """Of what it computes in: that of all its numbers but packed weights and adapters."""
+    trained = dict(tree_flatten(model.trainable_parameters()))
+    values = (value for name, value in tree_flatten(model.parameters()) if name not in trained)
+    return next(value.dtype for value in values if mx.issubdtype(value.dtype, mx.floating))
