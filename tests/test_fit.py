@@ -29,10 +29,10 @@ def rows(*lengths: int) -> list[TokenRow]:
     return [TokenRow(np.zeros(n, np.int32), np.arange(n) >= n - n // 2) for n in lengths]
 
 
-def estimate(model, lengths, *, keeps_dense=False, activation_bytes=4, **settings) -> MemoryEstimate:
+def estimate(model, lengths, *, keeps_dense=False, on_gpu=False, **settings) -> MemoryEstimate:
     spec = describe(model, BaseConfig(model=str(model)))
     config = from_flat({"batch_size": 2, **settings})
-    return estimate_memory(spec, config, rows(*lengths), keeps_dense=keeps_dense, activation_bytes=activation_bytes)
+    return estimate_memory(spec, config, rows(*lengths), keeps_dense=keeps_dense, on_gpu=on_gpu)
 
 
 def test_by_hand(tiny_model):
@@ -57,7 +57,9 @@ def test_what_each_setting_costs(tiny_model):
     assert estimate(tiny_model, [40, 40, 40], batch_size=1).activations == plain.activations // 2
     assert estimate(tiny_model, [40, 40, 40], grad_accumulation_steps=4) == plain
     assert estimate(tiny_model, [40, 40, 40], grad_checkpoint=True).activations < plain.activations
-    assert estimate(tiny_model, [40, 40, 40], activation_bytes=2).activations == plain.activations // 2
+    assert estimate(tiny_model, [40, 40, 40], on_gpu=True).attention == plain.attention // 2
+    on_gpu = 8 * 64 + 7 * 128 + 3 * (4 + 2 + 2) * 16
+    assert estimate(tiny_model, [40, 40, 40], on_gpu=True).activations == 80 * 2 * on_gpu * 2
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from tiny import FAMILIES, TAUGHT, write_model
 from qlora_core.config import LoraConfig
 from qlora_core.device import mx, nn
 from qlora_core.errors import RunError
-from qlora_core.generate import answer
+from qlora_core.generate import answer, stream
 from qlora_core.runs import Run
 from qlora_core.session import load_for_answers
 from qlora_core.tokens import ChatTokenizer
@@ -80,6 +80,43 @@ def test_draws_are_a_function_of_the_seed(loaded: Loaded) -> None:
     drawn = [answer(*loaded, PROMPTS, max_tokens=12, temperature=3.0, seed=seed) for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1]
     assert drawn[0] != drawn[2]
+
+
+def test_a_streamed_answer_is_the_whole_one_in_pieces(loaded: Loaded) -> None:
+    for prompt in PROMPTS:
+        pieces = list(stream(*loaded, prompt, max_tokens=12))
+        assert "".join(pieces) == answer(*loaded, [prompt], max_tokens=12)[0]
+    assert len(list(stream(*loaded, "green?", max_tokens=12))) == len("campo")  # a token a letter
+
+
+def test_half_a_character_is_not_shown(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token a byte: Ã and £ of ã would be seen, or a mark that stands for neither."""
+    _, tokenizer = loaded
+    text = "  São João.\n ok  "
+    ids = tokenizer.encode_row({"text": text}, 64).ids[:-1].tolist()
+    monkeypatch.setattr("qlora_core.generate._tokens", lambda *_: ((0, token) for token in ids))
+    pieces = list(stream(*loaded, "?"))
+    assert "".join(pieces) == text.strip()
+    assert all("\ufffd" not in piece for piece in pieces)
+
+
+def test_what_narrows_the_draws_narrows_them(loaded: Loaded) -> None:
+    likeliest = answer(*loaded, PROMPTS, max_tokens=6)
+    for narrow in ({"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}):
+        assert answer(*loaded, PROMPTS, max_tokens=6, temperature=3.0, seed=1, **narrow) == likeliest, narrow
+    assert answer(*loaded, PROMPTS, max_tokens=6, temperature=3.0, seed=1) != likeliest
+
+
+def test_a_penalty_for_repetition_changes_the_likeliest(loaded: Loaded) -> None:
+    (plain,) = answer(*loaded, ["white?"], max_tokens=12)
+    (other,) = answer(*loaded, ["white?"], max_tokens=12, repetition_penalty=1000.0)
+    assert plain == "sal e sol"
+    assert other != plain
+
+
+def test_a_conversation_may_be_asked(loaded: Loaded) -> None:
+    conversation = [{"role": "user", "content": "red?"}]
+    assert answer(*loaded, [conversation], max_tokens=12) == ["rosa"]
 
 
 @pytest.mark.parametrize("max_tokens", [1, 3])

@@ -226,11 +226,11 @@ def _locate(name: str, *, weights: bool = True) -> tuple[Path, str]:
     return fetch(alias.repository if alias else name, weights=weights), alias.licence if alias else ""
 
 
-def describe(path: Path, config: BaseConfig, licence: str = "") -> ModelSpec:
-    """Read a model directory's `config.json` and weight headers.
+def read_configuration(path: Path) -> dict[str, Any]:
+    """A model directory's `config.json`, with the names that most models use.
 
     Raises:
-        ModelError: a file is missing or unreadable.
+        ModelError: it is missing, or is not a model's.
     """
     try:
         settings = json.loads((path / "config.json").read_text(encoding="utf-8"))
@@ -244,6 +244,28 @@ def describe(path: Path, config: BaseConfig, licence: str = "") -> ModelSpec:
         if not isinstance(settings.get(name), kind):
             wanted = "a text" if kind is str else "a whole number"
             raise ModelError(f"{path / 'config.json'}: {name} must be {wanted}; found {settings.get(name)!r}.")
+    return settings
+
+
+def about_parameters(config: BaseConfig) -> int:
+    """About how many parameters a base has, from its `config.json` alone: its weights need not be here.
+
+    Raises:
+        ModelError: there is no such base.
+    """
+    shape = read_configuration(find_tokenizer(config))
+    hidden, layers = shape["hidden_size"], shape["num_hidden_layers"]
+    layer = 3 * hidden * shape.get("intermediate_size", 4 * hidden) + 3 * hidden * hidden
+    return layers * layer + shape["vocab_size"] * hidden
+
+
+def describe(path: Path, config: BaseConfig, licence: str = "") -> ModelSpec:
+    """Read a model directory's `config.json` and weight headers.
+
+    Raises:
+        ModelError: a file is missing or unreadable.
+    """
+    settings = read_configuration(path)
     tensors = {name: tensor for name, tensor in _tensors(path) if not name.startswith(_SENSES)}
     quantization = settings.get("quantization") or settings.get("quantization_config")
     bits = None if quantization or config.quantize == "none" else int(config.quantize)

@@ -20,6 +20,7 @@ from . import console
 from .config import RunConfig, add_arguments, from_flat, given_settings, settings
 from .errors import QLoraError
 from .memory import MemoryMonitor
+from .presets import PRESETS
 from .runs import Run, TrainingPlan, TrainingTracker, iterate_states, resolve_config
 
 DONE, ERROR, PAUSED, INTERRUPTED = 0, 1, 3, 130
@@ -32,8 +33,15 @@ def training_parser(prog: str = "train.py") -> argparse.ArgumentParser:
         description="Train adapters for a language model, or go on with a run. Each run is one directory.",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end, and nothing else")
+    _add_preset(parser)
     add_arguments(parser)
     return parser
+
+
+def _add_preset(parser: argparse.ArgumentParser) -> None:
+    machines = "; ".join(f"{name}: {preset.machine}" for name, preset in PRESETS.items())
+    help = f"settings that fit a machine, for Mistral-7B and smaller models ({machines}); others given here go before"
+    parser.add_argument("--preset", choices=PRESETS, default="", help=help)
 
 
 def train_planned(
@@ -82,12 +90,16 @@ def _train_planned(
     return PAUSED if outcome.state == "stopped" else DONE
 
 
-def plan_training(config: RunConfig, say: Callable[[str], None]) -> tuple[TrainingTracker, TrainingPlan]:
-    """From settings to a plan, in the notebook's order, telling each section as it goes."""
+def plan_training(
+    config: RunConfig, say: Callable[[str], None], *, preset: str = ""
+) -> tuple[TrainingTracker, TrainingPlan]:
+    """From settings to a plan, in the notebook's order, telling each section as it goes, and what a preset chose."""
     from . import bases, data, token_report, tokens
 
     say(console.header())
     say(console.table(console.machine()))
+    if preset:
+        say(console.block(f"Preset {preset}", console.preset_reasons(preset, config)))
     tokenizer = tokens.open_tokenizer(config.base)
     prepared = data.prepare(config.data, tokenizer)
     say(console.block("Data", console.data_counts(prepared.report)))
@@ -110,7 +122,8 @@ def _train(arguments: argparse.Namespace) -> int:
     def say(text: str) -> None:
         print(text, file=sys.stderr if arguments.json else sys.stdout, flush=True)
 
-    tracker, plan = plan_training(resolve_config(given_settings(arguments)), say)
+    config = resolve_config(given_settings(arguments), arguments.preset)
+    tracker, plan = plan_training(config, say, preset=arguments.preset)
     return train_planned(tracker, plan, as_json=arguments.json)
 
 
@@ -239,7 +252,9 @@ def build_parser() -> argparse.ArgumentParser:
         made.add_argument("--json", action="store_true", help="print one JSON object on standard output")
         return made
 
-    add_arguments(command("train", _train, "train, or go on with a run"))
+    train = command("train", _train, "train, or go on with a run")
+    _add_preset(train)
+    add_arguments(train)
     data = command("data", _data, "read, mend, join and split your text; a report")
     data.add_argument("sources", nargs="+", metavar="SOURCE")
     data.add_argument("--out", type=Path, default=Path("data"), help="directory to write (default: data)")

@@ -19,9 +19,10 @@ import psutil
 from tqdm import tqdm
 
 from .bases import ModelSpec
-from .config import RunConfig
+from .config import RunConfig, settings
 from .data import REPORT_FILE, DataReport, Findings
 from .memory import GB, MB, available_bytes, total_bytes
+from .presets import preset_choices
 from .runs import Run, TrainingPlan
 from .token_report import TokenReport
 
@@ -40,6 +41,17 @@ def machine() -> dict[str, str]:
     return {
         "Machine": f"{platform.system()} {platform.machine()}, {cores} cores, Python {platform.python_version()}",
         "Memory": f"{total_bytes() / GB:.1f} GB, {available_bytes() / GB:.1f} GB available",
+    }
+
+
+def preset_reasons(name: str, config: RunConfig) -> dict[str, str]:
+    """What a preset chose, and why; what was chosen otherwise is said so."""
+    known = {setting.name: config.value(setting) for setting in settings()}
+    return {
+        setting: f"{known[setting]}: {choice.why}"
+        if known[setting] == choice.value
+        else f"{known[setting]}, as you chose (the preset: {choice.value})"
+        for setting, choice in preset_choices(name, config.base).items()
     }
 
 

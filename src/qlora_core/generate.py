@@ -3,39 +3,84 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from .device import blas_threads, cores, mx, nn
 from .tokens import ChatTokenizer
 
 
-def answer(
-    model: nn.Module,
-    tokenizer: ChatTokenizer,
-    prompts: Sequence[str],
-    *,
-    max_tokens: int,
-    temperature: float = 0.0,
-    seed: int = 0,
-) -> list[str]:
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn.
+
+    Attributes:
+        max_tokens: longest answer.
+        temperature: 0 takes the likeliest token every time; the rest then changes nothing but the penalty.
+        top_p: only the likeliest tokens that together have this probability; 1: all.
+        top_k: only this many of the likeliest; 0: all.
+        min_p: only tokens with at least this share of the likeliest one's probability.
+        repetition_penalty: above 1, tokens among the last 20 become less likely; 1: none.
+        seed: decides the draws.
+    """
+
+    max_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+
+Prompt = str | Sequence[dict[str, str]]
+"""A question, or the messages before the answer."""
+
+
+def answer(model: nn.Module, tokenizer: ChatTokenizer, prompts: Sequence[Prompt], **sampling: Any) -> list[str]:
     """Answer every prompt, in order.
 
     Args:
         model: with adapters or without; left in the mode it was in.
         tokenizer: of that model.
-        prompts: questions of a user.
-        max_tokens: longest answer, in tokens.
-        temperature: 0 takes the likeliest token every time.
-        seed: decides the draws when it is above 0.
+        prompts: side by side where the model allows it.
+        sampling: fields of `Sampling`.
     """
+    answers: list[list[int]] = [[] for _ in prompts]
+    for place, token in _tokens(model, tokenizer, prompts, Sampling(**sampling)):
+        answers[place].append(token)
+    return [tokenizer.decode(ids).strip() for ids in answers]
+
+
+def stream(model: nn.Module, tokenizer: ChatTokenizer, prompt: Prompt, **sampling: Any) -> Iterator[str]:
+    """The answer to one prompt, piece by piece as it is made; joined, it is what `answer` gives."""
+    ids: list[int] = []
+    shown = ""
+    for _, token in _tokens(model, tokenizer, [prompt], Sampling(**sampling)):
+        ids.append(token)
+        text = tokenizer.decode(ids).lstrip()
+        whole = text.rstrip("\ufffd").rstrip()  # not yet: half a character, or space that the answer may end in
+        if whole.startswith(shown) and len(whole) > len(shown):
+            yield whole[len(shown) :]
+            shown = whole
+    if rest := tokenizer.decode(ids).strip()[len(shown) :]:
+        yield rest
+
+
+def _tokens(
+    model: nn.Module, tokenizer: ChatTokenizer, prompts: Sequence[Prompt], sampling: Sampling
+) -> Iterator[tuple[int, int]]:
+    """(index of the prompt, token) as they are made, ends of text left out."""
     from mlx_lm.generate import BatchGenerator
-    from mlx_lm.sample_utils import make_sampler
+    from mlx_lm.sample_utils import make_logits_processors, make_sampler
 
     if not prompts:
-        return []
-    mx.random.seed(seed)
+        return
+    mx.random.seed(sampling.seed)
     encoded = [tokenizer.encode_prompt(prompt) for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))  # alike in length: less padding
+    penalty = sampling.repetition_penalty if sampling.repetition_penalty != 1 else None
     training, batched = model.training, _takes_a_mask_a_row(model)
     model.eval()
     try:
@@ -45,21 +90,22 @@ def answer(
             generator = BatchGenerator(
                 model,
                 stop_tokens=[[token] for token in tokenizer.eos_ids],
-                sampler=make_sampler(temp=temperature),
+                sampler=make_sampler(
+                    sampling.temperature, top_p=sampling.top_p % 1, min_p=sampling.min_p, top_k=sampling.top_k
+                ),
+                logits_processors=make_logits_processors(repetition_penalty=penalty),
                 completion_batch_size=64 if batched else 1,
                 prefill_batch_size=32 if batched else 1,
             )
-            ids = generator.insert([encoded[i] for i in order], [max_tokens] * len(order))
-            answers: dict[int, list[int]] = {uid: [] for uid in ids}
+            ids = generator.insert([encoded[i] for i in order], [sampling.max_tokens] * len(order))
+            place = dict(zip(ids, order, strict=True))
             while responses := generator.next_generated():
                 for response in responses:
                     if response.finish_reason != "stop":
-                        answers[response.uid].append(response.token)
+                        yield place[response.uid], response.token
             generator.close()
     finally:
         model.train(training)
-    place = dict(zip(order, ids, strict=True))
-    return [tokenizer.decode(answers[place[i]]).strip() for i in range(len(prompts))]
 
 
 def _takes_a_mask_a_row(model: nn.Module) -> bool:

@@ -113,6 +113,7 @@ class Flags:
 
     config: RunConfig = field(default_factory=RunConfig)
     as_json: bool = False
+    preset: str = ""
     problem: Problem | None = None
 
     def show(self, title: str, rows: Callable[..., dict[str, str]], *values: Any) -> mo.Html | None:
@@ -139,11 +140,11 @@ def read_flags(argv: Sequence[str]) -> Flags:
         if isinstance(known, Problem):
             return Flags(problem=known)
         arguments, unknown = known
-    config = attempt(lambda: resolve_config(given_settings(arguments)))
+    config = attempt(lambda: resolve_config(given_settings(arguments), arguments.preset))
     if isinstance(config, Problem):
         return Flags(problem=config)
     problem = Problem(f"unknown flags, left aside: {' '.join(unknown)}") if unknown else None
-    return Flags(config, arguments.json, problem)
+    return Flags(config, arguments.json, arguments.preset, problem)
 
 
 def _refuse(*words: Any) -> None:
@@ -609,6 +610,4 @@ def memory_check(model: ModelSpec, config: RunConfig, train_dataset: TokenDatase
 def _estimate(model: ModelSpec, config: RunConfig, train_dataset: TokenDataset) -> fit.MemoryEstimate:
     on_cpu = not bases.has_gpu()
     dense = fit.keeps_dense_weights(4 * model.parameters, available_bytes())
-    return fit.estimate_memory(
-        model, config, train_dataset.rows, keeps_dense=on_cpu and dense, activation_bytes=4 if on_cpu else 2
-    )
+    return fit.estimate_memory(model, config, train_dataset.rows, keeps_dense=on_cpu and dense, on_gpu=not on_cpu)

@@ -24,6 +24,7 @@ from .bases import ModelSpec
 from .config import RunConfig, from_flat, from_json, to_flat, to_json
 from .data import FACTS_FILE, TRAIN_FILE, VAL_FILE, PreparedData, Rows
 from .errors import BusyError, ConfigError, RunError
+from .presets import preset_choices
 from .schedule import suited_learning_rate
 from .storage import describe_file, replacing, write_json, write_text
 from .tokens import ChatTokenizer, TokenDataset
@@ -409,13 +410,19 @@ class TrainingTracker:
         return RunWriter(run, RunLock(run.path, descriptor))
 
 
-def resolve_config(given: dict[str, Any]) -> RunConfig:
-    """Settings from those given: `run` of an existing run brings its settings and its own copy of the data along.
+def resolve_config(given: dict[str, Any], preset: str = "") -> RunConfig:
+    """Settings from those given and, where they say nothing, from a preset.
+
+    `run` of an existing run brings its settings and its own copy of the data along.
 
     Raises:
-        ConfigError: a setting is unknown or out of range.
+        ConfigError: a setting is unknown or out of range, or there is no such preset.
+        ModelError: there is no such base, whose size a preset depends on.
     """
     config = from_flat(given)
+    if preset:
+        given = {name: choice.value for name, choice in preset_choices(preset, config.base).items()} | given
+        config = from_flat(given)
     if not config.place.run or config.place.fresh:
         return config
     run = Run(Path(config.place.runs_dir) / config.place.run)

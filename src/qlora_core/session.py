@@ -103,7 +103,7 @@ def open_session(writer: RunWriter, monitor: MemoryMonitor) -> Session:
     val_rows = make_dataset(run.validation_rows(), tokenizer, config.data.max_seq_length).rows
     kernels = _kernels(writer, environment, spec, monitor)
     estimate = fit.estimate_memory(
-        spec, config, rows, keeps_dense=kernels.linear == "kept", activation_bytes=4 if kernels.device == "cpu" else 2
+        spec, config, rows, keeps_dense=kernels.linear == "kept", on_gpu=kernels.device != "cpu"
     )
     fit.check_before_loading(estimate, monitor.sample().available, config)
     model = load_base(spec, kernels, lambda message: writer.log("warning", message=message))
