@@ -284,7 +284,7 @@ def test_while_training_json_is_the_only_output_too(tiny_model, tiny_rows, qlora
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "--model", "mistrall"], "model 'mistrall': no such directory or alias. Known: smollm2-135m, "),
+        (["train", "--model", "mistrall"], "model 'mistrall': no such directory or alias. Wanted smollm2-135m "),
         (["train", "--data", "nowhere"], "nowhere: no such file or directory (looked in "),
         (["train", "--data", "rows.jsonl", "--rank", "0"], "rank must be at least 1; found 0"),
         (["train", "--data", "rows.jsonl", "--run", "../x"], "'../x' cannot be a run's name: "),

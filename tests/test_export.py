@@ -153,11 +153,29 @@ def test_a_run_that_never_ended_is_exported_with_what_is_known(trained, tmp_path
 
 
 def test_how_the_base_was_quantised_goes_along(on_load, tmp_path):
-    export_run(on_load, tmp_path / "out", to="adapter")
-    settings = json.loads((tmp_path / "out" / "adapter_config.json").read_text(encoding="utf-8"))
-    assert settings["quantize"] == {"bits": 4, "group_size": 64}
+    """The answers are the same on what is kept of the quantised base, and when that is gone."""
     model, tokenizer = load_for_answers(on_load)
-    assert ask_many(tmp_path / "out") == answer(model, tokenizer, QUESTIONS, max_tokens=12)
+    wanted = answer(model, tokenizer, QUESTIONS, max_tokens=12)
+    export_run(on_load, tmp_path / "out", to="adapter")
+    path = tmp_path / "out" / "adapter_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    assert settings["quantize"] == {"bits": 4, "group_size": 64}
+    assert settings["base_model"] == on_load.environment()["model"]["path"] != settings["model"]
+    assert ask_many(tmp_path / "out") == wanted
+    guide = (tmp_path / "out" / "INTEGRATION.md").read_text(encoding="utf-8")
+    assert settings["model"] in guide
+    assert "mlx-lm answers a little differently" not in guide
+    path.write_text(json.dumps(settings | {"model": "/gone"}), encoding="utf-8")
+    assert ask_many(tmp_path / "out") == wanted
+
+
+def test_the_guide_tells_where_mlx_lm_answers_otherwise(on_load, tmp_path):
+    """Where nothing could be kept of the base as it was quantised, mlx-lm loads it as it is stored."""
+    run = Run(shutil.copytree(on_load.path, tmp_path / "run"))
+    settings = json.loads((run.best / "adapter_config.json").read_text(encoding="utf-8"))
+    settings["model"] = run.environment()["model"]["path"]
+    (run.best / "adapter_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    export_run(run, tmp_path / "out", to="adapter")
     assert "mlx-lm answers a little differently" in (tmp_path / "out" / "INTEGRATION.md").read_text(encoding="utf-8")
 
 
@@ -309,7 +327,7 @@ def test_peft_adapters_mean_the_same(trained, on_load, tmp_path):
         assert {path.name for path in out.iterdir()} == {"adapter_model.safetensors", "adapter_config.json", *REPORT}
         config = json.loads((out / "adapter_config.json").read_text(encoding="utf-8"))
         settings = json.loads((run.best / "adapter_config.json").read_text(encoding="utf-8"))
-        assert config["base_model_name_or_path"] == settings["model"]
+        assert config["base_model_name_or_path"] == run.environment()["model"]["path"]
         assert config["layers_to_transform"] == layers
         assert {f".{key}" for key in config["target_modules"]} == {
             f".{key.rpartition('.')[2]}" for key in settings["lora_parameters"]["keys"]

@@ -221,8 +221,10 @@ def _locate(name: str, *, weights: bool = True) -> tuple[Path, str]:
         return directory, ""
     alias = ALIASES.get(name)
     if alias is None and (name.startswith((".", "/", "~")) or name.count("/") != 1):
-        known = ", ".join([BUILT_IN, *ALIASES])
-        raise ModelError(f"model {name!r}: no such directory or alias. Known: {known}; or give a hub id OWNER/NAME.")
+        raise ModelError(
+            f"model {name!r}: no such directory or alias. Wanted {BUILT_IN} (built in), a name that `qlora models` "
+            "lists, a directory, or a hub id OWNER/NAME."
+        )
     return fetch(alias.repository if alias else name, weights=weights), alias.licence if alias else ""
 
 

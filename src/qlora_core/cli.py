@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -19,9 +20,11 @@ from typing import Any
 from . import console
 from .config import RunConfig, add_arguments, from_flat, given_settings, settings
 from .errors import QLoraError
+from .export import TARGETS, keep_result
 from .memory import MemoryMonitor
 from .presets import PRESETS
 from .runs import Run, TrainingPlan, TrainingTracker, iterate_states, resolve_config
+from .sampling import Sampling
 
 DONE, ERROR, PAUSED, INTERRUPTED = 0, 1, 3, 130
 
@@ -86,6 +89,8 @@ def _train_planned(
         step, total = run.status().get("step"), plan.total_steps
         reporter.say(f"\nPaused at step {step} of {total}; everything is saved. {console.resume_line(run)}")
         return INTERRUPTED if outcome.by_signal else PAUSED
+    if problem := keep_result(run):
+        reporter.say(f"  ! {problem}")
     reporter.say(console.final_summary(run))
     return PAUSED if outcome.state == "stopped" else DONE
 
@@ -171,24 +176,35 @@ def _runs(arguments: argparse.Namespace) -> int:
 
 
 def _generate(arguments: argparse.Namespace) -> int:
-    from .generate import answer
+    from .generate import answer, stream
     from .session import load_for_answers
 
     run = TrainingTracker(arguments.runs_dir).find(arguments.run_name)
+    prompts = arguments.prompt or _read_lines(arguments.prompts)
+    if not prompts:
+        raise QLoraError(f"{arguments.prompts}: holds no question. Wanted one a line.")
     model, tokenizer = load_for_answers(run, base=arguments.base)
-    text = answer(
-        model,
-        tokenizer,
-        [arguments.prompt],
-        max_tokens=arguments.max_tokens,
-        temperature=arguments.temperature,
-        seed=arguments.seed,
-    )[0]
+    system = [{"role": "system", "content": arguments.system}] if arguments.system else []
+    conversations = [[*system, {"role": "user", "content": prompt}] for prompt in prompts]
+    sampling = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Sampling)}
+    if len(prompts) == 1 and not arguments.json:
+        for piece in stream(model, tokenizer, conversations[0], **sampling):
+            print(piece, end="", flush=True)
+        print()
+        return DONE
+    answers = answer(model, tokenizer, conversations, **sampling)
+    pairs = [{"prompt": prompt, "response": text} for prompt, text in zip(prompts, answers, strict=True)]
     if arguments.json:
-        _print_json({"prompt": arguments.prompt, "response": text, "status": "ok"})
+        _print_json({**(pairs[0] if len(pairs) == 1 else {"answers": pairs}), "status": "ok"})
     else:
-        print(text)
+        print("\n\n".join(f"? {pair['prompt']}\n{pair['response']}" for pair in pairs))
     return DONE
+
+
+def _read_lines(path: Path) -> list[str]:
+    """The lines of a file, or of standard input for `-`, without empty ones."""
+    text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
@@ -206,6 +222,42 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         print(console.answers_side_by_side(result))
         print(console.recall_lines(result))
         print(console.next_commands(run))
+    return DONE
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from .compare import compare
+
+    tracker = TrainingTracker(arguments.runs_dir)
+    comparison = compare([tracker.find(name) for name in arguments.run_names])
+    if arguments.json:
+        _print_json(comparison.as_dict())
+    else:
+        print("\n".join(comparison.lines()))
+    return DONE
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from .export import export_run
+
+    run = TrainingTracker(arguments.runs_dir).find(arguments.run_name)
+    out = arguments.out or run.path / "export" / arguments.to
+    made = export_run(run, out, to=arguments.to, force=arguments.force, dequantize=arguments.dequantize)
+    if arguments.json:
+        _print_json(made)
+    else:
+        print(console.block("Export", console.export_rows(made)))
+        print(f"Next\n  read {made['path']}/summary.md")
+    return DONE
+
+
+def _models(arguments: argparse.Namespace) -> int:
+    from .hub import known_models
+
+    if arguments.json:
+        _print_json({"models": known_models()})
+    else:
+        print(console.models_table(known_models()))
     return DONE
 
 
@@ -263,29 +315,52 @@ def build_parser() -> argparse.ArgumentParser:
     add_arguments(data, "model", *(s.name for s in settings() if s.group == "data" and s.name not in ("data", "facts")))
     with_runs = [command("runs", _runs, "list the runs"), command("doctor", _doctor, "look at this machine")]
     generate = command("generate", _generate, "ask a tuned model, or its base")
-    generate.add_argument("--prompt", required=True)
-    generate.add_argument("--base", action="store_true", help="without the adapters")
-    generate.add_argument("--max-tokens", type=_at_least(1, int), default=128)
-    generate.add_argument("--temperature", type=_at_least(0, float), default=0.0, help="0: always the likeliest token")
-    generate.add_argument("--seed", type=int, default=0)
+    _add_generation(generate)
     evaluate = command("evaluate", _evaluate, "answers and recall of base and tuned model")
-    for made in (generate, evaluate):
+    compare = command("compare", _compare, "runs side by side: loss, memory, speed, size, settings, answers")
+    compare.add_argument("run_names", metavar="RUN", nargs="+", help="names or paths of two or more runs")
+    export = command("export", _export, "take a run's result elsewhere: adapters or one model, with a guide")
+    export.add_argument("--to", choices=TARGETS, default="adapter", help="adapter: for mlx-lm; peft: for that library; "
+                        "fused: one stand-alone model (default: adapter)")  # fmt: skip
+    export.add_argument("--out", type=Path, help="directory to write (default: export/ in the run)")
+    export.add_argument("--force", action="store_true", help="replace whatever is there")
+    export.add_argument("--dequantize", action="store_true", help="a fused model in float16: larger, and loses nothing")
+    for made in (generate, evaluate, export):
         made.add_argument("run_name", metavar="RUN", help="a run's name or path")
-    for made in (*with_runs, generate, evaluate):
+    command("models", _models, "list the models that have a short name")
+    for made in (*with_runs, generate, evaluate, compare, export):
         made.add_argument("--runs-dir", default=RunConfig().place.runs_dir, help="directory of all runs")
     command("app", _app, "open the page, for this machine only, with a token")
     return parser
 
 
-def _at_least(least: float, kind: type[int] | type[float]) -> Callable[[str], float]:
+def _add_generation(parser: argparse.ArgumentParser) -> None:
+    usual = Sampling()
+    questions = parser.add_mutually_exclusive_group(required=True)
+    questions.add_argument("--prompt", nargs="+", default=[], metavar="TEXT", help="a question, or several")
+    questions.add_argument("--prompts", type=Path, metavar="FILE", help="questions, one a line; -: standard input")
+    parser.add_argument("--system", default="", metavar="TEXT", help="a system message before each question")
+    parser.add_argument("--base", action="store_true", help="without the adapters")
+    number = parser.add_argument_group("how tokens are drawn").add_argument
+    number("--max-tokens", type=_at_least(1, int), default=usual.max_tokens, help="longest answer (default: 128)")
+    number("--temperature", type=_at_least(0, float), default=0.0, help="0, the default: always the likeliest token")
+    number("--top-p", type=_at_least(0, float, 1), default=1.0, help="of the likeliest with this probability together")
+    number("--top-k", type=_at_least(0, int), default=0, help="of this many of the likeliest; 0: of all")
+    number("--min-p", type=_at_least(0, float, 1), default=0.0, help="of those with this share of the likeliest one's")
+    number("--repetition-penalty", type=_at_least(0.01, float), default=1.0, help="above 1: less of what was just said")
+    number("--seed", type=int, default=0, help="decides the draws")
+
+
+def _at_least(least: float, kind: type[int] | type[float], most: float = math.inf) -> Callable[[str], float]:
     def number(text: str) -> float:
         try:
             value = kind(text)
         except ValueError:
             value = math.nan
-        if not least <= value < math.inf:
+        if not least <= value <= most or math.isinf(value):
             wanted = "a whole number" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"must be {wanted} of at least {least}; found {text!r}")
+            limit = f"of at least {least}" if math.isinf(most) else f"from {least} to {most}"
+            raise argparse.ArgumentTypeError(f"must be {wanted} {limit}; found {text!r}")
         return value
 
     return number

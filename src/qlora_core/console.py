@@ -210,6 +210,9 @@ def places(run: Run) -> dict[str, str]:
     kept = {"best": run.best, "last": run.final}
     return {
         "Adapters": ", ".join(f"{path} ({name})" for name, path in kept.items() if path.is_dir()),
+        "To take away": f"{run.path / 'export' / 'adapter'} (inference.py, INTEGRATION.md, curves.png)"
+        if (run.path / "export" / "adapter").is_dir()
+        else "",
         "Everything": f"{run.path}",
     }
 
@@ -403,6 +406,33 @@ def duration(seconds: float) -> str:
     if whole >= 3600:
         return f"{whole // 3600} h {whole % 3600 // 60:02} min"
     return f"{whole // 60} min {whole % 60:02} s" if whole >= 60 else f"{whole} s"
+
+
+def export_rows(made: dict[str, Any]) -> dict[str, str]:
+    """What `export_run` wrote."""
+    fused = made["fused"]
+    return {
+        "Run": made["run"],
+        "Where": f"{made['path']}, {size(made['bytes'])}",
+        "Files": ", ".join(made["files"]),
+        "Merged": f"validation loss {fused['tuned_loss']:.4f} with the adapters, {fused['fused_loss']:.4f} merged; the "
+        f"same likeliest token for {_share(round(1000 * fused['same_choice']), 1000)}"
+        if fused
+        else "",
+        "Look at": "! quantised again after the merge, it lost some of what it learnt; --dequantize keeps it"
+        if fused and fused["bits"] and fused["same_choice"] < 0.99
+        else "",
+    }
+
+
+def models_table(models: Iterable[dict[str, Any]]) -> str:
+    """A line a model that has a short name."""
+    lines = [
+        f"{model['name']:<18} {model['download_gb']:>6.1f} GB  {model['licence']:<20} {model['repository']}"
+        + (" (accept its licence on the hub first)" if model["gated"] else "")
+        for model in models
+    ]
+    return "\n".join([f"{'model':<18} {'download':>9}  {'licence':<20} on the hub", *lines])
 
 
 def runs_table(rows: Iterable[dict[str, Any]]) -> str:

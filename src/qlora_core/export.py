@@ -12,10 +12,11 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
+from .adapters import ADAPTER_CONFIG, ADAPTER_FILE
 from .bases import ALIASES, BUILT_IN, ModelSpec, describe, has_gpu
 from .charts import save_curves, thin
 from .config import RunConfig, to_flat
-from .errors import ConfigError, RunError
+from .errors import ConfigError, QLoraError, RunError
 from .guides import write_guides, write_summary
 from .peft import convert_adapters
 from .runs import Run
@@ -68,6 +69,18 @@ def export_run(run: Run, out: Path, *, to: Target, force: bool = False, dequanti
     return {"run": run.name, "to": to, "path": str(out), "bytes": sum(files.values()), "files": files, "fused": fused}
 
 
+def keep_result(run: Run) -> str:
+    """Write a run's result where `qlora export` does by default; what went wrong, or an empty text.
+
+    Training is over by then, and must not fail for it.
+    """
+    try:
+        export_run(run, run.path / "export" / "adapter", to="adapter", force=True)
+    except (QLoraError, OSError) as error:
+        return f"the run's result was not exported: {error}"
+    return ""
+
+
 def _base(run: Run) -> tuple[ModelSpec, ChatTokenizer]:
     """The run's base and its tokeniser, which must be the one that the run was trained with."""
     if not run.exists:
@@ -76,7 +89,7 @@ def _base(run: Run) -> tuple[ModelSpec, ChatTokenizer]:
     path = Path(environment["model"]["path"])
     if not path.is_dir():
         raise RunError(f"{path}: the run's base model is not there any more.")
-    tokenizer = ChatTokenizer(path)
+    tokenizer = ChatTokenizer(path, run.template)
     if environment["identity"].get("tokeniser and template") != tokenizer.fingerprint:
         raise RunError(f"{run.name}: its tokeniser and template changed since the run began ({path}).")
     return describe(path, run.config().base, environment["model"]["licence"]), tokenizer
@@ -132,12 +145,21 @@ def _describe(directory: Path, run: Run, spec: ModelSpec, tokenizer: ChatTokeniz
 
 
 def _copy_adapters(adapters: Path, directory: Path, spec: ModelSpec) -> None:
-    """Adapters as they are; their settings say also how the base was quantised while loading."""
-    shutil.copyfile(adapters / "adapters.safetensors", directory / "adapters.safetensors")
-    settings = json.loads((adapters / "adapter_config.json").read_text(encoding="utf-8"))
+    """Adapters as they are.
+
+    Their settings name the base as it was loaded, and also the one that it was quantised from, and how: what was
+    quantised lies in a cache, and may be gone one day.
+    """
+    shutil.copyfile(adapters / ADAPTER_FILE, directory / ADAPTER_FILE)
+    settings = _adapter_settings(adapters)
     if spec.quantize_bits:
+        settings["base_model"] = str(spec.path.resolve())
         settings["quantize"] = {"bits": spec.quantize_bits, "group_size": spec.quantize_group_size}
-    write_json(directory / "adapter_config.json", settings)
+    write_json(directory / ADAPTER_CONFIG, settings)
+
+
+def _adapter_settings(adapters: Path) -> dict[str, Any]:
+    return json.loads((adapters / ADAPTER_CONFIG).read_text(encoding="utf-8"))
 
 
 def _public_name(config: RunConfig, spec: ModelSpec) -> str:
@@ -184,16 +206,17 @@ def _stored(fused: dict[str, Any] | None) -> str:
 
 def _facts(run: Run, spec: ModelSpec, out: Path, to: Target) -> dict[str, Any]:
     """What the guides and the summary are filled in with."""
-    evaluation = run.evaluation()
+    evaluation, loaded = run.evaluation(), Path(_adapter_settings(run.adapters)["model"])
     return {
         "name": run.name,
         "to": to,
         "out": str(out),
         "base": spec.name,
-        "base_path": str(spec.path.resolve()),
+        "base_path": str(loaded),
         "public_base": _public_name(run.config(), spec),
         "base_bits": spec.bits,
         "quantized_on_load": bool(spec.quantize_bits),
+        "base_as_stored": loaded == spec.path.resolve(),
         "rank": run.config().lora.rank,
         "adapters": run.adapters.name,
         "recall": evaluation["recall"] if evaluation else {},

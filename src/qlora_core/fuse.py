@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from .adapters import ADAPTER_CONFIG
 from .bases import ModelSpec, describe
 from .config import BaseConfig
 from .device import choose_kernels, mx, nn, tree_unflatten
@@ -54,7 +55,15 @@ def fuse_run(run: Run, directory: Path, *, dequantize: bool) -> dict[str, Any]:
     dtype = "float16" if dequantize else spec.dtype
     model.set_dtype(getattr(mx, dtype))
     try:
-        _save(model, spec, directory, tokenizer.template_text, dequantize=dequantize)
+        loaded = Path(json.loads((run.adapters / ADAPTER_CONFIG).read_text(encoding="utf-8"))["model"])
+        _save(
+            model,
+            spec,
+            loaded if loaded.is_dir() else spec.path,
+            directory,
+            tokenizer.template_text,
+            dequantize=dequantize,
+        )
     except RuntimeError as error:  # mlx's own, for a full disk say
         raise RunError(f"{directory}: the fused weights cannot be written: {error}") from None
     del model
@@ -80,14 +89,15 @@ def _merge(model: nn.Module, *, dequantize: bool) -> None:
         dequantize_model(model)
 
 
-def _save(model: nn.Module, spec: ModelSpec, directory: Path, template: str, *, dequantize: bool) -> None:
+def _save(model: nn.Module, spec: ModelSpec, loaded: Path, directory: Path, template: str, *, dequantize: bool) -> None:
+    """Write what was merged; how it is quantised stands beside the base as it was loaded."""
     from mlx_lm.utils import save_model
 
-    config = json.loads((spec.path / "config.json").read_text(encoding="utf-8"))
+    config = _read_config(spec.path if dequantize else loaded)
     if dequantize:
         config = {key: value for key, value in config.items() if key not in ("quantization", "quantization_config")}
         config["torch_dtype"] = "float16"
-    elif spec.quantize_bits:
+    elif spec.quantize_bits and "quantization" not in config:
         config["quantization"] = {"group_size": spec.quantize_group_size, "bits": spec.quantize_bits, "mode": "affine"}
         config["quantization_config"] = config["quantization"]
     for pattern in _BESIDES:
@@ -97,6 +107,16 @@ def _save(model: nn.Module, spec: ModelSpec, directory: Path, template: str, *, 
     (directory / "chat_template.jinja").write_text(template, encoding="utf-8", newline="\n")
     write_json(directory / "config.json", config)
     save_model(directory, model, donate_model=True)  # a shard at a time, so that not all weights are there twice
+
+
+def _loaded_from(run: Run, spec: ModelSpec) -> Path:
+    """Where the base lies as it was loaded, or as it was before it was quantised."""
+    named = Path(json.loads((run.adapters / ADAPTER_CONFIG).read_text(encoding="utf-8"))["model"])
+    return named if named.is_dir() else spec.path
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    return json.loads((path / "config.json").read_text(encoding="utf-8"))
 
 
 def _load(directory: Path) -> nn.Module:

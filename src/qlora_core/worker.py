@@ -19,6 +19,7 @@ def main() -> int:
 
     from .console import TrainingReporter
     from .errors import QLoraError
+    from .export import keep_result
     from .runs import Run, RunLock, RunWriter
 
     run = Run(arguments.run)
@@ -27,7 +28,11 @@ def main() -> int:
             from . import trainer  # only here: mlx takes a second, and the run is already locked
 
             with trainer.listening(writer, TrainingReporter()):
-                return 3 if trainer.train(writer).state == "paused" else 0
+                if trainer.train(writer).state == "paused":
+                    return 3
+            if problem := keep_result(run):
+                sys.stderr.write(f"warning: {problem}\n")
+            return 0
         except QLoraError as error:
             sys.stderr.write(f"error: {error}\n")
             return 1

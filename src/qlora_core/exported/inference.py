@@ -38,7 +38,8 @@ def load(base: str | None = None) -> tuple[Any, Any]:
     """
     adapted = (HERE / "adapters.safetensors").is_file()
     settings = json.loads((HERE / "adapter_config.json").read_text(encoding="utf-8")) if adapted else {}
-    base = base or (settings["model"] if adapted else str(HERE))
+    places = [settings["model"], settings.get("base_model", settings["model"])] if adapted else [str(HERE)]
+    base = base or next((place for place in places if Path(place).is_dir()), places[0])
     if Path(base).is_dir():
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything is here: no network is asked for anything
     elif base.startswith((".", "/", "~")):
