@@ -84,6 +84,28 @@ def model_form(flags):
 
 
 @app.cell
+def preset_menu():
+    preset = page.preset_menu()
+    preset
+    return (preset,)
+
+
+@app.cell
+def first_settings(flags, preset):
+    # What the forms below begin with; choosing another preset begins them anew
+    start = attempt(page.with_preset, flags, preset.value)
+    page.complain(start) or page.view(page.preset_reasons, preset.value)
+    return (start,)
+
+
+@app.cell
+def preset_in_script(flags):
+    if flags.preset:
+        flags.show(f"Preset {flags.preset}", console.preset_reasons, flags.preset, flags.config)
+    return
+
+
+@app.cell
 def tokenizer(base_form, flags):
     base_config = attempt(page.read_forms, flags.config, base_form.value)
     tokenizer = attempt(tokens.open_tokenizer, base_config.base)
@@ -103,16 +125,16 @@ def data_heading():
 
 
 @app.cell
-def paths(flags):
-    data_form = page.settings_form(flags.config, "data", "place")
+def paths(start):
+    data_form = page.settings_form(start, "data", "place")
     page.form_layout(data_form, "How it is cut and split, and where runs lie")
     return (data_form,)
 
 
 @app.cell
-def directories(data_form, flags):
+def directories(data_form, start):
     CHECKPOINTS_DIR = Path(data_form.value["runs_dir"])
-    data_config = attempt(page.read_forms, flags.config, data_form.value)
+    data_config = attempt(page.read_forms, start, data_form.value)
     page.complain(data_config)
     return CHECKPOINTS_DIR, data_config
 
@@ -150,15 +172,15 @@ def qlora_heading():
 
 
 @app.cell
-def qlora_form(flags):
-    lora_form = page.settings_form(flags.config, "lora")
+def qlora_form(start):
+    lora_form = page.settings_form(start, "lora")
     page.form_layout(lora_form, "More about the adapters")
     return (lora_form,)
 
 
 @app.cell
-def qlora_configuration(flags, lora_form):
-    lora_config = attempt(page.read_forms, flags.config, lora_form.value)
+def qlora_configuration(lora_form, start):
+    lora_config = attempt(page.read_forms, start, lora_form.value)
     page.complain(lora_config)
     return (lora_config,)
 
@@ -172,15 +194,15 @@ def training_configuration_heading():
 
 
 @app.cell
-def training_form(flags):
-    train_form = page.settings_form(flags.config, "train", "pace")
+def training_form(start):
+    train_form = page.settings_form(start, "train", "pace")
     page.form_layout(train_form, "More about training")
     return (train_form,)
 
 
 @app.cell
-def training_configuration(flags, train_form):
-    train_config = attempt(page.read_forms, flags.config, train_form.value)
+def training_configuration(start, train_form):
+    train_config = attempt(page.read_forms, start, train_form.value)
     page.complain(train_config)
     return (train_config,)
 
@@ -411,7 +433,8 @@ def saved_heading():
     mo.md("""
     ## The saved model
 
-    Adapters in mlx-lm's format, a few megabytes each; the base is not copied.
+    Adapters in mlx-lm's format, a few megabytes each; the base is not copied. `export/adapter` holds all that another
+    program needs; one stand-alone model: `uv run qlora export RUN --to fused`.
     """)
     return
 
@@ -482,7 +505,8 @@ def comparison_heading():
     mo.md("""
     ## LoRA and QLoRA
 
-    The same adapters on this base at other numbers of bits, by arithmetic on its files.
+    The same adapters on this base at other numbers of bits, by arithmetic on its files; then, of runs that ended, what
+    was measured.
     """)
     return
 
@@ -490,6 +514,20 @@ def comparison_heading():
 @app.cell
 def lora_and_qlora(config, model, train_dataset):
     page.view(page.quantisations, model, config, train_dataset)
+    return
+
+
+@app.cell
+def runs_to_compare(get_phase, tracker):
+    get_phase()
+    chosen_runs = page.run_choice(tracker)
+    chosen_runs
+    return (chosen_runs,)
+
+
+@app.cell
+def comparison(chosen_runs, tracker):
+    page.view(page.comparison, tracker, chosen_runs.value)
     return
 
 

@@ -246,13 +246,30 @@ def test_a_problem_is_handed_on_and_shown_once():
 
 
 def test_flags_of_a_page():
-    assert page.read_flags(["--rank", "4"]) == page.Flags(from_flat({"rank": 4}))
+    assert page.read_flags(["--rank", "4"]) == page.Flags(from_flat({"rank": 4}), {"rank": 4})
     left = page.read_flags(["--rank", "4", "--nonsense"])
     assert (left.config.lora.rank, left.problem.message) == (4, "unknown flags, left aside: --nonsense")
     for wrong in (["--rank", "four"], ["--rank", "0"], ["--help"]):
         refused = page.read_flags(wrong)
         assert refused.config == RunConfig()
         assert refused.problem.message
+
+
+def test_a_preset_leaves_what_was_given():
+    flags = page.read_flags(["--batch-size", "1", "--rank", "4"])
+    assert page.with_preset(flags, None) == flags.config
+    config = page.with_preset(flags, ("m1-16gb", "large"))
+    assert (config.train.batch_size, config.lora.rank, config.train.grad_checkpoint) == (1, 4, True)
+    assert "a fraction of the memory" in page.preset_reasons(("m1-16gb", "large")).text
+    assert page.preset_reasons(None) is None
+    assert ("cpu", "small") in page.preset_menu().options.values()
+
+
+def test_runs_are_compared_when_there_are_two(trained, tmp_path):
+    tracker = TrainingTracker(trained.path.parent)
+    assert page.run_choice(tracker).value == [trained.name]
+    assert "Two runs" in page.comparison(tracker, [trained.name]).text
+    assert "Best val loss" in page.comparison(tracker, [trained.name, trained.name]).text
 
 
 def test_tables_escape():

@@ -210,9 +210,7 @@ def places(run: Run) -> dict[str, str]:
     kept = {"best": run.best, "last": run.final}
     return {
         "Adapters": ", ".join(f"{path} ({name})" for name, path in kept.items() if path.is_dir()),
-        "To take away": f"{run.path / 'export' / 'adapter'} (inference.py, INTEGRATION.md, curves.png)"
-        if (run.path / "export" / "adapter").is_dir()
-        else "",
+        "To take away": f"{run.result} (inference.py, INTEGRATION.md, curves.png)" if run.result.is_dir() else "",
         "Everything": f"{run.path}",
     }
 

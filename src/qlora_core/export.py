@@ -75,7 +75,7 @@ def keep_result(run: Run) -> str:
     Training is over by then, and must not fail for it.
     """
     try:
-        export_run(run, run.path / "export" / "adapter", to="adapter", force=True)
+        export_run(run, run.result, to="adapter", force=True)
     except (QLoraError, OSError) as error:
         return f"the run's result was not exported: {error}"
     return ""

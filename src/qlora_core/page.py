@@ -10,7 +10,6 @@ import ast
 import html
 import importlib.util
 import json
-import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,11 +23,14 @@ from . import bases, cli, console, fit, jobs
 from .bases import ModelSpec
 from .charts import loss_chart, thin
 from .charts import rate_chart as rate_chart  # shown by the notebook
+from .compare import compare
 from .config import RunConfig, Setting, from_flat, given_settings, settings
 from .console import size
 from .data import PreparedData
 from .errors import ConfigError, QLoraError
+from .guides import GUIDES
 from .memory import MemoryMonitor, available_bytes
+from .presets import PRESETS
 from .runs import MetricsReader, Run, TrainingPlan, TrainingTracker, iterate_states, resolve_config
 from .tokens import TokenDataset
 
@@ -109,11 +111,15 @@ def failure(message: str) -> mo.Html:
 
 @dataclass(frozen=True)
 class Flags:
-    """What was given on the command line: the settings a page starts with, and how a script shows its result."""
+    """What was given on the command line: the settings a page starts with, and how a script shows its result.
+
+    `config` holds all settings, `given` those that were named.
+    """
 
     config: RunConfig = field(default_factory=RunConfig)
-    as_json: bool = False
+    given: Mapping[str, Any] = field(default_factory=dict)
     preset: str = ""
+    as_json: bool = False
     problem: Problem | None = None
 
     def show(self, title: str, rows: Callable[..., dict[str, str]], *values: Any) -> mo.Html | None:
@@ -144,12 +150,40 @@ def read_flags(argv: Sequence[str]) -> Flags:
     if isinstance(config, Problem):
         return Flags(problem=config)
     problem = Problem(f"unknown flags, left aside: {' '.join(unknown)}") if unknown else None
-    return Flags(config, arguments.json, arguments.preset, problem)
+    return Flags(config, given_settings(arguments), arguments.preset, arguments.json, problem)
 
 
 def _refuse(*words: Any) -> None:
     reason = next((word.strip() for word in words if isinstance(word, str)), "--help is for the command line")
     raise ConfigError(f"the flags were left aside: {reason}")
+
+
+def preset_menu() -> mo.ui.dropdown:
+    """A machine and a size of model to choose from."""
+    sizes = {"large": "3B parameters and more", "small": "smaller models"}
+    options = {
+        f"{name}: {preset.machine}; {words}": (name, size)
+        for name, preset in PRESETS.items()
+        for size, words in sizes.items()
+    }
+    return mo.ui.dropdown(options, label="Settings that fit a machine", full_width=True)
+
+
+def with_preset(flags: Flags, chosen: tuple[str, str] | None) -> RunConfig:
+    """The settings that the forms begin with: those of the command line, and where it said nothing, of a preset."""
+    if chosen is None:
+        return flags.config
+    name, size = chosen
+    values = {setting: choice.value for setting, choice in getattr(PRESETS[name], size).items()}
+    return from_flat({**values, **flags.given}, base=flags.config)
+
+
+def preset_reasons(chosen: tuple[str, str] | None) -> mo.Html | None:
+    """Why each of a preset's settings is as it is."""
+    if chosen is None:
+        return None
+    name, size = chosen
+    return fact_table({f"{key} {c.value}": c.why for key, c in getattr(PRESETS[name], size).items()})
 
 
 def settings_form(config: RunConfig, *groups: str) -> mo.ui.dictionary:
@@ -482,9 +516,13 @@ def generation_test(run: Run | None) -> mo.Html:
 
 
 def performance(run: Run | None) -> mo.Html:
-    """The numbers of a run that ended."""
+    """The numbers of a run that ended, and its curves."""
     numbers = run.summary() if run else None
-    return fact_table(console.performance(numbers)) if numbers else _small("Numbers appear here when training ends.")
+    if not numbers:
+        return _small("Numbers appear here when training ends.")
+    curves = run.result / "curves.png"
+    image = [mo.image(str(curves), alt="Loss, learning rate, speed and memory over steps")] if curves.is_file() else []
+    return mo.vstack([fact_table(console.performance(numbers)), *image])
 
 
 def saved(run: Run | None) -> mo.Html:
@@ -495,15 +533,11 @@ def saved(run: Run | None) -> mo.Html:
 
 
 def integration(run: Run | None) -> mo.Html:
-    """Commands that use the adapters elsewhere."""
-    if run is None or not (run.best.is_dir() or run.final.is_dir()):
-        return _small("The commands appear here when there are adapters.")
-    places = (run.path.parent, run.environment()["model"]["path"], run.adapters)
-    runs_dir, base, adapters = (shlex.quote(str(place)) for place in places)
-    return mo.plain_text(
-        f'uv run qlora generate {run.name} --runs-dir {runs_dir} --prompt "…"\n'
-        f'uv run mlx_lm.generate --model {base} \\\n    --adapter-path {adapters} --prompt "…"'
-    )
+    """The guide that lies beside the exported adapters, in both languages."""
+    guides = [path for name in GUIDES if run and (path := run.result / name).is_file()]
+    if not guides:
+        return _small("The guide appears here when training ends.")
+    return mo.accordion({path.name: mo.plain_text(path.read_text(encoding="utf-8")) for path in guides})
 
 
 def ask(run: Run | None, question: str, base: bool) -> mo.Html:
@@ -570,6 +604,19 @@ def quantisations(model: ModelSpec, config: RunConfig, train_dataset: TokenDatas
         for name, spec in choices.items()
     ]
     return mo.vstack([row_table(rows), _small(note)])
+
+
+def run_choice(tracker: TrainingTracker) -> mo.ui.multiselect:
+    """Runs that ended, of which two or more may be chosen; at first the newest two."""
+    names = [run.name for run in tracker.runs() if run.summary()]
+    return mo.ui.multiselect(names, value=names[:2], label="Runs", full_width=True)
+
+
+def comparison(tracker: TrainingTracker, names: Sequence[str]) -> mo.Html:
+    """Runs side by side, as `qlora compare` shows them."""
+    if len(names) < 2:
+        return _small("Two runs that ended are compared here: train one with --quantize none and one with 4, say.")
+    return mo.plain_text("\n".join(compare([tracker.find(name) for name in names]).lines()))
 
 
 def diagnosis(snapshot: Snapshot) -> mo.Html:

@@ -99,6 +99,11 @@ class Run:
         return self.path / "final"
 
     @property
+    def result(self) -> Path:
+        """What to take away, once training ended: adapters, a program that asks them, a guide, curves."""
+        return self.path / "export" / "adapter"
+
+    @property
     def initial_adapters(self) -> Path:
         """The file of adapters that training starts from, where it starts from some."""
         return self.path / "initial_adapters.safetensors"
