@@ -132,6 +132,98 @@ def test_temperature_draws_by_the_seed(place, qlora):
     assert len(set(drawn)) > 1
 
 
+def test_several_questions_are_answered_side_by_side(place, qlora, tmp_path):
+    alone = {
+        q: qlora("generate", "club", "--prompt", q, "--max-tokens", 4, cwd=place).out.rstrip("\n") for q in ("1?", "7?")
+    }
+    ask = ["generate", "club", "--max-tokens", 4]
+    shown = qlora(*ask, "--prompt", "1?", "7?", cwd=place).out
+    assert shown == f"? 1?\n{alone['1?']}\n\n? 7?\n{alone['7?']}\n"
+    (tmp_path / "questions.txt").write_text("1?\n\n  7?\n", encoding="utf-8")
+    value = json.loads(qlora(*ask, "--prompts", tmp_path / "questions.txt", "--json", cwd=place).out)
+    assert value == {"answers": [{"prompt": q, "response": a} for q, a in alone.items()], "status": "ok"}
+
+
+def test_a_system_message_goes_before_the_question(place, qlora):
+    ask = ["generate", "club", "--prompt", "1?", "--max-tokens", 8, "--base"]
+    assert qlora(*ask, "--system", "Answer: zzz", cwd=place).out != qlora(*ask, cwd=place).out
+
+
+def test_files_without_questions_are_refused(place, qlora, tmp_path):
+    (tmp_path / "empty").write_text("\n \n", encoding="utf-8")
+    (tmp_path / "latin").write_bytes("não".encode("latin-1"))
+    for name, message in {
+        "empty": "holds no question",
+        "latin": "is not text in UTF-8",
+        "gone": "No such file",
+    }.items():
+        done = qlora("generate", "club", "--prompts", tmp_path / name, cwd=place)
+        assert (done.status, done.out) == (1, "")
+        assert message in done.err
+
+
+def test_models_are_listed_with_size_and_licence(qlora):
+    done = qlora("models")
+    assert done.status == 0
+    (line,) = [line for line in done.out.splitlines() if line.startswith("mistral-7b ")]
+    assert "14.5 GB" in line
+    assert "Apache-2.0" in line
+    assert "mistralai/Mistral-7B-Instruct-v0.3" in line
+
+
+# After training ----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_ends_leaves_its_result(place, tiny_model, qlora, tmp_path, monkeypatch):
+    result = place / "checkpoints_qlora" / "club" / "export" / "adapter"
+    assert {"inference.py", "INTEGRATION.md", "INTEGRACAO.pt.md", "curves.png", "curves.svg", "summary.md",
+            "metrics.json", "adapters.safetensors"} <= {path.name for path in result.iterdir()}  # fmt: skip
+    shown = qlora("train", "--run", "club", cwd=place).out
+    assert "To take away  checkpoints_qlora/club/export/adapter" in shown
+
+
+def test_training_succeeds_when_its_result_cannot_be_written(tiny_model, tiny_rows, qlora, monkeypatch):
+    monkeypatch.setattr("qlora_core.export.save_curves", lambda *_: 1 / 0)
+    done = qlora("train", *training(tiny_model), "--data", tiny_rows, "--max-steps", 1)
+    assert done.status == 0
+    assert "! the run's result was not exported: division by zero" in done.out
+    assert "To take away" not in done.out
+
+
+def test_export_writes_where_it_is_told_and_keeps_what_is_there(place, qlora, tmp_path):
+    done = qlora("export", "club", "--out", tmp_path / "out", cwd=place)
+    assert done.status == 0
+    assert f"Where         {tmp_path / 'out'}, " in done.out
+    (tmp_path / "out" / "mine.txt").write_text("mine", encoding="utf-8")
+    done = qlora("export", "club", "--out", tmp_path / "out", cwd=place)
+    assert done.status == 1
+    assert "holds more than was exported (mine.txt), so it is left as it is. --force" in done.err
+    assert qlora("export", "club", "--out", tmp_path / "out", "--force", cwd=place).status == 0
+    assert not (tmp_path / "out" / "mine.txt").exists()
+
+
+def test_a_fused_export_tells_what_it_lost(place, qlora, tmp_path):
+    done = qlora("export", "club", "--to", "fused", "--out", tmp_path / "out", cwd=place)
+    assert done.status == 0
+    assert "Merged        validation loss " in done.out
+    assert qlora("export", "club", "--dequantize", "--out", tmp_path / "other", cwd=place).status == 1
+
+
+def test_runs_are_compared(place, tiny_model, qlora, tmp_path):
+    """LoRA against QLoRA: the same settings on the base as it is."""
+    runs = place / "checkpoints_qlora"
+    arguments = ["train", *training(tiny_model), "--data", place / "mine", "--quantize", "none", "--run", "plain"]
+    assert qlora(*arguments).status == 0
+    done = qlora("compare", runs / "club", "plain")
+    assert done.status == 0
+    lines = {line[:18].strip(): line[18:].split("  ") for line in done.out.splitlines()}
+    assert [cell.strip() for cell in lines["Kind"] if cell.strip()] == ["QLoRA, 4 bits", "LoRA, unquantised"]
+    assert {"Best val loss", "Tokens/s", "Peak, arrays", "Base in memory", "quantize"} <= set(lines)
+    done = qlora("compare", runs / "club", cwd=place)
+    assert (done.status, done.out) == (1, "")
+    assert "wanted two or more" in done.err
+
+
 def test_the_base_answers_without_the_adapters(place, qlora, monkeypatch):
     """With adapters that say nothing else it could not be told apart, so what is loaded is watched."""
     from qlora_core import session
@@ -259,11 +351,14 @@ def test_the_doctor_names_each_problem_and_fails(qlora, healthy, monkeypatch, na
         (["evaluate", "club"], {"adapters", "questions", "recall"}),
         (["data", "mine", "--out"], {"train", "validation", "rejected", "out"}),
         (["doctor"], {"device", "blas", "problems"}),
+        (["models"], {"models"}),
+        (["compare", "club", "club"], {"runs", "settings", "notes", "samples"}),
+        (["export", "club", "--to", "peft", "--out"], {"run", "to", "path", "files"}),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_json_is_one_object_and_nothing_else(place, qlora, healthy, tmp_path, arguments, keys):
-    where = [tmp_path / "out"] if arguments[0] == "data" else []
+    where = [tmp_path / "out"] if arguments[-1] == "--out" else []
     done = qlora(*arguments, *where, "--json", cwd=place)
     assert done.status == 0
     value = json.loads(done.out)
@@ -329,7 +424,8 @@ def test_a_usage_error_has_status_2(qlora, arguments, capfd):
      ("--max-tokens", "many", "must be a whole number of at least 1; found 'many'"),
      ("--temperature", "-1", "must be a number of at least 0; found '-1'"),
      ("--temperature", "nan", "must be a number of at least 0; found 'nan'"),
-     ("--temperature", "inf", "must be a number of at least 0; found 'inf'")],
+     ("--temperature", "inf", "must be a number of at least 0; found 'inf'"),
+     ("--top-p", "1.5", "must be a number from 0 to 1; found '1.5'")],
 )  # fmt: skip
 def test_generate_refuses_what_cannot_be_drawn(qlora, option, value, message, capfd):
     with pytest.raises(SystemExit) as error:

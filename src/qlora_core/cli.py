@@ -203,7 +203,10 @@ def _generate(arguments: argparse.Namespace) -> int:
 
 def _read_lines(path: Path) -> list[str]:
     """The lines of a file, or of standard input for `-`, without empty ones."""
-    text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
+    try:
+        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise QLoraError(f"{path}: is not text in UTF-8 ({error.reason} at byte {error.start}).") from None
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 

@@ -16,7 +16,7 @@ from .adapters import ADAPTER_CONFIG, ADAPTER_FILE
 from .bases import ALIASES, BUILT_IN, ModelSpec, describe, has_gpu
 from .charts import save_curves, thin
 from .config import RunConfig, to_flat
-from .errors import ConfigError, QLoraError, RunError
+from .errors import ConfigError, RunError
 from .guides import write_guides, write_summary
 from .peft import convert_adapters
 from .runs import Run
@@ -70,14 +70,11 @@ def export_run(run: Run, out: Path, *, to: Target, force: bool = False, dequanti
 
 
 def keep_result(run: Run) -> str:
-    """Write a run's result where `qlora export` does by default; what went wrong, or an empty text.
-
-    Training is over by then, and must not fail for it.
-    """
+    """Write a run's result where `qlora export` does by default; what went wrong, or an empty text."""
     try:
         export_run(run, run.result, to="adapter", force=True)
-    except (QLoraError, OSError) as error:
-        return f"the run's result was not exported: {error}"
+    except Exception as error:  # training is over, and must not fail for a drawing, say
+        return f"the run's result was not exported: {error or type(error).__name__}"
     return ""
 
 
