@@ -2,15 +2,18 @@
 
 import json
 import re
-import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from qlora_core.config import settings
 from qlora_core.data.shapes import shape
 from qlora_core.data.sources import DOCUMENTS, PACKED, TABLES
+from qlora_core.presets import PRESETS
 
-README = Path(__file__).parent.parent / "README.md"
-BEGIN, END = "<!-- settings -->\n", "<!-- end of settings -->\n"
+ROOT = Path(__file__).parent.parent
+README, PORTUGUESE = ROOT / "README.md", ROOT / "README.pt.md"
 
 
 def settings_table() -> str:
@@ -26,9 +29,44 @@ def settings_table() -> str:
     return "\n".join(lines) + "\n"
 
 
-def test_settings_table_is_that_of_the_code():
-    text = README.read_text(encoding="utf-8")
-    assert text.split(BEGIN)[1].split(END)[0] == settings_table()
+def presets_table() -> str:
+    """A row a setting, a column a preset; the reasons stand in `presets.py` and are printed with the preset."""
+    lines = []
+    for size, title in (("large", "3B parameters and more (meant for Mistral-7B)"), ("small", "smaller models")):
+        columns = [getattr(preset, size) for preset in PRESETS.values()]
+        names = dict.fromkeys(name for column in columns for name in column)
+        lines += [f"| {title} | {' | '.join(f'`{name}`' for name in PRESETS)} |", "|---|" + "---|" * len(PRESETS)]
+        for name in names:
+            cells = [_shown(column[name].value) if name in column else "" for column in columns]
+            lines.append(f"| `--{name.replace('_', '-')}` | {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    return (
+        ("yes" if value else "no")
+        if isinstance(value, bool)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )
+
+
+TABLES_OF_THE_CODE = {"settings": settings_table, "presets": presets_table}
+
+
+def parts(text: str, name: str) -> tuple[str, str, str]:
+    """What comes before a table of the code, the table, and what comes after it."""
+    before, _, rest = text.partition(f"<!-- {name} -->\n")
+    table, end, after = rest.partition(f"<!-- end of {name} -->\n")
+    assert end, f"{name} is not marked"
+    return before, table, after
+
+
+@pytest.mark.parametrize("name", TABLES_OF_THE_CODE)
+def test_a_table_is_that_of_the_code(name):
+    assert parts(README.read_text(encoding="utf-8"), name)[1] == TABLES_OF_THE_CODE[name]()
 
 
 def test_its_rows_are_accepted():
@@ -53,7 +91,6 @@ def test_every_file_named_exists():
 
 
 if __name__ == "__main__":
-    before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
-    after = rest.partition(END)[2] if END in rest else rest
-    README.write_text(before + BEGIN + settings_table() + END + after, encoding="utf-8")
-    sys.exit(0)
+    for name, table in TABLES_OF_THE_CODE.items():
+        before, _, after = parts(README.read_text(encoding="utf-8"), name)
+        README.write_text(f"{before}<!-- {name} -->\n{table()}<!-- end of {name} -->\n{after}", encoding="utf-8")
