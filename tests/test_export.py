@@ -179,6 +179,24 @@ def test_the_guide_tells_where_mlx_lm_answers_otherwise(on_load, tmp_path):
     assert "mlx-lm answers a little differently" in (tmp_path / "out" / "INTEGRATION.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_a_template_that_is_not_the_models_goes_along(tiny_model, tmp_path, own):
+    """Answered in another form than the base's own; where the tokeniser begins a text, so does the template."""
+    base = shutil.copytree(tiny_model, tmp_path / "base")
+    content = json.loads((base / "tokenizer_config.json").read_text(encoding="utf-8"))
+    if not own:
+        del content["chat_template"]
+    (base / "tokenizer_config.json").write_text(json.dumps(content), encoding="utf-8")
+    settings = {"template": "pergunta", "max_steps": 2, "max_answer_tokens": 4}
+    run = create_run(tmp_path / "runs", base, write_pair(tmp_path / "data"), run="other", **settings)
+    train(run)
+    export_run(run, tmp_path / "out", to="adapter")
+    model, tokenizer = load_for_answers(run)
+    assert "### Pergunta:" in tokenizer.render([{"role": "user", "content": "?"}])
+    assert ask_many(tmp_path / "out") == answer(model, tokenizer, QUESTIONS, max_tokens=12)
+    assert "does not know `chat_template.jinja`" in (tmp_path / "out" / "INTEGRATION.md").read_text(encoding="utf-8")
+
+
 # inference.py ---------------------------------------------------------------------------------------------------
 
 

@@ -25,10 +25,14 @@ PATTERNS = {
 """For a base model that brings no chat template of its own."""
 
 
-def from_pattern(pattern: str) -> str:
+def from_pattern(pattern: str, *, begin: bool = False) -> str:
     """The chat template that writes each question and its answer into a text with `{prompt}` and `{response}` in it.
 
     A system text stands above the first question as it is. Every answer ends with the end-of-text token.
+
+    Args:
+        pattern: the text.
+        begin: write the begin-of-text token before all.
 
     Raises:
         ConfigError: one of the two is missing, occurs twice, or stands in the other's place.
@@ -43,7 +47,7 @@ def from_pattern(pattern: str) -> str:
     before, between, after = (json.dumps(text, ensure_ascii=False) for text in (before, between, after))
     answer = f"{between} + message['content'] + {after} + eos_token + '\\n'"
     return (
-        "{{ bos_token }}{% for message in messages %}"
+        f"{'{{ bos_token }}' if begin else ''}{{% for message in messages %}}"
         f"{{% if message['role'] == 'assistant' %}}{{{{ {answer} }}}}"
         "{% elif message['role'] == 'system' %}{{ message['content'] + '\\n\\n' }}"
         f"{{% else %}}{{{{ {before} + message['content'] }}}}{{% endif %}}"
@@ -51,12 +55,13 @@ def from_pattern(pattern: str) -> str:
     )
 
 
-def read_template(choice: str, own: str | None) -> str:
+def read_template(choice: str, own: str | None, *, begin: bool) -> str:
     r"""The text of the chat template that the setting `template` names.
 
     Args:
         choice: `auto`, a name of `PATTERNS`, the path of a `.jinja` file, or a pattern with `\n` for line breaks.
         own: what the model brings.
+        begin: whether this tokeniser begins a text with its begin-of-text token, as a template of ours then does.
 
     Raises:
         ConfigError: there is no such file, or the text is no pattern.
@@ -68,7 +73,7 @@ def read_template(choice: str, own: str | None) -> str:
             return Path(choice).expanduser().read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
             raise ConfigError(f"template {choice}: cannot be read: {error}") from None
-    return from_pattern(PATTERNS.get("plain" if choice == "auto" else choice, choice.replace("\\n", "\n")))
+    return from_pattern(PATTERNS.get("plain" if choice == "auto" else choice, choice.replace("\\n", "\n")), begin=begin)
 
 
 class ChatTemplate:

@@ -315,7 +315,12 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument("--out", type=Path, default=Path("data"), help="directory to write (default: data)")
     data.add_argument("--for", dest="reader", choices=("qlora", "mlx-lm"), default="qlora", help="who will read it")
     data.add_argument("--no-tokens", action="store_true", help="do not count the rows' tokens")
-    add_arguments(data, "model", *(s.name for s in settings() if s.group == "data" and s.name not in ("data", "facts")))
+    add_arguments(
+        data,
+        "model",
+        "template",
+        *(s.name for s in settings() if s.group == "data" and s.name not in ("data", "facts")),
+    )
     with_runs = [command("runs", _runs, "list the runs"), command("doctor", _doctor, "look at this machine")]
     generate = command("generate", _generate, "ask a tuned model, or its base")
     _add_generation(generate)

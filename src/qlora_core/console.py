@@ -134,10 +134,17 @@ def model_information(spec: ModelSpec, config: RunConfig) -> dict[str, str]:
         "Base": f"{spec.name} ({spec.config['model_type']}{f', {spec.licence}' if spec.licence else ''}), {how}",
         "Parameters": f"{spec.parameters / 1e6:,.1f} M in {spec.num_layers} layers",
         "Trainable": f"{trainable / 1e6:,.2f} M ({100 * trainable / spec.parameters:.2f}%): "
-        f"rank {config.lora.rank}, alpha {config.lora.alpha:g}, "
+        f"{_adapter_kind(config)}, rank {config.lora.rank}, alpha {config.lora.alpha:g}, "
         f"{config.lora.projections} projections of {layers} layers",
         "Weights": f"{size(spec.loaded_bytes)}, {spec.bits_per_weight:.2f} bits per weight",
     }
+
+
+def _adapter_kind(config: RunConfig) -> str:
+    lora = config.lora
+    kinds = [{"lora": "LoRA", "dora": "DoRA"}[lora.adapter], "rsLoRA" if lora.rslora else ""]
+    kinds.append(f"LoRA+ {config.train.lora_plus:g}" if config.train.lora_plus != 1 else "")
+    return ", ".join(filter(None, kinds))
 
 
 def training_plan(plan: TrainingPlan) -> dict[str, str]:
@@ -224,7 +231,7 @@ def diagnosis(facts: dict[str, Any]) -> dict[str, str]:
         "Memory": f"{facts['memory_gb']} GB, {facts['available_gb']} GB available",
         "Disk": f"{facts['disk_free_gb']} GB free for runs",
         "Versions": ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
-        "Cache": facts["cache"],
+        "Cache": f"{facts['cache']}, {facts['cache_gb']} GB of converted and quantised models and prepared data",
     }
 
 

@@ -52,6 +52,7 @@ def diagnose(runs_dir: Path) -> dict[str, Any]:
         "disk_free_gb": round(free / GB, 1),
         "versions": {name: _version(name) for name in PACKAGES},
         "cache": str(cache_directory()),
+        "cache_gb": round(sum(path.stat().st_size for path in cache_directory().rglob("*") if path.is_file()) / GB, 1),
         BUILT_IN: model,
         "problems": problems,
     }

@@ -64,7 +64,7 @@ def export_run(run: Run, out: Path, *, to: Target, force: bool = False, dequanti
             from .fuse import fuse_run  # only here: it brings mlx
 
             fused = fuse_run(run, directory, dequantize=dequantize)
-        _describe(directory, run, spec, tokenizer, _facts(run, spec, out, to) | {"fused": fused})
+        _describe(directory, run, spec, tokenizer, _facts(run, spec, tokenizer, out, to) | {"fused": fused})
     files = {path.name: path.stat().st_size for path in sorted(out.iterdir())}
     return {"run": run.name, "to": to, "path": str(out), "bytes": sum(files.values()), "files": files, "fused": fused}
 
@@ -201,7 +201,7 @@ def _stored(fused: dict[str, Any] | None) -> str:
     return f"{fused['bits']} bits" if fused["bits"] else fused["dtype"]
 
 
-def _facts(run: Run, spec: ModelSpec, out: Path, to: Target) -> dict[str, Any]:
+def _facts(run: Run, spec: ModelSpec, tokenizer: ChatTokenizer, out: Path, to: Target) -> dict[str, Any]:
     """What the guides and the summary are filled in with."""
     evaluation, loaded = run.evaluation(), Path(_adapter_settings(run.adapters)["model"])
     return {
@@ -214,6 +214,7 @@ def _facts(run: Run, spec: ModelSpec, out: Path, to: Target) -> dict[str, Any]:
         "base_bits": spec.bits,
         "quantized_on_load": bool(spec.quantize_bits),
         "base_as_stored": loaded == spec.path.resolve(),
+        "other_template": tokenizer.template_text != tokenizer.own_template,
         "rank": run.config().lora.rank,
         "adapters": run.adapters.name,
         "recall": evaluation["recall"] if evaluation else {},

@@ -70,12 +70,10 @@ class ChatTokenizer:
         self._first_letters = {token[0] for token in self.control_tokens}
         self._ends_text = np.zeros(max([*self._tokenizer.get_vocab().values(), *self.eos_ids]) + 1, bool)
         self._ends_text[list(self.eos_ids)] = True
-        own = self._own_template(settings)
-        self.template_text = read_template(template, own)
-        # a template of ours begins a text as this tokeniser would; the model's own knows by itself
-        bos = self.bos_token if self.template_text == own or self._begins_with_bos() else None
+        self.own_template = self._own_template(settings)
+        self.template_text = read_template(template, self.own_template, begin=self._begins_with_bos())
         try:
-            self._template = ChatTemplate(self.template_text, bos or "", self.eos_token)
+            self._template = ChatTemplate(self.template_text, self.bos_token or "", self.eos_token)
         except TemplateError as error:
             whose = "its chat template" if template == "auto" else f"the template {template}"
             raise ModelError(f"{self.directory}: {whose} cannot be read: {error}") from None
