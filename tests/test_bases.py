@@ -12,9 +12,10 @@ from safetensors.numpy import save_file
 from tiny import FAMILIES, write_model
 
 from qlora_core import bases
-from qlora_core.bases import ALIASES, BUILT_IN, find_base, find_tokenizer, is_projection
+from qlora_core.bases import ALIASES, BUILT_IN, find_base, find_tokenizer
 from qlora_core.config import BaseConfig, LoraConfig
 from qlora_core.errors import ModelError
+from qlora_core.projections import is_projection
 
 LAYER = 2 * 64 * 64 + 2 * 32 * 64 + 3 * 128 * 64  # q and o, k and v, gate and up and down
 EMBEDDING = 320 * 64

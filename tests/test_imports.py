@@ -8,8 +8,9 @@ import qlora_core
 SOURCE = Path(qlora_core.__file__).parent
 WITHOUT_MLX = [
     "errors", "storage", "config", "data", "parallel", "chat_template", "token_rows", "tokens", "token_report",
-    "memory", "hub_failures", "hub", "bases", "adapters", "fit", "presets", "runs", "jobs", "worker", "console", "cli",
-    "page", "schedule", "batching", "charts", "compare", "export", "guides", "peft", "sampling",
+    "memory", "projections", "headers", "hub_failures", "hub", "sampling",
+    "bases", "adapters", "fit", "presets", "runs", "jobs", "worker", "console", "cli",
+    "page", "schedule", "batching", "charts", "compare", "export", "guides", "peft",
 ]  # fmt: skip
 HEAVY = ("mlx", "mlx_lm", "transformers", "torch")
 

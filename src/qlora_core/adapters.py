@@ -6,9 +6,11 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from .bases import ModelSpec, tensor_headers, within_model
+from .bases import ModelSpec
 from .config import LoraConfig
 from .errors import ModelError
+from .headers import tensor_headers
+from .projections import within_model
 
 ADAPTER_FILE, ADAPTER_CONFIG = "adapters.safetensors", "adapter_config.json"
 

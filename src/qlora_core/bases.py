@@ -11,7 +11,6 @@ import importlib.metadata
 import json
 import math
 import re
-import struct
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,49 +19,12 @@ from typing import Any
 
 from .config import BaseConfig, LoraConfig
 from .errors import ModelError
+from .headers import Tensor, tensor_headers, weight_files
 from .hub import ALIASES, fetch
+from .projections import choose_projections, place
 from .storage import cache_directory, remembered_sha256
 
 BUILT_IN = "smollm2-135m"
-
-
-def within_layer(path: str) -> str:
-    """A module's name within its transformer layer: `self_attn.q_proj` of `model.layers.3.self_attn.q_proj`."""
-    return _LAYER.search(path)[2]  # type: ignore[index]
-
-
-def within_model(path: str) -> str:
-    """A module's or tensor's name from `layers.` on: a model inside another one has more before it."""
-    match = _LAYER.search(path)
-    return path[match.start() :].lstrip(".") if match else path
-
-
-_ATTENTION = re.compile(r"att(n|ention)\b.*\.")
-_GROUPS = ("all", "attention", "mlp", "qv")
-_ROUTERS = {"gate", "router", "shared_expert_gate"}
-_NORM = re.compile(r"norms?$")  # one for each head has a matrix
-_QUERY_VALUE = {"q_proj", "v_proj", "qkv_proj", "query_key_value", "c_attn"}
-
-
-def is_projection(path: str, projections: str) -> bool:
-    """Whether a linear layer, named as within its transformer layer, is among the projections of that name.
-
-    Experts of a mixture are stacked when they are loaded, and routers decide for all of them: neither gets adapters.
-
-    Args:
-        path: `self_attn.q_proj`, say.
-        projections: `all`, `attention`, `mlp`, `qv`, or last parts of paths joined by commas.
-    """
-    *_, leaf = parts = path.split(".")
-    if not _ROUTERS.isdisjoint(parts) or "experts" in parts or _NORM.search(leaf):
-        return False
-    named = {
-        "all": True,
-        "attention": _ATTENTION.search(path) is not None,
-        "mlp": _ATTENTION.search(path) is None,
-        "qv": leaf in _QUERY_VALUE,
-    }
-    return named.get(projections, leaf in projections.replace(",", " ").split())
 
 
 @dataclass(frozen=True)
@@ -124,18 +86,11 @@ class ModelSpec:
         Raises:
             ModelError: the model has none of the projections that were asked for, or not all of those named.
         """
-        layers = set(self.adapted_layers(lora))
-        found = {
-            path: shape
-            for path, shape in self.shapes.items()
-            if (match := _LAYER.search(path)) and int(match[1]) in layers and is_projection(match[2], lora.projections)
-        }
-        leaves = {path.rpartition(".")[2] for path in self.shapes}
-        named = () if found and lora.projections in _GROUPS else lora.projections.replace(",", " ").split()
-        if missing := [name for name in named if name not in {path.rpartition(".")[2] for path in found}]:
-            known = ", ".join([*_GROUPS, *sorted(leaves - _ROUTERS)])
-            raise ModelError(f"{self.path}: has no projections {', '.join(missing)}. Known: {known}.")
-        return found
+        try:
+            paths = choose_projections(self.shapes, self.adapted_layers(lora), lora.projections)
+        except ModelError as error:
+            raise ModelError(f"{self.path}: {error}") from None
+        return {path: self.shapes[path] for path in paths}
 
     def trainable(self, lora: LoraConfig) -> int:
         """Parameters of the adapters."""
@@ -170,9 +125,6 @@ class ModelSpec:
         return re.sub(r"[^a-z0-9.]+", "-", self.name.lower()).strip("-.")[:32] or "model"
 
 
-Tensor = tuple[str, list[int], int]
-"""Data type, shape and size in bytes."""
-
 _SYNONYMS = {
     "n_layer": "num_hidden_layers",
     "n_layers": "num_hidden_layers",
@@ -191,7 +143,6 @@ _SENSES = (
 """Parts of a model that sees or hears; mlx-lm leaves them out."""
 
 _DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
-_LAYER = re.compile(r"(?:^|\.)(?:layers|blocks|h)\.(\d+)\.(.+)$")
 
 
 def find_base(config: BaseConfig) -> ModelSpec:
@@ -286,53 +237,9 @@ def describe(path: Path, config: BaseConfig, licence: str = "") -> ModelSpec:
     )
 
 
-def weight_files(path: Path) -> list[Path]:
-    """The weight files of a model directory.
-
-    Raises:
-        ModelError: there are none, or only pickled ones.
-    """
-    files = sorted(path.glob("model*.safetensors"))
-    if not files:
-        pickled = any(path.glob("*.bin"))
-        raise ModelError(
-            f"{path}: no model*.safetensors"
-            + (", only pickled .bin files, which can run code and are not opened." if pickled else ".")
-        )
-    return files
-
-
 def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     for file in weight_files(path):
         yield from tensor_headers(file).items()
-
-
-def tensor_headers(file: Path) -> dict[str, Tensor]:
-    """`{name: (dtype, shape, bytes)}` of a safetensors file, from its header alone.
-
-    Raises:
-        ModelError: it is not one, or is cut off.
-    """
-    try:
-        with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            if length > 100_000_000:
-                raise ValueError(f"a header of {length} bytes")
-            header = json.loads(stream.read(length))
-        header.pop("__metadata__", None)
-        wanted = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        for name, entry in header.items():
-            if not all(isinstance(dimension, int) and dimension >= 0 for dimension in entry["shape"]):
-                raise ValueError(f"{name} has the shape {entry['shape']}")
-        tensors = {
-            name: (entry["dtype"], entry["shape"], entry["data_offsets"][1] - entry["data_offsets"][0])
-            for name, entry in header.items()
-        }
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, struct.error) as error:
-        raise ModelError(f"{file}: not a safetensors file: {error}") from None
-    if file.stat().st_size < wanted:
-        raise ModelError(f"{file}: is cut off: {wanted} bytes wanted, {file.stat().st_size} found. Fetch it again.")
-    return tensors
 
 
 def _count(tensors: dict[str, Any], quantization: dict[str, Any]) -> tuple[int, dict[str, tuple[int, int]]]:
@@ -349,7 +256,7 @@ def _count(tensors: dict[str, Any], quantization: dict[str, Any]) -> tuple[int, 
             bits = own.get("bits", 4) if isinstance(own, dict) else quantization.get("bits", 4)
             size, columns = size * 32 // bits, columns * 32 // bits
         parameters += size
-        if leaf == "weight" and len(shape) == 2 and _LAYER.search(module):
+        if leaf == "weight" and len(shape) == 2 and place(module):
             shapes[module] = (shape[0], columns)
     return parameters, shapes
 

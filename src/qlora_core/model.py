@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .adapters import ADAPTER_CONFIG, ADAPTER_FILE, refuse_misfits
-from .bases import ModelSpec, within_layer
+from .bases import ModelSpec
 from .batching import Batch, make_batch
 from .config import LoraConfig
 from .device import Kernels, mx, nn, tree_flatten, tree_unflatten
@@ -30,6 +30,7 @@ from .kernels import (
     use_attention_kernels,
     use_linear_kernels,
 )
+from .projections import place
 from .storage import replacing, write_json
 from .tokens import TokenRow
 from .weights import load_weights, loaded_directory
@@ -73,7 +74,7 @@ def attach_adapters(model: nn.Module, spec: ModelSpec, lora: LoraConfig, seed: i
 
 def _keys(spec: ModelSpec, lora: LoraConfig) -> list[str]:
     """Linear layers that get adapters, named as within a transformer layer."""
-    return list(dict.fromkeys(within_layer(path) for path in spec.adapted_shapes(lora)))
+    return list(dict.fromkeys(name for path in spec.adapted_shapes(lora) for _, name in [place(path)]))
 
 
 def adapter_parameters(spec: ModelSpec, lora: LoraConfig, dtype: str) -> dict[str, Any]:

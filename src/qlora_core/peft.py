@@ -6,7 +6,6 @@ Knows names, shapes and numbers of adapter files; nothing of models, runs, mlx o
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,10 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from .errors import ModelError
+from .projections import place
 
 # how mlx-lm names a tensor of an adapter, and PEFT; matrices lie the other way round there
 _NAMES = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight", "m": "lora_magnitude_vector"}
-_LAYER = re.compile(r"layers\.(\d+)\.")
 
 
 def convert_adapters(source: Path, directory: Path, base: str, num_layers: int) -> None:
@@ -52,7 +51,7 @@ def convert_adapters(source: Path, directory: Path, base: str, num_layers: int) 
 
 def _config(settings: dict[str, Any], modules: Iterable[str], base: str, num_layers: int) -> dict[str, Any]:
     lora = settings["lora_parameters"]
-    layers = sorted({int(match[1]) for module in modules if (match := _LAYER.search(module))})
+    layers = sorted({at[0] for module in modules if (at := place(module))})
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
