@@ -103,9 +103,7 @@ class DataConfig:
         "group", "Rows that say nearly the same: keep on one side of the split, keep only the first, or ignore it."
     )
     language: str = knob("", "Leave out rows that are in another language than this one (pt, en, …); default: none.")
-    facts: str = knob(
-        "", "Fact sheet for measuring recall; default: every facts.jsonl found beside the data.", role="place"
-    )
+    facts: str = knob("", "Fact sheet for measuring recall; default: every facts.jsonl among the data.", role="place")
 
 
 @dataclass(frozen=True, kw_only=True)
