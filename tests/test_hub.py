@@ -142,7 +142,7 @@ def outside(fake: FakeHub, tmp_path: Path, **settings) -> subprocess.Popen[str]:
     """Fetch in a process of its own, told by the environment alone where hub and cache are."""
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TQDM_"))},
-        "HF_ENDPOINT": fake.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": TOKEN,
+        "HF_ENDPOINT": fake.url, "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": TOKEN,
         "HF_HUB_DOWNLOAD_TIMEOUT": "60",
     }  # fmt: skip
     return subprocess.Popen([sys.executable, "-c", SCRIPT], env=environment, text=True, **settings)
@@ -151,7 +151,7 @@ def outside(fake: FakeHub, tmp_path: Path, **settings) -> subprocess.Popen[str]:
 def test_standard_output_is_left_alone(fake, tmp_path):
     with outside(fake, tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.communicate(timeout=60) == (
-            f"{tmp_path}/home/hub/models--owner--name/snapshots/{fake.commit}\n",
+            f"{tmp_path}/hf/hub/models--owner--name/snapshots/{fake.commit}\n",
             f"Fetching {REPOSITORY} (1.5 MB) …\n",
         )
 
@@ -255,7 +255,7 @@ def test_two_at_once_fetch_it_once(fake, tmp_path):
     fake.hold = 2
     processes = [outside(fake, tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) for _ in range(2)]
     assert {process.communicate(timeout=60)[0] for process in processes} == {
-        f"{tmp_path}/home/hub/models--owner--name/snapshots/{fake.commit}\n"
+        f"{tmp_path}/hf/hub/models--owner--name/snapshots/{fake.commit}\n"
     }
     assert len(weights_asked(fake)) == 1
 

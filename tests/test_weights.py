@@ -148,6 +148,16 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(tiny_model, monkeypatch, cac
     assert not [path for path in (cache / "models").iterdir() if path.is_dir()]
 
 
+def test_what_one_that_was_killed_left_is_cleared_away(tiny_model, cache) -> None:
+    load(described(tiny_model))
+    kept = loaded_directory(described(tiny_model), "float32")
+    stale = kept.with_name(f".{kept.name}.123.tmp")
+    kept.rename(stale)
+    load(described(tiny_model))
+    assert not stale.exists()
+    assert loaded_directory(described(tiny_model), "float32") == kept
+
+
 def test_two_at_once_quantise_once(tiny_model) -> None:
     script = (
         "import sys\nfrom pathlib import Path\nfrom qlora_core import weights\nfrom qlora_core.bases import describe\n"

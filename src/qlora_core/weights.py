@@ -130,6 +130,8 @@ def _keep(model: nn.Module, config: dict[str, Any], spec: ModelSpec, directory: 
     """Write a quantised model for the next time, if there is room."""
     from mlx_lm.utils import save_config, save_model
 
+    for stale in directory.parent.glob(f".{directory.name}.*.tmp"):  # of one that was killed: gigabytes
+        shutil.rmtree(stale, ignore_errors=True)
     needed = sum(value.nbytes for _, value in tree_flatten(model.parameters())) + ROOM
     try:
         free = shutil.disk_usage(directory.parent).free
