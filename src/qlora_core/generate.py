@@ -67,7 +67,10 @@ def _tokens(
                 model,
                 stop_tokens=[[token] for token in tokenizer.eos_ids],
                 sampler=make_sampler(
-                    sampling.temperature, top_p=sampling.top_p % 1, min_p=sampling.min_p, top_k=sampling.top_k
+                    sampling.temperature,
+                    top_p=sampling.top_p % 1,  # 1 is 0 to mlx-lm: all
+                    min_p=sampling.min_p,
+                    top_k=sampling.top_k,
                 ),
                 logits_processors=make_logits_processors(repetition_penalty=penalty),
                 completion_batch_size=64 if batched else 1,

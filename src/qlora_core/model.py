@@ -74,7 +74,7 @@ def attach_adapters(model: nn.Module, spec: ModelSpec, lora: LoraConfig, seed: i
 
 def _keys(spec: ModelSpec, lora: LoraConfig) -> list[str]:
     """Linear layers that get adapters, named as within a transformer layer."""
-    return list(dict.fromkeys(name for path in spec.adapted_shapes(lora) for _, name in [place(path)]))
+    return list(dict.fromkeys(place(path)[1] for path in spec.adapted_shapes(lora)))  # type: ignore[index]
 
 
 def adapter_parameters(spec: ModelSpec, lora: LoraConfig, dtype: str) -> dict[str, Any]:
