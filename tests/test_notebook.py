@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from marimo._ast.app import InternalApp  # the dataflow graph has no public way in; marimo is pinned
+from tiny import write_model
 
 from qlora_core import page
 from qlora_core.config import RunConfig, from_flat, settings, to_flat
@@ -144,6 +145,37 @@ def test_script_trains_then_says_complete_as_the_command_does(python, flags):
 
 def without_memory(output: str) -> list[str]:
     return [line for line in output.splitlines() if not line.startswith("Memory  ")]
+
+
+def test_script_quantises_a_mistral_of_the_hubs_kind_and_leaves_its_result(python, tiny_rows, tmp_path):
+    """Sharded, in half precision, without a chat template; with a preset, from the data to the answer of its result."""
+    model = write_model(tmp_path / "mistral", "mistral", dtype="bfloat16", shards=2)
+    content = json.loads((model / "tokenizer_config.json").read_text(encoding="utf-8"))
+    del content["chat_template"]
+    (model / "tokenizer_config.json").write_text(json.dumps(content), encoding="utf-8")
+    given = [
+        "--data",
+        tiny_rows,
+        "--run",
+        "m",
+        "--max-steps",
+        "2",
+        "--max-answer-tokens",
+        "4",
+        "--template",
+        "pergunta",
+    ]
+    done = python(NOTEBOOK, "--model", model, "--quantize", "4", "--preset", "m1-16gb", *given)
+    assert done.returncode == 0, done.stderr
+    assert sections(done.stdout)[:3] == ["Preset", "Data", "Model"]
+    assert "quantised to 4 bits while loading" in done.stdout
+    assert "batch_size    2: 2 rows of full length at once are what fits" in done.stdout
+    result = tmp_path / "checkpoints_qlora" / "m" / "export" / "adapter"
+    assert "### Pergunta:" in (result / "chat_template.jinja").read_text(encoding="utf-8")
+    asked = python("-m", "qlora_core.cli", "generate", "m", "--prompt", "1?", "--max-tokens", "6", "--json")
+    alone = python(result / "inference.py", "1?", "--max-tokens", "6")
+    assert json.loads(alone.stdout) == json.loads(asked.stdout)
+    assert json.loads(alone.stdout)["status"] == "ok"
 
 
 def test_script_prints_one_json_object(python, flags):
