@@ -23,6 +23,7 @@ os.environ["QLORA_CACHE"] = CACHE  # for the processes that tests start as well
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How long the tests that can go on for ever do."""
     parser.addoption("--examples", type=int, default=150, help="examples that hypothesis makes up for each test")
+    parser.addoption("--peft", metavar="PYTHON", help="a Python with torch, transformers and peft, to read our exports")
     parser.addoption("--kills", type=int, default=6, help="how often a process is killed in the middle of its work")
 
 
