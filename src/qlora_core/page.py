@@ -30,7 +30,7 @@ from .data import PreparedData
 from .errors import ConfigError, QLoraError
 from .guides import GUIDES
 from .memory import MemoryMonitor, available_bytes
-from .presets import PRESETS
+from .presets import PRESETS, Choice
 from .runs import MetricsReader, Run, TrainingPlan, TrainingTracker, iterate_states, resolve_config
 from .tokens import TokenDataset
 
@@ -171,19 +171,21 @@ def preset_menu() -> mo.ui.dropdown:
 
 def with_preset(flags: Flags, chosen: tuple[str, str] | None) -> RunConfig:
     """The settings that the forms begin with: those of the command line, and where it said nothing, of a preset."""
-    if chosen is None:
-        return flags.config
-    name, size = chosen
-    values = {setting: choice.value for setting, choice in getattr(PRESETS[name], size).items()}
+    values = {name: choice.value for name, choice in _choices(chosen).items()}
     return from_flat({**values, **flags.given}, base=flags.config)
 
 
 def preset_reasons(chosen: tuple[str, str] | None) -> mo.Html | None:
     """Why each of a preset's settings is as it is."""
-    if chosen is None:
-        return None
-    name, size = chosen
-    return fact_table({f"{key} {c.value}": c.why for key, c in getattr(PRESETS[name], size).items()})
+    rows = [{"setting": name.replace("_", " "), "value": c.value, "why": c.why} for name, c in _choices(chosen).items()]
+    return row_table(rows) if rows else None
+
+
+def _choices(chosen: tuple[str, str] | None) -> dict[str, Choice]:
+    """A preset's choices but for the base, whose form stands above and keeps what was typed there."""
+    above = {setting.name for setting in settings() if setting.group == "base"}
+    choices = getattr(PRESETS[chosen[0]], chosen[1]) if chosen else {}
+    return {name: choice for name, choice in choices.items() if name not in above}
 
 
 def settings_form(config: RunConfig, *groups: str) -> mo.ui.dictionary:
