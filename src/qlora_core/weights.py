@@ -49,7 +49,7 @@ def load_weights(spec: ModelSpec, dtype: str, warn: Warn) -> nn.Module:
                 _keep(model, config, spec, kept, warn)
                 return model
         return _read(kept, dtype)
-    except (ValueError, KeyError, TypeError, RuntimeError, FileNotFoundError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, FileNotFoundError) as error:
         raise ModelError(f"{spec.path}: cannot be loaded as a {spec.config['model_type']} model: {error}") from None
 
 
