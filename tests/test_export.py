@@ -12,12 +12,11 @@ import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 
-import mlx_lm
 import numpy as np
 import pytest
 from harness import create_run, difference, textbook_loss, train, write_pair
-from mlx_lm.utils import load_model
 from safetensors.numpy import load_file, save_file
 from tiny import TAUGHT, write_model
 
@@ -36,6 +35,13 @@ PROGRAM = guides.TEMPLATES / "inference.py"
 QUESTIONS = [*TAUGHT, "red??", "<|im_end|>red?", "quem é?"]
 BESIDE = {"inference.py", "INTEGRATION.md", "INTEGRACAO.pt.md", "chat_template.jinja"}
 REPORT = {"metrics.json", "curves.svg", "curves.png", "summary.md", "manifest.json"}
+
+
+def in_mlx_lm() -> ModuleType:
+    """mlx-lm, imported after `qlora_core.device`: whoever imports mlx first decides which BLAS it uses."""
+    import mlx_lm.utils
+
+    return mlx_lm
 
 
 @pytest.fixture(scope="module")
@@ -288,7 +294,7 @@ def test_a_dequantised_model_is_the_tuned_one_but_for_rounding(trained, tuned_an
     assert "quantization" not in json.loads((out / "config.json").read_text(encoding="utf-8"))
     assert (measured["bits"], measured["dtype"], measured["same_choice"]) == (None, "float16", 1.0)
     assert measured["fused_loss"] == pytest.approx(measured["tuned_loss"], rel=2e-3)
-    model, _ = mlx_lm.load(str(out))
+    model, _ = in_mlx_lm().load(str(out))
     assert measured["fused_loss"] == pytest.approx(judged(trained, model), rel=1e-3)
     assert measured["tuned_loss"] == pytest.approx(trained.summary()["best_val_loss"], rel=1e-4)
     assert ask_many(out) == tuned_answers
@@ -301,7 +307,7 @@ def test_a_model_quantised_again_stands_alone_and_says_what_it_lost(trained, tmp
     assert not (out / "adapters.safetensors").exists()
     base = json.loads((Path(trained.environment()["model"]["path"]) / "config.json").read_text(encoding="utf-8"))
     assert json.loads((out / "config.json").read_text(encoding="utf-8")) == base
-    model, _ = mlx_lm.load(str(out))
+    model, _ = in_mlx_lm().load(str(out))
     assert measured["fused_loss"] == pytest.approx(judged(trained, model), rel=1e-3)
     assert measured["bits"] == 4
     assert measured["tokens"] == 25
@@ -316,7 +322,7 @@ def test_a_base_quantised_while_loading_is_fused_as_it_was_trained(on_load, tmp_
     measured = export_run(on_load, tmp_path / "out", to="fused")["fused"]
     config = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
     assert config["quantization"] == {"group_size": 64, "bits": 4, "mode": "affine"}
-    model, _ = mlx_lm.load(str(tmp_path / "out"))
+    model, _ = in_mlx_lm().load(str(tmp_path / "out"))
     assert measured["fused_loss"] == pytest.approx(judged(on_load, model), rel=1e-3)
     again = export_run(on_load, tmp_path / "plain", to="fused", dequantize=True)["fused"]
     assert again["fused_loss"] == pytest.approx(again["tuned_loss"], rel=2e-3)
@@ -331,7 +337,7 @@ def test_other_families_are_fused_too(family, tmp_path):
     assert plain["fused_loss"] == pytest.approx(plain["tuned_loss"], rel=2e-3)
     again = export_run(run, tmp_path / "again", to="fused")["fused"]
     assert again["bits"] == 8
-    fused, _ = load_model(tmp_path / "again")
+    fused, _ = in_mlx_lm().utils.load_model(tmp_path / "again")
     assert again["fused_loss"] == pytest.approx(judged(run, fused), rel=1e-3)
 
 

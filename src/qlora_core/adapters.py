@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from .bases import ModelSpec
 from .config import LoraConfig
@@ -35,6 +36,16 @@ def find_adapters(name: str, runs_dir: Path) -> Path:
     )
 
 
+def adapter_settings(directory: Path) -> dict[str, Any]:
+    """What `adapter_config.json` says, in mlx-lm's words.
+
+    Raises:
+        OSError: there is none.
+        ValueError: it is not JSON.
+    """
+    return json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+
+
 def check_adapters(path: Path, spec: ModelSpec, lora: LoraConfig) -> None:
     """Refuse an adapter file that does not fit, from its header alone.
 
@@ -45,7 +56,7 @@ def check_adapters(path: Path, spec: ModelSpec, lora: LoraConfig) -> None:
     found = {within_model(name): tuple(shape) for name, (_, shape, _) in tensor_headers(path).items()}
     wanted = {within_model(name): shape for name, shape in spec.adapter_shapes(lora).items()}
     refuse_misfits(path, found, wanted)
-    scale = _scale(path.with_name(ADAPTER_CONFIG))
+    scale = _scale(path.parent)
     if scale is not None and abs(scale - lora.scale) > 1e-6 * abs(scale):
         alpha = scale * lora.alpha / lora.scale if lora.scale else scale * lora.rank
         raise ModelError(
@@ -72,9 +83,9 @@ def refuse_misfits(path: Path, found: Shapes, wanted: Shapes) -> None:
         raise ModelError(f"{path}: does not fit: {'; '.join(problems[:SHOWN])}{more}.")
 
 
-def _scale(path: Path) -> float | None:
+def _scale(directory: Path) -> float | None:
     """The scale that an `adapter_config.json` names, if there is one and it can be read."""
     try:
-        return float(json.loads(path.read_text(encoding="utf-8"))["lora_parameters"]["scale"])
+        return float(adapter_settings(directory)["lora_parameters"]["scale"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

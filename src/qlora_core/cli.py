@@ -36,15 +36,15 @@ def training_parser(prog: str = "train.py") -> argparse.ArgumentParser:
         description="Train adapters for a language model, or go on with a run. Each run is one directory.",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end, and nothing else")
-    _add_preset(parser)
-    add_arguments(parser)
+    _add_training(parser)
     return parser
 
 
-def _add_preset(parser: argparse.ArgumentParser) -> None:
+def _add_training(parser: argparse.ArgumentParser) -> None:
     machines = "; ".join(f"{name}: {preset.machine}" for name, preset in PRESETS.items())
     help = f"settings that fit a machine, for Mistral-7B and smaller models ({machines}); others given here go before"
     parser.add_argument("--preset", choices=PRESETS, default="", help=help)
+    add_arguments(parser)
 
 
 def train_planned(
@@ -307,9 +307,7 @@ def build_parser() -> argparse.ArgumentParser:
         made.add_argument("--json", action="store_true", help="print one JSON object on standard output")
         return made
 
-    train = command("train", _train, "train, or go on with a run")
-    _add_preset(train)
-    add_arguments(train)
+    _add_training(command("train", _train, "train, or go on with a run"))
     data = command("data", _data, "read, mend, join and split your text; a report")
     data.add_argument("sources", nargs="+", metavar="SOURCE")
     data.add_argument("--out", type=Path, default=Path("data"), help="directory to write (default: data)")

@@ -6,13 +6,13 @@ numbers may be compared at all.
 
 from __future__ import annotations
 
-import json
 import math
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from .adapters import ADAPTER_FILE, adapter_settings
 from .config import Role, to_flat
 from .console import duration, one_line, section, size
 from .errors import RunError
@@ -137,9 +137,9 @@ def _adapter(run: Run) -> dict[str, Any]:
     """Type and size of the adapters that would be used, as far as there are any."""
     try:
         directory = run.adapters
-        settings = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8"))
+        settings = adapter_settings(directory)
         name = {"lora": "LoRA", "dora": "DoRA"}.get(settings["fine_tune_type"], settings["fine_tune_type"])
-        return {"type": name, "bytes": (directory / "adapters.safetensors").stat().st_size}
+        return {"type": name, "bytes": (directory / ADAPTER_FILE).stat().st_size}
     except (RunError, OSError, ValueError, KeyError):
         return {"type": None, "bytes": None}
 

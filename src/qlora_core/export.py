@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from .adapters import ADAPTER_CONFIG, ADAPTER_FILE
-from .bases import ALIASES, BUILT_IN, ModelSpec, describe, has_gpu
+from .adapters import ADAPTER_CONFIG, ADAPTER_FILE, adapter_settings
+from .bases import ALIASES, BUILT_IN, ModelSpec, has_gpu
 from .charts import save_curves, thin
 from .config import RunConfig, to_flat
 from .errors import ConfigError, RunError
@@ -52,7 +52,7 @@ def export_run(run: Run, out: Path, *, to: Target, force: bool = False, dequanti
     if dequantize and to != "fused":
         raise ConfigError(f"dequantize belongs to a fused model; found it with {to}.")
     out = Path(out).expanduser().resolve()
-    spec, tokenizer = _base(run)
+    spec, tokenizer = run.base(), run.tokenizer()
     _refuse(run, spec, out, force=force)
     adapters, fused = run.adapters, None
     with publishing(out) as directory:
@@ -76,20 +76,6 @@ def keep_result(run: Run) -> str:
     except Exception as error:  # training is over, and must not fail for a drawing, say
         return f"the run's result was not exported: {error or type(error).__name__}"
     return ""
-
-
-def _base(run: Run) -> tuple[ModelSpec, ChatTokenizer]:
-    """The run's base and its tokeniser, which must be the one that the run was trained with."""
-    if not run.exists:
-        raise RunError(f"{run.path}: is not a run (config.json is missing). `qlora runs` lists them.")
-    environment = run.environment()
-    path = Path(environment["model"]["path"])
-    if not path.is_dir():
-        raise RunError(f"{path}: the run's base model is not there any more.")
-    tokenizer = ChatTokenizer(path, run.template)
-    if environment["identity"].get("tokeniser and template") != tokenizer.fingerprint:
-        raise RunError(f"{run.name}: its tokeniser and template changed since the run began ({path}).")
-    return describe(path, run.config().base, environment["model"]["licence"]), tokenizer
 
 
 # Where it goes --------------------------------------------------------------------------------------------------
@@ -148,15 +134,11 @@ def _copy_adapters(adapters: Path, directory: Path, spec: ModelSpec) -> None:
     quantised lies in a cache, and may be gone one day.
     """
     shutil.copyfile(adapters / ADAPTER_FILE, directory / ADAPTER_FILE)
-    settings = _adapter_settings(adapters)
+    settings = adapter_settings(adapters)
     if spec.quantize_bits:
         settings["base_model"] = str(spec.path.resolve())
         settings["quantize"] = {"bits": spec.quantize_bits, "group_size": spec.quantize_group_size}
     write_json(directory / ADAPTER_CONFIG, settings)
-
-
-def _adapter_settings(adapters: Path) -> dict[str, Any]:
-    return json.loads((adapters / ADAPTER_CONFIG).read_text(encoding="utf-8"))
 
 
 def _public_name(config: RunConfig, spec: ModelSpec) -> str:
@@ -203,7 +185,7 @@ def _stored(fused: dict[str, Any] | None) -> str:
 
 def _facts(run: Run, spec: ModelSpec, tokenizer: ChatTokenizer, out: Path, to: Target) -> dict[str, Any]:
     """What the guides and the summary are filled in with."""
-    evaluation, loaded = run.evaluation(), Path(_adapter_settings(run.adapters)["model"])
+    evaluation, loaded = run.evaluation(), Path(adapter_settings(run.adapters)["model"])
     return {
         "name": run.name,
         "to": to,

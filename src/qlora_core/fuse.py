@@ -6,14 +6,13 @@ Knows models and their directories; nothing of guides, pages or where an export 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .adapters import ADAPTER_CONFIG
+from .adapters import adapter_settings
 from .bases import ModelSpec, describe
 from .config import BaseConfig
 from .device import choose_kernels, mx, nn, tree_unflatten
@@ -24,10 +23,9 @@ from .runs import Run
 from .session import load_for_answers
 from .storage import write_json
 from .tokens import ChatTokenizer, TokenRow, make_dataset
+from .weights import copy_companions
 
 JUDGED_ROWS = 32  # rows on which the fused model is compared with the tuned one
-_BESIDES = ("*.json", "*.jinja", "*.model", "*.txt", "LICENSE*", "NOTICE*")  # of a model directory, beside its weights
-_NOT_COPIED = ("config.json", "model.safetensors.index.json", "manifest.json")
 
 
 def fuse_run(run: Run, directory: Path, *, dequantize: bool) -> dict[str, Any]:
@@ -48,22 +46,14 @@ def fuse_run(run: Run, directory: Path, *, dequantize: bool) -> dict[str, Any]:
         RunError: the weights cannot be written.
     """
     model, tokenizer = load_for_answers(run)
-    spec = describe(Path(run.environment()["model"]["path"]), run.config().base)
+    spec = run.base()
     rows = _judged_rows(run, tokenizer, run.config().data.max_seq_length)
     before = _judge(model, rows)
     _merge(model, dequantize=dequantize)
     dtype = "float16" if dequantize else spec.dtype
     model.set_dtype(getattr(mx, dtype))
     try:
-        loaded = Path(json.loads((run.adapters / ADAPTER_CONFIG).read_text(encoding="utf-8"))["model"])
-        _save(
-            model,
-            spec,
-            loaded if loaded.is_dir() else spec.path,
-            directory,
-            tokenizer.template_text,
-            dequantize=dequantize,
-        )
+        _save(model, spec, _loaded_from(run, spec), directory, tokenizer.template_text, dequantize=dequantize)
     except RuntimeError as error:  # mlx's own, for a full disk say
         raise RunError(f"{directory}: the fused weights cannot be written: {error}") from None
     del model
@@ -93,17 +83,14 @@ def _save(model: nn.Module, spec: ModelSpec, loaded: Path, directory: Path, temp
     """Write what was merged; how it is quantised stands beside the base as it was loaded."""
     from mlx_lm.utils import save_model
 
-    config = _read_config(spec.path if dequantize else loaded)
+    config = json.loads(((spec.path if dequantize else loaded) / "config.json").read_text(encoding="utf-8"))
     if dequantize:
         config = {key: value for key, value in config.items() if key not in ("quantization", "quantization_config")}
         config["torch_dtype"] = "float16"
     elif spec.quantize_bits and "quantization" not in config:
         config["quantization"] = {"group_size": spec.quantize_group_size, "bits": spec.quantize_bits, "mode": "affine"}
         config["quantization_config"] = config["quantization"]
-    for pattern in _BESIDES:
-        for path in spec.path.glob(pattern):
-            if path.is_file() and path.name not in _NOT_COPIED:
-                shutil.copyfile(path, directory / path.name)
+    copy_companions(spec.path, directory)
     (directory / "chat_template.jinja").write_text(template, encoding="utf-8", newline="\n")
     write_json(directory / "config.json", config)
     save_model(directory, model, donate_model=True)  # a shard at a time, so that not all weights are there twice
@@ -111,12 +98,8 @@ def _save(model: nn.Module, spec: ModelSpec, loaded: Path, directory: Path, temp
 
 def _loaded_from(run: Run, spec: ModelSpec) -> Path:
     """Where the base lies as it was loaded, or as it was before it was quantised."""
-    named = Path(json.loads((run.adapters / ADAPTER_CONFIG).read_text(encoding="utf-8"))["model"])
+    named = Path(adapter_settings(run.adapters)["model"])
     return named if named.is_dir() else spec.path
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    return json.loads((path / "config.json").read_text(encoding="utf-8"))
 
 
 def _load(directory: Path) -> nn.Module:

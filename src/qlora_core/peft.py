@@ -5,7 +5,6 @@ Knows names, shapes and numbers of adapter files; nothing of models, runs, mlx o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,10 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from .adapters import ADAPTER_FILE, adapter_settings
 from .errors import ModelError
 from .projections import place
+from .storage import write_json
 
 # how mlx-lm names a tensor of an adapter, and PEFT; matrices lie the other way round there
 _NAMES = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight", "m": "lora_magnitude_vector"}
@@ -33,8 +34,8 @@ def convert_adapters(source: Path, directory: Path, base: str, num_layers: int) 
         ModelError: a file cannot be read, or holds something that PEFT has no name for.
     """
     try:
-        settings = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
-        found = load_file(source / "adapters.safetensors")
+        settings = adapter_settings(source)
+        found = load_file(source / ADAPTER_FILE)
     except Exception as error:  # the safetensors library raises errors of its own
         raise ModelError(f"{source}: its adapters cannot be read: {error}") from None
     tensors, modules = {}, []
@@ -46,7 +47,7 @@ def convert_adapters(source: Path, directory: Path, base: str, num_layers: int) 
         tensors[f"base_model.model.{module}.{_NAMES[leaf]}"] = np.ascontiguousarray(value.T)
     save_file(tensors, directory / "adapter_model.safetensors", {"format": "pt"})
     config = _config(settings, dict.fromkeys(modules), base, num_layers)
-    (directory / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_json(directory / "adapter_config.json", config)
 
 
 def _config(settings: dict[str, Any], modules: Iterable[str], base: str, num_layers: int) -> dict[str, Any]:

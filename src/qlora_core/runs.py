@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .adapters import ADAPTER_FILE, check_adapters, find_adapters
-from .bases import ModelSpec
+from .bases import ModelSpec, describe
 from .config import RunConfig, from_flat, from_json, to_flat, to_json
 from .data import FACTS_FILE, TRAIN_FILE, VAL_FILE, PreparedData, Rows
 from .errors import BusyError, ConfigError, RunError
@@ -113,6 +113,41 @@ class Run:
         """Which chat template: the run's copy of a file, else as the setting says."""
         own = self.path / "chat_template.jinja"
         return str(own) if own.is_file() else self.config().base.template
+
+    def base(self) -> ModelSpec:
+        """The base that it is trained on.
+
+        Raises:
+            RunError: this is not a run, or its base is gone.
+            ModelError: the base cannot be read.
+        """
+        model = self.environment()["model"]
+        path = Path(model["path"])
+        if not path.is_dir():
+            raise RunError(f"{path}: the run's base model is not there any more.")
+        return describe(path, self.config().base, model["licence"])
+
+    def tokenizer(self) -> ChatTokenizer:
+        """The base's tokeniser with the run's template.
+
+        Raises:
+            RunError: it is not what it was when the run began.
+            ModelError: it cannot be read.
+        """
+        made = ChatTokenizer(Path(self.environment()["model"]["path"]), self.template)
+        self.refuse_change("tokeniser and template", made.fingerprint)
+        return made
+
+    def refuse_change(self, what: str, found: str) -> None:
+        """Compare a fingerprint with the one of its beginning.
+
+        Raises:
+            RunError: they differ.
+        """
+        environment = self.environment()
+        if environment["identity"].get(what) != found:
+            where = environment["model"]["path"]
+            raise RunError(f"{self.name}: its {what} changed since the run began ({where}). Use --fresh.")
 
     @property
     def adapters(self) -> Path:

@@ -10,15 +10,13 @@ import functools
 import importlib.metadata
 import platform
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from . import device, fit
-from .bases import ModelSpec, describe
+from .bases import ModelSpec
 from .checkpoint import Progress, latest_checkpoint, load_checkpoint
 from .config import RunConfig
 from .device import Kernels, mx, nn, optim
-from .errors import RunError
 from .memory import MemoryMonitor, available_bytes
 from .model import AdapterVector, Layout, attach_adapters, choose_layout, load_adapters, load_base, use_grad_checkpoint
 from .runs import Run, RunWriter
@@ -96,9 +94,9 @@ def open_session(writer: RunWriter, monitor: MemoryMonitor) -> Session:
     """
     run = writer.run
     config, environment = run.config(), run.environment()
-    spec = describe(_base_path(environment), config.base, environment["model"]["licence"])
-    tokenizer = ChatTokenizer(spec.path, run.template)
-    _refuse_changes(run, environment["identity"], spec, tokenizer)
+    spec = run.base()
+    run.refuse_change("model", spec.fingerprint)
+    tokenizer = run.tokenizer()
     rows = make_dataset(run.train_rows(), tokenizer, config.data.max_seq_length).rows
     val_rows = make_dataset(run.validation_rows(), tokenizer, config.data.max_seq_length).rows
     kernels = _kernels(writer, environment, spec, monitor)
@@ -123,20 +121,6 @@ def open_session(writer: RunWriter, monitor: MemoryMonitor) -> Session:
     return Session(
         run, config, spec, tokenizer, model, adapters, optimizer, kernels, layout, rows, val_rows, progress, monitor
     )  # fmt: skip
-
-
-def _base_path(environment: dict[str, Any]) -> Path:
-    path = Path(environment["model"]["path"])
-    if not path.is_dir() and environment["model"]["name"]:
-        raise RunError(f"{path}: the run's base model is not there any more.")
-    return path
-
-
-def _refuse_changes(run: Run, identity: dict[str, Any], spec: ModelSpec, tokenizer: ChatTokenizer) -> None:
-    found = {"model": spec.fingerprint, "tokeniser and template": tokenizer.fingerprint}
-    for what, value in found.items():
-        if identity.get(what) != value:
-            raise RunError(f"{run.name}: its {what} changed since the run began ({spec.path}). Use --fresh.")
 
 
 def _kernels(writer: RunWriter, environment: dict[str, Any], spec: ModelSpec, monitor: MemoryMonitor) -> Kernels:
@@ -189,10 +173,10 @@ def load_for_answers(run: Run, *, base: bool = False) -> tuple[nn.Module, ChatTo
     Raises:
         QLoraError: the base or the adapters are not there, or not what they were.
     """
-    config, environment = run.config(), run.environment()
-    spec = describe(_base_path(environment), config.base, environment["model"]["licence"])
-    tokenizer = ChatTokenizer(spec.path, run.template)
-    _refuse_changes(run, environment["identity"], spec, tokenizer)
+    config = run.config()
+    spec = run.base()
+    run.refuse_change("model", spec.fingerprint)
+    tokenizer = run.tokenizer()
     model = load_base(spec, device.choose_kernels(spec.dtype, 4 * spec.parameters, available_bytes()))
     if not base:
         attach_adapters(model, spec, config.lora, config.train.seed)

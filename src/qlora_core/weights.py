@@ -17,11 +17,12 @@ from .bases import ModelSpec
 from .device import mx, nn, tree_flatten
 from .errors import ModelError
 from .memory import GB
-from .storage import cache_directory, locked, manifest_problem, publishing
+from .storage import MANIFEST, cache_directory, locked, manifest_problem, publishing
 
 BLOCK = 32_000_000  # weights that are quantised at once: 64 MB in half precision
 ROOM = 2 * GB  # left free on the disk beside a base that is kept
-_FOR_THE_TOKENISER = ("*.jinja", "*.model", "*.txt", "*token*.json", "generation_config.json", "merges*", "vocab*")
+_BESIDES = ("*.json", "*.jinja", "*.model", "*.txt", "LICENSE*", "NOTICE*")  # of a model directory, beside its weights
+_OF_THE_WEIGHTS = ("config.json", "model.safetensors.index.json", MANIFEST)
 
 Warn = Callable[[str], None]
 
@@ -140,8 +141,14 @@ def _keep(model: nn.Module, config: dict[str, Any], spec: ModelSpec, directory: 
         with publishing(directory) as temporary:
             save_model(temporary, model)
             save_config(config, temporary / "config.json")
-            for path in {path for pattern in _FOR_THE_TOKENISER for path in spec.path.glob(pattern)}:
-                shutil.copyfile(path, temporary / path.name)
+            copy_companions(spec.path, temporary)
     except (OSError, RuntimeError) as error:  # safetensors' writer raises the second
         message = f"the quantised base is not kept in {directory.parent}, and will be quantised anew next time: {error}"
         warn(f"{message}. QLORA_CACHE names another place for it.")
+
+
+def copy_companions(source: Path, directory: Path) -> None:
+    """Copy what lies beside a model's weights and does not describe them: tokeniser, template, licence."""
+    for path in {path for pattern in _BESIDES for path in source.glob(pattern)}:
+        if path.is_file() and path.name not in _OF_THE_WEIGHTS:
+            shutil.copyfile(path, directory / path.name)
