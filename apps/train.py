@@ -3,7 +3,7 @@
 import marimo
 
 __generated_with = "0.25.2"
-app = marimo.App(width="medium", app_title="QLoRA Notebook")
+app = marimo.App(width="medium", app_title="QLoRA Notebook", css_file="page.css")
 
 with app.setup:
     import sys
@@ -31,7 +31,7 @@ def title():
 
 @app.cell
 def command_line():
-    flags = page.read_flags(sys.argv[1:])
+    flags = page.forms.read_flags(sys.argv[1:])
     flags.tell(console.header())
     page.complain(flags.problem)
     return (flags,)
@@ -39,9 +39,7 @@ def command_line():
 
 @app.cell(hide_code=True)
 def machine_heading():
-    mo.md("""
-    ## Machine
-    """)
+    page.view(page.section, "Machine")
     return
 
 
@@ -61,31 +59,31 @@ def device_button():
 @app.cell
 def device(check_device):
     # `qlora doctor` in a process of its own, since MLX is never loaded here
-    page.view(page.machine_check) if check_device.value else None
+    page.view(page.machine.machine_check) if check_device.value else None
     return
 
 
 @app.cell(hide_code=True)
 def model_heading():
-    mo.md("""
-    ## Base model
-
-    What it is built on. Its tokeniser measures your text first: what is wrong there is to be known before a large model
-    is fetched.
-    """)
+    page.view(
+        page.section,
+        "Base model",
+        "What it is built on. Its tokeniser measures your text first: what is wrong there is to be known "
+        "before a large model is fetched.",
+    )
     return
 
 
 @app.cell
 def model_form(flags):
-    base_form = page.settings_form(flags.config, "base")
-    page.form_layout(base_form, "Quantisation")
+    base_form = page.forms.settings_form(flags.config, "base")
+    page.forms.form_layout(base_form, "Quantisation")
     return (base_form,)
 
 
 @app.cell
 def preset_menu():
-    preset = page.preset_menu()
+    preset = page.forms.preset_menu()
     preset
     return (preset,)
 
@@ -93,8 +91,8 @@ def preset_menu():
 @app.cell
 def first_settings(flags, preset):
     # What the forms below begin with; choosing another preset begins them anew
-    start = attempt(page.with_preset, flags, preset.value)
-    page.complain(start) or page.view(page.preset_reasons, preset.value)
+    start = attempt(page.forms.with_preset, flags, preset.value)
+    page.complain(start) or page.view(page.forms.preset_reasons, preset.value)
     return (start,)
 
 
@@ -107,7 +105,7 @@ def preset_in_script(flags):
 
 @app.cell
 def tokenizer(base_form, flags):
-    base_config = attempt(page.read_forms, flags.config, base_form.value)
+    base_config = attempt(page.forms.read_forms, flags.config, base_form.value)
     tokenizer = attempt(tokens.open_tokenizer, base_config.base)
     page.complain(base_config, tokenizer)
     return base_config, tokenizer
@@ -115,26 +113,26 @@ def tokenizer(base_form, flags):
 
 @app.cell(hide_code=True)
 def data_heading():
-    mo.md("""
-    ## Data
-
-    Questions with answers, running text and documents, in whatever files you have. What cannot be used, or was mended,
-    is listed with its file and line.
-    """)
+    page.view(
+        page.section,
+        "Data",
+        "Questions with answers, running text and documents, in whatever files you have. What cannot be used, "
+        "or was mended, is listed with its file and line.",
+    )
     return
 
 
 @app.cell
 def paths(start):
-    data_form = page.settings_form(start, "data", "place")
-    page.form_layout(data_form, "How it is cut and split, and where runs lie")
+    data_form = page.forms.settings_form(start, "data", "place")
+    page.forms.form_layout(data_form, "How it is cut and split, and where runs lie")
     return (data_form,)
 
 
 @app.cell
 def directories(data_form, start):
     CHECKPOINTS_DIR = Path(data_form.value["runs_dir"])
-    data_config = attempt(page.read_forms, start, data_form.value)
+    data_config = attempt(page.forms.read_forms, start, data_form.value)
     page.complain(data_config)
     return CHECKPOINTS_DIR, data_config
 
@@ -149,7 +147,7 @@ def load_validate_split(data_config, flags, tokenizer):
 
 @app.cell
 def first_rows(prepared):
-    page.view(page.sample_rows, prepared)
+    page.view(page.rows.sample_rows, prepared)
     return
 
 
@@ -163,57 +161,55 @@ def processed_data():
 
 @app.cell(hide_code=True)
 def qlora_heading():
-    mo.md("""
-    ## QLoRA configuration
-
-    The quantised base stays as it is; beside its layers, matrices of a small rank are trained.
-    """)
+    page.view(
+        page.section,
+        "QLoRA configuration",
+        "The quantised base stays as it is; beside its layers, matrices of a small rank are trained.",
+    )
     return
 
 
 @app.cell
 def qlora_form(start):
-    lora_form = page.settings_form(start, "lora")
-    page.form_layout(lora_form, "More about the adapters")
+    lora_form = page.forms.settings_form(start, "lora")
+    page.forms.form_layout(lora_form, "More about the adapters")
     return (lora_form,)
 
 
 @app.cell
 def qlora_configuration(lora_form, start):
-    lora_config = attempt(page.read_forms, start, lora_form.value)
+    lora_config = attempt(page.forms.read_forms, start, lora_form.value)
     page.complain(lora_config)
     return (lora_config,)
 
 
 @app.cell(hide_code=True)
 def training_configuration_heading():
-    mo.md("""
-    ## Training configuration
-    """)
+    page.view(page.section, "Training configuration")
     return
 
 
 @app.cell
 def training_form(start):
-    train_form = page.settings_form(start, "train", "pace")
-    page.form_layout(train_form, "More about training")
+    train_form = page.forms.settings_form(start, "train", "pace")
+    page.forms.form_layout(train_form, "More about training")
     return (train_form,)
 
 
 @app.cell
 def training_configuration(start, train_form):
-    train_config = attempt(page.read_forms, start, train_form.value)
+    train_config = attempt(page.forms.read_forms, start, train_form.value)
     page.complain(train_config)
     return (train_config,)
 
 
 @app.cell(hide_code=True)
 def model_information_heading():
-    mo.md("""
-    ## Model information
-
-    Described from its files alone; the process that trains loads the weights, and quantises them while loading.
-    """)
+    page.view(
+        page.section,
+        "Model information",
+        "Described from its files alone; the process that trains loads the weights, and quantises them while loading.",
+    )
     return
 
 
@@ -248,17 +244,17 @@ def model_information(config, flags, model):
 @app.cell
 def memory():
     memory_monitor = MemoryMonitor()
-    page.view(page.memory_now, memory_monitor)
+    page.view(page.machine.memory_now, memory_monitor)
     return (memory_monitor,)
 
 
 @app.cell(hide_code=True)
 def datasets_heading():
-    mo.md("""
-    ## Datasets
-
-    The rows as this model's tokens. The loss counts replies and running text, never questions.
-    """)
+    page.view(
+        page.section,
+        "Datasets",
+        "The rows as this model's tokens. The loss counts replies and running text, never questions.",
+    )
     return
 
 
@@ -282,22 +278,20 @@ def functions_heading():
 
 @app.cell
 def train_epoch_and_validate_model():
-    page.view(page.source_of, "trainer", "train_epoch", "validate_model")
+    page.view(page.source.source_of, "trainer", "train_epoch", "validate_model")
     return
 
 
 @app.cell(hide_code=True)
 def training_heading():
-    mo.md("""
-    ## Training
-    """)
+    page.view(page.section, "Training")
     return
 
 
 @app.cell
 def tracker(CHECKPOINTS_DIR):
     tracker = TrainingTracker(CHECKPOINTS_DIR)
-    watcher = page.RunWatcher(tracker)
+    watcher = page.watching.RunWatcher(tracker)
     return tracker, watcher
 
 
@@ -320,7 +314,7 @@ def plan(
 
 @app.cell
 def warmup_scheduler(plan):
-    page.view(page.rate_chart, plan)
+    page.view(page.training.rate_chart, plan)
     return
 
 
@@ -336,7 +330,7 @@ def view_state(plan, watcher):
 @app.cell
 def start_pause_stop(get_phase, plan, watcher):
     get_phase()
-    start_button, pause_button, stop_button, _row = page.controls(plan, watcher)
+    start_button, pause_button, stop_button, _row = page.training.controls(plan, watcher)
     _row
     return pause_button, start_button, stop_button
 
@@ -346,7 +340,7 @@ def training(flags, memory_monitor, plan, start_button, tracker):
     exit_status = None
     if page.scripted():
         exit_status = attempt(cli.train_planned, tracker, plan, monitor=memory_monitor, as_json=flags.as_json)
-    page.start(tracker, plan) if start_button.value else None
+    page.training.start(tracker, plan) if start_button.value else None
     return (exit_status,)
 
 
@@ -380,92 +374,86 @@ def poll(get_phase, get_snapshot, plan, set_phase, set_snapshot, tick, watcher):
 
 @app.cell
 def progress(get_snapshot):
-    page.view(page.run_panel, get_snapshot())
+    page.view(page.training.run_panel, get_snapshot())
     return
 
 
 @app.cell
 def charts(get_snapshot):
-    page.view(page.run_chart, get_snapshot())
+    page.view(page.training.run_chart, get_snapshot())
     return
 
 
 @app.cell
 def log(get_snapshot):
-    page.view(page.run_log, get_snapshot())
+    page.view(page.training.run_log, get_snapshot())
     return
 
 
 @app.cell(hide_code=True)
 def generation_heading():
-    mo.md("""
-    ## Generation test
-
-    The same questions to the base and to the tuned model, asked when training ends.
-    """)
+    page.view(
+        page.section,
+        "Generation test",
+        "The same questions to the base and to the tuned model, asked when training ends.",
+    )
     return
 
 
 @app.cell
 def generation_test(get_phase, watcher):
     get_phase()
-    page.view(page.generation_test, watcher.run)
+    page.view(page.results.generation_test, watcher.run)
     return
 
 
 @app.cell(hide_code=True)
 def performance_heading():
-    mo.md("""
-    ## Performance
-    """)
+    page.view(page.section, "Performance")
     return
 
 
 @app.cell
 def performance_metrics(get_phase, watcher):
     get_phase()
-    page.view(page.performance, watcher.run)
+    page.view(page.results.performance, watcher.run)
     return
 
 
 @app.cell(hide_code=True)
 def saved_heading():
-    mo.md("""
-    ## The saved model
-
-    Adapters in mlx-lm's format, a few megabytes each; the base is not copied. `export/adapter` holds all that another
-    program needs; one stand-alone model: `uv run qlora export RUN --to fused`.
-    """)
+    page.view(
+        page.section,
+        "The saved model",
+        "Adapters in mlx-lm's format, a few megabytes each; the base is not copied. `export/adapter` holds "
+        "all that another program needs; one stand-alone model: `uv run qlora export RUN --to fused`.",
+    )
     return
 
 
 @app.cell
 def saved_model(get_phase, watcher):
     get_phase()
-    page.view(page.saved, watcher.run)
+    page.view(page.results.saved, watcher.run)
     return
 
 
 @app.cell(hide_code=True)
 def integration_heading():
-    mo.md("""
-    ## Using it elsewhere
-    """)
+    page.view(page.section, "Using it elsewhere")
     return
 
 
 @app.cell
 def integration_guide(get_phase, watcher):
     get_phase()
-    page.view(page.integration, watcher.run)
+    page.view(page.results.integration, watcher.run)
     return
 
 
 @app.cell(hide_code=True)
 def inference_heading():
-    mo.md("""
-    ## Ask it
-    """)
+    page.view(page.section, "Ask it")
     return
 
 
@@ -481,81 +469,75 @@ def question_form():
 @app.cell
 def inference(ask_base, ask_button, question, watcher):
     # `qlora generate` in a process of its own: the model is loaded, answers, and is gone
-    page.view(page.ask, watcher.run, question.value, ask_base.value) if ask_button.value else None
+    page.view(page.asking.ask, watcher.run, question.value, ask_base.value) if ask_button.value else None
     return
 
 
 @app.cell(hide_code=True)
 def summary_heading():
-    mo.md("""
-    ## All runs
-    """)
+    page.view(page.section, "All runs")
     return
 
 
 @app.cell
 def final_summary(get_phase, tracker):
     get_phase()
-    page.view(page.runs_overview, tracker)
+    page.view(page.results.runs_overview, tracker)
     return
 
 
 @app.cell(hide_code=True)
 def comparison_heading():
-    mo.md("""
-    ## LoRA and QLoRA
-
-    The same adapters on this base at other numbers of bits, by arithmetic on its files; then, of runs that ended, what
-    was measured.
-    """)
+    page.view(
+        page.section,
+        "LoRA and QLoRA",
+        "The same adapters on this base at other numbers of bits, by arithmetic on its files; then, of runs "
+        "that ended, what was measured.",
+    )
     return
 
 
 @app.cell
 def lora_and_qlora(config, model, train_dataset):
-    page.view(page.quantisations, model, config, train_dataset)
+    page.view(page.machine.quantisations, model, config, train_dataset)
     return
 
 
 @app.cell
 def runs_to_compare(get_phase, tracker):
     get_phase()
-    chosen_runs = page.run_choice(tracker)
+    chosen_runs = page.results.run_choice(tracker)
     chosen_runs
     return (chosen_runs,)
 
 
 @app.cell
 def comparison(chosen_runs, tracker):
-    page.view(page.comparison, tracker, chosen_runs.value)
+    page.view(page.results.comparison, tracker, chosen_runs.value)
     return
 
 
 @app.cell(hide_code=True)
 def diagnosis_heading():
-    mo.md("""
-    ## Diagnosis
-    """)
+    page.view(page.section, "Diagnosis")
     return
 
 
 @app.cell
 def diagnosis(get_snapshot):
-    page.view(page.diagnosis, get_snapshot())
+    page.view(page.training.diagnosis, get_snapshot())
     return
 
 
 @app.cell(hide_code=True)
 def memory_heading():
-    mo.md("""
-    ## Memory before training
-    """)
+    page.view(page.section, "Memory before training")
     return
 
 
 @app.cell
 def memory_check(config, model, train_dataset):
-    page.view(page.memory_check, model, config, train_dataset)
+    page.view(page.machine.memory_check, model, config, train_dataset)
     return
 
 

@@ -186,7 +186,7 @@ def test_edit_mode_trains_to_the_end(browser, flags, tmp_path):
         press(page, "Start")
         state(page, "completed")
         expect(button(page, "Start")).to_be_disabled()
-        question = page.get_by_label("Question", exact=True)
+        question = page.get_by_label("Question", exact=True).last
         question.fill("--Question 1?")  # looks like a flag
         question.blur()
         press(page, "Ask")

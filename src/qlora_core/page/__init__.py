@@ -1,0 +1,33 @@
+"""The page: what the notebooks in `apps/` show, one module a part of it.
+
+Knows marimo and altair and nothing of mlx: whatever needs it is a worker or a command in a process of its own.
+
+    language   whose words; how the page was opened
+    look       headings, tables, cards, notes: where text becomes HTML
+    problems   what went wrong, shown once and handed on
+    forms      flags and settings
+    rows       the data: as it was read and as tokens
+    machine    the machine, the model and whether it fits
+    watching   a run at one moment
+    training   buttons, figures, curves, the log
+    asking     questions to base and tuned model
+    results    what a run that ended leaves
+"""
+
+from . import asking as asking
+from . import commands as commands
+from . import forms as forms
+from . import language as language
+from . import look as look
+from . import machine as machine
+from . import problems as problems
+from . import results as results
+from . import rows as rows
+from . import source as source
+from . import training as training
+from . import watching as watching
+from .look import section as section
+from .problems import attempt as attempt
+from .problems import complain as complain
+from .problems import scripted as scripted
+from .problems import view as view

@@ -1,0 +1,104 @@
+"""How the page looks: headings, tables, cards and notes. The classes are those of `apps/page.css`.
+
+The one place where text becomes HTML: markupsafe escapes whatever is put into a template, so that what data, models,
+names and people say stays text. Knows nothing of runs or settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import marimo as mo
+from markupsafe import Markup
+
+from ..texts import say
+
+Kind = Literal["info", "success", "warn", "danger"]
+
+
+def put(template: str, *values: Any, **named: Any) -> Markup:
+    """HTML from a template written in this program and values from anywhere, which are escaped."""
+    return Markup(template).format(*values, **named)
+
+
+def joined(parts: Iterable[Markup]) -> Markup:
+    """One piece of HTML after another."""
+    return Markup("").join(parts)
+
+
+def shown(markup: Markup) -> mo.Html:
+    """HTML made by `put` and `joined` as an output."""
+    return mo.Html(str(markup))
+
+
+def section(title: str, text: str = "") -> mo.Html:
+    """A heading, and what its section is about."""
+    paragraph = put('<p class="q-lead">{}</p>', say(text)) if text else ""
+    return shown(put('<header class="q-section"><h2>{}</h2>{}</header>', say(title), paragraph))
+
+
+def note(message: str, kind: Kind = "info") -> mo.Html:
+    """A message in a box. Its text is shown as it is."""
+    role = "alert" if kind == "danger" else "status"
+    return shown(put('<div class="q-note q-{}" role="{}">{}</div>', kind, role, message))
+
+
+def small(text: str) -> mo.Html:
+    """A remark."""
+    return shown(put('<p class="q-small">{}</p>', text))
+
+
+def empty(text: str) -> mo.Html:
+    """What stands where there is nothing yet: what will be here, and what to do for it."""
+    return shown(put('<p class="q-empty">{}</p>', text))
+
+
+def text_block(text: str) -> mo.Html:
+    """Text with its line breaks, in letters of one width."""
+    return shown(put('<pre class="q-text" tabindex="0">{}</pre>', text))
+
+
+def folded(title: str, content: Any, *, open: bool = False) -> mo.Html:
+    """Something that a click on its title shows."""
+    opened = Markup(" open") if open else ""
+    html = Markup(mo.as_html(content).text)
+    return shown(put('<details class="q-folded"{}><summary>{}</summary>{}</details>', opened, title, html))
+
+
+def figures(values: Mapping[str, str | tuple[str, str]]) -> mo.Html:
+    """Cards with a number each: `{label: number}` or `{label: (number, remark)}`."""
+    cards = []
+    for label, value in values.items():
+        number, remark = value if isinstance(value, tuple) else (value, "")
+        remark = put('<div class="q-remark">{}</div>', remark) if remark else ""
+        cards.append(put('<div class="q-card"><dt>{}</dt><dd>{}{}</dd></div>', label, number, remark))
+    return shown(put('<dl class="q-cards">{}</dl>', joined(cards)))
+
+
+def fact_table(rows: Mapping[str, Any]) -> mo.Html:
+    """Names on the left, values on the right; rows without a value are left out."""
+    lines = [
+        put('<tr><th scope="row">{}</th><td>{}</td></tr>', name, _cell(value)) for name, value in rows.items() if value
+    ]
+    return shown(put('<div class="q-scroll"><table class="q-facts">{}</table></div>', joined(lines)))
+
+
+def row_table(rows: Sequence[Mapping[str, Any]], numbers: Sequence[str] = ()) -> mo.Html:
+    """A table with a heading, for a few rows; the columns named in `numbers` stand on the right."""
+    names = list(rows[0]) if rows else []
+    kind = {name: Markup(' class="q-number"') if name in numbers else Markup("") for name in names}
+    head = joined(put('<th scope="col"{}>{}</th>', kind[name], name) for name in names)
+    body = joined(
+        put("<tr>{}</tr>", joined(put("<td{}>{}</td>", kind[name], _cell(row[name])) for name in names)) for row in rows
+    )
+    table = '<div class="q-scroll"><table class="q-rows"><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>'
+    return shown(put(table, head, body))
+
+
+def _cell(value: Any) -> Markup:
+    return (
+        Markup("<br>").join(put("{}", line) for line in str(value).split("\n"))
+        if isinstance(value, str) and not isinstance(value, Markup)
+        else put("{}", value)
+    )

@@ -1,0 +1,83 @@
+"""What went wrong, on its way down the page: shown once, where it happened, and handed on without another look.
+
+Knows marimo's modes; in a script the same problem is one line and an exit status.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import marimo as mo
+
+from .. import cli
+from ..errors import QLoraError
+from .look import note
+
+
+def scripted() -> bool:
+    """True in `python apps/train.py`, where cells print and training happens in this process."""
+    return mo.app_meta().mode == "script"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What went wrong, in the place of the value that could not be made.
+
+    An attribute of it is the problem again, so that `config.data` can be handed on without looking; `onward` marks it
+    as shown already.
+    """
+
+    message: str
+    shown: bool = False
+
+    @property
+    def onward(self) -> Problem:
+        """The same, for the cells below the one that shows it."""
+        return Problem(self.message, shown=True)
+
+    def __getattr__(self, name: str) -> Problem:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return self.onward
+
+
+def attempt(call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    """Call, and turn an error meant for the user into a `Problem`; a `Problem` among the arguments comes back.
+
+    In a script the error becomes one line and the exit status.
+    """
+    for argument in (*arguments, *named.values()):
+        if isinstance(argument, Problem):
+            return argument.onward
+    if scripted():
+        made: list[Any] = []
+        if status := cli.guarded(lambda: made.append(call(*arguments, **named)) or cli.DONE):
+            sys.exit(status)
+        return made[0]
+    try:
+        return call(*arguments, **named)
+    except (QLoraError, OSError) as error:
+        return Problem(str(error))
+
+
+def view(make: Callable[..., Any], *values: Any) -> Any:
+    """What a cell shows on the page: `make(*values)`, or what went wrong where it did. Nothing in a script."""
+    if scripted():
+        return None
+    made = attempt(make, *values)
+    if not isinstance(made, Problem):
+        return made
+    return None if made.shown else failure(made.message)
+
+
+def complain(*values: Any) -> mo.Html | None:
+    """The first problem among `values` that is not shown yet."""
+    return next((failure(value.message) for value in values if isinstance(value, Problem) and not value.shown), None)
+
+
+def failure(message: str) -> mo.Html:
+    """A message about something that went wrong."""
+    return note(message, "danger")
