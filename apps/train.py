@@ -11,7 +11,7 @@ with app.setup:
 
     import marimo as mo
 
-    from qlora_core import bases, cli, console, data, page, token_report, tokens
+    from qlora_core import cli, console, data, page, token_report, tokens
     from qlora_core.config import RunConfig
     from qlora_core.memory import MemoryMonitor
     from qlora_core.page import attempt
@@ -39,13 +39,13 @@ def command_line():
 
 @app.cell(hide_code=True)
 def machine_heading():
-    page.view(page.section, "Machine")
+    page.section("Machine")
     return
 
 
 @app.cell
 def machine(flags):
-    flags.show("", console.machine)
+    flags.report("", console.machine) or page.view(page.machine.setup, Path(flags.config.place.runs_dir))
     return
 
 
@@ -65,8 +65,7 @@ def device(check_device):
 
 @app.cell(hide_code=True)
 def model_heading():
-    page.view(
-        page.section,
+    page.section(
         "Base model",
         "What it is built on. Its tokeniser measures your text first: what is wrong there is to be known "
         "before a large model is fetched.",
@@ -75,9 +74,16 @@ def model_heading():
 
 
 @app.cell
-def model_form(flags):
-    base_form = page.forms.settings_form(flags.config, "base")
-    page.forms.form_layout(base_form, "Quantisation")
+def model_menu():
+    known_model = page.model.menu()
+    known_model
+    return (known_model,)
+
+
+@app.cell
+def model_form(flags, known_model):
+    base_form = page.forms.settings_form(page.forms.with_model(flags.config, known_model.value), "base")
+    page.forms.form_layout(base_form, "Quantisation and chat template")
     return (base_form,)
 
 
@@ -106,15 +112,14 @@ def preset_in_script(flags):
 @app.cell
 def tokenizer(base_form, flags):
     base_config = attempt(page.forms.read_forms, flags.config, base_form.value)
-    tokenizer = attempt(tokens.open_tokenizer, base_config.base)
+    tokenizer = attempt(page.model.find_tokenizer, base_config.base)
     page.complain(base_config, tokenizer)
     return base_config, tokenizer
 
 
 @app.cell(hide_code=True)
 def data_heading():
-    page.view(
-        page.section,
+    page.section(
         "Data",
         "Questions with answers, running text and documents, in whatever files you have. What cannot be used, "
         "or was mended, is listed with its file and line.",
@@ -161,8 +166,7 @@ def processed_data():
 
 @app.cell(hide_code=True)
 def qlora_heading():
-    page.view(
-        page.section,
+    page.section(
         "QLoRA configuration",
         "The quantised base stays as it is; beside its layers, matrices of a small rank are trained.",
     )
@@ -185,7 +189,7 @@ def qlora_configuration(lora_form, start):
 
 @app.cell(hide_code=True)
 def training_configuration_heading():
-    page.view(page.section, "Training configuration")
+    page.section("Training configuration")
     return
 
 
@@ -205,8 +209,7 @@ def training_configuration(start, train_form):
 
 @app.cell(hide_code=True)
 def model_information_heading():
-    page.view(
-        page.section,
+    page.section(
         "Model information",
         "Described from its files alone; the process that trains loads the weights, and quantises them while loading.",
     )
@@ -215,7 +218,7 @@ def model_information_heading():
 
 @app.cell
 def model(base_config):
-    model = attempt(bases.find_base, base_config.base)
+    model = attempt(page.model.find_base, base_config.base)
     page.complain(model)
     return (model,)
 
@@ -237,7 +240,8 @@ def configuration(base_config, data_config, lora_config, train_config):
 
 @app.cell
 def model_information(config, flags, model):
-    flags.show("Model", console.model_information, model, config)
+    flags.report("Model", console.model_information, model, config)
+    page.view(page.model.information, model, config)
     return
 
 
@@ -250,8 +254,7 @@ def memory():
 
 @app.cell(hide_code=True)
 def datasets_heading():
-    page.view(
-        page.section,
+    page.section(
         "Datasets",
         "The rows as this model's tokens. The loss counts replies and running text, never questions.",
     )
@@ -284,7 +287,7 @@ def train_epoch_and_validate_model():
 
 @app.cell(hide_code=True)
 def training_heading():
-    page.view(page.section, "Training")
+    page.section("Training")
     return
 
 
@@ -308,8 +311,14 @@ def plan(
 ):
     # Training takes this value alone: without tracker, model, tokenizer and datasets it cannot exist
     plan = attempt(tracker.plan, config, model, tokenizer, prepared, train_dataset, val_dataset)
-    page.complain(plan) or flags.show("Training", console.training_plan, plan)
+    page.complain(plan) or flags.report("Training", console.training_plan, plan)
     return (plan,)
+
+
+@app.cell
+def consequences(plan, tracker, train_dataset):
+    page.view(page.model.consequences, plan, train_dataset, tracker)
+    return
 
 
 @app.cell
@@ -392,8 +401,7 @@ def log(get_snapshot):
 
 @app.cell(hide_code=True)
 def generation_heading():
-    page.view(
-        page.section,
+    page.section(
         "Generation test",
         "The same questions to the base and to the tuned model, asked when training ends.",
     )
@@ -409,7 +417,7 @@ def generation_test(get_phase, watcher):
 
 @app.cell(hide_code=True)
 def performance_heading():
-    page.view(page.section, "Performance")
+    page.section("Performance")
     return
 
 
@@ -422,8 +430,7 @@ def performance_metrics(get_phase, watcher):
 
 @app.cell(hide_code=True)
 def saved_heading():
-    page.view(
-        page.section,
+    page.section(
         "The saved model",
         "Adapters in mlx-lm's format, a few megabytes each; the base is not copied. `export/adapter` holds "
         "all that another program needs; one stand-alone model: `uv run qlora export RUN --to fused`.",
@@ -440,7 +447,7 @@ def saved_model(get_phase, watcher):
 
 @app.cell(hide_code=True)
 def integration_heading():
-    page.view(page.section, "Using it elsewhere")
+    page.section("Using it elsewhere")
     return
 
 
@@ -453,7 +460,7 @@ def integration_guide(get_phase, watcher):
 
 @app.cell(hide_code=True)
 def inference_heading():
-    page.view(page.section, "Ask it")
+    page.section("Ask it")
     return
 
 
@@ -475,7 +482,7 @@ def inference(ask_base, ask_button, question, watcher):
 
 @app.cell(hide_code=True)
 def summary_heading():
-    page.view(page.section, "All runs")
+    page.section("All runs")
     return
 
 
@@ -488,8 +495,7 @@ def final_summary(get_phase, tracker):
 
 @app.cell(hide_code=True)
 def comparison_heading():
-    page.view(
-        page.section,
+    page.section(
         "LoRA and QLoRA",
         "The same adapters on this base at other numbers of bits, by arithmetic on its files; then, of runs "
         "that ended, what was measured.",
@@ -499,7 +505,7 @@ def comparison_heading():
 
 @app.cell
 def lora_and_qlora(config, model, train_dataset):
-    page.view(page.machine.quantisations, model, config, train_dataset)
+    page.view(page.model.quantisations, model, config, train_dataset)
     return
 
 
@@ -519,7 +525,7 @@ def comparison(chosen_runs, tracker):
 
 @app.cell(hide_code=True)
 def diagnosis_heading():
-    page.view(page.section, "Diagnosis")
+    page.section("Diagnosis")
     return
 
 
@@ -531,13 +537,13 @@ def diagnosis(get_snapshot):
 
 @app.cell(hide_code=True)
 def memory_heading():
-    page.view(page.section, "Memory before training")
+    page.section("Memory before training")
     return
 
 
 @app.cell
 def memory_check(config, model, train_dataset):
-    page.view(page.machine.memory_check, model, config, train_dataset)
+    page.view(page.model.memory_check, model, config, train_dataset)
     return
 
 

@@ -190,5 +190,5 @@ def test_edit_mode_trains_to_the_end(browser, flags, tmp_path):
         question.fill("--Question 1?")  # looks like a flag
         question.blur()
         press(page, "Ask")
-        expect(page.locator("td", has_text="tuned")).to_be_visible()
+        expect(page.locator("th", has_text="tuned")).to_be_visible()
         page.screenshot(path=tmp_path / "edit.png", full_page=True)

@@ -253,7 +253,9 @@ def test_form_keeps_what_was_given():
     assert page.forms.read_forms(RunConfig(), page.forms.settings_form(config).value) == config
 
 
-@pytest.mark.parametrize(("name", "value"), [("alpha", "many"), ("rank", None), ("rank", 1.5), ("alpha", "nan")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("alpha", "many"), ("rank", ""), ("rank", "1.5"), ("rank", "0"), ("alpha", "nan")]
+)
 def test_form_refuses_in_words(name, value):
     values = {**page.forms.settings_form(RunConfig()).value, name: value}
     with pytest.raises(ConfigError, match=name):

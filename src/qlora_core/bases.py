@@ -164,19 +164,30 @@ def find_tokenizer(config: BaseConfig) -> Path:
     return _locate(config.model, weights=False)[0]
 
 
-def _locate(name: str, *, weights: bool = True) -> tuple[Path, str]:
-    if name == BUILT_IN:
-        return built_in_directory(), "Apache-2.0"
-    directory = Path(name).expanduser()
-    if directory.is_dir():
-        return directory, ""
+def repository_of(name: str) -> str | None:
+    """The hub's OWNER/NAME that a base is fetched from; None for what is on this machine.
+
+    Raises:
+        ModelError: it is no name of a base.
+    """
+    if name == BUILT_IN or Path(name).expanduser().is_dir():
+        return None
     alias = ALIASES.get(name)
     if alias is None and (name.startswith((".", "/", "~")) or name.count("/") != 1):
         raise ModelError(
             f"model {name!r}: no such directory or alias. Wanted {BUILT_IN} (built in), a name that `qlora models` "
             "lists, a directory, or a hub id OWNER/NAME."
         )
-    return fetch(alias.repository if alias else name, weights=weights), alias.licence if alias else ""
+    return alias.repository if alias else name
+
+
+def _locate(name: str, *, weights: bool = True) -> tuple[Path, str]:
+    repository = repository_of(name)
+    if repository:
+        return fetch(repository, weights=weights), ALIASES[name].licence if name in ALIASES else ""
+    if name == BUILT_IN:
+        return built_in_directory(), "Apache-2.0"
+    return Path(name).expanduser(), ""
 
 
 def read_configuration(path: Path) -> dict[str, Any]:

@@ -33,6 +33,7 @@ def training_parser(prog: str = "train.py") -> argparse.ArgumentParser:
     """The parser of `qlora train` and of `python apps/train.py`: one flag a setting."""
     parser = argparse.ArgumentParser(
         prog=prog,
+        allow_abbrev=False,  # --lang is a flag of the page, --language a setting
         description="Train adapters for a language model, or go on with a run. Each run is one directory.",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end, and nothing else")
@@ -255,9 +256,14 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _models(arguments: argparse.Namespace) -> int:
-    from .hub import known_models
+    from .bases import repository_of
+    from .hub import fetch, known_models
 
-    if arguments.json:
+    if arguments.fetch:
+        repository = repository_of(arguments.fetch)
+        path = fetch(repository) if repository else Path(arguments.fetch)
+        _print_json({"model": arguments.fetch, "path": str(path)}) if arguments.json else print(f"✓ {path}")
+    elif arguments.json:
         _print_json({"models": known_models()})
     else:
         print(console.models_table(known_models()))
@@ -302,7 +308,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=help, description=help)
+        made = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
         made.set_defaults(call=run)
         made.add_argument("--json", action="store_true", help="print one JSON object on standard output")
         return made
@@ -333,7 +339,8 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("--dequantize", action="store_true", help="a fused model in float16: larger, and loses nothing")
     for made in (generate, evaluate, export):
         made.add_argument("run_name", metavar="RUN", help="a run's name or path")
-    command("models", _models, "list the models that have a short name")
+    models = command("models", _models, "list the models that have a short name, or fetch one")
+    models.add_argument("--fetch", default="", metavar="MODEL", help="fetch this one: a short name or a hub id")
     for made in (*with_runs, generate, evaluate, compare, export):
         made.add_argument("--runs-dir", default=RunConfig().place.runs_dir, help="directory of all runs")
     command("app", _app, "open the page, for this machine only, with a token")

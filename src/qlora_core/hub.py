@@ -120,6 +120,39 @@ def fetch(repository: str, *, weights: bool = True, say: Callable[[str], None] |
     return path
 
 
+def is_here(repository: str, *, weights: bool = True) -> bool:
+    """Whether all that `fetch` would bring lies in the cache already; nobody is asked for it."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    name, _, revision = repository.partition("@")
+    try:
+        path = Path(
+            snapshot_download(name, revision=revision or None, allow_patterns="config.json", local_files_only=True)
+        )
+    except (LocalEntryNotFoundError, HFValidationError):
+        return False
+    listed = _listed(name, path)
+    wanted = _matching(listed, *SETTINGS)
+    if weights:
+        wanted += _matching(listed, WEIGHTS) or [WEIGHTS]
+    return all((path / file).exists() for file in wanted)
+
+
+def arrived_bytes(repository: str) -> int:
+    """Bytes of a repository in the cache, files that have arrived in part included."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.file_download import repo_folder_name
+
+    name = repository.partition("@")[0]
+    blobs = Path(HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model") / "blobs"
+    total = 0
+    for path in blobs.glob("*"):
+        with contextlib.suppress(FileNotFoundError):  # renamed a moment ago
+            total += path.stat().st_size
+    return total
+
+
 def _look_up(name: str, revision: str | None) -> tuple[Path, Exception | None]:
     """The model's directory, with little more than its configuration, and how the hub failed when asked, if it did."""
     from huggingface_hub import HfApi, constants, snapshot_download

@@ -7,7 +7,8 @@ Knows marimo and altair and nothing of mlx: whatever needs it is a worker or a c
     problems   what went wrong, shown once and handed on
     forms      flags and settings
     rows       the data: as it was read and as tokens
-    machine    the machine, the model and whether it fits
+    machine    what it is trained on
+    model      the base, and what the settings come to
     watching   a run at one moment
     training   buttons, figures, curves, the log
     asking     questions to base and tuned model
@@ -20,6 +21,7 @@ from . import forms as forms
 from . import language as language
 from . import look as look
 from . import machine as machine
+from . import model as model
 from . import problems as problems
 from . import results as results
 from . import rows as rows

@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from typing import Any
 
 import marimo as mo
+from markupsafe import Markup
 
 from .. import cli, console
 from ..config import RunConfig, Setting, from_flat, given_settings, settings
 from ..errors import ConfigError
 from ..presets import PRESETS, Choice
 from ..runs import resolve_config
+from ..texts import say
 from .language import add_page_arguments
-from .look import fact_table, folded, row_table, small
+from .look import fact_table, field, folded, row_table
+from .look import fields as look_fields
 from .problems import Problem, attempt, complain, scripted, view
 
 
@@ -29,8 +33,8 @@ class Flags:
     `config` holds all settings, `given` those that were named.
     """
 
-    config: RunConfig = field(default_factory=RunConfig)
-    given: Mapping[str, Any] = field(default_factory=dict)
+    config: RunConfig = dataclass_field(default_factory=RunConfig)
+    given: Mapping[str, Any] = dataclass_field(default_factory=dict)
     preset: str = ""
     as_json: bool = False
     problem: Problem | None = None
@@ -41,6 +45,12 @@ class Flags:
         if scripted():
             self.tell(console.block(title, made) if title else console.table(made))
         return complain(made) or view(fact_table, made)
+
+    def report(self, title: str, rows: Callable[..., dict[str, str]], *values: Any) -> mo.Html | None:
+        """Print `rows(*values)` in a script; on a page, which shows more than that, only what is wrong with them."""
+        if not scripted():
+            return complain(*values)
+        return self.show(title, rows, *values)
 
     def tell(self, text: str) -> None:
         """Print, in a script only; with `--json`, on standard error."""
@@ -74,13 +84,18 @@ def _refuse(*words: Any) -> None:
 
 def preset_menu() -> mo.ui.dropdown:
     """A machine and a size of model to choose from."""
-    sizes = {"large": "3B parameters and more", "small": "smaller models"}
+    sizes = {"large": say("3B parameters and more"), "small": say("smaller models")}
     options = {
-        f"{name}: {preset.machine}; {words}": (name, size)
+        f"{name}: {say(preset.machine)}; {which}": (name, size)
         for name, preset in PRESETS.items()
-        for size, words in sizes.items()
+        for size, which in sizes.items()
     }
-    return mo.ui.dropdown(options, label="Settings that fit a machine", full_width=True)
+    return mo.ui.dropdown(options, label=say("Settings that fit a machine"), full_width=True)
+
+
+def with_model(config: RunConfig, name: str | None) -> RunConfig:
+    """The settings with another base, where one was chosen."""
+    return from_flat({"model": name}, base=config) if name else config
 
 
 def with_preset(flags: Flags, chosen: tuple[str, str] | None) -> RunConfig:
@@ -91,7 +106,10 @@ def with_preset(flags: Flags, chosen: tuple[str, str] | None) -> RunConfig:
 
 def preset_reasons(chosen: tuple[str, str] | None) -> mo.Html | None:
     """Why each of a preset's settings is as it is."""
-    rows = [{"setting": name.replace("_", " "), "value": c.value, "why": c.why} for name, c in _choices(chosen).items()]
+    rows = [
+        {say("Setting"): say(words(name)), say("Value"): choice.value, say("Why"): say(choice.why)}
+        for name, choice in _choices(chosen).items()
+    ]
     return row_table(rows) if rows else None
 
 
@@ -129,47 +147,68 @@ def read_forms(config: RunConfig, *forms: Mapping[str, Any]) -> RunConfig:
 def form_layout(form: mo.ui.dictionary, title: str = "More settings") -> mo.Html:
     """Essential settings side by side, the others folded, each with its explanation."""
     known = {s.name: s for s in settings()}
-    first = [name for name in form.elements if known[name].essential]
-    rest = [name for name in form.elements if not known[name].essential]
-    parts: list[Any] = []
-    if first:
-        fields = [mo.vstack([form.elements[name], small(known[name].help)], gap=0.25) for name in first]
-        parts.append(mo.hstack(fields, widths="equal", gap=1.5, align="start"))
-    if rest:
-        rows = [
-            mo.hstack([form.elements[name], small(known[name].help)], widths=[1, 2], gap=1.5, align="end")
-            for name in rest
-        ]
-        parts.append(folded(title, mo.vstack(rows, gap=0.75)))
+    first = [_field(known[name], element) for name, element in form.elements.items() if known[name].essential]
+    rest = [_field(known[name], element) for name, element in form.elements.items() if not known[name].essential]
+    parts = [look_fields(first)] if first else []
+    parts += [folded(say(title), look_fields(rest))] if rest else []
     return mo.vstack(parts, gap=0.75)
 
 
+def _field(setting: Setting, element: Any) -> Markup:
+    return field(element, say(setting.help), _limits(setting))
+
+
+def _limits(setting: Setting) -> str:
+    """What a number may be, where that says more than that it is not negative."""
+    low, high = setting.ge, setting.le
+    if setting.type not in (int, float) or low is None:
+        return ""
+    if high is not None and high < 2**31 - 1:
+        return say("From {low} to {high}.", low=f"{low:,g}", high=f"{high:,.10g}")
+    return say("At least {low}.", low=f"{low:g}") if low else ""
+
+
+def label(setting: Setting) -> str:
+    """A setting's name in the reader's language, with its unit."""
+    name = say(words(setting.name))
+    return f"{name} ({say(setting.unit)})" if setting.unit else name
+
+
+def words(name: str) -> str:
+    """`max_seq_length` as `Max seq length`, which is what it is called in English."""
+    spaced = name.replace("_", " ").replace("lora", "LoRA")
+    return spaced[0].upper() + spaced[1:]
+
+
 def _element(setting: Setting, value: Any) -> Any:
-    """Numbers with a fraction are typed as text: a number field would round 1e-5 to its step."""
-    words = setting.name.replace("_", " ").replace("lora", "LoRA")
-    label = words[0].upper() + words[1:] + (f" ({setting.unit})" if setting.unit else "")
-    look: dict[str, Any] = {"label": label, "full_width": True}
+    """Numbers are typed as text: marimo's number field rounds 1e-5 to its step, and has HTML for its spoken name."""
+    look: dict[str, Any] = {"label": label(setting), "full_width": True}
     if setting.choices:
         return mo.ui.dropdown(setting.choices, value=value, **look)
     if setting.type is bool:
-        return mo.ui.checkbox(value, label=label)
-    if setting.type is int:
-        return mo.ui.number(setting.ge, setting.le, step=1, value=value, debounce=True, **look)
-    if setting.type is float:
-        return mo.ui.text(f"{value:g}" if float(f"{value:g}") == value else repr(value), **look)
+        return mo.ui.checkbox(value, label=label(setting))
+    if setting.type in (int, float):
+        return mo.ui.text(_digits(value), **look)
     if setting.type is str:
         return mo.ui.text(value, **look)
     return mo.ui.text_area("\n".join(value), rows=max(1, len(value)), **look)
 
 
+def _digits(number: float) -> str:
+    return f"{number:g}" if float(f"{number:g}") == number else repr(number)
+
+
 def _from_element(setting: Setting, value: Any) -> Any:
-    if setting.type is float:
-        try:
-            return float(value)
-        except ValueError:
-            raise ConfigError(f"{setting.name} must be a number; found {value!r}") from None
-    if setting.type is int and value is not None and value == int(value):
-        return int(value)  # a number field hands out 4.0 as well as 4
-    if setting.type in (int, bool, str):
+    if setting.type in (int, float):
+        return _number(setting, value)
+    if setting.choices or setting.type in (bool, str):
         return value
-    return value if setting.choices else tuple(line for line in value.splitlines() if line.strip())
+    return tuple(line for line in value.splitlines() if line.strip())
+
+
+def _number(setting: Setting, text: str) -> int | float:
+    try:
+        return setting.type(text)
+    except ValueError:
+        wanted = "a whole number" if setting.type is int else "a number"
+        raise ConfigError(f"{setting.name} must be {wanted}; found {text!r}") from None

@@ -66,6 +66,23 @@ def folded(title: str, content: Any, *, open: bool = False) -> mo.Html:
     return shown(put('<details class="q-folded"{}><summary>{}</summary>{}</details>', opened, title, html))
 
 
+def field(element: Any, help: str = "", limits: str = "") -> Markup:
+    """A form's element with what it means and what it may be."""
+    limits = put('<span class="q-limits">{}</span>', limits) if limits else ""
+    remark = put('<p class="q-small">{} {}</p>', help, limits) if help or limits else ""
+    return put('<div class="q-field">{}{}</div>', html_of(element), remark)
+
+
+def fields(parts: Iterable[Markup]) -> mo.Html:
+    """Fields side by side, as many as there is room for."""
+    return shown(put('<div class="q-fields">{}</div>', joined(parts)))
+
+
+def html_of(output: Any) -> Markup:
+    """An element or another output as HTML, to be put among others."""
+    return Markup(mo.as_html(output).text)
+
+
 def figures(values: Mapping[str, str | tuple[str, str]]) -> mo.Html:
     """Cards with a number each: `{label: number}` or `{label: (number, remark)}`."""
     cards = []
@@ -97,8 +114,7 @@ def row_table(rows: Sequence[Mapping[str, Any]], numbers: Sequence[str] = ()) ->
 
 
 def _cell(value: Any) -> Markup:
-    return (
-        Markup("<br>").join(put("{}", line) for line in str(value).split("\n"))
-        if isinstance(value, str) and not isinstance(value, Markup)
-        else put("{}", value)
-    )
+    """HTML as it is; text with its line breaks."""
+    if isinstance(value, Markup):
+        return value
+    return Markup("<br>").join(put("{}", line) for line in str(value).split("\n"))

@@ -1,80 +1,92 @@
-"""The machine, and whether a model fits it."""
+"""The machine: what there is at a glance, and what measuring it says."""
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
 import marimo as mo
 
-from .. import bases, console, fit
-from ..bases import ModelSpec
-from ..config import RunConfig, from_flat
-from ..console import size
-from ..memory import MemoryMonitor, available_bytes
-from ..tokens import TokenDataset
-from .commands import run_command
-from .look import fact_table, note, row_table, small
-from .problems import Problem, attempt, failure
+from .. import bases, console
+from ..memory import GB, MemoryMonitor, available_bytes, total_bytes
+from ..texts import say
+from .look import fact_table, figures, note, small
+
+LEAST_MEMORY_GB, LEAST_DISK_GB = 3, 2
 
 
-def machine_check() -> mo.Html:
-    """What `qlora doctor` finds; it measures, so it takes some seconds."""
-    with mo.status.spinner("Looking …"):
-        facts = attempt(run_command, ["doctor"])
-    if isinstance(facts, Problem):
-        return failure(facts.message)
-    problems = [note(problem, "warn") for problem in facts["problems"]]
-    verdict = problems or [note("Ready to train.", "success")]
-    return mo.vstack([fact_table(console.diagnosis(facts)), *verdict])
-
-
-def quantisations(model: ModelSpec, config: RunConfig, train_dataset: TokenDataset) -> mo.Html:
-    """LoRA against QLoRA by arithmetic: the same adapters on this base at each number of bits."""
-    if model.quantize_bits is None and model.quantization:
-        choices = {f"{model.bits} bits (QLoRA), as it is stored": model}
-        note = "This base is stored quantised. LoRA, for comparison, takes an unquantised one and --quantize none."
-    else:
-        note = "Train the other kind with --quantize none, 4 or 8: it is a run of its own."
-        names = {"4": "4 bits (QLoRA)", "8": "8 bits (QLoRA)", "none": "unquantised (LoRA)"}
-        choices = {
-            name: bases.describe(model.path, from_flat({"quantize": bits}, config).base, model.licence)
-            for bits, name in names.items()
-        }
-    rows = [
+def setup(runs_dir: Path) -> mo.Html:
+    """Cards of the machine, and what stands in the way of training, or that nothing does."""
+    place = next(path for path in (runs_dir, *runs_dir.absolute().parents) if path.exists())
+    disk = shutil.disk_usage(place).free
+    cards = figures(
         {
-            "base": name,
-            "weights": size(spec.loaded_bytes),
-            "bits a weight": f"{spec.bits_per_weight:.2f}",
-            "adapters": f"{spec.trainable(config.lora) / 1e6:,.2f} M",
-            "predicted peak": size(_estimate(spec, config, train_dataset).total),
+            say("Machine"): (f"{platform.system()} {platform.machine()}", _processor()),
+            say("Device"): (_device(), say("MLX {version}", version=_version("mlx"))),
+            say("Memory available"): (
+                f"{available_bytes() / GB:.1f} GB",
+                say("of {total} GB", total=f"{total_bytes() / GB:.1f}"),
+            ),
+            say("Disk free for runs"): (f"{disk / GB:.0f} GB", str(runs_dir)),
         }
-        for name, spec in choices.items()
-    ]
-    return mo.vstack([row_table(rows), small(note)])
+    )
+    found = [note(problem, "warn") for problem in _problems(disk)]
+    return mo.vstack([cards, *(found or [note(say("Ready to train."), "success")])], gap=0.75)
+
+
+def _processor() -> str:
+    import psutil
+
+    cores = psutil.cpu_count(logical=False) or psutil.cpu_count()
+    return say("{cores} cores, Python {version}", cores=cores, version=platform.python_version())
+
+
+def _device() -> str:
+    if not bases.has_gpu():
+        return "CPU"
+    return "Metal" if sys.platform == "darwin" else "CUDA"
+
+
+def _problems(disk: int) -> Iterator[str]:
+    """What can be told without loading MLX, each with what to do."""
+    if _version("mlx") == "–" or _version("mlx-lm") == "–":
+        yield say("MLX is not installed. Run: uv sync")
+    elif sys.platform == "linux" and not any(_version(f"mlx-{kind}") != "–" for kind in ("cpu", "cuda-12", "cuda-13")):
+        yield say("MLX has nothing to compute with here. Run: uv sync")
+    if sys.platform == "darwin" and platform.machine() != "arm64":
+        yield say("This Python is for Intel processors: MLX wants one for Apple silicon. Install an arm64 Python.")
+    if not bases.has_gpu() and importlib.util.find_spec("scipy_openblas32") is None:
+        yield say("No optimised BLAS: training would take many times as long. Run: uv sync")
+    if available_bytes() < LEAST_MEMORY_GB * GB:
+        yield say("Less than {least} GB of memory are free: close other programs before you train a large model.",
+                  least=LEAST_MEMORY_GB)  # fmt: skip
+    if disk < LEAST_DISK_GB * GB:
+        yield say("Less than {least} GB of disk are free for runs: make room.", least=LEAST_DISK_GB)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "–"
+
+
+def check(facts: dict[str, Any]) -> mo.Html:
+    """What `qlora doctor` measured."""
+    problems = [note(problem, "warn") for problem in facts["problems"]]
+    verdict = problems or [note(say("Measured: ready to train."), "success")]
+    return mo.vstack([fact_table({say(name): value for name, value in console.diagnosis(facts).items()}), *verdict])
 
 
 def memory_now(monitor: MemoryMonitor) -> mo.Html:
     """What is free, and what this page takes."""
     sample = monitor.sample()
-    return fact_table({"Memory": f"{size(sample.available)} available; this page takes {size(sample.process)}"})
-
-
-def memory_check(model: ModelSpec, config: RunConfig, train_dataset: TokenDataset) -> mo.Html:
-    """The predicted peak against what is free now; the trainer asks the same before it loads anything."""
-    estimate, available = _estimate(model, config, train_dataset), available_bytes()
-    rows = {
-        "Base": size(estimate.weights),
-        "Dequantised": size(estimate.dense) if estimate.dense else "",
-        "Activations": size(estimate.activations + estimate.attention),
-        "Logits": size(estimate.logits),
-        "Adapters": f"{size(estimate.adapters)}, with gradients and the optimizer's moments",
-        "Predicted peak": f"{size(estimate.total)}, the program included",
-        "Available": size(available),
-    }
-    verdict = attempt(fit.check_before_loading, estimate, available, config)
-    fits = failure(verdict.message) if isinstance(verdict, Problem) else note("It fits.", "success")
-    return mo.vstack([fact_table(rows), fits])
-
-
-def _estimate(model: ModelSpec, config: RunConfig, train_dataset: TokenDataset) -> fit.MemoryEstimate:
-    on_cpu = not bases.has_gpu()
-    dense = fit.keeps_dense_weights(4 * model.parameters, available_bytes())
-    return fit.estimate_memory(model, config, train_dataset.rows, keeps_dense=on_cpu and dense, on_gpu=not on_cpu)
+    text = say("{free} of memory are available; this page itself takes {own}.",
+               free=console.size(sample.available), own=console.size(sample.process))  # fmt: skip
+    return small(text)

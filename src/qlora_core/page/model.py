@@ -1,0 +1,191 @@
+"""The base model: which ones there are, whether it is on this machine, what it is, and whether it fits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import marimo as mo
+
+from .. import bases, fit, hub
+from ..advice import advise
+from ..bases import ModelSpec
+from ..config import BaseConfig, RunConfig, from_flat
+from ..console import duration, size
+from ..errors import ModelError
+from ..memory import available_bytes
+from ..runs import TrainingPlan, TrainingTracker
+from ..texts import say
+from ..tokens import ChatTokenizer, TokenDataset, open_tokenizer
+from .forms import words
+from .look import fact_table, figures, note, row_table, small
+from .problems import Problem, attempt, failure, scripted
+
+
+class NotHereError(ModelError):
+    """A model of the hub that was not fetched yet."""
+
+
+def menu() -> mo.ui.dropdown:
+    """Models with a short name: what they weigh and under which licence."""
+    built_in = say("{name}: built in, {licence}", name=bases.BUILT_IN, licence="Apache-2.0")
+    options = {built_in: bases.BUILT_IN}
+    for row in hub.known_models():
+        parts = say("{name}: {size} GB to fetch, {licence}",
+                    name=row["name"], size=row["download_gb"], licence=row["licence"])  # fmt: skip
+        options[parts + (say(", to be accepted on the hub") if row["gated"] else "")] = row["name"]
+    return mo.ui.dropdown(options, label=say("Choose a model"), full_width=True)
+
+
+def find_tokenizer(config: BaseConfig) -> ChatTokenizer:
+    """The base's tokeniser; on a page, of what is on this machine only.
+
+    Raises:
+        ModelError: it cannot be read, or is not here yet.
+    """
+    _must_be_here(config.model, weights=False)
+    return open_tokenizer(config)
+
+
+def find_base(config: BaseConfig) -> ModelSpec:
+    """The base; on a page, of what is on this machine only.
+
+    Raises:
+        ModelError: it cannot be read, or is not here yet.
+    """
+    _must_be_here(config.model, weights=True)
+    return bases.find_base(config)
+
+
+def _must_be_here(name: str, *, weights: bool) -> None:
+    repository = bases.repository_of(name)
+    if repository and not scripted() and not hub.is_here(repository, weights=weights):
+        raise NotHereError(say("{name} is not on this machine yet. Fetch it first, above.", name=name))
+
+
+def wanted(config: BaseConfig | Problem) -> str:
+    """The repository that has to be fetched before this base can be trained; empty where there is none."""
+    repository = attempt(bases.repository_of, config if isinstance(config, Problem) else config.model)
+    if isinstance(repository, Problem) or repository is None or hub.is_here(repository):
+        return ""
+    return repository
+
+
+def about_fetching(name: str, repository: str) -> mo.Html:
+    """What fetching a model means."""
+    alias = hub.ALIASES.get(name)
+    if alias is None:
+        text = say("{repository} is not on this machine. It comes from the Hugging Face hub; your text goes nowhere.",
+                   repository=repository)  # fmt: skip
+        return note(text)
+    text = say("{repository} is not on this machine: about {size} GB, licence {licence}. It comes from the Hugging "
+               "Face hub; your text goes nowhere.", repository=repository, size=alias.download_gb,
+               licence=alias.licence)  # fmt: skip
+    return note(text)
+
+
+def arrived(name: str, repository: str) -> mo.Html:
+    """How far the fetching is."""
+    alias, here = hub.ALIASES.get(name), hub.arrived_bytes(repository)
+    if alias is None:
+        return note(say("Fetching {repository}: {here} have arrived.", repository=repository, here=size(here)))
+    return note(say("Fetching {repository}: {here} of about {total} GB have arrived.",
+                    repository=repository, here=size(here), total=alias.download_gb))  # fmt: skip
+
+
+def information(spec: ModelSpec, config: RunConfig) -> mo.Html:
+    """What will be loaded."""
+    how = say("as it is stored")
+    if spec.quantize_bits:
+        how = say("quantised to {bits} bits while loading", bits=spec.quantize_bits)
+    weights = say("{size}, {bits} bits a weight", size=size(spec.loaded_bytes), bits=f"{spec.bits_per_weight:.2f}")
+    return fact_table(
+        {
+            say("Base"): f"{spec.name} ({spec.config['model_type']}), {how}",
+            say("Licence"): spec.licence or say("not known: see where it comes from"),
+            say("Parameters"): say("{count} million in {layers} layers",
+                                   count=f"{spec.parameters / 1e6:,.1f}", layers=spec.num_layers),
+            say("Weights"): weights,
+        }
+    )  # fmt: skip
+
+
+# What follows from the settings -----------------------------------------------------------------------------------
+
+
+def consequences(plan: TrainingPlan, train_dataset: TokenDataset, tracker: TrainingTracker) -> mo.Html:
+    """What the settings come to, and those that are worth another look."""
+    train, spec = plan.config.train, plan.model
+    estimate, trainable = _estimate(spec, plan.config, train_dataset), spec.trainable(plan.config.lora)
+    share = say("{share}% of the model", share=f"{100 * trainable / spec.parameters:.2f}")
+    rows = say("{size} a micro-batch, {times} of them", size=train.batch_size, times=train.grad_accumulation_steps)
+    cards = {
+        say("Steps"): (f"{plan.total_steps:,}", say("{steps} an epoch", steps=train.steps_per_epoch(plan.train_rows))),
+        say("Rows a step"): (f"{train.batch_size * train.grad_accumulation_steps:,}", rows),
+        say("Trained parameters"): (f"{trainable / 1e6:,.2f} M", share),
+        say("Memory, predicted"): (size(estimate.total), say("{free} available", free=size(available_bytes()))),
+        say("Learning rate"): (f"{train.learning_rate:g}", train.schedule),
+        say("Time"): _time(plan, train_dataset, tracker),
+    }
+    advice = [note(f"{say(words(a.setting))}: {a.message}", "warn") for a in advise(plan)]
+    return mo.vstack([figures(cards), *advice], gap=0.75)
+
+
+def _time(plan: TrainingPlan, train_dataset: TokenDataset, tracker: TrainingTracker) -> tuple[str, str]:
+    """How long training will take, at the speed of the newest run of the same base on this machine."""
+    tokens = (
+        int(train_dataset.rows.lengths.sum()) * plan.total_steps / plan.config.train.steps_per_epoch(plan.train_rows)
+    )
+    for run in tracker.runs():
+        numbers = run.summary()
+        if not numbers or not numbers["tokens_per_second"] or run.environment()["model"]["name"] != plan.model.name:
+            continue
+        return duration(tokens / numbers["tokens_per_second"]), say("at the speed of {run}", run=run.name)
+    return "–", say("known after the first steps")
+
+
+def quantisations(spec: ModelSpec, config: RunConfig, train_dataset: TokenDataset) -> mo.Html:
+    """LoRA against QLoRA by arithmetic: the same adapters on this base at each number of bits."""
+    if spec.quantize_bits is None and spec.quantization:
+        choices = {say("{bits} bits (QLoRA), as it is stored", bits=spec.bits): spec}
+        remark = say("This base is stored quantised. LoRA, for comparison, takes an unquantised one and quantize none.")
+    else:
+        remark = say("To train the other kind, choose quantize none, 4 or 8: it is a run of its own.")
+        names = {"4": say("4 bits (QLoRA)"), "8": say("8 bits (QLoRA)"), "none": say("unquantised (LoRA)")}
+        choices = {
+            name: bases.describe(spec.path, from_flat({"quantize": bits}, config).base, spec.licence)
+            for bits, name in names.items()
+        }
+    columns = [say("Base"), say("Weights"), say("Bits a weight"), say("Adapters"), say("Predicted peak")]
+    rows = [
+        dict(zip(columns, (name, *_sizes(kind, config, train_dataset)), strict=True)) for name, kind in choices.items()
+    ]
+    return mo.vstack([row_table(rows, numbers=columns[1:]), small(remark)])
+
+
+def _sizes(spec: ModelSpec, config: RunConfig, train_dataset: TokenDataset) -> Sequence[str]:
+    peak = _estimate(spec, config, train_dataset).total
+    adapters = f"{spec.trainable(config.lora) / 1e6:,.2f} M"
+    return size(spec.loaded_bytes), f"{spec.bits_per_weight:.2f}", adapters, size(peak)
+
+
+def memory_check(spec: ModelSpec, config: RunConfig, train_dataset: TokenDataset) -> mo.Html:
+    """The predicted peak against what is free now; the trainer asks the same before it loads anything."""
+    estimate, available = _estimate(spec, config, train_dataset), available_bytes()
+    rows = {
+        say("Base"): size(estimate.weights),
+        say("Dequantised"): size(estimate.dense) if estimate.dense else "",
+        say("Activations"): size(estimate.activations + estimate.attention),
+        say("Logits"): size(estimate.logits),
+        say("Adapters"): say("{size}, with gradients and the optimizer's moments", size=size(estimate.adapters)),
+        say("Predicted peak"): say("{size}, the program included", size=size(estimate.total)),
+        say("Available"): size(available),
+    }
+    verdict = attempt(fit.check_before_loading, estimate, available, config)
+    fits = failure(verdict.message) if isinstance(verdict, Problem) else note(say("It fits."), "success")
+    return mo.vstack([fact_table(rows), fits])
+
+
+def _estimate(spec: ModelSpec, config: RunConfig, train_dataset: TokenDataset) -> fit.MemoryEstimate:
+    on_cpu = not bases.has_gpu()
+    dense = fit.keeps_dense_weights(4 * spec.parameters, available_bytes())
+    return fit.estimate_memory(spec, config, train_dataset.rows, keeps_dense=on_cpu and dense, on_gpu=not on_cpu)
