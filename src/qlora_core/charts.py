@@ -29,7 +29,7 @@ SMOOTHED = 100  # steps from which on a mean is drawn too; fewer show their cour
 REACH = 40  # the mean is over a twentieth of the run
 
 TRAINING, VALIDATION, FREE = "#4c78a8", "#e4572e", "#8a94a0"  # each can be read on white and on black
-FAINT = 0.35  # opacity of what is drawn beside its own mean
+FAINT = 0.4  # opacity of what is drawn beside its own mean
 GREY, INK = "#8a94a0", "#37424d"
 WIDE, NARROW = 780, 360  # pixels of the figure's panels
 
@@ -287,7 +287,7 @@ def _page_chart(shape: _Shape, height: int) -> dict[str, Any]:
     )
     quiet = {"labelOpacity": 0.7, "titleOpacity": 0.7, "titleFontWeight": "normal", "domainOpacity": 0.3}
     lines = {"gridColor": GREY, "gridOpacity": 0.2, "domainColor": GREY, "tickColor": GREY, "tickOpacity": 0.3}
-    return (
+    made = (
         drawn.configure_view(stroke=None)
         .configure_axis(**quiet, **lines)
         .configure_title(anchor="start", fontSize=13, fontWeight=600, offset=8)
@@ -295,6 +295,7 @@ def _page_chart(shape: _Shape, height: int) -> dict[str, Any]:
         .configure_axisY(minExtent=40, maxExtent=40)  # so that the drawing stands still while numbers grow
         .to_dict()
     )
+    return {**made, "usermeta": {"embedOptions": {"actions": {"editor": False}}}}  # that one would send the data away
 
 
 def _layers(shape: _Shape, *, touched: bool, halo: str = "") -> Any:
@@ -312,18 +313,18 @@ def _layers(shape: _Shape, *, touched: bool, halo: str = "") -> Any:
     rows = rows.transform_calculate(series=f"{json.dumps(labels)}[datum.kind]")
     axis = alt.Axis(labelExpr=f"datum.value ? format(datum.value, '{shape.format}') : '0'", tickCount=5)
     legend = alt.Legend(title=None, orient="top", direction="horizontal", labelLimit=260)
-    opacity = [FAINT if faint else 1 for _, _, faint, _ in shape.lines]
-    colours = alt.Scale(domain=labels, range=[colour for _, colour, *_ in shape.lines])
+    colours = alt.Scale(
+        domain=labels, range=[_faded(colour) if faint else colour for _, colour, faint, _ in shape.lines]
+    )
     base = rows.encode(
         x=alt.X("step:Q", title=say("optimizer step"), axis=alt.Axis(tickMinStep=1, format=",d", grid=False)),
         y=alt.Y("value:Q", title=shape.unit, scale=alt.Scale(zero=shape.zero), axis=axis),
         color=alt.Color("series:N", scale=colours, legend=legend, sort=labels),
     )
-    faded = alt.Opacity("series:N", scale=alt.Scale(domain=labels, range=opacity), legend=legend, sort=labels)
     layers = []
     for wanted, width in ((True, 1.0), (False, 1.8)):  # the faint ones behind the others
         if kinds := [kind for kind, (_, _, faint, _) in enumerate(shape.lines) if faint == wanted]:
-            lines = base.transform_filter(_one_of(kinds)).encode(opacity=faded)
+            lines = base.transform_filter(_one_of(kinds))
             layers.append(lines.mark_line(strokeWidth=width, strokeJoin="round", point=False))
     if dotted := [kind for kind, (*_, dots) in enumerate(shape.lines) if dots]:
         layers.append(base.transform_filter(_one_of(dotted)).mark_point(filled=True, size=34, opacity=1))
@@ -335,6 +336,11 @@ def _layers(shape: _Shape, *, touched: bool, halo: str = "") -> Any:
         ]
         layers.append(base.mark_point(size=90, opacity=0, strokeOpacity=0).encode(tooltip=words))
     return alt.layer(*layers, *(_best_layers(shape, halo) if shape.best else [])).properties(title=shape.title)
+
+
+def _faded(colour: str) -> str:
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{FAINT})"
 
 
 def _one_of(kinds: Sequence[int]) -> str:
@@ -410,7 +416,7 @@ def _figure(run: Run, drawn: Sequence[Panel]) -> dict[str, Any]:
 
 
 def _apart(charts: Any) -> Any:
-    return charts.resolve_scale(color="independent", opacity="independent")
+    return charts.resolve_scale(color="independent")
 
 
 def _together(datasets: Iterable[dict[str, Any]]) -> dict[str, Any]:

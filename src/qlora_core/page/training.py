@@ -226,7 +226,7 @@ def _figures(snapshot: Snapshot) -> mo.Html:
         say("Trained for"): (duration(seconds_trained(snapshot)), remark) if epoch else NOTHING,
         say("Memory"): (say("{size} free", size=size(int(free))), _peak(peak)) if free else NOTHING,
     }
-    return figures(values)
+    return shown(put('<div class="q-four">{}</div>', Markup(figures(values).text)))
 
 
 def _validation(snapshot: Snapshot) -> str | tuple[str, str]:
