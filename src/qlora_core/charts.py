@@ -143,7 +143,7 @@ def _loss(steps: Columns, evals: Columns) -> Panel:
         ".3~f",
         say("Loss of training at each step and smoothed, and loss of validation with the lowest marked."),
         (
-            *_with_mean(steps, "train_loss", say("training, each step"), say("training, mean of {count} steps")),
+            *_with_mean(steps, "train_loss", say("training"), say("mean of {count} steps")),
             *([validation] if best else []),
         ),
         best=best,
@@ -317,7 +317,12 @@ def _layers(shape: _Shape, *, touched: bool, halo: str = "") -> Any:
         domain=labels, range=[_faded(colour) if faint else colour for _, colour, faint, _ in shape.lines]
     )
     base = rows.encode(
-        x=alt.X("step:Q", title=say("optimizer step"), axis=alt.Axis(tickMinStep=1, format=",d", grid=False)),
+        x=alt.X(
+            "step:Q",
+            title=say("optimizer step"),
+            axis=alt.Axis(tickMinStep=1, format=",d", grid=False),
+            scale=alt.Scale(nice=False),
+        ),
         y=alt.Y("value:Q", title=shape.unit, scale=alt.Scale(zero=shape.zero), axis=axis),
         color=alt.Color("series:N", scale=colours, legend=legend, sort=labels),
     )

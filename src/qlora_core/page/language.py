@@ -37,9 +37,9 @@ def read_only() -> bool:
 
 
 def language() -> str:
-    """The reader's language, one of `LANGUAGES`; English in a script."""
+    """The reader's language, one of `LANGUAGES`; English in a script, and outside of notebooks."""
     meta = mo.app_meta()
-    if meta.mode in (None, "script"):
+    if meta.mode not in ("run", "edit"):
         return "en"
     asked = mo.query_params().get("lang")
     headers = meta.request.headers if meta.request else {}

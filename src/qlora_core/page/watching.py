@@ -42,7 +42,7 @@ class Snapshot:
         recent: the last events that are not steps.
     """
 
-    run: Run | None = None
+    run: Run | None = field(default=None, compare=False)  # its name is in `version`
     state: str = "new"
     asked: str = "run"
     alive: bool = False
