@@ -330,16 +330,24 @@ def warmup_scheduler(plan):
 @app.cell
 def view_state(plan, watcher):
     # True from the start: buttons made anew right after the page opened would lose an early click
-    _snapshot = watcher.look(plan)
+    _snapshot = watcher.look(plan, watcher.chosen)
     get_snapshot, set_snapshot = mo.state(_snapshot)
     get_phase, set_phase = mo.state(_snapshot.phase)
-    return get_phase, get_snapshot, set_phase, set_snapshot
+    get_drawn, set_drawn = mo.state(_snapshot)
+    return (
+        get_drawn,
+        get_phase,
+        get_snapshot,
+        set_drawn,
+        set_phase,
+        set_snapshot,
+    )
 
 
 @app.cell
-def start_pause_stop(get_phase, plan, watcher):
+def start_pause_stop(get_phase, plan, train_dataset, watcher):
     get_phase()
-    start_button, pause_button, stop_button, _row = page.training.controls(plan, watcher)
+    start_button, pause_button, stop_button, _row = page.training.controls(plan, watcher, train_dataset)
     _row
     return pause_button, start_button, stop_button
 
@@ -363,19 +371,44 @@ def requests(pause_button, stop_button, watcher):
 
 
 @app.cell
+def run_to_look_at(get_phase, tracker, watcher):
+    get_phase()
+    run_menu = page.training.run_menu(tracker, watcher)
+    return (run_menu,)
+
+
+@app.cell
 def ticker():
     tick = mo.ui.refresh(options=["1s", "5s", "30s"], default_interval="1s", label="Looked at every")
-    tick
     return (tick,)
 
 
 @app.cell
-def poll(get_phase, get_snapshot, plan, set_phase, set_snapshot, tick, watcher):
-    # Everything below reads these two states, which change only when the run's files do
+def what_is_looked_at(run_menu, tick):
+    page.view(mo.hstack, [run_menu, tick])
+    return
+
+
+@app.cell
+def poll(
+    get_drawn,
+    get_phase,
+    get_snapshot,
+    plan,
+    run_menu,
+    set_drawn,
+    set_phase,
+    set_snapshot,
+    tick,
+    watcher,
+):
+    # Everything below reads these three states, which change only when the run's files do
     tick.value
-    _snapshot = watcher.look(plan)
+    _snapshot = watcher.look(plan, run_menu.value)
     if _snapshot.version != get_snapshot().version:
         set_snapshot(_snapshot)
+    if _snapshot.drawing != get_drawn().drawing:
+        set_drawn(_snapshot)
     if _snapshot.phase != get_phase():
         set_phase(_snapshot.phase)
     return
@@ -388,14 +421,20 @@ def progress(get_snapshot):
 
 
 @app.cell
-def charts(get_snapshot):
-    page.view(page.training.run_chart, get_snapshot())
+def charts(get_drawn):
+    page.view(page.training.run_charts, get_drawn())
     return
 
 
 @app.cell
-def log(get_snapshot):
-    page.view(page.training.run_log, get_snapshot())
+def checkpoints(get_drawn):
+    page.view(page.training.checkpoints, get_drawn())
+    return
+
+
+@app.cell
+def log(get_drawn):
+    page.view(page.training.run_log, get_drawn())
     return
 
 
@@ -530,8 +569,8 @@ def diagnosis_heading():
 
 
 @app.cell
-def diagnosis(get_snapshot):
-    page.view(page.training.diagnosis, get_snapshot())
+def diagnosis(get_drawn):
+    page.view(page.training.diagnosis, get_drawn())
     return
 
 

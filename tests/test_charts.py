@@ -1,46 +1,120 @@
 """Curves: what is drawn is what was measured, as files that need nothing else."""
 
+import csv
 import json
 import re
 import struct
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 from qlora_core import charts
 from qlora_core.config import from_flat, to_json
+from qlora_core.metrics import STEP_FIELDS
 from qlora_core.runs import Run
+
+
+def columns(count: int, **values) -> dict[str, np.ndarray]:
+    """Steps 1 to `count` with made-up numbers, and those given."""
+    step = np.arange(1.0, count + 1)
+    made = {name: 1 + np.sin(step) ** 2 for name in STEP_FIELDS}
+    return {**made, "step": step, **{name: np.asarray(value, float) for name, value in values.items()}}
+
+
+def evals(**losses: float) -> dict[str, np.ndarray]:
+    """Validations, `s5=1.5` at step 5."""
+    return {"step": np.array([float(name[1:]) for name in losses]), "val_loss": np.array([*losses.values()], float)}
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 999, 1000, 1001, 12345])
 def test_thin(count):
     points = list(range(count))
-    kept = charts.thin(points)
-    assert len(kept) <= charts.POINTS + 1
+    kept = charts.thin(points, 1000)
+    assert len(kept) <= 1001
     assert kept == sorted(set(kept))
-    if count <= charts.POINTS:
+    if count <= 1000:
         assert kept == points
     else:
         assert (kept[0], kept[-1]) == (0, count - 1)
 
 
+@pytest.mark.parametrize("count", [0, 1, charts.POINTS, charts.POINTS + 1, 1201, 4095, 4097, 99_999, 100_000])
+def test_extremes_of_every_stretch_are_kept(count):
+    values = np.random.default_rng(count).normal(size=count)
+    if count > 10:
+        values[[count // 3, count // 2]] = 99, -99
+    kept = charts.keep_extremes(values)
+    assert len(kept) <= charts.POINTS
+    assert kept.tolist() == sorted(set(kept.tolist()))
+    if count <= charts.POINTS:
+        assert len(kept) == count
+        return
+    assert {0, count // 3, count // 2, count - 1} <= set(kept.tolist())
+    width = charts.stride(count)
+    for begin in range(0, count, width):
+        stretch, drawn = values[begin : begin + width], values[kept[(kept >= begin) & (kept < begin + width)]]
+        assert (drawn.min(), drawn.max()) == (stretch.min(), stretch.max())
+
+
+def test_points_stay_where_they_are_while_others_join_them():
+    values = np.random.default_rng(0).normal(size=1001)
+    before, after = charts.keep_extremes(values[:1000]), charts.keep_extremes(values)
+    assert len(set(before.tolist()) ^ set(after.tolist())) <= 4
+
+
 def test_smooth_is_the_mean_of_the_neighbours():
-    values = [5.0, 1.0, 4.0, 1.0, 5.0, 9.0]
-    assert charts.smooth(values, 0) == values
+    values = np.array([5.0, 1.0, 4.0, 1.0, 5.0, 9.0])
+    assert charts.smooth(values, 0) == pytest.approx(values)
     assert charts.smooth(values, 1) == pytest.approx([3, 10 / 3, 2, 10 / 3, 5, 7])
     assert charts.smooth(values, 9) == pytest.approx([25 / 6] * 6)
-    assert charts.smooth([], 3) == []
+    assert charts.smooth(np.array([]), 3).tolist() == []
 
 
-def test_loss_chart_takes_rows_as_they_are():
-    steps = [{"step": i, "train_loss": None if i == 3 else 1.0 / i} for i in range(1, 6)]
-    chart = charts.loss_chart(steps, [{"step": 5, "val_loss": 0.5}])
-    kind, text = chart._mime_()
-    assert kind.startswith("application/vnd.vegalite")
-    rows = json.loads(text)["datasets"]["rows"]
-    assert [row["kind"] for row in rows] == ["training"] * 5 + ["validation"]
-    assert charts.loss_chart(steps, [])._mime_()
+@pytest.mark.parametrize(("count", "reach"), [(99, 0), (100, 2), (400, 10), (799, 10), (800, 20), (100_000, 2000)])
+def test_the_mean_is_over_a_round_number_of_steps(count, reach):
+    assert charts.smoothing(count) == reach
+
+
+def test_panels_hold_what_was_measured():
+    steps = columns(5, train_loss=[5, 4, np.nan, 2, 1], peak_memory_bytes=[2e9] * 5)
+    loss, rate, norm, speed, memory = charts.panels(steps, evals(s2=4.5, s4=2.25, s5=np.nan))
+    assert [panel.name for panel in (loss, rate, norm, speed, memory)] == ["loss", "rate", "norm", "speed", "memory"]
+    rows = list(csv.DictReader(charts.rows_of(loss).splitlines()))
+    assert [(row["step"], row["value"]) for row in rows if row["kind"] == "0"] == [
+        ("1", "5"), ("2", "4"), ("4", "2"), ("5", "1"),
+    ]  # fmt: skip
+    assert [(row["step"], row["value"]) for row in rows if row["kind"] == "1"] == [("2", "4.5"), ("4", "2.25")]
+    assert loss.best == (4.0, 2.25, "best 2.2500")
+    assert {row["value"] for row in csv.DictReader(charts.rows_of(memory).splitlines()) if row["kind"] == "0"} == {"2"}
+    assert all(panel.title and panel.unit and panel.about for panel in (loss, rate, norm, speed, memory))
+
+
+def test_a_run_of_many_steps_stays_small_and_keeps_its_spike():
+    steps = columns(100_000)
+    steps["train_loss"][33_333] = 50
+    loss = charts.panels(steps, evals())[0]
+    rows = charts.rows_of(loss).splitlines()
+    assert "33334,50,0" in rows
+    assert len(rows) <= 2 * charts.POINTS + 1
+    assert sum(len(charts.chart(panel, 200)._mime_()[1]) for panel in charts.panels(steps, evals())) < 120_000
+
+
+@pytest.mark.parametrize("count", [1, 99, 400])
+def test_specifications_are_valid_and_built_once(count):
+    import altair
+
+    for panel in charts.panels(columns(count), evals(s1=2.0)):
+        kind, text = charts.chart(panel, 200)._mime_()
+        assert kind.startswith("application/vnd.vegalite")
+        made = json.loads(text)
+        altair.Chart.from_dict({key: value for key, value in made.items() if key != "datasets"}, validate=True)
+        assert made["background"] == "transparent"
+        assert made["description"] == panel.about
+        assert made["usermeta"]["embedOptions"]["actions"]["editor"] is False
+        assert set(made["datasets"]) >= {panel.name}
+        assert charts._page_chart(charts._shape(panel), 200) is charts._page_chart(charts._shape(panel), 200)
 
 
 # The figure -----------------------------------------------------------------------------------------------------
@@ -57,6 +131,7 @@ def write_run(path: Path, steps: int, evals: dict[int, float | None]) -> Run:
             "step": i,
             "train_loss": None if i == 3 else 5 / i,
             "learning_rate": 1e-3 / i,
+            "grad_norm": 1.0,
             "tokens_per_second": 100.0 + i,
             "peak_memory_bytes": 2_000_000_000,
             "available_memory_bytes": 9_000_000_000,
@@ -95,7 +170,7 @@ def test_smoothed_from_many_steps_on(tmp_path):
     few = charts.save_curves(write_run(tmp_path / "few", charts.SMOOTHED - 1, {9: 1.0}), tmp_path)[0]
     assert not [text for text in texts(few) if "mean" in text]
     many = charts.save_curves(write_run(tmp_path / "many", 400, {9: 1.0, 400: 2.0}), tmp_path)[0]
-    assert {"training, each step", "training, mean of 41 steps", "mean of 41", "best 1.0000"} <= set(texts(many))
+    assert {"training", "mean of 21 steps", "each step", "validation", "best 1.0000"} <= set(texts(many))
 
 
 @pytest.mark.parametrize("evals", [{}, {2: None}])

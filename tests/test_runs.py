@@ -15,7 +15,7 @@ from tiny import CHATML, write_model, write_rows
 from qlora_core import runs
 from qlora_core.config import RunConfig, to_flat
 from qlora_core.errors import BusyError, ConfigError, RunError
-from qlora_core.runs import MetricsReader, Run, RunLock, RunWriter, TrainingTracker, iterate_states, resolve_config
+from qlora_core.runs import Run, RunLock, RunWriter, TrainingTracker, iterate_states, resolve_config
 
 ENDED = ("paused", "stopped", "completed", "failed")
 
@@ -403,100 +403,6 @@ def test_a_trainer_that_inherits_the_lock_keeps_what_was_asked_since_it_was_take
     run.request("pause")
     with RunWriter(run, RunLock(run.path, lock.descriptor)):
         assert run.control() == "pause"
-
-
-# Metrics -----------------------------------------------------------------------------------------------------------
-
-
-def append(run: Run, content: str | bytes) -> None:
-    with (run.path / "metrics.jsonl").open("ab") as file:
-        file.write(content if isinstance(content, bytes) else content.encode())
-
-
-def line(type: str, step: int, **fields) -> str:
-    return json.dumps({"type": type, "step": step, **fields}) + "\n"
-
-
-def steps(reader: MetricsReader) -> list[int]:
-    return [event["step"] for event in reader.of_type("step")]
-
-
-def test_no_file_yet(run):
-    reader = MetricsReader(run)
-    assert not reader.poll()
-    assert reader.events == []
-
-
-def test_each_look_brings_what_is_new(run):
-    reader = MetricsReader(run)
-    append(run, line("start", 0) + line("step", 1))
-    assert reader.poll()
-    assert not reader.poll()
-    append(run, line("step", 2))
-    assert reader.poll()
-    assert (steps(reader), reader.generation) == ([1, 2], 0)
-
-
-def test_a_half_written_line_waits_until_it_is_complete(run):
-    reader, whole = MetricsReader(run), line("step", 2, note="ção").encode()
-    append(run, line("step", 1))
-    for i in range(len(whole)):  # also in the middle of a letter
-        append(run, whole[i : i + 1])
-        reader.poll()
-        assert steps(reader) == ([1, 2] if i == len(whole) - 1 else [1])
-
-
-def test_what_was_read_is_not_read_again(run):
-    reader = MetricsReader(run)
-    append(run, line("step", 1))
-    reader.poll()
-    size = (run.path / "metrics.jsonl").stat().st_size
-    (run.path / "metrics.jsonl").write_bytes(b"\0" * size)
-    append(run, line("step", 2))
-    reader.poll()
-    assert steps(reader) == [1, 2]
-
-
-@pytest.mark.parametrize("torn", ['{"type": "step", "st', "\0\0\0", "17", "null", "[1]", b'{"\xff": 1}'])
-def test_a_line_torn_by_a_crash_is_passed_over(run, torn):
-    append(run, line("step", 1))
-    append(run, torn)
-    with open_run(run) as writer:  # the next trainer ends the torn line
-        writer.log("step", step=2)
-    assert [event["step"] for event in run.metrics()] == [1, 2]
-
-
-def test_going_on_from_an_older_step_takes_back_what_came_after_it(run):
-    reader = MetricsReader(run)
-    append(run, line("start", 0) + "".join(line("step", i) for i in range(1, 6)) + line("eval", 4) + line("eval", 2))
-    append(run, line("warning", 5))
-    reader.poll()
-    append(run, line("start", 3) + line("step", 4))
-    reader.poll()
-    assert steps(reader) == [1, 2, 3, 4]
-    assert [event["step"] for event in reader.of_type("eval")] == [2]
-    assert len(reader.of_type("warning")) == 1  # what went wrong stays told
-    assert [event["step"] for event in reader.of_type("start")] == [0, 3]
-    assert reader.generation == 1
-    assert run.metrics() == reader.events  # read at once or bit by bit
-
-
-def test_going_on_where_it_was_takes_nothing_back(run):
-    append(run, line("start", 0) + line("step", 1) + line("end", 1) + line("start", 1) + line("step", 2))
-    assert [(event["type"], event["step"]) for event in run.metrics()] == [
-        ("start", 0), ("step", 1), ("end", 1), ("start", 1), ("step", 2),
-    ]  # fmt: skip
-
-
-def test_events_are_kept_and_told_or_only_told(run):
-    heard = []
-    with open_run(run) as writer:
-        writer.listeners.append(heard.append)
-        writer.log("step", step=1, note="ção")
-        writer.tell("evaluating")
-    (kept,) = run.metrics()
-    assert {"type": "step", "step": 1, "note": "ção"}.items() <= kept.items()
-    assert heard == [kept, {"type": "evaluating"}]
 
 
 # Reading ---------------------------------------------------------------------------------------------------------

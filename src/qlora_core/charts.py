@@ -1,99 +1,379 @@
-"""Curves of a run: Vega-Lite specifications for the page, and one figure as SVG and PNG files.
+"""Curves of a run: panels for the page as Vega-Lite specifications, and one figure of them as SVG and PNG files.
 
-Knows events and altair, and nothing of mlx, marimo or how a page is laid out. Drawing asks no network for anything.
+Knows columns of numbers and altair, and nothing of mlx, marimo or how a page is laid out. Drawing asks no network for
+anything.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .memory import GB
+from .metrics import Columns, MetricsReader
 from .runs import Run, TrainingPlan
 from .schedule import learning_rate
 from .storage import replacing
+from .texts import say
 
-POINTS = 1000  # of a curve; more cannot be told apart on a screen
-DOTS = 60  # points up to which each is marked, so that a single one can be seen
+POINTS = 600  # of a curve; more cannot be told apart on a screen
+DOTS = 60  # validations up to which each is marked, and steps, so that a single one can be seen
 SMOOTHED = 100  # steps from which on a mean is drawn too; fewer show their course themselves
+REACH = 40  # the mean is over a twentieth of the run
 
-TRAINING, VALIDATION = "#4c78a8", "#e4572e"
-FAINT, GREY, INK = "#b9cde3", "#8a94a0", "#37424d"
-WIDE, NARROW = 780, 206  # pixels of the panels
-
-
-class Chart:
-    """A Vega-Lite specification with rows put into it as they are: checking each row would cost 300 ms a redraw."""
-
-    def __init__(self, specification: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-        self.specification = {**specification, "datasets": {"rows": rows}}
-
-    def _mime_(self) -> tuple[str, str]:
-        return "application/vnd.vegalite.v6+json", json.dumps(self.specification)
+TRAINING, VALIDATION, FREE = "#4c78a8", "#e4572e", "#8a94a0"  # each can be read on white and on black
+FAINT = 0.4  # opacity of what is drawn beside its own mean
+GREY, INK = "#8a94a0", "#37424d"
+WIDE, NARROW = 780, 360  # pixels of the figure's panels
 
 
-@functools.cache
-def _line_chart(y: str, title: str, kinds: tuple[str, ...], height: int, format: str, dots: bool) -> dict[str, Any]:
-    """Specification of a line chart over steps, one line a kind; built once, since altair takes its time."""
-    import altair as alt
+# Curves ---------------------------------------------------------------------------------------------------------
 
-    colours = alt.Scale(domain=list(kinds), range=[TRAINING, VALIDATION][: len(kinds)])
-    legend = alt.Legend(orient="top", title=None) if len(kinds) > 1 else None
-    chart = (
-        alt.Chart(alt.NamedData(name="rows"))
-        .mark_line(point=alt.OverlayMarkDef(size=18) if dots else False)
-        .encode(
-            x=alt.X("step:Q", title="step", axis=alt.Axis(tickMinStep=1, format="d", grid=False)),
-            y=alt.Y(f"{y}:Q", title=title, scale=alt.Scale(zero=False), axis=alt.Axis(format=format)),
-            color=alt.Color("kind:N", scale=colours, legend=legend),
-            tooltip=["kind:N", "step:Q", alt.Tooltip(f"{y}:Q", format=format)],
-        )
-        .properties(width="container", height=height, background="transparent")
-        .configure_view(strokeOpacity=0)
+
+@dataclass(frozen=True)
+class Series:
+    """A line: what its legend says, its colour, and its points.
+
+    Attributes:
+        label: in the legend.
+        colour: of line and dots.
+        steps: where its points are.
+        values: how high; the same number, none of them NaN.
+        faint: drawn beside its own mean.
+        dots: each point is marked.
+    """
+
+    label: str
+    colour: str
+    steps: np.ndarray
+    values: np.ndarray
+    faint: bool = False
+    dots: bool = False
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Lines that share a vertical axis.
+
+    Attributes:
+        name: short; what the data set is called.
+        title: what it shows.
+        unit: of the vertical axis.
+        format: of its numbers, as d3 writes formats.
+        about: what somebody is told who cannot see it.
+        series: the lines.
+        zero: whether the axis begins at 0.
+        best: step, value and label of the point to mark, if there is one.
+    """
+
+    name: str
+    title: str
+    unit: str
+    format: str
+    about: str
+    series: tuple[Series, ...]
+    zero: bool = False
+    best: tuple[float, float, str] | None = field(default=None)
+
+
+def panels(steps: Columns, evals: Columns) -> list[Panel]:
+    """All panels of a run with at least one step: loss, learning rate, gradient norm, speed, memory."""
+    return [
+        _loss(steps, evals),
+        Panel(
+            "rate",
+            say("Learning rate"),
+            say("per step"),
+            ".1~e",
+            say("The learning rate of each step so far."),
+            (_series(say("of each step"), TRAINING, steps, "learning_rate"),),
+            zero=True,
+        ),
+        Panel(
+            "norm",
+            say("Gradient norm"),
+            say("before clipping"),
+            ".2~g",
+            say("The length of the gradient at each step, before it is clipped."),
+            _with_mean(steps, "grad_norm", say("each step"), say("mean of {count} steps")),
+        ),
+        Panel(
+            "speed",
+            say("Speed"),
+            say("tokens a second"),
+            ",~f",
+            say("How many tokens were trained in a second."),
+            _with_mean(steps, "tokens_per_second", say("each step"), say("mean of {count} steps")),
+            zero=True,
+        ),
+        Panel(
+            "memory",
+            say("Memory"),
+            say("GB"),
+            ",~f",
+            say("The most memory that the model's arrays took, and what was free on the machine."),
+            (
+                _series(say("arrays, peak"), TRAINING, steps, "peak_memory_bytes", GB),
+                _series(say("free"), FREE, steps, "available_memory_bytes", GB),
+            ),
+            zero=True,
+        ),
+    ]
+
+
+def _loss(steps: Columns, evals: Columns) -> Panel:
+    """Loss of training, as it is and smoothed, and of validation with its best marked."""
+    validation = _series(say("validation"), VALIDATION, evals, "val_loss", dots=len(evals["step"]) <= DOTS)
+    best = None
+    if len(validation.values):
+        place = int(np.argmin(validation.values))
+        value = float(validation.values[place])
+        best = (float(validation.steps[place]), value, say("best {loss}", loss=f"{value:.4f}"))
+    return Panel(
+        "loss",
+        say("Loss"),
+        say("nats a token"),
+        ".3~f",
+        say("Loss of training at each step and smoothed, and loss of validation with the lowest marked."),
+        (
+            *_with_mean(steps, "train_loss", say("training"), say("mean of {count} steps")),
+            *([validation] if best else []),
+        ),
+        best=best,
     )
-    return chart.to_dict()
 
 
-def loss_chart(steps: Sequence[Mapping[str, Any]], evals: Sequence[Mapping[str, Any]]) -> Chart:
-    """Training and validation loss over steps."""
-    rows = [{"step": e["step"], "loss": e["train_loss"], "kind": "training"} for e in thin(steps)]
-    rows += [{"step": e["step"], "loss": e["val_loss"], "kind": "validation"} for e in thin(evals)]
-    return Chart(
-        _line_chart("loss", "loss (nats a token)", ("training", "validation"), 280, ".3~f", len(rows) <= DOTS), rows
-    )
+def _series(
+    label: str, colour: str, columns: Columns, name: str, scale: float = 1, *, dots: bool = False, faint: bool = False
+) -> Series:
+    known = np.isfinite(columns[name])
+    return Series(label, colour, columns["step"][known], columns[name][known] / scale, faint=faint, dots=dots)
 
 
-def rate_chart(plan: TrainingPlan) -> Chart:
-    """The learning rate of every step of a plan."""
-    total, train = plan.total_steps, plan.config.train
-    rows = [{"step": s, "rate": learning_rate(s, total, train), "kind": "rate"} for s in thin(range(1, total + 1))]
-    return Chart(_line_chart("rate", "learning rate", ("rate",), 140, ".1~e", False), rows)
+def _with_mean(steps: Columns, name: str, label: str, mean: str) -> tuple[Series, ...]:
+    """A field as it is and smoothed (`mean` says over how many steps); as it is where there are too few to smooth."""
+    count = len(steps["step"])
+    reach = smoothing(count)
+    each = _series(label, TRAINING, steps, name, faint=bool(reach), dots=count <= DOTS)
+    if not reach:
+        return (each,)
+    return each, Series(mean.format(count=f"{2 * reach + 1:,}"), TRAINING, each.steps, smooth(each.values, reach))
 
 
-def thin(points: Sequence[Any], most: int = POINTS) -> list[Any]:
+def smoothing(count: int) -> int:
+    """How many steps on either side go into the mean; 0, 2, 5, 10, 20, 50 …, so that it seldom changes."""
+    if count < SMOOTHED:
+        return 0
+    power = 10 ** int(math.log10(count / REACH))
+    return max(factor * power for factor in (1, 2, 5) if factor * power <= count / REACH)
+
+
+def smooth(values: np.ndarray, reach: int) -> np.ndarray:
+    """Mean of each value and its neighbours, up to `reach` on either side, fewer at the ends."""
+    sums = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
+    place = np.arange(len(values))
+    first, last = np.maximum(place - reach, 0), np.minimum(place + reach + 1, len(values))
+    return (sums[last] - sums[first]) / (last - first)
+
+
+# Fewer points -----------------------------------------------------------------------------------------------------
+
+
+def thin(points: Sequence[Any], most: int = 1000) -> list[Any]:
     """At most about `most` points, evenly spaced, the last one always among them."""
     stride = max(1, -(-len(points) // most))
     return [*points[: len(points) - 1 : stride], *points[-1:]]
 
 
-def smooth(values: Sequence[float], reach: int) -> list[float]:
-    """Mean of each value and its neighbours, up to `reach` on either side, fewer at the ends."""
-    sums = np.concatenate([[0.0], np.cumsum(np.asarray(values, np.float64))])
-    place = np.arange(len(values))
-    first, last = np.maximum(place - reach, 0), np.minimum(place + reach + 1, len(values))
-    return ((sums[last] - sums[first]) / (last - first)).tolist()
+def stride(count: int, most: int = POINTS) -> int:
+    """Of how many points lowest and highest are kept: a power of 2, so that points stay as others join them."""
+    return 1 if count <= most else 2 ** math.ceil(math.log2(2 * count / (most - 4)))
+
+
+def keep_extremes(values: np.ndarray, most: int = POINTS) -> np.ndarray:
+    """Places of at most `most` values: lowest and highest of each stretch, the first and the last."""
+    count = len(values)
+    if count <= most:
+        return np.arange(count)
+    width = stride(count, most)
+    whole = values[: count - count % width].reshape(-1, width)
+    begins = np.arange(len(whole)) * width
+    places = [begins + whole.argmin(1), begins + whole.argmax(1), [0, count - 1]]
+    if rest := count % width:
+        tail = values[-rest:]
+        places.append([count - rest + tail.argmin(), count - rest + tail.argmax()])
+    return np.unique(np.concatenate(places))
+
+
+def rows_of(panel: Panel) -> str:
+    """The points of a panel as CSV: `step,value,kind`, the kind being the number of the series."""
+    lines = ["step,value,kind"]
+    for kind, series in enumerate(panel.series):
+        kept = keep_extremes(series.values)
+        pairs = zip(series.steps[kept].tolist(), series.values[kept].tolist(), strict=True)
+        lines += [f"{step:.0f},{value:.5g},{kind}" for step, value in pairs]
+    return "\n".join(lines)
+
+
+# Specifications ---------------------------------------------------------------------------------------------------
+
+
+class Chart:
+    """A Vega-Lite specification with rows put into it as they are: checking each row would cost 300 ms a redraw."""
+
+    def __init__(self, specification: dict[str, Any], datasets: Mapping[str, Any]) -> None:
+        self.specification = {**specification, "datasets": dict(datasets)}
+
+    def _mime_(self) -> tuple[str, str]:
+        return "application/vnd.vegalite.v6+json", json.dumps(self.specification, ensure_ascii=False)
+
+
+def chart(panel: Panel, height: int) -> Chart:
+    """A panel for the page, as wide as its place; letters and axes are coloured by the page's theme."""
+    return Chart(_page_chart(_shape(panel), height), _datasets(panel))
+
+
+def rate_chart(plan: TrainingPlan) -> Chart:
+    """The learning rate of every step of a plan."""
+    total, train = plan.total_steps, plan.config.train
+    steps = np.array(thin(range(1, total + 1), POINTS))
+    values = np.array([learning_rate(int(step), total, train) for step in steps])
+    about = say("The learning rate that each step will have.")
+    planned = Series(say("of each step"), TRAINING, steps, values)
+    return chart(Panel("rate", say("Learning rate"), say("per step"), ".1~e", about, (planned,), zero=True), 140)
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """What a specification depends on, and no point of any line: so it is built once."""
+
+    name: str
+    title: str
+    unit: str
+    format: str
+    about: str
+    zero: bool
+    lines: tuple[tuple[str, str, bool, bool], ...]
+    best: bool
+    left: bool
+
+
+def _shape(panel: Panel) -> _Shape:
+    lines = tuple((series.label, series.colour, series.faint, series.dots) for series in panel.series)
+    last = max((series.steps[-1] for series in panel.series if len(series.steps)), default=0)
+    left = panel.best is not None and panel.best[0] > last / 2
+    return _Shape(
+        panel.name, panel.title, panel.unit, panel.format, panel.about, panel.zero, lines, panel.best is not None, left
+    )  # fmt: skip
+
+
+def _datasets(panel: Panel) -> dict[str, Any]:
+    best = [dict(zip(("step", "value", "text"), panel.best, strict=True))] if panel.best else []
+    return {panel.name: rows_of(panel), **({f"{panel.name}-best": best} if best else {})}
+
+
+@functools.lru_cache(256)
+def _page_chart(shape: _Shape, height: int) -> dict[str, Any]:
+    """A panel's specification for the page; built once, since altair takes its time to check it."""
+    drawn = _layers(shape, touched=True).properties(
+        width="container", height=height, background="transparent", description=shape.about
+    )
+    quiet = {"labelOpacity": 0.7, "titleOpacity": 0.7, "titleFontWeight": "normal", "domainOpacity": 0.3}
+    lines = {"gridColor": GREY, "gridOpacity": 0.2, "domainColor": GREY, "tickColor": GREY, "tickOpacity": 0.3}
+    made = (
+        drawn.configure_view(stroke=None)
+        .configure_axis(**quiet, **lines)
+        .configure_title(anchor="start", fontSize=13, fontWeight=600, offset=8)
+        .configure_legend(labelOpacity=0.85, labelFontSize=11, symbolType="stroke")
+        .configure_axisY(minExtent=40, maxExtent=40)  # so that the drawing stands still while numbers grow
+        .to_dict()
+    )
+    return {**made, "usermeta": {"embedOptions": {"actions": {"editor": False}}}}  # that one would send the data away
+
+
+def _layers(shape: _Shape, *, touched: bool, halo: str = "") -> Any:
+    """A panel as altair layers it.
+
+    Args:
+        shape: of the panel.
+        touched: each point tells its numbers when the pointer is on it.
+        halo: colour behind the words at the best point, where the background is known.
+    """
+    import altair as alt
+
+    labels = [label for label, *_ in shape.lines]
+    rows = alt.Chart(alt.NamedData(name=shape.name, format=alt.CsvDataFormat(type="csv")))
+    rows = rows.transform_calculate(series=f"{json.dumps(labels)}[datum.kind]")
+    axis = alt.Axis(labelExpr=f"datum.value ? format(datum.value, '{shape.format}') : '0'", tickCount=5)
+    legend = alt.Legend(title=None, orient="top", direction="horizontal", labelLimit=260)
+    colours = alt.Scale(
+        domain=labels, range=[_faded(colour) if faint else colour for _, colour, faint, _ in shape.lines]
+    )
+    base = rows.encode(
+        x=alt.X(
+            "step:Q",
+            title=say("optimizer step"),
+            axis=alt.Axis(tickMinStep=1, format=",d", grid=False),
+            scale=alt.Scale(nice=False),
+        ),
+        y=alt.Y("value:Q", title=shape.unit, scale=alt.Scale(zero=shape.zero), axis=axis),
+        color=alt.Color("series:N", scale=colours, legend=legend, sort=labels),
+    )
+    layers = []
+    for wanted, width in ((True, 1.0), (False, 1.8)):  # the faint ones behind the others
+        if kinds := [kind for kind, (_, _, faint, _) in enumerate(shape.lines) if faint == wanted]:
+            lines = base.transform_filter(_one_of(kinds))
+            layers.append(lines.mark_line(strokeWidth=width, strokeJoin="round", point=False))
+    if dotted := [kind for kind, (*_, dots) in enumerate(shape.lines) if dots]:
+        layers.append(base.transform_filter(_one_of(dotted)).mark_point(filled=True, size=34, opacity=1))
+    if touched:
+        words = [
+            alt.Tooltip("series:N", title=say("line")),
+            alt.Tooltip("step:Q", title=say("step"), format=",d"),
+            alt.Tooltip("value:Q", title=shape.unit, format=shape.format),
+        ]
+        layers.append(base.mark_point(size=90, opacity=0, strokeOpacity=0).encode(tooltip=words))
+    return alt.layer(*layers, *(_best_layers(shape, halo) if shape.best else [])).properties(title=shape.title)
+
+
+def _faded(colour: str) -> str:
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{FAINT})"
+
+
+def _one_of(kinds: Sequence[int]) -> str:
+    return f"indexof({list(kinds)}, +datum.kind) >= 0"
+
+
+def _best_layers(shape: _Shape, halo: str) -> list[Any]:
+    """A ring around the best point, and its value."""
+    import altair as alt
+
+    spot = alt.Chart(alt.NamedData(name=f"{shape.name}-best")).encode(x="step:Q", y="value:Q")
+    ring = spot.mark_point(size=170, color=VALIDATION, strokeWidth=2, opacity=1)
+    words: dict[str, Any] = {"align": "right" if shape.left else "left", "dx": -4 if shape.left else 4, "dy": -17}
+    words["fontSize"] = 12
+    label = spot.mark_text(color=VALIDATION, fontWeight="bold", **words).encode(text="text:N")
+    if not halo:
+        return [ring, label]
+    behind = spot.mark_text(stroke=halo, strokeWidth=4, strokeJoin="round", **words).encode(text="text:N")
+    return [ring, behind, label]
 
 
 # The figure -----------------------------------------------------------------------------------------------------
 
+PAPER = "#fdfdfc"
+
 
 def save_curves(run: Run, directory: Path) -> list[Path]:
-    """Draw loss, learning rate, speed and memory of a run.
+    """Draw loss, learning rate, gradient norm, speed and memory of a run.
 
     Args:
         run: is only read.
@@ -105,15 +385,14 @@ def save_curves(run: Run, directory: Path) -> list[Path]:
     Raises:
         RunError: the run's `environment.json` or `config.json` cannot be read.
     """
-    events = run.metrics()
-    steps = [event for event in events if event["type"] == "step"]
-    if not steps:
+    reader = MetricsReader(run.metrics_file)
+    reader.poll()
+    if not len(reader.steps):
         return []
     import altair
     import vl_convert
 
-    evals = [event for event in events if event["type"] == "eval"]
-    specification = _figure(run, steps, evals)
+    specification = _figure(run, panels(reader.steps.columns(), reader.evals.columns()))
     options = {"vl_version": altair.SCHEMA_VERSION.rpartition(".")[0], "allowed_base_urls": []}
     drawn = {
         "curves.svg": vl_convert.vegalite_to_svg(specification, **options).encode(),
@@ -125,119 +404,36 @@ def save_curves(run: Run, directory: Path) -> list[Path]:
     return [directory / name for name in drawn]
 
 
-def _figure(run: Run, steps: Sequence[Mapping[str, Any]], evals: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _figure(run: Run, drawn: Sequence[Panel]) -> dict[str, Any]:
     """The whole figure as a Vega-Lite specification with its rows."""
     import altair as alt
 
-    reach = len(steps) // 20 if len(steps) >= SMOOTHED else 0
-    rate = [{"step": e["step"], "value": e["learning_rate"], "kind": "of each step"} for e in thin(steps)]
-    speed = _both(steps, "tokens_per_second", reach, ("each step", f"mean of {2 * reach + 1}"))
-    memory = [{"step": e["step"], "value": e["peak_memory_bytes"] / GB, "kind": "arrays, peak"} for e in thin(steps)]
-    memory += [{"step": e["step"], "value": e["available_memory_bytes"] / GB, "kind": "free"} for e in thin(steps)]
-    datasets = {"rate": rate, "speed": speed, "memory": memory}
-    small = [
-        _panel("rate", "Learning rate", None, _colours(rate, FAINT, TRAINING), ".1~e"),
-        _panel("speed", "Speed", "tokens a second", _colours(speed, FAINT, TRAINING), ",~f"),
-        _panel("memory", "Memory", "GB", {"arrays, peak": TRAINING, "free": GREY}, ",~f"),
-    ]
-    loss, rows = _loss_panel(steps, evals, reach)
-    figure = alt.vconcat(loss, alt.hconcat(*small, spacing=26).resolve_scale(color="independent"), spacing=22)
-    figure = figure.resolve_scale(color="independent").properties(
-        background="#fdfdfc",
-        padding=22,
-        title=alt.TitleParams(
-            run.name, subtitle=_subtitle(run, evals), anchor="start", frame="bounds", offset=16, fontSize=17
-        ),
+    first, *others = drawn
+    small = [_layers(_shape(p), touched=False).properties(width=NARROW, height=120) for p in others]
+    pairs = [alt.hconcat(*small[i : i + 2], spacing=26) for i in range(0, len(small), 2)]
+    loss = _layers(_shape(first), touched=False, halo=PAPER).properties(width=WIDE, height=270)
+    figure = alt.vconcat(loss, *(_apart(pair) for pair in pairs), spacing=22)
+    name = alt.TitleParams(
+        run.name, subtitle=_subtitle(run, first), anchor="start", frame="bounds", offset=16, fontSize=17
     )
-    specification = figure.configure(**_look()).to_dict()
-    return {**specification, "datasets": {**datasets, **rows}}
+    specification = _apart(figure).properties(background=PAPER, padding=22, title=name).configure(**_look()).to_dict()
+    return {**specification, "datasets": _together(_datasets(panel) for panel in drawn)}
 
 
-def _loss_panel(
-    steps: Sequence[Mapping[str, Any]], evals: Sequence[Mapping[str, Any]], reach: int
-) -> tuple[Any, dict[str, list[dict[str, Any]]]]:
-    """Loss of training, as it is and smoothed, and of validation with its best marked; and their rows."""
-    import altair as alt
-
-    finite = [event for event in evals if event["val_loss"] is not None]
-    rows = _both(steps, "train_loss", reach, ("training, each step", f"training, mean of {2 * reach + 1} steps"))
-    colours = _colours(rows, FAINT, TRAINING)
-    rows += [{"step": e["step"], "value": e["val_loss"], "kind": "validation"} for e in thin(finite)]
-    best = min(finite, key=lambda event: event["val_loss"], default=None)
-    if finite:
-        colours["validation"] = VALIDATION
-    marked = [] if best is None else [{"step": best["step"], "value": best["val_loss"], "text": _best(best)}]
-    lines = _panel("loss", "Loss", "nats a token", colours, ".3~f", width=WIDE, height=270)
-    dots = (
-        alt.Chart(alt.NamedData(name="loss"))
-        .transform_filter("datum.kind == 'validation'")
-        .mark_point(filled=True, size=34, color=VALIDATION, opacity=1)
-        .encode(x="step:Q", y="value:Q")
-    )
-    last = steps[-1]["step"]
-    left = best is not None and best["step"] > last / 2
-    spot = alt.Chart(alt.NamedData(name="best")).encode(x="step:Q", y="value:Q")
-    ring = spot.mark_point(size=170, color=VALIDATION, strokeWidth=2, opacity=1)
-    words = {"align": "right" if left else "left", "dx": -4 if left else 4, "dy": -17, "fontSize": 12}
-    halo = spot.mark_text(stroke="#fdfdfc", strokeWidth=4, strokeJoin="round", **words).encode(text="text:N")
-    label = spot.mark_text(color=VALIDATION, fontWeight="bold", **words).encode(text="text:N")
-    layers = [lines, *([dots] if len(finite) <= DOTS else []), ring, halo, label]
-    return alt.layer(*layers).properties(title="Loss"), {"loss": rows, "best": marked}
+def _apart(charts: Any) -> Any:
+    return charts.resolve_scale(color="independent")
 
 
-def _panel(
-    data: str,
-    title: str,
-    unit: str | None,
-    colours: Mapping[str, str],
-    format: str,
-    width: int = NARROW,
-    height: int = 120,
-) -> Any:
-    """Lines over steps of one named data set, a colour a kind."""
-    import altair as alt
-
-    scale = alt.Scale(domain=list(colours), range=list(colours.values()))
-    legend = alt.Legend(title=None, orient="top", direction="horizontal")
-    axis = alt.Axis(labelExpr=f"datum.value ? format(datum.value, '{format}') : '0'", tickCount=5)
-    return (
-        alt.Chart(alt.NamedData(name=data), title=title, width=width, height=height)
-        .mark_line(strokeWidth=1.8, strokeJoin="round", point=False)
-        .encode(
-            x=alt.X("step:Q", title="optimizer step", axis=alt.Axis(tickMinStep=1, format=",d", grid=False)),
-            y=alt.Y("value:Q", title=unit, scale=alt.Scale(zero=data != "loss"), axis=axis),
-            color=alt.Color("kind:N", scale=scale, legend=legend, sort=list(colours)),
-        )
-    )
+def _together(datasets: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    return {name: rows for each in datasets for name, rows in each.items()}
 
 
-def _both(steps: Sequence[Mapping[str, Any]], field: str, reach: int, kinds: tuple[str, str]) -> list[dict[str, Any]]:
-    """Rows of a field as it is and smoothed; only as it is where there are too few steps to smooth."""
-    known = [event for event in steps if event[field] is not None]
-    raw = [{"step": e["step"], "value": e[field], "kind": kinds[0]} for e in known]
-    if not reach:
-        return thin(raw)
-    values = smooth([e[field] for e in known], reach)
-    mean = [{"step": e["step"], "value": v, "kind": kinds[1]} for e, v in zip(known, values, strict=True)]
-    return [*thin(raw), *thin(mean)]
-
-
-def _colours(rows: Iterable[Mapping[str, Any]], faint: str, strong: str) -> dict[str, str]:
-    """A colour for each kind among the rows: a lone kind the strong one, else the first the faint one."""
-    kinds = list(dict.fromkeys(row["kind"] for row in rows))
-    return dict(zip(kinds, [faint, strong] if len(kinds) > 1 else [strong], strict=False))
-
-
-def _best(event: Mapping[str, Any]) -> str:
-    return f"best {event['val_loss']:.4f}"
-
-
-def _subtitle(run: Run, evals: Sequence[Mapping[str, Any]]) -> str:
+def _subtitle(run: Run, loss: Panel) -> str:
     config, model = run.config(), run.environment()["model"]
-    best = min((e for e in evals if e["val_loss"] is not None), key=lambda e: e["val_loss"], default=None)
     parts = [model["name"], f"rank {config.lora.rank}"]
-    if best:
-        parts.append(f"best validation loss {best['val_loss']:.4f} at step {best['step']:,}")
+    if loss.best:
+        step, value, _ = loss.best
+        parts.append(f"best validation loss {value:.4f} at step {step:,.0f}")
     return "   ·   ".join(parts)
 
 

@@ -1,7 +1,7 @@
 """The run directory: the one thing that the trainer and everything else share.
 
-`TrainingTracker` plans runs and opens them for writing; `Run` and `MetricsReader` read them, also while they are being
-written. Knows nothing of mlx. The layout is the table in README.md, "A run's directory".
+`TrainingTracker` plans runs and opens them for writing; `Run` reads them, also while they are being written. Knows
+nothing of mlx. The layout is the table in README.md, "A run's directory".
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from .bases import ModelSpec, describe
 from .config import RunConfig, from_flat, from_json, to_flat, to_json
 from .data import FACTS_FILE, TRAIN_FILE, VAL_FILE, PreparedData, Rows
 from .errors import BusyError, ConfigError, RunError
+from .metrics import read_events
 from .presets import preset_choices
 from .schedule import suited_learning_rate
 from .storage import describe_file, replacing, write_json, write_text
@@ -107,6 +108,11 @@ class Run:
     def initial_adapters(self) -> Path:
         """The file of adapters that training starts from, where it starts from some."""
         return self.path / "initial_adapters.safetensors"
+
+    @property
+    def metrics_file(self) -> Path:
+        """What was recorded while training, an event a line."""
+        return self.path / "metrics.jsonl"
 
     @property
     def template(self) -> str:
@@ -240,9 +246,7 @@ class Run:
 
     def metrics(self) -> list[dict[str, Any]]:
         """All events so far, in order, steps that were taken back by a resume left out."""
-        reader = MetricsReader(self)
-        reader.poll()
-        return reader.events
+        return read_events(self.metrics_file)
 
     def _read(self, name: str) -> str:
         try:
@@ -255,46 +259,6 @@ class Run:
             return json.loads(self._read(name))
         except ValueError as error:
             raise RunError(f"{self.path / name}: cannot be read: {error}") from None
-
-
-class MetricsReader:
-    """Reads `metrics.jsonl` as it grows; each `poll` parses only what was added.
-
-    A half-written last line is left for the next time. When a run goes on from an older checkpoint, the events after
-    that step are dropped: `generation` then changes.
-    """
-
-    def __init__(self, run: Run) -> None:
-        self.path = run.path / "metrics.jsonl"
-        self.events: list[dict[str, Any]] = []
-        self.generation = 0
-        self._offset = 0
-
-    def poll(self) -> bool:
-        """Read what is new; True if there was something."""
-        try:
-            with self.path.open("rb") as file:
-                file.seek(self._offset)
-                chunk = file.read()
-        except FileNotFoundError:
-            return False
-        chunk = chunk[: chunk.rfind(b"\n") + 1]
-        self._offset += len(chunk)
-        for line in chunk.split(b"\n")[:-1]:
-            try:
-                event = dict(json.loads(line))
-            except (ValueError, TypeError):  # torn by a crash, and closed by the next trainer
-                continue
-            if event.get("type") == "start" and self.events:
-                self.generation += 1
-                kept = event.get("step", 0)
-                self.events = [e for e in self.events if e["type"] in ("start", "warning") or e.get("step", 0) <= kept]
-            self.events.append(event)
-        return bool(chunk)
-
-    def of_type(self, kind: str) -> list[dict[str, Any]]:
-        """The events of one type."""
-        return [event for event in self.events if event["type"] == kind]
 
 
 @dataclass(frozen=True)
@@ -504,8 +468,8 @@ class RunWriter:
         self.lock = lock
         self._status = run.status()
         self._written = 0.0
-        _close_torn_line(run.path / "metrics.jsonl")
-        self._metrics = (run.path / "metrics.jsonl").open("a", encoding="utf-8", newline="\n")
+        _close_torn_line(run.metrics_file)
+        self._metrics = run.metrics_file.open("a", encoding="utf-8", newline="\n")
         if not lock.inherited:  # a pause asked of an earlier trainer is done; one asked since the lock was taken is not
             run.request("run")
 

@@ -1,113 +1,342 @@
-"""Training as the page shows it: buttons, figures, curves and the log of a run.
+"""Training as the page shows it: buttons, figures, curves, checkpoints and the log of a run.
 
 A run is trained by a worker process; here its directory is read, and a word left for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
 from typing import Any
 
 import marimo as mo
+import numpy as np
+from markupsafe import Markup
 
-from .. import console, jobs
-from ..charts import loss_chart
+from .. import charts, console, jobs
 from ..charts import rate_chart as rate_chart  # shown by the notebook
-from ..console import size
-from ..runs import TrainingPlan, TrainingTracker
-from .look import empty, figures, folded, note, small, text_block
+from ..console import duration, size
+from ..errors import RunError
+from ..runs import Run, TrainingPlan, TrainingTracker
+from ..texts import say
+from ..tokens import TokenDataset
+from .crashes import crash_words
+from .language import read_only
+from .look import empty, figures, folded, joined, note, put, row_table, shown, small
 from .problems import Problem, attempt, failure
 from .watching import RunWatcher, Snapshot
 
-LOG_LINES = 200
+RECENT_STEPS = 50  # of which speed and time left are told
+HEIGHT, LOW = 280, 150  # pixels of the charts
+NOTHING = "–"
 
 
-def controls(plan: TrainingPlan | Problem, watcher: RunWatcher) -> tuple[Any, Any, Any, mo.Html]:
-    """Buttons to start, pause and stop, each enabled when it can do something, and the row that shows them."""
-    busy = watcher.run is not None and watcher.run.alive
-    label, note = "Start", ""
-    if busy:
-        note = f"{watcher.run.name} is being trained in a process of its own; this page may be closed."
-    elif isinstance(plan, Problem):
-        note = f"Not ready: {plan.message.splitlines()[0]}"
-    elif plan.done:
-        note = "Complete. More epochs train it further; “fresh” starts a new run beside it."
-    elif plan.run.exists:
-        label, note = "Go on", f"{plan.run.name} goes on from its last checkpoint."
+# Buttons --------------------------------------------------------------------------------------------------------
+
+
+def run_menu(tracker: TrainingTracker, watcher: RunWatcher) -> mo.ui.dropdown:
+    """Which run is looked at: the active one, or another of the runs directory; its value is a name, or empty."""
+    options = {say("the one being trained"): "", **{run.name: run.name for run in tracker.runs()}}
+    chosen = watcher.chosen if watcher.chosen in options else next(iter(options))
+    return mo.ui.dropdown(options, value=chosen, label=say("Run shown"), allow_select_none=False)
+
+
+def controls(plan: TrainingPlan | Problem, watcher: RunWatcher, rows: TokenDataset | Problem | None = None) -> Any:
+    """Buttons to start, pause and stop, each enabled when it can do something, and the row that shows them.
+
+    Args:
+        plan: what Start would do.
+        watcher: knows what is being trained.
+        rows: that will be trained, for a guess at the time.
+    """
+    active = watcher.active
+    busy = active is not None and active.alive
+    asked = active.control() if busy and active else "run"
     ready = not busy and isinstance(plan, TrainingPlan) and not plan.done
-    asked = watcher.run.control() if busy else "run"
-    begin = mo.ui.run_button(label=label, kind="success", disabled=not ready)
-    pause = mo.ui.run_button(label="Pause", disabled=not busy or asked != "run", tooltip="Save and end the process")
-    tooltip = "Save, and use what there is"
-    stop = mo.ui.run_button(label="Stop", kind="danger", disabled=not busy or asked == "stop", tooltip=tooltip)
-    row = mo.hstack([begin, pause, stop, small(note)], justify="start", align="center", gap=0.75)
-    return begin, pause, stop, row
+    begin = mo.ui.run_button(label=_begin_label(plan), kind="success", disabled=not ready)
+    tooltip = say("Save and end the process; its memory is free then")
+    pause = mo.ui.run_button(label=say("Pause"), disabled=not busy or asked != "run", tooltip=tooltip)
+    tooltip = say("Save, and use what there is")
+    stop = mo.ui.run_button(label=say("Stop"), kind="danger", disabled=not busy or asked == "stop", tooltip=tooltip)
+    words = [small(words) for words in _about_start(plan, active if busy else None, asked, rows)]
+    if read_only():
+        return begin, pause, stop, small(say("This page was opened to look at: nothing on it starts or ends training."))
+    buttons = mo.hstack([begin, pause, stop], justify="start", align="center", gap=0.75, wrap=True)
+    return begin, pause, stop, mo.vstack([buttons, *words], gap=0.35)
+
+
+def _begin_label(plan: TrainingPlan | Problem) -> str:
+    """What the first button says. What was never begun starts; what crashed tells from where it goes on."""
+    if isinstance(plan, Problem) or not plan.run.exists or plan.run.state == "new":
+        return say("Start")
+    step = last_checkpoint(plan.run)
+    if plan.run.state == "crashed":
+        return say("Go on from step {step}", step=step) if step else say("Start again")
+    return say("Start") if plan.done else say("Go on")
+
+
+def _about_start(
+    plan: TrainingPlan | Problem, busy: Run | None, asked: str, rows: TokenDataset | Problem | None
+) -> list[str]:
+    """What is going on, or what Start will do."""
+    if busy is not None:
+        goes_on = say("{run} is trained in a process of its own: this page may be closed or reloaded.", run=busy.name)
+        waits = {
+            "pause": say("Pausing: it saves after the current step, and goes on from there later."),
+            "stop": say("Stopping: it saves after the current step, and answers the test questions."),
+        }
+        return [waits.get(asked, goes_on)]
+    if isinstance(plan, Problem):
+        return [say("Not ready: {problem}", problem=plan.message.splitlines()[0])]
+    if plan.done:
+        return [say("{run} is complete. More epochs train it further; “fresh” starts a new one.", run=plan.run.name)]
+    done = int(plan.run.status().get("step", 0)) if plan.run.exists else 0
+    left, place = f"{plan.total_steps - done:,}", str(plan.run.path)
+    if done:
+        steps = say("{run} goes on where it was saved last: about {left} steps are left.", run=plan.run.name, left=left)
+    else:
+        steps = say("{run} will take {left} steps and be kept in {place}.", run=plan.run.name, left=left, place=place)
+    return [steps, _predicted_time(plan, done, rows)]
+
+
+def _predicted_time(plan: TrainingPlan, done: int, rows: TokenDataset | Problem | None) -> str:
+    """How long it may take, by the speed of an earlier run of the same model."""
+    speeds = ((run, _speed(run, plan)) for run in sorted(_siblings(plan), key=lambda run: run.path != plan.run.path))
+    earlier, speed = next(((run, speed) for run, speed in speeds if speed), (None, 0.0))
+    if earlier is None or not isinstance(rows, TokenDataset):
+        return say("How long it takes is known after the first steps.")
+    tokens_per_step = rows.tokens / plan.config.train.steps_per_epoch(plan.train_rows)
+    seconds = (plan.total_steps - done) * tokens_per_step / speed
+    return say("At the speed of {run}: about {time}.", run=earlier.name, time=_about(seconds))
+
+
+def _siblings(plan: TrainingPlan) -> list[Run]:
+    return TrainingTracker(plan.run.path.parent).runs()
+
+
+def _speed(run: Run, plan: TrainingPlan) -> float:
+    """Tokens a second of a run that ended, if it trained the same model; else 0."""
+    try:
+        same = run.environment()["identity"].get("model") == plan.identity["model"]
+        return float((run.summary() or {}).get("tokens_per_second") or 0) if same else 0.0
+    except (RunError, KeyError):
+        return 0.0
+
+
+def _about(seconds: float) -> str:
+    """A duration as roughly as it is known."""
+    if seconds < 90:
+        return say("{count} s", count=max(1, round(seconds)))
+    return duration(60 * round(seconds / 60)).replace(" 00 s", "")
 
 
 def start(tracker: TrainingTracker, plan: TrainingPlan) -> mo.Html:
     """Start a worker process; whether that worked, in words."""
+    if read_only():
+        return failure(say("This page was opened to look at: nothing on it starts or ends training."))
     outcome = attempt(jobs.start, tracker, plan)
     if isinstance(outcome, Problem):
         return failure(outcome.message)
-    return note(f"Started (process {outcome}).", "success")
+    return note(say("Started (process {number}).", number=outcome), "success")
+
+
+# Figures --------------------------------------------------------------------------------------------------------
 
 
 def run_panel(snapshot: Snapshot) -> mo.Html:
     """State, progress and speed of a run, and what went wrong if anything did."""
     if snapshot.run is None or snapshot.state == "new":
-        return empty("Nothing trained yet with these settings. Start begins.")
-    parts: list[Any] = [small(f"Run {snapshot.run.name}"), _figures(snapshot)]
+        return empty(say("Nothing trained yet with these settings. Start begins."))
+    parts = [_state_line(snapshot), _progress_bar(snapshot), _figures(snapshot)]
+    message = str(snapshot.status.get("message") or "")
     if snapshot.state == "failed":
-        parts.append(failure(str(snapshot.status.get("message") or "Training failed.")))
+        fallback = message or say("Training failed.")
+        parts.append(failure(f"{fallback}\n{say('Change what it names, and begin again: what was saved is kept.')}"))
     elif snapshot.state == "crashed":
-        parts.append(failure("The trainer is gone. Its last words:\n" + jobs.last_words(snapshot.run)))
-    elif snapshot.status.get("message"):
-        parts.append(note(str(snapshot.status["message"]), "warn"))
-    return mo.vstack(parts, gap=0.5)
+        parts.append(failure(crash_words(snapshot, last_checkpoint(snapshot.run))))
+        parts.append(folded(say("The trainer’s last lines"), _log_block(jobs.last_words(snapshot.run))))
+    elif message:
+        parts.append(note(message, "warn"))
+    return mo.vstack(parts, gap=0.6)
 
 
-def _figures(snapshot: Snapshot) -> mo.Html:
-    steps, evals, status = snapshot.of_type("step"), snapshot.of_type("eval"), snapshot.status
-    start = next(iter(reversed(snapshot.of_type("start"))), {})
-    last: Mapping[str, Any] = steps[-1] if steps else {}
-    done = max(status.get("step", 0), last.get("step", 0))
-    total = status.get("total_steps", 0)
-    recent = steps[-20:]
-    seconds = sum(e["seconds"] for e in recent)
-    left = console.duration((total - done) * seconds / len(recent)) if recent and snapshot.alive else "–"
-    loss, val = last.get("train_loss"), evals[-1]["val_loss"] if evals else None
-    asked = {"pause": "pausing", "stop": "stopping"}.get(snapshot.asked, snapshot.state)
-    return figures(
-        {
-            "State": asked,
-            "Step": f"{done} / {total}" if total else "–",
-            "Epoch": f"{last['epoch']} / {start.get('epochs', '–')}" if last else "–",
-            "Training loss": f"{loss:.3f}" if loss is not None else "–",
-            "Validation loss": f"{val:.3f}" if val is not None else "–",
-            "Tokens/s": f"{sum(e['tokens'] for e in recent) / seconds:,.0f}" if seconds else "–",
-            "Time left": left,
-            "Memory": f"{size(last['available_memory_bytes'])} free" if last else "–",
-        }
+def state_words(snapshot: Snapshot) -> tuple[str, str]:
+    """The state as a word, and the tone of its dot."""
+    finishing = snapshot.alive and 0 < int(snapshot.status.get("total_steps", 0)) <= snapshot.step
+    state = {"pause": "pausing", "stop": "stopping"}.get(snapshot.asked, "finishing" if finishing else snapshot.state)
+    words = {
+        "preparing": (say("preparing"), "info"),
+        "running": (say("running"), "info"),
+        "finishing": (say("finishing"), "info"),
+        "pausing": (say("pausing"), "care"),
+        "stopping": (say("stopping"), "care"),
+        "paused": (say("paused"), "care"),
+        "stopped": (say("stopped"), "good"),
+        "completed": (say("completed"), "good"),
+        "failed": (say("failed"), "bad"),
+        "crashed": (say("crashed"), "bad"),
+    }
+    return words.get(state, (state, "info"))
+
+
+def _state_line(snapshot: Snapshot) -> mo.Html:
+    word, tone = state_words(snapshot)
+    live = Markup(" q-live") if snapshot.alive else ""
+    return shown(
+        put(
+            '<p class="q-state" role="status" aria-live="polite"><span class="q-dot q-tone-{}{}" aria-hidden="true">'
+            '</span><strong>{}</strong> <span class="q-run">{}</span></p>',
+            tone,
+            live,
+            word,
+            snapshot.run.name if snapshot.run else "",
+        )
     )
 
 
-def run_chart(snapshot: Snapshot) -> Any:
-    """The loss so far, once there is any."""
-    steps = snapshot.of_type("step")
-    return loss_chart(steps, snapshot.of_type("eval")) if steps else None
+def _progress_bar(snapshot: Snapshot) -> mo.Html:
+    total = int(snapshot.status.get("total_steps", 0))
+    done = min(snapshot.step, total)
+    return shown(
+        put(
+            '<div class="q-progress" role="progressbar" aria-label="{}" aria-valuemin="0" aria-valuemax="{}" '
+            'aria-valuenow="{}"><div style="width:{}%"></div></div>',
+            say("Steps done"),
+            total,
+            done,
+            f"{100 * done / total:.2f}" if total else "0",
+        )
+    )
+
+
+def _figures(snapshot: Snapshot) -> mo.Html:
+    status, loss = snapshot.status, snapshot.last("train_loss")
+    total = int(status.get("total_steps", 0))
+    begin = next(iter(reversed(snapshot.of_type("start"))), {})
+    epoch, peak = snapshot.last("epoch"), snapshot.last("peak_memory_bytes")
+    free, speed = snapshot.last("available_memory_bytes"), _tokens_per_second(snapshot)
+    left = seconds_left(snapshot)
+    remark = say("paused time is not counted")
+    values: dict[str, str | tuple[str, str]] = {
+        say("Step"): f"{snapshot.step:,} / {total:,}" if total else NOTHING,
+        say("Epoch"): f"{epoch:.0f} / {begin.get('epochs', NOTHING)}" if epoch else NOTHING,
+        say("Training loss"): f"{loss:.3f}" if loss is not None else NOTHING,
+        say("Validation loss"): _validation(snapshot),
+        say("Tokens/s"): f"{speed:,.0f}" if speed else NOTHING,
+        say("Time left"): _about(left) if left is not None and snapshot.alive else NOTHING,
+        say("Trained for"): (duration(seconds_trained(snapshot)), remark) if epoch else NOTHING,
+        say("Memory"): (say("{size} free", size=size(int(free))), _peak(peak)) if free else NOTHING,
+    }
+    return shown(put('<div class="q-four">{}</div>', Markup(figures(values).text)))
+
+
+def _validation(snapshot: Snapshot) -> str | tuple[str, str]:
+    losses, steps = snapshot.evals["val_loss"], snapshot.evals["step"]
+    if not len(losses):
+        return NOTHING
+    last = f"{losses[-1]:.3f}" if np.isfinite(losses[-1]) else say("not finite")
+    if not np.isfinite(losses).any():
+        return last
+    best = int(np.nanargmin(losses))
+    return last, say("best {loss} at step {step}", loss=f"{losses[best]:.3f}", step=f"{steps[best]:,.0f}")
+
+
+def _peak(peak: float | None) -> str:
+    return say("arrays took at most {size}", size=size(int(peak))) if peak else ""
+
+
+def _tokens_per_second(snapshot: Snapshot) -> float:
+    """Over the last steps; 0 where nothing was trained yet."""
+    seconds = float(np.nansum(snapshot.steps["seconds"][-RECENT_STEPS:]))
+    return float(np.nansum(snapshot.steps["tokens"][-RECENT_STEPS:])) / seconds if seconds else 0.0
+
+
+def seconds_trained(snapshot: Snapshot) -> float:
+    """Time in steps, validations and saving; not what lay between two trainers, or while the machine slept."""
+    return float(np.nansum(snapshot.steps["seconds"])) + _seconds_between_steps(snapshot)
+
+
+def seconds_left(snapshot: Snapshot) -> float | None:
+    """Steps that are left at the pace of the last ones, and validations and saving as often as so far."""
+    recent = snapshot.steps["seconds"][-RECENT_STEPS:]
+    total = int(snapshot.status.get("total_steps", 0))
+    if not len(recent) or not total:
+        return None
+    return max(0, total - snapshot.step) * (
+        float(np.nanmean(recent)) + _seconds_between_steps(snapshot) / len(snapshot.steps["seconds"])
+    )
+
+
+def _seconds_between_steps(snapshot: Snapshot) -> float:
+    saving = sum(event.get("seconds", 0) for event in snapshot.of_type("checkpoint"))
+    return float(np.nansum(snapshot.evals["seconds"])) + saving
+
+
+# Curves, checkpoints, log ---------------------------------------------------------------------------------------
+
+
+def run_charts(snapshot: Snapshot) -> mo.Html:
+    """Loss; learning rate and gradient norm; speed and memory: as far as there are steps."""
+    if not len(snapshot.steps["step"]):
+        return empty(say("The curves begin with the first step."))
+    drawn = []
+    for panel in charts.panels(snapshot.steps, snapshot.evals):
+        high = panel.name == "loss"
+        html = Markup(mo.as_html(charts.chart(panel, HEIGHT if high else LOW)).text)
+        kind = Markup("q-chart q-chart-wide") if high else Markup("q-chart")
+        drawn.append(put('<figure class="{}" role="img" aria-label="{}">{}</figure>', kind, panel.about, html))
+    return shown(put('<div class="q-charts">{}</div>', joined(drawn)))
+
+
+def last_checkpoint(run: Run) -> int:
+    """The step that a run would go on from; 0 if nothing was saved."""
+    return max((step for step, _ in _saved(run)), default=0)
+
+
+def _saved(run: Run) -> list[tuple[int, Any]]:
+    paths = (path for path in (run.path / "checkpoints").glob("[0-9]*") if path.is_dir())
+    return sorted(((int(path.name), path) for path in paths if path.name.isdigit()), reverse=True)
+
+
+def checkpoints(snapshot: Snapshot) -> mo.Html | None:
+    """What of the run is saved, newest first, folded away."""
+    if snapshot.run is None or not (saved := _saved(snapshot.run)):
+        return None
+    names = say("step"), say("saved at"), say("size"), say("validation loss"), say("remark")
+    losses = dict(zip(snapshot.evals["step"].tolist(), snapshot.evals["val_loss"].tolist(), strict=True))
+    finite = [loss for loss in losses.values() if np.isfinite(loss)]
+    known = {int(event["step"]): event for event in snapshot.of_type("checkpoint")}
+    rows = []
+    for step, path in saved:
+        loss, event = losses.get(float(step)), known.get(step, {})
+        best = loss is not None and bool(finite) and loss == min(finite)
+        lost = _clock(event["time"], date=True) if "time" in event else NOTHING
+        bytes_ = event.get("bytes") or sum(file.stat().st_size for file in path.iterdir())
+        told = f"{loss:.4f}" if loss is not None and np.isfinite(loss) else NOTHING
+        rows.append(dict(zip(names, (f"{step:,}", lost, size(bytes_), told, say("best") if best else ""), strict=True)))
+    title = say("Checkpoints ({count})", count=len(rows))
+    return folded(title, row_table(rows, numbers=(names[0], names[2], names[3])))
 
 
 def run_log(snapshot: Snapshot) -> mo.Html | None:
-    """What a terminal would show of the run."""
-    lines = [line for event in snapshot.events if (line := console.event_line(event))]
-    return folded("Log", text_block("\n".join(lines[-LOG_LINES:]))) if lines else None
+    """What a terminal would show of the run, each line with its time; the newest is in view."""
+    lines = [(event, line) for event in snapshot.recent if (line := console.event_line(dict(event)))]
+    text = "\n".join(f"{_clock(event.get('time', 0))}  {line.strip()}" for event, line in lines)
+    return folded(say("Log"), _log_block(text)) if text else None
+
+
+def _log_block(text: str) -> mo.Html:
+    return shown(put('<div class="q-log" tabindex="0"><pre class="q-log-text">{}</pre></div>', text))
+
+
+def _clock(seconds: float, *, date: bool = False) -> str:
+    return time.strftime("%Y-%m-%d %H:%M" if date else "%H:%M:%S", time.localtime(seconds))
 
 
 def diagnosis(snapshot: Snapshot) -> mo.Html:
     """What the trainer warned of, and how a run that failed ended."""
-    words = [event["message"] for event in snapshot.of_type("warning")]
+    words = [str(event["message"]) for event in snapshot.of_type("warning")]
     if snapshot.state == "failed":
         words.append(str(snapshot.status.get("message", "")))
     if snapshot.state == "crashed" and snapshot.run:
-        words.append(jobs.last_words(snapshot.run))
-    return note("\n".join(words), "warn") if words else small("The trainer had no complaints.")
+        words.append(crash_words(snapshot, last_checkpoint(snapshot.run)))
+    return note("\n".join(words), "warn") if words else small(say("The trainer had no complaints."))

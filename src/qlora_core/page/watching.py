@@ -9,40 +9,66 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..runs import MetricsReader, Run, TrainingPlan, TrainingTracker
+import numpy as np
+
+from .. import jobs
+from ..charts import stride
+from ..metrics import EVAL_FIELDS, STEP_FIELDS, Columns, GrowingTable, MetricsReader
+from ..runs import Run, TrainingPlan, TrainingTracker
+from .language import read_only
 from .problems import Problem
+
+SHARPNESS = 4  # a chart is drawn again when its last point moved by this part of what its points stand for
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A run at one moment.
+    """A run at one moment. Two are equal when nothing worth drawing changed in between.
 
     Attributes:
-        run: which one; None before there is any.
+        run: the one that is looked at; None before there is any.
         state: of the run.
         asked: `pause` or `stop` while the trainer has not got round to it.
         alive: whether it is being trained.
-        version: changes with everything that is worth drawing again.
+        version: changes with everything that is worth showing again.
+        phase: what buttons and results depend on: the run that may be trained, the one that is looked at, and their
+            states; it changes a few times in a run.
+        drawing: changes when a chart would look different, or the log grew.
+        exit_status: of a crashed run's process; None where nobody saw it end.
         status: the trainer's last word.
-        events: all events so far.
+        steps: a row an optimizer step.
+        evals: a row a validation.
+        events: everything else that was recorded.
+        recent: the last events that are not steps.
     """
 
-    run: Run | None = None
+    run: Run | None = field(default=None, compare=False)  # its name is in `version`
     state: str = "new"
     asked: str = "run"
     alive: bool = False
     version: tuple[Any, ...] = ()
-    status: Mapping[str, Any] = field(default_factory=dict)
-    events: tuple[dict[str, Any], ...] = ()
+    phase: tuple[Any, ...] = ()
+    drawing: tuple[Any, ...] = ()
+    exit_status: int | None = field(default=None, compare=False)
+    status: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    steps: Columns = field(default_factory=lambda: GrowingTable(STEP_FIELDS).columns(), compare=False)
+    evals: Columns = field(default_factory=lambda: GrowingTable(EVAL_FIELDS).columns(), compare=False)
+    events: tuple[Mapping[str, Any], ...] = field(default=(), compare=False)
+    recent: tuple[Mapping[str, Any], ...] = field(default=(), compare=False)
+
+    def of_type(self, kind: str) -> list[Mapping[str, Any]]:
+        """The events of one type; steps and validations are columns."""
+        return [event for event in self.events if event["type"] == kind]
+
+    def last(self, name: str) -> float | None:
+        """A number of the last step; None if there is none, or it was not finite."""
+        values = self.steps[name]
+        return float(values[-1]) if len(values) and np.isfinite(values[-1]) else None
 
     @property
-    def phase(self) -> tuple[Any, ...]:
-        """What the buttons and the results depend on; it changes a few times in a run."""
-        return (self.run.name if self.run else "", self.state, self.asked)
-
-    def of_type(self, kind: str) -> list[dict[str, Any]]:
-        """The events of one type."""
-        return [event for event in self.events if event["type"] == kind]
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return max(int(self.status.get("step", 0)), int(self.last("step") or 0))
 
 
 class RunWatcher:
@@ -50,38 +76,72 @@ class RunWatcher:
 
     Args:
         tracker: of the directory of all runs.
+
+    Attributes:
+        active: the run that may be trained, paused and stopped.
+        run: the run that is looked at: the active one, unless another was chosen.
+        chosen: its name, if it was.
     """
 
     def __init__(self, tracker: TrainingTracker) -> None:
         self.tracker = tracker
+        self.active: Run | None = None
         self.run: Run | None = None
+        self.chosen = ""
         self._reader: MetricsReader | None = None
 
-    def look(self, plan: TrainingPlan | Problem) -> Snapshot:
-        """Read what is new."""
-        run = self._choose(plan.run if isinstance(plan, TrainingPlan) else None)
-        if run is None:
+    def look(self, plan: TrainingPlan | Problem, chosen: str | None = None) -> Snapshot:
+        """Read what is new of the chosen run, else of the active one."""
+        self.active = self._choose(plan.run if isinstance(plan, TrainingPlan) else None)
+        self.chosen = chosen or ""
+        old = Run(self.tracker.runs_dir / self.chosen) if self.chosen else None
+        self.run = old if old and old.exists else self.active
+        if self.run is None:
             return Snapshot()
-        if self._reader is None or self.run is None or self.run.path != run.path:
-            self._reader = MetricsReader(run)
-        self.run = run
-        alive, state, status, asked = run.alive, run.state, run.status(), run.control()
-        self._reader.poll()  # after the state: the events of a run that ended in between are then complete
-        events = tuple(self._reader.events)
-        version = (run.name, state, asked, self._reader.generation, len(events), status.get("time"))
-        return Snapshot(run, state, asked if alive else "run", alive, version, status, events)
+        if self._reader is None or self._reader.path != self.run.metrics_file:
+            self._reader = MetricsReader(self.run.metrics_file)
+        return self._read(self.run, self._reader)
+
+    def _read(self, run: Run, reader: MetricsReader) -> Snapshot:
+        alive, state, status = run.alive, run.state, run.status()
+        asked = run.control() if alive else "run"
+        exit_status = jobs.exit_status(run) if state == "crashed" else None
+        reader.poll()  # after the state: the events of a run that ended in between are then complete
+        steps = len(reader.steps)
+        other = len(reader.evals), len(reader.events), reader.generation
+        drawn = steps // max(1, stride(steps) // SHARPNESS) if alive else steps
+        shown = (run.name, state, asked, exit_status)
+        return Snapshot(
+            run=run,
+            state=state,
+            asked=asked,
+            alive=alive,
+            version=(*shown, steps, *other, status.get("time")),
+            phase=(*self._about_active(), *shown),
+            drawing=(run.name, state, drawn, *other),
+            exit_status=exit_status,
+            status=status,
+            steps=reader.steps.columns(),
+            evals=reader.evals.columns(),
+            events=tuple(reader.events),
+            recent=tuple(reader.recent),
+        )
+
+    def _about_active(self) -> tuple[Any, ...]:
+        run = self.active
+        return (run.name, run.state, run.control() if run.alive else "run") if run else ()
 
     def request(self, what: str) -> None:
-        """Ask the run's trainer to pause or stop."""
-        if self.run is not None and self.run.alive:
-            self.run.request(what)  # type: ignore[arg-type]
+        """Ask the active run's trainer to pause or stop."""
+        if self.active is not None and self.active.alive and not read_only():
+            self.active.request(what)  # type: ignore[arg-type]
 
     def _choose(self, planned: Run | None) -> Run | None:
-        if self.run is not None and self.run.alive:
-            return self.run
+        if self.active is not None and self.active.alive:
+            return self.active
         if planned is not None and planned.alive:
             return planned
         alive = next((run for run in self.tracker.runs() if run.alive), None)
         if alive is not None or planned is None:
-            return alive or self.run
-        return planned if planned.exists or self.run is None else self.run
+            return alive or self.active
+        return planned if planned.exists or self.active is None else self.active

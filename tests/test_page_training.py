@@ -1,0 +1,263 @@
+"""The training section without a browser: which run it follows, what it says, and that words stay words."""
+
+import json
+import signal
+
+import pytest
+
+from qlora_core import jobs, page
+from qlora_core.errors import BusyError
+from qlora_core.page import crashes, training
+from qlora_core.page.problems import Problem
+from qlora_core.page.watching import RunWatcher, Snapshot
+from qlora_core.runs import Run, RunLock, RunWriter, TrainingTracker
+
+NOTHING = Problem("no plan")
+MARKUP = '<img src=x onerror="alert(1)">'
+
+
+def step(number: int, **fields) -> dict:
+    made = {"epoch": 1, "train_loss": 2.0, "learning_rate": 1e-3, "grad_norm": 1.0, "tokens": 100, "seconds": 0.5}
+    made |= {"tokens_per_second": 200.0, "peak_memory_bytes": 2_000_000_000, "available_memory_bytes": 9_000_000_000}
+    return {**made, "step": number, **fields}
+
+
+@pytest.fixture
+def tracker(tmp_path):
+    return TrainingTracker(tmp_path / "runs")
+
+
+@pytest.fixture
+def make(tracker):
+    """A run directory with some steps, ended as it is told."""
+
+    def made(name: str, state: str = "paused", steps: int = 4, total: int = 8) -> Run:
+        run = Run(tracker.runs_dir / name)
+        run.path.mkdir(parents=True)
+        (run.path / "config.json").write_text("{}", encoding="utf-8")
+        with RunWriter(run, RunLock(run.path)) as writer:
+            writer.set_status("running", step=0, total_steps=total)
+            writer.log("start", step=0, total_steps=total, epochs=2)
+            for number in range(1, steps + 1):
+                writer.log("step", **step(number))
+            writer.log("eval", step=steps, val_loss=1.5, perplexity=4.5, seconds=1.0, best=True)
+            writer.log("checkpoint", step=steps, bytes=5_000_000, seconds=1.0)
+            writer.set_status(state, step=steps)
+        (run.path / "checkpoints" / f"{steps:06}").mkdir(parents=True)
+        return run
+
+    return made
+
+
+def disabled(buttons) -> list[bool]:
+    return [button._component_args["disabled"] for button in buttons[:3]]
+
+
+# Which run ------------------------------------------------------------------------------------------------------
+
+
+def test_a_living_run_comes_first_also_after_a_reload(tracker, make):
+    make("old")
+    run = make("new")
+    with RunWriter(run, RunLock(run.path)) as writer:
+        writer.set_status("running")
+        watcher = RunWatcher(tracker)  # as a new session has it
+        assert watcher.look(NOTHING).run.path == run.path
+        chosen = watcher.look(NOTHING, "old")
+        assert (chosen.run.name, watcher.run.name, watcher.active.name) == ("old", "old", "new")
+        watcher.request("pause")  # what is asked goes to the one that trains
+        assert run.control() == "pause"
+        assert watcher.look(NOTHING, "old").phase != chosen.phase
+        assert watcher.look(NOTHING, "no such run").run.path == run.path
+        assert watcher.look(NOTHING, "").run.path == run.path
+
+
+def test_a_snapshot_changes_with_what_is_shown_and_charts_seldom(tracker, make):
+    run = make("run", steps=3000, total=9000)
+    watcher = RunWatcher(tracker)
+    with RunWriter(run, RunLock(run.path)) as writer:
+        writer.set_status("running")
+        before = watcher.look(NOTHING, "run")
+        assert watcher.look(NOTHING, "run") == before
+        drawings = set()
+        for number in range(3001, 3033):
+            writer.log("step", **step(number))
+            after = watcher.look(NOTHING, "run")
+            assert after.version != before.version
+            assert after.phase == before.phase
+            drawings.add(after.drawing)
+        assert 1 < len(drawings) <= 32 / 4 + 1
+        writer.log("eval", step=3032, val_loss=1.0, seconds=1.0)
+        assert watcher.look(NOTHING, "run").drawing not in drawings
+
+
+def test_the_menu_keeps_what_was_chosen(tracker, make):
+    make("old")
+    watcher = RunWatcher(tracker)
+    assert training.run_menu(tracker, watcher).value == ""
+    watcher.look(NOTHING, "old")
+    assert training.run_menu(tracker, watcher).value == "old"
+    watcher.chosen = "gone"
+    assert training.run_menu(tracker, watcher).value == ""
+
+
+# Buttons --------------------------------------------------------------------------------------------------------
+
+
+def test_buttons_of_a_plan_say_what_start_will_do(plan, tracker):
+    _, planned = plan(run="club")
+    watcher = RunWatcher(tracker)
+    watcher.look(planned)
+    *buttons, row = training.controls(planned, watcher)
+    assert disabled(buttons) == [False, True, True]
+    assert "club will take 6 steps" in row.text
+    assert "known after the first steps" in row.text
+
+
+def test_the_time_is_guessed_from_a_run_of_the_same_model(plan, tracker):
+    from qlora_core.tokens import ChatTokenizer, make_dataset
+
+    home, planned = plan(run="club")
+    rows = make_dataset(planned.data.train, ChatTokenizer(planned.model.path, "auto"), 512)
+    _, earlier = plan(run="earlier")
+    run = home.create(earlier)
+    watcher = RunWatcher(home)
+    watcher.look(planned)
+    speed = 2 * rows.tokens / 600  # two epochs in ten minutes
+    (run.path / "summary.json").write_text(json.dumps({"tokens_per_second": speed}), encoding="utf-8")
+    assert "At the speed of earlier: about 10 min." in training.controls(planned, watcher, rows)[3].text
+    environment = run.environment()
+    environment["identity"]["model"] = "another"
+    (run.path / "environment.json").write_text(json.dumps(environment), encoding="utf-8")
+    assert "known after the first steps" in training.controls(planned, watcher, rows)[3].text
+
+
+def test_a_crashed_run_goes_on_from_its_last_checkpoint(plan):
+    home, planned = plan(run="club")
+    run = home.create(planned)
+    (run.path / "checkpoints" / "000004").mkdir(parents=True)
+    with home.record(run) as writer:
+        writer.set_status("running", step=5, total_steps=planned.total_steps)
+        watcher = RunWatcher(home)
+        watcher.look(planned)
+        *buttons, row = training.controls(planned, watcher)
+        assert disabled(buttons) == [True, False, False]
+        assert "this page may be closed" in row.text
+        run.request("pause")
+        *buttons, row = training.controls(planned, watcher)
+        assert disabled(buttons) == [True, True, False]
+        assert "Pausing" in row.text
+    crashed = watcher.look(planned)
+    assert crashed.state == "crashed"
+    assert "Go on from step 4" in training.controls(planned, watcher)[0].text
+    assert "Go on from step 4" in training.run_panel(crashed).text
+
+
+def test_a_page_to_look_at_has_no_buttons(plan, tracker, make, monkeypatch):
+    for module in (training, page.watching):
+        monkeypatch.setattr(module, "read_only", lambda: True)
+    home, planned = plan(run="club")
+    watcher = RunWatcher(home)
+    watcher.look(planned)
+    shown = training.controls(planned, watcher)[3].text
+    assert "marimo-button" not in shown
+    assert "looked at" in shown or "to look at" in shown
+    assert "to look at" in training.start(home, planned).text
+    assert not planned.run.exists
+    run = make("run")
+    with RunWriter(run, RunLock(run.path)):
+        watcher = RunWatcher(tracker)
+        watcher.look(NOTHING)
+        watcher.request("stop")
+        assert run.control() == "run"
+
+
+def test_two_runs_do_not_train_at_once(plan):
+    home, planned = plan(run="club")
+    other = home.create(plan(run="other")[1])
+    with RunWriter(other, RunLock(other.path)), pytest.raises(BusyError, match="other is being trained already"):
+        jobs.start(home, planned)
+    assert not planned.run.exists
+
+
+# What is said ---------------------------------------------------------------------------------------------------
+
+
+def test_the_panel_of_a_run(tracker, make):
+    make("run")
+    text = training.run_panel(RunWatcher(tracker).look(NOTHING, "run")).text
+    for wanted in ("4 / 8", "1 / 2", "2.000", "1.500", "best 1.500 at step 4", "200", "9.00 GB free", "paused"):
+        assert wanted in text
+    assert 'role="progressbar"' in text
+    assert 'aria-valuenow="4"' in text
+    assert text.count("aria-live") == 1
+
+
+def test_time_left_counts_validation_and_saving(tracker, make):
+    make("run")
+    seen = RunWatcher(tracker).look(NOTHING, "run")
+    assert training.seconds_trained(seen) == pytest.approx(4 * 0.5 + 2)
+    assert training.seconds_left(seen) == pytest.approx(4 * (0.5 + 2 / 4))
+    assert training.seconds_left(Snapshot()) is None
+
+
+def test_before_the_first_step_there_are_no_charts(tracker, make):
+    assert "begin with the first step" in training.run_charts(Snapshot()).text
+    make("run")
+    assert training.run_charts(RunWatcher(tracker).look(NOTHING, "run")).text.count("<figure") == 5
+
+
+def test_checkpoints_tell_their_loss_and_which_is_best(tracker, make):
+    run = make("run")
+    (run.path / "checkpoints" / "000002").mkdir()
+    text = training.checkpoints(RunWatcher(tracker).look(NOTHING, "run")).text
+    assert "Checkpoints (2)" in text
+    assert text.index(">4<") < text.index(">2<")
+    assert "1.5000" in text
+    assert text.count(">best<") == 1
+    assert "5.0 MB" in text
+
+
+@pytest.mark.parametrize(
+    ("status", "log", "wanted"),
+    [
+        (-signal.SIGKILL, "", "memory ran out"),
+        (-signal.SIGABRT, "[METAL] Insufficient Memory", "memory ran out"),
+        (1, "Traceback\nMemoryError", "memory ran out"),
+        (-signal.SIGSEGV, "", "compiled code (SIGSEGV)"),
+        (-signal.SIGHUP, "", "from outside (signal 1)"),
+        (1, "Traceback\nKeyError: 'x'", "did not expect: KeyError: 'x'"),
+        (127, "", "it left no line"),
+        (None, "", "Nobody saw"),
+    ],
+)
+def test_why_a_trainer_is_gone(status, log, wanted):
+    assert wanted in crashes.reason(status, log)
+
+
+def test_how_a_crashed_process_ended_is_noted_once(tracker, make):
+    run = make("run", state="running")
+    assert jobs.exit_status(run) is None
+    (run.path / jobs.EXIT_FILE).write_text(json.dumps({"status": -9, "time": 2e9}), encoding="utf-8")
+    seen = RunWatcher(tracker).look(NOTHING, "run")
+    assert (seen.state, seen.exit_status) == ("crashed", -9)
+    assert "memory ran out" in training.run_panel(seen).text
+    (run.path / jobs.EXIT_FILE).write_text(json.dumps({"status": -9, "time": 1}), encoding="utf-8")  # of one before
+    assert jobs.exit_status(run) is None
+
+
+def test_what_a_run_says_stays_text(tracker, make):
+    run = make("run")
+    (run.path / "worker.log").write_text(MARKUP, encoding="utf-8")
+    with RunWriter(run, RunLock(run.path)) as writer:
+        writer.log("warning", step=4, message=MARKUP)
+        writer.set_status("failed", message=MARKUP)
+    watcher = RunWatcher(tracker)
+    seen = watcher.look(NOTHING, "run")
+    pieces = [training.run_panel(seen), training.run_log(seen), training.diagnosis(seen)]
+    (run.path / "status.json").write_text(json.dumps({"state": "running"}), encoding="utf-8")
+    seen = watcher.look(NOTHING, "run")
+    pieces += [training.run_panel(seen), training.diagnosis(seen), training.controls(Problem(MARKUP), watcher)[3]]
+    for piece in pieces:
+        assert "&lt;img" in piece.text
+        assert "<img" not in piece.text
