@@ -137,19 +137,15 @@ def chosen_sources(flags):
 @app.cell
 def source_list(get_sources):
     source_list = page.rows.source_list(get_sources())
+    page.view(page.rows.sources, source_list)
     return (source_list,)
 
 
 @app.cell
 def source_browser(set_sources):
     source_browser = page.rows.source_browser(set_sources)
+    page.view(page.rows.browsing, source_browser)
     return (source_browser,)
-
-
-@app.cell
-def sources(source_browser, source_list):
-    page.view(page.rows.sources, source_list, source_browser)
-    return
 
 
 @app.cell

@@ -154,12 +154,12 @@ def _found(found: Found) -> mo.Html:
     if searched is not None and searched < asked:
         far = {"searched": f"{searched:,}", "asked": f"{asked:,}"}
         text = say(
-            "{count} found in the first {searched} of {asked} rows; the others were not searched.", count=count, **far
+            "Rows found: {count}, in the first {searched} of {asked}. The others were not searched.", count=count, **far
         )
         return note(text, "warn")
     if not len(found.rows):
         return empty(say("There are no such rows. A higher share kept for validation makes some."))
-    return small(say("{count} rows to look at.", count=count)) if found.places else empty(say("No row is like this."))
+    return small(say("Rows to look at: {count}", count=count)) if found.places else empty(say("No row is like this."))
 
 
 def movers(found: Found, move: Callable[[Callable[[int], int]], Any]) -> tuple[Any, Any, Any]:
@@ -244,7 +244,7 @@ def token_boxes(found: Sequence[Piece], part: str = "first") -> mo.Html:
     boxes = joined(_run(kind, places, found) for kind, places in runs)
     trained, cut = (sum(piece.kind == kind for piece in found) for kind in ("trained", "cut"))
     counts = {"all": f"{len(found):,}", "trained": f"{trained:,}", "cut": f"{cut:,}"}
-    counted = say("{all} tokens: {trained} trained, {cut} cut off.", **counts)
+    counted = say("Tokens: {all}; trained: {trained}; cut off: {cut}", **counts)
     before = put('<p class="q-small">{}</p>', say("… {count} tokens before these", count=f"{start:,}")) if start else ""
     left = len(found) - stop
     behind = put('<p class="q-small">{}</p>', say("… {count} more tokens", count=f"{left:,}")) if left else ""
@@ -263,7 +263,7 @@ def window(found: Sequence[Piece], part: str) -> tuple[int, int]:
     stop = min(start + SHOWN, len(found))
     if part != "last":
         return start, min(stop, cut + CUT_SHOWN)
-    return max(start, min(stop - CUT_SHOWN, cut)) if cut < start else start, stop
+    return (stop - CUT_SHOWN if stop - max(start, cut) > CUT_SHOWN else start), stop
 
 
 def legend() -> Markup:

@@ -66,11 +66,14 @@ def as_typed(path: Path) -> str:
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
-def sources(listed: mo.ui.text_area | Named, browser: mo.ui.file_browser | None) -> mo.Html:
-    """The text area and the browser, or, where nothing may be changed, the sources as text."""
-    if isinstance(listed, Named):
-        return fact_table({say("Sources"): listed.value})
-    return mo.vstack([listed, folded(say("Browse this machine"), browser)], gap=0.25)
+def sources(listed: mo.ui.text_area | Named) -> mo.Html:
+    """The text area, or, where nothing may be changed, the sources as text."""
+    return fact_table({say("Sources"): listed.value}) if isinstance(listed, Named) else mo.as_html(listed)
+
+
+def browsing(browser: mo.ui.file_browser | None) -> mo.Html | None:
+    """The browser, folded; a part of its own, since what is chosen in it makes the text area anew."""
+    return folded(say("Browse this machine"), browser) if browser is not None else None
 
 
 def data_form(config: RunConfig) -> mo.ui.dictionary:
@@ -195,7 +198,7 @@ def _unlisted(findings: Findings) -> list[mo.Html]:
     left = findings.count - min(len(findings.listed), MANY)
     count = f"{left:,}"
     more = say("{count} more are not shown. The run's data_report.json lists the first thousand.", count=count)
-    return [small(more)] if left else []
+    return [small(more)] if left > 0 else []
 
 
 # What the model makes of it -------------------------------------------------------------------------------------
@@ -269,6 +272,7 @@ def _histogram(most: int, tokens: str, rows: str, rule: str) -> dict[str, Any]:
             x=alt.X("low:Q", title=tokens, scale=scale, axis=axis),
             x2="high:Q",
             y=alt.Y("rows:Q", title=rows, axis=alt.Axis(tickMinStep=1, format=",d")),
+            y2=alt.Y2Datum(0),
             color=colour,
             tooltip=[alt.Tooltip("tokens:N", title=tokens), alt.Tooltip("rows:Q", title=rows, format=",d")],
         )
