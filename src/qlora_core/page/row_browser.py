@@ -270,7 +270,7 @@ def legend() -> Markup:
     """What the boxes and the signs in them mean, in words."""
     kinds = [("trained", say("trained")), ("context", say("read, not trained")), ("cut", say("cut off"))]
     boxes = [put('<span class="q-run q-{}"><span class="q-token">{}</span></span>', *kind) for kind in kinds]
-    boxes.append(put('<span class="q-token q-special">{}</span>', say("of the model")))
+    boxes.append(put('<span class="q-token q-special">{}</span>', say("control token")))
     signs = [
         (_SPACE, say("space")),
         (_LINE, say("line feed")),

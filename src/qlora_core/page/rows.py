@@ -55,7 +55,7 @@ def source_browser(choose: Callable[[tuple[str, ...]], Any]) -> mo.ui.file_brows
         selection_mode="all",
         multiple=True,
         restrict_navigation=False,
-        label=say("What is chosen here takes the place of what is typed above."),
+        label=say("Click the sign before a name to choose it. What is chosen takes the place of what is typed above."),
         on_change=lambda chosen: choose(tuple(as_typed(entry.path) for entry in chosen)),
     )
 
