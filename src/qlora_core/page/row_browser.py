@@ -21,7 +21,6 @@ from markupsafe import Markup
 
 from ..config import RunConfig
 from ..data import PreparedData, Rows
-from ..data.records import texts_of
 from ..errors import DataError
 from ..texts import say
 from ..token_view import Piece, pieces
@@ -137,7 +136,8 @@ def _holds(line: bytes, written: str, sought: str) -> bool:
     if written not in plain(line.decode("utf-8", "replace")):
         return False
     row = json.loads(line)
-    return any(sought in plain(text) for text in (*texts_of(row), row.get("source", "")))
+    texts = [turn["content"] for turn in row.get("messages", ())] or [row.get("text", "")]
+    return any(sought in plain(text) for text in (*texts, row.get("source", "")))
 
 
 # One row --------------------------------------------------------------------------------------------------------
