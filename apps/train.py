@@ -128,17 +128,38 @@ def data_heading():
 
 
 @app.cell
+def chosen_sources(flags):
+    # What the text area begins with: the flags, then whatever was last chosen by browsing
+    get_sources, set_sources = mo.state(flags.config.data.data)
+    return get_sources, set_sources
+
+
+@app.cell
+def source_list(get_sources):
+    source_list = page.rows.source_list(get_sources())
+    page.view(page.rows.sources, source_list)
+    return (source_list,)
+
+
+@app.cell
+def source_browser(set_sources):
+    source_browser = page.rows.source_browser(set_sources)
+    page.view(page.rows.browsing, source_browser)
+    return (source_browser,)
+
+
+@app.cell
 def paths(start):
-    data_form = page.forms.settings_form(start, "data", "place")
+    data_form = page.rows.data_form(start)
     page.forms.form_layout(data_form, "How it is cut and split, and where runs lie")
     return (data_form,)
 
 
 @app.cell
-def directories(data_form, start):
-    CHECKPOINTS_DIR = Path(data_form.value["runs_dir"])
-    data_config = attempt(page.forms.read_forms, start, data_form.value)
-    page.complain(data_config)
+def directories(data_form, source_list, start):
+    CHECKPOINTS_DIR = Path(data_form.value.get("runs_dir", start.place.runs_dir))
+    data_config = attempt(page.rows.read_data_form, start, data_form.value, source_list.value)
+    page.complain(data_config) or page.view(page.rows.nothing_chosen, source_list.value)
     return CHECKPOINTS_DIR, data_config
 
 
@@ -146,14 +167,9 @@ def directories(data_form, start):
 def load_validate_split(data_config, flags, tokenizer):
     # Rows, biographies and fact sheets are read and checked, and split by a hash of their content
     prepared = attempt(data.prepare, data_config.data, tokenizer)
-    page.complain(prepared) or flags.show("Data", console.data_counts, prepared.report)
+    flags.report("Data", console.data_counts, prepared.report)
+    page.complain(prepared) or page.view(page.rows.data_report, prepared)
     return (prepared,)
-
-
-@app.cell
-def first_rows(prepared):
-    page.view(page.rows.sample_rows, prepared)
-    return
 
 
 @app.cell(hide_code=True)
@@ -267,8 +283,52 @@ def datasets(data_config, flags, prepared, tokenizer):
     train_dataset = attempt(tokens.make_dataset, prepared.train, tokenizer, _longest)
     val_dataset = attempt(tokens.make_dataset, prepared.validation, tokenizer, _longest)
     described = attempt(token_report.describe, train_dataset, val_dataset, tokenizer, _longest)
-    flags.show("Datasets", console.token_counts, described)
+    flags.report("Datasets", console.token_counts, described)
+    page.complain(train_dataset, val_dataset, described) or page.view(page.rows.token_figures, described)
     return train_dataset, val_dataset
+
+
+@app.cell(hide_code=True)
+def row_browser_heading():
+    page.section(
+        "Row by row",
+        "Each row as the model reads it. A reply that is not marked as trained, or an end of text that is missing, "
+        "is seen here before hours are spent.",
+    )
+    return
+
+
+@app.cell
+def row_form():
+    row_form = page.row_browser.row_form()
+    row_part = page.row_browser.part_form()
+    return row_form, row_part
+
+
+@app.cell
+def rows_found(prepared, row_form, train_dataset, val_dataset):
+    found = attempt(page.row_browser.find, prepared, train_dataset, val_dataset, row_form.value)
+    get_place, set_place = mo.state(0)
+    return found, get_place, set_place
+
+
+@app.cell
+def row_panel(found, row_form, row_part):
+    page.view(page.row_browser.row_panel, found, row_form, row_part)
+    return
+
+
+@app.cell
+def row_movers(found, set_place):
+    row_movers = attempt(page.row_browser.movers, found, set_place)
+    page.view(page.row_browser.movers_row, found, row_movers)
+    return
+
+
+@app.cell
+def row_view(data_config, found, get_place, row_part, tokenizer):
+    page.view(page.row_browser.row_view, found, get_place(), tokenizer, data_config, row_part.value)
+    return
 
 
 @app.cell(hide_code=True)

@@ -62,11 +62,11 @@ class ChatTokenizer:
         self.bos_token = _token_text(settings.get("bos_token"))
         self.eos_token = _token_text(settings.get("eos_token"))
         self.eos_ids = self._end_ids()
-        self.control_tokens = sorted(
-            (token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special),
-            key=len,
-            reverse=True,
-        )
+        added = self._tokenizer.get_added_tokens_decoder().items()
+        self.control_names = {i: token.content for i, token in added if token.special} | {
+            i: self._tokenizer.id_to_token(i) for i in self.eos_ids
+        }
+        self.control_tokens = sorted((token.content for _, token in added if token.special), key=len, reverse=True)
         self._first_letters = {token[0] for token in self.control_tokens}
         self._ends_text = np.zeros(max([*self._tokenizer.get_vocab().values(), *self.eos_ids]) + 1, bool)
         self._ends_text[list(self.eos_ids)] = True
@@ -199,6 +199,17 @@ class ChatTokenizer:
         """
         return self.render(row["messages"]) if "messages" in row else self.disarm(row["text"])
 
+    def places(self, row: dict[str, Any]) -> tuple[str, list[tuple[int, int]]]:
+        """The text of a prepared row, and where in it each token of `encode_row` begins and ends.
+
+        An end of text that `encode_row` appends has no place. Tokens that share a character have it in common.
+
+        Raises:
+            DataError: the template refuses the row.
+        """
+        text = self.text_of_row(row)
+        return text, self._tokenizer.encode(text, add_special_tokens="text" in row).offsets
+
     def count(self, text: str) -> int:
         """Tokens of a text without begin or end."""
         return len(self._tokenizer.encode(text, add_special_tokens=False))
@@ -229,10 +240,12 @@ class TokenDataset:
     Attributes:
         rows: in the order of the prepared file; given as any sequence of rows, they are made compact.
         skipped: (source, reason) of each row with nothing to train.
+        skipped_places: where each of those stands among the prepared rows.
     """
 
     rows: TokenRows
     skipped: tuple[tuple[str, str], ...] = ()
+    skipped_places: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", TokenRows.of(self.rows))
@@ -293,13 +306,15 @@ def make_dataset(
         results = (_encode_chunk(_part(rows, *chunk), tokenizer, max_seq_length) for chunk in chunks)
     parts: list[TokenRows] = []
     skipped: list[tuple[str, str]] = []
+    places: list[int] = []
     with contextlib.closing(results):
-        for (_, done), result in zip(chunks, results, strict=True):
+        for (start, done), result in zip(chunks, results, strict=True):
             parts.append(result.rows)
             skipped += result.skipped
+            places += [start + place for place in result.skipped_places]
             if progress:
                 progress(done)
-    return TokenDataset(TokenRows.joined(parts), tuple(skipped))
+    return TokenDataset(TokenRows.joined(parts), tuple(skipped), tuple(places))
 
 
 def tokens_wanted(reason: str) -> int | None:
@@ -309,12 +324,13 @@ def tokens_wanted(reason: str) -> int | None:
 
 
 def _encode_chunk(rows: Iterable[dict[str, Any]], tokenizer: ChatTokenizer, max_seq_length: int) -> TokenDataset:
-    usable, skipped = [], []
-    for row in rows:
+    usable, skipped, places = [], [], []
+    for place, row in enumerate(rows):
         try:
             encoded = tokenizer.encode_row(row, max_seq_length)
         except DataError as error:
             skipped.append((row.get("source", ""), str(error)))
+            places.append(place)
             continue
         if encoded.trained.any():
             usable.append(encoded)
@@ -322,7 +338,8 @@ def _encode_chunk(rows: Iterable[dict[str, Any]], tokenizer: ChatTokenizer, max_
             total = len(encoded) + encoded.cut
             reason = f"nothing to train: the prompt fills max_seq_length {max_seq_length} (the row has {total} tokens)"
             skipped.append((encoded.source, reason if encoded.cut else "nothing to train: no answer"))
-    return TokenDataset(TokenRows.of(usable), tuple(skipped))
+            places.append(place)
+    return TokenDataset(TokenRows.of(usable), tuple(skipped), tuple(places))
 
 
 def _part(rows: Sequence[dict[str, Any]], start: int, stop: int) -> Iterator[dict[str, Any]]:

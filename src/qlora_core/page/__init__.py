@@ -6,7 +6,8 @@ Knows marimo and altair and nothing of mlx: whatever needs it is a worker or a c
     look       headings, tables, cards, notes: where text becomes HTML
     problems   what went wrong, shown once and handed on
     forms      flags and settings
-    rows       the data: as it was read and as tokens
+    rows       the data: where it comes from, what became of it, its tokens in numbers
+    row_browser  one row after another, as its tokens
     machine    what it is trained on
     model      the base, and what the settings come to
     watching   a run at one moment
@@ -24,6 +25,7 @@ from . import machine as machine
 from . import model as model
 from . import problems as problems
 from . import results as results
+from . import row_browser as row_browser
 from . import rows as rows
 from . import source as source
 from . import training as training

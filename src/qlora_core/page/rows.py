@@ -1,18 +1,284 @@
-"""The rows: as they were read and as tokens."""
+"""The data: where it comes from, what became of it, and what the model makes of it as tokens.
+
+Knows reports and how they are shown; reads no row itself.
+"""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
 import marimo as mo
 
-from ..data import PreparedData
-from .look import folded, row_table
+from ..charts import Chart
+from ..config import RunConfig, settings
+from ..data import DataReport, Findings, PreparedData
+from ..texts import say
+from ..token_report import ShownRow, TokenReport
+from .forms import read_forms, settings_form
+from .language import read_only
+from .look import empty, fact_table, figures, folded, note, row_table, small
+from .problems import Problem
+
+FEW, MANY = 5, 200  # findings that are shown, and those that a click shows
+ACCENT, BEYOND = "#3b82f6", "#c4352b"  # read well on light and on dark ground, where a chart knows no CSS variable
 
 
-def sample_rows(prepared: PreparedData, count: int = 3) -> mo.Html:
-    """The first prepared rows."""
-    rows = []
-    for row in prepared.train[:count]:
-        turns = row.get("messages") or [{"role": "text", "content": row["text"]}]
-        text = "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
-        rows.append({"row": text if len(text) <= 300 else text[:299] + "…", "from": row["source"]})
-    return folded("First rows", row_table(rows))
+# Where it comes from --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Named:
+    """Sources that cannot be changed, in the place of the text area."""
+
+    value: str
+
+
+def source_list(sources: Sequence[str]) -> mo.ui.text_area | Named:
+    """Where files and folders are typed, one a line."""
+    text = "\n".join(sources)
+    if read_only():
+        return Named(text)
+    label = say("Files and folders to train on, one a line")
+    return mo.ui.text_area(text, rows=max(2, len(sources)), label=label, full_width=True)
+
+
+def source_browser(choose: Callable[[tuple[str, ...]], Any]) -> mo.ui.file_browser | None:
+    """Where files and folders are picked; what is picked is given to `choose` as a person would type it."""
+    if read_only():
+        return None
+    return mo.ui.file_browser(
+        Path.cwd(),
+        selection_mode="all",
+        multiple=True,
+        restrict_navigation=False,
+        label=say("Click the sign before a name to choose it. What is chosen takes the place of what is typed above."),
+        on_change=lambda chosen: choose(tuple(as_typed(entry.path) for entry in chosen)),
+    )
+
+
+def as_typed(path: Path) -> str:
+    """A path as one would type it here: relative where it lies under the working directory."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+def sources(listed: mo.ui.text_area | Named) -> mo.Html:
+    """The text area, or, where nothing may be changed, the sources as text."""
+    return fact_table({say("Sources"): listed.value}) if isinstance(listed, Named) else mo.as_html(listed)
+
+
+def browsing(browser: mo.ui.file_browser | None) -> mo.Html | None:
+    """The browser, folded; a part of its own, since what is chosen in it makes the text area anew."""
+    return folded(say("Browse this machine"), browser) if browser is not None else None
+
+
+def data_form(config: RunConfig) -> mo.ui.dictionary:
+    """The settings of data and places but for the sources; without any path where nothing may be changed."""
+    left_out = {s.name for s in settings() if s.name == "data" or (s.role == "place" and read_only())}
+    form = settings_form(config, "data", "place")
+    return mo.ui.dictionary({name: element for name, element in form.elements.items() if name not in left_out})
+
+
+def read_data_form(config: RunConfig, values: Mapping[str, Any], listed: str) -> RunConfig | Problem:
+    """`config` with the form's values and the sources; a problem, to be shown by `nothing_chosen`, without sources.
+
+    Raises:
+        ConfigError: a value is out of range or no number.
+    """
+    if not listed.strip():
+        return Problem(say("no data is chosen"), shown=True)
+    return read_forms(config, values, {"data": listed})
+
+
+def nothing_chosen(listed: str) -> mo.Html | None:
+    """What to do while there is no source."""
+    if listed.strip():
+        return None
+    return empty(
+        say(
+            "Nothing chosen yet. Type a file or a folder above, or browse for one: JSONL, CSV, Markdown, plain text, "
+            "Word, PDF and others are read. To try it out, type data/sample/club."
+        )
+    )
+
+
+# What became of it ----------------------------------------------------------------------------------------------
+
+
+def data_report(prepared: PreparedData) -> mo.Html:
+    """What was read, refused, mended and joined, and how it was split."""
+    report = prepared.report
+    cards = {
+        say("Rows to train"): f"{report.train:,}",
+        say("Rows to validate"): f"{report.validation:,}",
+        say("Rejected"): f"{report.rejected.count:,}",
+        say("Texts mended"): f"{report.mended.total():,}",
+        say("Documents"): f"{report.documents:,}",
+    }
+    found = [
+        (say("Rejected rows"), report.rejected),
+        (say("Files that were not read"), report.skipped_files),
+        (say("Rows of fact sheets that cannot be used"), report.rejected_facts),
+    ]
+    kept = [
+        (say("Texts that were mended"), report.mended_rows),
+        (say("Rows that seem to hold personal data, and are kept"), report.personal_data),
+        (say("Page numbers, running heads and the like, left out"), report.debris),
+    ]
+    parts: list[Any] = [figures(cards), *(note(warning, "warn") for warning in report.warnings)]
+    parts += [_findings(title, findings) for title, findings in found if findings.count]
+    parts += [_folded_findings(title, findings) for title, findings in kept if findings.count]
+    parts.append(folded(say("What was done"), fact_table(_facts(report))))
+    return mo.vstack(parts, gap=0.75)
+
+
+def _facts(report: DataReport) -> dict[str, str]:
+    """How files became rows, one step a line; steps that did nothing are empty."""
+    read = say("{rows} rows in {files} files", rows=f"{report.read:,}", files=f"{report.files:,}")
+    nearly = say("{count} kept on one side of the split", count=f"{report.near_duplicates:,}")
+    if report.near_duplicates_dropped:
+        nearly = say("{count} left out", count=f"{report.near_duplicates_dropped:,}")
+    split = say("as the files say") if report.own_split else say("by a hash of each row's content")
+    sheets = ", ".join(report.fact_sheets)
+    return {
+        say("Sources"): "\n".join(report.sources),
+        say("Read"): read,
+        say("Encodings"): _counts(report.encodings),
+        say("Shapes"): _counts(report.shapes),
+        say("Joined"): _if(report.joined_lines, say("{count} lines of running text", count=f"{report.joined_lines:,}")),
+        say("Passages"): _if(
+            report.passages, say("{count} made of running text and documents", count=f"{report.passages:,}")
+        ),
+        say("Questions"): _if(report.questions, say("{count} asked for documents", count=f"{report.questions:,}")),
+        say("Mended"): _counts(report.mended),
+        say("Duplicates"): _if(report.duplicates, say("{count} left out", count=f"{report.duplicates:,}")),
+        say("Nearly equal"): _if(report.near_duplicates, nearly),
+        say("One pattern"): _if(
+            report.patterned,
+            say("{count} rows with the same words around other names or numbers", count=f"{report.patterned:,}"),
+        ),
+        say("Split"): split,
+        say("Facts"): _if(len(report.fact_sheets), say("{files}: asked, never trained", files=sheets)),
+    }
+
+
+def _if(count: int, text: str) -> str:
+    return text if count else ""
+
+
+def _counts(counted: Mapping[str, int]) -> str:
+    return ", ".join(f"{kind} {count:,}" for kind, count in sorted(counted.items(), key=lambda entry: -entry[1]))
+
+
+def _findings(title: str, findings: Findings) -> mo.Html:
+    """A few at once, the others folded."""
+    heading = small(say("{title}: {count}", title=title, count=f"{findings.count:,}"))
+    first, rest = findings.listed[:FEW], findings.listed[FEW:MANY]
+    parts = [heading, row_table(_finding_rows(first))]
+    if rest:
+        parts.append(folded(say("{count} more", count=f"{len(rest):,}"), row_table(_finding_rows(rest))))
+    return mo.vstack([*parts, *_unlisted(findings)], gap=0.25)
+
+
+def _folded_findings(title: str, findings: Findings) -> mo.Html:
+    table = row_table(_finding_rows(findings.listed[:MANY]))
+    heading = say("{title}: {count}", title=title, count=f"{findings.count:,}")
+    return folded(heading, mo.vstack([table, *_unlisted(findings)], gap=0.25))
+
+
+def _finding_rows(found: Iterable[Any]) -> list[dict[str, str]]:
+    return [{say("Where"): f.where, say("Why"): f.reason, say("Begins with"): f.sample} for f in found]
+
+
+def _unlisted(findings: Findings) -> list[mo.Html]:
+    left = findings.count - min(len(findings.listed), MANY)
+    count = f"{left:,}"
+    more = say("{count} more are not shown. The run's data_report.json lists the first thousand.", count=count)
+    return [small(more)] if left > 0 else []
+
+
+# What the model makes of it -------------------------------------------------------------------------------------
+
+
+def token_figures(report: TokenReport) -> mo.Html:
+    """The rows as tokens: how many are trained, how long they are, which are odd, and what to look at."""
+    share = f"{100 * report.target_tokens / report.tokens:.0f}%" if report.tokens else "0%"
+    cards = {
+        say("Tokens"): (f"{report.tokens:,}", say("in {rows} rows", rows=f"{report.rows:,}")),
+        say("Share trained"): (share, say("{count} tokens", count=f"{report.target_tokens:,}")),
+        say("Longest row"): (f"{report.longest:,}", say("of {most} that fit", most=f"{report.max_seq_length:,}")),
+        say("Rows cut"): (f"{report.truncated:,}", say("{count} tokens lost", count=f"{report.lost_tokens:,}")),
+        say("Rows that cannot be trained"): f"{report.skipped_rows:,}",
+    }
+    parts: list[Any] = [figures(cards), *(note(warning, "warn") for warning in report.warnings)]
+    if report.rows:
+        parts.append(length_chart(report))
+    if report.skipped:
+        rows = [{say("Where"): where, say("Why"): why} for where, why in report.skipped[:MANY]]
+        parts.append(folded(say("Rows that cannot be trained"), row_table(rows)))
+    for title, found in (
+        (say("Most typical rows"), report.most_typical),
+        (say("Least typical rows"), report.least_typical),
+    ):
+        if found:
+            parts.append(folded(title, _typical(found)))
+    return mo.vstack(parts, gap=0.75)
+
+
+def _typical(found: Sequence[ShownRow]) -> mo.Html:
+    bits = say("Bits a token")
+    rows = [{say("Where"): row.source, bits: f"{row.bits:.1f}", say("Begins with"): row.text} for row in found]
+    explained = say("Bits a token: how surprising a row's tokens are among all of them, whatever their order.")
+    return mo.vstack([row_table(rows, [bits]), small(explained)], gap=0.25)
+
+
+def length_chart(report: TokenReport) -> Chart:
+    """How many rows have how many tokens, with a rule at what fits."""
+    most = report.max_seq_length
+    rows = [
+        {"low": low, "high": high + 1, "rows": count, "tokens": f"{low:,} – {high:,}", "beyond": low > most}
+        for low, high, count in report.histogram
+        if count
+    ]
+    described = say(
+        "Histogram of {rows} rows by their length in tokens. The longest has {longest}; {cut} are longer than "
+        "{most} and cut.",
+        rows=f"{report.rows:,}",
+        longest=f"{report.longest:,}",
+        cut=f"{report.truncated:,}",
+        most=f"{most:,}",
+    )
+    words = (say("tokens in a row"), say("rows"), say("cut beyond {most}", most=f"{most:,}"))
+    return Chart({**_histogram(most, *words), "description": described}, rows)
+
+
+@functools.lru_cache(maxsize=16)
+def _histogram(most: int, tokens: str, rows: str, rule: str) -> dict[str, Any]:
+    """Specification of the histogram; built once for each limit and language, since altair takes its time."""
+    import altair as alt
+
+    powers = [2**power for power in range(4, 25)]
+    scale = alt.Scale(type="log", base=2, nice=False)
+    axis = alt.Axis(values=powers, format=",d", grid=False)
+    colour = alt.condition("datum.beyond", alt.value(BEYOND), alt.value(ACCENT))
+    bars = (
+        alt.Chart(alt.NamedData(name="rows"))
+        .mark_bar(binSpacing=1, cornerRadiusTopLeft=2, cornerRadiusTopRight=2)
+        .encode(
+            x=alt.X("low:Q", title=tokens, scale=scale, axis=axis),
+            x2="high:Q",
+            y=alt.Y("rows:Q", title=rows, axis=alt.Axis(tickMinStep=1, format=",d")),
+            y2=alt.Y2Datum(0),
+            color=colour,
+            tooltip=[alt.Tooltip("tokens:N", title=tokens), alt.Tooltip("rows:Q", title=rows, format=",d")],
+        )
+    )
+    limit = alt.Chart(alt.Data(values=[{"most": most + 1}]))
+    line = limit.mark_rule(strokeDash=[4, 3], color="#8a94a0", size=1.5).encode(x=alt.X("most:Q", title=tokens))
+    text = limit.mark_text(align="right", dx=-6, y=8, color="#8a94a0", text=rule).encode(x=alt.X("most:Q"))
+    chart = alt.layer(bars, line, text).properties(width="container", height=200, background="transparent")
+    return chart.configure_view(strokeOpacity=0).to_dict()

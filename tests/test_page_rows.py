@@ -1,0 +1,249 @@
+"""The data on the page: sources, what became of them, and rows one by one; nothing in them is HTML."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from qlora_core import data
+from qlora_core.config import DataConfig, RunConfig, from_flat
+from qlora_core.data import Findings
+from qlora_core.page import row_browser, rows
+from qlora_core.page.problems import Problem
+from qlora_core.token_report import describe
+from qlora_core.token_view import Piece
+from qlora_core.tokens import ChatTokenizer, make_dataset
+
+MARKUP = '<b id="owned">bold</b> <script>x</script>'
+
+
+def turns(question: str, answer: str) -> dict:
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+def write(path: Path, contents: list) -> Path:
+    lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in contents]
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model: Path) -> ChatTokenizer:
+    return ChatTokenizer(tiny_model)
+
+
+@pytest.fixture
+def prepare(tmp_path: Path, tokenizer: ChatTokenizer):
+    """Prepare rows; gives what was prepared and both datasets."""
+
+    def make(contents: list, most: int = 100, **settings):
+        path = write(tmp_path / "rows.jsonl", contents)
+        config = DataConfig(data=(str(path),), max_seq_length=most, val_fraction=0.0, **settings)
+        prepared = data.prepare(config, tokenizer)
+        return prepared, *(make_dataset(side, tokenizer, most) for side in (prepared.train, prepared.validation))
+
+    return make
+
+
+WANTED = {"side": "train", "only": "all", "text": ""}
+
+
+def texts(found: row_browser.Found) -> list[str]:
+    return [found.rows[place]["messages"][0]["content"] for place in found.places]
+
+
+# Sources --------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_browsed_is_written_as_one_would_type_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert rows.as_typed(tmp_path / "data" / "a.jsonl") == str(Path("data", "a.jsonl"))
+    assert rows.as_typed(tmp_path.parent / "b.jsonl") == str(tmp_path.parent / "b.jsonl")
+
+
+def test_typed_sources_are_the_setting_and_no_others_are_lost():
+    start = from_flat({"max_seq_length": 99})
+    form = rows.data_form(start)
+    assert "data" not in form.elements
+    read = rows.read_data_form(start, form.value, "a.jsonl\n\nfolder of mine\n")
+    assert read == from_flat({"data": ("a.jsonl", "folder of mine")}, base=start)
+
+
+def test_nothing_chosen_is_an_empty_state_and_a_problem_that_says_so_below():
+    read = rows.read_data_form(RunConfig(), {}, " \n")
+    assert read == Problem("no data is chosen", shown=True)
+    assert "Type a file" in rows.nothing_chosen(" \n").text
+    assert rows.nothing_chosen("a.jsonl") is None
+
+
+def test_a_page_to_look_at_has_nothing_to_type_a_path_into(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--read-only"])
+    named = rows.source_list(["a.jsonl", MARKUP])
+    assert named.value == f"a.jsonl\n{MARKUP}"
+    assert "&lt;b id=" in rows.sources(named).text
+    assert "textarea" not in rows.sources(named).text
+    assert rows.source_browser(lambda _: None) is None
+    assert {"facts", "runs_dir", "run", "data"}.isdisjoint(rows.data_form(RunConfig()).elements)
+    assert "max_seq_length" in rows.data_form(RunConfig()).elements
+
+
+# What became of them --------------------------------------------------------------------------------------------
+
+
+def test_report_names_what_was_refused_and_why_as_text(prepare):
+    prepared, *_ = prepare([turns("a", "b"), turns("c", "d"), "not JSON " + MARKUP])
+    html = rows.data_report(prepared).text
+    assert "rows.jsonl:3" in html
+    assert "not JSON" in html
+    assert "<script>" not in html
+    assert "&lt;script&gt;" in html
+
+
+def test_many_findings_are_folded_and_those_not_shown_are_counted():
+    findings = Findings()
+    for place in range(1500):
+        findings.add(f"a.jsonl:{place}", "wrong")
+    html = rows._findings("Rejected rows", findings).text
+    assert "Rejected rows: 1,500" in html
+    assert html.count("a.jsonl:") == rows.MANY
+    assert "195 more" in html
+    assert "1,300 more are not shown" in html
+    few = Findings()
+    few.add("a.jsonl:1", "wrong")
+    assert "more" not in rows._findings("Rejected rows", few).text
+
+
+def test_tokens_in_numbers_and_a_chart_that_says_what_it_shows(prepare, tokenizer):
+    _, train, validation = prepare([turns("a", "b" * n) for n in range(1, 40)] + [turns("c", "d" * 300)])
+    report = describe(train, validation, tokenizer, 100)
+    html = rows.token_figures(report).text
+    assert f"{report.tokens:,}" in html
+    specification = json.loads(rows.length_chart(report)._mime_()[1])
+    assert "40 rows" in specification["description"]
+    assert sum(row["rows"] for row in specification["datasets"]["rows"]) == 40
+    assert [row["rows"] for row in specification["datasets"]["rows"] if row["beyond"]] == [report.truncated] == [1]
+    titles = [layer["encoding"]["x"].get("title") for layer in specification["layer"]]
+    assert titles[0] == "tokens in a row"
+
+
+def test_no_rows_at_all_are_shown_without_a_chart(tokenizer):
+    nothing = make_dataset([], tokenizer, 100)
+    assert "vega" not in rows.token_figures(describe(nothing, nothing, tokenizer, 100)).text
+
+
+# Which rows -----------------------------------------------------------------------------------------------------
+
+
+def test_search_minds_neither_case_nor_accents_nor_names_of_fields(prepare):
+    prepared, *datasets = prepare([turns("Coração", "b"), turns("x", "CORACAO\nde"), turns('say "hi"', "z")])
+    found = row_browser.find(prepared, *datasets, {**WANTED, "text": " coracÃo "})
+    assert (texts(found), found.searched) == (["Coração", "x"], 3)
+    for text, count in (("assistant", 0), ("content", 0), ('"hi"', 1), ("coracao\nde", 1), ("rows.jsonl:2", 1)):
+        assert len(row_browser.find(prepared, *datasets, {**WANTED, "text": text}).places) == count, text
+
+
+def test_search_that_has_no_time_says_how_far_it_came(prepare, monkeypatch):
+    prepared, *datasets = prepare([turns(f"{i} what", f"{i} that") for i in range(7)], near_duplicates="ignore")
+    monkeypatch.setattr(row_browser, "BLOCK", 2)
+    assert row_browser.search(prepared.train, range(7), "that", seconds=60) == (list(range(7)), 7)
+    assert row_browser.search(prepared.train, [1, 3, 6], "that", seconds=60) == ([1, 3, 6], 3)
+    places, searched = row_browser.search(prepared.train, range(7), "that", seconds=0)
+    assert (places, searched) == ([0, 1], 2)
+    found = row_browser.Found(prepared.train, datasets[0], places, 7, searched)
+    assert "in the first 2 of 7" in row_browser._found(found).text
+    monkeypatch.setattr(row_browser, "SEARCHED", 3)
+    assert row_browser.search(prepared.train, range(7), "that", seconds=60) == ([0, 1, 2], 3)
+
+
+def test_rows_that_are_cut_and_rows_left_out_are_found(prepare):
+    contents = [
+        turns("a", "b"),
+        turns("long" * 30, "b"),
+        turns("cut", "b" * 200),
+        turns("c", "d"),
+        turns("cut", "e" * 99),
+    ]
+    prepared, *datasets = prepare(contents)
+    assert texts(row_browser.find(prepared, *datasets, {**WANTED, "only": "cut"})) == ["cut", "cut"]
+    assert texts(row_browser.find(prepared, *datasets, {**WANTED, "only": "skipped"})) == ["long" * 30]
+    found = row_browser.find(prepared, *datasets, {**WANTED, "only": "cut", "text": "EEE"})
+    assert (found.places, found.asked, found.searched) == ([4], 2, 2)
+    assert not row_browser.find(prepared, *datasets, {**WANTED, "side": "validation"}).places
+
+
+def test_moving_stays_among_the_rows(prepare):
+    found = row_browser.find(*prepare([turns("a", "b"), turns("c", "d")]), WANTED)
+    place = 0
+
+    def move(change) -> None:
+        nonlocal place
+        place = change(place)
+
+    before, behind, number = row_browser.movers(found, move)
+    seen = []
+    pressed = [behind, behind, before, before, number, number, number, number]
+    for element, value in zip(pressed, [1, 2, 3, 4, "2", "99", "0", "x"], strict=True):
+        element._update(value)
+        seen.append(place)
+    assert seen == [1, 1, 0, 0, 1, 1, 0, 0]
+
+
+# One row --------------------------------------------------------------------------------------------------------
+
+
+def view(prepared_and_datasets, tokenizer, place: int = 0, part: str = "first", most: int = 100, **wanted) -> str:
+    found = row_browser.find(*prepared_and_datasets, {**WANTED, **wanted})
+    config = from_flat({"max_seq_length": most})
+    return row_browser.row_view(found, place, tokenizer, config, part).text
+
+
+def test_a_row_with_html_in_it_is_text(prepare, tokenizer):
+    html = view(prepare([turns(MARKUP, MARKUP + ' <|im_end|> " onmouseover="x'), turns("c", "d")]), tokenizer)
+    assert "<script" not in html
+    assert "<b " not in html
+    assert "onmouseover=&#34;x" in html
+    assert "rows.jsonl:1" in html
+
+
+def test_a_row_that_cannot_be_trained_says_why(prepare, tokenizer):
+    html = view(prepare([turns("a", "b"), turns("long" * 30, "b")]), tokenizer, only="skipped")
+    assert "the prompt fills max_seq_length 100" in html
+    assert "q-trained" in html.split("q-tokens")[0]  # in the legend alone
+    assert "q-trained" not in html.split("q-tokens")[1]
+
+
+def test_what_cannot_be_seen_is_named():
+    assert row_browser.visible("a b") == 'a<i class="q-sign">·</i>b'
+    assert row_browser.visible("\n").endswith("↵</i><br>")
+    for letter in "\u202e\u200b\u2060\xa0\x00\ud800":
+        assert f"U+{ord(letter):04X}" in row_browser.visible(letter)
+    assert row_browser.visible("\u0301").startswith("◌")
+    assert "◂" in row_browser.visible("")
+    assert len(row_browser.visible("a" * 5000)) < 1100
+
+
+def test_every_kind_of_token_is_told_in_words(prepare, tokenizer):
+    html = view(prepare([turns("é", "b" * 200), turns("c", "d")]), tokenizer).split('role="group"')[1]
+    assert ["[read, not trained:]" in html, "[trained:]" in html, "[cut off:]" in html] == [True] * 3
+    assert "&lt;|im_start|&gt;" in html
+    assert "token 1 of the row" in html
+
+
+def test_a_long_row_is_shown_in_parts():
+    """Of 10,000 tokens, some hundred are boxes, those around what was asked for."""
+    kinds = ["context"] * 3000 + ["trained"] * 2000 + ["cut"] * 5000
+    tokens = [Piece(f"{i}", i, kind) for i, kind in enumerate(kinds)]
+    most = row_browser.SHOWN
+    assert row_browser.window(tokens, "first") == (0, most)
+    start, stop = row_browser.window(tokens, "trained")
+    assert start < 3000 < stop == start + most
+    start, stop = row_browser.window(tokens, "cut")
+    assert (start < 5000, stop) == (True, 5000 + row_browser.CUT_SHOWN)
+    assert row_browser.window(tokens, "last") == (10_000 - row_browser.CUT_SHOWN, 10_000)
+    assert row_browser.window(tokens[:5000], "last") == (5000 - most, 5000)
+    assert row_browser.window(tokens[2990:3010], "cut") == (0, 20)
+    html = row_browser.token_boxes(tokens, "trained").text
+    assert html.count("<wbr>") == most
+    assert "2,900 tokens before these" in html
+    assert "6,500 more tokens" in html
