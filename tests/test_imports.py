@@ -9,8 +9,8 @@ SOURCE = Path(qlora_core.__file__).parent
 WITHOUT_MLX = [
     "errors", "storage", "config", "data", "parallel", "chat_template", "token_rows", "tokens", "token_report",
     "memory", "projections", "headers", "hub_failures", "hub", "sampling",
-    "bases", "adapters", "fit", "presets", "runs", "jobs", "worker", "talk", "talker", "texts", "advice", "console", "cli",
-    "page", "schedule", "batching", "charts", "compare", "export", "guides", "peft",
+    "bases", "adapters", "fit", "presets", "runs", "jobs", "worker", "talk", "talker", "texts", "advice",
+    "console", "cli", "page", "schedule", "batching", "charts", "compare", "export", "guides", "peft",
 ]  # fmt: skip
 HEAVY = ("mlx", "mlx_lm", "transformers", "torch")
 
