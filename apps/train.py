@@ -502,8 +502,28 @@ def log(get_drawn):
 def generation_heading():
     page.section(
         "Generation test",
-        "The same questions to the base and to the tuned model, asked when training ends.",
+        "The same questions while it learns, and to the base and the tuned model when training ends.",
     )
+    return
+
+
+@app.cell
+def samples_state(watcher):
+    get_samples_mark, set_samples_mark = mo.state(page.asking.samples_mark(watcher.run))
+    return get_samples_mark, set_samples_mark
+
+
+@app.cell
+def follow_samples(get_samples_mark, get_snapshot, set_samples_mark):
+    _mark = page.asking.samples_mark(get_snapshot().run)
+    if _mark != get_samples_mark():
+        set_samples_mark(_mark)
+    return
+
+
+@app.cell
+def samples(get_samples_mark):
+    page.view(page.asking.samples, get_samples_mark())
     return
 
 
@@ -564,18 +584,70 @@ def inference_heading():
 
 
 @app.cell
-def question_form():
-    question = mo.ui.text_area(label="Question", rows=2, full_width=True)
-    ask_base = mo.ui.checkbox(label="Ask the base model too")
-    ask_button = mo.ui.run_button(label="Ask")
-    mo.vstack([question, mo.hstack([ask_button, ask_base], justify="start", gap=1)])
-    return ask_base, ask_button, question
+def asker(tracker):
+    asker = page.asking.Asker(tracker)
+    get_talk, set_talk = mo.state(asker.look())
+    get_talk_phase, set_talk_phase = mo.state(asker.look().phase)
+    return asker, get_talk, get_talk_phase, set_talk, set_talk_phase
 
 
 @app.cell
-def inference(ask_base, ask_button, question, watcher):
-    # `qlora generate` in a process of its own: the model is loaded, answers, and is gone
-    page.view(page.asking.ask, watcher.run, question.value, ask_base.value) if ask_button.value else None
+def question_form():
+    question = page.asking.question_form()
+    page.view(page.asking.form_place, question)
+    return (question,)
+
+
+@app.cell
+def inference(asker, question, set_talk, set_talk_phase, watcher):
+    # The process that answers begins with the first question, and is gone when nobody looks any more
+    asker.submit(watcher.run, page.asking.sent(question))
+    set_talk(asker.look())
+    set_talk_phase(asker.look().phase)
+    return
+
+
+@app.cell
+def talk_buttons(get_talk_phase):
+    cancel_button, away_button = page.asking.controls(get_talk_phase())
+    swift_tick = page.asking.swift_ticker(get_talk_phase())
+    page.view(page.asking.controls_row, cancel_button, away_button, swift_tick)
+    return away_button, cancel_button, swift_tick
+
+
+@app.cell
+def talk_requests(asker, away_button, cancel_button):
+    if cancel_button.value:
+        asker.cancel()
+    if away_button.value:
+        asker.put_away()
+    return
+
+
+@app.cell
+def follow_talk(
+    asker,
+    get_talk,
+    get_talk_phase,
+    set_talk,
+    set_talk_phase,
+    swift_tick,
+    tick,
+):
+    # Often while an answer is being made, else with the page's own ticker: a sign that somebody looks
+    tick.value
+    page.asking.sent(swift_tick)
+    _now = asker.look()
+    if _now != get_talk():
+        set_talk(_now)
+    if _now.phase != get_talk_phase():
+        set_talk_phase(_now.phase)
+    return
+
+
+@app.cell
+def answers(get_talk):
+    page.view(page.asking.side_by_side, get_talk())
     return
 
 

@@ -198,6 +198,17 @@ class PaceConfig:
     max_answer_tokens: int = knob(
         40, "Longest answer when the model is tested.", ge=1, le=4096, role="pace", unit="tokens"
     )
+    samples: int = knob(
+        4,
+        "Questions answered at each validation, to watch the model learn; 0: none.",
+        ge=0,
+        le=64,
+        role="pace",
+        unit="questions",
+    )
+    sample_prompts: tuple[str, ...] = knob(
+        (), "Prompts to answer instead, all of them; default: questions of the fact sheet or the rows.", role="pace"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

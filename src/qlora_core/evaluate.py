@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
+from .config import PaceConfig
 from .device import nn
 from .generate import answer
 from .model import base_only
 from .runs import Run
-from .storage import write_json
+from .storage import write_json, write_text
 from .tokens import ChatTokenizer
 
 SAMPLES = 6  # questions answered side by side when there is no fact sheet
@@ -27,7 +29,7 @@ def evaluate_run(
     """Answer the run's fact sheet, or some validation questions, with base and tuned model.
 
     Args:
-        run: its `evaluation.json` and `samples.jsonl` are replaced.
+        run: its `evaluation.json` is replaced.
         model: with the adapters to be judged.
         tokenizer: of that model.
         adapters: which ones they are, for the record (`best`, `final`).
@@ -49,11 +51,53 @@ def evaluate_run(
             )
     result = {"adapters": adapters, "questions": questions, "recall": recall(questions)}
     write_json(run.path / "evaluation.json", result)
-    lines = [
-        json.dumps({k: q[k] for k in ("question", "reference", "base", "tuned")}, ensure_ascii=False) for q in questions
-    ]
-    (run.path / "samples.jsonl").write_text("\n".join(lines) + "\n" if lines else "", encoding="utf-8")
     return result
+
+
+def answer_samples(
+    run: Run, model: nn.Module, tokenizer: ChatTokenizer, config: PaceConfig, *, step: int, epoch: int
+) -> None:
+    """Answer the run's sample prompts in one batch and add them to its `samples.jsonl`.
+
+    Args:
+        run: whose.
+        model: with the adapters as they are; before step 1 the base answers.
+        tokenizer: of that model.
+        config: which prompts, and how long an answer may be.
+        step: made so far.
+        epoch: that it belongs to, from 1.
+    """
+    prompts = sample_prompts(run, config)
+    with nullcontext() if step else base_only(model):
+        answers = answer(model, tokenizer, list(prompts), max_tokens=config.max_answer_tokens)
+    lines = [
+        {"step": step, "epoch": epoch, "question": question, "answer": text, "reference": reference}
+        for (question, reference), text in zip(prompts.items(), answers, strict=True)
+    ]
+    with (run.path / "samples.jsonl").open("a", encoding="utf-8", newline="\n") as file:
+        file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def sample_prompts(run: Run, config: PaceConfig) -> dict[str, str]:
+    """What is asked while it learns, with the answer that is wanted where one is known.
+
+    The prompts of the settings, else some of the questions that are asked at the end, spread over them.
+    """
+    if config.sample_prompts:
+        return dict.fromkeys(config.sample_prompts, "")
+    known = {q["question"]: q["reference"] or " / ".join(q["expected"]) for q in _questions(run)}
+    questions = list(known)
+    count = min(config.samples, len(questions))
+    chosen = [questions[i * len(questions) // count] for i in range(count)]
+    return {question: known[question] for question in chosen}
+
+
+def forget_samples(run: Run, step: int) -> None:
+    """Take back the samples of steps after `step`, where a run goes on from an older checkpoint, and a torn line."""
+    path = run.path / "samples.jsonl"
+    kept = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in run.samples() if sample["step"] <= step]
+    if path.is_file() and path.read_bytes() != "".join(kept).encode():
+        write_text(path, "".join(kept))
 
 
 def recall(questions: Iterable[dict[str, Any]]) -> dict[str, dict[str, int]]:

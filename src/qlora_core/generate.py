@@ -31,17 +31,24 @@ def answer(model: nn.Module, tokenizer: ChatTokenizer, prompts: Sequence[Prompt]
 
 def stream(model: nn.Module, tokenizer: ChatTokenizer, prompt: Prompt, **sampling: Any) -> Iterator[str]:
     """The answer to one prompt, piece by piece as it is made; joined, it is what `answer` gives."""
+    return (piece for piece, _ in stream_tokens(model, tokenizer, prompt, **sampling) if piece)
+
+
+def stream_tokens(
+    model: nn.Module, tokenizer: ChatTokenizer, prompt: Prompt, **sampling: Any
+) -> Iterator[tuple[str, int]]:
+    """After each token of the answer to one prompt: the text that it adds, which may be none, and tokens so far."""
     ids: list[int] = []
     shown = ""
     for _, token in _tokens(model, tokenizer, [prompt], Sampling(**sampling)):
         ids.append(token)
         text = tokenizer.decode(ids).lstrip()
         whole = text.rstrip("\ufffd").rstrip()  # not yet: half a character, or space that the answer may end in
-        if whole.startswith(shown) and len(whole) > len(shown):
-            yield whole[len(shown) :]
-            shown = whole
+        piece = whole[len(shown) :] if whole.startswith(shown) else ""
+        shown += piece
+        yield piece, len(ids)
     if rest := tokenizer.decode(ids).strip()[len(shown) :]:
-        yield rest
+        yield rest, len(ids)
 
 
 def _tokens(

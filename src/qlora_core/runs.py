@@ -189,6 +189,22 @@ class Run:
         """The result of the last evaluation, if there was one."""
         return self._read_json("evaluation.json") if (self.path / "evaluation.json").is_file() else None
 
+    def samples(self) -> list[dict[str, Any]]:
+        """Answers while it learnt, in order: `{"step", "epoch", "question", "answer", "reference"}`."""
+        try:
+            lines = (self.path / "samples.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
+        except FileNotFoundError:
+            return []
+        found = []
+        for line in lines:
+            try:
+                sample = json.loads(line)
+            except ValueError:  # torn by a crash
+                continue
+            if isinstance(sample, dict) and "step" in sample:
+                found.append(sample)
+        return found
+
     def summary(self) -> dict[str, Any] | None:
         """The numbers of a run that ended."""
         return self._read_json("summary.json") if (self.path / "summary.json").is_file() else None

@@ -21,7 +21,7 @@ from .batching import Batch, epoch_batches, fixed_batches, make_batch, share_out
 from .checkpoint import latest_checkpoint, save_checkpoint
 from .device import mx, nn
 from .errors import QLoraError, TrainingError
-from .evaluate import evaluate_run
+from .evaluate import answer_samples, evaluate_run, forget_samples
 from .memory import MemoryMonitor
 from .model import adapter_parameters, batch_loss, load_adapters, save_adapters
 from .runs import Run, RunWriter, State
@@ -94,6 +94,9 @@ def _train_to_end(session: Session, writer: RunWriter, interruption: Interruptio
         val_rows=len(session.val_rows),
     )
     prepare_to_train(session)
+    forget_samples(session.run, progress.step)
+    if progress.step == 0 and not session.run.samples():
+        _sample(session, writer, epoch=0)
     while progress.step < total and not interruption.asked:
         epoch = progress.step // session.steps_per_epoch
         _log_memory(session, writer, f"Epoch {epoch + 1} start")
@@ -129,23 +132,28 @@ def train_epoch(session: Session, writer: RunWriter, epoch: int, interruption: I
         writer.log("step", epoch=epoch + 1, **_timed_step(session, writer, group))
         writer.beat(step=progress.step, epoch=epoch + 1)
         last = progress.step == session.total_steps
-        _after_step(session, writer, epoch, end_of_epoch=number == len(groups), last=last)
+        _after_step(session, writer, epoch, interruption, end_of_epoch=number == len(groups), last=last)
         if last or interruption.asked or _patience_is_over(session):
             return
 
 
-def _after_step(session: Session, writer: RunWriter, epoch: int, *, end_of_epoch: bool, last: bool) -> None:
-    """Validate and save where they are due."""
+def _after_step(
+    session: Session, writer: RunWriter, epoch: int, interruption: Interruption, *, end_of_epoch: bool, last: bool
+) -> None:
+    """Validate, save and answer the sample prompts where they are due."""
     pace, progress = session.config.pace, session.progress
     if end_of_epoch:
         average = progress.epoch_loss / max(progress.epoch_targets, 1)
         writer.log("epoch", epoch=epoch + 1, step=progress.step, avg_loss=average)
     due = end_of_epoch if pace.eval_every == 0 else progress.step % pace.eval_every == 0
+    sampled = due or last
     if (due or last) and session.val_rows:
         _validate(session, writer)
     due = end_of_epoch if pace.save_every == 0 else progress.step % pace.save_every == 0
     if due or last:
         _save(session, writer)
+    if sampled and not interruption.asked:  # a pause need not wait for them; the batch itself is not cut short
+        _sample(session, writer, epoch + 1)
     if end_of_epoch:
         writer.tell("epoch_complete", epoch=epoch + 1)
 
@@ -316,6 +324,18 @@ def _validate(session: Session, writer: RunWriter) -> None:
         seconds=time.perf_counter() - started,
         best=best,
     )
+
+
+def _sample(session: Session, writer: RunWriter, epoch: int) -> None:
+    """Answer the sample prompts; training is as if it had not been. What goes wrong is a warning."""
+    pace, step = session.config.pace, session.progress.step
+    if not pace.samples:
+        return
+    try:
+        answer_samples(session.run, session.model, session.tokenizer, pace, step=step, epoch=epoch)
+    except Exception as error:  # whatever it is, hours of training are worth more
+        writer.log("warning", step=step, message=f"step {step}: the sample prompts could not be answered: {error}")
+    prepare_to_train(session)
 
 
 def _patience_is_over(session: Session) -> bool:

@@ -1,0 +1,189 @@
+"""The page for conversations: its graph, and what asking shows."""
+
+import importlib.util
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from marimo._ast.app import InternalApp
+
+from qlora_core import page
+from qlora_core.page.asking import Asker, Conversation, Turn
+from qlora_core.runs import Run, RunLock, TrainingTracker
+from qlora_core.talk import Answer, Talk
+
+CHAT = ROOT / "apps" / "chat.py"
+FORM = {"question": "red?", "max_tokens": 12, "temperature": 0, "top_p": 1, "seed": 0, "system": "", "who": "tuned"}
+MARKUP = '<img src=x onerror="alert(1)">\n![x](http://x.y/z.png)'
+PATIENCE = 60.0  # seconds; a limit for something broken, not an expectation
+
+
+@pytest.fixture(scope="module")
+def graph():
+    spec = importlib.util.spec_from_file_location("chat_notebook", CHAT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    app = InternalApp(module.app)
+    name = app.cell_manager.cell_name
+    return {name(c): {name(a) for a in app.graph.ancestors(c)} for c in app.execution_order}
+
+
+@pytest.fixture
+def asker(trained: Run):
+    made = Asker(TrainingTracker(trained.path.parent))
+    yield made
+    made.put_away()
+
+
+def answered(asker: Asker) -> Conversation:
+    end = time.monotonic() + PATIENCE
+    while (now := asker.look()).answering:
+        assert time.monotonic() < end, now
+        time.sleep(0.01)
+    return now
+
+
+# The notebook ---------------------------------------------------------------------------------------------------
+
+
+def test_nothing_that_ticks_sends(graph):
+    assert {"ticker", "follow", "buttons"}.isdisjoint(graph["send"])
+    assert {"message_form", "who", "asker"} <= graph["send"]
+    assert "send" not in graph["conversation"]
+
+
+def test_cells_are_short():
+    bodies = CHAT.read_text(encoding="utf-8").split("@app.cell")[1:]
+    assert max(len(body.splitlines()) for body in bodies) <= 30
+
+
+def test_marimo_check():
+    command = [sys.executable, "-m", "marimo", "check", "--strict", str(CHAT)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_page_imports_no_mlx(python):
+    code = (
+        "import importlib.util, sys\n"
+        f"spec = importlib.util.spec_from_file_location('n', {str(CHAT)!r})\n"
+        "module = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(module)\n"
+        "module.app.run()\n"
+        "print([m for m in sys.modules if m.split('.')[0] in ('mlx', 'mlx_lm', 'transformers', 'torch')])"
+    )
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+# Asking ---------------------------------------------------------------------------------------------------------
+
+
+def test_side_by_side(asker, trained):
+    form = dict(FORM)
+    asker.submit(trained, form)
+    assert asker.look().answering
+    asker.submit(trained, form)  # the cell ran again; nothing was sent
+    (turn,) = answered(asker).turns
+    tuned, base = turn.answers
+    assert (turn.question, tuned.text, tuned.base, base.base) == ("red?", "rosa", False, True)
+    assert base.text != "rosa"
+    html = page.asking.side_by_side(asker.look()).text
+    assert "rosa" in html
+    assert "tokens/s" in html
+
+
+def test_a_conversation_goes_on_and_begins_anew(asker, trained):
+    asker.send(trained.name, None, dict(FORM))
+    answered(asker)
+    asker.send(trained.name, None, {**FORM, "question": "blue?", "system": "Be brief."})
+    now = answered(asker)
+    assert [turn.question for turn in now.turns] == ["red?", "blue?"]
+    assert asker._messages({**FORM, "system": "Be brief."}, False) == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "red?"},
+        {"role": "assistant", "content": "rosa"},
+        {"role": "user", "content": "blue?"},
+        {"role": "assistant", "content": now.turns[1].answers[0].text},
+    ]
+    asker.clear()
+    assert asker.look().turns == ()
+    asker.send(trained.name, None, {**FORM, "who": "base"})
+    (turn,) = answered(asker).turns
+    assert [given.base for given in turn.answers] == [True]
+    asker.put_away()
+    assert asker.look().talk.state == "absent"
+    assert asker.look().turns == (turn,)  # what was said stays
+
+
+def test_nothing_is_asked_without_a_question_or_a_run(asker, trained):
+    asker.submit(None, dict(FORM))
+    assert "no run yet" in asker.look().problem
+    asker.submit(trained, {**FORM, "question": "  "})
+    assert "Write a question first" in asker.look().problem
+    assert asker.look().talk == Talk()
+
+
+def test_training_holds_the_memory(asker, trained, tmp_path):
+    asker.submit(trained, dict(FORM))
+    answered(asker)
+    lock = RunLock(trained.path)
+    try:
+        now = asker.look()
+        assert (now.training, now.talk.state) == (trained.name, "absent")
+        asker.submit(trained, dict(FORM))
+        assert asker.look().talk.state == "absent"
+        assert "Training holds the memory" in page.asking.side_by_side(asker.look()).text
+    finally:
+        lock.release()
+
+
+def test_only_looked_at_nothing_is_asked(asker, trained, monkeypatch):
+    monkeypatch.setattr(page.asking, "read_only", lambda: True)
+    assert page.asking.question_form() is None
+    assert page.asking.sent(None) is None
+    assert "only to be looked at" in page.asking.form_place(None).text
+    asker.submit(trained, dict(FORM))
+    assert asker.look() == Conversation()
+
+
+# What is shown --------------------------------------------------------------------------------------------------
+
+
+def test_answers_are_text(tmp_path):
+    answer = Answer(1, False, MARKUP, done=True, error=MARKUP)
+    now = Conversation(Talk("ended", MARKUP, (answer,)), (Turn(MARKUP, (answer,)),), problem=MARKUP)
+    (tmp_path / "samples.jsonl").write_text(
+        '{"step": 0, "question": "<img src=q>", "answer": "<img src=a>", "reference": "<img src=r>"}\n', "utf-8"
+    )
+    samples = page.asking.samples(page.asking.samples_mark(Run(tmp_path)))
+    for shown in (page.asking.side_by_side(now), page.asking.bubbles(now), samples):
+        assert "&lt;img src=" in shown.text
+        assert "<img" not in shown.text
+        assert "<a " not in shown.text
+
+
+def test_samples_newest_first(trained):
+    html = page.asking.samples(page.asking.samples_mark(trained)).text
+    assert html.index("Step 40") < html.index("Step 10") < html.index("Before training")
+    assert html.count("<details") == 4
+    assert "appear here" in page.asking.samples(page.asking.samples_mark(None)).text
+
+
+def test_where_there_is_no_run(tmp_path):
+    tracker = TrainingTracker(tmp_path)
+    choice = page.asking.who_to_ask(tracker)
+    assert choice.value == page.asking.BASE_ONLY
+    assert "There is no run in" in page.asking.choice_place(tracker, choice).text
+    assert "Nothing said yet" in page.asking.bubbles(Conversation()).text
+
+
+def test_memory_is_told_before(trained, tiny_model: Path):
+    tracker = TrainingTracker(trained.path.parent)
+    assert "GB are available now" in page.asking.memory_before(tracker, trained.name, None).text
+    alone = page.asking.memory_before(tracker, page.asking.BASE_ONLY, str(tiny_model)).text
+    assert "tiny-llama" in alone
