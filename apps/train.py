@@ -439,7 +439,7 @@ def run_to_look_at(get_phase, tracker, watcher):
 
 @app.cell
 def ticker():
-    tick = mo.ui.refresh(options=["1s", "5s", "30s"], default_interval="1s", label="Looked at every")
+    tick = page.training.ticker()
     return (tick,)
 
 

@@ -40,6 +40,11 @@ def run_menu(tracker: TrainingTracker, watcher: RunWatcher) -> mo.ui.dropdown:
     return mo.ui.dropdown(options, value=chosen, label=say("Run shown"), allow_select_none=False)
 
 
+def ticker() -> mo.ui.refresh:
+    """How often the run is looked at."""
+    return mo.ui.refresh(options=["1s", "5s", "30s"], default_interval="1s", label=say("Looked at every"))
+
+
 def controls(plan: TrainingPlan | Problem, watcher: RunWatcher, rows: TokenDataset | Problem | None = None) -> Any:
     """Buttons to start, pause and stop, each enabled when it can do something, and the row that shows them.
 
