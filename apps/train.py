@@ -19,6 +19,12 @@ with app.setup:
 
 
 @app.cell(hide_code=True)
+def pages():
+    page.navigation.links("")
+    return
+
+
+@app.cell(hide_code=True)
 def title():
     mo.md("""
     # QLoRA Notebook
@@ -551,29 +557,90 @@ def performance_metrics(get_phase, watcher):
 def saved_heading():
     page.section(
         "The saved model",
-        "Adapters in mlx-lm's format, a few megabytes each; the base is not copied. `export/adapter` holds "
-        "all that another program needs; one stand-alone model: `uv run qlora export RUN --to fused`.",
+        "Adapters, a few megabytes each; the base is not copied. Export makes of them what another program needs.",
     )
     return
 
 
 @app.cell
-def saved_model(get_phase, watcher):
-    get_phase()
+def saved_model(get_exports, get_phase, watcher):
+    get_phase(), get_exports()
     page.view(page.results.saved, watcher.run)
+    return
+
+
+@app.cell
+def export_state(watcher):
+    get_exports, set_exports = mo.state(page.exporting.look(watcher.run))
+    return get_exports, set_exports
+
+
+@app.cell
+def export_poll(get_exports, set_exports, tick, watcher):
+    # An export is found on disk, whoever made it: nothing is lost by closing the page meanwhile
+    tick.value
+    _exports = page.exporting.look(watcher.run)
+    if _exports.version != get_exports().version:
+        set_exports(_exports)
+    return
+
+
+@app.cell
+def export_kinds(get_exports):
+    page.view(page.exporting.explained, get_exports())
+    return
+
+
+@app.cell
+def export_menu():
+    export_kind = page.exporting.menu()
+    None if page.language.read_only() else export_kind
+    return (export_kind,)
+
+
+@app.cell
+def export_button(export_kind, get_exports):
+    export_button = page.exporting.button(get_exports(), export_kind.value)
+    None if page.language.read_only() else export_button
+    return (export_button,)
+
+
+@app.cell
+def export(export_button, export_kind, watcher):
+    # `qlora export` in a process of its own
+    page.view(page.exporting.start, watcher.run, export_kind.value) if export_button.value else None
+    return
+
+
+@app.cell
+def exported(export_kind, get_exports):
+    page.view(page.exporting.result, get_exports(), export_kind.value)
     return
 
 
 @app.cell(hide_code=True)
 def integration_heading():
-    page.section("Using it elsewhere")
+    page.section("Using it elsewhere", "The guide that lies beside the adapters, with examples that run as they stand.")
     return
 
 
 @app.cell
-def integration_guide(get_phase, watcher):
-    get_phase()
+def integration_guide(get_exports, get_phase, watcher):
+    get_phase(), get_exports()
     page.view(page.results.integration, watcher.run)
+    return
+
+
+@app.cell(hide_code=True)
+def next_heading():
+    page.section("What to do next")
+    return
+
+
+@app.cell
+def what_next(get_phase, tracker, watcher):
+    get_phase()
+    page.view(page.results.next_steps, watcher.run, tracker, page.language.read_only())
     return
 
 
@@ -683,14 +750,46 @@ def lora_and_qlora(config, model, train_dataset):
 @app.cell
 def runs_to_compare(get_phase, tracker):
     get_phase()
-    chosen_runs = page.results.run_choice(tracker)
+    chosen_runs = page.comparing.run_choice(tracker, ended=True)
     chosen_runs
     return (chosen_runs,)
 
 
 @app.cell
 def comparison(chosen_runs, tracker):
-    page.view(page.results.comparison, tracker, chosen_runs.value)
+    compared = attempt(page.comparing.compared, tracker, chosen_runs.value)
+    page.complain(compared) or page.view(page.comparing.nothing_chosen, tracker, compared)
+    return (compared,)
+
+
+@app.cell
+def comparison_axis():
+    comparison_axis = page.comparing.axis_choice()
+    comparison_axis
+    return (comparison_axis,)
+
+
+@app.cell
+def comparison_curves(compared, comparison_axis):
+    page.view(page.comparing.curves, compared, comparison_axis.value)
+    return
+
+
+@app.cell
+def comparison_numbers(compared):
+    page.view(page.comparing.numbers, compared)
+    return
+
+
+@app.cell
+def comparison_settings(compared):
+    page.view(page.comparing.settings, compared)
+    return
+
+
+@app.cell
+def comparison_samples(compared):
+    page.view(page.comparing.samples, compared)
     return
 
 

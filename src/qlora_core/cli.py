@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 import os
+import secrets
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ from .memory import MemoryMonitor
 from .presets import PRESETS
 from .runs import Run, TrainingPlan, TrainingTracker, iterate_states, resolve_config
 from .sampling import Sampling
+from .serve import add_page_arguments, add_server_arguments
 
 DONE, ERROR, PAUSED, INTERRUPTED = 0, 1, 3, 130
 
@@ -283,11 +285,20 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _app(arguments: argparse.Namespace) -> int:
-    notebook = Path("apps/train.py")
-    if not notebook.is_file():
-        raise QLoraError(f"{notebook}: not found in {Path.cwd()}. Run `qlora app` in the project's directory.")
-    command = [sys.executable, "-m", "marimo", "run", str(notebook), "--host", "127.0.0.1", "--token"]
-    os.execv(sys.executable, command)
+    from . import serve
+
+    listening, token = serve.listen(arguments.host, arguments.port), secrets.token_urlsafe(24)
+    address = serve.address_of(listening)
+    url = f"{address}/?access_token={token}"
+    if arguments.json:
+        print(json.dumps({"url": url, "pid": os.getpid()}), flush=True)
+    else:
+        print(console.page_opened(url, arguments.host, shared=not serve.is_loopback(arguments.host)), flush=True)
+    with contextlib.nullcontext() if arguments.no_browser else serve.opened_in_browser(url):
+        serve.serve(listening, arguments.host, token, serve.notebook_flags(arguments.argv[1:]))
+    print("\nThe page is closed. What is being trained goes on: `qlora runs` lists it.", file=sys.stderr, flush=True)
+    os._exit(DONE)  # kernels of open pages are threads that would keep the process
+    return DONE
 
 
 def run_as_json(run: Run) -> dict[str, Any]:
@@ -343,7 +354,10 @@ def build_parser() -> argparse.ArgumentParser:
     models.add_argument("--fetch", default="", metavar="MODEL", help="fetch this one: a short name or a hub id")
     for made in (*with_runs, generate, evaluate, compare, export):
         made.add_argument("--runs-dir", default=RunConfig().place.runs_dir, help="directory of all runs")
-    command("app", _app, "open the page, for this machine only, with a token")
+    app = command("app", _app, "open the page, for this machine only, with a token")
+    add_server_arguments(app)
+    add_page_arguments(app)
+    _add_training(app)
     return parser
 
 
@@ -382,6 +396,7 @@ def _at_least(least: float, kind: type[int] | type[float], most: float = math.in
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     arguments = build_parser().parse_args(argv)
+    arguments.argv = list(sys.argv[1:] if argv is None else argv)
     return guarded(lambda: arguments.call(arguments))
 
 

@@ -369,6 +369,17 @@ class TrainingReporter:
             self._bar = None
 
 
+def page_opened(url: str, host: str, *, shared: bool) -> str:
+    """Where the page is, and who may see it."""
+    lines = [f"The page: {url}", "Ctrl+C closes it; what is being trained goes on."]
+    if shared:
+        lines += [
+            f"! --host {host}: everybody in your network can reach it, unencrypted, and whoever has this address can",
+            "  read your data and start jobs. Only do this where you trust the network.",
+        ]
+    return "\n".join(lines)
+
+
 # Pieces ---------------------------------------------------------------------------------------------------------
 
 

@@ -14,15 +14,21 @@ Knows marimo and altair and nothing of mlx: whatever needs it is a worker or a c
     training   buttons, figures, curves, the log
     asking     questions to base and tuned model
     results    what a run that ended leaves
+    exporting  taking it elsewhere
+    comparing  runs side by side
+    navigation from one notebook to the others
 """
 
 from . import asking as asking
 from . import commands as commands
+from . import comparing as comparing
+from . import exporting as exporting
 from . import forms as forms
 from . import language as language
 from . import look as look
 from . import machine as machine
 from . import model as model
+from . import navigation as navigation
 from . import problems as problems
 from . import results as results
 from . import row_browser as row_browser
@@ -31,6 +37,7 @@ from . import source as source
 from . import training as training
 from . import watching as watching
 from .look import section as section
+from .look import title as title
 from .problems import attempt as attempt
 from .problems import complain as complain
 from .problems import scripted as scripted

@@ -12,13 +12,8 @@ import sys
 import marimo as mo
 
 from .. import texts
+from ..serve import add_page_arguments as add_page_arguments  # of the notebooks and of `qlora app` alike
 from ..texts import LANGUAGES
-
-
-def add_page_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of the page itself."""
-    parser.add_argument("--lang", choices=LANGUAGES, default="", help="language of the page (default: the browser's)")
-    parser.add_argument("--read-only", action="store_true", help="a page to look at: nothing on it starts a job")
 
 
 @functools.cache

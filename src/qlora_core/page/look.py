@@ -32,6 +32,12 @@ def shown(markup: Markup) -> mo.Html:
     return mo.Html(str(markup))
 
 
+def title(words: str, text: str = "") -> mo.Html:
+    """The heading of a page, and what the page is for."""
+    paragraph = put('<p class="q-lead">{}</p>', say(text)) if text else ""
+    return shown(put('<header class="q-title"><h1>{}</h1>{}</header>', say(words), paragraph))
+
+
 def section(title: str, text: str = "") -> mo.Html:
     """A heading, and what its section is about."""
     paragraph = put('<p class="q-lead">{}</p>', say(text)) if text else ""

@@ -1,93 +1,188 @@
-"""What a run that ended leaves: answers, numbers, files, guides, and how it compares with others."""
+"""What a run that ended leaves: answers, numbers, files, guides, and what to do next."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import datetime
+from typing import Any
 
 import marimo as mo
+from markupsafe import Markup
 
 from .. import console
 from ..charts import thin
-from ..compare import compare
+from ..console import duration, size
 from ..guides import GUIDES
 from ..runs import Run, TrainingTracker, iterate_states
-from .look import empty, fact_table, figures, folded, row_table, text_block
+from ..texts import say
+from . import navigation
+from .language import language
+from .look import empty, fact_table, figures, folded, joined, put, row_table, shown, text_block
+
+NOTHING = "–"
 
 
 def runs_overview(tracker: TrainingTracker) -> mo.Html:
     """All runs, newest first."""
-    rows = [
-        {
-            "run": row["run"],
-            "state": row["state"],
-            "step": f"{row['step']} / {row['total_steps']}",
-            "best validation loss": "–" if row["best_val_loss"] is None else f"{row['best_val_loss']:.4f}",
-        }
-        for row in iterate_states(tracker.runs())
+    runs = tracker.runs()
+    if not runs:
+        return empty(say("No runs yet in {place}. Start one under Training.", place=str(tracker.runs_dir)))
+    rows = [_run_row(run, found) for run, found in zip(runs, iterate_states(runs), strict=True)]
+    return row_table(rows, numbers=[say("Step"), say("Best validation loss")])
+
+
+def _run_row(run: Run, found: dict[str, Any]) -> dict[str, Any]:
+    best, changed = found["best_val_loss"], run.status().get("time") or (run.path / "config.json").stat().st_mtime
+    row = {
+        say("Run"): run.name,
+        say("State"): say(found["state"]),
+        say("Step"): f"{found['step']:,} / {found['total_steps']:,}",
+        say("Best validation loss"): NOTHING if best is None else f"{best:.4f}",
+        say("Base"): run.environment()["model"]["name"],
+        say("Last written"): datetime.datetime.fromtimestamp(changed).strftime("%Y-%m-%d %H:%M"),
+    }
+    if links := _links(run):
+        row[say("Open")] = links
+    return row
+
+
+def _links(run: Run) -> Markup:
+    """To the other notebooks, for this run, where the same server shows them."""
+    names = {"/compare": say("compare"), "/chat": say("chat")}
+    links = [
+        put('<a href="{}" target="_self">{}</a>', navigation.address(path, run=run.name), name)
+        for path, name in names.items()
+        if path in navigation.served
     ]
-    return row_table(rows) if rows else empty("None yet.")
+    return put('<span class="q-links">{}</span>', joined(links)) if links else Markup("")
 
 
 def generation_test(run: Run | None) -> mo.Html:
     """Recall and answers of base and tuned model, as the trainer judged them."""
     evaluation = run.evaluation() if run else None
     if not evaluation or not evaluation["questions"]:
-        return empty("Answers appear here when training ends.")
-    names = {"trained": "Recall, trained phrasings", "held_out": "Recall, held-out phrasings"}
-    cards = {
-        names.get(kind, f"Recall, {kind}"): (
-            f"{100 * count['tuned'] / count['questions']:.0f}%",
-            f"{count['tuned']} of {count['questions']}; base model {count['base']}",
-        )
-        for kind, count in evaluation["recall"].items()
-    }
+        return empty(say("Answers appear here when training ends."))
+    cards = recall_cards(evaluation)
     mark = {True: " ✓", False: " ✗"}
     rows = [
         {
-            "question": q["question"],
-            "base": console.one_line(q["base"]) + mark.get(q.get("base_right"), ""),
-            "tuned": console.one_line(q["tuned"]) + mark.get(q.get("tuned_right"), ""),
+            say("Question"): q["question"],
+            say("Base model"): console.one_line(q["base"]) + mark.get(q.get("base_right"), ""),
+            say("Tuned model"): console.one_line(q["tuned"]) + mark.get(q.get("tuned_right"), ""),
         }
         for q in evaluation["questions"]
     ]
-    shown = thin(rows, console.SHOWN_ANSWERS)
-    more = [folded(f"All {len(rows)} questions", row_table(rows))] if len(shown) < len(rows) else []
-    return mo.vstack([*([figures(cards)] if cards else []), row_table(shown), *more])
+    some = thin(rows, console.SHOWN_ANSWERS)
+    more = [folded(say("All {count} questions", count=len(rows)), row_table(rows))] if len(some) < len(rows) else []
+    return mo.vstack([*([figures(cards)] if cards else []), row_table(some), *more])
+
+
+def recall_cards(evaluation: dict[str, Any] | None) -> dict[str, tuple[str, str]]:
+    """Shares of the fact sheet's questions that were answered rightly; empty where there is no fact sheet."""
+    names = {"trained": say("Recall, trained phrasings"), "held_out": say("Recall, held-out phrasings")}
+    return {
+        names.get(kind, kind): (
+            f"{100 * count['tuned'] / count['questions']:.0f}%",
+            say(
+                "{right} of {all}; base model {base}", right=count["tuned"], all=count["questions"], base=count["base"]
+            ),
+        )
+        for kind, count in (evaluation["recall"] if evaluation else {}).items()
+        if count["questions"]
+    }  # fmt: skip
 
 
 def performance(run: Run | None) -> mo.Html:
-    """The numbers of a run that ended, and its curves."""
+    """The numbers of a run that ended."""
     numbers = run.summary() if run else None
-    if not numbers:
-        return empty("Numbers appear here when training ends.")
-    curves = run.result / "curves.png"
-    image = [mo.image(str(curves), alt="Loss, learning rate, speed and memory over steps")] if curves.is_file() else []
-    return mo.vstack([fact_table(console.performance(numbers)), *image])
+    if run is None or not numbers:
+        return empty(say("Numbers appear here when training ends."))
+    best = numbers["best_val_loss"]
+    at = say("at step {step} of {steps}", step=numbers["best_step"], steps=numbers["steps"]) if best is not None else ""
+    perplexity = _perplexity(run, numbers["best_step"])
+    cards = {
+        say("Best validation loss"): (NOTHING if best is None else f"{best:.4f}", at),
+        say("Perplexity"): (NOTHING if perplexity is None else f"{perplexity:,.2f}", say("of that model, validation")),
+        **recall_cards(run.evaluation()),
+        say("Training time"): (duration(numbers["training_seconds"]), say("{steps} steps", steps=numbers["steps"])),
+    }
+    facts = {
+        say("Run"): run.name,
+        say("State"): say(run.state),
+        say("Speed"): say("{speed} tokens/s over {tokens} tokens",
+                          speed=f"{numbers['tokens_per_second']:,.0f}", tokens=f"{numbers['tokens']:,}"),
+        say("Memory"): say("{arrays} of arrays, {process} of the process, at the peak",
+                           arrays=size(numbers["peak_memory_bytes"]), process=size(numbers["peak_process_bytes"])),
+    }  # fmt: skip
+    return mo.vstack([figures(cards), fact_table(facts)], gap=0.75)
+
+
+def _perplexity(run: Run, step: int | None) -> float | None:
+    found = (event["perplexity"] for event in run.metrics() if event["type"] == "eval" and event["step"] == step)
+    return next(found, None)
 
 
 def saved(run: Run | None) -> mo.Html:
-    """Where the adapters lie."""
+    """Where the adapters and everything else of a run lie."""
     if run is None or not (run.best.is_dir() or run.final.is_dir()):
-        return empty("The best adapters are saved at the first validation, the last ones when training ends.")
-    return fact_table(console.places(run))
+        return empty(say("The best adapters are saved at the first validation, the last ones when training ends."))
+    return fact_table(
+        {
+            say("Best adapters"): str(run.best.absolute()) if run.best.is_dir() else "",
+            say("Last adapters"): str(run.final.absolute()) if run.final.is_dir() else "",
+            say("To take away"): str(run.result.absolute()) if run.result.is_dir() else "",
+            say("Everything"): str(run.path.absolute()),
+        }
+    )
 
 
 def integration(run: Run | None) -> mo.Html:
-    """The guide that lies beside the exported adapters, in both languages."""
-    guides = [path for name in GUIDES if run and (path := run.result / name).is_file()]
+    """The guide that lies beside the exported adapters, in the reader's language first."""
+    ours = sorted(GUIDES, key=lambda name: (".pt." in name) != (language() == "pt"))
+    guides = [path for name in ours if run and (path := run.result / name).is_file()]
     if not guides:
-        return empty("The guide appears here when training ends.")
-    return mo.vstack([folded(path.name, text_block(path.read_text(encoding="utf-8"))) for path in guides], gap=0)
+        return empty(say("The guide appears here when training ends."))
+    titles = {name: say("In Portuguese") if ".pt." in name else say("In English") for name in GUIDES}
+    return mo.vstack(
+        [
+            folded(f"{titles[path.name]}: {path.name}", text_block(path.read_text(encoding="utf-8")))
+            for path in guides
+        ],
+        gap=0,
+    )  # fmt: skip
 
 
-def run_choice(tracker: TrainingTracker) -> mo.ui.multiselect:
-    """Runs that ended, of which two or more may be chosen; at first the newest two."""
-    names = [run.name for run in tracker.runs() if run.summary()]
-    return mo.ui.multiselect(names, value=names[:2], label="Runs", full_width=True)
+def next_steps(run: Run | None, tracker: TrainingTracker, read_only: bool = False) -> mo.Html:
+    """What to do now, as a run's state suggests it."""
+    steps = [] if read_only else list(_next_steps(run))
+    if len(tracker.runs()) > 1:
+        steps.append(say("Compare it with other runs: their curves, settings, numbers and answers side by side."))
+    if not steps:
+        return empty(say("Nothing to do: wait for a run."))
+    return shown(put('<ul class="q-list">{}</ul>', joined(put("<li>{}</li>", step) for step in steps)))
 
 
-def comparison(tracker: TrainingTracker, names: Sequence[str]) -> mo.Html:
-    """Runs side by side, as `qlora compare` shows them."""
-    if len(names) < 2:
-        return empty("Two runs that ended are compared here: train one with --quantize none and one with 4, say.")
-    return text_block("\n".join(compare([tracker.find(name) for name in names]).lines()))
+def _next_steps(run: Run | None) -> list[str]:
+    state = run.state if run else "new"
+    if run is None or state == "new":
+        return [say("Press Start under Training.")]
+    if state in ("preparing", "running"):
+        return [say("It is being trained: follow it under Training. The page may be closed meanwhile.")]
+    if state in ("paused", "crashed", "failed"):
+        return [say("Press the button under Training to go on from its last checkpoint.")]
+    found = [say("Ask it something that your text answers, and something that it does not."), _length_advice(run)]
+    found.append(say("Export it: the adapter is there already; one model that needs no base is easier to hand on."))
+    return [step for step in found if step]
+
+
+def _length_advice(run: Run) -> str:
+    """Whether the best loss came early or at the end."""
+    numbers = run.summary() or {}
+    best, steps = numbers.get("best_step"), numbers.get("steps")
+    if not best or not steps:
+        return ""
+    if best >= 0.9 * steps:
+        return say("Train it longer with more epochs: its loss was best at the end, so it may still fall.")
+    if best <= 0.5 * steps:
+        return say("It was best at step {best} of {steps} and learnt by heart after that: more epochs will not help, "
+                   "more or other text may.", best=best, steps=steps)  # fmt: skip
+    return ""

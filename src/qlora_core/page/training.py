@@ -189,7 +189,7 @@ def _state_line(snapshot: Snapshot) -> mo.Html:
     return shown(
         put(
             '<p class="q-state" role="status" aria-live="polite"><span class="q-dot q-tone-{}{}" aria-hidden="true">'
-            '</span><strong>{}</strong> <span class="q-run">{}</span></p>',
+            '</span><strong>{}</strong> <span class="q-run-name">{}</span></p>',
             tone,
             live,
             word,

@@ -1,0 +1,195 @@
+"""Runs side by side: curves over each other, settings that differ, numbers and answers.
+
+Shows what `compare` finds, the same for `apps/compare.py`, for the comparison in `apps/train.py` and for the terminal.
+Starts nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import marimo as mo
+from markupsafe import Markup
+
+from ..charts import Chart, smooth, thin
+from ..compare import Comparison, compare, setting_text
+from ..runs import TrainingTracker
+from ..texts import say
+from .forms import words
+from .look import empty, fact_table, folded, html_of, joined, note, put, row_table, shown, small
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#a8a100", "#7f7f7f")
+DASHES = ([1, 0], [7, 3], [2, 2], [9, 3, 2, 3], [4, 2], [1, 3], [12, 4], [3, 2, 1, 2])
+"""A colour that colour-blind people tell apart, on white and on black, and a dash for each run."""
+MOST = len(COLOURS)
+POINTS, SMOOTHED = 500, 100  # of a curve; steps from which on a mean is drawn
+SHOWN_SAMPLES = 6
+
+
+def run_choice(tracker: TrainingTracker, asked: Sequence[str] = (), *, ended: bool = False) -> mo.ui.multiselect:
+    """Runs, newest first, of which some may be chosen.
+
+    Args:
+        tracker: of the directory of all runs.
+        asked: names of those chosen at first; the newest two where none of these is known.
+        ended: only runs that ended.
+    """
+    runs = [run for run in tracker.runs() if not ended or run.summary()]
+    options = {f"{run.name} ({say(run.state)})": run.name for run in runs}
+    wanted = [label for label, name in options.items() if name in asked]
+    first = [*wanted, *(label for label in options if label not in wanted)][:2]
+    label = say("Runs, at most {most}", most=MOST)
+    return mo.ui.multiselect(
+        options, value=wanted if len(wanted) > 1 else first, label=label, full_width=True, max_selections=MOST
+    )
+
+
+def axis_choice() -> mo.ui.radio:
+    """What the curves are drawn over."""
+    options = {say("steps"): "step", say("tokens seen"): "tokens", say("training time"): "seconds"}
+    return mo.ui.radio(options, value=say("steps"), inline=True, label=say("Drawn over"))
+
+
+def compared(tracker: TrainingTracker, names: Sequence[str]) -> Comparison:
+    """What is known of the chosen runs; one alone is looked at all the same.
+
+    Raises:
+        RunError: one of them cannot be read.
+    """
+    return compare([tracker.find(name) for name in names], least=0)
+
+
+def nothing_chosen(tracker: TrainingTracker, found: Comparison) -> mo.Html | None:
+    """What to do where there is nothing to compare."""
+    if not tracker.runs():
+        return empty(say("No runs yet in {place}. Train one first, then come back.", place=str(tracker.runs_dir)))
+    if len(found.runs) < 2:
+        return empty(say("Choose two runs or more. To have another one, train again with one setting changed."))
+    return None
+
+
+# Curves ---------------------------------------------------------------------------------------------------------
+
+
+def curves(found: Comparison, axis: str) -> mo.Html | None:
+    """Validation and training loss of all runs, over each other."""
+    if not found.runs:
+        return None
+    parts = []
+    for kind, title in {"validation": say("Validation loss"), "training": say("Training loss, smoothed")}.items():
+        rows = [row for name, curve in zip(_names(found), found.curves, strict=True)
+                for row in _points(getattr(curve, kind), axis, name, smoothed=kind == "training")]  # fmt: skip
+        if rows:
+            heading = put('<h3 class="q-heading">{}</h3>', title)
+            parts.append(mo.vstack([shown(heading), Chart(_overlay(axis, _names(found), kind), rows)], gap=0.25))
+    if not parts:
+        return empty(say("Curves appear with the first steps."))
+    return mo.vstack(parts, gap=1)
+
+
+def _names(found: Comparison) -> tuple[str, ...]:
+    """The runs' names, which a chart wants to be different ones."""
+    names = [run["run"] for run in found.runs]
+    return tuple(names if len(set(names)) == len(names) else [f"{i} {name}" for i, name in enumerate(names, 1)])
+
+
+def _points(points: Sequence[dict[str, float]], axis: str, name: str, *, smoothed: bool) -> list[dict[str, Any]]:
+    losses: Sequence[float] = [point["loss"] for point in points]
+    if smoothed and len(points) >= SMOOTHED:
+        losses = [float(loss) for loss in smooth(losses, len(points) // 40)]
+    scale = 60 if axis == "seconds" else 1
+    rows = [{"x": p[axis] / scale, "loss": loss, "run": name} for p, loss in zip(points, losses, strict=True)]
+    return thin(rows, POINTS)
+
+
+@functools.lru_cache(maxsize=64)
+def _specification(axis: str, title: str, unit: str, names: tuple[str, ...], dots: bool) -> dict[str, Any]:
+    import altair as alt
+
+    colours = alt.Scale(domain=list(names), range=list(COLOURS[: len(names)]))
+    dashes = alt.Scale(domain=list(names), range=list(DASHES[: len(names)]))
+    legend = alt.Legend(orient="top", title=None, columns=1, labelLimit=420, symbolType="stroke", symbolSize=500,
+                        symbolStrokeWidth=2)  # fmt: skip
+    format = ",d" if axis != "seconds" else "~g"
+    return (
+        alt.Chart(alt.NamedData(name="rows"))
+        .mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=22) if dots else False)
+        .encode(
+            x=alt.X("x:Q", title=title, axis=alt.Axis(grid=False, format=format, tickCount=6)),
+            y=alt.Y("loss:Q", title=unit, scale=alt.Scale(zero=False), axis=alt.Axis(format=".3~f")),
+            color=alt.Color("run:N", scale=colours, legend=legend),
+            strokeDash=alt.StrokeDash("run:N", scale=dashes, legend=legend),
+            tooltip=["run:N", alt.Tooltip("x:Q", title=title, format=format), alt.Tooltip("loss:Q", format=".4f")],
+        )
+        .properties(width="container", height=260, background="transparent")
+        .configure_view(strokeOpacity=0)
+        .to_dict()
+    )
+
+
+def _overlay(axis: str, names: tuple[str, ...], kind: str) -> dict[str, Any]:
+    titles = {"step": say("step"), "tokens": say("tokens seen"), "seconds": say("minutes of training")}
+    return _specification(axis, titles[axis], say("loss (nats a token)"), names, kind == "validation")
+
+
+# Tables ---------------------------------------------------------------------------------------------------------
+
+
+def numbers(found: Comparison) -> mo.Html | None:
+    """What the runs are and what came of them, the best marked, and what must not be compared."""
+    if not found.runs:
+        return None
+    names = _names(found)
+    rows = [
+        {"": say(row.label), **{name: _marked(row.values[i], i in row.best) for i, name in enumerate(names)}}
+        for row in found.table()
+    ]
+    warnings = [note(say(words), "warn") for words in found.notes]
+    return mo.vstack([row_table(rows), *warnings], gap=0.75)
+
+
+def _marked(value: str, best: bool) -> Markup:
+    return put('<strong>{}</strong> <span class="q-best">{}</span>', value, say("best")) if best else put("{}", value)
+
+
+def settings(found: Comparison) -> mo.Html | None:
+    """Settings that differ, and the others folded away."""
+    if not found.runs:
+        return None
+    names = _names(found)
+    rows = [
+        {say("Setting"): say(words(setting)), **dict(zip(names, map(setting_text, values), strict=True))}
+        for setting, values in found.settings.items()
+    ]
+    table = row_table(rows) if rows else small(say("All settings are the same."))
+    same = {say(words(setting)): setting_text(value) for setting, value in found.same.items()}
+    return mo.vstack([table, folded(say("{count} settings that are the same", count=len(same)), fact_table(same))])
+
+
+def samples(found: Comparison) -> mo.Html | None:
+    """The answers of all runs to the questions that all of them were asked."""
+    if not found.runs:
+        return None
+    if not found.samples:
+        return empty(say("Answers stand here once all of these runs ended and were asked the same questions."))
+    names, some = _names(found), thin(found.samples, SHOWN_SAMPLES)
+    parts = [_sample(sample, names) for sample in some]
+    if len(some) == len(found.samples):
+        return shown(joined(parts))
+    everything = shown(joined(_sample(sample, names) for sample in found.samples))
+    title = say("All {count} questions", count=len(found.samples))
+    return mo.vstack([shown(joined(parts)), folded(title, everything)])
+
+
+def _sample(sample: dict[str, Any], names: Sequence[str]) -> Markup:
+    """A question with its answers; that of the base once, where all runs have the same one."""
+    base = sample["base"]
+    if len(set(base)) == 1:
+        answers = {say("Base model"): base[0]}
+    else:
+        answers = {say("Base of {run}", run=name): text for name, text in zip(names, base, strict=True)}
+    answers |= dict(zip(names, sample["tuned"], strict=True))
+    table = fact_table({name: text or say("(nothing)") for name, text in answers.items()})
+    return put('<div class="q-sample"><h3 class="q-heading">{}</h3>{}</div>', sample["question"], html_of(table))

@@ -1,0 +1,213 @@
+"""Taking a run's result elsewhere: what for, how large, and `qlora export` as a process of its own.
+
+Reads run directories, and lets nobody start two exports at a time. An export that is there is found on disk, whoever
+made it. Knows nothing of mlx.
+"""
+
+from __future__ import annotations
+
+import datetime
+import shlex
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import marimo as mo
+
+from ..console import size
+from ..errors import BusyError, QLoraError
+from ..export import METRICS_FILE
+from ..runs import Run
+from ..texts import say
+from .commands import Job
+from .look import empty, fact_table, note, row_table, small, text_block
+from .problems import failure
+
+FLAGS = {
+    "adapter": ["--to", "adapter"],
+    "peft": ["--to", "peft"],
+    "fused": ["--to", "fused"],
+    "fused-float16": ["--to", "fused", "--dequantize"],
+}
+"""The kinds of export: the name of each one's directory, and how it is asked for."""
+
+
+@dataclass(frozen=True)
+class Exports:
+    """The exports of a run at one moment.
+
+    Attributes:
+        run: which run; None before there is any.
+        ready: there are adapters to export.
+        made: `{kind: when it was made}`, in seconds since 1970, of those that are there.
+        running: the kind that is being made now; empty if none is.
+        elsewhere: the run whose export is being made, if it is another one.
+        problem: why the last one of this run failed.
+    """
+
+    run: Run | None = None
+    ready: bool = False
+    made: tuple[tuple[str, float], ...] = ()
+    running: str = ""
+    elsewhere: str = ""
+    problem: str = ""
+
+    @property
+    def version(self) -> tuple[Any, ...]:
+        """Changes with everything that is worth drawing again."""
+        name = str(self.run.path) if self.run else ""
+        return (name, self.ready, self.made, self.running, self.elsewhere, self.problem)
+
+
+class _Desk:
+    """The one export that may be under way, for all pages that this process shows."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.job: Job | None = None
+        self.run: Path | None = None
+        self.kind = ""
+
+
+_desk = _Desk()
+
+
+def look(run: Run | None) -> Exports:
+    """Read what is there, and how the export under way is getting on."""
+    if run is None:
+        return Exports()
+    made = tuple(
+        (kind, facts.stat().st_mtime) for kind in FLAGS if (facts := directory(run, kind) / METRICS_FILE).is_file()
+    )
+    ready = any(path.is_dir() for path in (run.best, run.final))
+    with _desk.lock:
+        job, ours, kind = _desk.job, _desk.run == run.path.absolute(), _desk.kind
+    if job is None:
+        return Exports(run, ready, made)
+    if job.running:
+        return Exports(run, ready, made, kind if ours else "", "" if ours or not _desk.run else _desk.run.name)
+    return Exports(run, ready, made, problem=_problem(job) if ours else "")
+
+
+def _problem(job: Job) -> str:
+    try:
+        job.result()
+    except QLoraError as error:
+        return str(error)
+    return ""
+
+
+def directory(run: Run, kind: str) -> Path:
+    """Where an export lies."""
+    return run.path / "export" / kind
+
+
+def start(run: Run | None, kind: str | None) -> None:
+    """Start an export; one that is there already is replaced.
+
+    Raises:
+        QLoraError: there is no run, or nothing chosen.
+        BusyError: another export is under way.
+    """
+    if run is None or kind is None:
+        raise QLoraError(say("Train a run first, and choose what to export."))
+    out = directory(run, kind)
+    given = [run.name, "--runs-dir", str(run.path.parent), *FLAGS[kind], "--out", str(out), "--force"]
+    with _desk.lock:
+        if _desk.job is not None and _desk.job.running:
+            raise BusyError(say("An export is under way already: wait for it."))
+        _desk.job, _desk.run, _desk.kind = Job(["export", *given]), run.path.absolute(), kind
+
+
+# What is shown --------------------------------------------------------------------------------------------------
+
+
+def menu() -> mo.ui.radio:
+    """What to export."""
+    names = {
+        "adapter": say("Adapter"),
+        "peft": say("Adapter for PEFT"),
+        "fused": say("One model"),
+        "fused-float16": say("One model in float16"),
+    }
+    return mo.ui.radio({names[kind]: kind for kind in FLAGS}, value=names["adapter"], label=say("What to export"))
+
+
+def explained(exports: Exports) -> mo.Html:
+    """What each kind is for, how large it will be, and whether it is there."""
+    if exports.run is None or not exports.ready:
+        return empty(say("There is something to export from the first validation on: train a run first."))
+    purposes = {
+        "adapter": (say("Adapter"), say("For mlx-lm and for programs on this computer; needs the base beside it.")),
+        "peft": (say("Adapter for PEFT"), say("For PyTorch with the PEFT library; needs the base from the hub.")),
+        "fused": (say("One model"), say("Stands alone, as small as the quantised base; rounding may cost a little.")),
+        "fused-float16": (say("One model in float16"), say("Stands alone and loses nothing; the largest.")),
+    }
+    sizes, made = predicted_sizes(exports.run), dict(exports.made)
+    columns = [say("Kind"), say("What for"), say("Size, about"), say("There already")]
+    rows = [
+        dict(zip(columns, (name, purpose, sizes[kind], _when(made.get(kind))), strict=True))
+        for kind, (name, purpose) in purposes.items()
+    ]
+    return row_table(rows, numbers=[columns[2]])
+
+
+def predicted_sizes(run: Run) -> dict[str, str]:
+    """How large each kind of export will be, from what the run knows of its base; – where it does not."""
+    model = run.environment()["model"]
+    adapters = sum(path.stat().st_size for path in run.adapters.glob("*.safetensors"))
+    sizes = {
+        "adapter": adapters,
+        "peft": adapters,
+        "fused": model.get("loaded_bytes"),
+        "fused-float16": 2 * model["parameters"] if model.get("parameters") else None,
+    }
+    return {kind: size(count) if count else "–" for kind, count in sizes.items()}
+
+
+def _when(seconds: float | None) -> str:
+    return datetime.datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M") if seconds else "–"
+
+
+def button(exports: Exports, kind: str | None) -> mo.ui.run_button:
+    """The button that starts an export, which says whether it replaces one."""
+    there = kind in dict(exports.made)
+    label = say("Export again, replacing what is there") if there else say("Export")
+    return mo.ui.run_button(label=label, disabled=not exports.ready or bool(exports.running or exports.elsewhere))
+
+
+def result(exports: Exports, kind: str | None) -> mo.Html | None:
+    """How the export is getting on; else where the chosen one lies and how to use it."""
+    run = exports.run
+    if run is None or not exports.ready or kind is None:
+        return None
+    if exports.running:
+        return note(say("Exporting: {kind}. This page may be closed meanwhile.", kind=exports.running))
+    if exports.elsewhere:
+        return note(say("{run} is being exported. One at a time: wait for it.", run=exports.elsewhere))
+    failed = [failure(exports.problem)] if exports.problem else []
+    if kind not in dict(exports.made):
+        warn = [small(say("It loads the whole model: not while another one is being trained."))]
+        return mo.vstack([*failed, *(warn if kind.startswith("fused") else [])]) if failed or warn else None
+    there = directory(run, kind)
+    taken = sum(path.stat().st_size for path in there.iterdir() if path.is_file())
+    facts = {say("It lies in"): str(there.absolute()), say("Size"): size(taken)}
+    return mo.vstack([*failed, fact_table(facts), text_block(usage(run, kind))], gap=0.75)
+
+
+def usage(run: Run, kind: str) -> str:
+    """Commands that use an export, to be copied."""
+    there = directory(run, kind).absolute()
+    path, base = shlex.quote(str(there)), run.environment()["model"]["path"]
+    if kind == "peft":
+        return "\n".join(
+            [
+                "from peft import AutoPeftModelForCausalLM",
+                f"model = AutoPeftModelForCausalLM.from_pretrained({str(there)!r})",
+            ]
+        )
+    model = f"--model {shlex.quote(base)} --adapter-path {path}" if kind == "adapter" else f"--model {path}"
+    question = shlex.quote(say("What do you know?"))
+    program = shlex.quote(str(there / "inference.py"))
+    return f"python {program} {question}\nmlx_lm.generate {model} --prompt {question}"

@@ -1,0 +1,45 @@
+"""From one notebook to the others, where one server shows them all."""
+
+from __future__ import annotations
+
+from urllib.parse import quote, urlencode
+
+import marimo as mo
+from markupsafe import Markup
+
+from ..texts import LANGUAGES, say
+from .look import joined, put, shown
+
+served: tuple[str, ...] = ()
+"""Paths of the notebooks beside each other, filled in by the server; empty where `marimo run` opened one alone."""
+
+
+def links(here: str) -> mo.Html | None:
+    """Links to all notebooks, that of the path `here` marked; nothing where there is only one.
+
+    Args:
+        here: an entry of `served`.
+    """
+    if len(served) < 2:
+        return None
+    names = {"": say("Train"), "/compare": say("Compare"), "/chat": say("Chat")}
+    parts = [
+        put('<a href="{}" target="_self"{}>{}</a>', address(path), _mark(path == here), names[path]) for path in served
+    ]
+    return shown(put('<nav class="q-nav" aria-label="{}">{}</nav>', say("Pages"), joined(parts)))
+
+
+def address(path: str, **asked: str) -> str:
+    """The address of a notebook on this server, in the language that was asked for, with what it is opened for."""
+    language = str(mo.query_params().get("lang") or "") if mo.app_meta().mode in ("run", "edit") else ""
+    query = {**({"lang": language} if language in LANGUAGES else {}), **asked}
+    return quote(f"{path}/") + (f"?{urlencode(query)}" if query else "")
+
+
+def asked_runs() -> list[str]:
+    """The runs that the address names, `?run=NAME`."""
+    return list(mo.query_params().get_all("run")) if mo.app_meta().mode in ("run", "edit") else []
+
+
+def _mark(current: bool) -> Markup:
+    return Markup(' aria-current="page"') if current else Markup("")
