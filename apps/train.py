@@ -26,12 +26,11 @@ def pages():
 
 @app.cell(hide_code=True)
 def title():
-    mo.md("""
-    # QLoRA Notebook
-
-    Fine-tune a language model on your own text, on this machine. Read down the page, change what you like, and press
-    **Start** under *Training*, which runs in a process of its own: the page may be closed or reloaded meanwhile.
-    """)
+    page.title(
+        "QLoRA Notebook",
+        "Fine-tune a language model on your own text, on this machine. Read down the page, change what you like, and "
+        "press Start under Training, which runs in a process of its own: the page may be closed or reloaded meanwhile.",
+    )
     return
 
 
@@ -56,16 +55,31 @@ def machine(flags):
 
 
 @app.cell
-def device_button():
-    check_device = mo.ui.run_button(label="Check device and versions")
-    check_device
+def errands():
+    # Commands that run beside the page: `qlora doctor` measures, `qlora models --fetch` fetches a base
+    doctor, fetcher = page.commands.Errand(), page.commands.Errand()
+    get_measured, set_measured = mo.state(doctor.look())
+    get_fetched, set_fetched = mo.state(fetcher.look())
+    return (
+        doctor,
+        fetcher,
+        get_fetched,
+        get_measured,
+        set_fetched,
+        set_measured,
+    )
+
+
+@app.cell
+def device_button(get_measured):
+    check_device = page.machine.check_button(get_measured())
+    None if page.language.read_only() else check_device
     return (check_device,)
 
 
 @app.cell
-def device(check_device):
-    # `qlora doctor` in a process of its own, since MLX is never loaded here
-    page.view(page.machine.machine_check) if check_device.value else None
+def device(get_measured):
+    page.view(page.machine.check, get_measured())
     return
 
 
@@ -116,11 +130,45 @@ def preset_in_script(flags):
 
 
 @app.cell
-def tokenizer(base_form, flags):
+def base_settings(base_form, flags):
     base_config = attempt(page.forms.read_forms, flags.config, base_form.value)
+    # Whether its files are here; what has arrived changes every second while it is fetched, `files` once or twice
+    _presence = page.model.presence(base_config.base)
+    get_presence, set_presence = mo.state(_presence)
+    get_files, set_files = mo.state(_presence.files)
+    page.complain(base_config)
+    return base_config, get_files, get_presence, set_files, set_presence
+
+
+@app.cell
+def fetch_button(get_fetched):
+    fetch_base = page.model.fetch_button(get_fetched())
+    return (fetch_base,)
+
+
+@app.cell
+def fetch(base_config, fetch_base, get_fetched, get_presence):
+    page.view(page.model.fetching, base_config.base, get_presence(), get_fetched(), fetch_base)
+    return
+
+
+@app.cell
+def send_errands(base_config, check_device, doctor, fetch_base, fetcher, set_fetched, set_measured):
+    if check_device.value:
+        doctor.send("doctor")
+        set_measured(doctor.look())
+    if fetch_base.value:
+        fetcher.send("models", "--fetch", base_config.base.model)
+        set_fetched(fetcher.look())
+    return
+
+
+@app.cell
+def tokenizer(base_config, get_files):
+    get_files()
     tokenizer = attempt(page.model.find_tokenizer, base_config.base)
-    page.complain(base_config, tokenizer)
-    return base_config, tokenizer
+    page.complain(tokenizer)
+    return (tokenizer,)
 
 
 @app.cell(hide_code=True)
@@ -180,9 +228,9 @@ def load_validate_split(data_config, flags, tokenizer):
 
 @app.cell(hide_code=True)
 def processed_data():
-    mo.md("""
-    Every run keeps a copy of its prepared rows. To save them elsewhere: `uv run qlora data SOURCE… --out DIRECTORY`.
-    """)
+    page.remark(
+        "Every run keeps a copy of its prepared rows. To save them elsewhere: uv run qlora data SOURCE… --out DIRECTORY"
+    )
     return
 
 
@@ -239,7 +287,8 @@ def model_information_heading():
 
 
 @app.cell
-def model(base_config):
+def model(base_config, get_files):
+    get_files()
     model = attempt(page.model.find_base, base_config.base)
     page.complain(model)
     return (model,)
@@ -339,9 +388,7 @@ def row_view(data_config, found, get_place, row_part, tokenizer):
 
 @app.cell(hide_code=True)
 def functions_heading():
-    mo.md("""
-    An epoch and a validation, as the trainer runs them:
-    """)
+    page.remark("An epoch and a validation, as the trainer runs them:")
     return
 
 
@@ -477,6 +524,34 @@ def poll(
         set_drawn(_snapshot)
     if _snapshot.phase != get_phase():
         set_phase(_snapshot.phase)
+    return
+
+
+@app.cell
+def follow_errands(
+    base_config,
+    doctor,
+    fetcher,
+    get_fetched,
+    get_files,
+    get_measured,
+    get_presence,
+    set_fetched,
+    set_files,
+    set_measured,
+    set_presence,
+    tick,
+):
+    tick.value
+    _presence = page.model.presence(base_config.base)
+    if doctor.look() != get_measured():
+        set_measured(doctor.look())
+    if fetcher.look() != get_fetched():
+        set_fetched(fetcher.look())
+    if _presence != get_presence():
+        set_presence(_presence)
+    if _presence.files != get_files():
+        set_files(_presence.files)
     return
 
 

@@ -36,6 +36,7 @@ from . import rows as rows
 from . import source as source
 from . import training as training
 from . import watching as watching
+from .look import remark as remark
 from .look import section as section
 from .look import title as title
 from .problems import attempt as attempt

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import QLoraError
@@ -56,10 +57,38 @@ def _read(file: Any) -> str:
     return file.read().decode("utf-8", errors="replace")
 
 
-def run_command(arguments: Sequence[str]) -> dict[str, Any]:
-    """The JSON object that `qlora … --json` prints.
+@dataclass(frozen=True)
+class News:
+    """How an errand stands.
 
-    Raises:
-        QLoraError: it printed none; with its error line.
+    Attributes:
+        running: not back yet.
+        result: what the command printed, once it has ended well.
+        problem: why it failed, else empty.
     """
-    return Job(arguments).result()
+
+    running: bool = False
+    result: dict[str, Any] | None = None
+    problem: str = ""
+
+
+class Errand:
+    """One command at a time, sent by a button and looked after by the page's ticker."""
+
+    def __init__(self) -> None:
+        self._job: Job | None = None
+        self._news = News()
+
+    def send(self, *arguments: str) -> None:
+        """Start the command, unless one is under way."""
+        if not self.look().running:
+            self._job, self._news = Job(arguments), News(running=True)
+
+    def look(self) -> News:
+        """How it stands now; equal news are equal values."""
+        if self._news.running and self._job is not None and not self._job.running:
+            try:
+                self._news = News(result=self._job.result())
+            except QLoraError as error:
+                self._news = News(problem=str(error))
+        return self._news

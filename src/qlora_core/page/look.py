@@ -35,13 +35,18 @@ def shown(markup: Markup) -> mo.Html:
 def title(words: str, text: str = "") -> mo.Html:
     """The heading of a page, and what the page is for."""
     paragraph = put('<p class="q-lead">{}</p>', say(text)) if text else ""
-    return shown(put('<header class="q-title"><h1>{}</h1>{}</header>', say(words), paragraph))
+    return shown(put('<div class="q-title"><h1>{}</h1>{}</div>', say(words), paragraph))
 
 
 def section(title: str, text: str = "") -> mo.Html:
     """A heading, and what its section is about."""
     paragraph = put('<p class="q-lead">{}</p>', say(text)) if text else ""
     return shown(put('<div class="q-section"><h2>{}</h2>{}</div>', say(title), paragraph))
+
+
+def remark(text: str) -> mo.Html:
+    """A remark of the notebook's own."""
+    return small(say(text))
 
 
 def note(message: str, kind: Kind = "info") -> mo.Html:

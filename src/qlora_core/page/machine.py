@@ -16,7 +16,10 @@ import marimo as mo
 from .. import bases, console
 from ..memory import GB, MemoryMonitor, available_bytes, total_bytes
 from ..texts import say
+from .commands import News
+from .language import read_only
 from .look import fact_table, figures, note, small
+from .problems import failure
 
 LEAST_MEMORY_GB, LEAST_DISK_GB = 3, 2
 
@@ -77,11 +80,22 @@ def _version(package: str) -> str:
         return "–"
 
 
-def check(facts: dict[str, Any]) -> mo.Html:
+def check_button(news: News) -> Any:
+    """What has the device measured."""
+    return mo.ui.run_button(label=say("Measure the device"), disabled=news.running or read_only())
+
+
+def check(news: News) -> mo.Html | None:
     """What `qlora doctor` measured."""
-    problems = [note(problem, "warn") for problem in facts["problems"]]
-    verdict = problems or [note(say("Measured: ready to train."), "success")]
-    return mo.vstack([fact_table({say(name): value for name, value in console.diagnosis(facts).items()}), *verdict])
+    if news.running:
+        return small(say("Measuring: some seconds …"))
+    if news.problem:
+        return failure(news.problem)
+    if news.result is None:
+        return None
+    problems = [note(problem, "warn") for problem in news.result["problems"]]
+    rows = {say(name): value for name, value in console.diagnosis(news.result).items()}
+    return mo.vstack([fact_table(rows), *(problems or [note(say("Measured: ready to train."), "success")])])
 
 
 def memory_now(monitor: MemoryMonitor) -> mo.Html:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import marimo as mo
 
@@ -16,9 +18,13 @@ from ..memory import available_bytes
 from ..runs import TrainingPlan, TrainingTracker
 from ..texts import say
 from ..tokens import ChatTokenizer, TokenDataset, open_tokenizer
+from .commands import News
 from .forms import words
+from .language import read_only
 from .look import fact_table, figures, note, row_table, small
 from .problems import Problem, attempt, failure, scripted
+
+ARRIVAL_STEP = 20_000_000  # bytes
 
 
 class NotHereError(ModelError):
@@ -62,34 +68,72 @@ def _must_be_here(name: str, *, weights: bool) -> None:
         raise NotHereError(say("{name} is not on this machine yet. Fetch it first, above.", name=name))
 
 
-def wanted(config: BaseConfig | Problem) -> str:
-    """The repository that has to be fetched before this base can be trained; empty where there is none."""
-    repository = attempt(bases.repository_of, config if isinstance(config, Problem) else config.model)
-    if isinstance(repository, Problem) or repository is None or hub.is_here(repository):
-        return ""
-    return repository
+@dataclass(frozen=True)
+class Presence:
+    """Whether a base is on this machine.
+
+    Attributes:
+        repository: where it comes from; empty for one that never leaves this machine, or that is none.
+        settings: what is read before the weights is here.
+        weights: all is here.
+        arrived: bytes in the cache, in steps that are worth showing.
+    """
+
+    repository: str = ""
+    settings: bool = True
+    weights: bool = True
+    arrived: int = 0
+
+    @property
+    def files(self) -> tuple[bool, bool]:
+        """What has to be looked at again when it changes."""
+        return self.settings, self.weights
 
 
-def about_fetching(name: str, repository: str) -> mo.Html:
-    """What fetching a model means."""
+def presence(config: BaseConfig | Problem) -> Presence:
+    """Look for a base in the hub's cache; nobody is asked."""
+    repository = "" if isinstance(config, Problem) else attempt(bases.repository_of, config.model)
+    if not repository or isinstance(repository, Problem):
+        return Presence()
+    if hub.is_here(repository):
+        return Presence(repository)
+    settings = hub.is_here(repository, weights=False)
+    return Presence(repository, settings, False, hub.arrived_bytes(repository) // ARRIVAL_STEP * ARRIVAL_STEP)
+
+
+def fetch_button(news: News) -> Any:
+    """What has a base fetched."""
+    return mo.ui.run_button(label=say("Fetch it"), kind="success", disabled=news.running)
+
+
+def fetching(config: BaseConfig | Problem, found: Presence, news: News, button: Any) -> mo.Html | None:
+    """What fetching a base means, or how far it is."""
+    if found.weights or isinstance(config, Problem):
+        return None
+    if news.running:
+        return note(_so_far(config.model, found))
+    parts: list[Any] = [note(_offer(config.model, found), "warn")]
+    if news.problem:
+        parts.append(failure(news.problem))
+    return mo.vstack([*parts, *([] if read_only() else [button])], gap=0.5)
+
+
+def _offer(name: str, found: Presence) -> str:
     alias = hub.ALIASES.get(name)
     if alias is None:
-        text = say("{repository} is not on this machine. It comes from the Hugging Face hub; your text goes nowhere.",
-                   repository=repository)  # fmt: skip
-        return note(text)
-    text = say("{repository} is not on this machine: about {size} GB, licence {licence}. It comes from the Hugging "
-               "Face hub; your text goes nowhere.", repository=repository, size=alias.download_gb,
+        return say("{repository} is not on this machine. It comes from the Hugging Face hub; your text goes nowhere.",
+                   repository=found.repository)  # fmt: skip
+    return say("{repository} is not on this machine: about {size} GB, licence {licence}. It comes from the Hugging "
+               "Face hub; your text goes nowhere.", repository=found.repository, size=alias.download_gb,
                licence=alias.licence)  # fmt: skip
-    return note(text)
 
 
-def arrived(name: str, repository: str) -> mo.Html:
-    """How far the fetching is."""
-    alias, here = hub.ALIASES.get(name), hub.arrived_bytes(repository)
+def _so_far(name: str, found: Presence) -> str:
+    alias, here = hub.ALIASES.get(name), size(found.arrived)
     if alias is None:
-        return note(say("Fetching {repository}: {here} have arrived.", repository=repository, here=size(here)))
-    return note(say("Fetching {repository}: {here} of about {total} GB have arrived.",
-                    repository=repository, here=size(here), total=alias.download_gb))  # fmt: skip
+        return say("Fetching {repository}: {here} have arrived.", repository=found.repository, here=here)
+    return say("Fetching {repository}: {here} of about {total} GB have arrived.",
+               repository=found.repository, here=here, total=alias.download_gb)  # fmt: skip
 
 
 def information(spec: ModelSpec, config: RunConfig) -> mo.Html:
