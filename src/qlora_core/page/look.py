@@ -35,7 +35,7 @@ def shown(markup: Markup) -> mo.Html:
 def section(title: str, text: str = "") -> mo.Html:
     """A heading, and what its section is about."""
     paragraph = put('<p class="q-lead">{}</p>', say(text)) if text else ""
-    return shown(put('<header class="q-section"><h2>{}</h2>{}</header>', say(title), paragraph))
+    return shown(put('<div class="q-section"><h2>{}</h2>{}</div>', say(title), paragraph))
 
 
 def note(message: str, kind: Kind = "info") -> mo.Html:
