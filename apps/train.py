@@ -638,13 +638,6 @@ def saved_heading():
 
 
 @app.cell
-def saved_model(get_exports, get_phase, watcher):
-    get_phase(), get_exports()
-    page.view(page.results.saved, watcher.run)
-    return
-
-
-@app.cell
 def export_state(watcher):
     get_exports, set_exports = mo.state(page.exporting.look(watcher.run))
     return get_exports, set_exports
@@ -657,6 +650,13 @@ def export_poll(get_exports, set_exports, tick, watcher):
     _exports = page.exporting.look(watcher.run)
     if _exports.version != get_exports().version:
         set_exports(_exports)
+    return
+
+
+@app.cell
+def saved_model(get_exports, get_phase, watcher):
+    get_phase(), get_exports()
+    page.view(page.results.saved, watcher.run)
     return
 
 

@@ -388,7 +388,7 @@ def test_while_training_json_is_the_only_output_too(tiny_model, tiny_rows, qlora
         (["generate", "club", "--prompt", "?"], "club: no such run in checkpoints_qlora. Runs: none yet."),
         (["evaluate", "club"], "club: no such run in checkpoints_qlora. Runs: none yet."),
         (["data", "rows.jsonl", "--out", "rows.jsonl"], "[Errno "),
-        (["app"], "apps/train.py: not found in "),
+        (["app", "--host", "nowhere.invalid", "--no-browser"], "nowhere.invalid port 2718: cannot listen there: "),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from tiny import write_model
 
 from qlora_core import page
 from qlora_core.config import RunConfig, from_flat, settings, to_flat
-from qlora_core.errors import BusyError, ConfigError, DataError, QLoraError
+from qlora_core.errors import BusyError, ConfigError, DataError
 from qlora_core.runs import Run, RunLock, RunWriter, TrainingTracker
 
 NOTEBOOK = ROOT / "apps" / "train.py"
@@ -299,11 +300,16 @@ def test_a_preset_leaves_what_was_given():
     assert ("cpu", "small") in page.forms.preset_menu().options.values()
 
 
-def test_runs_are_compared_when_there_are_two(trained, tmp_path):
-    tracker = TrainingTracker(trained.path.parent)
-    assert page.results.run_choice(tracker).value == [trained.name]
-    assert "Two runs" in page.results.comparison(tracker, [trained.name]).text
-    assert "Best val loss" in page.results.comparison(tracker, [trained.name, trained.name]).text
+def test_errands_end_well_or_say_why():
+    errand = page.commands.Errand()
+    assert errand.look() == page.commands.News()
+    errand.send("models")
+    assert errand.look().running
+    wait_for(lambda: not errand.look().running)
+    assert "mistral-7b" in [row["name"] for row in errand.look().result["models"]]
+    errand.send("generate", "nowhere", "--prompt=x")
+    wait_for(lambda: not errand.look().running)
+    assert errand.look().problem.startswith("nowhere: no such run")
 
 
 def test_tables_escape():
@@ -356,6 +362,8 @@ def test_start_says_busy_in_words(monkeypatch):
     assert "is being trained by another process" in page.training.start(None, None).text
 
 
-def test_commands_answer_or_say_why():
-    with pytest.raises(QLoraError, match="nowhere: no such run"):
-        page.commands.run_command(["generate", "nowhere", "--prompt=x"])
+def wait_for(true):
+    end = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.02)
