@@ -39,16 +39,18 @@ class Job:
         return self._process.poll() is None
 
     def result(self) -> dict[str, Any]:
-        """The JSON object that it printed; waits for its end.
+        """The JSON object that it printed; waits for its end. To be asked for once.
 
         Raises:
             QLoraError: it printed none; with its error line.
         """
         status = self._process.wait()
+        with self._output, self._errors:
+            output, errors = (_read(file) for file in (self._output, self._errors))
         try:
-            return json.loads(_read(self._output))
+            return json.loads(output)
         except ValueError:
-            last = (_read(self._errors).strip().splitlines() or [f"exit status {status}"])[-1]
+            last = (errors.strip().splitlines() or [f"exit status {status}"])[-1]
             raise QLoraError(last.removeprefix("error: ")) from None
 
 
