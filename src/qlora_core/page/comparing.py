@@ -83,7 +83,8 @@ def curves(found: Comparison, axis: str) -> mo.Html | None:
                 for row in _points(getattr(curve, kind), axis, name, smoothed=kind == "training")]  # fmt: skip
         if rows:
             heading = put('<h3 class="q-heading">{}</h3>', title)
-            parts.append(mo.vstack([shown(heading), Chart(_overlay(axis, _names(found), kind), rows)], gap=0.25))
+            drawn = Chart(_overlay(axis, _names(found), kind), {"rows": rows})
+            parts.append(mo.vstack([shown(heading), drawn], gap=0.25))
     if not parts:
         return empty(say("Curves appear with the first steps."))
     return mo.vstack(parts, gap=1)

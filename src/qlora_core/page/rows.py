@@ -253,7 +253,7 @@ def length_chart(report: TokenReport) -> Chart:
         most=f"{most:,}",
     )
     words = (say("tokens in a row"), say("rows"), say("cut beyond {most}", most=f"{most:,}"))
-    return Chart({**_histogram(most, *words), "description": described}, rows)
+    return Chart({**_histogram(most, *words), "description": described}, {"rows": rows})
 
 
 @functools.lru_cache(maxsize=16)
