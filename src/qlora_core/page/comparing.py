@@ -13,7 +13,7 @@ from typing import Any
 import marimo as mo
 from markupsafe import Markup
 
-from ..charts import Chart, smooth, thin
+from ..charts import Chart, for_page, smooth, thin
 from ..compare import Comparison, compare, setting_text
 from ..runs import TrainingTracker
 from ..texts import say
@@ -114,7 +114,7 @@ def _specification(axis: str, title: str, unit: str, names: tuple[str, ...], dot
     legend = alt.Legend(orient="top", title=None, columns=1, labelLimit=420, symbolType="stroke", symbolSize=500,
                         symbolStrokeWidth=2)  # fmt: skip
     format = ",d" if axis != "seconds" else "~g"
-    return (
+    drawn = (
         alt.Chart(alt.NamedData(name="rows"))
         .mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=22) if dots else False)
         .encode(
@@ -124,10 +124,8 @@ def _specification(axis: str, title: str, unit: str, names: tuple[str, ...], dot
             strokeDash=alt.StrokeDash("run:N", scale=dashes, legend=legend),
             tooltip=["run:N", alt.Tooltip("x:Q", title=title, format=format), alt.Tooltip("loss:Q", format=".4f")],
         )
-        .properties(width="container", height=260, background="transparent")
-        .configure_view(strokeOpacity=0)
-        .to_dict()
     )
+    return for_page(drawn, 260)
 
 
 def _overlay(axis: str, names: tuple[str, ...], kind: str) -> dict[str, Any]:
