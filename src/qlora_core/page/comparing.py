@@ -34,12 +34,14 @@ def run_choice(tracker: TrainingTracker, asked: Sequence[str] = (), *, ended: bo
     Args:
         tracker: of the directory of all runs.
         asked: names of those chosen at first; the newest two where none of these is known.
-        ended: only runs that ended.
+        ended: only runs that ended, and none chosen while there is but one.
     """
     runs = [run for run in tracker.runs() if not ended or run.summary()]
     options = {f"{run.name} ({say(run.state)})": run.name for run in runs}
     wanted = [label for label, name in options.items() if name in asked]
     first = [*wanted, *(label for label in options if label not in wanted)][:2]
+    if ended and len(options) < 2:
+        first = []
     label = say("Runs, at most {most}", most=MOST)
     return mo.ui.multiselect(
         options, value=wanted if len(wanted) > 1 else first, label=label, full_width=True, max_selections=MOST
@@ -191,4 +193,4 @@ def _sample(sample: dict[str, Any], names: Sequence[str]) -> Markup:
         answers = {say("Base of {run}", run=name): text for name, text in zip(names, base, strict=True)}
     answers |= dict(zip(names, sample["tuned"], strict=True))
     table = fact_table({name: text or say("(nothing)") for name, text in answers.items()})
-    return put('<div class="q-sample"><h3 class="q-heading">{}</h3>{}</div>', sample["question"], html_of(table))
+    return put('<div class="q-sample"><p class="q-heading">{}</p>{}</div>', sample["question"], html_of(table))

@@ -33,7 +33,7 @@ NOTHING = "–"
 
 def run_menu(tracker: TrainingTracker, watcher: RunWatcher) -> mo.ui.dropdown:
     """Which run is looked at: the active one, or another of the runs directory; its value is a name, or empty."""
-    options = {say("the one being trained"): "", **{run.name: run.name for run in tracker.runs()}}
+    options = {say("the current one"): "", **{run.name: run.name for run in tracker.runs()}}
     chosen = watcher.chosen if watcher.chosen in options else next(iter(options))
     return mo.ui.dropdown(options, value=chosen, label=say("Run shown"), allow_select_none=False)
 
