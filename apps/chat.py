@@ -66,9 +66,8 @@ def memory(choice, model_name, tracker):
 @app.cell
 def asker(tracker):
     asker = page.asking.Asker(tracker)
-    get_talk, set_talk = mo.state(asker.look())
-    get_talk_phase, set_talk_phase = mo.state(asker.look().phase)
-    return asker, get_talk, get_talk_phase, set_talk, set_talk_phase
+    get_talk, get_talk_phase, follow_talk = page.watching.followed(asker.look(), "", "phase")
+    return asker, follow_talk, get_talk, get_talk_phase
 
 
 @app.cell
@@ -85,29 +84,28 @@ def message_form():
 
 
 @app.cell
-def send(asker, choice, message, model_name, set_talk, set_talk_phase):
+def send(asker, choice, follow_talk, message, model_name):
     asker.send(choice.value, page.asking.sent(model_name), page.asking.sent(message))
-    set_talk(asker.look())
-    set_talk_phase(asker.look().phase)
+    follow_talk(asker.look())
     return
 
 
 @app.cell
 def buttons(get_talk_phase):
-    stop_button, away_button = page.asking.controls(get_talk_phase())
+    stop_button, away_button = page.asking.controls(get_talk_phase().phase)
     new_button = page.asking.new_button()
-    swift_tick = page.asking.swift_ticker(get_talk_phase())
+    swift_tick = page.asking.swift_ticker(get_talk_phase().phase)
     page.view(page.asking.controls_row, stop_button, new_button, away_button, swift_tick)
     return away_button, new_button, stop_button, swift_tick
 
 
 @app.cell
-def requests(asker, away_button, new_button, set_talk, stop_button):
+def requests(asker, away_button, follow_talk, new_button, stop_button):
     if stop_button.value:
         asker.cancel()
     if new_button.value:
         asker.clear()
-        set_talk(asker.look())
+        follow_talk(asker.look())
     if away_button.value:
         asker.put_away()
     return
@@ -117,27 +115,15 @@ def requests(asker, away_button, new_button, set_talk, stop_button):
 def ticker():
     # A sign that the page is still open; without one the model is put away
     tick = mo.ui.refresh(options=["5s"], default_interval="5s")
-    page.view(page.asking.controls_row, tick)
+    page.view(page.look.unseen, tick)
     return (tick,)
 
 
 @app.cell
-def follow(
-    asker,
-    get_talk,
-    get_talk_phase,
-    set_talk,
-    set_talk_phase,
-    swift_tick,
-    tick,
-):
+def follow(asker, follow_talk, swift_tick, tick):
     tick.value
     page.asking.sent(swift_tick)
-    _now = asker.look()
-    if _now != get_talk():
-        set_talk(_now)
-    if _now.phase != get_talk_phase():
-        set_talk_phase(_now.phase)
+    follow_talk(asker.look())
     return
 
 

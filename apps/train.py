@@ -58,15 +58,15 @@ def machine(flags):
 def errands():
     # Commands that run beside the page: `qlora doctor` measures, `qlora models --fetch` fetches a base
     doctor, fetcher = page.commands.Errand(), page.commands.Errand()
-    get_measured, set_measured = mo.state(doctor.look())
-    get_fetched, set_fetched = mo.state(fetcher.look())
+    get_measured, follow_doctor = page.watching.followed(doctor.look())
+    get_fetched, follow_fetcher = page.watching.followed(fetcher.look())
     return (
         doctor,
         fetcher,
+        follow_doctor,
+        follow_fetcher,
         get_fetched,
         get_measured,
-        set_fetched,
-        set_measured,
     )
 
 
@@ -133,11 +133,11 @@ def preset_in_script(flags):
 def base_settings(base_form, flags):
     base_config = attempt(page.forms.read_forms, flags.config, base_form.value)
     # Whether its files are here; what has arrived changes every second while it is fetched, `files` once or twice
-    _presence = page.model.presence(base_config.base)
-    get_presence, set_presence = mo.state(_presence)
-    get_files, set_files = mo.state(_presence.files)
+    get_presence, get_files, follow_presence = page.watching.followed(
+        page.model.presence(base_config.base), "", "files"
+    )
     page.complain(base_config)
-    return base_config, get_files, get_presence, set_files, set_presence
+    return base_config, follow_presence, get_files, get_presence
 
 
 @app.cell
@@ -153,13 +153,13 @@ def fetch(base_config, fetch_base, get_fetched, get_presence):
 
 
 @app.cell
-def send_errands(base_config, check_device, doctor, fetch_base, fetcher, set_fetched, set_measured):
+def send_errands(base_config, check_device, doctor, fetch_base, fetcher, follow_doctor, follow_fetcher):
     if check_device.value:
         doctor.send("doctor")
-        set_measured(doctor.look())
+        follow_doctor(doctor.look())
     if fetch_base.value:
         fetcher.send("models", "--fetch", base_config.base.model)
-        set_fetched(fetcher.look())
+        follow_fetcher(fetcher.look())
     return
 
 
@@ -287,9 +287,9 @@ def model_information_heading():
 
 
 @app.cell
-def model(base_config, get_files):
+def model(base_config, get_files, tokenizer):
     get_files()
-    model = attempt(page.model.find_base, base_config.base)
+    model = attempt(page.model.find_base, base_config.base, tokenizer)
     page.complain(model)
     return (model,)
 
@@ -451,18 +451,10 @@ def warmup_scheduler(plan):
 @app.cell
 def view_state(plan, watcher):
     # True from the start: buttons made anew right after the page opened would lose an early click
-    _snapshot = watcher.look(plan, watcher.chosen)
-    get_snapshot, set_snapshot = mo.state(_snapshot)
-    get_phase, set_phase = mo.state(_snapshot.phase)
-    get_drawn, set_drawn = mo.state(_snapshot)
-    return (
-        get_drawn,
-        get_phase,
-        get_snapshot,
-        set_drawn,
-        set_phase,
-        set_snapshot,
+    get_snapshot, get_drawn, get_phase, follow_run = page.watching.followed(
+        watcher.look(plan, watcher.chosen), "version", "drawing", "phase"
     )
+    return follow_run, get_drawn, get_phase, get_snapshot
 
 
 @app.cell
@@ -495,72 +487,15 @@ def requests(pause_button, stop_button, watcher):
 def run_to_look_at(get_phase, tracker, watcher):
     get_phase()
     run_menu = page.training.run_menu(tracker, watcher)
+    run_menu
     return (run_menu,)
 
 
 @app.cell
 def ticker():
     tick = page.training.ticker()
+    page.view(page.look.unseen, tick)
     return (tick,)
-
-
-@app.cell
-def what_is_looked_at(run_menu, tick):
-    page.view(mo.hstack, [run_menu, tick])
-    return
-
-
-@app.cell
-def poll(
-    get_drawn,
-    get_phase,
-    get_snapshot,
-    plan,
-    run_menu,
-    set_drawn,
-    set_phase,
-    set_snapshot,
-    tick,
-    watcher,
-):
-    # Everything below reads these three states, which change only when the run's files do
-    tick.value
-    _snapshot = watcher.look(plan, run_menu.value)
-    if _snapshot.version != get_snapshot().version:
-        set_snapshot(_snapshot)
-    if _snapshot.drawing != get_drawn().drawing:
-        set_drawn(_snapshot)
-    if _snapshot.phase != get_phase():
-        set_phase(_snapshot.phase)
-    return
-
-
-@app.cell
-def follow_errands(
-    base_config,
-    doctor,
-    fetcher,
-    get_fetched,
-    get_files,
-    get_measured,
-    get_presence,
-    set_fetched,
-    set_files,
-    set_measured,
-    set_presence,
-    tick,
-):
-    tick.value
-    _presence = page.model.presence(base_config.base)
-    if doctor.look() != get_measured():
-        set_measured(doctor.look())
-    if fetcher.look() != get_fetched():
-        set_fetched(fetcher.look())
-    if _presence != get_presence():
-        set_presence(_presence)
-    if _presence.files != get_files():
-        set_files(_presence.files)
-    return
 
 
 @app.cell
@@ -598,16 +533,8 @@ def generation_heading():
 
 @app.cell
 def samples_state(watcher):
-    get_samples_mark, set_samples_mark = mo.state(page.asking.samples_mark(watcher.run))
-    return get_samples_mark, set_samples_mark
-
-
-@app.cell
-def follow_samples(get_samples_mark, get_snapshot, set_samples_mark):
-    _mark = page.asking.samples_mark(get_snapshot().run)
-    if _mark != get_samples_mark():
-        set_samples_mark(_mark)
-    return
+    get_samples_mark, follow_samples = page.watching.followed(page.asking.samples_mark(watcher.run))
+    return follow_samples, get_samples_mark
 
 
 @app.cell
@@ -647,18 +574,9 @@ def saved_heading():
 
 @app.cell
 def export_state(watcher):
-    get_exports, set_exports = mo.state(page.exporting.look(watcher.run))
-    return get_exports, set_exports
-
-
-@app.cell
-def export_poll(get_exports, set_exports, tick, watcher):
     # An export is found on disk, whoever made it: nothing is lost by closing the page meanwhile
-    tick.value
-    _exports = page.exporting.look(watcher.run)
-    if _exports.version != get_exports().version:
-        set_exports(_exports)
-    return
+    get_exports, follow_exports = page.watching.followed(page.exporting.look(watcher.run), "version")
+    return follow_exports, get_exports
 
 
 @app.cell
@@ -736,9 +654,8 @@ def inference_heading():
 @app.cell
 def asker(tracker):
     asker = page.asking.Asker(tracker)
-    get_talk, set_talk = mo.state(asker.look())
-    get_talk_phase, set_talk_phase = mo.state(asker.look().phase)
-    return asker, get_talk, get_talk_phase, set_talk, set_talk_phase
+    get_talk, get_talk_phase, follow_talk = page.watching.followed(asker.look(), "", "phase")
+    return asker, follow_talk, get_talk, get_talk_phase
 
 
 @app.cell
@@ -749,18 +666,17 @@ def question_form():
 
 
 @app.cell
-def inference(asker, question, set_talk, set_talk_phase, watcher):
+def inference(asker, follow_talk, question, watcher):
     # The process that answers begins with the first question, and is gone when nobody looks any more
     asker.submit(watcher.run, page.asking.sent(question))
-    set_talk(asker.look())
-    set_talk_phase(asker.look().phase)
+    follow_talk(asker.look())
     return
 
 
 @app.cell
 def talk_buttons(get_talk_phase):
-    cancel_button, away_button = page.asking.controls(get_talk_phase())
-    swift_tick = page.asking.swift_ticker(get_talk_phase())
+    cancel_button, away_button = page.asking.controls(get_talk_phase().phase)
+    swift_tick = page.asking.swift_ticker(get_talk_phase().phase)
     page.view(page.asking.controls_row, cancel_button, away_button, swift_tick)
     return away_button, cancel_button, swift_tick
 
@@ -775,23 +691,10 @@ def talk_requests(asker, away_button, cancel_button):
 
 
 @app.cell
-def follow_talk(
-    asker,
-    get_talk,
-    get_talk_phase,
-    set_talk,
-    set_talk_phase,
-    swift_tick,
-    tick,
-):
-    # Often while an answer is being made, else with the page's own ticker: a sign that somebody looks
-    tick.value
+def hear(asker, follow_talk, swift_tick):
+    # Often, while an answer is being made
     page.asking.sent(swift_tick)
-    _now = asker.look()
-    if _now != get_talk():
-        set_talk(_now)
-    if _now.phase != get_talk_phase():
-        set_talk_phase(_now.phase)
+    follow_talk(asker.look())
     return
 
 
@@ -885,6 +788,36 @@ def diagnosis_heading():
 @app.cell
 def diagnosis(get_drawn):
     page.view(page.training.diagnosis, get_drawn())
+    return
+
+
+@app.cell
+def poll(
+    asker,
+    base_config,
+    doctor,
+    fetcher,
+    follow_doctor,
+    follow_exports,
+    follow_fetcher,
+    follow_presence,
+    follow_run,
+    follow_samples,
+    follow_talk,
+    plan,
+    run_menu,
+    tick,
+    watcher,
+):
+    # What changes by itself is looked at here; whatever shows it reads the states that are set when there is news
+    tick.value
+    follow_run(watcher.look(plan, run_menu.value))
+    follow_samples(page.asking.samples_mark(watcher.run))
+    follow_exports(page.exporting.look(watcher.run))
+    follow_talk(asker.look())
+    follow_presence(page.model.presence(base_config.base))
+    follow_doctor(doctor.look())
+    follow_fetcher(fetcher.look())
     return
 
 

@@ -20,7 +20,7 @@ import pytest
 from conftest import ROOT
 from playwright.sync_api import Browser, Locator, Page, expect
 
-PATIENCE = 150_000  # ms; a limit for a broken page, not an expectation
+PATIENCE = 90_000  # ms; a limit for a broken page, not an expectation
 CHROMIUM = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking",
             "--disable-sync"]  # fmt: skip
 MARKUP = '<b id="owned">bold</b> <img src=x onerror="document.title=\'owned\'"> ![x](http://outside.invalid/x.png)'

@@ -91,6 +91,18 @@ def test_a_snapshot_changes_with_what_is_shown_and_charts_seldom(tracker, make):
         assert watcher.look(NOTHING, "run").drawing not in drawings
 
 
+def test_a_complete_run_whose_trainer_is_not_gone_yet_is_looked_at_again(tracker, make):
+    run = make("run", state="completed", steps=8)
+    watcher = RunWatcher(tracker)
+    with RunWriter(run, RunLock(run.path)):
+        before = watcher.look(NOTHING, "run")
+        assert training.state_words(before)[0] == "finishing"
+    after = watcher.look(NOTHING, "run")
+    assert training.state_words(after)[0] == "completed"
+    for mark in ("version", "phase", "drawing"):
+        assert getattr(before, mark) != getattr(after, mark), mark
+
+
 def test_the_menu_keeps_what_was_chosen(tracker, make):
     make("old")
     watcher = RunWatcher(tracker)

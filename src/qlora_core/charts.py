@@ -305,7 +305,7 @@ def for_page(drawn: Any, height: int, about: str = "") -> dict[str, Any]:
         .configure_axisY(minExtent=40, maxExtent=40)  # so that the drawing stands still while numbers grow
         .to_dict()
     )
-    return {**made, "usermeta": {"embedOptions": {"actions": {"editor": False}}}}  # that one would send the data away
+    return {**made, "usermeta": {"embedOptions": {"actions": False}}}  # a nameless menu, which offers to send data away
 
 
 def _layers(shape: _Shape, *, touched: bool, halo: str = "") -> Any:

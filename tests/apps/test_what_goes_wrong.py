@@ -77,7 +77,7 @@ def test_a_setting_that_is_wrong_is_told_where_it_stands_and_mended(browser, fla
             expect(page.locator(".q-danger", has_text=words)).to_have_count(1)  # once, where it happened
             expect(button(page, "Start")).to_be_disabled()
             fill(page, label, right)
-            expect(page.locator(".q-danger")).to_have_count(0)
+            expect(page.locator(".q-danger", has_text=words)).to_have_count(0)
             expect(button(page, "Start")).to_be_enabled()
 
 

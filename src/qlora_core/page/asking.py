@@ -18,10 +18,11 @@ from ..runs import Run, TrainingTracker, iterate_states
 from ..talk import Answer, Talk, Talker, needed_bytes
 from ..texts import say
 from .language import read_only
-from .look import empty, folded, html_of, joined, note, put, shown, small
+from .look import empty, folded, html_of, joined, note, put, shown, small, unseen
 
 SWIFT = 0.3  # seconds between two looks while an answer is being made
 BASE_ONLY = "base"
+LONGEST = 100_000  # characters of a question: more is pasted by mistake
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,8 @@ class Asker:
         self._problem = ""
         if not question:
             self._problem = say("Write a question first.")
+        elif len(question) > LONGEST:
+            self._problem = say("Too long: {count} characters, at most {most}.", count=len(question), most=LONGEST)
         elif any(run.alive for run in self.tracker.runs()):
             self._problem = training_holds_the_memory()
         elif self.look().answering:
@@ -172,7 +175,7 @@ def question_form(*, chat: bool = False) -> Any:
         return None
     label = say("Message") if chat else say("Question")
     elements: dict[str, Any] = {
-        "question": mo.ui.text_area(label=label, rows=3, full_width=True, max_length=100_000),
+        "question": mo.ui.text_area(label=label, rows=3, full_width=True),
         "max_tokens": mo.ui.number(1, 4096, step=1, value=200, label=say("Longest answer (tokens)"), full_width=True),
         "temperature": mo.ui.number(0, 5, step=0.1, value=0, label=say("Temperature"), full_width=True),
         "top_p": mo.ui.number(0.01, 1, step=0.01, value=1, label=say("Top p"), full_width=True),
@@ -226,11 +229,11 @@ def controls(phase: tuple[bool, bool, str]) -> tuple[Any, Any]:
 
 
 def controls_row(*elements: Any) -> Any:
-    """The buttons and the ticker, which is not shown, side by side."""
+    """The buttons side by side, and the ticker, which is not seen."""
     *buttons, ticker = elements
-    hidden = put('<div class="q-ticker" aria-hidden="true">{}</div>', html_of(ticker)) if ticker is not None else ""
     if read_only():
         return None
+    hidden = html_of(unseen(ticker)) if ticker is not None else ""
     return shown(put('<div class="q-buttons">{}{}</div>', joined(map(html_of, buttons)), hidden))
 
 

@@ -94,6 +94,11 @@ def html_of(output: Any) -> Markup:
     return Markup(mo.as_html(output).text)
 
 
+def unseen(element: Any) -> mo.Html:
+    """An element that works without being seen, heard of or reached."""
+    return shown(put('<div class="q-unseen-element">{}</div>', html_of(element)))
+
+
 def figures(values: Mapping[str, str | tuple[str, str]]) -> mo.Html:
     """Cards with a number each: `{label: number}` or `{label: (number, remark)}`."""
     cards = []
@@ -109,7 +114,7 @@ def fact_table(rows: Mapping[str, Any]) -> mo.Html:
     lines = [
         put('<tr><th scope="row">{}</th><td>{}</td></tr>', name, _cell(value)) for name, value in rows.items() if value
     ]
-    return shown(put('<div class="q-scroll"><table class="q-facts">{}</table></div>', joined(lines)))
+    return shown(put('<div class="q-scroll" tabindex="0"><table class="q-facts">{}</table></div>', joined(lines)))
 
 
 def row_table(rows: Sequence[Mapping[str, Any]], numbers: Sequence[str] = ()) -> mo.Html:
@@ -120,7 +125,7 @@ def row_table(rows: Sequence[Mapping[str, Any]], numbers: Sequence[str] = ()) ->
     body = joined(
         put("<tr>{}</tr>", joined(put("<td{}>{}</td>", kind[name], _cell(row[name])) for name in names)) for row in rows
     )
-    table = '<div class="q-scroll"><table class="q-rows"><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>'
+    table = '<div class="q-scroll" tabindex="0"><table class="q-rows"><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>'
     return shown(put(table, head, body))
 
 

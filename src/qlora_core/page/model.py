@@ -53,8 +53,12 @@ def find_tokenizer(config: BaseConfig) -> ChatTokenizer:
     return open_tokenizer(config)
 
 
-def find_base(config: BaseConfig) -> ModelSpec:
+def find_base(config: BaseConfig, tokenizer: ChatTokenizer) -> ModelSpec:
     """The base; on a page, of what is on this machine only.
+
+    Args:
+        config: which one.
+        tokenizer: its own, found already: what is wrong with both was said of it.
 
     Raises:
         ModelError: it cannot be read, or is not here yet.

@@ -39,8 +39,8 @@ def run_menu(tracker: TrainingTracker, watcher: RunWatcher) -> mo.ui.dropdown:
 
 
 def ticker() -> mo.ui.refresh:
-    """How often the run is looked at."""
-    return mo.ui.refresh(options=["1s", "5s", "30s"], default_interval="1s", label=say("Looked at every"))
+    """Has the run looked at every second."""
+    return mo.ui.refresh(options=["1s"], default_interval="1s")
 
 
 def controls(plan: TrainingPlan | Problem, watcher: RunWatcher) -> Any:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import marimo as mo
 import numpy as np
 
 from .. import jobs
@@ -19,6 +20,30 @@ from .language import read_only
 from .problems import Problem
 
 SHARPNESS = 4  # a chart is drawn again when its last point moved by this part of what its points stand for
+
+
+def followed(now: Any, *marks: str) -> tuple[Any, ...]:
+    """States of the page that hold one value, each set anew when its mark of the value has changed.
+
+    Args:
+        now: the value as it is.
+        marks: attributes of the value that tell whether it is another one; "" or none at all: the value itself.
+
+    Returns:
+        A getter for each mark, and last the function to call with every new look at the value.
+    """
+    states = [(mark, *mo.state(now)) for mark in marks or ("",)]
+
+    def follow(new: Any) -> None:
+        for mark, get, set in states:
+            if _marked(new, mark) != _marked(get(), mark):
+                set(new)
+
+    return (*(get for _, get, _ in states), follow)
+
+
+def _marked(value: Any, mark: str) -> Any:
+    return getattr(value, mark) if mark else value
 
 
 @dataclass(frozen=True)
@@ -110,7 +135,7 @@ class RunWatcher:
         steps = len(reader.steps)
         other = len(reader.evals), len(reader.events), reader.generation
         drawn = steps // max(1, stride(steps) // SHARPNESS) if alive else steps
-        shown = (run.name, state, asked, exit_status)
+        shown = (run.name, state, alive, asked, exit_status)  # one that is complete may still be writing its result
         return Snapshot(
             run=run,
             state=state,
@@ -118,7 +143,7 @@ class RunWatcher:
             alive=alive,
             version=(*shown, steps, *other, status.get("time")),
             phase=(*self._about_active(), *shown),
-            drawing=(run.name, state, drawn, *other),
+            drawing=(run.name, state, alive, drawn, *other),
             exit_status=exit_status,
             status=status,
             steps=reader.steps.columns(),
@@ -129,7 +154,10 @@ class RunWatcher:
 
     def _about_active(self) -> tuple[Any, ...]:
         run = self.active
-        return (run.name, run.state, run.control() if run.alive else "run") if run else ()
+        if run is None:
+            return ()
+        alive = run.alive
+        return run.name, run.state, alive, run.control() if alive else "run"
 
     def request(self, what: str) -> None:
         """Ask the active run's trainer to pause or stop."""

@@ -1,0 +1,50 @@
+"""All notebooks behind one address: `qlora app`, its token, its links, and a page that is only to be looked at."""
+
+import urllib.error
+import urllib.request
+
+import pytest
+from browsing import Server, button, card, expect, fill, opened, press
+
+pytestmark = pytest.mark.browser
+
+
+def test_from_one_notebook_to_the_others(browser, trained, tmp_path):
+    with Server(tmp_path / "server.log", "--runs-dir", trained.path.parent, command="app") as server:
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(server.origin)
+        with opened(browser, server.address) as page:
+            page.get_by_role("link", name="Compare", exact=True).click()
+            expect(page.get_by_role("heading", name="Compare runs", level=1)).to_be_visible()
+            expect(page.get_by_text("Choose two runs or more.")).to_be_visible()
+            page.get_by_role("link", name="Chat", exact=True).click()
+            expect(page.get_by_role("heading", name="Talk to it", level=1)).to_be_visible()
+            talk(page)
+            page.get_by_role("link", name="Train", exact=True).click()
+            expect(page.get_by_role("heading", name="QLoRA Notebook", level=1)).to_be_visible()
+
+
+def talk(page) -> None:
+    """A conversation of two turns, with the tuned model and with its base."""
+    fill(page, "Message", "red?")
+    press(page, "Send")
+    expect(page.locator(".q-bubble .q-tuned .q-small")).to_contain_text("tokens/s")
+    page.get_by_role("radio", name="Base").click()
+    fill(page, "Message", "blue?")
+    press(page, "Send")
+    expect(page.locator(".q-bubble.q-mine")).to_have_count(2)
+    expect(page.locator(".q-bubble .q-answer:not(.q-tuned) .q-small")).to_contain_text("tokens/s")
+    press(page, "New conversation")
+    expect(page.get_by_text("Nothing said yet.")).to_be_visible()
+
+
+def test_a_page_to_look_at_starts_nothing(browser, trained, tmp_path):
+    flags = ["--runs-dir", trained.path.parent, "--run", trained.name, "--read-only"]
+    with (
+        Server(tmp_path / "server.log", *flags, command="app") as server,
+        opened(browser, server.address) as page,
+    ):
+        expect(card(page, "Step").locator("dd")).to_contain_text("/")
+        expect(page.get_by_text("nothing on it starts or ends training")).to_be_visible()
+        for name in ("Start", "Go on", "Pause", "Stop", "Export", "Ask", "Measure the device", "Fetch it"):
+            expect(button(page, name)).to_have_count(0)
