@@ -37,7 +37,8 @@ def hostile(trained: Run, tmp_path) -> Run:
         question |= {"question": payload, "base": payload, "tuned": text}
     (run.path / "evaluation.json").write_text(json.dumps(evaluation), encoding="utf-8")
     (run.path / "worker.log").write_text(text, encoding="utf-8")
-    (run.path / "export" / "adapter" / "INTEGRATION.md").write_text(text, encoding="utf-8")
+    run.result.mkdir(parents=True, exist_ok=True)
+    (run.result / "INTEGRATION.md").write_text(text, encoding="utf-8")
     with RunWriter(run, RunLock(run.path)) as writer:
         writer.log("warning", step=1, message=text)
         writer.set_status("failed", message=text)

@@ -114,7 +114,7 @@ def fact_table(rows: Mapping[str, Any]) -> mo.Html:
     lines = [
         put('<tr><th scope="row">{}</th><td>{}</td></tr>', name, _cell(value)) for name, value in rows.items() if value
     ]
-    return shown(put('<div class="q-scroll" tabindex="0"><table class="q-facts">{}</table></div>', joined(lines)))
+    return _scrolling(put('<table class="q-facts">{}</table>', joined(lines)))
 
 
 def row_table(rows: Sequence[Mapping[str, Any]], numbers: Sequence[str] = ()) -> mo.Html:
@@ -125,8 +125,13 @@ def row_table(rows: Sequence[Mapping[str, Any]], numbers: Sequence[str] = ()) ->
     body = joined(
         put("<tr>{}</tr>", joined(put("<td{}>{}</td>", kind[name], _cell(row[name])) for name in names)) for row in rows
     )
-    table = '<div class="q-scroll" tabindex="0"><table class="q-rows"><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>'
-    return shown(put(table, head, body))
+    table = '<table class="q-rows"><thead><tr>{}</tr></thead><tbody>{}</tbody></table>'
+    return _scrolling(put(table, head, body))
+
+
+def _scrolling(table: Markup) -> mo.Html:
+    """A table that may be wider than its place; by keyboard, too, it can be moved."""
+    return shown(put('<div class="q-scroll" tabindex="0">{}</div>', table))
 
 
 def _cell(value: Any) -> Markup:
