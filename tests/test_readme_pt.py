@@ -150,7 +150,7 @@ def test_every_file_named_exists():
     linked = set(re.findall(r"\]\((?!http|#)([^)]+)\)", TEXT))
     assert named
     assert in_commands
-    assert linked == {"README.md", "docs/page.png"}
+    assert linked == {"README.md", "docs/page.png", "docs/tokens.png"}
     assert [name for name in named | in_commands | linked if not (ROOT / name).exists()] == []
 
 
