@@ -146,13 +146,13 @@ def test_a_damaged_newest_falls_back_to_the_one_before(paused: Run, whole: Run, 
     assert trained_state(paused, 6) == trained_state(whole, 6)
 
 
-def test_with_all_of_them_damaged_it_begins_again_and_says_so(paused: Run, whole: Run) -> None:
+def test_with_all_of_them_damaged_it_does_not_begin_again_by_itself(paused: Run) -> None:
     for path in checkpoints(paused.path / "checkpoints"):
         cut_short(path)
-    train(paused)
-    assert events(paused, "start", "step")[-1] == 0
-    assert len(events(paused, "warning")) == 3
-    assert trained_state(paused, 6) == trained_state(whole, 6)
+    with pytest.raises(CheckpointError, match=r"000003 cannot be used: .*000001 cannot be used: .* --fresh, .*"):
+        train(paused)
+    assert paused.state == "failed"
+    assert steps(paused) == [1, 2, 3]  # nothing was deleted
 
 
 def test_what_a_crash_left_half_written_is_no_checkpoint(paused: Run) -> None:
