@@ -140,6 +140,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: optim.Optimizer) ->
 
     Raises:
         CheckpointError: it does not fit.
+        OSError: it cannot be read.
     """
     try:
         load_adapters(model, path / ADAPTER_FILE)
@@ -150,5 +151,5 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: optim.Optimizer) ->
         optimizer.state = tree_unflatten(list(state.items()))
         mx.eval(optimizer.state)
         return Progress(**json.loads((path / STATE_FILE).read_text(encoding="utf-8")))
-    except (ModelError, OSError, ValueError, TypeError, RuntimeError) as error:
+    except (ModelError, ValueError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{path}: cannot be resumed: {error}") from None

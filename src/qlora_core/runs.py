@@ -46,6 +46,7 @@ from .tokens import ChatTokenizer, TokenDataset
 State = Literal["preparing", "running", "paused", "stopped", "completed", "failed", "crashed"]
 Control = Literal["run", "pause", "stop"]
 
+STATUS, METRICS = "status.json", "metrics.jsonl"
 PRINTED = "what is printed"
 RESERVE = 65_536  # bytes that are given back for a trainer's last words, should the disk be full
 
@@ -128,7 +129,7 @@ class Run:
     @property
     def metrics_file(self) -> Path:
         """What was recorded while training, an event a line."""
-        return self.path / "metrics.jsonl"
+        return self.path / METRICS
 
     @property
     def template(self) -> str:
@@ -211,7 +212,7 @@ class Run:
     def status(self) -> dict[str, Any]:
         """The trainer's last word; empty before it spoke."""
         try:
-            return json.loads((self.path / "status.json").read_text(encoding="utf-8"))
+            return json.loads((self.path / STATUS).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
 
@@ -535,7 +536,8 @@ class RunWriter:
         if not lock.inherited and run.control() != "run":
             run.request("run")  # a pause asked of an earlier trainer is done; one asked since the lock was taken is not
         self._metrics = LineFile(run.metrics_file)
-        self._attempt("metrics.jsonl", self._metrics.flush)
+        with contextlib.suppress(OSError):  # told at the first event, when somebody listens
+            self._metrics.flush()
         self._reserve = run.path / ".reserve"
         with contextlib.suppress(OSError):
             self._reserve.write_bytes(os.urandom(RESERVE))  # not zeros: some file systems store none
@@ -545,6 +547,9 @@ class RunWriter:
 
     def __exit__(self, *_: object) -> None:
         self._metrics.close()
+        if STATUS in self._failing:  # once more: readers take a last word that is missing for a crash
+            with contextlib.suppress(OSError):
+                write_json(self.run.path / STATUS, self.status)
         remove(self._reserve)
         self.lock.release()
 
@@ -552,7 +557,7 @@ class RunWriter:
         """Append one event to `metrics.jsonl`, a whole line at once, and tell the listeners."""
         event = {"type": type, **fields, "time": round(time.time(), 3)}
         line = json.dumps(event, ensure_ascii=False)
-        self._attempt("metrics.jsonl", lambda: self._metrics.append(line))
+        self._attempt(METRICS, lambda: self._metrics.append(line))
         self.tell(**event)
 
     def tell(self, type: str, **fields: Any) -> None:
@@ -562,7 +567,7 @@ class RunWriter:
 
     def sync(self) -> None:
         """Make what was logged durable."""
-        self._attempt("metrics.jsonl", self._metrics.sync)
+        self._attempt(METRICS, self._metrics.sync)
 
     def set_status(self, state: State, **fields: Any) -> None:
         """Replace `status.json`; fields not given stay as they were."""
@@ -575,8 +580,7 @@ class RunWriter:
             "time": round(time.time(), 3),
         }
         self._written = time.monotonic()
-        path = self.run.path / "status.json"
-        self._attempt(path.name, lambda: write_json(path, self.status, lasting=lasting))
+        self._attempt(STATUS, lambda: write_json(self.run.path / STATUS, self.status, lasting=lasting))
 
     def beat(self, **fields: Any) -> None:
         """Take `fields` into the status; written at most once a second, since every write waits for the disk."""

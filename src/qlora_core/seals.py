@@ -13,7 +13,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from .errors import ModelError
-from .headers import tensor_headers
 
 SEAL = "sha256"
 
@@ -31,19 +30,21 @@ def refuse_damage(file: Path) -> None:
     """Compare a safetensors file with its seal, if it has one.
 
     Raises:
-        ModelError: it is not what was saved, or not such a file.
+        ModelError: it is missing, not what was saved, or not such a file.
+        OSError: it cannot be read.
     """
-    headers = tensor_headers(file)
-    with file.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        entries = json.loads(stream.read(length))
+    try:
+        content = memoryview(file.read_bytes())
+        (length,) = struct.unpack("<Q", content[:8])
+        entries, data = json.loads(bytes(content[8 : 8 + length])), content[8 + length :]
         expected = (entries.pop("__metadata__", None) or {}).get(SEAL)
-        if expected is None:
-            return
-        data = memoryview(stream.read())
-    spans = {name: entry["data_offsets"] for name, entry in entries.items()}
-    found = seal((name, shape, bytes(data[slice(*spans[name])])) for name, (_, shape, _) in headers.items())
-    if found != expected:
+        spans = {name: (entry["shape"], slice(*entry["data_offsets"])) for name, entry in entries.items()}
+        found = seal((name, shape, bytes(data[span])) for name, (shape, span) in spans.items())
+    except FileNotFoundError:
+        raise ModelError(f"{file}: is missing.") from None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, struct.error) as error:
+        raise ModelError(f"{file}: not a safetensors file: {error}") from None
+    if expected not in (None, found):
         raise ModelError(
             f"{file}: is damaged: its numbers are not those that were saved (SHA-256 {found[:12]}, wanted "
             f"{expected[:12]}). Put it back from a copy; a run has others in best/, final/ and export/adapter/."

@@ -421,21 +421,27 @@ def manifest_problem(directory: Path, names: Collection[str] | None = None, *, c
     for name in sorted(listed - set(names or listed)):
         return f"{MANIFEST} lists {name}, which does not belong there"
     for name, expected in wanted.items():
-        if problem := file_problem(directory / name, expected, contents=contents):
+        try:
+            problem = file_problem(directory / name, expected, contents=contents)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            problem = f"cannot be read ({error})"
+        if problem:
             return f"{name} {problem}"
     return None
 
 
 def file_problem(path: Path, expected: Any, *, contents: bool = True) -> str | None:
-    """What is wrong with a file that `describe_file` described, in a few words; None when nothing is."""
+    """What is wrong with a file that `describe_file` described, in a few words; None when nothing is.
+
+    Raises:
+        OSError: it cannot be read.
+    """
     try:
         same = describe_file(path) == expected if contents else path.stat().st_size == expected["bytes"]
     except FileNotFoundError:
         return "is missing"
     except IsADirectoryError:
         return "is a directory"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"cannot be read ({error})"
     return None if same else "differs from its manifest"
 
 
