@@ -604,7 +604,7 @@ class RunWriter:
                 reason = explain(error, self.run.path / what) if what != PRINTED else f"{what} is lost: {error}."
                 self.log("warning", message=f"{reason} Training goes on, and tries again.")
         else:
-            if what in self._failing:
+            if what in self._failing and what != PRINTED:  # some events print nothing, which is no sign
                 self._failing.remove(what)
                 lost = f"; {self._metrics.lost} lines are lost" if self._metrics.lost else ""
                 self.log("warning", message=f"{what} can be written again{lost}")

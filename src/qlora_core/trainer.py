@@ -79,7 +79,7 @@ def _pause_unsaved(writer: RunWriter, error: StorageError) -> StorageError:
     """End as paused at the last checkpoint, since nothing can be saved; returns what to tell."""
     saved = checkpoints(writer.run.path / "checkpoints")
     step = int(saved[-1].name) if saved else 0
-    kept = f"its checkpoint of step {step} is intact, and it goes on from there" if saved else "nothing was saved yet"
+    kept = f"its last checkpoint, of step {step}, is as it was" if saved else "nothing was saved yet"
     told = StorageError(f"{error} The run is paused: {kept}.", error.errno)
     writer.end("paused", step, str(told))
     return told
