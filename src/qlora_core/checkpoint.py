@@ -78,6 +78,16 @@ def save_checkpoint(
     return path
 
 
+def room_wanted(directory: Path, model: nn.Module, keep: int) -> int:
+    """Bytes that training still adds to a run's disk, at most.
+
+    Checkpoints up to `keep` and the one that is being written, best and final adapters, and those to take away.
+    """
+    adapters = sum(value.nbytes for _, value in tree_flatten(model.trainable_parameters()))
+    missing = max(0, keep - len(checkpoints(directory))) + 1
+    return adapters * (3 * missing + 4)  # a checkpoint has two moments as well; the fourth is a best one's successor
+
+
 def checkpoints(directory: Path) -> list[Path]:
     """All checkpoints, oldest first."""
     return sorted(path for path in directory.glob("[0-9]*") if path.is_dir())

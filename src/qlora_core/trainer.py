@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import math
 import os
+import shutil
 import signal
 import threading
 import time
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple
 
 from . import device
 from .batching import Batch, epoch_batches, fixed_batches, make_batch, share_out
-from .checkpoint import checkpoints, latest_checkpoint, save_checkpoint
+from .checkpoint import checkpoints, latest_checkpoint, room_wanted, save_checkpoint
 from .device import mx, nn
 from .errors import QLoraError, StorageError, TrainingError
 from .evaluate import answer_samples, evaluate_run, forget_samples
@@ -109,6 +110,7 @@ def _train_to_end(session: Session, writer: RunWriter, interruption: Interruptio
         train_rows=len(session.train_rows),
         val_rows=len(session.val_rows),
     )
+    _warn_of_little_room(session, writer)
     prepare_to_train(session)
     with _spared(writer, "older samples could not be taken back"):
         forget_samples(session.run, progress.step)
@@ -375,6 +377,18 @@ def _save(session: Session, writer: RunWriter) -> None:
     path = save_checkpoint(directory, session.model, session.optimizer, session.progress, keep)
     size = sum(file.stat().st_size for file in path.iterdir())
     writer.log("checkpoint", step=session.progress.step, bytes=size, seconds=time.perf_counter() - started)
+
+
+def _warn_of_little_room(session: Session, writer: RunWriter) -> None:
+    """Say at once what would pause the run hours later."""
+    run, keep = session.run, session.config.pace.keep_checkpoints
+    wanted, free = room_wanted(run.path / "checkpoints", session.model, keep), shutil.disk_usage(run.path).free
+    if free < wanted:
+        writer.log(
+            "warning",
+            message=f"{run.path}: {wanted:,} bytes wanted for what the run will save, {free:,} bytes free there. Make "
+            "room, or use --keep-checkpoints 1; when the disk is full, the run is paused",
+        )
 
 
 def _save_adapters(session: Session, directory: Path, **metadata: str) -> None:

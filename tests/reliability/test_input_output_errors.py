@@ -10,9 +10,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from harness import create_run, events, hashes, train, write_pair
+from safetensors.numpy import load_file
 from watched_disk import Failing, Operation, watched
 
 from qlora_core import trainer
@@ -235,6 +237,18 @@ def test_a_writer_that_cannot_begin_gives_the_lock_back(half, tmp_path, monkeypa
     with watched(run.path, Broken(".control.")), pytest.raises(StorageError, match=r"control: cannot be written"):
         TrainingTracker(run.path.parent).record(run)
     assert not run.alive
+
+
+@pytest.mark.parametrize("short", [0, 1])
+def test_a_disk_that_will_be_full_is_told_in_the_beginning(half, tmp_path, monkeypatch, short) -> None:
+    """Two checkpoints lie there already: one while it is written, and four times the adapters."""
+    run = copy(half, tmp_path)
+    path = checkpoints(run.path / "checkpoints")[-1] / "adapters.safetensors"
+    adapters = sum(value.nbytes for value in load_file(path).values())
+    monkeypatch.setattr(trainer.shutil, "disk_usage", lambda _: SimpleNamespace(free=7 * adapters - short))
+    train(run)
+    found = [message for message in events(run, "warning", "message") if "bytes wanted for what the run" in message]
+    assert len(found) == short
 
 
 # Real limits --------------------------------------------------------------------------------------------------------
