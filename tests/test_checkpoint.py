@@ -160,6 +160,13 @@ def test_what_a_crash_left_half_written_is_no_checkpoint(paused: Run) -> None:
     assert latest_checkpoint(paused.path / "checkpoints") == (checkpoint(paused, 3), [])
 
 
+def test_they_are_in_the_order_of_their_steps_and_copies_are_none(tmp_path: Path) -> None:
+    for name in ("1000000", "999999", "000200", "000200 copy", "damaged-000300", ".000400.1.tmp"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "000500").touch()
+    assert [path.name for path in checkpoints(tmp_path)] == ["000200", "999999", "1000000"]
+
+
 def test_no_checkpoint_is_no_problem(tmp_path: Path) -> None:
     assert latest_checkpoint(tmp_path / "checkpoints") == (None, [])
 

@@ -7,6 +7,7 @@ Batch order, dropout and learning rate are functions of (seed, step), so nothing
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,8 +90,9 @@ def room_wanted(directory: Path, model: nn.Module, keep: int) -> int:
 
 
 def checkpoints(directory: Path) -> list[Path]:
-    """All checkpoints, oldest first."""
-    return sorted(path for path in directory.glob("[0-9]*") if path.is_dir())
+    """All checkpoints, oldest first; what somebody copied beside them ("000200 copy") is none."""
+    found = (path for path in directory.glob("[0-9]*") if re.fullmatch("[0-9]+", path.name) and path.is_dir())
+    return sorted(found, key=lambda path: int(path.name))  # beyond a million, names are longer
 
 
 def latest_checkpoint(directory: Path) -> tuple[Path | None, list[str]]:

@@ -34,6 +34,7 @@ from .storage import (
     clear_leftovers,
     describe_file,
     explain,
+    explained,
     file_problem,
     make_directory,
     remove,
@@ -462,9 +463,11 @@ class TrainingTracker:
 
         Raises:
             BusyError: another process writes it.
+        StorageError: nothing can be written there.
         """
         make_directory(run.path, 0o700)
-        lock = RunLock(run.path, descriptor)
+        with explained(run.path / "lock"):
+            lock = RunLock(run.path, descriptor)
         try:
             return RunWriter(run, lock)
         except BaseException:
