@@ -1,6 +1,7 @@
 """The command line: parse, call one function, print one result.
 
-Exit status: 0 done, 1 error (one line, no traceback), 2 usage, 3 paused or stopped, 130 Ctrl+C.
+Exit status: 0 done, 1 error (one line, no traceback), 2 usage, 3 paused or stopped, also by SIGTERM or a closed
+terminal, 130 Ctrl+C.
 """
 
 from __future__ import annotations
@@ -83,15 +84,13 @@ def _train_planned(
         from . import trainer  # only here: it brings mlx
 
         with trainer.listening(writer, reporter):
-            try:
-                outcome = trainer.train(writer, monitor)
-            except KeyboardInterrupt:
-                reporter.say(f"\nInterrupted at once; the last checkpoint is intact. {console.resume_line(run)}")
-                return INTERRUPTED
+            outcome = trainer.train(writer, monitor)
     if outcome.state == "paused":
         step, total = run.status().get("step"), plan.total_steps
-        reporter.say(f"\nPaused at step {step} of {total}; everything is saved. {console.resume_line(run)}")
-        return INTERRUPTED if outcome.by_signal else PAUSED
+        how = f"Paused at step {step} of {total}; everything is saved."
+        how = "Interrupted at once; what was saved is intact." if outcome.at_once else how
+        reporter.say(f"\n{how} {console.resume_line(run)}")
+        return INTERRUPTED if outcome.by_ctrl_c else PAUSED
     if problem := keep_result(run):
         reporter.say(f"  ! {problem}")
     reporter.say(console.final_summary(run))

@@ -187,10 +187,25 @@ class PaceConfig:
     save_every: int = knob(
         0, "Steps between checkpoints; 0: at the end of each epoch.", ge=0, role="pace", unit="steps"
     )
+    save_minutes: float = knob(
+        5.0,
+        "Also save when so long has been trained since the last checkpoint: no more is lost by a power cut; 0: never.",
+        ge=0.0,
+        role="pace",
+        unit="minutes",
+    )
     keep_checkpoints: int = knob(3, "Newest checkpoints kept.", ge=1, le=1000, role="pace")
     min_free_gb: float = knob(
         3.0,
         "Memory that must be free before the first step of a model of 3B parameters or more.",
+        ge=0.0,
+        role="pace",
+        unit="GB",
+    )
+    pause_below_gb: float = knob(
+        0.5,
+        "Free memory below which training saves and pauses, before the machine runs out of it; below twice that it "
+        "first clears caches and saves; 0: never.",
         ge=0.0,
         role="pace",
         unit="GB",

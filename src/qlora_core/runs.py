@@ -155,6 +155,28 @@ class Run:
             where = environment["model"]["path"]
             raise RunError(f"{self.name}: its {what} changed since the run began ({where}). Use --fresh.")
 
+    def refuse_changed_files(self) -> None:
+        """Compare settings, rows and initial adapters of the directory with those of its beginning.
+
+        Raises:
+            RunError: they differ (named), or are gone.
+            ConfigError: the settings cannot be read.
+        """
+        environment = self.environment()
+        usual, recorded = _defaults(), environment["identity"]
+        for name, value in _as_stored(to_flat(self.config(), "result")).items():
+            if value != (wanted := recorded.get(name, usual[name])):
+                raise RunError(
+                    f"{self.path / 'config.json'}: {name} changed since the run began: it was {wanted!r} and is "
+                    f"{value!r}. Put it back, or use --fresh."
+                )
+        for name, wanted in environment.get("files", {}).items():  # runs of earlier versions did not record them
+            path = self.path / name
+            if not path.is_file() or describe_file(path) != wanted:
+                what = "initial adapters" if path == self.initial_adapters else "data"
+                how = "changed" if path.is_file() else "are gone"
+                raise RunError(f"{path}: the run's {what} {how} since it began. Put the file back, or use --fresh.")
+
     @property
     def adapters(self) -> Path:
         """What to answer with: the best adapters, or the final ones where there was no validation.
@@ -373,7 +395,7 @@ class TrainingTracker:
             "data": data.fingerprint,
             "initial adapters": describe_file(initial)["sha256"] if initial else "",
         }
-        identity = json.loads(json.dumps(identity))  # as it will be read again: tuples become lists
+        identity = _as_stored(identity)
         name = config.place.run or _default_name(config, model, identity)
         if not _NAME.fullmatch(name):
             raise RunError(f"{name!r} cannot be a run's name: letters, digits, '.', '_' and '-', at most 64.")
@@ -397,8 +419,10 @@ class TrainingTracker:
                     shutil.copyfile(plan.initial_adapters, temporary)
             if plan.config.base.template.endswith(".jinja"):
                 write_text(run.path / "chat_template.jinja", plan.template_text)
+            own = [run.path / "data" / TRAIN_FILE, run.path / "data" / VAL_FILE, run.initial_adapters]
             environment = {
                 "identity": plan.identity,
+                "files": {str(path.relative_to(run.path)): describe_file(path) for path in own if path.is_file()},
                 "model": {
                     "name": plan.model.name,
                     "path": str(plan.model.path.resolve()),
@@ -463,7 +487,12 @@ def _default_name(config: RunConfig, model: ModelSpec, identity: dict[str, Any])
 
 
 def _defaults() -> dict[str, Any]:
-    return json.loads(json.dumps(to_flat(RunConfig(), "result"))) | {"initial adapters": ""}
+    return _as_stored(to_flat(RunConfig(), "result")) | {"initial adapters": ""}
+
+
+def _as_stored(values: dict[str, Any]) -> dict[str, Any]:
+    """Values as they will be read again: tuples become lists."""
+    return json.loads(json.dumps(values))
 
 
 def _refuse_differences(run: Run, identity: dict[str, Any]) -> None:

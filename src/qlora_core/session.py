@@ -17,11 +17,32 @@ from .bases import ModelSpec
 from .checkpoint import Progress, latest_checkpoint, load_checkpoint
 from .config import RunConfig
 from .device import Kernels, mx, nn, optim
-from .memory import MemoryMonitor, available_bytes
+from .guard import MemoryGuard, NormWatch
+from .memory import GB, MemoryMonitor, available_bytes
 from .model import AdapterVector, Layout, attach_adapters, choose_layout, load_adapters, load_base, use_grad_checkpoint
+from .pace import Pace
 from .runs import Run, RunWriter
 from .storage import write_json
 from .tokens import ChatTokenizer, TokenRow, make_dataset
+
+
+@dataclasses.dataclass
+class Watch:
+    """What the trainer keeps in mind from step to step, and no result depends on.
+
+    Attributes:
+        memory: decides what to do before it runs out.
+        norms: of the gradients of late.
+        pace: of the last steps.
+        saved_at: when the last checkpoint was written, or training began; seconds of a clock that is never set.
+        save_next: whether the memory guard wants a checkpoint.
+    """
+
+    memory: MemoryGuard
+    norms: NormWatch = dataclasses.field(default_factory=NormWatch)
+    pace: Pace = dataclasses.field(default_factory=Pace)
+    saved_at: float = 0.0
+    save_next: bool = False
 
 
 @dataclasses.dataclass
@@ -42,6 +63,7 @@ class Session:
         val_rows: rows to validate on.
         progress: where it is.
         monitor: memory.
+        watch: of the steps.
     """
 
     run: Run
@@ -57,6 +79,7 @@ class Session:
     val_rows: Sequence[TokenRow]
     progress: Progress
     monitor: MemoryMonitor
+    watch: Watch
 
     @property
     def steps_per_epoch(self) -> int:
@@ -96,6 +119,7 @@ def open_session(writer: RunWriter, monitor: MemoryMonitor) -> Session:
     config, environment = run.config(), run.environment()
     spec = run.base()
     run.refuse_change("model", spec.fingerprint)
+    run.refuse_changed_files()
     tokenizer = run.tokenizer()
     rows = make_dataset(run.train_rows(), tokenizer, config.data.max_seq_length).rows
     val_rows = make_dataset(run.validation_rows(), tokenizer, config.data.max_seq_length).rows
@@ -118,8 +142,10 @@ def open_session(writer: RunWriter, monitor: MemoryMonitor) -> Session:
     optimizer.init({"adapters": adapters.join(model.trainable_parameters())})
     fit.check_after_loading(estimate, monitor.sample().available, spec.parameters, config)
     progress = _restore(writer, model, optimizer)
+    watch = Watch(MemoryGuard(config.pace.pause_below_gb * GB))
     return Session(
-        run, config, spec, tokenizer, model, adapters, optimizer, kernels, layout, rows, val_rows, progress, monitor
+        run, config, spec, tokenizer, model, adapters, optimizer, kernels, layout, rows, val_rows, progress, monitor,
+        watch,
     )  # fmt: skip
 
 
