@@ -88,7 +88,9 @@ def _train_planned(
     if outcome.state == "paused":
         step, total = run.status().get("step"), plan.total_steps
         how = f"Paused at step {step} of {total}; everything is saved."
-        how = "Interrupted at once; what was saved is intact." if outcome.at_once else how
+        if outcome.at_once:
+            saved = any((run.path / "checkpoints").glob("[0-9]*"))
+            how = f"Interrupted at once; {'the last checkpoint is intact' if saved else 'nothing was saved yet'}."
         reporter.say(f"\n{how} {console.resume_line(run)}")
         return INTERRUPTED if outcome.by_ctrl_c else PAUSED
     if problem := keep_result(run):
@@ -404,18 +406,34 @@ def guarded(call: Callable[[], int]) -> int:
     try:
         return call()
     except QLoraError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _complain(f"error: {error}")
         return ERROR
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        _complain("interrupted")
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output went away (`qlora runs | head`)
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        console.silence(sys.stdout)
         return ERROR
     except OSError as error:  # a directory that may not be written, a full disk
-        print(f"error: {error}", file=sys.stderr)
+        _complain(f"error: {error}")
         return ERROR
+
+
+def quiet_ctrl_c() -> None:
+    """From now on, Ctrl+C that nothing catches ends this process without a traceback; for scripts without a `main`."""
+    shown = sys.excepthook
+
+    def show(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
+        _complain("interrupted") if issubclass(kind, KeyboardInterrupt) else shown(kind, error, traceback)
+
+    sys.excepthook = show
+
+
+def _complain(text: str) -> None:
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:  # the terminal was closed
+        console.silence(sys.stderr)
 
 
 def _print_json(value: dict[str, Any]) -> None:

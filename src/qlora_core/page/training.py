@@ -16,6 +16,7 @@ from .. import charts, console, jobs
 from ..charts import rate_chart as rate_chart  # shown by the notebook
 from ..console import duration, size
 from ..errors import RunError
+from ..pace import RECENT_STEPS, counted_seconds
 from ..runs import Run, TrainingPlan, TrainingTracker
 from ..texts import say
 from ..tokens import TokenDataset
@@ -25,7 +26,6 @@ from .look import empty, figures, folded, joined, note, put, row_table, shown, s
 from .problems import Problem, attempt, failure
 from .watching import RunWatcher, Snapshot
 
-RECENT_STEPS = 50  # of which speed and time left are told
 HEIGHT, LOW = 280, 150  # pixels of the charts
 NOTHING = "–"
 
@@ -251,18 +251,24 @@ def _peak(peak: float | None) -> str:
 
 def _tokens_per_second(snapshot: Snapshot) -> float:
     """Over the last steps; 0 where nothing was trained yet."""
-    seconds = float(np.nansum(snapshot.steps["seconds"][-RECENT_STEPS:]))
+    seconds = float(np.nansum(_recent_seconds(snapshot)))
     return float(np.nansum(snapshot.steps["tokens"][-RECENT_STEPS:])) / seconds if seconds else 0.0
+
+
+def _recent_seconds(snapshot: Snapshot) -> np.ndarray:
+    steps = snapshot.steps
+    return counted_seconds(steps["tokens"][-RECENT_STEPS:], steps["seconds"][-RECENT_STEPS:])
 
 
 def seconds_trained(snapshot: Snapshot) -> float:
     """Time in steps, validations and saving; not what lay between two trainers, or while the machine slept."""
-    return float(np.nansum(snapshot.steps["seconds"])) + _seconds_between_steps(snapshot)
+    steps = snapshot.steps
+    return float(np.nansum(counted_seconds(steps["tokens"], steps["seconds"]))) + _seconds_between_steps(snapshot)
 
 
 def seconds_left(snapshot: Snapshot) -> float | None:
     """Steps that are left at the pace of the last ones, and validations and saving as often as so far."""
-    recent = snapshot.steps["seconds"][-RECENT_STEPS:]
+    recent = _recent_seconds(snapshot)
     total = int(snapshot.status.get("total_steps", 0))
     if not len(recent) or not total:
         return None
@@ -272,8 +278,9 @@ def seconds_left(snapshot: Snapshot) -> float | None:
 
 
 def _seconds_between_steps(snapshot: Snapshot) -> float:
-    saving = sum(event.get("seconds", 0) for event in snapshot.of_type("checkpoint"))
-    return float(np.nansum(snapshot.evals["seconds"])) + saving
+    saving = np.array([event.get("seconds", 0.0) for event in snapshot.of_type("checkpoint")])
+    both = (counted_seconds(np.ones(len(seconds)), seconds) for seconds in (snapshot.evals["seconds"], saving))
+    return float(sum(np.nansum(seconds) for seconds in both))
 
 
 # Curves, checkpoints, log ---------------------------------------------------------------------------------------
