@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from . import device, fit
 from .batching import Batch, epoch_batches, fixed_batches, make_batch, share_out
@@ -141,9 +141,10 @@ def train_epoch(session: Session, writer: RunWriter, epoch: int, interruption: I
         writer.beat(step=progress.step, epoch=epoch + 1)
         trouble = _watch_numbers(session, writer, group, step) or _watch_memory(session, writer, memory)
         last = progress.step == session.total_steps
-        _after_step(session, writer, epoch, interruption, end_of_epoch=number == len(groups), last=last)
-        if trouble:
-            _save_before(trouble, session, writer)
+        with _raising_after(trouble):
+            _after_step(session, writer, epoch, interruption, end_of_epoch=number == len(groups), last=last)
+            if trouble:
+                _save_if_new(session, writer)
         if last or interruption.asked or _patience_is_over(session):
             return
 
@@ -442,13 +443,17 @@ def _save_if_new(session: Session, writer: RunWriter) -> None:
         _save(session, writer)
 
 
-def _save_before(trouble: QLoraError, session: Session, writer: RunWriter) -> NoReturn:
-    """Save what there is, and raise."""
+@contextlib.contextmanager
+def _raising_after(trouble: QLoraError | None) -> Iterator[None]:
+    """Raise `trouble` after the block, with what went wrong in it; if there is none, only that."""
     try:
-        _save_if_new(session, writer)
+        yield
     except QLoraError as error:
+        if trouble is None:
+            raise
         raise type(trouble)(f"{trouble} {error}") from None
-    raise trouble
+    if trouble:
+        raise trouble
 
 
 def _save_adapters(session: Session, directory: Path, **metadata: str) -> None:
