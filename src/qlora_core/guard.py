@@ -14,7 +14,7 @@ from typing import Literal
 from .memory import GB, MemorySample
 
 SHORT = 2.0  # times the limit, below which memory is short
-NEAR = 4.0  # times the limit, below which growing swap counts
+NEAR = 4.0  # times the limit that was asked for, below which growing swap counts
 SHARE_AT_START = 0.25  # of what is free after the first step; the limit is never more, so that small machines can train
 CRITICAL_SECONDS = 3.0  # below the limit, before it pauses: programs take much for a moment
 CALM_SECONDS = 30.0  # after which a shortage is over, and the next one begins anew
@@ -53,7 +53,7 @@ class MemoryGuard:
     """
 
     def __init__(self, limit: float) -> None:
-        self.limit = limit
+        self.limit, self._near = limit, NEAR * limit
         self._first: MemorySample | None = None
         self._cleared = self._saved = False
         self._short_at: float | None = None
@@ -97,7 +97,7 @@ class MemoryGuard:
 
     def _level(self, sample: MemorySample) -> int:
         """0: enough; 1: short; 2: critical."""
-        swapping = len(self._swap_growth) if sample.available < NEAR * self.limit else 0
+        swapping = len(self._swap_growth) if sample.available < self._near else 0
         if sample.available < self.limit or sample.pressure >= 2 or swapping >= 2:
             return 2
         return int(sample.available < SHORT * self.limit or sample.pressure == 1 or swapping == 1)

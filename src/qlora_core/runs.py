@@ -384,8 +384,6 @@ class TrainingTracker:
             raise RunError(f"no row can be trained. {reasons}")
         model.adapted_shapes(config.lora)
         initial = find_adapters(config.lora.init_adapter, self.runs_dir) if config.lora.init_adapter else None
-        if initial:
-            check_adapters(initial, model, config.lora)
         if not config.train.learning_rate:
             config = from_flat({"learning_rate": suited_learning_rate(model.config["hidden_size"])}, base=config)
         identity = {
@@ -405,6 +403,8 @@ class TrainingTracker:
             run, number = Run(self.runs_dir / f"{name}-{number}"), number + 1
         if run.exists:
             _refuse_differences(run, identity)
+        if initial:
+            check_adapters(initial, model, config.lora)
         template = tokenizer.template_text
         return TrainingPlan(run, config, identity, model, data, len(train_dataset), template, initial)
 
