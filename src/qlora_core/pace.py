@@ -26,12 +26,16 @@ def counted_seconds(tokens: np.ndarray, seconds: np.ndarray) -> np.ndarray:
 
 
 def _medians(values: np.ndarray) -> np.ndarray:
-    """For each value the median of its neighbours: of a block of the last ones, for the newest."""
+    """For each value the median of its neighbours (of two, the lower): a block, for the newest the last ones."""
     if len(values) <= RECENT_STEPS:
-        return np.full(len(values), np.median(values) if len(values) else 0.0)
+        return np.full(len(values), _median(values)) if len(values) else values
     whole = len(values) - len(values) % RECENT_STEPS
-    medians = np.median(values[:whole].reshape(-1, RECENT_STEPS), axis=1)
-    return np.append(np.repeat(medians, RECENT_STEPS), np.full(len(values) - whole, np.median(values[-RECENT_STEPS:])))
+    medians = _median(values[:whole].reshape(-1, RECENT_STEPS))
+    return np.append(np.repeat(medians, RECENT_STEPS), np.full(len(values) - whole, _median(values[-RECENT_STEPS:])))
+
+
+def _median(values: np.ndarray) -> np.ndarray:
+    return np.sort(values)[..., (values.shape[-1] - 1) // 2]
 
 
 class Pace:
