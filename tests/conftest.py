@@ -30,6 +30,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     parser.addoption("--signals", type=int, default=2, help="how often a training process gets each signal")
     parser.addoption("--kills", type=int, default=6, help="how often a process is killed in the middle of its work")
+    parser.addoption("--disk-failures", type=int, default=16, help="failures of the disk that are tried; 0: all")
+    parser.addoption("--power-cuts", type=int, default=150, help="states after a power cut that are tried; 0: all")
+    parser.addoption("--damages", type=int, default=40, help="places where a checkpoint is damaged")
 
 
 def pytest_unconfigure() -> None:

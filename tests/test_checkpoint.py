@@ -146,18 +146,25 @@ def test_a_damaged_newest_falls_back_to_the_one_before(paused: Run, whole: Run, 
     assert trained_state(paused, 6) == trained_state(whole, 6)
 
 
-def test_with_all_of_them_damaged_it_begins_again_and_says_so(paused: Run, whole: Run) -> None:
+def test_with_all_of_them_damaged_it_does_not_begin_again_by_itself(paused: Run) -> None:
     for path in checkpoints(paused.path / "checkpoints"):
         cut_short(path)
-    train(paused)
-    assert events(paused, "start", "step")[-1] == 0
-    assert len(events(paused, "warning")) == 3
-    assert trained_state(paused, 6) == trained_state(whole, 6)
+    with pytest.raises(CheckpointError, match=r"000003 cannot be used: .*000001 cannot be used: .* --fresh, .*"):
+        train(paused)
+    assert paused.state == "failed"
+    assert steps(paused) == [1, 2, 3]  # nothing was deleted
 
 
 def test_what_a_crash_left_half_written_is_no_checkpoint(paused: Run) -> None:
     (paused.path / "checkpoints" / ".000004.123.tmp").mkdir()
     assert latest_checkpoint(paused.path / "checkpoints") == (checkpoint(paused, 3), [])
+
+
+def test_they_are_in_the_order_of_their_steps_and_copies_are_none(tmp_path: Path) -> None:
+    for name in ("1000000", "999999", "000200", "000200 copy", "damaged-000300", ".000400.1.tmp"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "000500").touch()
+    assert [path.name for path in checkpoints(tmp_path)] == ["000200", "999999", "1000000"]
 
 
 def test_no_checkpoint_is_no_problem(tmp_path: Path) -> None:

@@ -333,6 +333,14 @@ def test_a_half_written_status_is_no_status(run):
     assert (run.status(), run.state) == ({}, "new")
 
 
+def test_a_status_that_a_power_cut_emptied_is_that_of_a_crash(run):
+    with open_run(run) as writer:
+        writer.set_status("running", step=3)
+        writer.log("step", step=3)
+    (run.path / "status.json").write_bytes(b"")
+    assert (run.status(), run.state) == ({}, "crashed")
+
+
 @pytest.mark.parametrize("state", ["completed", "preparing"])
 def test_a_trainer_that_ends_or_begins_between_two_looks_has_not_crashed(run, state):
     class Moving(Run):

@@ -1,15 +1,24 @@
 """Files are wholly there or not at all, whatever happens while they are written."""
 
 import contextlib
+import errno
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from qlora_core import storage
+from qlora_core.errors import StorageError
 from qlora_core.storage import (
     MANIFEST,
     cache_directory,
+    clear_leftovers,
+    discard,
+    flush_directory,
     manifest_problem,
     publishing,
     replacing,
@@ -117,6 +126,123 @@ def test_a_failed_rename_puts_the_old_directory_back(tmp_path, monkeypatch):
         publish(tmp_path / "d", a="new")
     assert (tmp_path / "d" / "a").read_text(encoding="utf-8") == "old"
     assert names(tmp_path) == ["d"]
+
+
+# After a kill ----------------------------------------------------------------------------------------------------
+
+
+def leave(directory: Path, *names: str) -> None:
+    for name in names:
+        (directory / name).mkdir(parents=True)
+        (directory / name / "content").write_text(name, encoding="utf-8")
+
+
+def test_leftovers_go_and_what_was_moved_aside_comes_back(tmp_path):
+    gone, other = ended_process(), os.getppid()
+    leave(
+        tmp_path, "b", f".a.{gone}.old", f".a.{gone}.tmp", f".b.{gone}.old", f".c.{gone}.tmp", f".d.{other}.tmp", ".e"
+    )
+    (tmp_path / f".status.{gone}.tmp.json").write_text("{}", encoding="utf-8")
+    clear_leftovers(tmp_path)
+    assert names(tmp_path) == [f".d.{other}.tmp", ".e", "a", "b"]  # the one of a process that lives is left alone
+    assert (tmp_path / "a" / "content").read_text(encoding="utf-8") == f".a.{gone}.old"
+    assert (tmp_path / "b" / "content").read_text(encoding="utf-8") == "b"
+    clear_leftovers(tmp_path, alone=True)
+    assert names(tmp_path) == [".e", "a", "b"]
+    clear_leftovers(tmp_path / "missing")
+
+
+def ended_process() -> int:
+    with subprocess.Popen([sys.executable, "-c", ""]) as child:
+        pass
+    return child.pid
+
+
+def test_a_directory_is_deleted_all_at_once_or_stays(tmp_path, monkeypatch):
+    leave(tmp_path, "a", "b")
+    discard(tmp_path / "a")
+    assert names(tmp_path) == ["b"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", refusing(errno.EIO))
+        discard(tmp_path / "b")
+    assert names(tmp_path / "b") == ["content"]
+
+
+# What the device refuses -----------------------------------------------------------------------------------------
+
+
+def refusing(code: int):
+    def refuse(*_, **__):
+        raise OSError(code, os.strerror(code))
+
+    return refuse
+
+
+def test_what_cannot_be_written_is_told_with_place_room_and_remedy(tmp_path, monkeypatch):
+    write_text(tmp_path / "file", "old")
+    monkeypatch.setattr(storage, "flush_to_disk", refusing(errno.ENOSPC))
+    with pytest.raises(StorageError) as error:
+        write_text(tmp_path / "file", "newer")
+    assert re.fullmatch(
+        rf"{tmp_path}/file: cannot be written: No space left on device \(ENOSPC\); 5 bytes wanted, [\d,]+ bytes free "
+        r"there\. Make room there, then go on\.",
+        str(error.value),
+    )
+    assert error.value.errno == errno.ENOSPC  # it is an OSError as well
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "old"
+    assert names(tmp_path) == ["file"]
+    with pytest.raises(StorageError, match=r"directory: cannot be written: No space left on device"):
+        publish(tmp_path / "directory", a="content")
+    assert names(tmp_path) == ["file"]
+
+
+def test_what_is_not_the_devices_fault_stays_as_it_is(tmp_path):
+    with pytest.raises(FileNotFoundError), replacing(tmp_path / "file") as temporary:
+        temporary.write_bytes((tmp_path / "source").read_bytes())
+    elsewhere = PermissionError(errno.EACCES, "Permission denied", "/elsewhere/source")
+    with pytest.raises(PermissionError, match="/elsewhere/source") as error, replacing(tmp_path / "file"):
+        raise elsewhere
+    assert error.value is elsewhere
+
+
+def test_the_drives_own_cache_is_flushed_on_macos_where_it_can_be(tmp_path, monkeypatch):
+    """What the call is, and what happens where a network drive does not know it; the call itself is not made here."""
+    calls, answer = [], [None]
+
+    def fcntl(_, command):
+        calls.append(command)
+        if answer[0]:
+            raise OSError(answer[0], os.strerror(answer[0]))
+
+    monkeypatch.setattr(storage.sys, "platform", "darwin")
+    monkeypatch.setattr(storage.fcntl, "F_FULLFSYNC", 51, raising=False)
+    monkeypatch.setattr(storage.fcntl, "fcntl", fcntl)
+    monkeypatch.setattr(storage.os, "fsync", lambda _: calls.append("fsync"))
+    for code, wanted in ((None, [51]), (errno.ENOTSUP, [51, "fsync"]), (errno.EINVAL, [51, "fsync"])):
+        answer[0] = code
+        flush_directory(tmp_path)
+        assert calls == wanted
+        calls.clear()
+    answer[0] = errno.EIO
+    with pytest.raises(OSError, match="Input/output error"):
+        flush_directory(tmp_path)
+    assert calls == [51]
+
+
+@pytest.mark.parametrize(("code", "told"), [(errno.EINVAL, False), (errno.ENOTSUP, False), (errno.EIO, True)])
+def test_a_drive_that_flushes_no_directories_is_good_enough(tmp_path, monkeypatch, code, told):
+    monkeypatch.setattr(storage.os, "fsync", refusing(code))
+    with pytest.raises(OSError, match=os.strerror(code)) if told else contextlib.nullcontext():
+        flush_directory(tmp_path)
+
+
+def test_what_need_not_last_is_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage.os, "fsync", refusing(errno.EIO))
+    write_json(tmp_path / "status.json", {"step": 1}, lasting=False)
+    assert names(tmp_path) == ["status.json"]
+
+
+# Damage ----------------------------------------------------------------------------------------------------------
 
 
 def flip(path: Path) -> None:

@@ -8,6 +8,7 @@
     ├── RunError          a run directory
     │   ├── BusyError         somebody else is training there
     │   └── CheckpointError   a checkpoint that cannot be trusted
+    ├── StorageError      a file cannot be written: full disk, quota, broken device (also an OSError)
     └── TrainingError     training itself went wrong
 
 Each message says what, where (file:line where there is one), what was found, what was wanted and what to do.
@@ -45,6 +46,19 @@ class BusyError(RunError):
 
 class CheckpointError(RunError):
     """A checkpoint fails its manifest or does not fit the model."""
+
+
+class StorageError(QLoraError, OSError):
+    """A file or directory cannot be written.
+
+    Args:
+        message: for the user.
+        errno: what the system said.
+    """
+
+    def __init__(self, message: str, errno: int | None = None) -> None:
+        super().__init__(message)
+        self.errno = errno
 
 
 class TrainingError(QLoraError):

@@ -20,6 +20,7 @@ from .errors import ConfigError, RunError
 from .guides import write_guides, write_summary
 from .peft import convert_adapters
 from .runs import Run
+from .seals import refuse_damage
 from .storage import MANIFEST, manifest_problem, publishing, write_json
 from .tokens import ChatTokenizer
 
@@ -55,6 +56,7 @@ def export_run(run: Run, out: Path, *, to: Target, force: bool = False, dequanti
     spec, tokenizer = run.base(), run.tokenizer()
     _refuse(run, spec, out, force=force)
     adapters, fused = run.adapters, None
+    refuse_damage(adapters / ADAPTER_FILE)
     with publishing(out) as directory:
         if to == "adapter":
             _copy_adapters(adapters, directory, spec)

@@ -31,6 +31,7 @@ from .kernels import (
     use_linear_kernels,
 )
 from .projections import place
+from .seals import SEAL, refuse_damage, seal
 from .storage import replacing, write_json
 from .tokens import TokenRow
 from .weights import load_weights, loaded_directory
@@ -92,20 +93,37 @@ def adapter_parameters(spec: ModelSpec, lora: LoraConfig, dtype: str) -> dict[st
     }
 
 
+def save_tensors(path: Path, tensors: dict[str, mx.array], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        OSError: as the system says it; MLX's own writing names no reason.
+    """
+    with path.open("wb") as file:
+        mx.save_safetensors(file, tensors, metadata)
+
+
 def save_adapters(model: nn.Module, directory: Path, config: dict[str, Any], metadata: dict[str, str]) -> None:
-    """Write `adapters.safetensors` and `adapter_config.json` as mlx-lm reads them; the weights change place at once."""
+    """Write `adapters.safetensors` and `adapter_config.json` as mlx-lm reads them; the weights change place at once.
+
+    Raises:
+        StorageError: they cannot be written; the weights are as they were.
+    """
+    tensors = dict(tree_flatten(model.trainable_parameters()))
+    sealed = {SEAL: seal((name, value.shape, np.array(value).tobytes()) for name, value in tensors.items())}
     write_json(directory / ADAPTER_CONFIG, config)
-    with replacing(directory / ADAPTER_FILE) as temporary:
-        mx.save_safetensors(str(temporary), dict(tree_flatten(model.trainable_parameters())), metadata)
+    with replacing(directory / ADAPTER_FILE, wanted=sum(value.nbytes for value in tensors.values())) as temporary:
+        save_tensors(temporary, tensors, metadata | sealed)
 
 
 def load_adapters(model: nn.Module, path: Path) -> None:
-    """Load an adapter file into attached adapters, after comparing every name and shape.
+    """Load an adapter file into attached adapters, after comparing every name and shape, and its numbers with its seal.
 
     Raises:
-        ModelError: the file cannot be read, or a tensor is missing, unknown or of another shape.
+        ModelError: the file cannot be read or is damaged, or a tensor is missing, unknown or of another shape.
     """
     wanted = {name: tuple(value.shape) for name, value in tree_flatten(model.trainable_parameters())}
+    refuse_damage(path)
     try:
         found = mx.load(str(path))
     except (RuntimeError, ValueError) as error:

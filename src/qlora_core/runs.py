@@ -6,8 +6,10 @@ nothing of mlx. The layout is the table in README.md, "A run's directory".
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -27,11 +29,27 @@ from .errors import BusyError, ConfigError, RunError
 from .metrics import read_events
 from .presets import preset_choices
 from .schedule import suited_learning_rate
-from .storage import describe_file, replacing, write_json, write_text
+from .storage import (
+    LineFile,
+    clear_leftovers,
+    describe_file,
+    explain,
+    explained,
+    file_problem,
+    make_directory,
+    remove,
+    replacing,
+    write_json,
+    write_text,
+)
 from .tokens import ChatTokenizer, TokenDataset
 
 State = Literal["preparing", "running", "paused", "stopped", "completed", "failed", "crashed"]
 Control = Literal["run", "pause", "stop"]
+
+STATUS, METRICS = "status.json", "metrics.jsonl"
+PRINTED = "what is printed"
+RESERVE = 65_536  # bytes that are given back for a trainer's last words, should the disk be full
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}", re.IGNORECASE)
 
@@ -112,7 +130,7 @@ class Run:
     @property
     def metrics_file(self) -> Path:
         """What was recorded while training, an event a line."""
-        return self.path / "metrics.jsonl"
+        return self.path / METRICS
 
     @property
     def template(self) -> str:
@@ -155,27 +173,34 @@ class Run:
             where = environment["model"]["path"]
             raise RunError(f"{self.name}: its {what} changed since the run began ({where}). Use --fresh.")
 
-    def refuse_changed_files(self) -> None:
-        """Compare settings, rows and initial adapters of the directory with those of its beginning.
+    def refuse_changed_settings(self) -> None:
+        """Compare the settings that decide the result with those of its beginning.
 
         Raises:
-            RunError: they differ (named), or are gone.
-            ConfigError: the settings cannot be read.
+            RunError: one differs (named).
+            ConfigError: they cannot be read.
         """
-        environment = self.environment()
-        usual, recorded = _defaults(), environment["identity"]
+        usual, recorded = _defaults(), self.environment()["identity"]
         for name, value in _as_stored(to_flat(self.config(), "result")).items():
             if value != (wanted := recorded.get(name, usual[name])):
                 raise RunError(
                     f"{self.path / 'config.json'}: {name} changed since the run began: it was {wanted!r} and is "
                     f"{value!r}. Put it back, or use --fresh."
                 )
-        for name, wanted in environment.get("files", {}).items():  # runs of earlier versions did not record them
-            path = self.path / name
-            if not path.is_file() or describe_file(path) != wanted:
-                what = "initial adapters" if path == self.initial_adapters else "data"
-                how = "changed" if path.is_file() else "are gone"
-                raise RunError(f"{path}: the run's {what} {how} since it began. Put the file back, or use --fresh.")
+
+    def refuse_damage(self) -> None:
+        """Compare the rows and adapters that it brought along with what they were in its beginning.
+
+        Raises:
+            RunError: a file is damaged or missing.
+        """
+        environment = self.environment()
+        for name, expected in environment.get("files", {}).items():  # runs of earlier versions noted none
+            if problem := file_problem(self.path / name, expected):
+                raise RunError(
+                    f"{self.path / name}: {problem}: it was damaged or changed since the run began. Put it back from a "
+                    "copy, or use --fresh with what it was made of."
+                )
 
     @property
     def adapters(self) -> Path:
@@ -203,8 +228,8 @@ class Run:
     def status(self) -> dict[str, Any]:
         """The trainer's last word; empty before it spoke."""
         try:
-            return json.loads((self.path / "status.json").read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
+            return json.loads((self.path / STATUS).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
             return {}
 
     def evaluation(self) -> dict[str, Any] | None:
@@ -268,13 +293,17 @@ class Run:
             if (again := self.status()) == status:
                 return "crashed"
             status = again
-        return status.get("state") or ("preparing" if self.alive else "new")
+        if state := status.get("state"):
+            return state
+        if self.alive:
+            return "preparing"
+        return "crashed" if _has_content(self.metrics_file) else "new"  # a power cut may empty the status
 
     def control(self) -> Control:
         """What the trainer was asked to do."""
         try:
             word = (self.path / "control").read_text(encoding="ascii").strip()
-        except (FileNotFoundError, ValueError):
+        except (OSError, ValueError):  # also where it cannot be read for the moment: training goes on
             return "run"
         return word if word in ("pause", "stop") else "run"  # type: ignore[return-value]
 
@@ -411,7 +440,7 @@ class TrainingTracker:
     def create(self, plan: TrainingPlan) -> Run:
         """Write the run's directory, or take over how long and how often where it exists already."""
         run = plan.run
-        run.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directory(run.path, 0o700)
         if not run.exists:
             plan.data.save(run.path / "data")
             if plan.initial_adapters:
@@ -419,10 +448,10 @@ class TrainingTracker:
                     shutil.copyfile(plan.initial_adapters, temporary)
             if plan.config.base.template.endswith(".jinja"):
                 write_text(run.path / "chat_template.jinja", plan.template_text)
-            own = [run.path / "data" / TRAIN_FILE, run.path / "data" / VAL_FILE, run.initial_adapters]
+            brought = [*(run.path / "data").iterdir(), *([run.initial_adapters] if plan.initial_adapters else [])]
             environment = {
                 "identity": plan.identity,
-                "files": {str(path.relative_to(run.path)): describe_file(path) for path in own if path.is_file()},
+                "files": {str(path.relative_to(run.path)): describe_file(path) for path in sorted(brought)},
                 "model": {
                     "name": plan.model.name,
                     "path": str(plan.model.path.resolve()),
@@ -449,9 +478,16 @@ class TrainingTracker:
 
         Raises:
             BusyError: another process writes it.
+        StorageError: nothing can be written there.
         """
-        run.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return RunWriter(run, RunLock(run.path, descriptor))
+        make_directory(run.path, 0o700)
+        with explained(run.path / "lock"):
+            lock = RunLock(run.path, descriptor)
+        try:
+            return RunWriter(run, lock)
+        except BaseException:
+            lock.release()
+            raise
 
 
 def resolve_config(given: dict[str, Any], preset: str = "") -> RunConfig:
@@ -505,69 +541,103 @@ def _refuse_differences(run: Run, identity: dict[str, Any]) -> None:
 
 
 class RunWriter:
-    """Writes one run: status, metrics, and to whoever listens. A context manager; leaving it gives the lock back."""
+    """Writes one run: status, metrics, and to whoever listens. A context manager; leaving it gives the lock back.
+
+    What it writes can be done without for a while: if it cannot be written, training goes on with a warning, the status
+    is kept in memory and the events wait.
+    """
 
     def __init__(self, run: Run, lock: RunLock) -> None:
         self.run = run
         self.listeners: list[Callable[[dict[str, Any]], None]] = []
         self.lock = lock
-        self._status = run.status()
+        self.status = run.status()
         self._written = 0.0
-        _close_torn_line(run.metrics_file)
-        self._metrics = run.metrics_file.open("a", encoding="utf-8", newline="\n")
-        if not lock.inherited:  # a pause asked of an earlier trainer is done; one asked since the lock was taken is not
-            run.request("run")
+        self._failing: set[str] = set()
+        for place, alone in ((run.path / "checkpoints", True), (run.path, False), (run.best, True), (run.final, True)):
+            clear_leftovers(place, alone=alone)
+        if not lock.inherited and run.control() != "run":
+            run.request("run")  # a pause asked of an earlier trainer is done; one asked since the lock was taken is not
+        self._metrics = LineFile(run.metrics_file)
+        with contextlib.suppress(OSError):  # told at the first event, when somebody listens
+            self._metrics.flush()
+        self._reserve = run.path / ".reserve"
+        with contextlib.suppress(OSError):
+            self._reserve.write_bytes(os.urandom(RESERVE))  # not zeros: some file systems store none
 
     def __enter__(self) -> RunWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._metrics.close()
+        if STATUS in self._failing:  # once more: readers take a last word that is missing for a crash
+            with contextlib.suppress(OSError):
+                write_json(self.run.path / STATUS, self.status)
+        remove(self._reserve)
         self.lock.release()
 
     def log(self, type: str, **fields: Any) -> None:
         """Append one event to `metrics.jsonl`, a whole line at once, and tell the listeners."""
         event = {"type": type, **fields, "time": round(time.time(), 3)}
-        self._metrics.write(json.dumps(event, ensure_ascii=False) + "\n")
-        self._metrics.flush()
+        line = json.dumps(event, ensure_ascii=False)
+        self._attempt(METRICS, lambda: self._metrics.append(line))
         self.tell(**event)
 
     def tell(self, type: str, **fields: Any) -> None:
         """Tell the listeners something that is not worth keeping."""
         for listener in self.listeners:
-            listener({"type": type, **fields})
+            self._attempt(PRINTED, functools.partial(listener, {"type": type, **fields}))
+
+    def sync(self) -> None:
+        """Make what was logged durable."""
+        self._attempt(METRICS, self._metrics.sync)
 
     def set_status(self, state: State, **fields: Any) -> None:
         """Replace `status.json`; fields not given stay as they were."""
-        self._status = {
-            **self._status,
+        lasting = state != self.status.get("state")  # a beat that a power cut takes is no loss
+        self.status = {
+            **self.status,
             **fields,
             "state": state,
             "pid": os.getpid(),
             "time": round(time.time(), 3),
         }
-        write_json(self.run.path / "status.json", self._status)
         self._written = time.monotonic()
+        self._attempt(STATUS, lambda: write_json(self.run.path / STATUS, self.status, lasting=lasting))
 
     def beat(self, **fields: Any) -> None:
         """Take `fields` into the status; written at most once a second, since every write waits for the disk."""
-        self._status |= fields
+        self.status |= fields
         if time.monotonic() - self._written >= 1:
-            self.set_status(self._status["state"])
+            self.set_status(self.status["state"])
 
     def end(self, state: State, step: int, message: str = "") -> None:
         """Say how training ended; the last event of this process."""
+        remove(self._reserve)  # room for the last words, on a disk that is full
         self.log("end", state=state, step=step, message=message)
         self.set_status(state, step=step, message=message)
 
+    def _attempt(self, what: str, write: Callable[[], object]) -> None:
+        """Write something that training can do without; the first failure is a warning, and so is that it is over."""
+        try:
+            write()
+        except OSError as error:
+            if what not in self._failing:
+                self._failing.add(what)
+                reason = explain(error, self.run.path / what) if what != PRINTED else f"{what} is lost: {error}."
+                self.log("warning", message=f"{reason} Training goes on, and tries again.")
+        else:
+            if what in self._failing and what != PRINTED:  # some events print nothing, which is no sign
+                self._failing.remove(what)
+                lost = f"; {self._metrics.lost} lines are lost" if self._metrics.lost else ""
+                self.log("warning", message=f"{what} can be written again{lost}")
 
-def _close_torn_line(path: Path) -> None:
-    """End a line that a crash left half-written, so that the next one stands alone."""
-    if path.is_file() and path.stat().st_size:
-        with path.open("rb+") as file:
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
+
+def _has_content(path: Path) -> bool:
+    try:
+        return path.stat().st_size > 0
+    except OSError:
+        return False
 
 
 def iterate_states(runs: list[Run]) -> Iterator[dict[str, Any]]:

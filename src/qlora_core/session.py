@@ -10,11 +10,12 @@ import functools
 import importlib.metadata
 import platform
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from . import device, fit
 from .bases import ModelSpec
-from .checkpoint import Progress, latest_checkpoint, load_checkpoint
+from .checkpoint import Progress, checkpoint_to_resume, load_checkpoint
 from .config import RunConfig
 from .device import Kernels, mx, nn, optim
 from .guard import MemoryGuard, NormWatch
@@ -119,7 +120,9 @@ def open_session(writer: RunWriter, monitor: MemoryMonitor) -> Session:
     config, environment = run.config(), run.environment()
     spec = run.base()
     run.refuse_change("model", spec.fingerprint)
-    run.refuse_changed_files()
+    run.refuse_changed_settings()
+    run.refuse_damage()
+    checkpoint = _checkpoint(writer)
     tokenizer = run.tokenizer()
     rows = make_dataset(run.train_rows(), tokenizer, config.data.max_seq_length).rows
     val_rows = make_dataset(run.validation_rows(), tokenizer, config.data.max_seq_length).rows
@@ -141,7 +144,7 @@ def open_session(writer: RunWriter, monitor: MemoryMonitor) -> Session:
     adapters = AdapterVector(model)
     optimizer.init({"adapters": adapters.join(model.trainable_parameters())})
     fit.check_after_loading(estimate, monitor.sample().available, spec.parameters, config)
-    progress = _restore(writer, model, optimizer)
+    progress = load_checkpoint(checkpoint, model, optimizer) if checkpoint else Progress()
     watch = Watch(MemoryGuard(config.pace.pause_below_gb * GB))
     return Session(
         run, config, spec, tokenizer, model, adapters, optimizer, kernels, layout, rows, val_rows, progress, monitor,
@@ -186,11 +189,12 @@ def make_optimizer(config: RunConfig) -> optim.Optimizer:
     return optim.AdamW(config.train.learning_rate, weight_decay=config.train.weight_decay, bias_correction=True)
 
 
-def _restore(writer: RunWriter, model: nn.Module, optimizer: optim.Optimizer) -> Progress:
-    path, problems = latest_checkpoint(writer.run.path / "checkpoints")
+def _checkpoint(writer: RunWriter) -> Path | None:
+    """Where the run goes on from, telling what is damaged."""
+    path, problems = checkpoint_to_resume(writer.run)
     for problem in problems:
         writer.log("warning", message=problem)
-    return load_checkpoint(path, model, optimizer) if path else Progress()
+    return path
 
 
 def load_for_answers(run: Run, *, base: bool = False) -> tuple[nn.Module, ChatTokenizer]:

@@ -1,62 +1,155 @@
 """Files that are either wholly there or not there at all.
 
 Everything that must survive a crash is written through here: to a temporary name, flushed to the device, renamed.
+What cannot be written is told with its place, the room that it wanted, and what to do.
 Knows nothing of what is written.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
+import io
+import itertools
 import json
 import os
+import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from .errors import StorageError
 
 MANIFEST = "manifest.json"
 LARGE_FILE = 16_000_000  # bytes from which a file's hash is worth remembering
 QUIET_SECONDS = 2.0  # since a file's last change
 REMEMBERED = 500  # hashes
+MOST_WAITING = 4_000_000  # bytes of lines that wait to be written: ten thousand steps
+
+
+# Why it failed --------------------------------------------------------------------------------------------------
+
+_REMEDIES = {
+    errno.ENOSPC: "Make room there",
+    errno.EDQUOT: "Delete something of yours there, or have your quota raised",
+    errno.EFBIG: "Raise the limit on the size of files (`ulimit -f`)",
+    errno.EIO: "Look at the disk, its cable, or the network that it is on",
+    errno.EROFS: "Have it mounted for writing",
+    errno.EACCES: "Allow writing there",
+    errno.EPERM: "Allow writing there",
+    errno.ESTALE: "Look at the network drive",
+    errno.ENODEV: "Connect the disk again",
+    errno.ENXIO: "Connect the disk again",
+}
+"""What is the device's, and what to do; everything else (a file that is missing, say) is told as it is."""
+
+
+def explain(error: OSError, path: Path, wanted: int = 0, *, problem: str = "cannot be written") -> StorageError:
+    """What the system said, as an error for the user.
+
+    Args:
+        error: of the system.
+        path: what was being written.
+        wanted: bytes that were to be written, where that is known.
+        problem: what could not be done.
+    """
+    if isinstance(error, StorageError):
+        return error
+    name = errno.errorcode.get(error.errno or 0)
+    reason = (error.strerror or str(error) or type(error).__name__) + (f" ({name})" if name else "")
+    place = next((parent for parent in (path, *path.absolute().parents) if parent.exists()), Path("/"))
+    sizes = [f"{wanted:,} bytes wanted"] if wanted else []
+    with contextlib.suppress(OSError):
+        sizes.append(f"{shutil.disk_usage(place).free:,} bytes free there")
+    remedy = f" {_REMEDIES[error.errno]}, then go on." if error.errno in _REMEDIES else ""
+    return StorageError(f"{path}: {problem}: {reason}; {', '.join(sizes)}.{remedy}", error.errno)
+
+
+@contextlib.contextmanager
+def explained(path: Path, wanted: int = 0, *, problem: str = "cannot be written") -> Iterator[None]:
+    """Inside the block, what the device refuses while `path` is written is told as `explain` does.
+
+    Raises:
+        StorageError: as said.
+    """
+    try:
+        yield
+    except OSError as error:
+        elsewhere = error.filename is not None and not Path(os.fsdecode(error.filename)).is_relative_to(path.parent)
+        if isinstance(error, StorageError) or elsewhere or error.errno not in _REMEDIES:
+            raise
+        raise explain(error, path, wanted, problem=problem) from None
+
+
+# Made durable ---------------------------------------------------------------------------------------------------
 
 
 def flush_to_disk(descriptor: int) -> None:
     """Make the kernel hand a file's data to the device; on macOS also the device's own cache (`F_FULLFSYNC`)."""
     if sys.platform == "darwin":  # not yet run here
-        import fcntl
+        try:
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+            return
+        except OSError as error:
+            if error.errno not in _NOT_KNOWN:  # network drives do not know it; what they know is fsync
+                raise
+    os.fsync(descriptor)
 
-        fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
-    else:
-        os.fsync(descriptor)
+
+_NOT_KNOWN = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY)
 
 
 def flush_directory(path: Path) -> None:
-    """Make renames inside `path` durable."""
+    """Make what was made, renamed or deleted in `path` durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        flush_to_disk(descriptor)
+    except OSError as error:
+        if error.errno not in _NOT_KNOWN:  # some network drives flush no directories
+            raise
     finally:
         os.close(descriptor)
 
 
+def make_directory(path: Path, mode: int = 0o777) -> None:
+    """Make a directory, and those above it, so that none of them goes when the power does."""
+    missing = list(itertools.takewhile(lambda place: not place.is_dir(), (path, *path.parents)))
+    for place in reversed(missing):
+        place.mkdir(mode if place == path else 0o777, exist_ok=True)
+        flush_directory(place.parent)
+
+
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; when the block ends without error it takes the place of `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # safetensors writers insist on their suffix, so the temporary name keeps it
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            flush_to_disk(file.fileno())
-        temporary.replace(path)
-        flush_directory(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+def replacing(path: Path, *, wanted: int = 0, lasting: bool = True) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; when the block ends without error it takes the place of `path`.
+
+    Args:
+        path: the file.
+        wanted: bytes that will be written, for the message if they cannot be.
+        lasting: wait until the device has it; else a power cut may leave an empty file.
+
+    Raises:
+        StorageError: it cannot be written; `path` is as it was.
+    """
+    with explained(path, wanted):
+        make_directory(path.parent)
+        # safetensors writers insist on their suffix, so the temporary name keeps it
+        temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+        try:
+            yield temporary
+            if lasting:
+                with temporary.open("rb") as file:
+                    flush_to_disk(file.fileno())
+            temporary.replace(path)
+            if lasting:
+                flush_directory(path.parent)
+        finally:
+            remove(temporary)
 
 
 _PENDING = ".replacing.json"
@@ -68,7 +161,7 @@ def replacing_all(directory: Path, names: Sequence[str]) -> Iterator[dict[str, P
 
     A list of what is to be renamed is written first, so that `finish_replacing` makes good a kill in between.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     finish_replacing(directory)
     for stale in (path for name in names for path in directory.glob(f".{name}.*.tmp")):  # of one that was killed
         stale.unlink(missing_ok=True)
@@ -99,45 +192,207 @@ def finish_replacing(directory: Path) -> None:
     pending.unlink()
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace `path` by `text`, UTF-8, atomically and durably."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+def write_text(path: Path, text: str, *, lasting: bool = True) -> None:
+    """Replace `path` by `text`, UTF-8, atomically and, if it is to be `lasting`, durably."""
+    content = text.encode()
+    with replacing(path, wanted=len(content), lasting=lasting) as temporary:
+        temporary.write_bytes(content)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Replace `path` by `value` as JSON, atomically and durably."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+def write_json(path: Path, value: Any, *, lasting: bool = True) -> None:
+    """Replace `path` by `value` as JSON, atomically and, if it is to be `lasting`, durably."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", lasting=lasting)
 
 
 @contextlib.contextmanager
-def publishing(directory: Path) -> Iterator[Path]:
+def publishing(directory: Path, *, wanted: int = 0) -> Iterator[Path]:
     """Yield an empty temporary directory; when the block ends without error it appears as `directory`, all at once.
 
     A manifest with size and SHA-256 of each file is written last. An existing `directory` is moved aside for it.
+
+    Args:
+        directory: the directory.
+        wanted: bytes that will be written, for the message if they cannot be.
+
+    Raises:
+        StorageError: it cannot be written; `directory` is as it was.
     """
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
-    aside = temporary.with_suffix(".old")
-    for leftover in (temporary, aside):
-        shutil.rmtree(leftover, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        yield temporary
-        files = sorted(path for path in temporary.iterdir() if path.is_file())
-        for path in files:
-            with path.open("rb") as file:
-                flush_to_disk(file.fileno())
-        write_json(temporary / MANIFEST, {"files": {path.name: describe_file(path) for path in files}})
-        if directory.exists():
-            directory.rename(aside)
-        temporary.rename(directory)
-        flush_directory(directory.parent)
-    finally:
-        if aside.exists() and not directory.exists():
-            aside.rename(directory)
+    with explained(directory, wanted):
+        make_directory(directory.parent)
+        temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
+        aside = temporary.with_suffix(".old")
         for leftover in (temporary, aside):
-            shutil.rmtree(leftover, ignore_errors=True)
+            remove(leftover)
+        temporary.mkdir()
+        try:
+            yield temporary
+            files = sorted(path for path in temporary.iterdir() if path.is_file())
+            for path in files:
+                with path.open("rb") as file:
+                    flush_to_disk(file.fileno())
+            # flushes the names in the directory as well
+            write_json(temporary / MANIFEST, {"files": {path.name: describe_file(path) for path in files}})
+            if directory.exists():
+                directory.rename(aside)
+            temporary.rename(directory)
+            flush_directory(directory.parent)
+        finally:
+            if aside.exists() and not directory.exists():
+                aside.rename(directory)
+            for leftover in (temporary, aside):
+                remove(leftover)
+
+
+# Taken away -----------------------------------------------------------------------------------------------------
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a directory with all in it, as far as that is possible."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def discard(directory: Path) -> None:
+    """Delete a directory that others look at: it disappears all at once, never in part."""
+    doomed = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
+    remove(doomed)
+    with contextlib.suppress(OSError):  # it stays, and is whole
+        directory.rename(doomed)
+    remove(doomed)
+
+
+_LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)\.(?P<kind>tmp|old)(\.\w+)?")
+
+
+def clear_leftovers(directory: Path, *, alone: bool = False) -> None:
+    """Clear up after processes that were killed while they wrote something in `directory`.
+
+    What they were writing goes; what they had moved aside, and not replaced yet, comes back.
+
+    Args:
+        directory: only itself, not those in it; may be missing.
+        alone: nobody else writes there, so that a process of that number which lives is another one by now.
+    """
+    for path in directory.glob(".*"):
+        match = _LEFTOVER.fullmatch(path.name)
+        if not match or not (alone or _gone(int(match["pid"]))):
+            continue
+        if match["kind"] == "old" and not (directory / match["name"]).exists():
+            path.rename(directory / match["name"])
+            flush_directory(directory)
+        else:
+            remove(path)
+
+
+def _gone(pid: int) -> bool:
+    """True when no process of that number lives; of ours, nothing is being written when it clears up."""
+    if pid == os.getpid():
+        return True
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:  # somebody else's
+        return False
+    return False
+
+
+# Appended to ----------------------------------------------------------------------------------------------------
+
+
+class LineFile:
+    """Appends lines to a file. Those that cannot be written wait, and are written when it works again.
+
+    Each is written at once as a whole; a reader may still see half of the last one. One that a crash tore is ended, so
+    that the next stands alone.
+
+    Args:
+        path: the file; made when it is missing.
+
+    Attributes:
+        lost: lines given up because too many waited.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lost = 0
+        self._file: io.FileIO | None = None
+        self._waiting = b""
+        self._begun = False
+
+    def append(self, line: str) -> None:
+        """Write a line, after those that wait.
+
+        Raises:
+            OSError: it cannot be written now; it waits.
+        """
+        self._waiting += line.encode() + b"\n"
+        if len(self._waiting) > MOST_WAITING:
+            self._forget_oldest()
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what waits.
+
+        Raises:
+            OSError: it cannot be written now.
+        """
+        try:
+            if self._file is None:
+                self._open()
+            while self._waiting:
+                self._waiting = self._waiting[self._file.write(self._waiting) :]
+        except OSError:
+            self._close()  # the next attempt opens it anew: the drive may have been away
+            raise
+
+    def sync(self) -> None:
+        """Write what waits, and wait until the device has it.
+
+        Raises:
+            OSError: it cannot be written now.
+        """
+        self.flush()
+        flush_to_disk(self._file.fileno())
+
+    def close(self) -> None:
+        """Write what waits, if that is possible now."""
+        with contextlib.suppress(OSError):
+            self.flush()
+        self._close()
+
+    def _open(self) -> None:
+        self._file = self.path.open("ab", buffering=0)
+        if not self._begun and _is_torn(self.path):
+            self._waiting = b"\n" + self._waiting
+        self._begun = True
+
+    def _close(self) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()
+        self._file = None
+
+    def _forget_oldest(self) -> None:
+        first = self._waiting.index(b"\n") + 1  # half of it may be in the file already, so it stays
+        rest = self._waiting.index(b"\n", len(self._waiting) - MOST_WAITING // 2) + 1
+        self.lost += self._waiting.count(b"\n", first, rest)
+        self._waiting = self._waiting[:first] + self._waiting[rest:]
+
+
+def _is_torn(path: Path) -> bool:
+    """True when a file does not end with the end of a line."""
+    with path.open("rb") as file:
+        if not file.seek(0, os.SEEK_END):
+            return False
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
+
+
+# Recognised -----------------------------------------------------------------------------------------------------
 
 
 def describe_file(path: Path) -> dict[str, Any]:
@@ -146,27 +401,48 @@ def describe_file(path: Path) -> dict[str, Any]:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def manifest_problem(directory: Path, *, contents: bool = True) -> str | None:
+def manifest_problem(directory: Path, names: Collection[str] | None = None, *, contents: bool = True) -> str | None:
     """What is wrong with a published directory by its manifest, in a few words; None when nothing is.
 
     Args:
         directory: as `publishing` left it.
+        names: files that the manifest has to list, and no others; None: whatever it lists.
         contents: compare hashes; else sizes alone, for files that would take long to read.
     """
     try:
         wanted = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))["files"]
-        for name, expected in wanted.items():
-            path = directory / name
-            same = describe_file(path) == expected if contents else path.stat().st_size == expected["bytes"]
-            if not same:
-                return f"{name} differs from its manifest"
-    except FileNotFoundError as error:
-        return f"{Path(error.filename).name} is missing"
-    except IsADirectoryError as error:
-        return f"{Path(error.filename).name} is a directory"
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        listed = set(wanted.keys())
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing"
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         return f"{MANIFEST} cannot be read ({error})"
+    for name in sorted(set(names or listed) - listed):
+        return f"{MANIFEST} does not list {name}"
+    for name in sorted(listed - set(names or listed)):
+        return f"{MANIFEST} lists {name}, which does not belong there"
+    for name, expected in wanted.items():
+        try:
+            problem = file_problem(directory / name, expected, contents=contents)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            problem = f"cannot be read ({error})"
+        if problem:
+            return f"{name} {problem}"
     return None
+
+
+def file_problem(path: Path, expected: Any, *, contents: bool = True) -> str | None:
+    """What is wrong with a file that `describe_file` described, in a few words; None when nothing is.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    try:
+        same = describe_file(path) == expected if contents else path.stat().st_size == expected["bytes"]
+    except FileNotFoundError:
+        return "is missing"
+    except IsADirectoryError:
+        return "is a directory"
+    return None if same else "differs from its manifest"
 
 
 @contextlib.contextmanager

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import os
+import shutil
 import signal
 import threading
 import time
@@ -18,16 +20,16 @@ from typing import Any, NamedTuple
 
 from . import device, fit
 from .batching import Batch, epoch_batches, fixed_batches, make_batch, share_out
-from .checkpoint import latest_checkpoint, save_checkpoint
+from .checkpoint import checkpoints, latest_checkpoint, room_wanted, save_checkpoint
 from .device import mx, nn, tree_flatten, tree_map
-from .errors import MemoryShortError, QLoraError, TrainingError
+from .errors import MemoryShortError, QLoraError, StorageError, TrainingError
 from .evaluate import answer_samples, evaluate_run, forget_samples
 from .memory import MemoryMonitor, MemorySample
 from .model import adapter_parameters, batch_loss, load_adapters, save_adapters
 from .runs import Run, RunWriter, State
 from .schedule import learning_rate
 from .session import Session, open_session
-from .storage import write_json
+from .storage import explain, write_json
 from .tokens import TokenRow
 
 NON_FINITE_LIMIT = 3  # steps in a row without a finite update after which training pauses
@@ -63,9 +65,14 @@ def train(writer: RunWriter, monitor: MemoryMonitor | None = None) -> Outcome:
             session = open_session(writer, monitor)
             interruption.training = True
             state = _train_to_end(session, writer, interruption)
+        except StorageError as error:
+            raise _pause_unsaved(writer, error) from None
         except QLoraError as error:
             writer.end("paused" if session else "failed", _step_reached(writer.run, session), str(error))
             raise
+        except OSError as error:
+            path = Path(os.fsdecode(error.filename)) if error.filename else writer.run.path
+            raise _pause_unsaved(writer, explain(error, path, problem="cannot be read or written")) from None
         except KeyboardInterrupt:  # at once, with the last checkpoint as it is
             writer.end("paused", _step_reached(writer.run, session), "interrupted twice" if session else "")
     return Outcome(state, interruption.signal == signal.SIGINT, interruption.at_once)
@@ -73,6 +80,16 @@ def train(writer: RunWriter, monitor: MemoryMonitor | None = None) -> Outcome:
 
 def _step_reached(run: Run, session: Session | None) -> int:
     return session.progress.step if session else run.status().get("step", 0)
+
+
+def _pause_unsaved(writer: RunWriter, error: StorageError) -> StorageError:
+    """End as paused at the last checkpoint, since nothing can be saved; returns what to tell."""
+    saved = checkpoints(writer.run.path / "checkpoints")
+    step = int(saved[-1].name) if saved else 0
+    kept = f"its last checkpoint, of step {step}, is as it was" if saved else "nothing was saved yet"
+    told = StorageError(f"{error} The run is paused: {kept}.", error.errno)
+    writer.end("paused", step, str(told))
+    return told
 
 
 # Training -------------------------------------------------------------------------------------------------------
@@ -99,9 +116,11 @@ def _train_to_end(session: Session, writer: RunWriter, interruption: Interruptio
         train_rows=len(session.train_rows),
         val_rows=len(session.val_rows),
     )
+    _warn_of_little_room(session, writer)
     prepare_to_train(session)
     session.watch.saved_at = time.monotonic()
-    forget_samples(session.run, progress.step)
+    with _spared(writer, "older samples could not be taken back"):
+        forget_samples(session.run, progress.step)
     if progress.step == 0 and not session.run.samples() and not interruption.asked:
         _sample(session, writer, epoch=0)
     while progress.step < total and not interruption.asked:
@@ -393,11 +412,18 @@ def _sample(session: Session, writer: RunWriter, epoch: int) -> None:
     pace, step = session.config.pace, session.progress.step
     if not pace.samples:
         return
-    try:
+    with _spared(writer, f"step {step}: the sample prompts could not be answered", step=step):
         answer_samples(session.run, session.model, session.tokenizer, pace, step=step, epoch=epoch)
-    except Exception as error:  # whatever it is, hours of training are worth more
-        writer.log("warning", step=step, message=f"step {step}: the sample prompts could not be answered: {error}")
     prepare_to_train(session)
+
+
+@contextlib.contextmanager
+def _spared(writer: RunWriter, problem: str, **fields: int) -> Iterator[None]:
+    """What goes wrong inside the block is a warning: whatever it is, hours of training are worth more."""
+    try:
+        yield
+    except Exception as error:
+        writer.log("warning", **fields, message=f"{problem}: {str(error) or type(error).__name__}")
 
 
 def _patience_is_over(session: Session) -> bool:
@@ -415,6 +441,7 @@ def _save(session: Session, writer: RunWriter) -> None:
     started = time.perf_counter()
     directory = session.run.path / "checkpoints"
     keep = session.config.pace.keep_checkpoints
+    writer.sync()  # the curves until here are worth as much
     path = save_checkpoint(directory, session.model, session.optimizer, session.progress, keep)
     session.watch.saved_at, session.watch.save_next = time.monotonic(), False
     size = sum(file.stat().st_size for file in path.iterdir())
@@ -451,9 +478,23 @@ def _raising_after(trouble: QLoraError | None) -> Iterator[None]:
     except QLoraError as error:
         if trouble is None:
             raise
+        if isinstance(error, StorageError):  # whatever else is wrong, what could be saved is not
+            raise StorageError(f"{trouble} {error}", error.errno) from None
         raise type(trouble)(f"{trouble} {error}") from None
     if trouble:
         raise trouble
+
+
+def _warn_of_little_room(session: Session, writer: RunWriter) -> None:
+    """Say at once what would pause the run hours later."""
+    run, keep = session.run, session.config.pace.keep_checkpoints
+    wanted, free = room_wanted(run.path / "checkpoints", session.model, keep), shutil.disk_usage(run.path).free
+    if free < wanted:
+        writer.log(
+            "warning",
+            message=f"{run.path}: {wanted:,} bytes wanted for what the run will save, {free:,} bytes free there. Make "
+            "room, or use --keep-checkpoints 1; when the disk is full, the run is paused",
+        )
 
 
 def _save_adapters(session: Session, directory: Path, **metadata: str) -> None:
@@ -478,10 +519,12 @@ def _finish(session: Session, writer: RunWriter, interruption: Interruption) -> 
         return "paused"
     _save_adapters(session, session.run.final)
     writer.tell("evaluating")
-    evaluate_best(session)
+    with _spared(writer, "what it learnt could not be tested; `qlora evaluate` does it again"):
+        (session.run.path / "evaluation.json").unlink(missing_ok=True)  # of fewer steps
+        evaluate_best(session)
     state: State = "stopped" if interruption.asked == "stop" and progress.step < session.total_steps else "completed"
-    summary = summarise(session)
-    write_json(session.run.path / "summary.json", summary)
+    with _spared(writer, "the summary could not be written"):
+        write_json(session.run.path / "summary.json", summarise(session))
     writer.end(state, progress.step)
     return state
 
