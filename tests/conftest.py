@@ -25,6 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--examples", type=int, default=150, help="examples that hypothesis makes up for each test")
     parser.addoption("--peft", metavar="PYTHON", help="a Python with torch, transformers and peft, to read our exports")
     parser.addoption("--kills", type=int, default=6, help="how often a process is killed in the middle of its work")
+    parser.addoption("--races", type=int, default=30, help="how often processes start the same run at the same moment")
 
 
 def pytest_unconfigure() -> None:
