@@ -6,8 +6,10 @@ import signal
 import pytest
 
 from qlora_core import jobs, page
+from qlora_core.device_lock import DeviceLock
+from qlora_core.endings import reason
 from qlora_core.errors import BusyError
-from qlora_core.page import crashes, training
+from qlora_core.page import training
 from qlora_core.page.problems import Problem
 from qlora_core.page.watching import RunWatcher, Snapshot
 from qlora_core.runs import Run, RunLock, RunWriter, TrainingTracker
@@ -175,9 +177,9 @@ def test_a_page_to_look_at_has_no_buttons(plan, tracker, make, monkeypatch):
 def test_two_runs_do_not_train_at_once(plan):
     home, planned = plan(run="club")
     other = home.create(plan(run="other")[1])
-    with RunWriter(other, RunLock(other.path)), pytest.raises(BusyError, match="other is being trained already"):
+    with home.record(other), DeviceLock(other.path), pytest.raises(BusyError, match="other is being trained already"):
         jobs.start(home, planned)
-    assert not planned.run.exists
+    assert not planned.run.path.exists()
 
 
 # What is said ---------------------------------------------------------------------------------------------------
@@ -222,17 +224,20 @@ def test_checkpoints_tell_their_loss_and_which_is_best(tracker, make):
     ("status", "log", "wanted"),
     [
         (-signal.SIGKILL, "", "memory ran out"),
+        (137, "", "memory ran out"),
         (-signal.SIGABRT, "[METAL] Insufficient Memory", "memory ran out"),
         (1, "Traceback\nMemoryError", "memory ran out"),
         (-signal.SIGSEGV, "", "compiled code (SIGSEGV)"),
+        (134, "", "compiled code (SIGABRT)"),
         (-signal.SIGHUP, "", "from outside (signal 1)"),
         (1, "Traceback\nKeyError: 'x'", "did not expect: KeyError: 'x'"),
         (127, "", "it left no line"),
+        (250, "", "it left no line"),
         (None, "", "Nobody saw"),
     ],
 )
 def test_why_a_trainer_is_gone(status, log, wanted):
-    assert wanted in crashes.reason(status, log)
+    assert wanted in reason(status, log)
 
 
 def test_how_a_crashed_process_ended_is_noted_once(tracker, make):

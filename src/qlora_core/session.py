@@ -15,7 +15,7 @@ from typing import Any
 from . import device, fit
 from .bases import ModelSpec
 from .checkpoint import Progress, latest_checkpoint, load_checkpoint
-from .config import RunConfig
+from .config import RunConfig, from_flat
 from .device import Kernels, mx, nn, optim
 from .memory import MemoryMonitor, available_bytes
 from .model import AdapterVector, Layout, attach_adapters, choose_layout, load_adapters, load_base, use_grad_checkpoint
@@ -69,6 +69,11 @@ class Session:
         return self.config.train.total_steps(len(self.train_rows))
 
     @functools.cached_property
+    def micro_batch(self) -> int:
+        """Rows that are computed at once: `batch_size`, or fewer since memory ran out."""
+        return self.run.micro_batch
+
+    @functools.cached_property
     def streams(self) -> list[mx.Stream]:
         """Where the parts of a micro-batch are computed."""
         first = mx.default_stream(mx.default_device())
@@ -100,8 +105,9 @@ def open_session(writer: RunWriter, monitor: MemoryMonitor) -> Session:
     rows = make_dataset(run.train_rows(), tokenizer, config.data.max_seq_length).rows
     val_rows = make_dataset(run.validation_rows(), tokenizer, config.data.max_seq_length).rows
     kernels = _kernels(writer, environment, spec, monitor)
+    at_once = from_flat({"batch_size": run.micro_batch}, config)
     estimate = fit.estimate_memory(
-        spec, config, rows, keeps_dense=kernels.linear == "kept", on_gpu=kernels.device != "cpu"
+        spec, at_once, rows, keeps_dense=kernels.linear == "kept", on_gpu=kernels.device != "cpu"
     )
     fit.check_before_loading(estimate, monitor.sample().available, config)
     model = load_base(spec, kernels, lambda message: writer.log("warning", message=message))
