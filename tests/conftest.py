@@ -26,6 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--peft", metavar="PYTHON", help="a Python with torch, transformers and peft, to read our exports")
     parser.addoption("--kills", type=int, default=6, help="how often a process is killed in the middle of its work")
     parser.addoption("--races", type=int, default=30, help="how often processes start the same run at the same moment")
+    parser.addoption("--soak-steps", type=int, default=300, help="steps over which nothing may grow")
 
 
 def pytest_unconfigure() -> None:

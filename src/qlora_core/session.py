@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import platform
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -76,8 +77,7 @@ class Session:
     @functools.cached_property
     def streams(self) -> list[mx.Stream]:
         """Where the parts of a micro-batch are computed."""
-        first = mx.default_stream(mx.default_device())
-        return [first, *(mx.new_stream(mx.default_device()) for _ in range(self.kernels.streams - 1))]
+        return _streams(self.kernels.streams)
 
     @functools.cached_property
     def rate_ratio(self) -> mx.array | None:
@@ -89,6 +89,18 @@ class Session:
     def lengths(self) -> list[int]:
         """Tokens of each row to train."""
         return self.train_rows.lengths.tolist()
+
+
+_made = threading.local()
+
+
+def _streams(count: int) -> list[mx.Stream]:
+    """The default stream and others beside it, the same for every session of a thread: MLX never ends one."""
+    if not hasattr(_made, "streams"):
+        _made.streams = [mx.default_stream(mx.default_device())]
+    while len(_made.streams) < count:
+        _made.streams.append(mx.new_stream(mx.default_device()))
+    return _made.streams[:count]
 
 
 def open_session(writer: RunWriter, monitor: MemoryMonitor) -> Session:
