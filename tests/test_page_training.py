@@ -116,6 +116,19 @@ def test_buttons_of_a_plan_say_what_start_will_do(plan, tracker):
     assert "known after the first steps" in row.text
 
 
+def test_one_that_may_wait_can_be_started_beside_the_one_that_is_trained(plan, tracker):
+    home, planned = plan(run="club")
+    waiting = plan(run="club", queue=True)[1]
+    other = home.create(plan(run="other")[1])
+    with home.record(other):
+        watcher = RunWatcher(home)
+        watcher.look(planned)
+        assert disabled(training.controls(planned, watcher)) == [True, False, False]
+        assert disabled(training.controls(waiting, watcher)) == [False, False, False]
+        with home.record(waiting.run):
+            assert disabled(training.controls(waiting, watcher)) == [True, False, False]
+
+
 def test_the_time_is_guessed_from_a_run_of_the_same_model(plan, tracker):
     from qlora_core.tokens import ChatTokenizer, make_dataset
 

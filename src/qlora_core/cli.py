@@ -95,7 +95,11 @@ def _train_planned(
                 reporter.say(f"  ! {problem}")
     if run.state == "paused" and status != ERROR:
         step, total, why = run.status().get("step"), plan.total_steps, run.status().get("message")
-        how = f"{why[0].upper()}{why[1:]}" if why else f"Paused at step {step} of {total}; everything is saved."
+        how = (
+            f"{why[0].upper()}{why[1:].rstrip('.')}."
+            if why
+            else f"Paused at step {step} of {total}; everything is saved."
+        )
         reporter.say(f"\n{how} {console.resume_line(run)}")
     elif status in (DONE, PAUSED):
         reporter.say(console.final_summary(run))

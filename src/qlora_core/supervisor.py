@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,7 +209,9 @@ def _size(path: Path) -> int:
 
 
 class Forwarding:
-    """Hands the signals that ask a program to end, or to wait, on to the child. A context manager for the main thread.
+    """Hands the signals that ask a program to end, or to wait, on to the child. A context manager.
+
+    Signals are only caught in the main thread.
 
     Attributes:
         asked: whether the child was asked to end.
@@ -221,6 +224,8 @@ class Forwarding:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Forwarding:
+        if threading.current_thread() is not threading.main_thread():
+            return self
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             self._before[number] = signal.signal(number, self._end)
         self._before[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, self._suspend)
