@@ -29,7 +29,7 @@ from .metrics import parse
 from .runs import Run, RunLock, RunWriter
 from .storage import write_json
 from .tokens import make_dataset
-from .worker import ERROR, INTERRUPTED, PAUSED
+from .worker import DONE, ERROR, INTERRUPTED, PAUSED
 
 ALIKE = 2  # deaths at one step, with nothing changed in between, after which it stops and asks
 SHOWN_ROWS = 4
@@ -86,7 +86,7 @@ def _look_after(writer: RunWriter, device: DeviceLock, reporter: TrainingReporte
         read = _size(run.metrics_file)
         status, log = _train_in_child(run, writer, device, reporter, signals)
         if run.status().get("state") not in ("preparing", "running"):
-            return status
+            return status if status in (DONE, PAUSED, INTERRUPTED) else ERROR
         events = list(_events_since(run.metrics_file, read))
         deaths.append(_how_it_died(run, events, status, log))
         with _own_writer(writer) as own:

@@ -5,13 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from qlora_core import device_lock, jobs, locks
+from qlora_core import cli, device_lock, jobs, locks
 from qlora_core.device_lock import DeviceLock, lock_file
 from qlora_core.errors import BusyError
 from qlora_core.page import training
@@ -34,11 +35,6 @@ def other(tmp_path: Path) -> Run:
 def flags(tiny_model: Path, tiny_rows: Path, tmp_path: Path) -> list[str]:
     return ["--model", str(tiny_model), "--data", str(tiny_rows), "--runs-dir", str(tmp_path / "runs"), "--run", "club",
             "--max-steps", "2", "--samples", "0", "--max-answer-tokens", "1"]  # fmt: skip
-
-
-def train(*flags: str) -> subprocess.Popen:
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, "-m", "qlora_core.cli", "train", *flags], **pipes)
 
 
 def wait_until(condition: Callable[[], object], what: str) -> None:
@@ -67,20 +63,31 @@ def test_a_second_training_is_refused_and_told_who_has_the_device(other, plan, t
     assert not planned.run.path.exists()  # nothing was written
 
 
-def test_one_that_waits_says_for_whom_and_begins_when_it_is_free(other, flags, tmp_path):
+def test_one_that_waits_says_for_whom_and_begins_when_it_is_free(other, flags, tmp_path, capfd):
     run = Run(tmp_path / "runs" / "club")
-    with training_of(other):
-        waiting = train(*flags, "--queue")
+    seen = []
+
+    def look_and_let_go() -> None:
         wait_until(lambda: "Waiting" in run.status().get("message", ""), "it never waited")
-        assert (run.alive, run.state) == (True, "preparing")
-        assert str(other.path) in run.status()["message"]
-        seen = RunWatcher(TrainingTracker(run.path.parent)).look(Problem("no plan"), "club")
-        assert "Waiting: " in training.run_panel(seen).text
-    output, errors = waiting.communicate(timeout=PATIENCE)
-    assert waiting.returncode == 0, errors
+        seen.append((run.alive, run.state, run.status()["message"]))
+        shown = RunWatcher(TrainingTracker(run.path.parent)).look(Problem("no plan"), "club")
+        seen.append(training.run_panel(shown).text)
+        held.close()
+
+    with contextlib.ExitStack() as held:
+        held.enter_context(training_of(other))
+        other_end = threading.Thread(target=look_and_let_go)
+        other_end.start()
+        status = cli.main(["train", *flags, "--queue"])
+        other_end.join()
+    output, errors = capfd.readouterr()
+    assert status == 0, errors
+    (alive, state, message), panel = seen
+    assert (alive, state) == (True, "preparing")
+    assert str(other.path) in message
+    assert "Waiting: " in panel
     assert f"… Waiting: {other.path} is being trained" in output
-    assert run.state == "completed"
-    assert run.status()["message"] == ""
+    assert (run.state, run.status()["message"]) == ("completed", "")
 
 
 @pytest.mark.parametrize(("how", "status"), [("pause", 3), ("stop", 3), (signal.SIGINT, 130), (signal.SIGTERM, 130)])

@@ -19,31 +19,64 @@ from qlora_core.runs import Run, RunLock, RunWriter, TrainingTracker
 STARTERS, READERS = 8, 4
 PATIENCE = 60  # seconds after which something that does not happen fails the test
 
-STARTER = """
-import sys, time
+RACES = """
+import json, os, signal, sys, time
 from pathlib import Path
 from qlora_core.errors import BusyError
 from qlora_core.runs import Run, TrainingTracker
-run = Run(Path(sys.argv[1]))
-for line in sys.stdin:  # when to start; all at the same moment
-    while time.monotonic() < float(line):
-        pass
-    try:
-        with TrainingTracker(run.path.parent).record(run):
-            print("won", flush=True)
-            sys.stdin.readline()
-    except BusyError:
-        print("busy", flush=True)
-        sys.stdin.readline()
+
+run, races, starters, readers = Run(Path(sys.argv[1])), *map(int, sys.argv[2:])
+
+def start(orders, answers):
+    for line in orders:  # when to start; all at the same moment
+        while time.monotonic() < float(line):
+            pass
+        try:
+            with TrainingTracker(run.path.parent).record(run):
+                print("won", file=answers, flush=True)
+                orders.readline()
+        except BusyError:
+            print("busy", file=answers, flush=True)
+            orders.readline()
+
+def look(orders, answers):
+    while True:
+        run.alive
+
+def forked(work):
+    (read_order, order), (read_answer, answer) = os.pipe(), os.pipe()
+    if pid := os.fork():
+        os.close(read_order), os.close(answer)
+        return pid, open(order, "w", buffering=1), open(read_answer)
+    os.close(order), os.close(read_answer)
+    work(open(read_order), open(answer, "w"))
+    os._exit(0)
+
+children = [forked(start) for _ in range(starters)] + [forked(look) for _ in range(readers)]
+try:
+    for _ in range(races):
+        moment = time.monotonic() + 0.005
+        for _, order, _ in children[:starters]:
+            order.write(f"{moment}\\n")
+        answers = sorted(answer.readline().strip() for _, _, answer in children[:starters])
+        print(json.dumps([answers, run.alive]), flush=True)
+        for _, order, _ in children[:starters]:
+            order.write("next\\n")
+finally:
+    for pid, *_ in children:
+        os.kill(pid, signal.SIGKILL)
 """
-READER = """
-import sys
-from pathlib import Path
-from qlora_core.runs import Run
-run = Run(Path(sys.argv[1]))
-while True:
-    run.alive
-"""
+
+
+def test_of_those_that_start_at_once_exactly_one_wins(run, python, request):
+    """While others look whether the run is alive, as fast as they can: they keep nobody out."""
+    races = request.config.getoption("--races")
+    done = python("-c", RACES, run.path, races, STARTERS, READERS, timeout=PATIENCE + races)
+    assert done.returncode == 0, done.stderr
+    results = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(results) == races
+    wanted = [["busy"] * (STARTERS - 1) + ["won"], True]
+    assert [(race, found) for race, found in enumerate(results) if found != wanted] == []
 
 
 @contextlib.contextmanager
@@ -60,9 +93,9 @@ def processes(script: str, count: int, *arguments: object) -> Iterator[list[subp
                 process.kill()
 
 
-def tell(starters: list[subprocess.Popen], line: object) -> None:
-    for starter in starters:
-        starter.stdin.write(f"{line}\n")
+def tell(pages: list[subprocess.Popen], line: str) -> None:
+    for page in pages:
+        page.stdin.write(f"{line}\n")
 
 
 @pytest.fixture
@@ -70,17 +103,6 @@ def run(tmp_path: Path) -> Run:
     run = Run(tmp_path / "runs" / "club")
     run.path.mkdir(parents=True)
     return run
-
-
-def test_of_those_that_start_at_once_exactly_one_wins(run, request):
-    """While others look whether the run is alive, as fast as they can: they keep nobody out."""
-    with processes(STARTER, STARTERS, run.path) as starters, processes(READER, READERS, run.path):
-        for race in range(request.config.getoption("--races")):
-            tell(starters, time.monotonic() + 0.005)
-            answers = sorted(starter.stdout.readline().strip() for starter in starters)
-            assert answers == ["busy"] * (STARTERS - 1) + ["won"], f"race {race}"
-            assert run.alive
-            tell(starters, "next")
 
 
 PAGE = """
@@ -100,8 +122,11 @@ for line in sys.stdin:
 
 
 def test_of_pages_that_start_a_run_at_once_exactly_one_has_a_worker(tiny_model, tiny_rows, tmp_path, request):
+    races = request.config.getoption("--races") // 100
+    if not races:
+        pytest.skip("each takes seconds: one for a hundred --races")
     with processes(PAGE, 3) as pages:
-        for race in range(max(1, request.config.getoption("--races") // 100)):
+        for race in range(races):
             run = Run(tmp_path / "runs" / f"club-{race}")
             given = {"model": str(tiny_model), "data": [str(tiny_rows)], "runs_dir": str(run.path.parent),
                      "run": run.name, "epochs": 1, "samples": 0, "max_answer_tokens": 1}  # fmt: skip

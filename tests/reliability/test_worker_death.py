@@ -1,5 +1,6 @@
 """A trainer that dies without a word: what is said of it, that its run goes on, and who looks after that."""
 
+import dataclasses
 import json
 import os
 import random
@@ -17,12 +18,12 @@ import pytest
 from harness import create_run, events, train, write_pair
 from safetensors.numpy import load_file
 
-from qlora_core import jobs
+from qlora_core import cli, jobs
 from qlora_core.errors import BusyError
 from qlora_core.page import training
 from qlora_core.page.problems import Problem
 from qlora_core.page.watching import RunWatcher
-from qlora_core.runs import Run, RunLock, TrainingPlan, TrainingTracker
+from qlora_core.runs import Run, RunLock
 from qlora_core.supervisor import Death, _prepare_another, _why_it_stops
 
 PATIENCE = 120  # seconds after which something that does not happen fails the test
@@ -98,7 +99,7 @@ def test_a_dead_worker_leaves_page_and_run_alive(plan, deaths, request):
 def test_a_supervised_run_goes_on_by_itself_with_less_at_once_and_the_same_result(plan, deaths, tmp_path):
     """Three deaths, two of them for memory; all the time nobody else may take the run."""
     tracker, planned = plan(**SETTINGS, restart=3, max_steps=8, epochs=8)
-    clean = create_copy(planned, tmp_path / "clean")
+    clean = tracker.create(dataclasses.replace(planned, run=Run(tmp_path / "clean")))
     deaths((1, "SIGSEGV"), (3, "SIGKILL"), (5, "[METAL] Insufficient Memory"))
     run, taken = planned.run, []
     jobs.start(tracker, planned)
@@ -135,16 +136,8 @@ def test_a_supervised_run_goes_on_by_itself_with_less_at_once_and_the_same_resul
         assert np.allclose(ours[name], theirs[name], rtol=1e-2, atol=1e-5), name
 
 
-def create_copy(planned: TrainingPlan, root: Path) -> Run:
-    """The same run elsewhere."""
-    import dataclasses
-
-    return TrainingTracker(root).create(dataclasses.replace(planned, run=Run(root / "clean")))
-
-
-def command(plan_given: dict[str, object]) -> list[str]:
-    flags = [word for name, value in plan_given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-    return [sys.executable, "-m", "qlora_core.cli", "train", *flags]
+def words(flags: dict[str, object]) -> list[str]:
+    return [word for name, value in flags.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
 
 @pytest.fixture
@@ -153,12 +146,12 @@ def flags(tiny_model: Path, tiny_rows: Path, tmp_path: Path) -> dict[str, object
             "max_answer_tokens": 1, "save_every": 2}  # fmt: skip
 
 
-def test_after_two_deaths_at_one_step_it_stops_and_asks(flags, deaths, tmp_path):
+def test_after_two_deaths_at_one_step_it_stops_and_asks(flags, deaths, tmp_path, capfd):
     deaths((3, "SIGSEGV"), (3, "SIGSEGV"), (3, "SIGSEGV"))
     run = Run(tmp_path / "runs" / "club")
-    done = subprocess.run(command({**flags, "restart": 9}), capture_output=True, text=True, timeout=PATIENCE)
-    assert done.returncode == 1
-    (message,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert cli.main(["train", *words({**flags, "restart": 9})]) == 1
+    output, errors = capfd.readouterr()
+    (message,) = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert run.state == "failed"
     assert message == f"error: {run.status()['message']}"
     assert "the trainer died twice after step 3, so it is not started again. It crashed inside compiled" in message
@@ -167,7 +160,7 @@ def test_after_two_deaths_at_one_step_it_stops_and_asks(flags, deaths, tmp_path)
     named = rest.partition("The rows of step 4: ")[2].rstrip(".").split(", ")
     assert len(named) == 4  # a micro-batch
     assert {name.rpartition(":")[0] for name in named} == {str(tmp_path / "rows.jsonl")}
-    assert "! the trainer died after step 3. It crashed" in done.stdout
+    assert "! the trainer died after step 3. It crashed" in output
     assert train(run).state == "completed"
 
 
@@ -198,9 +191,8 @@ def only_child(process: psutil.Process) -> psutil.Process:
 def test_signals_reach_the_supervised_trainer_once(flags, tmp_path):
     """Ctrl+Z suspends both and later wakes both; Ctrl+C pauses, and is no second one for the child."""
     run = Run(tmp_path / "runs" / "club")
-    with subprocess.Popen(
-        command({**flags, "restart": 2, "epochs": 10000}), stdout=subprocess.PIPE, text=True, start_new_session=True
-    ) as supervisor:
+    command = [sys.executable, "-m", "qlora_core.cli", "train", *words({**flags, "restart": 2, "epochs": 10000})]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as supervisor:
         try:
             wait_until(run, lambda: steps_of(run))
             child = only_child(psutil.Process(supervisor.pid))
