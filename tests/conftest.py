@@ -33,6 +33,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--disk-failures", type=int, default=16, help="failures of the disk that are tried; 0: all")
     parser.addoption("--power-cuts", type=int, default=150, help="states after a power cut that are tried; 0: all")
     parser.addoption("--damages", type=int, default=40, help="places where a checkpoint is damaged")
+    parser.addoption("--races", type=int, default=30, help="how often processes start the same run at the same moment")
+    parser.addoption("--soak-steps", type=int, default=300, help="steps over which nothing may grow")
 
 
 def pytest_unconfigure() -> None:

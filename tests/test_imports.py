@@ -9,7 +9,8 @@ SOURCE = Path(qlora_core.__file__).parent
 WITHOUT_MLX = [
     "errors", "storage", "config", "data", "parallel", "chat_template", "token_rows", "tokens", "token_report",
     "token_view", "memory", "guard", "pace", "projections", "headers", "seals", "hub_failures", "hub", "sampling",
-    "bases", "adapters", "fit", "presets", "metrics", "runs", "jobs", "worker", "texts", "advice", "console", "cli",
+    "bases", "adapters", "fit", "presets", "metrics", "locks", "runs", "device_lock", "awake", "endings", "jobs",
+    "worker", "supervisor", "texts", "advice", "console", "cli",
     "talk", "talker", "serve", "page", "schedule", "batching", "charts", "compare", "export", "guides", "peft",
 ]  # fmt: skip
 HEAVY = ("mlx", "mlx_lm", "transformers", "torch")

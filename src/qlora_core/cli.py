@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import console
+from . import console, jobs
 from .config import RunConfig, add_arguments, from_flat, given_settings, settings
 from .errors import QLoraError
 from .export import TARGETS, keep_result
@@ -28,8 +28,8 @@ from .presets import PRESETS
 from .runs import Run, TrainingPlan, TrainingTracker, iterate_states, resolve_config
 from .sampling import Sampling
 from .serve import add_page_arguments, add_server_arguments
-
-DONE, ERROR, PAUSED, INTERRUPTED = 0, 1, 3, 130
+from .supervisor import supervise
+from .worker import DONE, ERROR, INTERRUPTED, PAUSED, exit_status, train_here
 
 
 def training_parser(prog: str = "train.py") -> argparse.ArgumentParser:
@@ -54,7 +54,9 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
 def train_planned(
     tracker: TrainingTracker, plan: TrainingPlan, *, monitor: MemoryMonitor | None = None, as_json: bool = False
 ) -> int:
-    """Train a planned run in this process, showing its progress; a complete one is only shown.
+    """Train a planned run, showing its progress; a complete one is only shown.
+
+    In this process, or with the setting `restart` in one that this one looks after.
 
     Args:
         tracker: of the directory of all runs.
@@ -79,24 +81,30 @@ def _train_planned(
         reporter.say(f"✓ Run {plan.run.name} is complete; nothing to train. More: --epochs, or --fresh for a new run.")
         reporter.say(console.final_summary(plan.run))
         return DONE
-    with tracker.record(plan.run) as writer:  # before anything is written: somebody else may be training there
-        run = tracker.create(plan)
-        from . import trainer  # only here: it brings mlx
-
-        with trainer.listening(writer, reporter):
-            outcome = trainer.train(writer, monitor)
-    if outcome.state == "paused":
-        step, total = run.status().get("step"), plan.total_steps
-        how = f"Paused at step {step} of {total}; everything is saved."
-        if outcome.at_once:
-            saved = any((run.path / "checkpoints").glob("[0-9]*"))
-            how = f"Interrupted at once; {'the last checkpoint is intact' if saved else 'nothing was saved yet'}."
+    run = plan.run
+    with jobs.beginning(tracker, plan) as (writer, device):  # before anything is written: somebody may be training
+        if plan.config.pace.restart:
+            status = supervise(writer, reporter, device)  # the child says what is wrong, and keeps the result
+        else:
+            try:
+                outcome = train_here(writer, reporter, device=device, monitor=monitor)
+            except KeyboardInterrupt:  # while it waited for the device, or before there was a trainer
+                reporter.say(f"\nInterrupted before it began. {console.resume_line(run)}")
+                return INTERRUPTED
+            status = exit_status(outcome)
+            if outcome.state != "paused" and (problem := keep_result(run)):
+                reporter.say(f"  ! {problem}")
+    if run.state == "paused" and status != ERROR:
+        step, total, why = run.status().get("step"), plan.total_steps, run.status().get("message")
+        how = (
+            f"{why[0].upper()}{why[1:].rstrip('.')}."
+            if why
+            else f"Paused at step {step} of {total}; everything is saved."
+        )
         reporter.say(f"\n{how} {console.resume_line(run)}")
-        return INTERRUPTED if outcome.by_ctrl_c else PAUSED
-    if problem := keep_result(run):
-        reporter.say(f"  ! {problem}")
-    reporter.say(console.final_summary(run))
-    return PAUSED if outcome.state == "stopped" else DONE
+    elif status in (DONE, PAUSED):
+        reporter.say(console.final_summary(run))
+    return status
 
 
 def plan_training(

@@ -179,7 +179,7 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PaceConfig:
-    """How often to look and save."""
+    """How often to look and save, and what becomes of the process that trains."""
 
     eval_every: int = knob(
         0, "Steps between validations; 0: at the end of each epoch.", ge=0, role="pace", unit="steps"
@@ -223,6 +223,20 @@ class PaceConfig:
     )
     sample_prompts: tuple[str, ...] = knob(
         (), "Prompts to answer instead, all of them; default: questions of the fact sheet or the rows.", role="pace"
+    )
+    restart: int = knob(
+        0,
+        "Times that training goes on by itself after its process died, from what was saved last. Where memory ran out, "
+        "with half as many rows at once; after two deaths at one step it stops and asks.",
+        ge=0,
+        le=1000,
+        role="pace",
+    )
+    queue: bool = knob(
+        False, "Wait while another run is being trained on this device; without it, that is an error.", role="pace"
+    )
+    keep_awake: bool = knob(
+        True, "Hold off the machine's idle sleep while it trains, where the system lets us.", role="pace"
     )
 
 

@@ -233,6 +233,7 @@ def diagnosis(facts: dict[str, Any]) -> dict[str, str]:
         "BLAS": f"{facts['blas']}, {facts['gflops']:,.0f} GFLOP/s in float32",
         "Memory": f"{facts['memory_gb']} GB, {facts['available_gb']} GB available",
         "Disk": f"{facts['disk_free_gb']} GB free for runs",
+        "Sleep": facts["sleep"],
         "Versions": ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
         "Cache": f"{facts['cache']}, {facts['cache_gb']} GB of converted and quantised models and prepared data",
     }
@@ -371,6 +372,9 @@ class TrainingReporter:
 
     def _on_warning(self, event: dict[str, Any]) -> None:
         self.say(event_line(event))
+
+    def _on_waiting(self, event: dict[str, Any]) -> None:
+        self.say(f"… {event['message']}")
 
     def _on_evaluating(self, event: dict[str, Any]) -> None:
         self._close_bar()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import json
@@ -26,6 +25,7 @@ from .bases import ModelSpec, describe
 from .config import RunConfig, from_flat, from_json, to_flat, to_json
 from .data import FACTS_FILE, TRAIN_FILE, VAL_FILE, PreparedData, Rows
 from .errors import BusyError, ConfigError, RunError
+from .locks import Held, LifeLock, holder_in_words, is_held
 from .metrics import read_events
 from .presets import preset_choices
 from .schedule import suited_learning_rate
@@ -54,8 +54,8 @@ RESERVE = 65_536  # bytes that are given back for a trainer's last words, should
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}", re.IGNORECASE)
 
 
-class RunLock:
-    """The right to write a run, held as long as the descriptor is open, and lost with the process however it ends.
+class RunLock(LifeLock):
+    """The right to write a run.
 
     Args:
         run: the run's directory.
@@ -66,25 +66,17 @@ class RunLock:
     """
 
     def __init__(self, run: Path, descriptor: int | None = None) -> None:
-        self.path = run / "lock"
-        self.inherited = descriptor is not None
-        if descriptor is not None:
-            os.set_inheritable(descriptor, False)  # children of the trainer must not keep it alive
-            self.descriptor = descriptor
-            return
-        self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
-        for attempt in range(10):  # a reader that looks whether the lock is free holds it for an instant
-            try:
-                fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                time.sleep(0.02 * attempt)
-        os.close(self.descriptor)
-        raise BusyError(f"{run}: is being trained by another process. Follow it, or pause it first.")
+        try:
+            super().__init__(run / "lock", descriptor)
+        except Held:
+            raise being_trained(run, run / "lock") from None
 
-    def release(self) -> None:
-        """Let go."""
-        os.close(self.descriptor)
+
+def being_trained(run: Path, lock: Path) -> BusyError:
+    """The error for who wants to train a run that is being trained; `lock` tells by whom."""
+    who = holder_in_words(lock)
+    process = f"another process ({who})" if who else "another process"
+    return BusyError(f"{run}: is being trained by {process}. Follow it, or pause it first.")
 
 
 class Run:
@@ -225,6 +217,12 @@ class Run:
         """Versions, device, kernel choice and the hashes that identify the run."""
         return self._read_json("environment.json")
 
+    @property
+    def micro_batch(self) -> int:
+        """Rows that are computed at once. Fewer than `batch_size` since memory ran out: then as many more times."""
+        batch_size = self.config().train.batch_size
+        return min(self.environment().get("micro_batch", batch_size), batch_size)
+
     def status(self) -> dict[str, Any]:
         """The trainer's last word; empty before it spoke."""
         try:
@@ -272,17 +270,7 @@ class Run:
     @property
     def alive(self) -> bool:
         """True while a trainer holds the lock."""
-        try:
-            descriptor = os.open(self.path / "lock", os.O_RDONLY)
-        except FileNotFoundError:
-            return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return False
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(descriptor)
+        return is_held(self.path / "lock")
 
     @property
     def state(self) -> State | Literal["new"]:

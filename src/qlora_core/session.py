@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import platform
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 from . import device, fit
 from .bases import ModelSpec
 from .checkpoint import Progress, checkpoint_to_resume, load_checkpoint
-from .config import RunConfig
+from .config import RunConfig, from_flat
 from .device import Kernels, mx, nn, optim
 from .guard import MemoryGuard, NormWatch
 from .memory import GB, MemoryMonitor, available_bytes
@@ -93,10 +94,14 @@ class Session:
         return self.config.train.total_steps(len(self.train_rows))
 
     @functools.cached_property
+    def micro_batch(self) -> int:
+        """Rows that are computed at once: `batch_size`, or fewer since memory ran out."""
+        return self.run.micro_batch
+
+    @functools.cached_property
     def streams(self) -> list[mx.Stream]:
         """Where the parts of a micro-batch are computed."""
-        first = mx.default_stream(mx.default_device())
-        return [first, *(mx.new_stream(mx.default_device()) for _ in range(self.kernels.streams - 1))]
+        return _streams(self.kernels.streams)
 
     @functools.cached_property
     def rate_ratio(self) -> mx.array | None:
@@ -108,6 +113,18 @@ class Session:
     def lengths(self) -> list[int]:
         """Tokens of each row to train."""
         return self.train_rows.lengths.tolist()
+
+
+_made = threading.local()
+
+
+def _streams(count: int) -> list[mx.Stream]:
+    """The default stream and others beside it, the same for every session of a thread: MLX never ends one."""
+    if not hasattr(_made, "streams"):
+        _made.streams = [mx.default_stream(mx.default_device())]
+    while len(_made.streams) < count:
+        _made.streams.append(mx.new_stream(mx.default_device()))
+    return _made.streams[:count]
 
 
 def open_session(writer: RunWriter, monitor: MemoryMonitor) -> Session:
@@ -127,8 +144,9 @@ def open_session(writer: RunWriter, monitor: MemoryMonitor) -> Session:
     rows = make_dataset(run.train_rows(), tokenizer, config.data.max_seq_length).rows
     val_rows = make_dataset(run.validation_rows(), tokenizer, config.data.max_seq_length).rows
     kernels = _kernels(writer, environment, spec, monitor)
+    at_once = from_flat({"batch_size": run.micro_batch}, config)
     estimate = fit.estimate_memory(
-        spec, config, rows, keeps_dense=kernels.linear == "kept", on_gpu=kernels.device != "cpu"
+        spec, at_once, rows, keeps_dense=kernels.linear == "kept", on_gpu=kernels.device != "cpu"
     )
     fit.check_before_loading(estimate, monitor.sample().available, config)
     model = load_base(spec, kernels, lambda message: writer.log("warning", message=message))

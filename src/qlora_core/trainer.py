@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import device, fit
-from .batching import Batch, epoch_batches, fixed_batches, make_batch, share_out
+from .batching import Batch, at_most, epoch_steps, fixed_batches, make_batch, share_out
 from .checkpoint import checkpoints, latest_checkpoint, room_wanted, save_checkpoint
 from .device import mx, nn, tree_flatten, tree_map
 from .errors import MemoryShortError, QLoraError, StorageError, TrainingError
@@ -74,7 +74,9 @@ def train(writer: RunWriter, monitor: MemoryMonitor | None = None) -> Outcome:
             path = Path(os.fsdecode(error.filename)) if error.filename else writer.run.path
             raise _pause_unsaved(writer, explain(error, path, problem="cannot be read or written")) from None
         except KeyboardInterrupt:  # at once, with the last checkpoint as it is
-            writer.end("paused", _step_reached(writer.run, session), "interrupted twice" if session else "")
+            saved = checkpoints(writer.run.path / "checkpoints")
+            kept = "the last checkpoint is intact" if saved else "nothing was saved yet"
+            writer.end("paused", _step_reached(writer.run, session), f"interrupted at once; {kept}")
     return Outcome(state, interruption.signal == signal.SIGINT, interruption.at_once)
 
 
@@ -142,15 +144,7 @@ def prepare_to_train(session: Session) -> None:
 def train_epoch(session: Session, writer: RunWriter, epoch: int, interruption: Interruption) -> None:
     """Train the rest of an epoch (counted from 0): steps, validations and checkpoints where they are due."""
     config, progress = session.config, session.progress
-    batches = epoch_batches(
-        session.lengths,
-        config.train.batch_size,
-        seed=config.train.seed,
-        epoch=epoch,
-        sort=session.layout != "packed",
-    )
-    size = config.train.grad_accumulation_steps
-    groups = [batches[i : i + size] for i in range(0, len(batches), size)]
+    groups = epoch_steps(session.lengths, config.train, epoch=epoch, sort=session.layout != "packed")
     done = progress.step - epoch * session.steps_per_epoch
     if done == 0:
         progress.epoch_loss, progress.epoch_targets = 0.0, 0
@@ -259,7 +253,7 @@ def train_step(session: Session, group: Sequence[Sequence[int]]) -> Step:
     tokens = sum(len(rows[i]) for indices in group for i in indices)
     mx.random.seed(_dropout_seed(config.seed, number))
     loss, gradient = mx.array(0.0), mx.array(0.0)
-    for indices in group:
+    for indices in at_most(session.micro_batch, group):
         part_loss, part_gradient = _micro_batch(session, [rows[i] for i in indices])
         loss, gradient = loss + part_loss, gradient + part_gradient
         mx.eval(loss, gradient)
@@ -378,7 +372,7 @@ def validate_model(session: Session) -> float:
     """Mean loss over all target tokens of the validation rows, nats; the same rows in the same batches every time."""
     session.model.eval()
     total = 0.0
-    for indices in fixed_batches(len(session.val_rows), session.config.train.batch_size):
+    for indices in fixed_batches(len(session.val_rows), session.micro_batch):
         rows = [session.val_rows[i] for i in indices]
         total += sum(_on_streams(session, rows, lambda batch: batch_loss(session.model, batch, session.layout))).item()
     session.model.train()

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from harness import assert_same_training, create_run, events, train, write_pair
 
-from qlora_core import runs, trainer
+from qlora_core import jobs, runs, trainer
 from qlora_core.console import TrainingReporter
 from qlora_core.errors import BusyError
 from qlora_core.metrics import MetricsReader
@@ -25,6 +25,7 @@ from qlora_core.page import training
 from qlora_core.page.problems import Problem
 from qlora_core.page.watching import RunWatcher, Snapshot
 from qlora_core.runs import Run, RunLock, TrainingTracker
+from qlora_core.storage import write_json
 
 HOUR = 3600.0
 
@@ -167,6 +168,17 @@ def test_a_clock_that_is_set_changes_nothing(run: Run, jumping: None, tmp_path: 
     train(steady)
     assert_same_training(run, steady, 12)
     assert events(run, "checkpoint", "step") == events(steady, "checkpoint", "step")  # none more by the clock
+
+
+@pytest.mark.parametrize("offset", [HOUR, -HOUR])
+def test_how_a_worker_died_is_known_whatever_the_clock_says(tmp_path: Path, offset: float) -> None:
+    """The trainer's last word lies in the future, or long ago."""
+    run = Run(tmp_path)
+    write_json(run.path / "status.json", {"state": "running", "step": 3, "time": time.time() + offset})
+    jobs._wait(SimpleNamespace(wait=lambda: -9), run)
+    assert (run.state, jobs.exit_status(run)) == ("crashed", -9)
+    write_json(run.path / "status.json", {"state": "running", "step": 4, "time": time.time()})
+    assert jobs.exit_status(run) is None  # that was an earlier trainer
 
 
 # A process that is stopped ----------------------------------------------------------------------------------------

@@ -138,7 +138,8 @@ def test_a_signal_at_any_instant(
         if trained:  # from there on it is the trainer's to say how it ended
             assert ended == status, told
             assert run.state == "paused", told
-            assert "Go on with: " in printed, told
+            late = twice and printed.endswith("interrupted\n")  # the second came when it was paused already
+            assert "Go on with: " in printed or late, told
         else:  # before there is anything to save, what the system does is right
             assert ended in (status, -number), told
             assert run.state in ("new", "paused", "crashed"), told

@@ -56,7 +56,7 @@ def controls(plan: TrainingPlan | Problem, watcher: RunWatcher, rows: TokenDatas
     active = watcher.active
     busy = active is not None and active.alive
     asked = active.control() if busy and active else "run"
-    ready = not busy and isinstance(plan, TrainingPlan) and not plan.done
+    ready = isinstance(plan, TrainingPlan) and not plan.done and (not busy or _may_wait(plan))
     begin = mo.ui.run_button(label=_begin_label(plan), kind="success", disabled=not ready)
     tooltip = say("Save and end the process; its memory is free then")
     pause = mo.ui.run_button(label=say("Pause"), disabled=not busy or asked != "run", tooltip=tooltip)
@@ -67,6 +67,11 @@ def controls(plan: TrainingPlan | Problem, watcher: RunWatcher, rows: TokenDatas
         return begin, pause, stop, small(say("This page was opened to look at: nothing on it starts or ends training."))
     buttons = mo.hstack([begin, pause, stop], justify="start", align="center", gap=0.75, wrap=True)
     return begin, pause, stop, mo.vstack([buttons, *words], gap=0.35)
+
+
+def _may_wait(plan: TrainingPlan) -> bool:
+    """Whether a run may be started beside the one that is trained, to come after it."""
+    return plan.config.pace.queue and not plan.run.alive
 
 
 def _begin_label(plan: TrainingPlan | Problem) -> str:
