@@ -3,7 +3,7 @@
 import marimo
 
 __generated_with = "0.25.2"
-app = marimo.App(width="medium", app_title="QLoRA Notebook: talk to it", css_file="page.css")
+app = marimo.App(width="medium", app_title="Talk to it", css_file="page.css")
 
 with app.setup:
     import sys
@@ -14,18 +14,15 @@ with app.setup:
     from qlora_core.runs import TrainingTracker
 
 
-@app.cell
-def command_line():
-    flags = page.forms.read_flags(sys.argv[1:])
-    tracker = TrainingTracker(flags.config.place.runs_dir)
-    page.complain(flags.problem)
-    return flags, tracker
+@app.cell(hide_code=True)
+def pages():
+    page.navigation.links("/chat")
+    return
 
 
 @app.cell(hide_code=True)
-def heading():
-    page.view(
-        page.section,
+def title():
+    page.title(
         "Talk to it",
         "A conversation with a tuned model, or with its base. It is loaded in a process of its own when the first "
         "message is sent; leaving this page frees its memory.",
@@ -34,8 +31,21 @@ def heading():
 
 
 @app.cell
+def command_line():
+    flags = page.forms.read_flags(sys.argv[1:])
+    page.complain(flags.problem)
+    return (flags,)
+
+
+@app.cell
+def tracker(flags):
+    tracker = TrainingTracker(flags.config.place.runs_dir)
+    return (tracker,)
+
+
+@app.cell
 def who(tracker):
-    choice = page.asking.who_to_ask(tracker)
+    choice = page.asking.who_to_ask(tracker, page.navigation.asked_runs())
     page.view(page.asking.choice_place, tracker, choice)
     return (choice,)
 

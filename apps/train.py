@@ -339,7 +339,9 @@ def datasets(data_config, flags, prepared, tokenizer):
     val_dataset = attempt(tokens.make_dataset, prepared.validation, tokenizer, _longest)
     described = attempt(token_report.describe, train_dataset, val_dataset, tokenizer, _longest)
     flags.report("Datasets", console.token_counts, described)
-    page.complain(train_dataset, val_dataset, described) or page.view(page.rows.token_figures, described)
+    page.complain(train_dataset, val_dataset, described) or page.view(
+        page.rows.token_figures, described, train_dataset, val_dataset
+    )
     return train_dataset, val_dataset
 
 
@@ -435,6 +437,12 @@ def consequences(plan, tracker, train_dataset):
 
 
 @app.cell
+def memory_check(config, model, train_dataset):
+    page.view(page.model.memory_check, model, config, train_dataset)
+    return
+
+
+@app.cell
 def warmup_scheduler(plan):
     page.view(page.training.rate_chart, plan)
     return
@@ -458,9 +466,9 @@ def view_state(plan, watcher):
 
 
 @app.cell
-def start_pause_stop(get_phase, plan, train_dataset, watcher):
+def start_pause_stop(get_phase, plan, watcher):
     get_phase()
-    start_button, pause_button, stop_button, _row = page.training.controls(plan, watcher, train_dataset)
+    start_button, pause_button, stop_button, _row = page.training.controls(plan, watcher)
     _row
     return pause_button, start_button, stop_button
 
@@ -877,18 +885,6 @@ def diagnosis_heading():
 @app.cell
 def diagnosis(get_drawn):
     page.view(page.training.diagnosis, get_drawn())
-    return
-
-
-@app.cell(hide_code=True)
-def memory_heading():
-    page.section("Memory before training")
-    return
-
-
-@app.cell
-def memory_check(config, model, train_dataset):
-    page.view(page.model.memory_check, model, config, train_dataset)
     return
 
 

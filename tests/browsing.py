@@ -3,12 +3,14 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +20,7 @@ import pytest
 from conftest import ROOT
 from playwright.sync_api import Browser, Locator, Page, expect
 
-PATIENCE = 60_000  # ms; a limit for a broken page, not an expectation
+PATIENCE = 150_000  # ms; a limit for a broken page, not an expectation
 CHROMIUM = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking",
             "--disable-sync"]  # fmt: skip
 MARKUP = '<b id="owned">bold</b> <img src=x onerror="document.title=\'owned\'"> ![x](http://outside.invalid/x.png)'
@@ -37,13 +39,26 @@ def free_port() -> int:
 
 
 class Server:
-    """`marimo run` or `marimo edit` of a notebook with flags; a context manager, and may be ended and begun again."""
+    """A notebook or all of them, served with flags; a context manager, and may be ended and begun again.
 
-    def __init__(self, log: Path, *flags: str | Path, mode: str = "run", app: str = "train") -> None:
+    Args:
+        log: gets what it prints.
+        flags: for the notebook.
+        command: what serves: `run` or `edit` of marimo, or `app` of qlora.
+        app: the notebook that marimo serves.
+
+    Attributes:
+        address: of the page; with the token, where there is one.
+    """
+
+    def __init__(self, log: Path, *flags: str | Path, command: str = "run", app: str = "train") -> None:
         self.log, self.port = log, free_port()
-        self.address = f"http://127.0.0.1:{self.port}"
-        self.command = [sys.executable, "-m", "marimo", mode, f"apps/{app}.py", "--headless", "--no-token",
+        self.address = self.origin = f"http://127.0.0.1:{self.port}"
+        self.command = [sys.executable, "-m", "marimo", command, f"apps/{app}.py", "--headless", "--no-token",
                         "--no-sandbox", "--port", str(self.port), "--", *map(str, flags)]  # fmt: skip
+        if command == "app":
+            self.command = [sys.executable, "-m", "qlora_core.cli", "app", "--no-browser", "--json",
+                            "--port", str(self.port), *map(str, flags)]  # fmt: skip
 
     def __enter__(self) -> "Server":
         environment = {**os.environ, "MARIMO_SKIP_UPDATE_CHECK": "1"}
@@ -52,7 +67,9 @@ class Server:
                 self.command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
             )
         try:
-            wait_for(lambda: answers(f"{self.address}/health"), self.log)
+            wait_for(lambda: answers(f"{self.origin}/health"), self.log)
+            if "app" in self.command:
+                self.address = json.loads(self.log.read_text(encoding="utf-8").splitlines()[-1])["url"]
         except BaseException:
             self.end()
             raise
@@ -71,6 +88,8 @@ def answers(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=5):
             return True
+    except urllib.error.HTTPError:  # it answers, if only to those with the token
+        return True
     except OSError:
         return False
 
@@ -90,7 +109,8 @@ def opened(browser: Browser, address: str, **context: Any) -> Iterator[Page]:
     page = made.new_page()
     page.set_default_timeout(PATIENCE)
     outside, errors = [], []
-    own = (address, address.replace("http", "ws"), "data:", "blob:")
+    origin = address.partition("/?")[0]
+    own = (origin, origin.replace("http", "ws"), "data:", "blob:")
     page.on("request", lambda request: request.url.startswith(own) or outside.append(request.url))
     page.on("console", lambda message: message.type == "error" and errors.append(message.text))
     page.on("pageerror", lambda error: errors.append(str(error)))
@@ -124,6 +144,42 @@ def press(page: Page, name: str) -> None:
         if boxes[0] and boxes.count(boxes[0]) == len(boxes):
             break
     target.click()
+
+
+def state(page: Page, word: str) -> None:
+    """Wait until the run that is shown is in a state."""
+    expect(page.locator(".q-state strong")).to_have_text(word)
+
+
+def card(page: Page, label: str) -> Locator:
+    """The first card with a label."""
+    return page.locator(".q-card", has=page.locator("dt", has_text=re.compile(f"^{re.escape(label)}$"))).first
+
+
+def step_beyond(page: Page, step: int) -> None:
+    """Wait until the page shows a later step."""
+    page.wait_for_function(
+        """step => [...document.querySelectorAll('.q-card')].some(card =>
+             /^(Step|Passo)$/.test(card.querySelector('dt').textContent) &&
+             parseInt(card.querySelector('dd').textContent.replace(/[^0-9/]/g, '')) > step)""",
+        arg=step,
+    )  # fmt: skip
+
+
+def fill(page: Page, label: str, text: str) -> None:
+    """Type into a field and leave it."""
+    field = page.get_by_label(label, exact=True).last
+    field.fill(text)
+    field.blur()
+
+
+def show_all(page: Page) -> None:
+    """Make the window as high as the page, so that all of it is drawn and stands still."""
+    size = page.viewport_size or {"width": 1280, "height": 1000}
+    heights = "Math.max(...[...document.querySelectorAll('*')].map(e => e.scrollHeight))"
+    for _ in range(2):  # what is drawn at last may be higher
+        page.set_viewport_size({"width": size["width"], "height": min(int(page.evaluate(heights)) + 40, 16_000)})
+        page.wait_for_timeout(500)
 
 
 def write_rows(path: Path, *more: tuple[str, str], count: int = 11) -> Path:

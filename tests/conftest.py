@@ -5,15 +5,18 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from tiny import write_model, write_rows, write_taught
 
 from qlora_core.cli import plan_training
 from qlora_core.runs import Run, TrainingPlan, TrainingTracker, resolve_config
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 ROOT = Path(__file__).parent.parent
 CACHE = tempfile.mkdtemp(prefix="qlora-tests-")
@@ -78,6 +81,22 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Run:
     run = create_run(root / "runs", base, write_taught(root / "data"), run="trained", **settings)
     assert train(run).state == "completed"
     return run
+
+
+@pytest.fixture(scope="session")
+def browser() -> "Iterator[Browser]":
+    """A real Chromium, that of the system; without one tests are skipped, on CI they fail."""
+    from browsing import CHROMIUM, find_chromium
+    from playwright.sync_api import sync_playwright
+
+    path = find_chromium()
+    if path is None:
+        message = "no chromium, chromium-browser or google-chrome found"
+        pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
+    with sync_playwright() as playwright:
+        made = playwright.chromium.launch(executable_path=path, args=CHROMIUM)
+        yield made
+        made.close()
 
 
 @pytest.fixture

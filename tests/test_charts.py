@@ -157,7 +157,7 @@ def test_curves_of_a_trained_run(trained, tmp_path):
         assert wanted in words
     assert f"best {best:.4f}" in words
     content = svg.read_text(encoding="utf-8")
-    assert content.count("#4c78a8") > 2
+    assert content.count(charts.TRAINING) > 2
     assert content.count("#e4572e") > 2
     assert not re.search(r"<image|<script|@import|href=|url\((?!#)", content)  # whole as it is
     head = png.read_bytes()[:24]

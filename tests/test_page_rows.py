@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from qlora_core import data
@@ -117,19 +118,32 @@ def test_many_findings_are_folded_and_those_not_shown_are_counted():
 def test_tokens_in_numbers_and_a_chart_that_says_what_it_shows(prepare, tokenizer):
     _, train, validation = prepare([turns("a", "b" * n) for n in range(1, 40)] + [turns("c", "d" * 300)])
     report = describe(train, validation, tokenizer, 100)
-    html = rows.token_figures(report).text
+    html = rows.token_figures(report, train, validation).text
     assert f"{report.tokens:,}" in html
-    specification = json.loads(rows.length_chart(report)._mime_()[1])
+    lengths = np.concatenate([dataset.rows.lengths + dataset.rows.cut for dataset in (train, validation)])
+    specification = json.loads(rows.length_chart(lengths, 100)._mime_()[1])
     assert "40 rows" in specification["description"]
-    assert sum(row["rows"] for row in specification["datasets"]["rows"]) == 40
-    assert [row["rows"] for row in specification["datasets"]["rows"] if row["beyond"]] == [report.truncated] == [1]
+    bars = specification["datasets"]["rows"]
+    assert sum(bar["rows"] for bar in bars) == 40
+    assert [bar["rows"] for bar in bars if bar["beyond"]] == [report.truncated] == [1]
+    assert bars[-1]["tokens"].endswith(f"– {report.longest}")  # what is far beyond stands in the last bar
+    assert specification["datasets"]["limit"] == [{"most": 100}]
+    assert json.loads(rows.length_chart(lengths, 1000)._mime_()[1])["datasets"]["limit"] == []
     titles = [layer["encoding"]["x"].get("title") for layer in specification["layer"]]
     assert titles[0] == "tokens in a row"
 
 
+@pytest.mark.parametrize("longest", [1, 7, 59, 60, 119, 253, 512, 4096, 131_072])
+def test_bars_are_few_and_round(longest):
+    width = rows.bin_width(longest)
+    assert longest // width < rows.MOST_BARS
+    assert width == 1 or longest // (0.4 * width) >= rows.MOST_BARS  # the next narrower makes too many
+    assert str(width).strip("0") in ("1", "2", "5")
+
+
 def test_no_rows_at_all_are_shown_without_a_chart(tokenizer):
     nothing = make_dataset([], tokenizer, 100)
-    assert "vega" not in rows.token_figures(describe(nothing, nothing, tokenizer, 100)).text
+    assert "vega" not in rows.token_figures(describe(nothing, nothing, tokenizer, 100), nothing, nothing).text
 
 
 # Which rows -----------------------------------------------------------------------------------------------------

@@ -113,7 +113,6 @@ def test_buttons_of_a_plan_say_what_start_will_do(plan, tracker):
     *buttons, row = training.controls(planned, watcher)
     assert disabled(buttons) == [False, True, True]
     assert "club will take 6 steps" in row.text
-    assert "known after the first steps" in row.text
 
 
 def test_one_that_may_wait_can_be_started_beside_the_one_that_is_trained(plan, tracker):
@@ -129,22 +128,25 @@ def test_one_that_may_wait_can_be_started_beside_the_one_that_is_trained(plan, t
             assert disabled(training.controls(waiting, watcher)) == [True, False, False]
 
 
-def test_the_time_is_guessed_from_a_run_of_the_same_model(plan, tracker):
+def test_the_time_is_guessed_from_a_run_of_the_same_model(plan):
     from qlora_core.tokens import ChatTokenizer, make_dataset
 
     home, planned = plan(run="club")
     rows = make_dataset(planned.data.train, ChatTokenizer(planned.model.path, "auto"), 512)
+    assert "known after the first steps" in page.model.consequences(planned, rows, home).text
     _, earlier = plan(run="earlier")
     run = home.create(earlier)
-    watcher = RunWatcher(home)
-    watcher.look(planned)
     speed = 2 * rows.tokens / 600  # two epochs in ten minutes
     (run.path / "summary.json").write_text(json.dumps({"tokens_per_second": speed}), encoding="utf-8")
-    assert "At the speed of earlier: about 10 min." in training.controls(planned, watcher, rows)[3].text
+    shown = page.model.consequences(planned, rows, home).text
+    assert "10 min" in shown
+    assert "at the speed of earlier" in shown
     environment = run.environment()
     environment["identity"]["model"] = "another"
     (run.path / "environment.json").write_text(json.dumps(environment), encoding="utf-8")
-    assert "known after the first steps" in training.controls(planned, watcher, rows)[3].text
+    assert "known after the first steps" in page.model.consequences(planned, rows, home).text
+    (run.path / "environment.json").write_text("{", encoding="utf-8")
+    assert "known after the first steps" in page.model.consequences(planned, rows, home).text
 
 
 def test_a_crashed_run_goes_on_from_its_last_checkpoint(plan):

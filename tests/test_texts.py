@@ -5,6 +5,7 @@
 
 import ast
 import re
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,40 +14,49 @@ from babel.messages.catalog import Catalog
 from babel.messages.pofile import read_po, write_po
 from conftest import ROOT
 
-from qlora_core import texts
+from qlora_core import console, texts
+from qlora_core.compare import MEASURES, OTHER_DATA, OTHER_QUESTIONS, OTHER_TOKENS
 from qlora_core.config import settings
 from qlora_core.page.forms import words
 from qlora_core.page.language import choose
 from qlora_core.presets import PRESETS
+from qlora_core.runs import State
 
-SECTIONS = ("page.section", "page.title")
+SAID = {"say": 0, "page.section": 0, "page.title": 0, "page.remark": 0, "page.forms.form_layout": 1}
+"""Functions whose arguments are said, from which one on; of `say` that one alone."""
 SOURCES = [*(ROOT / "src" / "qlora_core").rglob("*.py"), *(ROOT / "apps").glob("*.py")]
 OTHERS = [language for language in texts.LANGUAGES if language != "en"]
 
 
-def calls() -> Iterator[tuple[str, str, ast.Call]]:
-    """Where something is said: file and line, by which function, the call."""
+def arguments() -> Iterator[tuple[str, ast.expr]]:
+    """What is said: file and line, the argument."""
     for path in SOURCES:
         source = path.read_text(encoding="utf-8")
         if not re.search(r"texts import .*\bsay\b|import .*\bpage\b", source):
             continue  # a function of that name is another one
         for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.Call):
-                name = ast.unparse(node.func)
-                if name in ("say", *SECTIONS):
-                    yield f"{path.name}:{node.lineno}", name, node
+            if isinstance(node, ast.Call) and (first := SAID.get(name := ast.unparse(node.func))) is not None:
+                for argument in node.args[first : first + 1 if name == "say" else None]:
+                    yield f"{path.name}:{node.lineno}", argument
+
+
+class Anything(dict):
+    """Facts of any name."""
+
+    def __missing__(self, key):
+        return {} if key == "versions" else 0
 
 
 def spoken() -> set[str]:
-    """Texts in the calls of `say`, headings, and those that are said of settings and presets."""
-    found = set()
-    for _, name, call in calls():
-        arguments = call.args[:1] if name == "say" else call.args
-        found |= {argument.value for argument in arguments if isinstance(argument, ast.Constant)}
+    """Texts in calls, and those that settings, presets, states, comparisons and the diagnosis bring."""
+    found = {argument.value for _, argument in arguments() if isinstance(argument, ast.Constant)}
     for setting in settings():
         found |= {words(setting.name), setting.help, setting.unit}
     for preset in PRESETS.values():
         found |= {preset.machine, *(c.why for part in (preset.large, preset.small) for c in part.values())}
+    found |= {*typing.get_args(State), "new"}
+    found |= {measure.label for measure in MEASURES} | {OTHER_DATA, OTHER_TOKENS, OTHER_QUESTIONS}
+    found |= console.diagnosis(Anything()).keys()
     return found - {""}
 
 
@@ -79,11 +89,11 @@ def test_values_keep_their_names(language):
 def test_every_text_is_a_literal():
     """`say(f"…")` would be in no catalogue; what else is said by another value is added in `spoken`."""
     allowed = {"setting.help", "setting.unit", "words(setting.name)", "words(name)", "words(a.setting)",
-               "title", "text", "name", "preset.machine", "choice.why"}  # fmt: skip
+               "words(setting)", "preset.machine", "choice.why", "run.state", "found['state']", "row['state']",
+               "row.label", "words", "title", "text", "name"}  # fmt: skip
     odd = {
         place: ast.unparse(argument)
-        for place, name, call in calls()
-        for argument in (call.args[:1] if name == "say" else call.args)
+        for place, argument in arguments()
         if not isinstance(argument, ast.Constant) and ast.unparse(argument) not in allowed
     }
     assert odd == {}

@@ -28,7 +28,7 @@ DOTS = 60  # validations up to which each is marked, and steps, so that a single
 SMOOTHED = 100  # steps from which on a mean is drawn too; fewer show their course themselves
 REACH = 40  # the mean is over a twentieth of the run
 
-TRAINING, VALIDATION, FREE = "#4c78a8", "#e4572e", "#8a94a0"  # each can be read on white and on black
+TRAINING, VALIDATION, FREE = "#3b82f6", "#e4572e", "#8a94a0"  # each can be read on white and on black
 FAINT = 0.4  # opacity of what is drawn beside its own mean
 GREY, INK = "#8a94a0", "#37424d"
 WIDE, NARROW = 780, 360  # pixels of the figure's panels
@@ -282,14 +282,24 @@ def _datasets(panel: Panel) -> dict[str, Any]:
 @functools.lru_cache(256)
 def _page_chart(shape: _Shape, height: int) -> dict[str, Any]:
     """A panel's specification for the page; built once, since altair takes its time to check it."""
-    drawn = _layers(shape, touched=True).properties(
-        width="container", height=height, background="transparent", description=shape.about
-    )
+    return for_page(_layers(shape, touched=True), height, shape.about)
+
+
+def for_page(drawn: Any, height: int, about: str = "") -> dict[str, Any]:
+    """The specification of a chart of altair's, dressed for the page and as wide as its place.
+
+    Args:
+        drawn: the chart.
+        height: of the drawing itself, in pixels.
+        about: what somebody is told who cannot see it.
+    """
     quiet = {"labelOpacity": 0.7, "titleOpacity": 0.7, "titleFontWeight": "normal", "domainOpacity": 0.3}
     lines = {"gridColor": GREY, "gridOpacity": 0.2, "domainColor": GREY, "tickColor": GREY, "tickOpacity": 0.3}
     made = (
-        drawn.configure_view(stroke=None)
-        .configure_axis(**quiet, **lines)
+        drawn.properties(width="container", height=height, background="transparent", description=about)
+        .configure(font="PT Sans, system-ui, sans-serif")
+        .configure_view(stroke=None)
+        .configure_axis(**quiet, **lines, labelFontSize=11, titleFontSize=11)
         .configure_title(anchor="start", fontSize=13, fontWeight=600, offset=8)
         .configure_legend(labelOpacity=0.85, labelFontSize=11, symbolType="stroke")
         .configure_axisY(minExtent=40, maxExtent=40)  # so that the drawing stands still while numbers grow

@@ -80,7 +80,7 @@ class Comparison:
 
     def table(self) -> list[Row]:
         """What the runs are and what came of them, a line a fact."""
-        return [Row(m.label, [m.show(run) for run in self.runs], self._best(m)) for m in _MEASURES]
+        return [Row(m.label, [m.show(run) for run in self.runs], self._best(m)) for m in MEASURES]
 
     def _best(self, measure: Measure) -> frozenset[int]:
         values = [measure.value(run) for run in self.runs] if measure.better else []
@@ -218,6 +218,9 @@ def _kind(model: dict[str, Any], adapter: str | None) -> str | None:
 
 
 _LOSSES = frozenset({"best_val_loss", "perplexity", "train_loss"})
+OTHER_DATA = "The runs were trained and validated on different data: their losses are not comparable."
+OTHER_TOKENS = "The runs cut text into tokens differently: losses and tokens/s are not comparable."
+OTHER_QUESTIONS = "The runs were asked different questions: their recall is not comparable."
 
 
 def _notes(runs: Sequence[Run], evaluations: Sequence[dict[str, Any] | None]) -> tuple[list[str], frozenset[str]]:
@@ -230,13 +233,11 @@ def _notes(runs: Sequence[Run], evaluations: Sequence[dict[str, Any] | None]) ->
     asked = [[question["question"] for question in evaluation["questions"]] for evaluation in evaluations if evaluation]
     notes: dict[str, frozenset[str]] = {}
     if differ("data"):
-        notes["The runs were trained and validated on different data: their losses are not comparable."] = _LOSSES
+        notes[OTHER_DATA] = _LOSSES
     if differ("tokeniser and template"):
-        words = "The runs cut text into tokens differently: losses and tokens/s are not comparable."
-        notes[words] = _LOSSES | {"tokens_per_second"}
+        notes[OTHER_TOKENS] = _LOSSES | {"tokens_per_second"}
     if any(questions != asked[0] for questions in asked):
-        words = "The runs were asked different questions: their recall is not comparable."
-        notes[words] = frozenset({"trained", "held_out"})
+        notes[OTHER_QUESTIONS] = frozenset({"trained", "held_out"})
     return list(notes), frozenset().union(*notes.values())
 
 
@@ -297,7 +298,7 @@ def _steps(run: dict[str, Any]) -> str:
     return NOTHING if run["steps"] is None else f"{run['steps']:,} of {run['total_steps'] or NOTHING}"
 
 
-_MEASURES = [
+MEASURES = [
     Measure("State", "state"),
     Measure("Kind", "kind"),
     Measure("Base", "base", text=lambda run: f"{run['base']}{', ' + run['licence'] if run['licence'] else ''}"),

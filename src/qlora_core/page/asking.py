@@ -356,14 +356,15 @@ def _progress(answers: Sequence[Mapping[str, Any]]) -> Markup:
 # A page for conversations ---------------------------------------------------------------------------------------
 
 
-def who_to_ask(tracker: TrainingTracker) -> Any:
-    """Runs, newest first, with their states, and a base model alone."""
+def who_to_ask(tracker: TrainingTracker, asked: Sequence[str] = ()) -> Any:
+    """Runs, newest first, with their states, and a base model alone; the first that is `asked` for is chosen."""
     options = {
         say("{run} ({state}, step {step})", run=row["run"], state=say(row["state"]), step=row["step"]): row["run"]
         for row in iterate_states(tracker.runs())
     }
     options[say("A base model alone")] = BASE_ONLY
-    return mo.ui.dropdown(options, value=next(iter(options)), label=say("Who to talk to"), full_width=True)
+    first = next((label for label, name in options.items() if name in asked), next(iter(options)))
+    return mo.ui.dropdown(options, value=first, label=say("Who to talk to"), full_width=True)
 
 
 def memory_before(tracker: TrainingTracker, choice: str | None, model: str | None) -> mo.Html:

@@ -13,7 +13,7 @@ from typing import Any
 import marimo as mo
 from markupsafe import Markup
 
-from ..charts import Chart, smooth, thin
+from ..charts import Chart, for_page, smooth, thin
 from ..compare import Comparison, compare, setting_text
 from ..runs import TrainingTracker
 from ..texts import say
@@ -34,12 +34,14 @@ def run_choice(tracker: TrainingTracker, asked: Sequence[str] = (), *, ended: bo
     Args:
         tracker: of the directory of all runs.
         asked: names of those chosen at first; the newest two where none of these is known.
-        ended: only runs that ended.
+        ended: only runs that ended, and none chosen while there is but one.
     """
     runs = [run for run in tracker.runs() if not ended or run.summary()]
     options = {f"{run.name} ({say(run.state)})": run.name for run in runs}
     wanted = [label for label, name in options.items() if name in asked]
     first = [*wanted, *(label for label in options if label not in wanted)][:2]
+    if ended and len(options) < 2:
+        first = []
     label = say("Runs, at most {most}", most=MOST)
     return mo.ui.multiselect(
         options, value=wanted if len(wanted) > 1 else first, label=label, full_width=True, max_selections=MOST
@@ -114,7 +116,7 @@ def _specification(axis: str, title: str, unit: str, names: tuple[str, ...], dot
     legend = alt.Legend(orient="top", title=None, columns=1, labelLimit=420, symbolType="stroke", symbolSize=500,
                         symbolStrokeWidth=2)  # fmt: skip
     format = ",d" if axis != "seconds" else "~g"
-    return (
+    drawn = (
         alt.Chart(alt.NamedData(name="rows"))
         .mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=22) if dots else False)
         .encode(
@@ -124,10 +126,8 @@ def _specification(axis: str, title: str, unit: str, names: tuple[str, ...], dot
             strokeDash=alt.StrokeDash("run:N", scale=dashes, legend=legend),
             tooltip=["run:N", alt.Tooltip("x:Q", title=title, format=format), alt.Tooltip("loss:Q", format=".4f")],
         )
-        .properties(width="container", height=260, background="transparent")
-        .configure_view(strokeOpacity=0)
-        .to_dict()
     )
+    return for_page(drawn, 260)
 
 
 def _overlay(axis: str, names: tuple[str, ...], kind: str) -> dict[str, Any]:
@@ -193,4 +193,4 @@ def _sample(sample: dict[str, Any], names: Sequence[str]) -> Markup:
         answers = {say("Base of {run}", run=name): text for name, text in zip(names, base, strict=True)}
     answers |= dict(zip(names, sample["tuned"], strict=True))
     table = fact_table({name: text or say("(nothing)") for name, text in answers.items()})
-    return put('<div class="q-sample"><h3 class="q-heading">{}</h3>{}</div>', sample["question"], html_of(table))
+    return put('<div class="q-sample"><p class="q-heading">{}</p>{}</div>', sample["question"], html_of(table))

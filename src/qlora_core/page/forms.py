@@ -145,7 +145,7 @@ def read_forms(config: RunConfig, *forms: Mapping[str, Any]) -> RunConfig:
     return from_flat({name: value for values in forms for name, value in read_form(values).items()}, base=config)
 
 
-def form_layout(form: mo.ui.dictionary, title: str = "More settings") -> mo.Html:
+def form_layout(form: mo.ui.dictionary, title: str) -> mo.Html:
     """Essential settings side by side, the others folded, each with its explanation."""
     known = {s.name: s for s in settings()}
     first = [_field(known[name], element) for name, element in form.elements.items() if known[name].essential]

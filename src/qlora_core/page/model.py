@@ -12,17 +12,18 @@ from .. import bases, fit, hub
 from ..advice import advise
 from ..bases import ModelSpec
 from ..config import BaseConfig, RunConfig, from_flat
-from ..console import duration, size
-from ..errors import ModelError
+from ..console import size
+from ..errors import ModelError, RunError
 from ..memory import available_bytes
-from ..runs import TrainingPlan, TrainingTracker
+from ..runs import Run, TrainingPlan, TrainingTracker
 from ..texts import say
 from ..tokens import ChatTokenizer, TokenDataset, open_tokenizer
 from .commands import News
 from .forms import words
 from .language import read_only
-from .look import fact_table, figures, note, row_table, small
+from .look import fact_table, figures, folded, note, row_table, small
 from .problems import Problem, attempt, failure, scripted
+from .training import about
 
 ARRIVAL_STEP = 20_000_000  # bytes
 
@@ -166,7 +167,7 @@ def consequences(plan: TrainingPlan, train_dataset: TokenDataset, tracker: Train
         say("Steps"): (f"{plan.total_steps:,}", say("{steps} an epoch", steps=train.steps_per_epoch(plan.train_rows))),
         say("Rows a step"): (f"{train.batch_size * train.grad_accumulation_steps:,}", rows),
         say("Trained parameters"): (f"{trainable / 1e6:,.2f} M", share),
-        say("Memory, predicted"): (size(estimate.total), say("{free} available", free=size(available_bytes()))),
+        say("Memory, predicted"): size(estimate.total),
         say("Learning rate"): (f"{train.learning_rate:g}", train.schedule),
         say("Time"): _time(plan, train_dataset, tracker),
     }
@@ -175,16 +176,22 @@ def consequences(plan: TrainingPlan, train_dataset: TokenDataset, tracker: Train
 
 
 def _time(plan: TrainingPlan, train_dataset: TokenDataset, tracker: TrainingTracker) -> tuple[str, str]:
-    """How long training will take, at the speed of the newest run of the same base on this machine."""
-    tokens = (
-        int(train_dataset.rows.lengths.sum()) * plan.total_steps / plan.config.train.steps_per_epoch(plan.train_rows)
-    )
+    """How long training will take, at the speed of the newest run of the same base here."""
+    epochs = plan.total_steps / plan.config.train.steps_per_epoch(plan.train_rows)
     for run in tracker.runs():
-        numbers = run.summary()
-        if not numbers or not numbers["tokens_per_second"] or run.environment()["model"]["name"] != plan.model.name:
-            continue
-        return duration(tokens / numbers["tokens_per_second"]), say("at the speed of {run}", run=run.name)
+        speed, same = _speed_of(run, plan)
+        if speed and same:
+            return about(train_dataset.tokens * epochs / speed), say("at the speed of {run}", run=run.name)
     return "–", say("known after the first steps")
+
+
+def _speed_of(run: Run, plan: TrainingPlan) -> tuple[float, bool]:
+    """Tokens a second of a run that ended, else 0; and whether it has the base of `plan`."""
+    try:
+        same = run.environment()["identity"]["model"] == plan.identity["model"]
+        return (run.summary() or {}).get("tokens_per_second", 0.0), same
+    except (RunError, KeyError):  # a damaged one says nothing of speed
+        return 0.0, False
 
 
 def quantisations(spec: ModelSpec, config: RunConfig, train_dataset: TokenDataset) -> mo.Html:
@@ -225,8 +232,9 @@ def memory_check(spec: ModelSpec, config: RunConfig, train_dataset: TokenDataset
         say("Available"): size(available),
     }
     verdict = attempt(fit.check_before_loading, estimate, available, config)
-    fits = failure(verdict.message) if isinstance(verdict, Problem) else note(say("It fits."), "success")
-    return mo.vstack([fact_table(rows), fits])
+    fits = say("It fits: {peak} are predicted, {free} are available.", peak=size(estimate.total), free=size(available))
+    verdict = failure(verdict.message) if isinstance(verdict, Problem) else note(fits, "success")
+    return mo.vstack([verdict, folded(say("Memory before training"), fact_table(rows))], gap=0.25)
 
 
 def _estimate(spec: ModelSpec, config: RunConfig, train_dataset: TokenDataset) -> fit.MemoryEstimate:

@@ -12,19 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import marimo as mo
+import numpy as np
 
-from ..charts import Chart
+from ..charts import GREY, TRAINING, Chart, for_page
 from ..config import RunConfig, settings
 from ..data import DataReport, Findings, PreparedData
 from ..texts import say
 from ..token_report import ShownRow, TokenReport
+from ..tokens import TokenDataset
 from .forms import read_forms, settings_form
 from .language import read_only
 from .look import empty, fact_table, figures, folded, note, row_table, small
 from .problems import Problem
 
 FEW, MANY = 5, 200  # findings that are shown, and those that a click shows
-ACCENT, BEYOND = "#3b82f6", "#c4352b"  # read well on light and on dark ground, where a chart knows no CSS variable
+BEYOND = "#e4572e"  # reads well on light and on dark ground, where a chart knows no CSS variable
+MOST_BARS, HEIGHT = 60, 180  # of the histogram, which is so many pixels high
+RULE_FROM = 0.7  # of what fits: where all rows are shorter, a rule would only make the bars narrow
 
 
 # Where it comes from --------------------------------------------------------------------------------------------
@@ -204,8 +208,13 @@ def _unlisted(findings: Findings) -> list[mo.Html]:
 # What the model makes of it -------------------------------------------------------------------------------------
 
 
-def token_figures(report: TokenReport) -> mo.Html:
-    """The rows as tokens: how many are trained, how long they are, which are odd, and what to look at."""
+def token_figures(report: TokenReport, *datasets: TokenDataset) -> mo.Html:
+    """The rows as tokens: how many are trained, how long they are, which are odd, and what to look at.
+
+    Args:
+        report: of the datasets.
+        datasets: rows to train and to validate on.
+    """
     share = f"{100 * report.target_tokens / report.tokens:.0f}%" if report.tokens else "0%"
     cards = {
         say("Tokens"): (f"{report.tokens:,}", say("in {rows} rows", rows=f"{report.rows:,}")),
@@ -216,7 +225,8 @@ def token_figures(report: TokenReport) -> mo.Html:
     }
     parts: list[Any] = [figures(cards), *(note(warning, "warn") for warning in report.warnings)]
     if report.rows:
-        parts.append(length_chart(report))
+        lengths = np.concatenate([dataset.rows.lengths + dataset.rows.cut for dataset in datasets])
+        parts.append(length_chart(lengths, report.max_seq_length))
     if report.skipped:
         rows = [{say("Where"): where, say("Why"): why} for where, why in report.skipped[:MANY]]
         parts.append(folded(say("Rows that cannot be trained"), row_table(rows)))
@@ -236,40 +246,53 @@ def _typical(found: Sequence[ShownRow]) -> mo.Html:
     return mo.vstack([row_table(rows, [bits]), small(explained)], gap=0.25)
 
 
-def length_chart(report: TokenReport) -> Chart:
-    """How many rows have how many tokens, with a rule at what fits."""
-    most = report.max_seq_length
+def length_chart(lengths: np.ndarray, most: int) -> Chart:
+    """How many rows have how many tokens, with a rule at what fits.
+
+    Args:
+        lengths: of the rows, `(rows,)`, what is cut off included.
+        most: tokens that fit.
+    """
+    longest = int(lengths.max(initial=1))
+    width, end = bin_width(min(longest, 2 * most)), min(longest, 2 * most) + 1
+    counts = np.bincount(np.minimum(lengths, end - 1) // width).tolist()
     rows = [
-        {"low": low, "high": high + 1, "rows": count, "tokens": f"{low:,} – {high:,}", "beyond": low > most}
-        for low, high, count in report.histogram
-        if count
-    ]
+        {"low": low, "high": low + width, "rows": count, "beyond": low > most,
+         "tokens": _range(low, longest if place == len(counts) - 1 else low + width - 1)}
+        for place, count in enumerate(counts) if count for low in [place * width]
+    ]  # fmt: skip
+    cut = int(np.count_nonzero(lengths > most))
     described = say(
         "Histogram of {rows} rows by their length in tokens. The longest has {longest}; {cut} are longer than "
         "{most} and cut.",
-        rows=f"{report.rows:,}",
-        longest=f"{report.longest:,}",
-        cut=f"{report.truncated:,}",
-        most=f"{most:,}",
-    )
+        rows=f"{len(lengths):,}", longest=f"{longest:,}", cut=f"{cut:,}", most=f"{most:,}",
+    )  # fmt: skip
     words = (say("tokens in a row"), say("rows"), say("cut beyond {most}", most=f"{most:,}"))
-    return Chart({**_histogram(most, *words), "description": described}, {"rows": rows})
+    limit = [{"most": most}] if longest > RULE_FROM * most else []
+    return Chart({**_histogram(*words), "description": described}, {"rows": rows, "limit": limit})
+
+
+def bin_width(longest: int) -> int:
+    """Tokens that a bar stands for: 1, 2, 5, 10, 20 …, so that there are at most `MOST_BARS` bars."""
+    widths = (factor * 10**power for power in range(9) for factor in (1, 2, 5))
+    return next(width for width in widths if longest // width < MOST_BARS)
+
+
+def _range(low: int, high: int) -> str:
+    return f"{low:,}" if low == high else f"{low:,} – {high:,}"
 
 
 @functools.lru_cache(maxsize=16)
-def _histogram(most: int, tokens: str, rows: str, rule: str) -> dict[str, Any]:
+def _histogram(tokens: str, rows: str, rule: str) -> dict[str, Any]:
     """Specification of the histogram; built once for each limit and language, since altair takes its time."""
     import altair as alt
 
-    powers = [2**power for power in range(4, 25)]
-    scale = alt.Scale(type="log", base=2, nice=False)
-    axis = alt.Axis(values=powers, format=",d", grid=False)
-    colour = alt.condition("datum.beyond", alt.value(BEYOND), alt.value(ACCENT))
+    colour = alt.condition("datum.beyond", alt.value(BEYOND), alt.value(TRAINING))
     bars = (
         alt.Chart(alt.NamedData(name="rows"))
         .mark_bar(binSpacing=1, cornerRadiusTopLeft=2, cornerRadiusTopRight=2)
         .encode(
-            x=alt.X("low:Q", title=tokens, scale=scale, axis=axis),
+            x=alt.X("low:Q", title=tokens, scale=alt.Scale(nice=False), axis=alt.Axis(format=",d", grid=False)),
             x2="high:Q",
             y=alt.Y("rows:Q", title=rows, axis=alt.Axis(tickMinStep=1, format=",d")),
             y2=alt.Y2Datum(0),
@@ -277,8 +300,7 @@ def _histogram(most: int, tokens: str, rows: str, rule: str) -> dict[str, Any]:
             tooltip=[alt.Tooltip("tokens:N", title=tokens), alt.Tooltip("rows:Q", title=rows, format=",d")],
         )
     )
-    limit = alt.Chart(alt.Data(values=[{"most": most + 1}]))
-    line = limit.mark_rule(strokeDash=[4, 3], color="#8a94a0", size=1.5).encode(x=alt.X("most:Q", title=tokens))
-    text = limit.mark_text(align="right", dx=-6, y=8, color="#8a94a0", text=rule).encode(x=alt.X("most:Q"))
-    chart = alt.layer(bars, line, text).properties(width="container", height=200, background="transparent")
-    return chart.configure_view(strokeOpacity=0).to_dict()
+    limit = alt.Chart(alt.NamedData(name="limit")).encode(x=alt.X("most:Q", title=tokens))
+    line = limit.mark_rule(strokeDash=[4, 3], color=GREY, size=1.5)
+    text = limit.mark_text(align="right", dx=-6, y=8, color=GREY, text=rule)
+    return for_page(alt.layer(bars, line, text), HEIGHT)

@@ -15,11 +15,9 @@ from markupsafe import Markup
 from .. import charts, console, jobs
 from ..charts import rate_chart as rate_chart  # shown by the notebook
 from ..console import duration, size
-from ..errors import RunError
 from ..pace import RECENT_STEPS, counted_seconds
 from ..runs import Run, TrainingPlan, TrainingTracker
 from ..texts import say
-from ..tokens import TokenDataset
 from .crashes import crash_words
 from .language import read_only
 from .look import empty, figures, folded, joined, note, put, row_table, shown, small
@@ -35,7 +33,7 @@ NOTHING = "–"
 
 def run_menu(tracker: TrainingTracker, watcher: RunWatcher) -> mo.ui.dropdown:
     """Which run is looked at: the active one, or another of the runs directory; its value is a name, or empty."""
-    options = {say("the one being trained"): "", **{run.name: run.name for run in tracker.runs()}}
+    options = {say("the current one"): "", **{run.name: run.name for run in tracker.runs()}}
     chosen = watcher.chosen if watcher.chosen in options else next(iter(options))
     return mo.ui.dropdown(options, value=chosen, label=say("Run shown"), allow_select_none=False)
 
@@ -45,13 +43,12 @@ def ticker() -> mo.ui.refresh:
     return mo.ui.refresh(options=["1s", "5s", "30s"], default_interval="1s", label=say("Looked at every"))
 
 
-def controls(plan: TrainingPlan | Problem, watcher: RunWatcher, rows: TokenDataset | Problem | None = None) -> Any:
+def controls(plan: TrainingPlan | Problem, watcher: RunWatcher) -> Any:
     """Buttons to start, pause and stop, each enabled when it can do something, and the row that shows them.
 
     Args:
         plan: what Start would do.
         watcher: knows what is being trained.
-        rows: that will be trained, for a guess at the time.
     """
     active = watcher.active
     busy = active is not None and active.alive
@@ -62,11 +59,11 @@ def controls(plan: TrainingPlan | Problem, watcher: RunWatcher, rows: TokenDatas
     pause = mo.ui.run_button(label=say("Pause"), disabled=not busy or asked != "run", tooltip=tooltip)
     tooltip = say("Save, and use what there is")
     stop = mo.ui.run_button(label=say("Stop"), kind="danger", disabled=not busy or asked == "stop", tooltip=tooltip)
-    words = [small(words) for words in _about_start(plan, active if busy else None, asked, rows)]
+    words = _about_start(plan, active if busy else None, asked)
     if read_only():
         return begin, pause, stop, small(say("This page was opened to look at: nothing on it starts or ends training."))
     buttons = mo.hstack([begin, pause, stop], justify="start", align="center", gap=0.75, wrap=True)
-    return begin, pause, stop, mo.vstack([buttons, *words], gap=0.35)
+    return begin, pause, stop, mo.vstack([buttons, small(words)], gap=0.35)
 
 
 def _may_wait(plan: TrainingPlan) -> bool:
@@ -76,7 +73,7 @@ def _may_wait(plan: TrainingPlan) -> bool:
 
 def _begin_label(plan: TrainingPlan | Problem) -> str:
     """What the first button says. What was never begun starts; what crashed tells from where it goes on."""
-    if isinstance(plan, Problem) or not plan.run.exists or plan.run.state == "new":
+    if isinstance(plan, Problem) or not plan.run.exists or plan.run.state == "new" or plan.run.alive:
         return say("Start")
     step = last_checkpoint(plan.run)
     if plan.run.state == "crashed":
@@ -84,9 +81,7 @@ def _begin_label(plan: TrainingPlan | Problem) -> str:
     return say("Start") if plan.done else say("Go on")
 
 
-def _about_start(
-    plan: TrainingPlan | Problem, busy: Run | None, asked: str, rows: TokenDataset | Problem | None
-) -> list[str]:
+def _about_start(plan: TrainingPlan | Problem, busy: Run | None, asked: str) -> str:
     """What is going on, or what Start will do."""
     if busy is not None:
         goes_on = say("{run} is trained in a process of its own: this page may be closed or reloaded.", run=busy.name)
@@ -94,45 +89,19 @@ def _about_start(
             "pause": say("Pausing: it saves after the current step, and goes on from there later."),
             "stop": say("Stopping: it saves after the current step, and answers the test questions."),
         }
-        return [waits.get(asked, goes_on)]
+        return waits.get(asked, goes_on)
     if isinstance(plan, Problem):
-        return [say("Not ready: {problem}", problem=plan.message.splitlines()[0])]
+        return say("Not ready: {problem}", problem=plan.message.splitlines()[0])
     if plan.done:
-        return [say("{run} is complete. More epochs train it further; “fresh” starts a new one.", run=plan.run.name)]
+        return say("{run} is complete. More epochs train it further; “fresh” starts a new one.", run=plan.run.name)
     done = int(plan.run.status().get("step", 0)) if plan.run.exists else 0
     left, place = f"{plan.total_steps - done:,}", str(plan.run.path)
     if done:
-        steps = say("{run} goes on where it was saved last: about {left} steps are left.", run=plan.run.name, left=left)
-    else:
-        steps = say("{run} will take {left} steps and be kept in {place}.", run=plan.run.name, left=left, place=place)
-    return [steps, _predicted_time(plan, done, rows)]
+        return say("{run} goes on where it was saved last: about {left} steps are left.", run=plan.run.name, left=left)
+    return say("{run} will take {left} steps and be kept in {place}.", run=plan.run.name, left=left, place=place)
 
 
-def _predicted_time(plan: TrainingPlan, done: int, rows: TokenDataset | Problem | None) -> str:
-    """How long it may take, by the speed of an earlier run of the same model."""
-    speeds = ((run, _speed(run, plan)) for run in sorted(_siblings(plan), key=lambda run: run.path != plan.run.path))
-    earlier, speed = next(((run, speed) for run, speed in speeds if speed), (None, 0.0))
-    if earlier is None or not isinstance(rows, TokenDataset):
-        return say("How long it takes is known after the first steps.")
-    tokens_per_step = rows.tokens / plan.config.train.steps_per_epoch(plan.train_rows)
-    seconds = (plan.total_steps - done) * tokens_per_step / speed
-    return say("At the speed of {run}: about {time}.", run=earlier.name, time=_about(seconds))
-
-
-def _siblings(plan: TrainingPlan) -> list[Run]:
-    return TrainingTracker(plan.run.path.parent).runs()
-
-
-def _speed(run: Run, plan: TrainingPlan) -> float:
-    """Tokens a second of a run that ended, if it trained the same model; else 0."""
-    try:
-        same = run.environment()["identity"].get("model") == plan.identity["model"]
-        return float((run.summary() or {}).get("tokens_per_second") or 0) if same else 0.0
-    except (RunError, KeyError):
-        return 0.0
-
-
-def _about(seconds: float) -> str:
+def about(seconds: float) -> str:
     """A duration as roughly as it is known."""
     if seconds < 90:
         return say("{count} s", count=max(1, round(seconds)))
@@ -232,7 +201,7 @@ def _figures(snapshot: Snapshot) -> mo.Html:
         say("Training loss"): f"{loss:.3f}" if loss is not None else NOTHING,
         say("Validation loss"): _validation(snapshot),
         say("Tokens/s"): f"{speed:,.0f}" if speed else NOTHING,
-        say("Time left"): _about(left) if left is not None and snapshot.alive else NOTHING,
+        say("Time left"): about(left) if left and snapshot.state != "stopped" else NOTHING,
         say("Trained for"): (duration(seconds_trained(snapshot)), remark) if epoch else NOTHING,
         say("Memory"): (say("{size} free", size=size(int(free))), _peak(peak)) if free else NOTHING,
     }
