@@ -138,13 +138,13 @@ def _keep(model: nn.Module, config: dict[str, Any], spec: ModelSpec, directory: 
         free = shutil.disk_usage(directory.parent).free
         if free < needed:
             raise OSError(f"{needed / GB:.1f} GB wanted, {free / GB:.1f} GB free")
-        with publishing(directory) as temporary:
+        with publishing(directory, wanted=needed - ROOM) as temporary:
             save_model(temporary, model)
             save_config(config, temporary / "config.json")
             copy_companions(spec.path, temporary)
     except (OSError, RuntimeError) as error:  # safetensors' writer raises the second
         message = f"the quantised base is not kept in {directory.parent}, and will be quantised anew next time: {error}"
-        warn(f"{message}. QLORA_CACHE names another place for it.")
+        warn(f"{message.removesuffix('.')}. QLORA_CACHE names another place for it.")
 
 
 def copy_companions(source: Path, directory: Path) -> None:
