@@ -27,11 +27,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """How long the tests that can go on for ever do."""
     parser.addoption("--examples", type=int, default=150, help="examples that hypothesis makes up for each test")
     parser.addoption("--peft", metavar="PYTHON", help="a Python with torch, transformers and peft, to read our exports")
-    parser.addoption("--cuts", type=int, default=2, help="steps at which a run of 40 steps is cut, spread over them")
+    parser.addoption("--cuts", type=int, default=1, help="steps at which a run of 40 steps is cut, spread over them")
     parser.addoption(
         "--injections", type=int, default=4, help="steps that get a number that is not finite, a kind each"
     )
-    parser.addoption("--signals", type=int, default=2, help="how often a training process gets each signal")
+    parser.addoption("--signals", type=int, default=1, help="how often a training process gets each signal")
     parser.addoption("--kills", type=int, default=6, help="how often a process is killed in the middle of its work")
     parser.addoption("--disk-failures", type=int, default=16, help="failures of the disk that are tried; 0: all")
     parser.addoption("--power-cuts", type=int, default=150, help="states after a power cut that are tried; 0: all")
