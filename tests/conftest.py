@@ -27,10 +27,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """How long the tests that can go on for ever do."""
     parser.addoption("--examples", type=int, default=150, help="examples that hypothesis makes up for each test")
     parser.addoption("--peft", metavar="PYTHON", help="a Python with torch, transformers and peft, to read our exports")
+    parser.addoption("--cuts", type=int, default=1, help="steps at which a run of 40 steps is cut, spread over them")
+    parser.addoption(
+        "--injections", type=int, default=4, help="steps that get a number that is not finite, a kind each"
+    )
+    parser.addoption("--signals", type=int, default=1, help="how often a training process gets each signal")
     parser.addoption("--kills", type=int, default=6, help="how often a process is killed in the middle of its work")
     parser.addoption("--disk-failures", type=int, default=16, help="failures of the disk that are tried; 0: all")
     parser.addoption("--power-cuts", type=int, default=150, help="states after a power cut that are tried; 0: all")
     parser.addoption("--damages", type=int, default=40, help="places where a checkpoint is damaged")
+    parser.addoption("--races", type=int, default=30, help="how often processes start the same run at the same moment")
+    parser.addoption("--soak-steps", type=int, default=300, help="steps over which nothing may grow")
 
 
 def pytest_unconfigure() -> None:

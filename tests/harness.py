@@ -146,6 +146,15 @@ def events(run: Run, kind: str, field: str | None = None) -> list[Any]:
     return [event[field] for event in found] if field else found
 
 
+class Killed(Exception):
+    """The process is gone: nothing is saved, nothing said."""
+
+
+def kill() -> None:
+    """End a training in this process as if it were killed."""
+    raise Killed
+
+
 def checkpoint(run: Run, step: int) -> Path:
     """Where a checkpoint lies."""
     return run.path / "checkpoints" / f"{step:06d}"
@@ -160,6 +169,25 @@ def hashes(directory: Path, names: Iterable[str] | None = None) -> dict[str, str
 def trained_state(run: Run, step: int) -> dict[str, str]:
     """Hashes of what a checkpoint restores: adapters and optimizer."""
     return hashes(checkpoint(run, step), ("adapters.safetensors", "optimizer.safetensors"))
+
+
+def assert_same_training(found: Run, wanted: Run, step: int, *, best: bool = True) -> None:
+    """Files equal to the byte, and every number that was told.
+
+    Args:
+        found: one run.
+        wanted: another.
+        step: the last one.
+        best: whether both were validated at the same steps, so that validations and best adapters are compared too.
+    """
+    assert trained_state(found, step) == trained_state(wanted, step)
+    for directory in ("best", "final") if best else ("final",):
+        assert hashes(found.path / directory) == hashes(wanted.path / directory)
+    for field in ("step", "epoch", "train_loss", "learning_rate", "grad_norm", "tokens", "target_tokens"):
+        assert events(found, "step", field) == events(wanted, "step", field), field
+    for field in ("step", "val_loss", "best") if best else ():
+        assert events(found, "eval", field) == events(wanted, "eval", field), field
+    assert events(found, "epoch", "avg_loss") == events(wanted, "epoch", "avg_loss")
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

@@ -6,8 +6,10 @@ import signal
 import pytest
 
 from qlora_core import jobs, page
+from qlora_core.device_lock import DeviceLock
+from qlora_core.endings import reason
 from qlora_core.errors import BusyError
-from qlora_core.page import crashes, training
+from qlora_core.page import training
 from qlora_core.page.problems import Problem
 from qlora_core.page.watching import RunWatcher, Snapshot
 from qlora_core.runs import Run, RunLock, RunWriter, TrainingTracker
@@ -125,6 +127,19 @@ def test_buttons_of_a_plan_say_what_start_will_do(plan, tracker):
     assert "club will take 6 steps" in row.text
 
 
+def test_one_that_may_wait_can_be_started_beside_the_one_that_is_trained(plan, tracker):
+    home, planned = plan(run="club")
+    waiting = plan(run="club", queue=True)[1]
+    other = home.create(plan(run="other")[1])
+    with home.record(other):
+        watcher = RunWatcher(home)
+        watcher.look(planned)
+        assert disabled(training.controls(planned, watcher)) == [True, False, False]
+        assert disabled(training.controls(waiting, watcher)) == [False, False, False]
+        with home.record(waiting.run):
+            assert disabled(training.controls(waiting, watcher)) == [True, False, False]
+
+
 def test_the_time_is_guessed_from_a_run_of_the_same_model(plan):
     from qlora_core.tokens import ChatTokenizer, make_dataset
 
@@ -189,9 +204,9 @@ def test_a_page_to_look_at_has_no_buttons(plan, tracker, make, monkeypatch):
 def test_two_runs_do_not_train_at_once(plan):
     home, planned = plan(run="club")
     other = home.create(plan(run="other")[1])
-    with RunWriter(other, RunLock(other.path)), pytest.raises(BusyError, match="other is being trained already"):
+    with home.record(other), DeviceLock(other.path), pytest.raises(BusyError, match="other is being trained already"):
         jobs.start(home, planned)
-    assert not planned.run.exists
+    assert not planned.run.path.exists()
 
 
 # What is said ---------------------------------------------------------------------------------------------------
@@ -236,27 +251,31 @@ def test_checkpoints_tell_their_loss_and_which_is_best(tracker, make):
     ("status", "log", "wanted"),
     [
         (-signal.SIGKILL, "", "memory ran out"),
+        (137, "", "memory ran out"),
         (-signal.SIGABRT, "[METAL] Insufficient Memory", "memory ran out"),
         (1, "Traceback\nMemoryError", "memory ran out"),
         (-signal.SIGSEGV, "", "compiled code (SIGSEGV)"),
+        (134, "", "compiled code (SIGABRT)"),
         (-signal.SIGHUP, "", "from outside (signal 1)"),
         (1, "Traceback\nKeyError: 'x'", "did not expect: KeyError: 'x'"),
         (127, "", "it left no line"),
+        (250, "", "it left no line"),
         (None, "", "Nobody saw"),
     ],
 )
 def test_why_a_trainer_is_gone(status, log, wanted):
-    assert wanted in crashes.reason(status, log)
+    assert wanted in reason(status, log)
 
 
 def test_how_a_crashed_process_ended_is_noted_once(tracker, make):
     run = make("run", state="running")
     assert jobs.exit_status(run) is None
-    (run.path / jobs.EXIT_FILE).write_text(json.dumps({"status": -9, "time": 2e9}), encoding="utf-8")
+    said = run.status().get("time")
+    (run.path / jobs.EXIT_FILE).write_text(json.dumps({"status": -9, "after": said}), encoding="utf-8")
     seen = RunWatcher(tracker).look(NOTHING, "run")
     assert (seen.state, seen.exit_status) == ("crashed", -9)
     assert "memory ran out" in training.run_panel(seen).text
-    (run.path / jobs.EXIT_FILE).write_text(json.dumps({"status": -9, "time": 1}), encoding="utf-8")  # of one before
+    (run.path / jobs.EXIT_FILE).write_text(json.dumps({"status": -9, "after": 1}), encoding="utf-8")  # of one before
     assert jobs.exit_status(run) is None
 
 

@@ -12,7 +12,7 @@ import sys
 import pytest
 from tiny import CHATML, write_model, write_rows
 
-from qlora_core import runs
+from qlora_core import locks, runs
 from qlora_core.config import RunConfig, to_flat
 from qlora_core.errors import BusyError, ConfigError, RunError
 from qlora_core.runs import Run, RunLock, RunWriter, TrainingTracker, iterate_states, resolve_config
@@ -249,7 +249,7 @@ def test_a_wrong_setting_is_refused_before_the_run_is_read(tmp_path):
 def test_a_second_writer_is_refused(run):
     with open_run(run):
         assert run.alive
-        with pytest.raises(BusyError, match=r"is being trained by another process\. Follow it, or pause it first"):
+        with pytest.raises(BusyError, match=r"by another process \(\d+, since \d\d:\d\d\)\. Follow it, or pause"):
             open_run(run)
     assert not run.alive
     open_run(run).__exit__()
@@ -269,7 +269,7 @@ def test_a_reader_that_looks_does_not_keep_a_trainer_out(run, monkeypatch):
     RunLock(run.path).release()
     looking = os.open(run.path / "lock", os.O_RDONLY)
     fcntl.flock(looking, fcntl.LOCK_SH)
-    monkeypatch.setattr(runs.time, "sleep", lambda _: fcntl.flock(looking, fcntl.LOCK_UN))
+    monkeypatch.setattr(locks.time, "sleep", lambda _: fcntl.flock(looking, fcntl.LOCK_UN))
     with open_run(run):
         assert run.alive
     os.close(looking)

@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 from harness import (
     PLAIN,
+    Killed,
     adapters_of,
+    assert_same_training,
     at_step,
     checkpoint,
     create_run,
     difference,
     events,
-    hashes,
+    kill,
     load,
     textbook_loss,
     train,
@@ -248,18 +250,6 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) ->
     return run
 
 
-def assert_same_end(found: Run, wanted: Run) -> None:
-    """Files equal to the byte, and every number that was told."""
-    assert trained_state(found, STEPS) == trained_state(wanted, STEPS)
-    for directory in ("best", "final"):
-        assert hashes(found.path / directory) == hashes(wanted.path / directory)
-    for field in ("step", "epoch", "train_loss", "learning_rate", "grad_norm", "tokens", "target_tokens"):
-        assert events(found, "step", field) == events(wanted, "step", field), field
-    for field in ("step", "val_loss", "best"):
-        assert events(found, "eval", field) == events(wanted, "eval", field), field
-    assert events(found, "epoch", "avg_loss") == events(wanted, "epoch", "avg_loss")
-
-
 @pytest.mark.parametrize(
     ("variant", "cuts"),
     [
@@ -279,18 +269,10 @@ def test_cut_and_resumed_is_uninterrupted_to_the_byte(
     for step in cuts:
         outcome = train(cut, at_step(step, lambda: cut.request("pause")))
         assert outcome.state == cut.state == "paused"
-        assert (cut.status()["step"], outcome.by_signal) == (step, False)
+        assert (cut.status()["step"], outcome.by_ctrl_c) == (step, False)
         assert not cut.final.exists()
     assert train(cut).state == "completed"
-    assert_same_end(cut, uninterrupted(variant))
-
-
-class Killed(Exception):
-    """The process is gone: nothing is saved, nothing said."""
-
-
-def kill() -> None:
-    raise Killed
+    assert_same_training(cut, uninterrupted(variant), STEPS)
 
 
 @pytest.mark.parametrize("step", [1, 4, 5])
@@ -303,7 +285,7 @@ def test_killed_between_checkpoints_it_goes_on_from_the_last(
     assert killed.state == "crashed"
     assert train(killed).state == "completed"
     assert events(killed, "start", "step")[-1] == (step - 1) // 2 * 2
-    assert_same_end(killed, uninterrupted("saved"))
+    assert_same_training(killed, uninterrupted("saved"), STEPS)
 
 
 def test_a_higher_limit_goes_on_from_where_it_ended(create: Create) -> None:
@@ -379,7 +361,7 @@ def test_ctrl_c_finishes_the_step_and_pauses(create: Create) -> None:
     run = create()
     before = signal.getsignal(signal.SIGINT)
     outcome = train(run, at_step(2, lambda: signal.raise_signal(signal.SIGINT)))
-    assert (outcome.state, outcome.by_signal) == ("paused", True)
+    assert (outcome.state, outcome.by_ctrl_c) == ("paused", True)
     assert run.state == "paused"
     assert checkpoint(run, 2).is_dir()
     assert signal.getsignal(signal.SIGINT) is before
@@ -392,8 +374,8 @@ def test_ctrl_c_twice_ends_at_once(create: Create) -> None:
         for _ in range(2):
             signal.raise_signal(signal.SIGINT)
 
-    with pytest.raises(KeyboardInterrupt):
-        train(run, at_step(2, twice))
+    outcome = train(run, at_step(2, twice))
+    assert (outcome.state, outcome.by_ctrl_c, outcome.at_once) == ("paused", True, True)
     assert run.state == "paused"
     assert checkpoint(run, 1).is_dir()
     assert not checkpoint(run, 2).exists()

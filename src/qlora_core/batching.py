@@ -6,11 +6,12 @@ targets. Knows nothing of models or text.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from .config import TrainConfig
 from .tokens import TokenRow
 
 
@@ -79,6 +80,18 @@ def epoch_batches(lengths: Sequence[int], batch_size: int, *, seed: int, epoch: 
         near = sorted(order[start : start + window].tolist(), key=lambda i: lengths[i])
         batches += [near[i : i + batch_size] for i in range(0, len(near), batch_size)]
     return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def epoch_steps(lengths: Sequence[int], train: TrainConfig, *, epoch: int, sort: bool) -> list[list[list[int]]]:
+    """The micro-batches of each step of an epoch, as `epoch_batches` makes them."""
+    batches = epoch_batches(lengths, train.batch_size, seed=train.seed, epoch=epoch, sort=sort)
+    size = train.grad_accumulation_steps
+    return [batches[i : i + size] for i in range(0, len(batches), size)]
+
+
+def at_most(rows: int, batches: Iterable[Sequence[int]]) -> Iterator[Sequence[int]]:
+    """The same rows in the same order, no more than `rows` at once."""
+    return (batch[i : i + rows] for batch in batches for i in range(0, len(batch), rows))
 
 
 def fixed_batches(count: int, batch_size: int) -> list[list[int]]:

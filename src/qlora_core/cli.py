@@ -1,6 +1,7 @@
 """The command line: parse, call one function, print one result.
 
-Exit status: 0 done, 1 error (one line, no traceback), 2 usage, 3 paused or stopped, 130 Ctrl+C.
+Exit status: 0 done, 1 error (one line, no traceback), 2 usage, 3 paused or stopped, also by SIGTERM or a closed
+terminal, 130 Ctrl+C.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import console
+from . import console, jobs
 from .config import RunConfig, add_arguments, from_flat, given_settings, settings
 from .errors import QLoraError
 from .export import TARGETS, keep_result
@@ -27,8 +28,8 @@ from .presets import PRESETS
 from .runs import Run, TrainingPlan, TrainingTracker, iterate_states, resolve_config
 from .sampling import Sampling
 from .serve import add_page_arguments, add_server_arguments
-
-DONE, ERROR, PAUSED, INTERRUPTED = 0, 1, 3, 130
+from .supervisor import supervise
+from .worker import DONE, ERROR, INTERRUPTED, PAUSED, exit_status, train_here
 
 
 def training_parser(prog: str = "train.py") -> argparse.ArgumentParser:
@@ -53,7 +54,9 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
 def train_planned(
     tracker: TrainingTracker, plan: TrainingPlan, *, monitor: MemoryMonitor | None = None, as_json: bool = False
 ) -> int:
-    """Train a planned run in this process, showing its progress; a complete one is only shown.
+    """Train a planned run, showing its progress; a complete one is only shown.
+
+    In this process, or with the setting `restart` in one that this one looks after.
 
     Args:
         tracker: of the directory of all runs.
@@ -78,24 +81,30 @@ def _train_planned(
         reporter.say(f"✓ Run {plan.run.name} is complete; nothing to train. More: --epochs, or --fresh for a new run.")
         reporter.say(console.final_summary(plan.run))
         return DONE
-    with tracker.record(plan.run) as writer:  # before anything is written: somebody else may be training there
-        run = tracker.create(plan)
-        from . import trainer  # only here: it brings mlx
-
-        with trainer.listening(writer, reporter):
+    run = plan.run
+    with jobs.beginning(tracker, plan) as (writer, device):  # before anything is written: somebody may be training
+        if plan.config.pace.restart:
+            status = supervise(writer, reporter, device)  # the child says what is wrong, and keeps the result
+        else:
             try:
-                outcome = trainer.train(writer, monitor)
-            except KeyboardInterrupt:
-                reporter.say(f"\nInterrupted at once; the last checkpoint is intact. {console.resume_line(run)}")
+                outcome = train_here(writer, reporter, device=device, monitor=monitor)
+            except KeyboardInterrupt:  # while it waited for the device, or before there was a trainer
+                reporter.say(f"\nInterrupted before it began. {console.resume_line(run)}")
                 return INTERRUPTED
-    if outcome.state == "paused":
-        step, total = run.status().get("step"), plan.total_steps
-        reporter.say(f"\nPaused at step {step} of {total}; everything is saved. {console.resume_line(run)}")
-        return INTERRUPTED if outcome.by_signal else PAUSED
-    if problem := keep_result(run):
-        reporter.say(f"  ! {problem}")
-    reporter.say(console.final_summary(run))
-    return PAUSED if outcome.state == "stopped" else DONE
+            status = exit_status(outcome)
+            if outcome.state != "paused" and (problem := keep_result(run)):
+                reporter.say(f"  ! {problem}")
+    if run.state == "paused" and status != ERROR:
+        step, total, why = run.status().get("step"), plan.total_steps, run.status().get("message")
+        how = (
+            f"{why[0].upper()}{why[1:].rstrip('.')}."
+            if why
+            else f"Paused at step {step} of {total}; everything is saved."
+        )
+        reporter.say(f"\n{how} {console.resume_line(run)}")
+    elif status in (DONE, PAUSED):
+        reporter.say(console.final_summary(run))
+    return status
 
 
 def plan_training(
@@ -405,18 +414,34 @@ def guarded(call: Callable[[], int]) -> int:
     try:
         return call()
     except QLoraError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _complain(f"error: {error}")
         return ERROR
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        _complain("interrupted")
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output went away (`qlora runs | head`)
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        console.silence(sys.stdout)
         return ERROR
     except OSError as error:  # a directory that may not be written, a full disk
-        print(f"error: {error}", file=sys.stderr)
+        _complain(f"error: {error}")
         return ERROR
+
+
+def quiet_ctrl_c() -> None:
+    """From now on, Ctrl+C that nothing catches ends this process without a traceback; for scripts without a `main`."""
+    shown = sys.excepthook
+
+    def show(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
+        _complain("interrupted") if issubclass(kind, KeyboardInterrupt) else shown(kind, error, traceback)
+
+    sys.excepthook = show
+
+
+def _complain(text: str) -> None:
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:  # the terminal was closed
+        console.silence(sys.stderr)
 
 
 def _print_json(value: dict[str, Any]) -> None:

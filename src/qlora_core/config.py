@@ -179,7 +179,7 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PaceConfig:
-    """How often to look and save."""
+    """How often to look and save, and what becomes of the process that trains."""
 
     eval_every: int = knob(
         0, "Steps between validations; 0: at the end of each epoch.", ge=0, role="pace", unit="steps"
@@ -187,10 +187,25 @@ class PaceConfig:
     save_every: int = knob(
         0, "Steps between checkpoints; 0: at the end of each epoch.", ge=0, role="pace", unit="steps"
     )
+    save_minutes: float = knob(
+        5.0,
+        "Also save when so long has been trained since the last checkpoint: no more is lost by a power cut; 0: never.",
+        ge=0.0,
+        role="pace",
+        unit="minutes",
+    )
     keep_checkpoints: int = knob(3, "Newest checkpoints kept.", ge=1, le=1000, role="pace")
     min_free_gb: float = knob(
         3.0,
         "Memory that must be free before the first step of a model of 3B parameters or more.",
+        ge=0.0,
+        role="pace",
+        unit="GB",
+    )
+    pause_below_gb: float = knob(
+        0.5,
+        "Free memory below which training saves and pauses, before the machine runs out of it; below twice that it "
+        "first clears caches and saves; 0: never.",
         ge=0.0,
         role="pace",
         unit="GB",
@@ -208,6 +223,20 @@ class PaceConfig:
     )
     sample_prompts: tuple[str, ...] = knob(
         (), "Prompts to answer instead, all of them; default: questions of the fact sheet or the rows.", role="pace"
+    )
+    restart: int = knob(
+        0,
+        "Times that training goes on by itself after its process died, from what was saved last. Where memory ran out, "
+        "with half as many rows at once; after two deaths at one step it stops and asks.",
+        ge=0,
+        le=1000,
+        role="pace",
+    )
+    queue: bool = knob(
+        False, "Wait while another run is being trained on this device; without it, that is an error.", role="pace"
+    )
+    keep_awake: bool = knob(
+        True, "Hold off the machine's idle sleep while it trains, where the system lets us.", role="pace"
     )
 
 

@@ -6,7 +6,9 @@ The texts are functions of values, so that the page shows the same ones. Knows n
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
+import os
 import platform
 import shlex
 import sys
@@ -22,6 +24,7 @@ from .bases import ModelSpec
 from .config import RunConfig, settings
 from .data import REPORT_FILE, DataReport, Findings
 from .memory import GB, MB, available_bytes, total_bytes
+from .pace import Pace
 from .presets import preset_choices
 from .runs import Run, TrainingPlan
 from .token_report import TokenReport
@@ -230,6 +233,7 @@ def diagnosis(facts: dict[str, Any]) -> dict[str, str]:
         "BLAS": f"{facts['blas']}, {facts['gflops']:,.0f} GFLOP/s in float32",
         "Memory": f"{facts['memory_gb']} GB, {facts['available_gb']} GB available",
         "Disk": f"{facts['disk_free_gb']} GB free for runs",
+        "Sleep": facts["sleep"],
         "Versions": ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
         "Cache": f"{facts['cache']}, {facts['cache_gb']} GB of converted and quantised models and prepared data",
     }
@@ -278,6 +282,8 @@ def event_line(event: dict[str, Any]) -> str:
 class TrainingReporter:
     """Prints a run's events: epochs, memory, a progress bar, ticks.
 
+    When nobody can read it any more (the terminal was closed, the reader of a pipe is gone) training goes on silently.
+
     Args:
         stream: standard output; with `--json`, standard error.
     """
@@ -286,21 +292,31 @@ class TrainingReporter:
         self.stream = stream or sys.stdout
         self._bar: tqdm | None = None
         self._start: dict[str, Any] = {}
-        self._smooth = 0.0
+        self._pace = Pace()
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Show one event."""
         show = getattr(self, f"_on_{event['type']}", None)
         if show:
-            show(event)
+            with self._while_it_is_read():
+                show(event)
 
     def say(self, text: str) -> None:
         """Print a line without tearing the progress bar."""
-        if self._bar is not None:
-            self._bar.clear()
-        print(text, file=self.stream, flush=True)
-        if self._bar is not None:
-            self._bar.refresh()
+        with self._while_it_is_read():
+            if self._bar is not None:
+                self._bar.clear()
+            print(text, file=self.stream, flush=True)
+            if self._bar is not None:
+                self._bar.refresh()
+
+    @contextlib.contextmanager
+    def _while_it_is_read(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno in (errno.EPIPE, errno.EIO):
+                silence(self.stream)
 
     def _on_start(self, event: dict[str, Any]) -> None:
         self._start = event
@@ -324,17 +340,18 @@ class TrainingReporter:
             ncols=WIDTH + 8,
             delay=0.01,  # nothing to show before the first step
             mininterval=0.1 if self.stream.isatty() else 30,  # a log needs few lines
-            bar_format="  {n_fmt}/{total_fmt} {bar} {desc}{remaining} left",
+            bar_format="  {n_fmt}/{total_fmt} {bar} {desc}",
         )
 
     def _on_step(self, event: dict[str, Any]) -> None:
-        loss = event["train_loss"]
-        rate = event["tokens_per_second"]
-        self._smooth = 0.7 * self._smooth + 0.3 * rate if self._smooth else rate
-        if self._bar is not None:
-            shown = "–" if loss is None else f"{loss:.3f}"
-            self._bar.set_description_str(f"loss {shown}  {self._smooth:,.0f} tokens/s  ", refresh=False)
-            self._bar.update(1)
+        self._pace.count(event["tokens"], event["seconds"])
+        if self._bar is None:
+            return
+        left = self._pace.seconds_for(self._bar.total - self._bar.n - 1)
+        shown = "–" if event["train_loss"] is None else f"{event['train_loss']:.3f}"
+        speed = f"{self._pace.tokens_per_second:,.0f} tokens/s"
+        self._bar.set_description_str(f"loss {shown}  {speed}  {duration(left)} left", refresh=False)
+        self._bar.update(1)
 
     def _on_epoch(self, event: dict[str, Any]) -> None:
         self._close_bar()
@@ -356,6 +373,9 @@ class TrainingReporter:
     def _on_warning(self, event: dict[str, Any]) -> None:
         self.say(event_line(event))
 
+    def _on_waiting(self, event: dict[str, Any]) -> None:
+        self.say(f"… {event['message']}")
+
     def _on_evaluating(self, event: dict[str, Any]) -> None:
         self._close_bar()
         self.say("\nTesting what the model learned …")
@@ -367,6 +387,14 @@ class TrainingReporter:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def silence(stream: Any) -> None:
+    """Send what is still written to a stream nowhere: its reader is gone, and what waits in its buffer as well."""
+    with contextlib.suppress(OSError, ValueError):  # a stream that has no descriptor, or is closed
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def page_opened(url: str, host: str, *, shared: bool) -> str:

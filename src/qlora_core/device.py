@@ -194,13 +194,26 @@ def choose_kernels(model_dtype: str, dense_bytes: int, available: int) -> Kernel
 
 
 def memory_counters() -> dict[str, int]:
-    """Bytes held by MLX's arrays now and at most, and on a GPU with memory of its own what is free there."""
+    """Bytes held by MLX's arrays now and at most, and on a GPU with memory of its own what is free there.
+
+    What MLX keeps for its next arrays counts as taken, for itself and in what the driver says; other programs' arrays
+    only in that.
+    """
     counters = {"active": mx.get_active_memory(), "peak": mx.get_peak_memory()}
     if mx.cuda.is_available():
-        total = int(mx.device_info().get("total_memory", 0))
-        if total:
-            counters["free"] = max(total - counters["active"] - mx.get_cache_memory(), 0)
+        info = mx.device_info()
+        if total := int(info.get("total_memory", 0)):
+            left = max(total - counters["active"] - mx.get_cache_memory(), 0)
+            counters["free"] = min(left, int(info.get("free_memory", left)))
     return counters
+
+
+def clear_cache() -> None:
+    """Give back the memory that is kept for arrays to come."""
+    mx.clear_cache()
+    if ON_CPU:
+        with contextlib.suppress(AttributeError, OSError):  # another libc
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def describe_device() -> str:

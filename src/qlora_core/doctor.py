@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from . import device
+from . import awake, device
 from .bases import BUILT_IN, built_in_directory
 from .device import mx
 from .errors import ModelError
@@ -50,6 +50,7 @@ def diagnose(runs_dir: Path) -> dict[str, Any]:
         "memory_gb": round(total_bytes() / GB, 1),
         "available_gb": round(available_bytes() / GB, 1),
         "disk_free_gb": round(free / GB, 1),
+        "sleep": awake.describe(),
         "versions": {name: _version(name) for name in PACKAGES},
         "cache": str(cache_directory()),
         "cache_gb": round(sum(path.stat().st_size for path in cache_directory().rglob("*") if path.is_file()) / GB, 1),

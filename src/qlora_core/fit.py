@@ -109,7 +109,7 @@ def check_before_loading(estimate: MemoryEstimate, available: int, config: RunCo
             f"not enough memory: {needed / GB:.1f} GB wanted (base {(estimate.weights + estimate.dense) / GB:.1f}, "
             f"activations {(estimate.activations + estimate.attention) / GB:.1f}, "
             f"adapters {estimate.adapters / GB:.1f}, logits {estimate.logits / GB:.1f}), "
-            f"{available / GB:.1f} GB available. {_advice(config)}"
+            f"{available / GB:.1f} GB available. {advice(config)}"
         )
 
 
@@ -125,11 +125,12 @@ def check_after_loading(estimate: MemoryEstimate, available: int, parameters: in
         rule = "min_free_gb" if large else "1.5 times what training will take"
         raise MemoryShortError(
             f"not enough memory to train: {available / GB:.1f} GB available after loading, {needed / GB:.1f} GB wanted "
-            f"({rule}). {_advice(config)}"
+            f"({rule}). {advice(config)}"
         )
 
 
-def _advice(config: RunConfig) -> str:
+def advice(config: RunConfig) -> str:
+    """What makes a run need less memory, the least harmful first."""
     changes = ["close other programs"]
     if config.train.batch_size > 1:
         half = config.train.batch_size // 2

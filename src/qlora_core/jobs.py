@@ -1,8 +1,8 @@
 """Training as a process of its own: start it, and ask it to pause or stop.
 
-The lock is taken here and handed to the child, so that between a click and the first line of the worker nobody else can
-start the same run. The child lives in its own session: closing the page, or Ctrl+C in its terminal, leaves it alone.
-Knows nothing of mlx.
+The locks of run and device are taken here and handed to the child, so that between a click and the first line of the
+worker nobody else can start. The child lives in its own session: closing the page, or Ctrl+C in its terminal, leaves it
+alone. Knows nothing of mlx.
 """
 
 from __future__ import annotations
@@ -11,33 +11,55 @@ import contextlib
 import subprocess
 import sys
 import threading
-import time
+from collections.abc import Iterator, Sequence
 
-from .errors import BusyError
-from .runs import Run, TrainingPlan, TrainingTracker
+from .device_lock import DeviceLock
+from .locks import LifeLock
+from .runs import Run, RunWriter, TrainingPlan, TrainingTracker
 from .storage import read_json, write_json
 
 EXIT_FILE = "exit.json"  # how a worker's process ended that did not say so itself
+
+
+@contextlib.contextmanager
+def beginning(tracker: TrainingTracker, plan: TrainingPlan) -> Iterator[tuple[RunWriter, DeviceLock | None]]:
+    """Take a planned run, and the device unless it may wait for that, and write the run's directory.
+
+    Raises:
+        BusyError: this run is being trained, or another on the same device. Nothing was changed.
+    """
+    with contextlib.ExitStack() as held:
+        device = None if plan.config.pace.queue else held.enter_context(DeviceLock(plan.run.path))
+        writer = held.enter_context(tracker.record(plan.run))
+        tracker.create(plan)
+        writer.set_status("preparing", message="")  # a trainer that dies before its first word has crashed
+        yield writer, device
+
+
+def worker_command(run: Run, lock: LifeLock, device: LifeLock | None, *flags: str) -> tuple[list[str], Sequence[int]]:
+    """The command of a process that trains a run, and the descriptors of the locks that it is handed."""
+    command = [sys.executable, "-m", "qlora_core.worker", str(run.path), "--lock", str(lock.descriptor), *flags]
+    if device is None:
+        return command, (lock.descriptor,)
+    return [*command, "--device-lock", str(device.descriptor)], (lock.descriptor, device.descriptor)
 
 
 def start(tracker: TrainingTracker, plan: TrainingPlan) -> int:
     """Start a worker for a planned run and return its process id.
 
     Raises:
-        BusyError: this run, or another beside it, is being trained: two at once would share the memory of one.
+        BusyError: this run is being trained, or another on the same device.
     """
-    if other := next((run for run in tracker.runs() if run.alive and run.path != plan.run.path), None):
-        raise BusyError(f"{other.name} is being trained already. Pause or stop it first, or wait until it has ended.")
-    with tracker.record(plan.run) as writer:  # leaving it closes our copy of the lock; the child keeps its own
-        run, lock = tracker.create(plan), writer.lock.descriptor
+    run = plan.run
+    with beginning(tracker, plan) as (writer, device):  # leaving it closes our copies of the locks, not the child's
+        command, descriptors = worker_command(run, writer.lock, device)
         with (run.path / "worker.log").open("ab") as log:
-            writer.set_status("preparing", message="")  # a worker that dies before its first word has crashed
             child = subprocess.Popen(
-                [sys.executable, "-m", "qlora_core.worker", str(run.path), "--lock", str(lock)],
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                pass_fds=(lock,),
+                pass_fds=descriptors,
                 start_new_session=True,
             )
     threading.Thread(target=_wait, args=(child, run), daemon=True).start()
@@ -49,13 +71,14 @@ def _wait(child: subprocess.Popen[bytes], run: Run) -> None:
     status = child.wait()
     with contextlib.suppress(OSError):
         if run.state == "crashed":
-            write_json(run.path / EXIT_FILE, {"status": status, "time": round(time.time(), 3)})
+            said = run.status().get("time")  # by which the two belong together, however the clock is set
+            write_json(run.path / EXIT_FILE, {"status": status, "after": said})
 
 
 def exit_status(run: Run) -> int | None:
     """How the process of a crashed run ended: its status, or minus the signal; None where nobody saw it."""
     noted = read_json(run.path / EXIT_FILE)
-    return noted["status"] if noted and noted["time"] >= run.status().get("time", 0) else None
+    return noted["status"] if noted and noted.get("after") == run.status().get("time") else None
 
 
 def last_words(run: Run, lines: int = 12) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import json
@@ -26,6 +25,7 @@ from .bases import ModelSpec, describe
 from .config import RunConfig, from_flat, from_json, to_flat, to_json
 from .data import FACTS_FILE, TRAIN_FILE, VAL_FILE, PreparedData, Rows
 from .errors import BusyError, ConfigError, RunError
+from .locks import Held, LifeLock, holder_in_words, is_held
 from .metrics import read_events
 from .presets import preset_choices
 from .schedule import suited_learning_rate
@@ -54,8 +54,8 @@ RESERVE = 65_536  # bytes that are given back for a trainer's last words, should
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}", re.IGNORECASE)
 
 
-class RunLock:
-    """The right to write a run, held as long as the descriptor is open, and lost with the process however it ends.
+class RunLock(LifeLock):
+    """The right to write a run.
 
     Args:
         run: the run's directory.
@@ -66,25 +66,17 @@ class RunLock:
     """
 
     def __init__(self, run: Path, descriptor: int | None = None) -> None:
-        self.path = run / "lock"
-        self.inherited = descriptor is not None
-        if descriptor is not None:
-            os.set_inheritable(descriptor, False)  # children of the trainer must not keep it alive
-            self.descriptor = descriptor
-            return
-        self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
-        for attempt in range(10):  # a reader that looks whether the lock is free holds it for an instant
-            try:
-                fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                time.sleep(0.02 * attempt)
-        os.close(self.descriptor)
-        raise BusyError(f"{run}: is being trained by another process. Follow it, or pause it first.")
+        try:
+            super().__init__(run / "lock", descriptor)
+        except Held:
+            raise being_trained(run, run / "lock") from None
 
-    def release(self) -> None:
-        """Let go."""
-        os.close(self.descriptor)
+
+def being_trained(run: Path, lock: Path) -> BusyError:
+    """The error for who wants to train a run that is being trained; `lock` tells by whom."""
+    who = holder_in_words(lock)
+    process = f"another process ({who})" if who else "another process"
+    return BusyError(f"{run}: is being trained by {process}. Follow it, or pause it first.")
 
 
 class Run:
@@ -173,6 +165,21 @@ class Run:
             where = environment["model"]["path"]
             raise RunError(f"{self.name}: its {what} changed since the run began ({where}). Use --fresh.")
 
+    def refuse_changed_settings(self) -> None:
+        """Compare the settings that decide the result with those of its beginning.
+
+        Raises:
+            RunError: one differs (named).
+            ConfigError: they cannot be read.
+        """
+        usual, recorded = _defaults(), self.environment()["identity"]
+        for name, value in _as_stored(to_flat(self.config(), "result")).items():
+            if value != (wanted := recorded.get(name, usual[name])):
+                raise RunError(
+                    f"{self.path / 'config.json'}: {name} changed since the run began: it was {wanted!r} and is "
+                    f"{value!r}. Put it back, or use --fresh."
+                )
+
     def refuse_damage(self) -> None:
         """Compare the rows and adapters that it brought along with what they were in its beginning.
 
@@ -209,6 +216,12 @@ class Run:
     def environment(self) -> dict[str, Any]:
         """Versions, device, kernel choice and the hashes that identify the run."""
         return self._read_json("environment.json")
+
+    @property
+    def micro_batch(self) -> int:
+        """Rows that are computed at once. Fewer than `batch_size` since memory ran out: then as many more times."""
+        batch_size = self.config().train.batch_size
+        return min(self.environment().get("micro_batch", batch_size), batch_size)
 
     def status(self) -> dict[str, Any]:
         """The trainer's last word; empty before it spoke."""
@@ -257,17 +270,7 @@ class Run:
     @property
     def alive(self) -> bool:
         """True while a trainer holds the lock."""
-        try:
-            descriptor = os.open(self.path / "lock", os.O_RDONLY)
-        except FileNotFoundError:
-            return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return False
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(descriptor)
+        return is_held(self.path / "lock")
 
     @property
     def state(self) -> State | Literal["new"]:
@@ -398,8 +401,6 @@ class TrainingTracker:
             raise RunError(f"no row can be trained. {reasons}")
         model.adapted_shapes(config.lora)
         initial = find_adapters(config.lora.init_adapter, self.runs_dir) if config.lora.init_adapter else None
-        if initial:
-            check_adapters(initial, model, config.lora)
         if not config.train.learning_rate:
             config = from_flat({"learning_rate": suited_learning_rate(model.config["hidden_size"])}, base=config)
         identity = {
@@ -409,7 +410,7 @@ class TrainingTracker:
             "data": data.fingerprint,
             "initial adapters": describe_file(initial)["sha256"] if initial else "",
         }
-        identity = json.loads(json.dumps(identity))  # as it will be read again: tuples become lists
+        identity = _as_stored(identity)
         name = config.place.run or _default_name(config, model, identity)
         if not _NAME.fullmatch(name):
             raise RunError(f"{name!r} cannot be a run's name: letters, digits, '.', '_' and '-', at most 64.")
@@ -419,6 +420,8 @@ class TrainingTracker:
             run, number = Run(self.runs_dir / f"{name}-{number}"), number + 1
         if run.exists:
             _refuse_differences(run, identity)
+        if initial:
+            check_adapters(initial, model, config.lora)
         template = tokenizer.template_text
         return TrainingPlan(run, config, identity, model, data, len(train_dataset), template, initial)
 
@@ -508,7 +511,12 @@ def _default_name(config: RunConfig, model: ModelSpec, identity: dict[str, Any])
 
 
 def _defaults() -> dict[str, Any]:
-    return json.loads(json.dumps(to_flat(RunConfig(), "result"))) | {"initial adapters": ""}
+    return _as_stored(to_flat(RunConfig(), "result")) | {"initial adapters": ""}
+
+
+def _as_stored(values: dict[str, Any]) -> dict[str, Any]:
+    """Values as they will be read again: tuples become lists."""
+    return json.loads(json.dumps(values))
 
 
 def _refuse_differences(run: Run, identity: dict[str, Any]) -> None:

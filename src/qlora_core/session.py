@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import platform
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,34 @@ from typing import Any
 from . import device, fit
 from .bases import ModelSpec
 from .checkpoint import Progress, checkpoint_to_resume, load_checkpoint
-from .config import RunConfig
+from .config import RunConfig, from_flat
 from .device import Kernels, mx, nn, optim
-from .memory import MemoryMonitor, available_bytes
+from .guard import MemoryGuard, NormWatch
+from .memory import GB, MemoryMonitor, available_bytes
 from .model import AdapterVector, Layout, attach_adapters, choose_layout, load_adapters, load_base, use_grad_checkpoint
+from .pace import Pace
 from .runs import Run, RunWriter
 from .storage import write_json
 from .tokens import ChatTokenizer, TokenRow, make_dataset
+
+
+@dataclasses.dataclass
+class Watch:
+    """What the trainer keeps in mind from step to step, and no result depends on.
+
+    Attributes:
+        memory: decides what to do before it runs out.
+        norms: of the gradients of late.
+        pace: of the last steps.
+        saved_at: when the last checkpoint was written, or training began; seconds of a clock that is never set.
+        save_next: whether the memory guard wants a checkpoint.
+    """
+
+    memory: MemoryGuard
+    norms: NormWatch = dataclasses.field(default_factory=NormWatch)
+    pace: Pace = dataclasses.field(default_factory=Pace)
+    saved_at: float = 0.0
+    save_next: bool = False
 
 
 @dataclasses.dataclass
@@ -43,6 +65,7 @@ class Session:
         val_rows: rows to validate on.
         progress: where it is.
         monitor: memory.
+        watch: of the steps.
     """
 
     run: Run
@@ -58,6 +81,7 @@ class Session:
     val_rows: Sequence[TokenRow]
     progress: Progress
     monitor: MemoryMonitor
+    watch: Watch
 
     @property
     def steps_per_epoch(self) -> int:
@@ -70,10 +94,14 @@ class Session:
         return self.config.train.total_steps(len(self.train_rows))
 
     @functools.cached_property
+    def micro_batch(self) -> int:
+        """Rows that are computed at once: `batch_size`, or fewer since memory ran out."""
+        return self.run.micro_batch
+
+    @functools.cached_property
     def streams(self) -> list[mx.Stream]:
         """Where the parts of a micro-batch are computed."""
-        first = mx.default_stream(mx.default_device())
-        return [first, *(mx.new_stream(mx.default_device()) for _ in range(self.kernels.streams - 1))]
+        return _streams(self.kernels.streams)
 
     @functools.cached_property
     def rate_ratio(self) -> mx.array | None:
@@ -87,6 +115,18 @@ class Session:
         return self.train_rows.lengths.tolist()
 
 
+_made = threading.local()
+
+
+def _streams(count: int) -> list[mx.Stream]:
+    """The default stream and others beside it, the same for every session of a thread: MLX never ends one."""
+    if not hasattr(_made, "streams"):
+        _made.streams = [mx.default_stream(mx.default_device())]
+    while len(_made.streams) < count:
+        _made.streams.append(mx.new_stream(mx.default_device()))
+    return _made.streams[:count]
+
+
 def open_session(writer: RunWriter, monitor: MemoryMonitor) -> Session:
     """Load everything a run needs, from its newest usable checkpoint where there is one.
 
@@ -97,14 +137,16 @@ def open_session(writer: RunWriter, monitor: MemoryMonitor) -> Session:
     config, environment = run.config(), run.environment()
     spec = run.base()
     run.refuse_change("model", spec.fingerprint)
+    run.refuse_changed_settings()
     run.refuse_damage()
     checkpoint = _checkpoint(writer)
     tokenizer = run.tokenizer()
     rows = make_dataset(run.train_rows(), tokenizer, config.data.max_seq_length).rows
     val_rows = make_dataset(run.validation_rows(), tokenizer, config.data.max_seq_length).rows
     kernels = _kernels(writer, environment, spec, monitor)
+    at_once = from_flat({"batch_size": run.micro_batch}, config)
     estimate = fit.estimate_memory(
-        spec, config, rows, keeps_dense=kernels.linear == "kept", on_gpu=kernels.device != "cpu"
+        spec, at_once, rows, keeps_dense=kernels.linear == "kept", on_gpu=kernels.device != "cpu"
     )
     fit.check_before_loading(estimate, monitor.sample().available, config)
     model = load_base(spec, kernels, lambda message: writer.log("warning", message=message))
@@ -121,8 +163,10 @@ def open_session(writer: RunWriter, monitor: MemoryMonitor) -> Session:
     optimizer.init({"adapters": adapters.join(model.trainable_parameters())})
     fit.check_after_loading(estimate, monitor.sample().available, spec.parameters, config)
     progress = load_checkpoint(checkpoint, model, optimizer) if checkpoint else Progress()
+    watch = Watch(MemoryGuard(config.pace.pause_below_gb * GB))
     return Session(
-        run, config, spec, tokenizer, model, adapters, optimizer, kernels, layout, rows, val_rows, progress, monitor
+        run, config, spec, tokenizer, model, adapters, optimizer, kernels, layout, rows, val_rows, progress, monitor,
+        watch,
     )  # fmt: skip
 
 

@@ -18,13 +18,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from . import device
-from .batching import Batch, epoch_batches, fixed_batches, make_batch, share_out
+from . import device, fit
+from .batching import Batch, at_most, epoch_steps, fixed_batches, make_batch, share_out
 from .checkpoint import checkpoints, latest_checkpoint, room_wanted, save_checkpoint
-from .device import mx, nn
-from .errors import QLoraError, StorageError, TrainingError
+from .device import mx, nn, tree_flatten, tree_map
+from .errors import MemoryShortError, QLoraError, StorageError, TrainingError
 from .evaluate import answer_samples, evaluate_run, forget_samples
-from .memory import MemoryMonitor
+from .memory import MemoryMonitor, MemorySample
 from .model import adapter_parameters, batch_loss, load_adapters, save_adapters
 from .runs import Run, RunWriter, State
 from .schedule import learning_rate
@@ -32,44 +32,52 @@ from .session import Session, open_session
 from .storage import explain, write_json
 from .tokens import TokenRow
 
-NON_FINITE_LIMIT = 3  # steps in a row without a finite loss after which training pauses
+NON_FINITE_LIMIT = 3  # steps in a row without a finite update after which training pauses
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How training ended: the run's state, and whether Ctrl+C or a signal asked for it."""
+    """How training ended.
+
+    Attributes:
+        state: of the run.
+        by_ctrl_c: whether Ctrl+C asked for it.
+        at_once: whether it ended in the middle of a step, or of loading, and nothing was saved.
+    """
 
     state: State
-    by_signal: bool = False
+    by_ctrl_c: bool = False
+    at_once: bool = False
 
 
 def train(writer: RunWriter, monitor: MemoryMonitor | None = None) -> Outcome:
     """Train, or resume, the run that `writer` has open, until it is complete, paused or stopped.
 
     Raises:
-        QLoraError: it cannot start or go on; the run is then `failed`, or `paused` where it can be resumed.
+        QLoraError: it cannot start, and is `failed`; or it cannot go on, and is `paused`, as it was saved last.
     """
     monitor = monitor or MemoryMonitor()
     monitor.counters = device.memory_counters
-    interruption = Interruption(writer.run)
-    writer.set_status("preparing", message="")
-    session = None
-    try:
-        with interruption:
+    session, state = None, "paused"
+    with Interruption(writer.run) as interruption:
+        try:
+            writer.set_status("preparing", message="")
             session = open_session(writer, monitor)
-            return Outcome(_train_to_end(session, writer, interruption), interruption.by_signal)
-    except StorageError as error:
-        raise _pause_unsaved(writer, error) from None
-    except QLoraError as error:
-        paused = isinstance(error, TrainingError) and session is not None
-        writer.end("paused" if paused else "failed", _step_reached(writer.run, session), str(error))
-        raise
-    except OSError as error:
-        path = Path(os.fsdecode(error.filename)) if error.filename else writer.run.path
-        raise _pause_unsaved(writer, explain(error, path, problem="cannot be read or written")) from None
-    except KeyboardInterrupt:  # a second Ctrl+C: at once, with the last checkpoint as it is
-        writer.end("paused", _step_reached(writer.run, session), "interrupted twice")
-        raise
+            interruption.training = True
+            state = _train_to_end(session, writer, interruption)
+        except StorageError as error:
+            raise _pause_unsaved(writer, error) from None
+        except QLoraError as error:
+            writer.end("paused" if session else "failed", _step_reached(writer.run, session), str(error))
+            raise
+        except OSError as error:
+            path = Path(os.fsdecode(error.filename)) if error.filename else writer.run.path
+            raise _pause_unsaved(writer, explain(error, path, problem="cannot be read or written")) from None
+        except KeyboardInterrupt:  # at once, with the last checkpoint as it is
+            saved = checkpoints(writer.run.path / "checkpoints")
+            kept = "the last checkpoint is intact" if saved else "nothing was saved yet"
+            writer.end("paused", _step_reached(writer.run, session), f"interrupted at once; {kept}")
+    return Outcome(state, interruption.signal == signal.SIGINT, interruption.at_once)
 
 
 def _step_reached(run: Run, session: Session | None) -> int:
@@ -112,9 +120,10 @@ def _train_to_end(session: Session, writer: RunWriter, interruption: Interruptio
     )
     _warn_of_little_room(session, writer)
     prepare_to_train(session)
+    session.watch.saved_at = time.monotonic()
     with _spared(writer, "older samples could not be taken back"):
         forget_samples(session.run, progress.step)
-    if progress.step == 0 and not session.run.samples():
+    if progress.step == 0 and not session.run.samples() and not interruption.asked:
         _sample(session, writer, epoch=0)
     while progress.step < total and not interruption.asked:
         epoch = progress.step // session.steps_per_epoch
@@ -135,23 +144,20 @@ def prepare_to_train(session: Session) -> None:
 def train_epoch(session: Session, writer: RunWriter, epoch: int, interruption: Interruption) -> None:
     """Train the rest of an epoch (counted from 0): steps, validations and checkpoints where they are due."""
     config, progress = session.config, session.progress
-    batches = epoch_batches(
-        session.lengths,
-        config.train.batch_size,
-        seed=config.train.seed,
-        epoch=epoch,
-        sort=session.layout != "packed",
-    )
-    size = config.train.grad_accumulation_steps
-    groups = [batches[i : i + size] for i in range(0, len(batches), size)]
+    groups = epoch_steps(session.lengths, config.train, epoch=epoch, sort=session.layout != "packed")
     done = progress.step - epoch * session.steps_per_epoch
     if done == 0:
         progress.epoch_loss, progress.epoch_targets = 0.0, 0
     for number, group in enumerate(groups[done:], done + 1):
-        writer.log("step", epoch=epoch + 1, **_timed_step(session, writer, group))
+        step, memory, seconds = _timed_step(session, group)
+        writer.log("step", epoch=epoch + 1, **_numbers(session, step, memory, seconds))
         writer.beat(step=progress.step, epoch=epoch + 1)
+        trouble = _watch_numbers(session, writer, group, step) or _watch_memory(session, writer, memory)
         last = progress.step == session.total_steps
-        _after_step(session, writer, epoch, interruption, end_of_epoch=number == len(groups), last=last)
+        with _raising_after(trouble):
+            _after_step(session, writer, epoch, interruption, end_of_epoch=number == len(groups), last=last)
+            if trouble:
+                _save_if_new(session, writer)
         if last or interruption.asked or _patience_is_over(session):
             return
 
@@ -169,7 +175,7 @@ def _after_step(
     if (due or last) and session.val_rows:
         _validate(session, writer)
     due = end_of_epoch if pace.save_every == 0 else progress.step % pace.save_every == 0
-    if due or last:
+    if due or last or _long_since_saved(session):
         _save(session, writer)
     if sampled and not interruption.asked:  # a pause need not wait for them; the batch itself is not cut short
         _sample(session, writer, epoch + 1)
@@ -186,6 +192,7 @@ class Step(NamedTuple):
         tokens: real tokens.
         norm: of the gradient of the mean loss, before clipping.
         rate: learning rate.
+        updated: whether the weights were; they stay as they were where a number is not finite.
     """
 
     loss: float
@@ -193,33 +200,38 @@ class Step(NamedTuple):
     tokens: int
     norm: float
     rate: float
+    updated: bool
 
     @property
     def finite(self) -> bool:
-        """Whether the weights were updated."""
+        """Whether loss and gradient are."""
         return math.isfinite(self.loss) and math.isfinite(self.norm)
 
 
-def _timed_step(session: Session, writer: RunWriter, group: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """One optimizer step and its numbers, as the `step` event holds them."""
+def _timed_step(session: Session, group: Sequence[Sequence[int]]) -> tuple[Step, MemorySample, float]:
+    """One optimizer step, the memory after it, and how many seconds it took; counted in the progress."""
     progress, started = session.progress, time.perf_counter()
     step = train_step(session, group)
     seconds = time.perf_counter() - started
+    memory = session.monitor.sample()
     progress.step += 1
     progress.tokens += step.tokens
     progress.target_tokens += step.targets
-    progress.seconds += seconds
-    _watch_non_finite(session, writer, group, step.finite)
-    if step.finite:
+    progress.seconds += session.watch.pace.count(step.tokens, seconds)
+    progress.peak_memory_bytes = max(progress.peak_memory_bytes, memory.peak)
+    if step.updated:
         progress.epoch_loss += step.loss
         progress.epoch_targets += step.targets
-    memory = session.monitor.sample()
-    progress.peak_memory_bytes = max(progress.peak_memory_bytes, memory.peak)
+    return step, memory, seconds
+
+
+def _numbers(session: Session, step: Step, memory: MemorySample, seconds: float) -> dict[str, Any]:
+    """A step as the `step` event holds it."""
     return {
-        "step": progress.step,
-        "train_loss": step.loss / step.targets if step.finite else None,
+        "step": session.progress.step,
+        "train_loss": step.loss / step.targets if step.updated else None,
         "learning_rate": step.rate,
-        "grad_norm": step.norm if step.finite else None,
+        "grad_norm": step.norm if step.updated else None,
         "tokens": step.tokens,
         "target_tokens": step.targets,
         "seconds": seconds,
@@ -241,29 +253,42 @@ def train_step(session: Session, group: Sequence[Sequence[int]]) -> Step:
     tokens = sum(len(rows[i]) for indices in group for i in indices)
     mx.random.seed(_dropout_seed(config.seed, number))
     loss, gradient = mx.array(0.0), mx.array(0.0)
-    for indices in group:
+    for indices in at_most(session.micro_batch, group):
         part_loss, part_gradient = _micro_batch(session, [rows[i] for i in indices])
         loss, gradient = loss + part_loss, gradient + part_gradient
         mx.eval(loss, gradient)
     gradient = gradient / targets
-    norm = mx.linalg.norm(gradient)
-    step = Step(loss.item(), targets, tokens, norm.item(), learning_rate(number, session.total_steps, config))
-    if step.finite:
-        if config.max_grad_norm and step.norm > config.max_grad_norm:
-            gradient = gradient * (config.max_grad_norm / step.norm)
-        _update(session, gradient, mx.array(step.rate, mx.float32))
-    return step
+    norm, rate = mx.linalg.norm(gradient), learning_rate(number, session.total_steps, config)
+    step = Step(loss.item(), targets, tokens, norm.item(), rate, updated=False)
+    if not step.finite:
+        return step
+    if config.max_grad_norm and step.norm > config.max_grad_norm:
+        gradient = gradient * (config.max_grad_norm / step.norm)
+    return step._replace(updated=_update(session, gradient, mx.array(rate, mx.float32)))
 
 
-def _update(session: Session, gradient: mx.array, rate: mx.array) -> None:
-    """Change adapters and moments by a gradient `(parameters,)`."""
+def _update(session: Session, gradient: mx.array, rate: mx.array) -> bool:
+    """Change adapters and moments by a gradient `(parameters,)`; False, without a change, if they became not finite."""
     optimizer, ratio = session.optimizer, session.rate_ratio
+    before = tree_map(lambda value: value, optimizer.state)  # arrays never change, so a copy of the tree holds them
     optimizer.learning_rate = rate if ratio is None else rate * ratio
     adapters = session.adapters.join(session.model.trainable_parameters())
     updated = optimizer.apply_gradients({"adapters": gradient}, {"adapters": adapters})
     optimizer.learning_rate = rate  # the state that is saved holds one number
+    if not _finite(updated, optimizer.state):
+        optimizer.state = before
+        return False
     session.model.update(session.adapters.part(updated["adapters"]))
     mx.eval(session.model.trainable_parameters(), optimizer.state)
+    return True
+
+
+def _finite(*trees: Any) -> bool:
+    """Whether every number is; a sum is finite only if all that it is made of are. Computes what was not yet."""
+    values = [value for _, value in tree_flatten(list(trees)) if mx.issubdtype(value.dtype, mx.floating)]
+    sums = [mx.sum(value) for value in values]
+    mx.eval(values, sums)
+    return all(math.isfinite(total.item()) for total in sums)
 
 
 def _micro_batch(session: Session, rows: Sequence[TokenRow]) -> tuple[mx.array, mx.array]:
@@ -292,21 +317,52 @@ def _dropout_seed(seed: int, step: int) -> int:
     return (seed << 32) | step
 
 
-def _watch_non_finite(session: Session, writer: RunWriter, group: Sequence[Sequence[int]], finite: bool) -> None:
-    extra = session.progress.extra
-    extra["non_finite"] = 0 if finite else extra.get("non_finite", 0) + 1
-    if finite:
-        return
+# Watching -------------------------------------------------------------------------------------------------------
+
+
+def _watch_numbers(
+    session: Session, writer: RunWriter, group: Sequence[Sequence[int]], step: Step
+) -> TrainingError | None:
+    """Warn of an update that was not made, or of an unusual gradient, with the rows; what is wrong if that goes on."""
+    extra, number = session.progress.extra, session.progress.step
+    extra["non_finite"] = 0 if step.updated else extra.get("non_finite", 0) + 1
     sources = [session.train_rows[i].source for indices in group for i in indices]
-    step = session.progress.step
-    writer.log(
-        "warning", step=step, message=f"step {step}: loss or gradient is not finite; the weights stay", rows=sources
+    if step.updated:
+        if times := session.watch.norms.spike(step.norm):
+            message = f"step {number}: the gradient is {times:.0f} times as large as usual"
+            writer.log("warning", step=number, message=message, rows=sources)
+        return None
+    what = "the optimizer's state" if step.finite else "loss or gradient"
+    message = f"step {number}: {what} is not finite; the weights stay"
+    writer.log("warning", step=number, message=message, rows=sources)
+    if extra["non_finite"] < NON_FINITE_LIMIT:
+        return None
+    extra["non_finite"] = 0  # who goes on in spite of it gets past these rows
+    return TrainingError(
+        f"{what} was not finite {NON_FINITE_LIMIT} steps in a row, last on {', '.join(sources[:4])}. "
+        "The weights are those before. Look at these rows, or lower --learning-rate; both make another run. "
+        "Going on with this one leaves these steps out."
     )
-    if extra["non_finite"] >= NON_FINITE_LIMIT:
-        raise TrainingError(
-            f"loss or gradient was not finite {NON_FINITE_LIMIT} steps in a row, last on {', '.join(sources[:4])}. "
-            "The weights are those before. Look at these rows, or lower --learning-rate."
+
+
+def _watch_memory(session: Session, writer: RunWriter, memory: MemorySample) -> MemoryShortError | None:
+    """Do what the guard says between two steps; what to tell where it says to pause."""
+    decision = session.watch.memory.look(memory, time.monotonic())
+    if decision is None:
+        return None
+    if decision.action == "pause":
+        return MemoryShortError(
+            f"{decision.message}. Paused before the machine ran out of it; going on starts with what is free then. "
+            f"{fit.advice(session.config)}"
         )
+    step = session.progress.step
+    if decision.action == "clear":
+        device.clear_cache()
+        writer.log("warning", step=step, message=f"step {step}: {decision.message}; caches are cleared")
+        return None
+    writer.log("warning", step=step, message=f"step {step}: {decision.message}; saving")
+    session.watch.save_next = True
+    return None
 
 
 # Validation and saving --------------------------------------------------------------------------------------------
@@ -316,7 +372,7 @@ def validate_model(session: Session) -> float:
     """Mean loss over all target tokens of the validation rows, nats; the same rows in the same batches every time."""
     session.model.eval()
     total = 0.0
-    for indices in fixed_batches(len(session.val_rows), session.config.train.batch_size):
+    for indices in fixed_batches(len(session.val_rows), session.micro_batch):
         rows = [session.val_rows[i] for i in indices]
         total += sum(_on_streams(session, rows, lambda batch: batch_loss(session.model, batch, session.layout))).item()
     session.model.train()
@@ -370,13 +426,57 @@ def _patience_is_over(session: Session) -> bool:
 
 
 def _save(session: Session, writer: RunWriter) -> None:
+    """Write a checkpoint.
+
+    Raises:
+        TrainingError: a number is not finite; the older checkpoints stay.
+    """
+    _refuse_non_finite(session)
     started = time.perf_counter()
     directory = session.run.path / "checkpoints"
     keep = session.config.pace.keep_checkpoints
     writer.sync()  # the curves until here are worth as much
     path = save_checkpoint(directory, session.model, session.optimizer, session.progress, keep)
+    session.watch.saved_at, session.watch.save_next = time.monotonic(), False
     size = sum(file.stat().st_size for file in path.iterdir())
     writer.log("checkpoint", step=session.progress.step, bytes=size, seconds=time.perf_counter() - started)
+
+
+def _refuse_non_finite(session: Session) -> None:
+    if not _finite(session.model.trainable_parameters(), session.optimizer.state):
+        newest, _ = latest_checkpoint(session.run.path / "checkpoints")
+        onward = f"checkpoint {newest.name}" if newest else "the start"
+        raise TrainingError(
+            f"step {session.progress.step}: adapters or optimizer state are not finite, so they are not saved. "
+            f"Going on begins at {onward} again; if that ends here as well, lower --learning-rate in a new run."
+        )
+
+
+def _long_since_saved(session: Session) -> bool:
+    """Whether a checkpoint is due by the clock, or by the memory guard's word."""
+    minutes, watch = session.config.pace.save_minutes, session.watch
+    return watch.save_next or (minutes > 0 and time.monotonic() - watch.saved_at >= 60 * minutes)
+
+
+def _save_if_new(session: Session, writer: RunWriter) -> None:
+    newest, _ = latest_checkpoint(session.run.path / "checkpoints")
+    if newest is None or int(newest.name) != session.progress.step:
+        _save(session, writer)
+
+
+@contextlib.contextmanager
+def _raising_after(trouble: QLoraError | None) -> Iterator[None]:
+    """Raise `trouble` after the block, with what went wrong in it; if there is none, only that."""
+    try:
+        yield
+    except QLoraError as error:
+        if trouble is None:
+            raise
+        if isinstance(error, StorageError):  # whatever else is wrong, what could be saved is not
+            raise StorageError(f"{trouble} {error}", error.errno) from None
+        raise type(trouble)(f"{trouble} {error}") from None
+    if trouble:
+        raise trouble
 
 
 def _warn_of_little_room(session: Session, writer: RunWriter) -> None:
@@ -392,6 +492,7 @@ def _warn_of_little_room(session: Session, writer: RunWriter) -> None:
 
 
 def _save_adapters(session: Session, directory: Path, **metadata: str) -> None:
+    _refuse_non_finite(session)
     config = adapter_parameters(session.spec, session.config.lora, session.kernels.dtype)
     save_adapters(session.model, directory, config, {"step": str(session.progress.step), **metadata})
 
@@ -406,9 +507,7 @@ def _log_memory(session: Session, writer: RunWriter, label: str) -> None:
 
 def _finish(session: Session, writer: RunWriter, interruption: Interruption) -> State:
     progress = session.progress
-    newest, _ = latest_checkpoint(session.run.path / "checkpoints")
-    if newest is None or int(newest.name) != progress.step:
-        _save(session, writer)
+    _save_if_new(session, writer)
     if interruption.asked == "pause" and progress.step < session.total_steps:
         writer.end("paused", progress.step)
         return "paused"
@@ -454,26 +553,34 @@ def summarise(session: Session) -> dict[str, Any]:
 
 
 class Interruption:
-    """Notices that training should end after the current step: Ctrl+C, SIGTERM, or a word in the run's control file.
+    """Notices that training should end: Ctrl+C, SIGTERM, a closed terminal (SIGHUP), or a word in the control file.
 
-    A second Ctrl+C ends the process at once. A context manager; signals are only caught in the main thread.
+    While it trains, the current step is finished first, and a second Ctrl+C ends it at once. Before, there is nothing
+    to save, and the first signal ends it at once. A context manager; signals are only caught in the main thread.
+
+    Attributes:
+        signal: the number of the first one that came; 0 if none did.
+        training: set when loading is done.
+        at_once: whether a KeyboardInterrupt was raised; whatever else comes is ignored.
     """
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.by_signal = False
+        self.signal = 0
+        self.training = self.at_once = False
         self._before: dict[int, Any] = {}
 
     @property
     def asked(self) -> str:
         """`pause`, `stop`, or empty."""
         word = self.run.control()
-        return word if word != "run" else "pause" if self.by_signal else ""
+        return word if word != "run" else "pause" if self.signal else ""
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._notice)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+                    self._before[number] = signal.signal(number, self._notice)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -481,9 +588,12 @@ class Interruption:
             signal.signal(number, handler)
 
     def _notice(self, number: int, _frame: object) -> None:
-        if self.by_signal and number == signal.SIGINT:
+        if self.at_once:
+            return
+        self.at_once = not self.training or bool(self.signal and number == signal.SIGINT)
+        self.signal = self.signal or number
+        if self.at_once:
             raise KeyboardInterrupt
-        self.by_signal = True
 
 
 @contextlib.contextmanager

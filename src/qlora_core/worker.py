@@ -1,41 +1,95 @@
-"""The process that trains a run for the page: `python -m qlora_core.worker RUN --lock N`.
+"""The process that trains a run for somebody else: `python -m qlora_core.worker RUN --lock N`.
 
-Its output is the run's `worker.log`; everything else it says is in the run directory.
+Its output is the run's `worker.log`; everything else it says is in the run directory. With the setting `restart` it
+trains in a child, which is this module again, and looks after that.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .awake import kept_awake
+from .device_lock import DeviceLock, wait_for_device
+from .memory import MemoryMonitor
+from .runs import Run, RunLock, RunWriter
+
+if TYPE_CHECKING:
+    from .trainer import Outcome
+
+DONE, ERROR, PAUSED, INTERRUPTED = 0, 1, 3, 130  # as `qlora train` ends
+
+
+def train_here(
+    writer: RunWriter,
+    listener: Callable[[dict[str, Any]], None],
+    *,
+    device: DeviceLock | None = None,
+    monitor: MemoryMonitor | None = None,
+) -> Outcome:
+    """Train the run in this process, on a device of its own, with the machine kept awake.
+
+    Args:
+        writer: has the run open.
+        listener: is told every event.
+        device: the device, where it was taken already; else it is waited for.
+        monitor: looks at the memory; a new one by default.
+
+    Raises:
+        QLoraError: as `trainer.train` does.
+        KeyboardInterrupt: while it waited for the device, or while modules were being imported.
+    """
+    writer.listeners.append(listener)
+    with contextlib.ExitStack() as held:
+        if taken := device or wait_for_device(writer):
+            held.enter_context(taken) if device is None else None
+            held.enter_context(kept_awake(writer.run.config().pace.keep_awake))
+        from . import trainer  # only here: mlx takes a second, and memory
+
+        return trainer.train(writer, monitor) if taken else trainer.Outcome("paused")
+
+
+def exit_status(outcome: Outcome) -> int:
+    """How the process ends that trained."""
+    if outcome.state == "completed":
+        return DONE
+    return INTERRUPTED if outcome.state == "paused" and outcome.by_ctrl_c else PAUSED
 
 
 def main() -> int:
-    """Train the run; 0 complete or stopped, 3 paused, 1 on an error written for people."""
+    """Train the run, and return what `qlora train` would: 0 complete, 3 paused or stopped, 130 Ctrl+C, 1 error."""
     parser = argparse.ArgumentParser(prog="qlora_core.worker")
     parser.add_argument("run", type=Path)
     parser.add_argument("--lock", type=int, required=True, help="descriptor of the run's lock, taken by the parent")
+    parser.add_argument("--device-lock", type=int, help="descriptor of the device's lock, if the parent took it")
+    parser.add_argument("--supervised", action="store_true", help="the parent looks after this process")
     arguments = parser.parse_args()
 
     from .console import TrainingReporter
     from .errors import QLoraError
     from .export import keep_result
-    from .runs import Run, RunLock, RunWriter
 
-    run = Run(arguments.run)
-    with RunWriter(run, RunLock(run.path, arguments.lock)) as writer:
-        try:
-            from . import trainer  # only here: mlx takes a second, and the run is already locked
+    run, reporter = Run(arguments.run), TrainingReporter()
+    try:
+        with RunWriter(run, RunLock(run.path, arguments.lock)) as writer:
+            device = None if arguments.device_lock is None else DeviceLock(run.path, arguments.device_lock)
+            if run.config().pace.restart and not arguments.supervised:
+                from .supervisor import supervise
 
-            with trainer.listening(writer, TrainingReporter()):
-                if trainer.train(writer).state == "paused":
-                    return 3
-            if problem := keep_result(run):
+                return supervise(writer, reporter, device)
+            outcome = train_here(writer, reporter, device=device)
+            if outcome.state != "paused" and (problem := keep_result(run)):
                 sys.stderr.write(f"warning: {problem}\n")
-            return 0
-        except QLoraError as error:
-            sys.stderr.write(f"error: {error}\n")
-            return 1
+            return exit_status(outcome)
+    except QLoraError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return ERROR
+    except KeyboardInterrupt:
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

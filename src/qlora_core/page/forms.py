@@ -62,6 +62,7 @@ def read_flags(argv: Sequence[str]) -> Flags:
     """The flags of `qlora train`. A script ends on a wrong one; a page says so and opens all the same."""
     parser, unknown = cli.training_parser(), []
     if scripted():
+        cli.quiet_ctrl_c()
         arguments = parser.parse_args(argv)
     else:
         add_page_arguments(parser)

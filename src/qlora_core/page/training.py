@@ -15,6 +15,7 @@ from markupsafe import Markup
 from .. import charts, console, jobs
 from ..charts import rate_chart as rate_chart  # shown by the notebook
 from ..console import duration, size
+from ..pace import RECENT_STEPS, counted_seconds
 from ..runs import Run, TrainingPlan, TrainingTracker
 from ..texts import say
 from .crashes import crash_words
@@ -23,7 +24,6 @@ from .look import empty, figures, folded, joined, note, put, row_table, shown, s
 from .problems import Problem, attempt, failure
 from .watching import RunWatcher, Snapshot
 
-RECENT_STEPS = 50  # of which speed and time left are told
 HEIGHT, LOW = 280, 150  # pixels of the charts
 NOTHING = "–"
 
@@ -53,7 +53,7 @@ def controls(plan: TrainingPlan | Problem, watcher: RunWatcher) -> Any:
     active = watcher.active
     busy = active is not None and active.alive
     asked = active.control() if busy and active else "run"
-    ready = not busy and isinstance(plan, TrainingPlan) and not plan.done
+    ready = isinstance(plan, TrainingPlan) and not plan.done and (not busy or _may_wait(plan))
     begin = mo.ui.run_button(label=_begin_label(plan), kind="success", disabled=not ready)
     tooltip = say("Save and end the process; its memory is free then")
     pause = mo.ui.run_button(label=say("Pause"), disabled=not busy or asked != "run", tooltip=tooltip)
@@ -64,6 +64,11 @@ def controls(plan: TrainingPlan | Problem, watcher: RunWatcher) -> Any:
         return begin, pause, stop, small(say("This page was opened to look at: nothing on it starts or ends training."))
     buttons = mo.hstack([begin, pause, stop], justify="start", align="center", gap=0.75, wrap=True)
     return begin, pause, stop, mo.vstack([buttons, small(words)], gap=0.35)
+
+
+def _may_wait(plan: TrainingPlan) -> bool:
+    """Whether a run may be started beside the one that is trained, to come after it."""
+    return plan.config.pace.queue and not plan.run.alive
 
 
 def _begin_label(plan: TrainingPlan | Problem) -> str:
@@ -220,18 +225,24 @@ def _peak(peak: float | None) -> str:
 
 def _tokens_per_second(snapshot: Snapshot) -> float:
     """Over the last steps; 0 where nothing was trained yet."""
-    seconds = float(np.nansum(snapshot.steps["seconds"][-RECENT_STEPS:]))
+    seconds = float(np.nansum(_recent_seconds(snapshot)))
     return float(np.nansum(snapshot.steps["tokens"][-RECENT_STEPS:])) / seconds if seconds else 0.0
+
+
+def _recent_seconds(snapshot: Snapshot) -> np.ndarray:
+    steps = snapshot.steps
+    return counted_seconds(steps["tokens"][-RECENT_STEPS:], steps["seconds"][-RECENT_STEPS:])
 
 
 def seconds_trained(snapshot: Snapshot) -> float:
     """Time in steps, validations and saving; not what lay between two trainers, or while the machine slept."""
-    return float(np.nansum(snapshot.steps["seconds"])) + _seconds_between_steps(snapshot)
+    steps = snapshot.steps
+    return float(np.nansum(counted_seconds(steps["tokens"], steps["seconds"]))) + _seconds_between_steps(snapshot)
 
 
 def seconds_left(snapshot: Snapshot) -> float | None:
     """Steps that are left at the pace of the last ones, and validations and saving as often as so far."""
-    recent = snapshot.steps["seconds"][-RECENT_STEPS:]
+    recent = _recent_seconds(snapshot)
     total = int(snapshot.status.get("total_steps", 0))
     if not len(recent) or not total:
         return None
@@ -241,8 +252,9 @@ def seconds_left(snapshot: Snapshot) -> float | None:
 
 
 def _seconds_between_steps(snapshot: Snapshot) -> float:
-    saving = sum(event.get("seconds", 0) for event in snapshot.of_type("checkpoint"))
-    return float(np.nansum(snapshot.evals["seconds"])) + saving
+    saving = np.array([event.get("seconds", 0.0) for event in snapshot.of_type("checkpoint")])
+    both = (counted_seconds(np.ones(len(seconds)), seconds) for seconds in (snapshot.evals["seconds"], saving))
+    return float(sum(np.nansum(seconds) for seconds in both))
 
 
 # Curves, checkpoints, log ---------------------------------------------------------------------------------------

@@ -1,0 +1,139 @@
+"""What it costs a clean run that it cannot be lost: the same steps with and without all that guards them.
+
+    uv run python benchmarks/cost_of_safety.py [--model NAME] [--data PATH …] [--steps 10] [--rounds 4] [--json]
+
+One process, one loaded model, rounds of steps in turn: bare steps (forward, backward, update), and the trainer's own
+with default settings, which look for numbers that are not finite, sample the memory, ask the guards, record each step
+and keep the status. What both share is the same code, so the ratio is the cost of the rest; the least of the rounds
+counts, since other programs only ever add. On a busy machine the ratio is noise: the two parts are timed by themselves
+as well. A checkpoint (written, hashed, flushed to the disk) is timed by itself and
+counted once in five minutes, which is how often one is written at least.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+
+
+def main() -> int:
+    """Measure, and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--data", nargs="+", default=["data/sample/club"])
+    parser.add_argument("--steps", type=int, default=10, help="steps of a round (default: 10)")
+    parser.add_argument("--rounds", type=int, default=4, help="rounds of each kind, in turn (default: 4)")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    result = measure(arguments)
+    if arguments.json:
+        print(json.dumps(result, indent=2))
+        return 0
+    print(f"{arguments.rounds} rounds of {arguments.steps} steps of {arguments.model} on {result['device']}")
+    bare, looking, finite, saving = (1000 * result[name] for name in ("bare", "looking", "finite", "checkpoint"))
+    print(f"  a bare step         {bare:10.2f} ms")
+    print(f"  a guarded step      {1000 * result['guarded']:10.2f} ms  {100 * (result['ratio'] - 1):+.2f}%")
+    print(f"  between two steps   {looking:10.2f} ms  {100 * looking / bare:+.2f}%")
+    print(f"  is all finite?      {finite:10.2f} ms  {100 * finite / bare:+.2f}%")
+    print(f"  a checkpoint        {saving:10.2f} ms  {saving / 3000:+.3f}% of five minutes")
+    return 0
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, float | str]:
+    """Seconds of a step with and without guards, of the guards alone, and of a checkpoint."""
+    from qlora_core import device, session, trainer
+    from qlora_core.batching import epoch_batches
+    from qlora_core.cli import plan_training
+    from qlora_core.config import from_flat
+    from qlora_core.memory import MemoryMonitor
+
+    with tempfile.TemporaryDirectory() as directory:
+        given = {"model": arguments.model, "data": arguments.data, "runs_dir": directory, "epochs": 1000}
+        tracker, plan = plan_training(from_flat(given), lambda text: None)
+        with tracker.record(tracker.create(plan)) as writer:
+            opened = session.open_session(writer, MemoryMonitor(counters=device.memory_counters))
+            writer.set_status("running")
+            trainer.prepare_to_train(opened)
+            seed, size = opened.config.train.seed, opened.config.train.batch_size
+            batches = epoch_batches(opened.lengths, size, seed=seed, epoch=0, sort=opened.layout != "packed")
+            groups = [[batch] for batch in batches[: arguments.steps]]
+            bare, guarded = Bare(trainer, opened), Guarded(trainer, opened, writer)
+            for group in groups[:3]:  # warm up
+                bare.step(group)
+                guarded.step(group)
+            times: dict[str, list[float]] = {"bare": [], "guarded": []}
+            for number in range(arguments.rounds):
+                kinds = [("bare", bare), ("guarded", guarded)]
+                for name, kind in kinds if number % 2 == 0 else reversed(kinds):
+                    times[name].append(seconds(lambda kind=kind: [kind.step(group) for group in groups]) / len(groups))
+            last = guarded.last
+            looking = seconds(lambda: [guarded.look(groups[0], last) for _ in range(200)]) / 200
+            state = opened.adapters.join(opened.model.trainable_parameters()), opened.optimizer.state
+            finite = seconds(lambda: [trainer._finite(*state) for _ in range(20)]) / 20
+            saving = [seconds(lambda: trainer._save(opened, writer)) for _ in range(5)]
+    found = {name: min(values) for name, values in times.items()}
+    return {
+        "device": device.describe_device(),
+        **found,
+        "ratio": found["guarded"] / found["bare"],
+        "looking": looking,
+        "finite": finite,
+        "checkpoint": statistics.median(saving),
+    }
+
+
+class Bare:
+    """Steps as they would be if nothing could go wrong."""
+
+    def __init__(self, trainer, session) -> None:
+        self.trainer, self.session = trainer, session
+
+    def step(self, group) -> None:
+        """Forward, backward, update; the update is computed, and looked at by nobody."""
+        real = self.trainer._finite
+        self.trainer._finite = lambda *trees: True
+        try:
+            self.trainer.train_step(self.session, group)
+        finally:
+            self.trainer._finite = real
+        self.session.progress.step += 1
+
+
+class Guarded:
+    """Steps as the trainer makes them."""
+
+    def __init__(self, trainer, session, writer) -> None:
+        self.trainer, self.session, self.writer = trainer, session, writer
+        self.interruption = trainer.Interruption(writer.run)
+        self.last = None
+
+    def step(self, group) -> None:
+        """A step, and all that is done between two."""
+        self.last = self.trainer._timed_step(self.session, group)
+        self.look(group, self.last)
+
+    def look(self, group, made) -> None:
+        """What is done between two steps."""
+        trainer, session, writer = self.trainer, self.session, self.writer
+        step, memory, seconds = made
+        writer.log("step", epoch=1, **trainer._numbers(session, step, memory, seconds))
+        writer.beat(step=session.progress.step, epoch=1)
+        trainer._watch_numbers(session, writer, group, step)
+        trainer._watch_memory(session, writer, session.monitor.sample())
+        trainer._long_since_saved(session)
+        assert not self.interruption.asked
+
+
+def seconds(act) -> float:
+    """How long it takes."""
+    started = time.perf_counter()
+    act()
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    sys.exit(main())

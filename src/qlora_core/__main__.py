@@ -1,0 +1,24 @@
+"""The process of `qlora`: wherever Ctrl+C falls, from here to the last line, it ends without a traceback.
+
+Imports nothing before it is ready for that; `cli` does the work.
+"""
+
+import signal
+import sys
+
+
+def main() -> int:
+    """Run the command line, and keep the interpreter's own end undisturbed."""
+    try:
+        from .cli import main as run
+
+        return run()
+    except KeyboardInterrupt:  # while modules were being imported
+        sys.stderr.write("interrupted\n")
+        return 130
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

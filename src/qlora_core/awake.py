@@ -1,0 +1,74 @@
+"""Keeping the machine from falling asleep by itself while it trains; closing the lid still does it.
+
+A small program of the system holds sleep off, and ends with this process however that ends. Where there is none, or it
+may not, the machine sleeps as it always does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+REASON = "training a language model"
+TRIAL = 10  # seconds for a program that only says whether it may
+
+
+def _command(*last: str) -> list[str]:
+    """The program that holds sleep off while `last` runs, with what it is told; empty where there is none."""
+    if sys.platform == "darwin":  # not yet run here; -i: idle sleep alone, the display may be switched off
+        found = shutil.which("caffeinate")
+        return [found, "-i", *last] if found else []
+    found = shutil.which("systemd-inhibit")
+    told = ["--what=idle:sleep", "--mode=block", "--who=QLoRA Notebook", f"--why={REASON}"]
+    return [found, *told, *last] if found else []
+
+
+@contextlib.contextmanager
+def kept_awake(wanted: bool = True) -> Iterator[None]:
+    """Hold idle sleep off inside the block, where the system lets us.
+
+    Args:
+        wanted: False does nothing.
+    """
+    # on macOS it watches this process; on Linux `cat` waits for the end of a pipe that closes with this process
+    last = ("-w", str(os.getpid())) if sys.platform == "darwin" else ("cat",)
+    command = _command(*last) if wanted else []
+    child = None
+    if command:
+        with contextlib.suppress(OSError):
+            child = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl+C is not for it, and it has no terminal to ask for a password
+            )
+    try:
+        yield
+    finally:
+        if child is not None:
+            child.stdin.close()  # type: ignore[union-attr]
+            child.terminate()
+            child.wait()
+
+
+def describe() -> str:
+    """Whether sleep can be held off here, and by what; tried, for people."""
+    command = _command("true")
+    if not command:
+        return f"not held off while training: no {'caffeinate' if sys.platform == 'darwin' else 'systemd-inhibit'} here"
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TRIAL, start_new_session=True
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"not held off while training: {error}"
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        return f"not held off while training: {said}"
+    return f"held off while training ({Path(command[0]).name})"

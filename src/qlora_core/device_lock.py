@@ -1,0 +1,123 @@
+"""One training at a time on a device, whatever directory its run lies in: two would share the memory of one.
+
+The lock lies in the cache, which the runs of a user share. Knows nothing of mlx.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from .bases import has_gpu
+from .errors import BusyError
+from .locks import Held, LifeLock, holder, holder_in_words
+from .runs import Run, RunWriter, being_trained
+from .storage import cache_directory
+
+POLL = 0.5  # seconds between two looks whether the device is free
+GOING = 3.0  # seconds that a trainer which gave its run back may take to end
+
+
+def device_name() -> str:
+    """What MLX trains on here: `CPU`, `GPU 0`."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0].strip()
+    return f"GPU {visible}" if has_gpu() and visible not in ("", "-1") else "CPU"
+
+
+def lock_file() -> Path:
+    """Where the lock of this machine's device lies; a cache may be shared by machines, their devices are not."""
+    name = re.sub(r"[^\w.-]+", "-", f"{platform.node()}-{device_name()}".lower())
+    return cache_directory() / "training" / f"{name}.lock"
+
+
+class DeviceLock(LifeLock):
+    """The right to train on this machine's device.
+
+    Args:
+        run: the directory of the run that will be trained.
+        descriptor: a lock already taken by the process that started this one.
+
+    Raises:
+        BusyError: a run is being trained there; it is named.
+    """
+
+    def __init__(self, run: Path, descriptor: int | None = None) -> None:
+        path = lock_file()
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        end = time.monotonic() + GOING
+        while True:
+            try:
+                super().__init__(path, descriptor, run=str(run.absolute()))
+                return
+            except Held:
+                if Run(Path(holder(path).get("run", "."))).alive or time.monotonic() > end:
+                    break
+                time.sleep(0.02)
+        if holder(path).get("run") == str(run.absolute()):
+            raise being_trained(run, path)
+        raise BusyError(
+            f"{in_use(path)}. Pause or stop that run, wait until it has ended, or let this one wait with --queue."
+        )
+
+
+def in_use(path: Path) -> str:
+    """Which run has the device, in words."""
+    run, who = holder(path).get("run") or "another run", holder_in_words(path)
+    process = f" (process {who})" if who else ""
+    return f"{run} is being trained already on this machine's {device_name()}{process}"
+
+
+def wait_for_device(writer: RunWriter) -> DeviceLock | None:
+    """Wait until the device is free, and take it. None when the run was asked to pause or stop before.
+
+    Raises:
+        KeyboardInterrupt: by a signal; the run is paused.
+    """
+    run, told = writer.run, ""
+    try:
+        with _signals_interrupt():
+            while run.control() == "run":
+                with contextlib.suppress(BusyError):
+                    lock = DeviceLock(run.path)
+                    writer.set_status("preparing", message="")
+                    return lock
+                if (message := f"Waiting: {in_use(lock_file())}.") != told:
+                    told = message
+                    writer.set_status("preparing", message=message)
+                    writer.tell("waiting", message=message)
+                time.sleep(POLL)
+    except KeyboardInterrupt:
+        _end_waiting(writer)
+        raise
+    _end_waiting(writer)
+    return None
+
+
+def _end_waiting(writer: RunWriter) -> None:
+    writer.end("paused", int(writer.run.status().get("step", 0)))
+
+
+@contextlib.contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """Let every signal that asks a program to end raise `KeyboardInterrupt`; in the main thread only."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before: dict[int, Callable[..., Any] | int | None] = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,142 @@
+"""What is watched between two steps: the memory that is left, and gradients far larger than they were.
+
+Decides from numbers that are handed in; the trainer carries it out. Nothing here changes what is learnt. Knows nothing
+of mlx, of files or of clocks.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+from dataclasses import dataclass
+from typing import Literal
+
+from .memory import GB, MemorySample
+
+SHORT = 2.0  # times the limit, below which memory is short
+NEAR = 4.0  # times the limit that was asked for, below which growing swap counts
+SHARE_AT_START = 0.25  # of what is free after the first step; the limit is never more, so that small machines can train
+CRITICAL_SECONDS = 3.0  # below the limit, before it pauses: programs take much for a moment
+CALM_SECONDS = 30.0  # after which a shortage is over, and the next one begins anew
+SWAP_SECONDS, SWAP_GROWTH = 30.0, 256_000_000  # swap that grew so much in so long is growing
+
+FEWEST_NORMS, RECENT_NORMS = 10, 50  # gradient norms from which the usual one is told
+SPIKE = 10.0  # times the usual norm
+
+
+# Memory ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to do about the memory now.
+
+    Attributes:
+        action: clear the device's cache; save a checkpoint; pause, which saves as well.
+        message: what was seen, in a clause.
+    """
+
+    action: Literal["clear", "save", "pause"]
+    message: str
+
+
+class MemoryGuard:
+    """Acts before the machine runs out of memory, one thing a step, the cheapest first.
+
+    Memory is short when less than twice the limit is available, when the system warns, or when swap keeps growing while
+    little is available: then the cache is cleared, and if that does not help a checkpoint is saved, each once a
+    shortage. It is critical below the limit, when the system says so, or when swap grew on: if that lasts for some
+    seconds, it pauses.
+
+    Args:
+        limit: available bytes below which it pauses; 0: it never acts.
+    """
+
+    def __init__(self, limit: float) -> None:
+        self.limit, self._near = limit, NEAR * limit
+        self._first: MemorySample | None = None
+        self._cleared = self._saved = False
+        self._short_at: float | None = None
+        self._critical_since: float | None = None
+        self._swap_mark: tuple[float, int] = (0.0, 0)
+        self._swap_growth: list[int] = []  # of the last spans in which it grew
+
+    def look(self, sample: MemorySample, now: float) -> Decision | None:
+        """Decide after a step.
+
+        Args:
+            sample: the memory now.
+            now: seconds, of a clock that is never set.
+        """
+        if not self.limit:
+            return None
+        if self._first is None:
+            self._first = sample
+            self.limit = min(self.limit, SHARE_AT_START * sample.available)
+            self._swap_mark = (now, sample.swap)
+        self._follow_swap(sample, now)
+        level = self._level(sample)
+        if level < 2:
+            self._critical_since = None
+        if level == 0:
+            if self._short_at is not None and now - self._short_at >= CALM_SECONDS:
+                self._short_at, self._cleared, self._saved = None, False, False
+            return None
+        self._short_at = now
+        if level == 2 and self._critical_since is None:
+            self._critical_since = now
+        if not self._cleared:
+            self._cleared = True
+            return Decision("clear", self._describe(sample))
+        if self._critical_since is not None and now - self._critical_since >= CRITICAL_SECONDS:
+            return Decision("pause", self._describe(sample))
+        if not self._saved:
+            self._saved = True
+            return Decision("save", self._describe(sample))
+        return None
+
+    def _level(self, sample: MemorySample) -> int:
+        """0: enough; 1: short; 2: critical."""
+        swapping = len(self._swap_growth) if sample.available < self._near else 0
+        if sample.available < self.limit or sample.pressure >= 2 or swapping >= 2:
+            return 2
+        return int(sample.available < SHORT * self.limit or sample.pressure == 1 or swapping == 1)
+
+    def _follow_swap(self, sample: MemorySample, now: float) -> None:
+        since, before = self._swap_mark
+        if now - since >= SWAP_SECONDS:
+            growth = sample.swap - before
+            self._swap_growth = [*self._swap_growth, growth] if growth >= SWAP_GROWTH else []
+            self._swap_mark = (now, sample.swap)
+
+    def _describe(self, sample: MemorySample) -> str:
+        first = self._first or sample
+        left, before = sample.available / GB, first.available / GB
+        words = f"memory is short: {left:.1f} GB available, {before:.1f} at the first step"
+        lost = first.available - sample.available
+        own = max(sample.process - first.process, sample.active - first.active)
+        if self._swap_growth:
+            words += f"; {sum(self._swap_growth) / GB:.1f} GB were moved to the disk lately"
+        elif lost <= 0:
+            words += "; the system says that it is"
+        elif own >= lost / 2:
+            words += f"; this process grew by {own / GB:.1f} GB"
+        else:
+            words += "; other programs took it"
+        return words
+
+
+# Gradients ------------------------------------------------------------------------------------------------------
+
+
+class NormWatch:
+    """Knows a gradient that is far larger than the last ones."""
+
+    def __init__(self) -> None:
+        self._norms: deque[float] = deque(maxlen=RECENT_NORMS)
+
+    def spike(self, norm: float) -> float:
+        """Take in a step's norm; how many times the usual one it is if that is unusual, else 0."""
+        usual = statistics.median(self._norms) if len(self._norms) >= FEWEST_NORMS else 0.0
+        self._norms.append(norm)
+        return norm / usual if usual and norm > SPIKE * usual else 0.0
