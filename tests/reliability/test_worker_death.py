@@ -198,7 +198,7 @@ def test_signals_reach_the_supervised_trainer_once(flags, tmp_path):
             child = only_child(psutil.Process(supervisor.pid))
             supervisor.send_signal(signal.SIGTSTP)
             os.waitid(os.P_PID, supervisor.pid, os.WSTOPPED)
-            assert child.status() == psutil.STATUS_STOPPED
+            wait_until(run, lambda: child.status() == psutil.STATUS_STOPPED)
             assert (run.alive, run.state) == (True, "running")
             before = len(steps_of(run))
             supervisor.send_signal(signal.SIGCONT)
