@@ -13,6 +13,7 @@ from jinja2 import Template, nodes
 
 from . import sandbox
 from .errors import ConfigError, DataError, ModelError
+from .foreign import read_text
 
 PATTERNS = {
     "plain": "### Prompt:\n{prompt}\n\n### Response:\n{response}",
@@ -66,7 +67,7 @@ def read_template(choice: str, own: str | None, *, begin: bool) -> str:
         return own
     if choice.endswith(".jinja"):
         try:
-            return Path(choice).expanduser().read_text(encoding="utf-8")
+            return read_text(Path(choice).expanduser())
         except (OSError, ValueError) as error:
             raise ConfigError(f"template {choice}: cannot be read: {error}") from None
     return from_pattern(PATTERNS.get("plain" if choice == "auto" else choice, choice.replace("\\n", "\n")), begin=begin)

@@ -14,7 +14,7 @@ from typing import Any
 
 from .device import mx, nn, optim, tree_flatten, tree_unflatten
 from .errors import CheckpointError, ModelError
-from .model import load_adapters
+from .model import load_adapters, read_tensors
 from .storage import manifest_problem, publishing, write_json
 
 
@@ -88,7 +88,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: optim.Optimizer) ->
     """
     try:
         load_adapters(model, path / "adapters.safetensors")
-        state = mx.load(str(path / "optimizer.safetensors"))
+        state = read_tensors(path / "optimizer.safetensors")
         wanted = {name: value.shape for name, value in tree_flatten(optimizer.state)}
         if {name: value.shape for name, value in state.items()} != wanted:
             raise CheckpointError(f"{path}: its optimizer state does not fit the settings.")

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from .adapters import ADAPTER_FILE, adapter_settings
 from .config import Role, to_flat
 from .console import duration, one_line, section, size
-from .errors import RunError
+from .errors import QLoraError, RunError
 from .runs import Run
 
 COLUMNS = 100  # of the table, for two or three runs
@@ -206,7 +206,7 @@ def _adapter(run: Run) -> dict[str, Any]:
         settings = adapter_settings(directory)
         name = {"lora": "LoRA", "dora": "DoRA"}.get(settings["fine_tune_type"], settings["fine_tune_type"])
         return {"type": name, "bytes": (directory / ADAPTER_FILE).stat().st_size}
-    except (RunError, OSError, ValueError, KeyError):
+    except (QLoraError, OSError, KeyError):
         return {"type": None, "bytes": None}
 
 

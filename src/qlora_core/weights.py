@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from .storage import MANIFEST, cache_directory, locked, manifest_problem, publis
 
 BLOCK = 32_000_000  # weights that are quantised at once: 64 MB in half precision
 ROOM = 2 * GB  # left free on the disk beside a base that is kept
+SHOWN = 500  # characters of mlx-lm's own words
 _BESIDES = ("*.json", "*.jinja", "*.model", "*.txt", "LICENSE*", "NOTICE*")  # of a model directory, beside its weights
 _OF_THE_WEIGHTS = ("config.json", "model.safetensors.index.json", MANIFEST)
 
@@ -40,18 +41,26 @@ def load_weights(spec: ModelSpec, dtype: str, warn: Warn) -> nn.Module:
     Raises:
         ModelError: mlx-lm does not know the architecture, or the weights do not fit it.
     """
+    if spec.quantize_bits is None:
+        return _read(spec, spec.path, dtype)
+    kept = _kept_directory(spec, dtype)
+    with locked(kept):  # whoever comes second waits, and reads
+        if manifest_problem(kept, contents=False) is not None:
+            model, config = _quantised(spec, dtype)
+            _keep(model, config, spec, kept, warn)
+            return model
+    return _read(spec, kept, dtype)
+
+
+@contextlib.contextmanager
+def _explained(spec: ModelSpec) -> Iterator[None]:
+    """Whatever mlx-lm makes of a configuration that does not fit its weights is the model's fault."""
     try:
-        if spec.quantize_bits is None:
-            return _read(spec.path, dtype)
-        kept = _kept_directory(spec, dtype)
-        with locked(kept):  # whoever comes second waits, and reads
-            if manifest_problem(kept, contents=False) is not None:
-                model, config = _quantised(spec, dtype)
-                _keep(model, config, spec, kept, warn)
-                return model
-        return _read(kept, dtype)
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, FileNotFoundError) as error:
-        raise ModelError(f"{spec.path}: cannot be loaded as a {spec.config['model_type']} model: {error}") from None
+        yield
+    except Exception as error:  # a model's definition may divide by a size, index by it, …
+        message = " ".join(str(error).split()) or type(error).__name__
+        message = message if len(message) <= SHOWN else f"{message[:SHOWN]}…"
+        raise ModelError(f"{spec.path}: cannot be loaded as a {spec.config['model_type']} model: {message}") from None
 
 
 def loaded_directory(spec: ModelSpec, dtype: str) -> Path:
@@ -68,14 +77,15 @@ def _kept_directory(spec: ModelSpec, dtype: str) -> Path:
     return cache_directory() / "models" / f"{spec.short_name}-{spec.fingerprint[:16]}-{how}"
 
 
-def _read(path: Path, dtype: str) -> nn.Module:
+def _read(spec: ModelSpec, path: Path, dtype: str) -> nn.Module:
     from mlx_lm.utils import load_model
 
-    model, _ = load_model(path, lazy=True)
-    model.set_dtype(getattr(mx, dtype))
-    for _, module in _leaves(model):
-        _settle(module.parameters())
-    mx.eval(model.parameters())
+    with _explained(spec):
+        model, _ = load_model(path, lazy=True)
+        model.set_dtype(getattr(mx, dtype))
+        for _, module in _leaves(model):
+            _settle(module.parameters())
+        mx.eval(model.parameters())
     return model
 
 
@@ -83,25 +93,26 @@ def _quantised(spec: ModelSpec, dtype: str) -> tuple[nn.Module, dict[str, Any]]:
     """The model, and its `config.json`."""
     from mlx_lm.utils import load_model, quantize_model
 
-    model, config = load_model(spec.path, lazy=True)
-    own, full = getattr(model, "quant_predicate", None), {}
+    with _explained(spec):
+        model, config = load_model(spec.path, lazy=True)
+        own, full = getattr(model, "quant_predicate", None), {}
 
-    def predicate(path: str, module: nn.Module) -> bool | dict[str, Any]:
-        chosen = own(path, module) if own else True
-        if chosen:
-            full[path] = module.weight
-        return chosen
+        def predicate(path: str, module: nn.Module) -> bool | dict[str, Any]:
+            chosen = own(path, module) if own else True
+            if chosen:
+                full[path] = module.weight
+            return chosen
 
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints, and standard output may be JSON
-        model, config = quantize_model(
-            model, config, spec.quantize_group_size, spec.quantize_bits, quant_predicate=predicate
-        )
-    for path, module in _leaves(model):
-        if path in full:
-            _quantise(module, full.pop(path), getattr(mx, dtype))
-        _settle(module.parameters())
-    model.set_dtype(getattr(mx, dtype))
-    mx.eval(model.parameters())
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints, and standard output may be JSON
+            model, config = quantize_model(
+                model, config, spec.quantize_group_size, spec.quantize_bits, quant_predicate=predicate
+            )
+        for path, module in _leaves(model):
+            if path in full:
+                _quantise(module, full.pop(path), getattr(mx, dtype))
+            _settle(module.parameters())
+        model.set_dtype(getattr(mx, dtype))
+        mx.eval(model.parameters())
     return model, config
 
 
