@@ -9,8 +9,9 @@ SOURCE = Path(qlora_core.__file__).parent
 WITHOUT_MLX = [
     "errors", "storage", "config", "data", "parallel", "sandbox", "chat_template", "token_rows", "tokens",
     "token_report", "token_view", "memory", "projections", "foreign", "headers", "hub_failures", "hub", "sampling",
-    "bases", "adapters", "fit", "presets", "metrics", "runs", "jobs", "worker", "texts", "advice", "console", "cli",
-    "talk", "talker", "serve", "page", "schedule", "batching", "charts", "compare", "export", "guides", "peft",
+    "bases", "adapters", "fit", "presets", "run_files", "metrics", "runs", "jobs", "worker", "texts", "advice",
+    "console", "cli", "talk", "talker", "serve", "page", "schedule", "batching", "charts", "compare", "export",
+    "guides", "peft",
 ]  # fmt: skip
 HEAVY = ("mlx", "mlx_lm", "transformers", "torch")
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from .bases import ModelSpec
 from .config import LoraConfig
-from .errors import ModelError
-from .foreign import is_number, is_whole, read_object, shown
+from .errors import ModelError, shown
+from .foreign import is_number, is_whole, read_object
 from .headers import Tensor, tensor_headers
 from .projections import within_model
 
@@ -53,6 +53,18 @@ def adapter_settings(directory: Path) -> dict[str, Any]:
     return settings
 
 
+def adapter_base(directory: Path) -> Path:
+    """The base that adapters were trained on, as their settings name it.
+
+    Raises:
+        ModelError: they name none.
+    """
+    name = adapter_settings(directory).get("model")
+    if not name:
+        raise ModelError(f"{directory / ADAPTER_CONFIG}: names no model that the adapters belong to.")
+    return Path(name)
+
+
 def _refuse_impossible(settings: dict[str, Any]) -> None:
     lora = settings.get("lora_parameters")
     if not isinstance(lora, dict):
@@ -66,6 +78,7 @@ def _refuse_impossible(settings: dict[str, Any]) -> None:
     }
     if wrong := [name for name, fits in fit.items() if not fits]:
         raise ValueError(f"{wrong[0]} is {shown(lora.get(wrong[0]))}")
+    lora.setdefault("dropout", 0.0)
     if not is_whole(settings.get("num_layers", 0), -1, MOST_LAYERS):
         raise ValueError(f"num_layers is {shown(settings['num_layers'])}")
     for name in ("fine_tune_type", "model"):

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from .config import BaseConfig, LoraConfig
-from .errors import ModelError
-from .foreign import is_whole, read_object, shown
+from .errors import ModelError, shown
+from .foreign import is_whole, read_object
 from .headers import Tensor, tensor_headers, weight_files
 from .hub import ALIASES, fetch
 from .projections import choose_projections, place

@@ -65,8 +65,8 @@ def save_checkpoint(
 
 
 def checkpoints(directory: Path) -> list[Path]:
-    """All checkpoints, oldest first."""
-    return sorted(path for path in directory.glob("[0-9]*") if path.is_dir())
+    """All checkpoints, oldest first; what a link leads to is none."""
+    return sorted(path for path in directory.glob("[0-9]*") if path.is_dir() and not path.is_symlink())
 
 
 def latest_checkpoint(directory: Path) -> tuple[Path | None, list[str]]:

@@ -11,7 +11,7 @@ SETTINGS_BYTES = 4_000_000  # of a file of settings
 TABLE_BYTES = 100_000_000  # of one that also holds a vocabulary, or a line for each tensor
 
 
-def read_text(path: Path, longest: int = SETTINGS_BYTES) -> str:
+def read_text(path: Path, longest: int = SETTINGS_BYTES, errors: str = "strict") -> str:
     """The text of a file.
 
     Raises:
@@ -23,7 +23,7 @@ def read_text(path: Path, longest: int = SETTINGS_BYTES) -> str:
         raise ValueError("not a regular file")
     if size > longest:
         raise ValueError(f"{size} bytes; at most {longest} are read")
-    return path.read_text(encoding="utf-8")
+    return path.read_text(encoding="utf-8", errors=errors)
 
 
 def read_object(path: Path, longest: int = SETTINGS_BYTES) -> dict[str, Any]:
@@ -50,12 +50,6 @@ def is_whole(value: Any, least: int, most: int) -> bool:
 def is_number(value: Any) -> bool:
     """Whether a value is a finite number."""
     return type(value) in (int, float) and math.isfinite(value)
-
-
-def shown(value: Any) -> str:
-    """A value as it is shown in a message, not too long."""
-    text = repr(value) if not isinstance(value, int) or value.bit_length() < 256 else "a very large number"
-    return text if len(text) <= 80 else f"{text[:77]}…"
 
 
 def _kind(value: Any) -> str:

@@ -8,8 +8,8 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from .errors import ModelError
-from .foreign import is_whole, shown
+from .errors import ModelError, shown
+from .foreign import is_whole
 
 LONGEST = 100_000_000  # bytes of a header
 LARGEST = 2**31 - 1  # of a dimension: MLX counts with 32 bits

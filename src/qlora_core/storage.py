@@ -215,4 +215,19 @@ def cache_directory() -> Path:
     from platformdirs import user_cache_path
 
     override = os.environ.get("QLORA_CACHE")
-    return Path(override).expanduser() if override else user_cache_path("qlora-notebook")
+    path = Path(override).expanduser() if override else user_cache_path("qlora-notebook")
+    with contextlib.suppress(OSError):  # told by whoever writes into it
+        make_private(path)
+    return path
+
+
+def make_private(path: Path) -> None:
+    """Make a directory, and those above it that are missing, for this user only; what exists stays as it is."""
+    for directory in reversed([path, *path.parents]):
+        if not directory.exists():
+            directory.mkdir(mode=0o700, exist_ok=True)
+
+
+def keep_private() -> None:
+    """Let whatever this process makes from now on be readable by this user only."""
+    os.umask(0o077)

@@ -24,8 +24,8 @@ from tokenizers import Tokenizer
 from .bases import find_tokenizer
 from .chat_template import ChatTemplate, read_template
 from .config import BaseConfig
-from .errors import DataError, ModelError
-from .foreign import TABLE_BYTES, is_whole, read_object, read_text, shown
+from .errors import DataError, ModelError, shown
+from .foreign import TABLE_BYTES, is_whole, read_object, read_text
 from .parallel import in_processes, processes
 from .token_rows import TokenRow, TokenRows
 

@@ -21,7 +21,9 @@ def main() -> int:
     from .errors import QLoraError
     from .export import keep_result
     from .runs import Run, RunLock, RunWriter
+    from .storage import keep_private
 
+    keep_private()
     run = Run(arguments.run)
     with RunWriter(run, RunLock(run.path, arguments.lock)) as writer:
         try:
