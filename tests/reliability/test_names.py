@@ -18,9 +18,9 @@ from qlora_core.runs import Run, RunLock, TrainingTracker, is_name, resolve_conf
 
 PARTS = [
     "..", ".", "/", "//", "\\", "\0", "\n", "\r", "\t", " ", "\x1b[2J", "~", "$HOME", "%2e%2e", "%2f", "..%c0%af",
-    "\u2215", "\uff0f", "\uff0e\uff0e", "\u202e", "\u200b", "é", "e\u0301", "\u017f", "\u212a", "K", "CON", "aux", "nul.txt",
-    "COM1", "lpt9.tar", "c:", "a", "b", "1", "-", "--", "_", ".", "...", "a" * 60, "a" * 300, "config.json", "etc/passwd",
-    "'", '"', ";", "|", "*", "?", "<", ">", "\ud800", "😀", "secret", "outside",
+    "\u2215", "\uff0f", "\uff0e\uff0e", "\u202e", "\u200b", "é", "e\u0301", "\u017f", "\u212a", "K", "CON", "aux",
+    "nul.txt", "COM1", "lpt9.tar", "c:", "a", "b", "1", "-", "--", "_", ".", "...", "a" * 60, "a" * 300, "config.json",
+    "etc/passwd", "'", '"', ";", "|", "*", "?", "<", ">", "\ud800", "😀", "secret", "outside",
 ]  # fmt: skip
 
 
