@@ -26,7 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--peft", metavar="PYTHON", help="a Python with torch, transformers and peft, to read our exports")
     parser.addoption("--kills", type=int, default=6, help="how often a process is killed in the middle of its work")
     parser.addoption("--templates", type=int, default=100, help="chat templates that are made up to do harm")
-    parser.addoption("--mutations", type=int, default=240, help="files damaged at random that are then opened")
+    parser.addoption("--mutations", type=int, default=120, help="files damaged at random that are then opened")
     parser.addoption("--names", type=int, default=1_000, help="names of runs that are made up to lead elsewhere")
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from .config import BaseConfig, LoraConfig
 from .errors import ModelError, shown
-from .foreign import is_whole, read_object
+from .foreign import TABLE_BYTES, is_whole, read_object
 from .headers import Tensor, tensor_headers, weight_files
 from .hub import ALIASES, fetch
 from .projections import choose_projections, place
@@ -274,6 +274,7 @@ def describe(path: Path, config: BaseConfig, licence: str = "") -> ModelSpec:
         ModelError: a file is missing or unreadable.
     """
     settings = read_configuration(path)
+    _refuse_strange_files(path)
     tensors = {name: tensor for name, tensor in _tensors(path) if not name.startswith(_SENSES)}
     quantization = settings.get("quantization") or settings.get("quantization_config")
     bits = None if quantization or config.quantize == "none" else int(config.quantize)
@@ -292,6 +293,15 @@ def describe(path: Path, config: BaseConfig, licence: str = "") -> ModelSpec:
         dtype=next((_DTYPES[kind] for kind, _, _ in tensors.values() if kind in _DTYPES), "float32"),
         shapes=shapes,
     )
+
+
+def _refuse_strange_files(path: Path) -> None:
+    """Refuse what a library would wait for, or read, without end."""
+    for file in path.iterdir():
+        if file.exists() and not (file.is_file() or file.is_dir()):
+            raise ModelError(f"{file}: is neither a file nor a directory.")
+        if file.suffix == ".json" and file.is_file() and file.stat().st_size > TABLE_BYTES:
+            raise ModelError(f"{file}: has {file.stat().st_size} bytes; at most {TABLE_BYTES} are read.")
 
 
 def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:

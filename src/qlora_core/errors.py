@@ -30,6 +30,12 @@ def shown(value: Any) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
+def brief(error: BaseException, most: int = 400) -> str:
+    """What a library says of a failure: on one line, and not too long."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 class QLoraError(Exception):
     """Base of every error whose message is written for the user."""
 

@@ -48,8 +48,8 @@ def is_whole(value: Any, least: int, most: int) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a finite number."""
-    return type(value) in (int, float) and math.isfinite(value)
+    """Whether a value is a finite number that is not too large to reckon with."""
+    return is_whole(value, -(2**53), 2**53) or (type(value) is float and math.isfinite(value))
 
 
 def _kind(value: Any) -> str:

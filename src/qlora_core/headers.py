@@ -8,7 +8,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from .errors import ModelError, shown
+from .errors import ModelError, brief, shown
 from .foreign import is_whole
 
 LONGEST = 100_000_000  # bytes of a header
@@ -70,7 +70,7 @@ def tensor_headers(file: Path, longest: int = LONGEST) -> dict[str, Tensor]:
             places.append((begin, end))
         wanted = 8 + length + _covered(sorted(places))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, struct.error) as error:
-        raise ModelError(f"{file}: not a safetensors file: {error}") from None
+        raise ModelError(f"{file}: not a safetensors file: {brief(error)}") from None
     if found < wanted:
         raise ModelError(f"{file}: is cut off: {wanted} bytes wanted, {found} found. Fetch it again.")
     if found > wanted:

@@ -164,6 +164,8 @@ def parse(lines: bytes) -> Iterator[dict[str, Any]]:
         except (ValueError, RecursionError):
             continue
         if is_event(event):
+            if event["type"] == "eval":
+                event.setdefault("perplexity", None)
             yield event
 
 

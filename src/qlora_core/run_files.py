@@ -158,7 +158,7 @@ def problem(value: Any, shape: Any) -> str:
     """What in a value is not as it should be, in words; empty if all is."""
     try:
         msgspec.convert(value, shape)
-    except (msgspec.ValidationError, OverflowError, RecursionError) as error:
+    except (msgspec.ValidationError, ValueError, OverflowError, RecursionError) as error:
         return str(error)
     return ""
 

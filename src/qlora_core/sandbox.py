@@ -520,6 +520,7 @@ def render(template: Template, **names: Any) -> str:
     text = template.render(**names)
     if len(text) > ROOM and len(text) > ROOM + 4 * size_of(names.get("messages"), len(text)):
         raise LimitError(f"it writes more than {ROOM / 1e6:.0f} MB of text")
+    text.encode()  # half a character would stop the tokeniser
     return text
 
 

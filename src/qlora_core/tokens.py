@@ -24,7 +24,7 @@ from tokenizers import Tokenizer
 from .bases import find_tokenizer
 from .chat_template import ChatTemplate, read_template
 from .config import BaseConfig
-from .errors import DataError, ModelError, shown
+from .errors import DataError, ModelError, brief, shown
 from .foreign import TABLE_BYTES, is_whole, read_object, read_text
 from .parallel import in_processes, processes
 from .token_rows import TokenRow, TokenRows
@@ -59,7 +59,7 @@ class ChatTokenizer:
         except BaseException as error:  # the library raises bare Exception, and a panic of Rust is not even that
             if isinstance(error, (KeyboardInterrupt, SystemExit)):
                 raise
-            raise ModelError(f"{path}: cannot be read as a tokeniser: {error}") from None
+            raise ModelError(f"{path}: cannot be read as a tokeniser: {brief(error)}") from None
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         settings = _read_json(self.directory / "tokenizer_config.json")
@@ -385,4 +385,10 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _token_text(token: Any) -> str | None:
     text = token.get("content") if isinstance(token, dict) else token
-    return text if isinstance(text, str) else None
+    if not isinstance(text, str):
+        return None
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a character
+        return None
+    return text

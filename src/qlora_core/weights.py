@@ -15,13 +15,12 @@ from typing import Any
 
 from .bases import ModelSpec
 from .device import mx, nn, tree_flatten
-from .errors import ModelError
+from .errors import ModelError, brief
 from .memory import GB
 from .storage import MANIFEST, cache_directory, locked, manifest_problem, publishing
 
 BLOCK = 32_000_000  # weights that are quantised at once: 64 MB in half precision
 ROOM = 2 * GB  # left free on the disk beside a base that is kept
-SHOWN = 500  # characters of mlx-lm's own words
 _BESIDES = ("*.json", "*.jinja", "*.model", "*.txt", "LICENSE*", "NOTICE*")  # of a model directory, beside its weights
 _OF_THE_WEIGHTS = ("config.json", "model.safetensors.index.json", MANIFEST)
 
@@ -58,9 +57,8 @@ def _explained(spec: ModelSpec) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a model's definition may divide by a size, index by it, …
-        message = " ".join(str(error).split()) or type(error).__name__
-        message = message if len(message) <= SHOWN else f"{message[:SHOWN]}…"
-        raise ModelError(f"{spec.path}: cannot be loaded as a {spec.config['model_type']} model: {message}") from None
+        kind = spec.config["model_type"]
+        raise ModelError(f"{spec.path}: cannot be loaded as a {kind} model: {brief(error)}") from None
 
 
 def loaded_directory(spec: ModelSpec, dtype: str) -> Path:
@@ -86,6 +84,7 @@ def _read(spec: ModelSpec, path: Path, dtype: str) -> nn.Module:
         for _, module in _leaves(model):
             _settle(module.parameters())
         mx.eval(model.parameters())
+        _try(model)
     return model
 
 
@@ -113,7 +112,13 @@ def _quantised(spec: ModelSpec, dtype: str) -> tuple[nn.Module, dict[str, Any]]:
             _settle(module.parameters())
         model.set_dtype(getattr(mx, dtype))
         mx.eval(model.parameters())
+        _try(model)
     return model, config
+
+
+def _try(model: nn.Module) -> None:
+    """Lay out an answer without computing it: a setting of a wrong type shows here, and not in the middle of a run."""
+    model(mx.array([[0, 1]]))
 
 
 def _leaves(model: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -52,7 +52,7 @@ class Rows(Sequence[dict[str, Any]]):
         place = range(len(self))[place]
         try:
             return dict(json.loads(self._between(place, place + 1)))
-        except ValueError as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise DataError(f"{self.path}: cannot be read at line {place + 1}: {error}") from None
 
     def __eq__(self, other: object) -> bool:
