@@ -56,6 +56,8 @@ def tensor_headers(file: Path, longest: int = LONGEST) -> dict[str, Tensor]:
         if not file.is_file():  # a named pipe would keep us waiting for ever
             raise ValueError("not a regular file")
         found = file.stat().st_size
+        if found < 8:
+            raise ValueError(f"only {found} bytes")
         with file.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
             if length > min(longest, found):

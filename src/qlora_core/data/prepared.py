@@ -32,6 +32,8 @@ class Rows(Sequence[dict[str, Any]]):
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if path.exists() and not path.is_file():  # a named pipe would keep us waiting for ever
+            raise DataError(f"{path}: cannot be read: not a regular file")
         try:
             self._file = os.open(path, os.O_RDONLY)
         except OSError as error:
