@@ -46,7 +46,7 @@ def flush_directory(path: Path) -> None:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; when the block ends without error it takes the place of `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_private(path.parent)
     # safetensors writers insist on their suffix, so the temporary name keeps it
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
@@ -68,7 +68,7 @@ def replacing_all(directory: Path, names: Sequence[str]) -> Iterator[dict[str, P
 
     A list of what is to be renamed is written first, so that `finish_replacing` makes good a kill in between.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    make_private(directory)
     finish_replacing(directory)
     for stale in (path for name in names for path in directory.glob(f".{name}.*.tmp")):  # of one that was killed
         stale.unlink(missing_ok=True)
@@ -116,12 +116,12 @@ def publishing(directory: Path) -> Iterator[Path]:
 
     A manifest with size and SHA-256 of each file is written last. An existing `directory` is moved aside for it.
     """
-    directory.parent.mkdir(parents=True, exist_ok=True)
+    make_private(directory.parent)
     temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
     aside = temporary.with_suffix(".old")
     for leftover in (temporary, aside):
         shutil.rmtree(leftover, ignore_errors=True)
-    temporary.mkdir()
+    temporary.mkdir(mode=0o700)
     try:
         yield temporary
         files = sorted(path for path in temporary.iterdir() if path.is_file())
@@ -172,7 +172,7 @@ def manifest_problem(directory: Path, *, contents: bool = True) -> str | None:
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Inside the block no other process is in one for the same path; a file beside it holds the lock."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_private(path.parent)
     descriptor = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -215,10 +215,7 @@ def cache_directory() -> Path:
     from platformdirs import user_cache_path
 
     override = os.environ.get("QLORA_CACHE")
-    path = Path(override).expanduser() if override else user_cache_path("qlora-notebook")
-    with contextlib.suppress(OSError):  # told by whoever writes into it
-        make_private(path)
-    return path
+    return Path(override).expanduser() if override else user_cache_path("qlora-notebook")
 
 
 def make_private(path: Path) -> None:
