@@ -1,5 +1,6 @@
 """Names and places of runs: nothing is read or written outside of the runs' directory, or by anybody else."""
 
+import json
 import os
 import random
 import shutil
@@ -173,7 +174,14 @@ def open_to_others(root: Path) -> list[str]:
     return found
 
 
-WITHOUT_A_MASK = "import os, sys; os.umask(0); from qlora_core.cli import main; sys.exit(main(sys.argv[1:]))"
+WITHOUT_A_MASK = """
+import json, os, sys
+from qlora_core.cli import main
+for command in json.loads(sys.argv[1]):
+    os.umask(0)
+    if status := main(command):
+        sys.exit(status)
+"""
 
 
 def test_what_commands_make_is_for_their_user_only(tiny_model: Path, tmp_path: Path) -> None:
@@ -190,12 +198,11 @@ def test_what_commands_make_is_for_their_user_only(tiny_model: Path, tmp_path: P
         ["export", "club", "--runs-dir", str(home / "deep" / "runs"), "--to", "peft", "--out", str(home / "peft")],
         ["data", str(rows / "train.jsonl"), "--out", str(home / "data"), "--model", str(tiny_model)],
     ]
-    for command in commands:
-        done = subprocess.run(
-            [sys.executable, "-c", WITHOUT_A_MASK, *command],
-            cwd=home, env=environment, capture_output=True, text=True, check=False, timeout=300,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_A_MASK, json.dumps(commands)],
+        cwd=home, env=environment, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
     made = {path.name for path in home.rglob("*")}
     assert {"adapters.safetensors", "adapter_model.safetensors", "train_data.jsonl", "manifest.json"} <= made
     assert open_to_others(home) == []

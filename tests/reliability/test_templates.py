@@ -273,7 +273,7 @@ def test_a_template_that_makes_much_is_stopped() -> None:
 
 
 def test_a_template_that_takes_long_is_stopped() -> None:
-    told = rendered(TIME, seconds=60, limit=0.2)
+    told = rendered(TIME, seconds=60, limit=0.1)
     assert told.keys() == TIME.keys()
     assert not {name: outcome for name, outcome in told.items() if outcome.startswith("written")}
 
