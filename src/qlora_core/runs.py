@@ -314,7 +314,12 @@ class Run:
         return word if word in ("pause", "stop") else "run"  # type: ignore[return-value]
 
     def request(self, what: Control) -> None:
-        """Ask the trainer to pause or stop after its current step."""
+        """Ask the trainer to pause or stop after its current step.
+
+        Raises:
+            RunError: the run is a link, or holds one.
+        """
+        refuse_links(self.path)
         write_text(self.path / "control", what)
 
     def metrics(self) -> list[dict[str, Any]]:

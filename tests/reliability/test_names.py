@@ -113,6 +113,19 @@ def test_a_run_that_is_a_link_is_not_written(plan, tmp_path: Path, dangling: boo
     assert outside.exists() != dangling
 
 
+def test_a_run_that_is_a_link_is_read_and_told_nothing(trained: Run, tmp_path: Path) -> None:
+    from qlora_core.evaluate import evaluate_run
+
+    link = tmp_path / "club"
+    link.symlink_to(trained.path)
+    (run,) = TrainingTracker(tmp_path).runs()
+    assert run.evaluation() == trained.evaluation()
+    for write in (lambda: run.request("stop"), lambda: evaluate_run(run, None, None, adapters="best", max_tokens=1)):
+        with pytest.raises(RunError, match="club: is a link to"):
+            write()
+    assert trained.control() == "run"
+
+
 @pytest.mark.parametrize("name", ["checkpoints", "best", "final", "lock", "metrics.jsonl", "status.json", "control"])
 def test_a_run_that_holds_a_link_is_not_written(plan, tmp_path: Path, name: str) -> None:
     tracker, planned = plan(run="club")
