@@ -38,6 +38,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--damages", type=int, default=40, help="places where a checkpoint is damaged")
     parser.addoption("--races", type=int, default=30, help="how often processes start the same run at the same moment")
     parser.addoption("--soak-steps", type=int, default=300, help="steps over which nothing may grow")
+    parser.addoption("--templates", type=int, default=100, help="chat templates that are made up to do harm")
+    parser.addoption("--mutations", type=int, default=120, help="files damaged at random that are then opened")
+    parser.addoption("--names", type=int, default=1_000, help="names of runs that are made up to lead elsewhere")
 
 
 def pytest_unconfigure() -> None:

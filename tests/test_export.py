@@ -398,7 +398,7 @@ def test_what_peft_has_no_name_for_is_refused(tmp_path):
     with pytest.raises(ModelError, match=r"q_proj\.weight cannot be expressed in PEFT's format"):
         convert_adapters(source, tmp_path, "owner/name", 1)
     (source / "adapters.safetensors").write_bytes(b"cut off")
-    with pytest.raises(ModelError, match="its adapters cannot be read"):
+    with pytest.raises(ModelError, match="not a safetensors file: only 7 bytes"):
         convert_adapters(source, tmp_path, "owner/name", 1)
 
 

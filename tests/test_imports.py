@@ -7,10 +7,10 @@ import qlora_core
 
 SOURCE = Path(qlora_core.__file__).parent
 WITHOUT_MLX = [
-    "errors", "storage", "config", "data", "parallel", "chat_template", "token_rows", "tokens", "token_report",
-    "token_view", "memory", "guard", "pace", "projections", "headers", "seals", "hub_failures", "hub", "sampling",
-    "bases", "adapters", "fit", "presets", "metrics", "locks", "runs", "device_lock", "awake", "endings", "jobs",
-    "worker", "supervisor", "texts", "advice", "console", "cli",
+    "errors", "storage", "config", "data", "parallel", "sandbox", "chat_template", "token_rows", "tokens",
+    "token_report", "token_view", "memory", "guard", "pace", "projections", "foreign", "headers", "seals",
+    "hub_failures", "hub", "sampling", "bases", "adapters", "fit", "presets", "run_files", "metrics", "locks", "runs",
+    "device_lock", "awake", "endings", "jobs", "worker", "supervisor", "texts", "advice", "console", "cli",
     "talk", "talker", "serve", "page", "schedule", "batching", "charts", "compare", "export", "guides", "peft",
 ]  # fmt: skip
 HEAVY = ("mlx", "mlx_lm", "transformers", "torch")

@@ -22,6 +22,7 @@ def append(run: Run, content: str | bytes) -> None:
 
 
 def line(type: str, step: int, **fields) -> str:
+    fields = {"message": "slow", **fields} if type == "warning" else fields
     return json.dumps({"type": type, "step": step, **fields}) + "\n"
 
 

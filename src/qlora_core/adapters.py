@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from .bases import ModelSpec
 from .config import LoraConfig
-from .errors import ModelError
-from .headers import tensor_headers
+from .errors import ModelError, shown
+from .foreign import is_number, is_whole, read_object
+from .headers import Tensor, tensor_headers
 from .projections import within_model
 
 ADAPTER_FILE, ADAPTER_CONFIG = "adapters.safetensors", "adapter_config.json"
 
 Shapes = Mapping[str, tuple[int, ...]]
 SHOWN = 5  # misfits that a message names
+LONGEST_CONFIG, LONGEST_HEADER = 64_000, 1_000_000  # bytes
+MOST_RANK, MOST_LAYERS, MOST_SCALE = 512, 1024, 1e6
 
 
 def find_adapters(name: str, runs_dir: Path) -> Path:
@@ -40,10 +42,57 @@ def adapter_settings(directory: Path) -> dict[str, Any]:
     """What `adapter_config.json` says, in mlx-lm's words.
 
     Raises:
-        OSError: there is none.
-        ValueError: it is not JSON.
+        ModelError: there is none, or it says something that cannot be.
     """
-    return json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    path = directory / ADAPTER_CONFIG
+    try:
+        settings = read_object(path, LONGEST_CONFIG)
+        _refuse_impossible(settings)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: not the settings of an adapter: {error}") from None
+    return settings
+
+
+def adapter_base(directory: Path) -> Path:
+    """The base that adapters were trained on, as their settings name it.
+
+    Raises:
+        ModelError: they name none.
+    """
+    name = adapter_settings(directory).get("model")
+    if not name:
+        raise ModelError(f"{directory / ADAPTER_CONFIG}: names no model that the adapters belong to.")
+    return Path(name)
+
+
+def _refuse_impossible(settings: dict[str, Any]) -> None:
+    lora = settings.get("lora_parameters")
+    if not isinstance(lora, dict):
+        raise ValueError("no lora_parameters")
+    keys = lora.get("keys", [])
+    fit = {
+        "rank": is_whole(lora.get("rank"), 1, MOST_RANK),
+        "scale": is_number(lora.get("scale")) and abs(lora["scale"]) <= MOST_SCALE,
+        "dropout": is_number(lora.get("dropout", 0.0)) and 0 <= lora.get("dropout", 0.0) < 1,
+        "keys": keys is None or (isinstance(keys, list) and all(isinstance(key, str) for key in keys)),
+    }
+    if wrong := [name for name, fits in fit.items() if not fits]:
+        raise ValueError(f"{wrong[0]} is {shown(lora.get(wrong[0]))}")
+    lora.setdefault("dropout", 0.0)
+    if not is_whole(settings.get("num_layers", 0), -1, MOST_LAYERS):
+        raise ValueError(f"num_layers is {shown(settings['num_layers'])}")
+    for name in ("fine_tune_type", "model"):
+        if not isinstance(settings.get(name, ""), str):
+            raise ValueError(f"{name} is {shown(settings[name])}")
+
+
+def adapter_headers(path: Path) -> dict[str, Tensor]:
+    """`{name: (dtype, shape, bytes)}` of an adapter file, from its header alone.
+
+    Raises:
+        ModelError: it is none.
+    """
+    return tensor_headers(path, LONGEST_HEADER)
 
 
 def check_adapters(path: Path, spec: ModelSpec, lora: LoraConfig) -> None:
@@ -53,7 +102,7 @@ def check_adapters(path: Path, spec: ModelSpec, lora: LoraConfig) -> None:
         ModelError: it cannot be read, a tensor is missing, unknown or of another shape, or it was trained with another
             scale than the settings have.
     """
-    found = {within_model(name): tuple(shape) for name, (_, shape, _) in tensor_headers(path).items()}
+    found = {within_model(name): tuple(shape) for name, (_, shape, _) in adapter_headers(path).items()}
     wanted = {within_model(name): shape for name, shape in spec.adapter_shapes(lora).items()}
     refuse_misfits(path, found, wanted)
     scale = _scale(path.parent)
@@ -84,8 +133,7 @@ def refuse_misfits(path: Path, found: Shapes, wanted: Shapes) -> None:
 
 
 def _scale(directory: Path) -> float | None:
-    """The scale that an `adapter_config.json` names, if there is one and it can be read."""
-    try:
-        return float(adapter_settings(directory)["lora_parameters"]["scale"])
-    except (OSError, ValueError, KeyError, TypeError):
+    """The scale that an `adapter_config.json` of mlx-lm's kind names, if there is one."""
+    if not (directory / ADAPTER_CONFIG).is_file():
         return None
+    return float(adapter_settings(directory)["lora_parameters"]["scale"])

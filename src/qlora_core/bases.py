@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.metadata
-import json
 import math
 import re
 import sys
@@ -18,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from .config import BaseConfig, LoraConfig
-from .errors import ModelError
+from .errors import ModelError, shown
+from .foreign import TABLE_BYTES, is_whole, read_object
 from .headers import Tensor, tensor_headers, weight_files
 from .hub import ALIASES, fetch
 from .projections import choose_projections, place
@@ -125,6 +125,18 @@ class ModelSpec:
         return re.sub(r"[^a-z0-9.]+", "-", self.name.lower()).strip("-.")[:32] or "model"
 
 
+_MODEL_TYPE = re.compile(r"[A-Za-z0-9_-]{1,64}")  # a module of mlx-lm's is imported by it
+_REQUIRED = ("num_hidden_layers", "hidden_size", "vocab_size")
+_SIZES = {
+    "num_hidden_layers": 1024,
+    "hidden_size": 1 << 20,
+    "vocab_size": 1 << 24,
+    "intermediate_size": 1 << 24,
+    "num_attention_heads": 1 << 14,
+    "num_key_value_heads": 1 << 14,
+    "head_dim": 1 << 14,
+}
+"""The largest that is believed."""
 _SYNONYMS = {
     "n_layer": "num_hidden_layers",
     "n_layers": "num_hidden_layers",
@@ -197,18 +209,50 @@ def read_configuration(path: Path) -> dict[str, Any]:
         ModelError: it is missing, or is not a model's.
     """
     try:
-        settings = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        settings = read_object(path / "config.json")
         settings = {**(settings.get("text_config") or {}), **settings}
         settings = {**{name: settings[other] for other, name in _SYNONYMS.items() if other in settings}, **settings}
     except FileNotFoundError:
         raise ModelError(f"{path}: no config.json. A model is a directory in Hugging Face or MLX layout.") from None
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise ModelError(f"{path / 'config.json'}: not a model's configuration: {error}") from None
-    for name, kind in {"model_type": str, "num_hidden_layers": int, "hidden_size": int, "vocab_size": int}.items():
-        if not isinstance(settings.get(name), kind):
-            wanted = "a text" if kind is str else "a whole number"
-            raise ModelError(f"{path / 'config.json'}: {name} must be {wanted}; found {settings.get(name)!r}.")
+    if problem := _impossible(settings):
+        raise ModelError(f"{path / 'config.json'}: {problem}.")
     return settings
+
+
+def _impossible(settings: dict[str, Any]) -> str:
+    """What in a configuration cannot be, in words; empty if all can."""
+    if not isinstance(settings.get("model_type"), str):
+        return f"model_type must be a text; found {shown(settings.get('model_type'))}"
+    if not _MODEL_TYPE.fullmatch(settings["model_type"]):
+        return f"model_type must be a name; found {shown(settings['model_type'])}"
+    if settings.get("model_file") is not None:
+        return "model_file names a program that comes with the model. It is not run; take another model"
+    for name, most in _SIZES.items():
+        value = settings.get(name)
+        if value is None and name not in _REQUIRED:
+            continue
+        if type(value) is not int:
+            return f"{name} must be a whole number; found {shown(value)}"
+        if not 1 <= value <= most:
+            return f"{name} must be from 1 to {most}; found {shown(value)}"
+    for name in ("quantization", "quantization_config"):
+        if problem := _impossible_quantization(settings.get(name)):
+            return f"{name} {problem}"
+    return ""
+
+
+def _impossible_quantization(quantization: Any) -> str:
+    if quantization is None:
+        return ""
+    if not isinstance(quantization, dict):
+        return f"must be an object; found {shown(quantization)}"
+    for part in (quantization, *(part for part in quantization.values() if isinstance(part, dict))):
+        for name, most in (("bits", 16), ("group_size", 4096)):
+            if part.get(name) is not None and not is_whole(part[name], 1, most):
+                return f"has {name} {shown(part[name])}; wanted a whole number from 1 to {most}"
+    return ""
 
 
 def about_parameters(config: BaseConfig) -> int:
@@ -230,10 +274,13 @@ def describe(path: Path, config: BaseConfig, licence: str = "") -> ModelSpec:
         ModelError: a file is missing or unreadable.
     """
     settings = read_configuration(path)
+    _refuse_strange_files(path)
     tensors = {name: tensor for name, tensor in _tensors(path) if not name.startswith(_SENSES)}
     quantization = settings.get("quantization") or settings.get("quantization_config")
     bits = None if quantization or config.quantize == "none" else int(config.quantize)
     parameters, shapes = _count(tensors, quantization or {})
+    if not parameters:
+        raise ModelError(f"{path}: its weight files hold no weights.")
     return ModelSpec(
         name=BUILT_IN if config.model == BUILT_IN else Path(config.model).name,
         path=path,
@@ -246,6 +293,15 @@ def describe(path: Path, config: BaseConfig, licence: str = "") -> ModelSpec:
         dtype=next((_DTYPES[kind] for kind, _, _ in tensors.values() if kind in _DTYPES), "float32"),
         shapes=shapes,
     )
+
+
+def _refuse_strange_files(path: Path) -> None:
+    """Refuse what a library would wait for, or read, without end."""
+    for file in path.iterdir():
+        if file.exists() and not (file.is_file() or file.is_dir()):
+            raise ModelError(f"{file}: is neither a file nor a directory.")
+        if file.suffix == ".json" and file.is_file() and file.stat().st_size > TABLE_BYTES:
+            raise ModelError(f"{file}: has {file.stat().st_size} bytes; at most {TABLE_BYTES} are read.")
 
 
 def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
@@ -264,7 +320,7 @@ def _count(tensors: dict[str, Any], quantization: dict[str, Any]) -> tuple[int, 
         columns = shape[-1] if shape else 1
         if dtype == "U32":
             own = quantization.get(module)
-            bits = own.get("bits", 4) if isinstance(own, dict) else quantization.get("bits", 4)
+            bits = (own if isinstance(own, dict) else quantization).get("bits") or 4
             size, columns = size * 32 // bits, columns * 32 // bits
         parameters += size
         if leaf == "weight" and len(shape) == 2 and place(module):

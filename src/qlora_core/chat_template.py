@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
-import functools
 import itertools
 import json
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from jinja2 import Template, TemplateError, nodes
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import Template, nodes
 
-from .errors import ConfigError, DataError
+from . import sandbox
+from .errors import ConfigError, DataError, ModelError
+from .foreign import read_text
 
 PATTERNS = {
     "plain": "### Prompt:\n{prompt}\n\n### Response:\n{response}",
@@ -70,7 +67,7 @@ def read_template(choice: str, own: str | None, *, begin: bool) -> str:
         return own
     if choice.endswith(".jinja"):
         try:
-            return Path(choice).expanduser().read_text(encoding="utf-8")
+            return read_text(Path(choice).expanduser())
         except (OSError, ValueError) as error:
             raise ConfigError(f"template {choice}: cannot be read: {error}") from None
     return from_pattern(PATTERNS.get("plain" if choice == "auto" else choice, choice.replace("\\n", "\n")), begin=begin)
@@ -89,7 +86,7 @@ class ChatTemplate:
 
     def __init__(self, text: str, bos_token: str, eos_token: str) -> None:
         self._names = {"bos_token": bos_token, "eos_token": eos_token}
-        self._whole = _sandbox().from_string(text)
+        self._whole = sandbox.build(sandbox.parse(text))
         self._turns, self._request = _marked_turns(text, self._names)
         self._asks = _marked_request(text)
 
@@ -98,9 +95,14 @@ class ChatTemplate:
 
         Raises:
             DataError: the template refuses them.
+            ModelError: it made too much of them, or took too long, and is not to be used.
         """
         try:
-            return self._whole.render(messages=messages, add_generation_prompt=ask, **self._names)
+            return sandbox.render(self._whole, messages=messages, add_generation_prompt=ask, **self._names)
+        except sandbox.LimitError as error:  # the next conversation would fare no better, and take as long
+            raise ModelError(
+                f"the model's chat template was stopped: {error}. Choose another with --template."
+            ) from None
         except Exception as error:  # a template is a program of the model's: it may raise anything
             raise DataError(f"the model's chat template refuses this conversation: {error}") from None
 
@@ -112,7 +114,8 @@ class ChatTemplate:
         """
         if self._turns and messages and messages[0]["role"] != "assistant":  # of no messages, it may write otherwise
             with contextlib.suppress(Exception):  # rendered again without marks, for the words of its refusal
-                pieces = self._turns.render(messages=messages, add_generation_prompt=False, **self._names).split(_MARK)
+                text = sandbox.render(self._turns, messages=messages, add_generation_prompt=False, **self._names)
+                pieces = text.split(_MARK)
                 if len(pieces) == len(messages) + 1:
                     return "".join(pieces), list(itertools.accumulate(map(len, pieces)))
         return self.render(messages), []
@@ -147,7 +150,7 @@ class ChatTemplate:
         """The text of messages and that with the model asked to speak, or None where it is to be rendered."""
         if self._asks:
             with contextlib.suppress(Exception):
-                rendered = self._asks.render(messages=messages, add_generation_prompt=True, **self._names)
+                rendered = sandbox.render(self._asks, messages=messages, add_generation_prompt=True, **self._names)
                 before, _, request = rendered.rpartition(_MARK)
                 return before, before + request
         return self.render(messages) if messages else "", None
@@ -161,7 +164,7 @@ def _marked_request(text: str) -> Template | None:
 
     What stands before the mark is then the text without the request.
     """
-    tree = _sandbox().parse(text)
+    tree = sandbox.parse(text)
     last = tree.body[-1] if tree.body else None
     asks = (
         isinstance(last, nodes.If) and isinstance(last.test, nodes.Name) and last.test.name == "add_generation_prompt"
@@ -171,7 +174,7 @@ def _marked_request(text: str) -> Template | None:
     if tree.find((nodes.Block, nodes.Extends, nodes.Include, nodes.Import, nodes.FromImport)):
         return None
     tree.body.insert(-1, _mark())
-    return _sandbox().from_string(tree)
+    return sandbox.build(tree)
 
 
 def _marked_turns(text: str, names: dict[str, str]) -> tuple[Template | None, str]:
@@ -180,7 +183,7 @@ def _marked_turns(text: str, names: dict[str, str]) -> tuple[Template | None, st
     It does where its end is a loop over the messages and a request that is always the same, it looks at no messages
     besides but the first, and of the loop's state only at what has been.
     """
-    tree = _sandbox().parse(text)
+    tree = sandbox.parse(text)
     if not _marked_request(text) or len(tree.body) < 2:
         return None, ""
     loop, request = tree.body[-2:]
@@ -200,9 +203,13 @@ def _marked_turns(text: str, names: dict[str, str]) -> tuple[Template | None, st
     varying = any(name.name not in names for name in request.find_all(nodes.Name) if name is not request.test)
     if varying or any(name.name in names and name.ctx != "load" for name in tree.find_all(nodes.Name)):
         return None, ""
-    asked = _sandbox().from_string(nodes.Template([request], lineno=1)).render(add_generation_prompt=True, **names)
+    alone = sandbox.build(nodes.Template(sandbox.parse(text).body[-1:], lineno=1))
+    try:
+        asked = sandbox.render(alone, add_generation_prompt=True, **names)
+    except Exception:  # told when a conversation is rendered
+        return None, ""
     loop.body.insert(0, _mark())
-    return _sandbox().from_string(tree), asked
+    return sandbox.build(tree), asked
 
 
 def _uses(tree: nodes.Node, name: str) -> int:
@@ -219,19 +226,3 @@ def _common(text: str, other: str, start: int = 0) -> int:
         return start + len(other)
     letters = enumerate(zip(itertools.islice(text, start, None), other, strict=False))
     return start + next((i for i, (a, b) in letters if a != b), len(other))
-
-
-@functools.cache
-def _sandbox() -> ImmutableSandboxedEnvironment:
-    def raise_exception(message: str) -> None:
-        raise TemplateError(message)
-
-    def tojson(value: Any, indent: int | None = None) -> str:
-        return json.dumps(value, ensure_ascii=False, indent=indent)
-
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = raise_exception
-    # a date that moved with the clock would change the tokens of a resumed run
-    environment.globals["strftime_now"] = lambda form: datetime.date(2024, 7, 26).strftime(form)
-    return environment

@@ -15,7 +15,7 @@ from typing import Any
 from .adapters import ADAPTER_FILE
 from .device import mx, nn, optim, tree_flatten, tree_unflatten
 from .errors import CheckpointError, ModelError
-from .model import load_adapters, save_tensors
+from .model import load_adapters, read_tensors, save_tensors
 from .runs import Run
 from .storage import clear_leftovers, discard, explained, manifest_problem, publishing, remove, write_json
 
@@ -90,8 +90,9 @@ def room_wanted(directory: Path, model: nn.Module, keep: int) -> int:
 
 
 def checkpoints(directory: Path) -> list[Path]:
-    """All checkpoints, oldest first; what somebody copied beside them ("000200 copy") is none."""
-    found = (path for path in directory.glob("[0-9]*") if re.fullmatch("[0-9]+", path.name) and path.is_dir())
+    """All checkpoints, oldest first; what a link leads to is none, nor what was copied there ("000200 copy")."""
+    named = (path for path in directory.glob("[0-9]*") if re.fullmatch("[0-9]+", path.name))
+    found = (path for path in named if path.is_dir() and not path.is_symlink())
     return sorted(found, key=lambda path: int(path.name))  # beyond a million, names are longer
 
 
@@ -156,7 +157,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: optim.Optimizer) ->
     """
     try:
         load_adapters(model, path / ADAPTER_FILE)
-        state = mx.load(str(path / OPTIMIZER_FILE))
+        state = read_tensors(path / OPTIMIZER_FILE)
         wanted = {name: value.shape for name, value in tree_flatten(optimizer.state)}
         if {name: value.shape for name, value in state.items()} != wanted:
             raise CheckpointError(f"{path}: its optimizer state does not fit the settings.")

@@ -28,6 +28,7 @@ from .presets import PRESETS
 from .runs import Run, TrainingPlan, TrainingTracker, iterate_states, resolve_config
 from .sampling import Sampling
 from .serve import add_page_arguments, add_server_arguments
+from .storage import keep_private
 from .supervisor import supervise
 from .worker import DONE, ERROR, INTERRUPTED, PAUSED, exit_status, train_here
 
@@ -406,6 +407,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     arguments = build_parser().parse_args(argv)
     arguments.argv = list(sys.argv[1:] if argv is None else argv)
+    keep_private()
     return guarded(lambda: arguments.call(arguments))
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from .adapters import ADAPTER_FILE, adapter_settings
 from .config import Role, to_flat
 from .console import duration, one_line, section, size
-from .errors import RunError
+from .errors import QLoraError, RunError
 from .runs import Run
 
 COLUMNS = 100  # of the table, for two or three runs
@@ -165,15 +165,15 @@ def _results(run: Run, events: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What came of it: of a run that ended its own summary, else what its events tell so far."""
     status = run.status()
     steps = [event for event in events if event["type"] == "step"]
-    losses = [event["train_loss"] for event in steps if event["train_loss"] is not None]
-    seconds = sum(event["seconds"] for event in steps)
+    losses = [event["train_loss"] for event in steps if event.get("train_loss") is not None]
+    seconds = sum(event.get("seconds", 0.0) for event in steps)
     so_far = {
         "best_val_loss": status.get("best_val_loss"),
         "best_step": status.get("best_step"),
         "training_seconds": seconds or None,
-        "tokens_per_second": sum(event["tokens"] for event in steps) / seconds if seconds else None,
-        "peak_memory_bytes": max((event["peak_memory_bytes"] for event in steps), default=None),
-        "peak_process_bytes": max((e["process_peak"] for e in events if e["type"] == "memory"), default=None),
+        "tokens_per_second": sum(event.get("tokens", 0) for event in steps) / seconds if seconds else None,
+        "peak_memory_bytes": max((event.get("peak_memory_bytes", 0) for event in steps), default=None),
+        "peak_process_bytes": max((e.get("process_peak", 0) for e in events if e["type"] == "memory"), default=None),
     }
     found = {name: (run.summary() or so_far).get(name) for name in so_far}
     best = found["best_val_loss"]
@@ -191,7 +191,7 @@ def _curve(events: Sequence[dict[str, Any]]) -> Curve:
     training, validation = [], []
     for event in events:
         if event["type"] == "step":
-            tokens, seconds = tokens + event["tokens"], seconds + event["seconds"]
+            tokens, seconds = tokens + event.get("tokens", 0), seconds + event.get("seconds", 0.0)
         loss = event.get({"step": "train_loss", "eval": "val_loss"}.get(event["type"], ""))
         if loss is not None:
             point = {"step": event["step"], "tokens": tokens, "seconds": seconds, "loss": loss}
@@ -206,7 +206,7 @@ def _adapter(run: Run) -> dict[str, Any]:
         settings = adapter_settings(directory)
         name = {"lora": "LoRA", "dora": "DoRA"}.get(settings["fine_tune_type"], settings["fine_tune_type"])
         return {"type": name, "bytes": (directory / ADAPTER_FILE).stat().st_size}
-    except (RunError, OSError, ValueError, KeyError):
+    except (QLoraError, OSError, KeyError):
         return {"type": None, "bytes": None}
 
 

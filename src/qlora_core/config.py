@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .errors import ConfigError
+from .errors import ConfigError, shown
 
 Role = Literal["result", "length", "pace", "place"]
 """What a setting decides: the result; only how long training lasts; how often to look; where things lie.
@@ -310,7 +310,7 @@ def _problems(setting: Setting, value: Any) -> Iterator[str]:
     unit = f" {setting.unit}" if setting.unit else ""
     if setting.choices:
         if value not in setting.choices:
-            yield f"{setting.name} must be one of {', '.join(setting.choices)}; found {value!r}"
+            yield f"{setting.name} must be one of {', '.join(setting.choices)}; found {shown(value)}"
         return
     wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}.get(setting.type)
     if wanted is None:  # tuple of texts
@@ -318,18 +318,20 @@ def _problems(setting: Setting, value: Any) -> Iterator[str]:
         texts = isinstance(value, tuple) and all(isinstance(item, str) and item for item in value)
         if not texts or len(value) < least:
             wanted = "one or more texts" if least else "texts"
-            yield f"{setting.name} must be {wanted}, none of them empty; found {value!r}"
+            yield f"{setting.name} must be {wanted}, none of them empty; found {shown(value)}"
         return
     accepted = (int, float) if setting.type is float else setting.type
     if not isinstance(value, accepted) or (isinstance(value, bool) and setting.type is not bool):
-        yield f"{setting.name} must be {wanted}; found {value!r}"
+        yield f"{setting.name} must be {wanted}; found {shown(value)}"
     elif setting.type in (int, float):
         if isinstance(value, float) and not math.isfinite(value):
             yield f"{setting.name} must be {wanted}; found {value}"
         elif setting.ge is not None and value < setting.ge:
-            yield f"{setting.name} must be at least {setting.type(setting.ge)}{unit}; found {value}"
+            yield f"{setting.name} must be at least {setting.type(setting.ge)}{unit}; found {shown(value)}"
         elif setting.le is not None and value > setting.le:
-            yield f"{setting.name} must be at most {setting.type(setting.le)}{unit}; found {value}"
+            yield f"{setting.name} must be at most {setting.type(setting.le)}{unit}; found {shown(value)}"
+        elif isinstance(value, int) and value.bit_length() > 62:
+            yield f"{setting.name} must be {wanted} of a sensible size; found {shown(value)}"
 
 
 def from_flat(flat: dict[str, Any], base: RunConfig | None = None) -> RunConfig:
@@ -340,12 +342,13 @@ def from_flat(flat: dict[str, Any], base: RunConfig | None = None) -> RunConfig:
     """
     known = {setting.name: setting for setting in settings()}
     if unknown := sorted(set(flat) - set(known)):
-        raise ConfigError(f"unknown setting {', '.join(unknown)}; known: {', '.join(known)}")
+        names = ", ".join(unknown[:5]) if all(map(str.isprintable, unknown[:5])) else shown(unknown[0])
+        raise ConfigError(f"unknown setting {names[:200]}; known: {', '.join(known)}")
     base = base or RunConfig()
     changes: dict[str, dict[str, Any]] = {}
     for name, value in flat.items():
         setting = known[name]
-        if setting.type is float and isinstance(value, int) and not isinstance(value, bool):
+        if setting.type is float and type(value) is int and value.bit_length() <= 62:
             value = float(value)
         changes.setdefault(setting.group, {})[name] = tuple(value) if isinstance(value, list) else value
     groups = {group: dataclasses.replace(getattr(base, group), **values) for group, values in changes.items()}

@@ -264,9 +264,9 @@ def event_line(event: dict[str, Any]) -> str:
     kind = event["type"]
     if kind == "memory":
         return f"[Memory] {event['label']}: {event['available'] // MB}MB available"
-    if kind == "epoch":
+    if kind == "epoch" and event.get("avg_loss") is not None:
         return f"  Epoch {event['epoch']} - Avg Loss: {event['avg_loss']:.4f}"
-    if kind == "eval" and event["val_loss"] is None:
+    if kind == "eval" and (event.get("val_loss") is None or event.get("perplexity") is None):
         return "  Val Loss: not finite"
     if kind == "eval":
         return f"  Val Loss: {event['val_loss']:.4f} (perplexity {event['perplexity']:,.2f})"
@@ -274,8 +274,8 @@ def event_line(event: dict[str, Any]) -> str:
         return f"  ✓ Checkpoint saved (step {event['step']})"
     if kind == "warning":
         return f"  ! {event['message']}"
-    if kind == "start" and event["step"]:
-        return f"Resuming at step {event['step']} of {event['total_steps']}"
+    if kind == "start" and event.get("step"):
+        return f"Resuming at step {event['step']} of {event.get('total_steps')}"
     return ""
 
 

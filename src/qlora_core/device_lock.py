@@ -20,7 +20,7 @@ from .bases import has_gpu
 from .errors import BusyError
 from .locks import Held, LifeLock, holder, holder_in_words
 from .runs import Run, RunWriter, being_trained
-from .storage import cache_directory
+from .storage import cache_directory, make_directory
 
 POLL = 0.5  # seconds between two looks whether the device is free
 GOING = 3.0  # seconds that a trainer which gave its run back may take to end
@@ -51,7 +51,7 @@ class DeviceLock(LifeLock):
 
     def __init__(self, run: Path, descriptor: int | None = None) -> None:
         path = lock_file()
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directory(path.parent)
         end = time.monotonic() + GOING
         while True:
             try:

@@ -15,6 +15,27 @@ Each message says what, where (file:line where there is one), what was found, wh
 The command line prints `error: …` and exits with 1; the page shows the same text. A traceback is a bug of ours.
 """
 
+from typing import Any
+
+LONGEST = 80  # characters of a value in a message
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it: on one line, and not too long."""
+    if isinstance(value, int) and value.bit_length() > 8192:  # Python refuses to write out the longest
+        return "a very large number"
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # one of these inside
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+
+
+def brief(error: BaseException, most: int = 400) -> str:
+    """What a library says of a failure: on one line, and not too long."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
 
 class QLoraError(Exception):
     """Base of every error whose message is written for the user."""

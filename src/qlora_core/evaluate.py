@@ -16,7 +16,7 @@ from .config import PaceConfig
 from .device import nn
 from .generate import answer
 from .model import base_only
-from .runs import Run
+from .runs import Run, refuse_links
 from .storage import write_json, write_text
 from .tokens import ChatTokenizer
 
@@ -37,7 +37,11 @@ def evaluate_run(
 
     Returns:
         `{"adapters", "questions": […], "recall": {"trained": {…}, "held_out": {…}}}`.
+
+    Raises:
+        RunError: the run is a link, or holds one.
     """
+    refuse_links(run.path)
     questions = list(_questions(run))
     prompts = [question["question"] for question in questions]
     with base_only(model):

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from .adapters import ADAPTER_CONFIG, ADAPTER_FILE, adapter_settings
+from .adapters import ADAPTER_CONFIG, ADAPTER_FILE, adapter_base, adapter_settings
 from .bases import ALIASES, BUILT_IN, ModelSpec, has_gpu
 from .charts import save_curves, thin
 from .config import RunConfig, to_flat
@@ -52,7 +52,9 @@ def export_run(run: Run, out: Path, *, to: Target, force: bool = False, dequanti
     """
     if dequantize and to != "fused":
         raise ConfigError(f"dequantize belongs to a fused model; found it with {to}.")
-    out = Path(out).expanduser().resolve()
+    out = Path(out).expanduser()
+    _refuse_links(run, out)
+    out = out.resolve()
     spec, tokenizer = run.base(), run.tokenizer()
     _refuse(run, spec, out, force=force)
     adapters, fused = run.adapters, None
@@ -81,6 +83,15 @@ def keep_result(run: Run) -> str:
 
 
 # Where it goes --------------------------------------------------------------------------------------------------
+
+
+def _refuse_links(run: Run, out: Path) -> None:
+    """Refuse a link where the export would lie, and inside of the run any on the way: what it leads to would go."""
+    for path in (out, *out.parents):
+        if path != out and not path.absolute().is_relative_to(run.path.absolute()):
+            break
+        if path.is_symlink():
+            raise RunError(f"{path}: is a link to {path.readlink()}. Give the place itself with --out.")
 
 
 def _refuse(run: Run, spec: ModelSpec, out: Path, *, force: bool) -> None:
@@ -172,8 +183,8 @@ def _metrics(run: Run, to: Target, fused: dict[str, Any] | None) -> dict[str, An
         "device": environment.get("device"),
         "versions": environment.get("versions"),
         "curves": {
-            "train_loss": [[event["step"], event["train_loss"]] for event in thin(steps)],
-            "val_loss": [[event["step"], event["val_loss"]] for event in evals],
+            "train_loss": [[event["step"], event.get("train_loss")] for event in thin(steps)],
+            "val_loss": [[event["step"], event.get("val_loss")] for event in evals],
         },
     }
 
@@ -187,7 +198,7 @@ def _stored(fused: dict[str, Any] | None) -> str:
 
 def _facts(run: Run, spec: ModelSpec, tokenizer: ChatTokenizer, out: Path, to: Target) -> dict[str, Any]:
     """What the guides and the summary are filled in with."""
-    evaluation, loaded = run.evaluation(), Path(adapter_settings(run.adapters)["model"])
+    evaluation, loaded = run.evaluation(), adapter_base(run.adapters)
     return {
         "name": run.name,
         "to": to,

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .adapters import adapter_settings
+from .adapters import adapter_base
 from .bases import ModelSpec, describe
 from .config import BaseConfig
 from .device import choose_kernels, mx, nn, tree_unflatten
@@ -98,7 +98,7 @@ def _save(model: nn.Module, spec: ModelSpec, loaded: Path, directory: Path, temp
 
 def _loaded_from(run: Run, spec: ModelSpec) -> Path:
     """Where the base lies as it was loaded, or as it was before it was quantised."""
-    named = Path(adapter_settings(run.adapters)["model"])
+    named = adapter_base(run.adapters)
     return named if named.is_dir() else spec.path
 
 

@@ -10,7 +10,6 @@ import contextlib
 import errno
 import fnmatch
 import hashlib
-import json
 import logging
 import re
 import shutil
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .errors import ModelError
+from .foreign import TABLE_BYTES, read_object
 from .hub_failures import explained
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def _matching(files: Sequence[str], *patterns: str) -> list[str]:
 def _indexed(path: Path) -> set[str]:
     """The weight files that the index names; none where there is no index."""
     try:
-        return {str(file) for file in json.loads((path / INDEX).read_text(encoding="utf-8"))["weight_map"].values()}
+        return {str(file) for file in read_object(path / INDEX, TABLE_BYTES)["weight_map"].values()}
     except FileNotFoundError:
         return set()
     except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:

@@ -68,7 +68,7 @@ def _take(path: Path) -> int:
     A reader shares the lock for an instant (`is_held`), and so does this, to tell readers from a holder: a shared lock
     is given beside readers, and refused beside a holder.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     end = time.monotonic() + PATIENCE
     try:
         while not _locked(descriptor, fcntl.LOCK_EX):
@@ -93,8 +93,8 @@ def _locked(descriptor: int, kind: int) -> bool:
 def is_held(path: Path) -> bool:
     """Whether a process holds the lock."""
     try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:  # none, or nothing that could be locked
         return False
     try:
         return not _locked(descriptor, fcntl.LOCK_SH)

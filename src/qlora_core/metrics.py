@@ -15,6 +15,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from .run_files import is_event
+
 Columns = Mapping[str, np.ndarray]
 """Name of a field to its values, float64; what was not a finite number, or not recorded, is NaN."""
 
@@ -109,6 +111,8 @@ class MetricsReader:
         return bool(chunk)
 
     def _read(self) -> bytes:
+        if not self.path.is_file():
+            return b""
         try:
             with self.path.open("rb") as file:
                 if os.fstat(file.fileno()).st_size < self._offset:  # another run of the same name lies there now
@@ -141,10 +145,9 @@ class MetricsReader:
 
 def read_events(path: Path) -> list[dict[str, Any]]:
     """All events in order, those left out that were taken back by going on from an older checkpoint."""
-    try:
-        lines = path.read_bytes()
-    except FileNotFoundError:
+    if not path.is_file():
         return []
+    lines = path.read_bytes()
     events: list[dict[str, Any]] = []
     for event in parse(lines[: lines.rfind(b"\n") + 1]):
         if event.get("type") == "start":
@@ -154,13 +157,15 @@ def read_events(path: Path) -> list[dict[str, Any]]:
 
 
 def parse(lines: bytes) -> Iterator[dict[str, Any]]:
-    """The events of whole lines; a line torn by a crash, and closed by the next trainer, is passed over."""
+    """The events of whole lines; a line torn by a crash and closed by the next trainer, or damaged, is passed over."""
     for line in lines.split(b"\n")[:-1]:
         try:
             event = _decode(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(event, dict):
+        if is_event(event):
+            if event["type"] == "eval":
+                event.setdefault("perplexity", None)
             yield event
 
 

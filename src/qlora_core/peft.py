@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from .adapters import ADAPTER_FILE, adapter_settings
+from .adapters import ADAPTER_FILE, adapter_headers, adapter_settings
 from .errors import ModelError
 from .projections import place
 from .storage import write_json
@@ -33,8 +33,9 @@ def convert_adapters(source: Path, directory: Path, base: str, num_layers: int) 
     Raises:
         ModelError: a file cannot be read, or holds something that PEFT has no name for.
     """
+    settings = adapter_settings(source)
+    adapter_headers(source / ADAPTER_FILE)
     try:
-        settings = adapter_settings(source)
         found = load_file(source / ADAPTER_FILE)
     except Exception as error:  # the safetensors library raises errors of its own
         raise ModelError(f"{source}: its adapters cannot be read: {error}") from None

@@ -24,10 +24,12 @@ from .adapters import ADAPTER_FILE, check_adapters, find_adapters
 from .bases import ModelSpec, describe
 from .config import RunConfig, from_flat, from_json, to_flat, to_json
 from .data import FACTS_FILE, TRAIN_FILE, VAL_FILE, PreparedData, Rows
-from .errors import BusyError, ConfigError, RunError
+from .errors import BusyError, ConfigError, RunError, shown
+from .foreign import TABLE_BYTES, read_object, read_text
 from .locks import Held, LifeLock, holder_in_words, is_held
 from .metrics import read_events
 from .presets import preset_choices
+from .run_files import Environment, Evaluation, Sample, State, Status, Summary, problem
 from .schedule import suited_learning_rate
 from .storage import (
     LineFile,
@@ -44,14 +46,51 @@ from .storage import (
 )
 from .tokens import ChatTokenizer, TokenDataset
 
-State = Literal["preparing", "running", "paused", "stopped", "completed", "failed", "crashed"]
 Control = Literal["run", "pause", "stop"]
 
 STATUS, METRICS = "status.json", "metrics.jsonl"
 PRINTED = "what is printed"
 RESERVE = 65_536  # bytes that are given back for a trainer's last words, should the disk be full
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}", re.IGNORECASE)
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
+_NO_SAMPLE = {"epoch": 0, "question": "", "answer": "", "reference": ""}
+_NO_NUMBERS = dict.fromkeys(Summary.__annotations__, 0) | {"best_val_loss": None}
+
+
+def is_name(name: str) -> bool:
+    """Whether a run may be called that: one part of a path, the same on every file system, hidden nowhere."""
+    return bool(_NAME.fullmatch(name)) and not name.endswith(".") and not _RESERVED.fullmatch(name)
+
+
+def check_name(name: str) -> None:
+    """Refuse what cannot be a run's name.
+
+    Raises:
+        RunError: it is none.
+    """
+    if not is_name(name):
+        raise RunError(
+            f"{shown(name)} cannot be a run's name: letters, digits, '.', '_' and '-', at most 64; a letter or a digit "
+            "first, no '.' last, and no name that means a device somewhere (con, nul, …)."
+        )
+
+
+def refuse_links(run: Path) -> None:
+    """Refuse to write into a run that is not where it seems to be, in whole or in part.
+
+    Raises:
+        RunError: it is a link, or holds one.
+    """
+    if run.is_symlink():
+        raise RunError(
+            f"{run}: is a link to {run.readlink()}. A run is written only where it lies: name its directory with "
+            "--runs-dir, which may be a link."
+        )
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(run) as entries:
+        for entry in entries:
+            if entry.is_symlink():
+                raise RunError(f"{entry.path}: is a link, and a run holds none. Put there what it leads to.")
 
 
 class RunLock(LifeLock):
@@ -97,7 +136,7 @@ class Run:
     @property
     def exists(self) -> bool:
         """True once the run was created."""
-        return (self.path / "config.json").is_file()
+        return os.path.isfile(self.path / "config.json")  # noqa: PTH113 - false also for what can be no path
 
     @property
     def best(self) -> Path:
@@ -214,8 +253,14 @@ class Run:
             raise RunError(f"{self.path / 'config.json'}: {error}") from None
 
     def environment(self) -> dict[str, Any]:
-        """Versions, device, kernel choice and the hashes that identify the run."""
-        return self._read_json("environment.json")
+        """Versions, device, kernel choice and the hashes that identify the run.
+
+        Raises:
+            RunError: this is not a run, or it is damaged.
+        """
+        found = self._read_json("environment.json", Environment)
+        unknown = {"path": "(unknown)", "licence": ""}
+        return {"identity": {}, **found, "model": {**unknown, **found["model"]}}
 
     @property
     def micro_batch(self) -> int:
@@ -224,35 +269,46 @@ class Run:
         return min(self.environment().get("micro_batch", batch_size), batch_size)
 
     def status(self) -> dict[str, Any]:
-        """The trainer's last word; empty before it spoke."""
+        """The trainer's last word; empty before it spoke, and where that is damaged."""
         try:
-            return json.loads((self.path / STATUS).read_text(encoding="utf-8"))
+            found = read_object(self.path / STATUS)
         except (OSError, ValueError):
             return {}
+        return {} if problem(found, Status) else found
 
     def evaluation(self) -> dict[str, Any] | None:
-        """The result of the last evaluation, if there was one."""
-        return self._read_json("evaluation.json") if (self.path / "evaluation.json").is_file() else None
+        """The result of the last evaluation, if there was one.
+
+        Raises:
+            RunError: it is damaged.
+        """
+        return self._read_json("evaluation.json", Evaluation) if (self.path / "evaluation.json").exists() else None
 
     def samples(self) -> list[dict[str, Any]]:
         """Answers while it learnt, in order: `{"step", "epoch", "question", "answer", "reference"}`."""
         try:
-            lines = (self.path / "samples.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
-        except FileNotFoundError:
+            lines = read_text(self.path / "samples.jsonl", TABLE_BYTES, errors="replace").splitlines()
+        except (OSError, ValueError):
             return []
         found = []
         for line in lines:
             try:
                 sample = json.loads(line)
-            except ValueError:  # torn by a crash
+            except (ValueError, RecursionError):  # torn by a crash
                 continue
-            if isinstance(sample, dict) and "step" in sample:
-                found.append(sample)
+            if not problem(sample, Sample):
+                found.append({**_NO_SAMPLE, **sample})
         return found
 
     def summary(self) -> dict[str, Any] | None:
-        """The numbers of a run that ended."""
-        return self._read_json("summary.json") if (self.path / "summary.json").is_file() else None
+        """The numbers of a run that ended.
+
+        Raises:
+            RunError: they are damaged.
+        """
+        if not (self.path / "summary.json").exists():
+            return None
+        return {**_NO_NUMBERS, **self._read_json("summary.json", Summary)}
 
     def train_rows(self) -> Rows:
         """The prepared rows it trains on."""
@@ -290,13 +346,18 @@ class Run:
     def control(self) -> Control:
         """What the trainer was asked to do."""
         try:
-            word = (self.path / "control").read_text(encoding="ascii").strip()
+            word = read_text(self.path / "control", 100).strip()
         except (OSError, ValueError):  # also where it cannot be read for the moment: training goes on
             return "run"
         return word if word in ("pause", "stop") else "run"  # type: ignore[return-value]
 
     def request(self, what: Control) -> None:
-        """Ask the trainer to pause or stop after its current step."""
+        """Ask the trainer to pause or stop after its current step.
+
+        Raises:
+            RunError: the run is a link, or holds one.
+        """
+        refuse_links(self.path)
         write_text(self.path / "control", what)
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -305,15 +366,20 @@ class Run:
 
     def _read(self, name: str) -> str:
         try:
-            return (self.path / name).read_text(encoding="utf-8")
-        except FileNotFoundError:
+            return read_text(self.path / name)
+        except (FileNotFoundError, NotADirectoryError):
             raise RunError(f"{self.path}: is not a run ({name} is missing). `qlora runs` lists them.") from None
-
-    def _read_json(self, name: str) -> dict[str, Any]:
-        try:
-            return json.loads(self._read(name))
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             raise RunError(f"{self.path / name}: cannot be read: {error}") from None
+
+    def _read_json(self, name: str, shape: type) -> dict[str, Any]:
+        try:
+            found = json.loads(self._read(name))
+        except (ValueError, RecursionError) as error:
+            raise RunError(f"{self.path / name}: cannot be read: {error}") from None
+        if wrong := problem(found, shape):
+            raise RunError(f"{self.path / name}: is damaged: {wrong}.")
+        return found
 
 
 @dataclass(frozen=True)
@@ -363,7 +429,8 @@ class TrainingTracker:
 
     def runs(self) -> list[Run]:
         """All runs, newest first."""
-        found = (Run(path.parent) for path in self.runs_dir.glob("*/config.json"))
+        # a name that cannot be printed may hold what moves a terminal's cursor
+        found = (Run(path.parent) for path in self.runs_dir.glob("*/config.json") if path.parent.name.isprintable())
         return sorted(found, key=lambda run: (run.path / "config.json").stat().st_mtime, reverse=True)
 
     def find(self, name: str) -> Run:
@@ -372,10 +439,11 @@ class TrainingTracker:
         Raises:
             RunError: there is none.
         """
-        for run in (Run(self.runs_dir / name), Run(Path(name))):
+        for run in ([Run(self.runs_dir / name)] if is_name(name) else []) + [Run(Path(name))]:
             if run.exists:
                 return run
         known = ", ".join(run.name for run in self.runs()[:8]) or "none yet"
+        name = name if name.isprintable() else shown(name)
         raise RunError(f"{name}: no such run in {self.runs_dir}. Runs: {known}.")
 
     def plan(
@@ -412,8 +480,8 @@ class TrainingTracker:
         }
         identity = _as_stored(identity)
         name = config.place.run or _default_name(config, model, identity)
-        if not _NAME.fullmatch(name):
-            raise RunError(f"{name!r} cannot be a run's name: letters, digits, '.', '_' and '-', at most 64.")
+        check_name(name)
+        self._refuse_twin(name)
         run = Run(self.runs_dir / name)
         number = 2
         while config.place.fresh and run.exists:
@@ -425,10 +493,21 @@ class TrainingTracker:
         template = tokenizer.template_text
         return TrainingPlan(run, config, identity, model, data, len(train_dataset), template, initial)
 
+    def _refuse_twin(self, name: str) -> None:
+        """Refuse a name that some file systems, a Mac's for one, cannot tell from that of another run."""
+        names = [run.name for run in self.runs()]
+        twin = next((other for other in names if other.lower() == name.lower()), name)
+        if name not in names and twin != name:
+            raise RunError(f"{name}: there is a run {twin} already, and not every disk can tell the two apart.")
+
     def create(self, plan: TrainingPlan) -> Run:
-        """Write the run's directory, or take over how long and how often where it exists already."""
+        """Write the run's directory, or take over how long and how often where it exists already.
+
+        Raises:
+            RunError: it is a link, or holds one.
+        """
         run = plan.run
-        make_directory(run.path, 0o700)
+        _make_directory(run.path)
         if not run.exists:
             plan.data.save(run.path / "data")
             if plan.initial_adapters:
@@ -466,9 +545,10 @@ class TrainingTracker:
 
         Raises:
             BusyError: another process writes it.
-        StorageError: nothing can be written there.
+            RunError: it is a link, or holds one.
+            StorageError: nothing can be written there.
         """
-        make_directory(run.path, 0o700)
+        _make_directory(run.path)
         with explained(run.path / "lock"):
             lock = RunLock(run.path, descriptor)
         try:
@@ -485,6 +565,7 @@ def resolve_config(given: dict[str, Any], preset: str = "") -> RunConfig:
 
     Raises:
         ConfigError: a setting is unknown or out of range, or there is no such preset.
+        RunError: the run's name is none, or that run is damaged.
         ModelError: there is no such base, whose size a preset depends on.
     """
     config = from_flat(given)
@@ -493,6 +574,7 @@ def resolve_config(given: dict[str, Any], preset: str = "") -> RunConfig:
         config = from_flat(given)
     if not config.place.run or config.place.fresh:
         return config
+    check_name(config.place.run)
     run = Run(Path(config.place.runs_dir) / config.place.run)
     if not run.exists:
         return config
@@ -501,6 +583,11 @@ def resolve_config(given: dict[str, Any], preset: str = "") -> RunConfig:
     stored |= {"init_adapter": str(run.initial_adapters)} if run.initial_adapters.is_file() else {}
     stored |= {"template": run.template}
     return from_flat(stored | given)
+
+
+def _make_directory(run: Path) -> None:
+    refuse_links(run)
+    make_directory(run)
 
 
 def _default_name(config: RunConfig, model: ModelSpec, identity: dict[str, Any]) -> str:
@@ -533,9 +620,13 @@ class RunWriter:
 
     What it writes can be done without for a while: if it cannot be written, training goes on with a warning, the status
     is kept in memory and the events wait.
+
+    Raises:
+        RunError: the run is a link, or holds one.
     """
 
     def __init__(self, run: Run, lock: RunLock) -> None:
+        refuse_links(run.path)
         self.run = run
         self.listeners: list[Callable[[dict[str, Any]], None]] = []
         self.lock = lock

@@ -95,21 +95,26 @@ class Door:
         if self._foreign(asked):
             answer = PlainTextResponse("Asked by another site, or under another name: refused.\n", 403)
         elif _same(asked.cookies.get(self.cookie, ""), self.pass_word):
-            await self.app(scope, receive, send)
+            await self.app(scope, receive, _unframed(send))
             return
         elif scope["type"] == "http" and _same(asked.query_params.get("access_token", ""), self.token):
             answer = RedirectResponse(str(asked.url.remove_query_params("access_token").replace(scheme="", netloc="")))
             answer.set_cookie(self.cookie, self.pass_word, httponly=True, samesite="lax")
         else:
             answer = PlainTextResponse("Open the address that `qlora app` printed: it carries the token.\n", 401)
-        answer.headers["Cache-Control"] = "no-store"
+        answer.headers.update({"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"})
         await self._reply(answer, scope, receive, send)
 
     def _foreign(self, asked: Any) -> bool:
         """Whether a name that only pretends to be ours, or a page of another site, makes the browser ask."""
-        host, origin = asked.headers.get("host", ""), asked.headers.get("origin")
-        named = not self.hosts or (urlsplit(f"//{host}").hostname or "") in self.hosts
-        return not named or (origin is not None and urlsplit(origin).netloc != host)
+        hosts, origins = asked.headers.getlist("host"), asked.headers.getlist("origin")
+        if len(hosts) != 1 or len(origins) > 1:
+            return True
+        try:
+            named = not self.hosts or (urlsplit(f"//{hosts[0]}").hostname or "") in self.hosts
+            return not named or any(urlsplit(origin).netloc != hosts[0] for origin in origins)
+        except ValueError:  # brackets that do not close, say
+            return True
 
     @staticmethod
     async def _reply(answer: Any, scope: Any, receive: Any, send: Any) -> None:
@@ -118,6 +123,17 @@ class Door:
             await send({"type": "websocket.close", "code": 1008})
         else:
             await answer(scope, receive, send)
+
+
+def _unframed(send: Any) -> Any:
+    """`send`, with the word that no other page may show this one inside it and catch clicks; another port is one."""
+
+    async def sending(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", ()), (b"x-frame-options", b"SAMEORIGIN")]}
+        await send(message)
+
+    return sending
 
 
 def _same(given: str, wanted: str) -> bool:

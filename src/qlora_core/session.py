@@ -176,7 +176,7 @@ def _kernels(writer: RunWriter, environment: dict[str, Any], spec: ModelSpec, mo
     recorded = environment.get("kernels")
     if recorded:
         if (recorded["device"], recorded["blas"]) == (chosen.device, chosen.blas):
-            return Kernels(**recorded)
+            return Kernels(**{field.name: recorded[field.name] for field in dataclasses.fields(Kernels)})
         message = f"the run computed on {recorded['device']} {recorded['blas']}, now on {chosen.device} {chosen.blas}: "
         writer.log("warning", message=message + "it goes on, but not equal to the bit")
     if not device.BLAS.fast:

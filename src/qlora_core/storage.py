@@ -116,11 +116,14 @@ def flush_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def make_directory(path: Path, mode: int = 0o777) -> None:
-    """Make a directory, and those above it, so that none of them goes when the power does."""
+def make_directory(path: Path) -> None:
+    """Make a directory, and those above it that are missing, for this user only; what exists stays as it is.
+
+    None of them goes when the power does.
+    """
     missing = list(itertools.takewhile(lambda place: not place.is_dir(), (path, *path.parents)))
     for place in reversed(missing):
-        place.mkdir(mode if place == path else 0o777, exist_ok=True)
+        place.mkdir(mode=0o700, exist_ok=True)
         flush_directory(place.parent)
 
 
@@ -223,7 +226,7 @@ def publishing(directory: Path, *, wanted: int = 0) -> Iterator[Path]:
         aside = temporary.with_suffix(".old")
         for leftover in (temporary, aside):
             remove(leftover)
-        temporary.mkdir()
+        temporary.mkdir(mode=0o700)
         try:
             yield temporary
             files = sorted(path for path in temporary.iterdir() if path.is_file())
@@ -448,7 +451,7 @@ def file_problem(path: Path, expected: Any, *, contents: bool = True) -> str | N
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Inside the block no other process is in one for the same path; a file beside it holds the lock."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent)
     descriptor = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -492,3 +495,8 @@ def cache_directory() -> Path:
 
     override = os.environ.get("QLORA_CACHE")
     return Path(override).expanduser() if override else user_cache_path("qlora-notebook")
+
+
+def keep_private() -> None:
+    """Let whatever this process makes from now on be readable by this user only."""
+    os.umask(0o077)

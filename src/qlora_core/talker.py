@@ -34,7 +34,9 @@ def main() -> int:
     write, ears = _take_output(), Ears(arguments.silence)
 
     from .errors import QLoraError
+    from .storage import keep_private
 
+    keep_private()
     try:
         model, tokenizer, tuned = _load(arguments)
     except QLoraError as error:

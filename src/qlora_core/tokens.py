@@ -24,12 +24,14 @@ from tokenizers import Tokenizer
 from .bases import find_tokenizer
 from .chat_template import ChatTemplate, read_template
 from .config import BaseConfig
-from .errors import DataError, ModelError
+from .errors import DataError, ModelError, brief, shown
+from .foreign import TABLE_BYTES, is_whole, read_object, read_text
 from .parallel import in_processes, processes
 from .token_rows import TokenRow, TokenRows
 
 PARALLEL_ROWS = 20_000  # fewer rows are encoded before worker processes have started
 CHUNK_ROWS = 2_000  # rows a task of a worker process: a tenth of a second
+HIGHEST_ID = (1 << 24) - 1  # of a token: 60 times as many as the largest vocabulary known
 WORD_JOINER = "\u2060"  # breaks a control token spelled out in somebody's text, and is invisible
 
 
@@ -54,8 +56,10 @@ class ChatTokenizer:
             raise ModelError(f"{path}: not found. A model directory needs a tokenizer.json (a fast tokeniser).")
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
-            raise ModelError(f"{path}: cannot be read as a tokeniser: {error}") from None
+        except BaseException as error:  # the library raises bare Exception, and a panic of Rust is not even that
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                raise
+            raise ModelError(f"{path}: cannot be read as a tokeniser: {brief(error)}") from None
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         settings = _read_json(self.directory / "tokenizer_config.json")
@@ -68,7 +72,10 @@ class ChatTokenizer:
         }
         self.control_tokens = sorted((token.content for _, token in added if token.special), key=len, reverse=True)
         self._first_letters = {token[0] for token in self.control_tokens}
-        self._ends_text = np.zeros(max([*self._tokenizer.get_vocab().values(), *self.eos_ids]) + 1, bool)
+        highest = max([*self._tokenizer.get_vocab().values(), *self.eos_ids])
+        if highest > HIGHEST_ID:
+            raise ModelError(f"{path}: has the token id {highest}; at most {HIGHEST_ID} is believed.")
+        self._ends_text = np.zeros(highest + 1, bool)
         self._ends_text[list(self.eos_ids)] = True
         self.own_template = self._own_template(settings)
         self.template_text = read_template(template, self.own_template, begin=self._begins_with_bos())
@@ -84,7 +91,8 @@ class ChatTokenizer:
         for name in ("config.json", "generation_config.json"):
             ids = _read_json(self.directory / name).get("eos_token_id")
             found += ids if isinstance(ids, list) else [ids]
-        ids = [i for i in dict.fromkeys(found) if isinstance(i, int) and self._tokenizer.id_to_token(i) is not None]
+        known = [i for i in found if is_whole(i, 0, HIGHEST_ID) and self._tokenizer.id_to_token(i) is not None]
+        ids = list(dict.fromkeys(known))
         if not ids:
             raise ModelError(f"{self.directory}: no end-of-text token in tokenizer_config.json or config.json.")
         self.eos_token = self.eos_token or self._tokenizer.id_to_token(ids[0])
@@ -93,10 +101,16 @@ class ChatTokenizer:
     def _own_template(self, settings: dict[str, Any]) -> str | None:
         own = self.directory / "chat_template.jinja"
         if own.is_file():
-            return own.read_text(encoding="utf-8")
+            try:
+                return read_text(own)
+            except (OSError, ValueError) as error:
+                raise ModelError(f"{own}: cannot be read: {error}") from None
         template = settings.get("chat_template")
         if isinstance(template, list):  # several, by name
-            template = next((t["template"] for t in template if t.get("name") == "default"), None)
+            named = (t for t in template if isinstance(t, dict) and t.get("name") == "default")
+            template = next(named, {}).get("template")
+        if not isinstance(template, str | None):
+            raise ModelError(f"{self.directory}: its chat template is no text; found {shown(template)}.")
         return template
 
     def _begins_with_bos(self) -> bool:
@@ -364,11 +378,17 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        return read_object(path, TABLE_BYTES)
+    except (OSError, ValueError) as error:
         raise ModelError(f"{path}: not JSON: {error}") from None
-    return value if isinstance(value, dict) else {}
 
 
 def _token_text(token: Any) -> str | None:
-    return token.get("content") if isinstance(token, dict) else token
+    text = token.get("content") if isinstance(token, dict) else token
+    if not isinstance(text, str):
+        return None
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a character
+        return None
+    return text

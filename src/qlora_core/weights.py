@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import io
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from .bases import ModelSpec
 from .device import mx, nn, tree_flatten
-from .errors import ModelError
+from .errors import ModelError, brief
 from .memory import GB
 from .storage import MANIFEST, cache_directory, locked, manifest_problem, publishing
 
@@ -40,18 +40,25 @@ def load_weights(spec: ModelSpec, dtype: str, warn: Warn) -> nn.Module:
     Raises:
         ModelError: mlx-lm does not know the architecture, or the weights do not fit it.
     """
+    if spec.quantize_bits is None:
+        return _read(spec, spec.path, dtype)
+    kept = _kept_directory(spec, dtype)
+    with locked(kept):  # whoever comes second waits, and reads
+        if manifest_problem(kept, contents=False) is not None:
+            model, config = _quantised(spec, dtype)
+            _keep(model, config, spec, kept, warn)
+            return model
+    return _read(spec, kept, dtype)
+
+
+@contextlib.contextmanager
+def _explained(spec: ModelSpec) -> Iterator[None]:
+    """Whatever mlx-lm makes of a configuration that does not fit its weights is the model's fault."""
     try:
-        if spec.quantize_bits is None:
-            return _read(spec.path, dtype)
-        kept = _kept_directory(spec, dtype)
-        with locked(kept):  # whoever comes second waits, and reads
-            if manifest_problem(kept, contents=False) is not None:
-                model, config = _quantised(spec, dtype)
-                _keep(model, config, spec, kept, warn)
-                return model
-        return _read(kept, dtype)
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, FileNotFoundError) as error:
-        raise ModelError(f"{spec.path}: cannot be loaded as a {spec.config['model_type']} model: {error}") from None
+        yield
+    except Exception as error:  # a model's definition may divide by a size, index by it, …
+        kind = spec.config["model_type"]
+        raise ModelError(f"{spec.path}: cannot be loaded as a {kind} model: {brief(error)}") from None
 
 
 def loaded_directory(spec: ModelSpec, dtype: str) -> Path:
@@ -68,14 +75,16 @@ def _kept_directory(spec: ModelSpec, dtype: str) -> Path:
     return cache_directory() / "models" / f"{spec.short_name}-{spec.fingerprint[:16]}-{how}"
 
 
-def _read(path: Path, dtype: str) -> nn.Module:
+def _read(spec: ModelSpec, path: Path, dtype: str) -> nn.Module:
     from mlx_lm.utils import load_model
 
-    model, _ = load_model(path, lazy=True)
-    model.set_dtype(getattr(mx, dtype))
-    for _, module in _leaves(model):
-        _settle(module.parameters())
-    mx.eval(model.parameters())
+    with _explained(spec):
+        model, _ = load_model(path, lazy=True)
+        model.set_dtype(getattr(mx, dtype))
+        for _, module in _leaves(model):
+            _settle(module.parameters())
+        mx.eval(model.parameters())
+        _try(model)
     return model
 
 
@@ -83,26 +92,33 @@ def _quantised(spec: ModelSpec, dtype: str) -> tuple[nn.Module, dict[str, Any]]:
     """The model, and its `config.json`."""
     from mlx_lm.utils import load_model, quantize_model
 
-    model, config = load_model(spec.path, lazy=True)
-    own, full = getattr(model, "quant_predicate", None), {}
+    with _explained(spec):
+        model, config = load_model(spec.path, lazy=True)
+        own, full = getattr(model, "quant_predicate", None), {}
 
-    def predicate(path: str, module: nn.Module) -> bool | dict[str, Any]:
-        chosen = own(path, module) if own else True
-        if chosen:
-            full[path] = module.weight
-        return chosen
+        def predicate(path: str, module: nn.Module) -> bool | dict[str, Any]:
+            chosen = own(path, module) if own else True
+            if chosen:
+                full[path] = module.weight
+            return chosen
 
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints, and standard output may be JSON
-        model, config = quantize_model(
-            model, config, spec.quantize_group_size, spec.quantize_bits, quant_predicate=predicate
-        )
-    for path, module in _leaves(model):
-        if path in full:
-            _quantise(module, full.pop(path), getattr(mx, dtype))
-        _settle(module.parameters())
-    model.set_dtype(getattr(mx, dtype))
-    mx.eval(model.parameters())
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints, and standard output may be JSON
+            model, config = quantize_model(
+                model, config, spec.quantize_group_size, spec.quantize_bits, quant_predicate=predicate
+            )
+        for path, module in _leaves(model):
+            if path in full:
+                _quantise(module, full.pop(path), getattr(mx, dtype))
+            _settle(module.parameters())
+        model.set_dtype(getattr(mx, dtype))
+        mx.eval(model.parameters())
+        _try(model)
     return model, config
+
+
+def _try(model: nn.Module) -> None:
+    """Lay out an answer without computing it: a setting of a wrong type shows here, and not in the middle of a run."""
+    model(mx.array([[0, 1]]))
 
 
 def _leaves(model: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -72,7 +72,9 @@ def main() -> int:
     from .console import TrainingReporter
     from .errors import QLoraError
     from .export import keep_result
+    from .storage import keep_private
 
+    keep_private()
     run, reporter = Run(arguments.run), TrainingReporter()
     try:
         with RunWriter(run, RunLock(run.path, arguments.lock)) as writer:

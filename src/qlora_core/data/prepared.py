@@ -32,6 +32,8 @@ class Rows(Sequence[dict[str, Any]]):
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if path.exists() and not path.is_file():  # a named pipe would keep us waiting for ever
+            raise DataError(f"{path}: cannot be read: not a regular file")
         try:
             self._file = os.open(path, os.O_RDONLY)
         except OSError as error:
@@ -52,7 +54,7 @@ class Rows(Sequence[dict[str, Any]]):
         place = range(len(self))[place]
         try:
             return dict(json.loads(self._between(place, place + 1)))
-        except ValueError as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise DataError(f"{self.path}: cannot be read at line {place + 1}: {error}") from None
 
     def __eq__(self, other: object) -> bool:

@@ -1,0 +1,170 @@
+"""What the JSON files of a run say: which fields, of which types. A run may come from elsewhere, or be damaged.
+
+Knows no directory; the files are read by `runs` and `metrics`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
+
+import msgspec
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+Moment = Annotated[float, msgspec.Meta(ge=0, le=1e11)]
+"""Seconds since 1970."""
+State = Literal["preparing", "running", "paused", "stopped", "completed", "failed", "crashed"]
+
+
+class Status(TypedDict, total=False):
+    """`status.json`."""
+
+    state: State
+    step: Count
+    total_steps: Count
+    epoch: Count
+    best_step: Count
+    best_val_loss: float | None
+    message: str
+    pid: Count
+    time: Moment
+
+
+class Model(TypedDict):
+    """The base, in `environment.json`."""
+
+    name: str
+    path: NotRequired[str]
+    licence: NotRequired[str]
+    parameters: NotRequired[Count]
+    loaded_bytes: NotRequired[Count]
+    bits: NotRequired[Count | None]
+    trainable: NotRequired[Count]
+
+
+class RecordedKernels(TypedDict):
+    """How a run computes, in `environment.json`."""
+
+    device: str
+    dtype: Literal["float32", "float16", "bfloat16"]
+    linear: Literal["kept", "dequantised", "quantised"]
+    streams: Annotated[int, msgspec.Meta(ge=1, le=64)]
+    blas: str
+    fast_exp: bool
+
+
+class Environment(TypedDict):
+    """`environment.json`."""
+
+    model: Model
+    identity: NotRequired[dict[str, Any]]
+    kernels: NotRequired[RecordedKernels]
+    versions: NotRequired[dict[str, str]]
+
+
+class Question(TypedDict):
+    """A question with its answers, in `evaluation.json`."""
+
+    question: str
+    base: str
+    tuned: str
+    expected: NotRequired[list[str]]
+    base_right: NotRequired[bool]
+    tuned_right: NotRequired[bool]
+    phrasing: NotRequired[str]
+    reference: NotRequired[str]
+
+
+class Recall(TypedDict):
+    """Right answers to questions of one kind, in `evaluation.json`."""
+
+    questions: Count
+    base: Count
+    tuned: Count
+
+
+class Evaluation(TypedDict):
+    """`evaluation.json`."""
+
+    adapters: str
+    questions: list[Question]
+    recall: dict[str, Recall]
+
+
+class Summary(TypedDict, total=False):
+    """`summary.json`."""
+
+    steps: Count
+    tokens: Count
+    target_tokens: Count
+    training_seconds: Annotated[float, msgspec.Meta(ge=0)]
+    tokens_per_second: Annotated[float, msgspec.Meta(ge=0)]
+    peak_memory_bytes: Count
+    peak_process_bytes: Count
+    best_val_loss: float | None
+    best_step: Count
+
+
+class Sample(TypedDict):
+    """A line of `samples.jsonl`."""
+
+    step: Count
+    epoch: NotRequired[Count]
+    question: NotRequired[str]
+    answer: NotRequired[str]
+    reference: NotRequired[str]
+
+
+class Event(TypedDict):
+    """A line of `metrics.jsonl`, as far as fields are known."""
+
+    type: str
+    step: NotRequired[Count]
+    epoch: NotRequired[Count]
+    total_steps: NotRequired[Count]
+    steps_per_epoch: NotRequired[Count]
+    train_loss: NotRequired[float | None]
+    val_loss: NotRequired[float | None]
+    avg_loss: NotRequired[float | None]
+    perplexity: NotRequired[float | None]
+    learning_rate: NotRequired[float | None]
+    grad_norm: NotRequired[float | None]
+    tokens: NotRequired[Count]
+    target_tokens: NotRequired[Count]
+    seconds: NotRequired[float]
+    tokens_per_second: NotRequired[float | None]
+    peak_memory_bytes: NotRequired[Count]
+    available_memory_bytes: NotRequired[Count]
+    available: NotRequired[Count]
+    process_peak: NotRequired[Count]
+    bytes: NotRequired[Count]
+    label: NotRequired[str]
+    message: NotRequired[str]
+    state: NotRequired[str]
+    time: NotRequired[Moment]
+
+
+_NEEDED = {
+    "step": ("step",),
+    "eval": ("step",),
+    "epoch": ("step", "epoch"),
+    "checkpoint": ("step",),
+    "memory": ("label", "available"),
+    "warning": ("message",),
+}
+"""Fields that an event of a type is nothing without."""
+
+
+def problem(value: Any, shape: Any) -> str:
+    """What in a value is not as it should be, in words; empty if all is."""
+    try:
+        msgspec.convert(value, shape)
+    except (msgspec.ValidationError, ValueError, OverflowError, RecursionError) as error:
+        return str(error)
+    return ""
+
+
+def is_event(value: Any) -> bool:
+    """Whether a line of `metrics.jsonl` can be one."""
+    if not isinstance(value, dict) or problem(value, Event):
+        return False
+    return all(value.get(name) is not None for name in _NEEDED.get(value["type"], ()))
