@@ -112,7 +112,7 @@ def test_specifications_are_valid_and_built_once(count):
         altair.Chart.from_dict({key: value for key, value in made.items() if key != "datasets"}, validate=True)
         assert made["background"] == "transparent"
         assert made["description"] == panel.about
-        assert made["usermeta"]["embedOptions"]["actions"]["editor"] is False
+        assert made["usermeta"]["embedOptions"]["actions"] is False
         assert set(made["datasets"]) >= {panel.name}
         assert charts._page_chart(charts._shape(panel), 200) is charts._page_chart(charts._shape(panel), 200)
 

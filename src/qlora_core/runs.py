@@ -428,9 +428,8 @@ class TrainingTracker:
         self.runs_dir = Path(runs_dir)
 
     def runs(self) -> list[Run]:
-        """All runs, newest first."""
-        # a name that cannot be printed may hold what moves a terminal's cursor
-        found = (Run(path.parent) for path in self.runs_dir.glob("*/config.json") if path.parent.name.isprintable())
+        """All runs, newest first; a directory that could not be called so is none."""
+        found = (Run(path.parent) for path in self.runs_dir.glob("*/config.json") if is_name(path.parent.name))
         return sorted(found, key=lambda run: (run.path / "config.json").stat().st_mtime, reverse=True)
 
     def find(self, name: str) -> Run:

@@ -66,6 +66,7 @@ class Session:
         progress: where it is.
         monitor: memory.
         watch: of the steps.
+        micro_batch: rows that are computed at once: `batch_size`, or fewer since memory ran out.
     """
 
     run: Run
@@ -82,6 +83,7 @@ class Session:
     progress: Progress
     monitor: MemoryMonitor
     watch: Watch
+    micro_batch: int
 
     @property
     def steps_per_epoch(self) -> int:
@@ -92,11 +94,6 @@ class Session:
     def total_steps(self) -> int:
         """Optimizer updates of the whole run."""
         return self.config.train.total_steps(len(self.train_rows))
-
-    @functools.cached_property
-    def micro_batch(self) -> int:
-        """Rows that are computed at once: `batch_size`, or fewer since memory ran out."""
-        return self.run.micro_batch
 
     @functools.cached_property
     def streams(self) -> list[mx.Stream]:
@@ -166,7 +163,7 @@ def open_session(writer: RunWriter, monitor: MemoryMonitor) -> Session:
     watch = Watch(MemoryGuard(config.pace.pause_below_gb * GB))
     return Session(
         run, config, spec, tokenizer, model, adapters, optimizer, kernels, layout, rows, val_rows, progress, monitor,
-        watch,
+        watch, at_once.train.batch_size,
     )  # fmt: skip
 
 

@@ -15,8 +15,8 @@ def flags(tmp_path: Path) -> list[str | Path]:
     facts = tmp_path / "some_facts.jsonl"
     lines = (ROOT / "data/sample/club/facts.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     facts.write_text("".join(lines[:3]), encoding="utf-8")
-    return ["--runs-dir", tmp_path / "runs", "--facts", facts, "--max-steps", "32", "--batch-size", "1",
-            "--eval-every", "16", "--save-every", "8", "--samples", "1", "--max-answer-tokens", "6"]  # fmt: skip
+    return ["--runs-dir", tmp_path / "runs", "--facts", facts, "--max-steps", "20", "--batch-size", "1",
+            "--eval-every", "10", "--save-every", "5", "--samples", "1", "--max-answer-tokens", "6"]  # fmt: skip
 
 
 def test_from_the_data_to_an_answer(browser, flags, tmp_path):
@@ -43,7 +43,7 @@ def test_from_the_data_to_an_answer(browser, flags, tmp_path):
         state(page, "stopped")
         press(page, "Go on")
         state(page, "completed")
-        expect(card(page, "Step").locator("dd")).to_have_text("32 / 32")
+        expect(card(page, "Step").locator("dd")).to_have_text("20 / 20")
         expect(card(page, "Recall, trained phrasings")).to_be_visible()
         expect(page.get_by_text("INTEGRATION.md")).to_be_visible()
         ask_both(page)

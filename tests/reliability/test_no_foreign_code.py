@@ -32,6 +32,7 @@ ALLOWED = {
     ("weights.py", "load_model"): "after describe looked at the files; a model's own code stays off",
     ("exported/inference.py", "mlx_lm.load"): "runs without this package, on what it exported",
     ("device.py", "ctypes"): "opens the BLAS",
+    ("memory.py", "ctypes"): "asks macOS for the footprint of the process",
 }
 
 
