@@ -21,7 +21,7 @@ from harness import create_run, events, train, write_pair
 from qlora_core import device
 
 model, place, steps, every, cycle = Path(sys.argv[2]), Path(sys.argv[3]), *map(int, sys.argv[4:])
-settings = {"max_steps": steps, "epochs": steps, "eval_every": every, "save_every": every, "samples": 0}
+settings = {"max_steps": steps, "epochs": min(steps, 10_000), "eval_every": every, "save_every": every, "samples": 0}
 run = create_run(place / "runs", model, write_pair(place / "data"), run="soak", **settings)
 this, seen = psutil.Process(), []
 
