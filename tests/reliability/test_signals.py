@@ -26,6 +26,7 @@ from qlora_core.runs import Run
 
 PATIENCE = 60  # seconds after which a process that does not get on fails the test
 ENDLESS = 5000  # steps: no trial sees the last one
+OF_ONE_RUN = 20  # trials after which another run is taken, so that this holds, and its events are read quickly
 SETTINGS = {"max_steps": ENDLESS, "epochs": 10000, "save_every": 1, "eval_every": 1, "samples": 1, "dropout": 0.1,
             "batch_size": 4, "learning_rate": 1e-3, "max_answer_tokens": 1, "warmup_steps": 1}  # fmt: skip
 SCRIPT = "import sys; from qlora_core.__main__ import main; print('up', flush=True); sys.exit(main())"
@@ -117,11 +118,13 @@ def test_a_signal_at_any_instant(
     started: Callable[..., Process], tiny_model: Path, sources: Path, tmp_path: Path, kind: str, request
 ) -> None:
     number, twice, status = KINDS[kind]
-    draw, saved = random.Random(kind), 0
+    draw = random.Random(kind)
     for trial in range(request.config.getoption("--signals")):
         place = PLACES[(trial + list(KINDS).index(kind)) % len(PLACES)]
         told = f"seed {kind!r}, trial {trial}, {place}"
-        process = started("hit")
+        if trial % OF_ONE_RUN == 0:
+            saved = 0
+        process = started(f"hit-{trial // OF_ONE_RUN}")
         run, before = process.run, process.starts()
         arrive(process, place, draw, before)
         process.child.send_signal(number)
@@ -150,7 +153,6 @@ def test_a_signal_at_any_instant(
         if trained and not twice:
             assert step == run.status()["step"], told
         saved = step
-    run = Run(tmp_path / "runs" / "hit")
     if saved:
         whole = create_run(tmp_path / "whole", tiny_model, sources, run="whole", **{**SETTINGS, "eval_every": ENDLESS})
         train(whole, at_step(saved, lambda: whole.request("pause")))
