@@ -9,6 +9,14 @@ import sys
 
 def main() -> int:
     """Run the command line, and keep the interpreter's own end undisturbed."""
+    shown = sys.unraisablehook
+
+    def show(unraisable: "sys.UnraisableHookArgs") -> None:
+        """A Ctrl+C that falls into a finaliser is lost: Python would print a traceback of it."""
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            shown(unraisable)
+
+    sys.unraisablehook = show
     try:
         from .cli import main as run
 

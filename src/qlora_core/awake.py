@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 REASON = "training a language model"
-TRIAL = 10  # seconds for a program that only says whether it may
+TRIAL = 10  # seconds for a program that only says whether it may, or that is asked to end
 
 
 def _command(*last: str) -> list[str]:
@@ -54,7 +54,11 @@ def kept_awake(wanted: bool = True) -> Iterator[None]:
         if child is not None:
             child.stdin.close()  # type: ignore[union-attr]
             child.terminate()
-            child.wait()
+            try:
+                child.wait(TRIAL)
+            except subprocess.TimeoutExpired:  # it waits for a bus that does not answer
+                child.kill()
+                child.wait()
 
 
 def describe() -> str:

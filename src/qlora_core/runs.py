@@ -24,7 +24,7 @@ from .adapters import ADAPTER_FILE, check_adapters, find_adapters
 from .bases import ModelSpec, describe
 from .config import RunConfig, from_flat, from_json, to_flat, to_json
 from .data import FACTS_FILE, TRAIN_FILE, VAL_FILE, PreparedData, Rows
-from .errors import BusyError, ConfigError, RunError, shown
+from .errors import BusyError, ConfigError, RunError, StorageError, shown
 from .foreign import TABLE_BYTES, read_object, read_text
 from .locks import Held, LifeLock, holder_in_words, is_held
 from .metrics import read_events
@@ -366,7 +366,10 @@ class Run:
 
     def _read(self, name: str) -> str:
         try:
-            return read_text(self.path / name)
+            with explained(self.path / name, problem="cannot be read"):
+                return read_text(self.path / name)
+        except StorageError:  # the device's fault, not the run's
+            raise
         except (FileNotFoundError, NotADirectoryError):
             raise RunError(f"{self.path}: is not a run ({name} is missing). `qlora runs` lists them.") from None
         except (OSError, ValueError) as error:

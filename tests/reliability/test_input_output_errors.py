@@ -25,7 +25,6 @@ from qlora_core.storage import MOST_WAITING, LineFile
 
 SEED = 20
 CODES = (errno.ENOSPC, errno.EIO, errno.EDQUOT)
-STORED = ("config.json", "environment.json")
 SETTINGS = {"epochs": 1, "max_steps": 4, "save_every": 1, "eval_every": 2, "keep_checkpoints": 2, "dropout": 0.1}
 LEFTOVER = re.compile(r"\..*\.(tmp|old)(\.\w+)?|\.reserve")
 
@@ -110,10 +109,11 @@ def test_every_operation_fails_once_and_for_good(request, half: Run, wanted: dic
         run = copy(half, tmp_path / f"{number}-{code}-{persistent}")
         state, told = attempt(run, failing)
         where = f"seed {SEED}, {failing}: {state}, {told!r}"
-        assert failing.failed, where
-        unread = failing.failed.kind == "read" and (
-            failing.failed.path.parent.name == "data" or failing.failed.path.name in STORED
-        )  # as if they were not there
+        if failing.failed is None:  # fewer operations than were counted: the status is written by the clock
+            assert number > 0.9 * counting.count, where
+            continue
+        # rows that cannot be read are as if they were not there
+        unread = failing.failed.kind == "read" and failing.failed.path.parent.name == "data"
         assert state in ("completed", "paused", "not begun", *(["failed"] if unread else [])), where
         assert whole(run) >= max([2, *events(run, "checkpoint", "step")]), where
         if state == "completed":

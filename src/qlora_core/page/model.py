@@ -13,7 +13,7 @@ from ..advice import advise
 from ..bases import ModelSpec
 from ..config import BaseConfig, RunConfig, from_flat
 from ..console import size
-from ..errors import ModelError, RunError
+from ..errors import ModelError, QLoraError
 from ..memory import available_bytes
 from ..runs import Run, TrainingPlan, TrainingTracker
 from ..texts import say
@@ -194,7 +194,7 @@ def _speed_of(run: Run, plan: TrainingPlan) -> tuple[float, bool]:
     try:
         same = run.environment()["identity"]["model"] == plan.identity["model"]
         return (run.summary() or {}).get("tokens_per_second", 0.0), same
-    except (RunError, KeyError):  # a damaged one says nothing of speed
+    except (QLoraError, KeyError):  # a damaged one says nothing of speed
         return 0.0, False
 
 
