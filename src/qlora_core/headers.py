@@ -8,8 +8,9 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from .errors import ModelError, brief, shown
+from .errors import ModelError, StorageError, brief, shown
 from .foreign import is_whole
+from .storage import explained
 
 LONGEST = 100_000_000  # bytes of a header
 LARGEST = 2**31 - 1  # of a dimension: MLX counts with 32 bits
@@ -51,6 +52,7 @@ def tensor_headers(file: Path, longest: int = LONGEST) -> dict[str, Tensor]:
 
     Raises:
         ModelError: it is not one, or is cut off.
+        StorageError: the device does not let it be read.
     """
     try:
         if not file.is_file():  # a named pipe would keep us waiting for ever
@@ -58,7 +60,7 @@ def tensor_headers(file: Path, longest: int = LONGEST) -> dict[str, Tensor]:
         found = file.stat().st_size
         if found < 8:
             raise ValueError(f"only {found} bytes")
-        with file.open("rb") as stream:
+        with explained(file, problem="cannot be read"), file.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
             if length > min(longest, found):
                 raise ValueError(f"a header of {length} bytes")
@@ -71,6 +73,8 @@ def tensor_headers(file: Path, longest: int = LONGEST) -> dict[str, Tensor]:
             _refuse_misshapen(name, *tensors[name])
             places.append((begin, end))
         wanted = 8 + length + _covered(sorted(places))
+    except StorageError:  # the device's fault, not the file's
+        raise
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, struct.error) as error:
         raise ModelError(f"{file}: not a safetensors file: {brief(error)}") from None
     if found < wanted:
