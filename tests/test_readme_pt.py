@@ -17,11 +17,11 @@ from qlora_core.data.sources import DOCUMENTS, PACKED, TABLES
 from qlora_core.presets import PRESETS
 
 ENGLISH_TEXT, TEXT = (path.read_text(encoding="utf-8") for path in (README, PORTUGUESE))
-OF_OTHERS = {"--no-group", "--extra", "--tokens", "--check", "--strict", "--adapter-path"} | {
+OF_OTHERS = {"--no-group", "--extra", "--tokens", "--browser", "--check", "--strict", "--adapter-path"} | {
     "--examples", "--kills", "--cuts", "--disk-failures", "--power-cuts", "--damages", "--injections", "--races",
     "--soak-steps", "--signals", "--mutations", "--templates", "--names",
 }  # fmt: skip
-"""Flags of uv (two), of a benchmark, of ruff, of marimo and of mlx_lm; and those of the tests."""
+"""Flags of uv (two), of benchmarks (two), of ruff, of marimo and of mlx_lm; and those of the tests."""
 FIRST_USER = "O caminho mais curto"
 FOLDERS = "apps|src|data|tests|benchmarks|docs"
 
