@@ -7,7 +7,7 @@ uv run python benchmarks/random_checkpoint.py mistral-7b DIRECTORY     # 14.5 GB
 import sys
 from pathlib import Path
 
-from qlora_core.bench.shapes import SHAPES, write_checkpoint
+from qlora_core.bench.drawn import SHAPES, write_checkpoint
 
 __all__ = ["SHAPES", "write_checkpoint"]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import importlib
 import json
 import sys
 import tempfile
@@ -20,8 +21,9 @@ from typing import Any
 from ..errors import MemoryShortError, QLoraError, brief
 from ..memory import peak_process_bytes
 from . import works
-from .contestants import CONTESTANTS, trainer_of
+from .catalogue import CONTESTANTS
 from .job import Job, Watch, add_job_arguments
+from .machine import versions
 from .mlxlm import with_pad_target
 from .prepare import prepare, prepared
 from .works import Rows
@@ -76,12 +78,14 @@ def _done(job: Job, directory: Path) -> dict[str, Any]:
     if job.save_to:
         Path(job.save_to).mkdir(parents=True, exist_ok=True)
     watch = Watch(rows.train, job)
-    told = trainer_of(job.contestant)(job, rows, watch)
+    trainer = importlib.import_module(f".{CONTESTANTS[job.contestant].module}", __package__)
+    told = trainer.train(job, rows, watch)
     return {
         "contestant": job.contestant,
         "batch_size": job.batch_size,
         **watch.measures(),
         "process_peak_bytes": peak_process_bytes(),
+        "versions": versions(),
         "rows_digest": rows.digest,
         **told,
         "steps": watch.steps,

@@ -18,6 +18,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..token_rows import TokenRow
+from .catalogue import SHAPES
 
 if TYPE_CHECKING:
     from ..bases import ModelSpec
@@ -30,21 +31,6 @@ PROJECTIONS = (
 
 
 # Rows -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Work:
-    """Rows to train.
-
-    Attributes:
-        words: what they are, for people.
-        make: of a seed and a vocabulary's size, the rows; None where they are read from the sample.
-        batch_sizes: rows a step that each trainer is tried with, on a CPU and on a GPU.
-    """
-
-    words: str
-    make: Callable[[int, int], list[TokenRow]] | None
-    batch_sizes: tuple[tuple[int, ...], tuple[int, ...]]
 
 
 def drawn_rows(count: int, lengths: Callable[[np.random.Generator], int], seed: int, vocabulary: int) -> list[TokenRow]:
@@ -74,24 +60,12 @@ def _short(rng: np.random.Generator) -> int:
     return round(20 * 10 ** rng.random())
 
 
-WORKS = {
-    "short-qa": Work(
-        "short questions and answers: 2,400 rows of 20 to 200 tokens",
-        functools.partial(drawn_rows, 2400, _short),
-        ((4, 8, 16), (8, 16, 32, 64)),
-    ),
-    "sample": Work("the sample data", None, ((4, 8, 16), (8, 16, 32, 64))),
-    "uniform": Work(
-        "400 rows of 256 tokens: nothing to gain by packing",
-        functools.partial(drawn_rows, 400, lambda rng: 256),
-        ((2, 4, 8), (4, 8, 16)),
-    ),
-    "long": Work(
-        "100 rows of about 2,000 tokens",
-        functools.partial(drawn_rows, 100, lambda rng: int(rng.integers(1800, 2200))),
-        ((1, 2), (1, 2, 4)),
-    ),
+DRAWN: dict[str, tuple[int, Callable[[np.random.Generator], int]]] = {
+    "short-qa": (2400, _short),
+    "uniform": (400, lambda rng: 256),
+    "long": (100, lambda rng: int(rng.integers(1800, 2200))),
 }
+"""Rows of a work, and what draws the tokens of one; the rows of a work that is not here are the sample's."""
 
 
 def make_rows(work: str, model: str, vocabulary: int, seed: int, data: Sequence[str] = ()) -> Rows:
@@ -101,9 +75,8 @@ def make_rows(work: str, model: str, vocabulary: int, seed: int, data: Sequence[
         DataError: the sample is not here.
         ModelError: the model cannot be read.
     """
-    made = WORKS[work].make
-    if made and not data:
-        return Rows(tuple(made(seed, vocabulary)), ())
+    if work in DRAWN and not data:
+        return Rows(tuple(drawn_rows(*DRAWN[work], seed, vocabulary)), ())
     return _read_rows(model, data or [_sample()])
 
 
@@ -230,7 +203,7 @@ def find_model(model: str, directory: Path | None) -> str:
     """
     from ..bases import has_gpu
     from ..storage import cache_directory
-    from .shapes import SHAPES, write_quantised
+    from .drawn import write_quantised
 
     if model not in SHAPES or Path(model).is_dir():
         return model

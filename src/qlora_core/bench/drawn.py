@@ -17,42 +17,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from .catalogue import ARCHITECTURES, SHAPES
+
 SHARD = 2_000_000_000  # bytes
 BITS, GROUP = 4, 64
 
-SHAPES: dict[str, dict[str, Any]] = {
-    "llama-1b": {
-        "model_type": "llama", "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
-        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128_256, "tie_word_embeddings": True,
-    },
-    "mistral-7b": {
-        "model_type": "mistral", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
-        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32_768, "tie_word_embeddings": False,
-    },
-    "mistral-small": {
-        "model_type": "mistral", "hidden_size": 256, "intermediate_size": 896, "num_hidden_layers": 4,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 32_768, "tie_word_embeddings": False,
-    },
-    "qwen3": {
-        "model_type": "qwen3", "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28,
-        "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151_936,
-        "max_position_embeddings": 40_960, "tie_word_embeddings": True,
-    },
-    "gemma": {
-        "model_type": "gemma3_text", "hidden_size": 1152, "intermediate_size": 6912, "num_hidden_layers": 26,
-        "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 256, "vocab_size": 262_144,
-        "query_pre_attn_scalar": 256, "rope_local_base_freq": 10_000.0, "sliding_window": 512,
-        "sliding_window_pattern": 6, "max_position_embeddings": 32_768, "tie_word_embeddings": True,
-    },
-}  # fmt: skip
-"""`config.json` of each: mistral-7b's, and those of small models whose vocabulary makes the head expensive."""
-
-ARCHITECTURES = {
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "gemma3_text": "Gemma3ForCausalLM",
-}
 CHATML = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
