@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from . import console, jobs
-from .bench.options import Options
-from .bench.options import add_arguments as add_bench_arguments
+from .bench import Options
+from .bench import add_arguments as add_bench_arguments
 from .config import RunConfig, add_arguments, from_flat, given_settings, settings
 from .errors import QLoraError
 from .export import TARGETS, keep_result

@@ -82,6 +82,7 @@ WORKS = {
     "long": Work("100 rows of about 2,000 tokens", (1, 2), (1, 2, 4)),
 }
 
+RANDOM = "random-"  # before the name of a shape: a model of that shape whose weights are drawn
 SHAPES: dict[str, dict[str, Any]] = {
     "llama-1b": {
         "model_type": "llama", "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,

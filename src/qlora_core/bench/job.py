@@ -25,7 +25,7 @@ class Job:
     """What a trainer is asked to do; each field but the first is a flag of `python -m qlora_core.bench CONTESTANT`."""
 
     contestant: str
-    model: str = option("smollm2-135m", "model: a name, a directory, or a shape whose weights are drawn")
+    model: str = option("smollm2-135m", "model: a name, a directory, or random-SHAPE, whose weights are drawn")
     model_dir: str = option("", "where models with drawn weights lie; default: the cache")
     quantize: str = option("4", "bits to quantise to, where the model is not quantised")
     dense: str = option("", "the same model with its weights dequantised, for PyTorch; default: made in the cache")

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from .catalogue import CONTESTANTS, SHAPES, WORKS
+from .catalogue import CONTESTANTS, RANDOM, SHAPES, WORKS
 
 TRACKS = {
     "speed": "tokens/s of each trainer at its best batch size, in pairs against `qlora`",
@@ -25,7 +25,7 @@ class Options:
         tracks: names of `TRACKS`.
         works: names of `WORKS` for the speed track.
         contestants: names of `CONTESTANTS`.
-        model: as other commands take it, or a name of `SHAPES`.
+        model: as other commands take it, or `random-` and a name of `SHAPES`.
         model_dir: where models with random weights lie; empty: the cache.
         quantize: bits, where the model is not quantised.
         data: files and directories instead of the works' rows.
@@ -101,12 +101,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--quick", action="store_true", help="under 15 minutes on two cores: short rows, the built-in model")
     add("--ablations", action="store_true", help="only our trainer, with each of its techniques switched off")
+    drawn = ", ".join(RANDOM + name for name in SHAPES)
     tracks = "; ".join(f"{name}: {words.replace('`', '')}" for name, words in TRACKS.items())
     add("--track", nargs="+", choices=TRACKS, help=f"what to measure ({tracks}); default: all, quickly speed and same")
     works = "; ".join(f"{name}: {work.words}" for name, work in WORKS.items())
     add("--works", nargs="+", choices=WORKS, help=f"rows of the speed track ({works}); default: all, quickly short-qa")
     add("--contestants", nargs="+", choices=CONTESTANTS, help="trainers; default: all that are installed")
-    add("--model", default="smollm2-135m", help=f"a base, or a shape whose weights are drawn: {', '.join(SHAPES)} "
+    add("--model", default="smollm2-135m", help=f"a base, or a shape whose weights are drawn: {drawn} "
         "(default: smollm2-135m)")  # fmt: skip
     add("--model-dir", default="", metavar="DIR", help="where drawn models lie (default: the cache)")
     add("--quantize", choices=("4", "8", "none"), default="4", help="for a base that is not quantised (default: 4)")

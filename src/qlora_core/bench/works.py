@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import DataError
+from ..errors import DataError, ModelError
 from ..token_rows import TokenRow
-from .catalogue import SHAPES
+from .catalogue import RANDOM, SHAPES
 
 if TYPE_CHECKING:
     from ..bases import ModelSpec
@@ -198,18 +198,24 @@ def find_model(model: str, directory: Path | None) -> str:
     """A model's name as the other commands take it; one with random weights is made if it is not there yet.
 
     Args:
-        model: a name of `SHAPES`, whose weights are drawn; else whatever `--model` of other commands takes.
+        model: `random-` and a name of `SHAPES`, whose weights are drawn; else what `--model` of other commands takes.
         directory: where models with random weights lie; the cache by default.
+
+    Raises:
+        ModelError: there is no such shape.
     """
     from ..bases import has_gpu
     from ..storage import cache_directory
     from .drawn import write_quantised
 
-    if model not in SHAPES or Path(model).is_dir():
+    if not model.startswith(RANDOM) or Path(model).is_dir():
         return model
+    shape = model.removeprefix(RANDOM)
+    if shape not in SHAPES:
+        raise ModelError(f"model {model!r}: no such shape. Known: {', '.join(RANDOM + name for name in SHAPES)}.")
     dtype = "bfloat16" if has_gpu() else "float32"
     root = directory or cache_directory() / "bench"
-    return str(write_quantised(model, root / f"random-{model}-{dtype}", dtype))
+    return str(write_quantised(shape, root / f"{model}-{dtype}", dtype))
 
 
 def write_adapters(spec: ModelSpec, path: Path, *, rank: int, alpha: float, seed: int) -> Path:
