@@ -77,7 +77,9 @@ class Options:
             quick=quick,
             tracks=given("track", tracks),
             works=given("works", works),
-            contestants=given("contestants", tuple(CONTESTANTS)),
+            contestants=tuple(
+                dict.fromkeys(["qlora", *given("contestants", CONTESTANTS)])
+            ),  # others are compared with it
             model=arguments.model,
             model_dir=arguments.model_dir,
             quantize=arguments.quantize,

@@ -142,8 +142,7 @@ def _opened(job: Job, rows: Sequence[TokenRow]) -> Iterator[Any]:
 def _chosen(device: Any, without: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Inside the block `device.choose_kernels` leaves out some techniques; yields those that are settings."""
     choose = device.choose_kernels
-    usual = {field.name: field.default for field in dataclasses.fields(device.Kernels)}
-    settings = {name: value for name, value in switched_off(without, usual).items() if name in SWITCHES}
+    settings = switched_off([word for word in without if word.partition("=")[0] in SWITCHES], {})
 
     def fewer(*arguments: Any, **options: Any) -> Any:
         chosen = choose(*arguments, **options)

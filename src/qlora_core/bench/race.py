@@ -29,6 +29,7 @@ from .prepare import prepared
 
 US = "qlora"
 NO_LIMIT = 100_000  # steps, where seconds end a run
+LATE = 480.0  # seconds after which `--quick` repeats nothing more
 CAUTIOUS_WORKS = ("short-qa", "sample")
 CAUTIOUS_BATCH = 4  # rows: mlx-lm's default
 TOLERANCE = {"float32": 1e-3}
@@ -67,7 +68,7 @@ class Race:
 
     def __init__(self, options: Options, directory: Path, say: Say) -> None:
         self.options, self.directory, self.say = options, directory, say
-        self.device = device_kind()
+        self.device, self.began = device_kind(), time.monotonic()
         self.best_sizes: dict[tuple[str, str], int] = {}
         self.present: list[str] = []
         self.job = Job(contestant="")
@@ -184,10 +185,10 @@ class Race:
                     self._pairs(name, work)
 
     def _in(self, work: str) -> list[str]:
-        """Who takes part in a work: those with a batch size that worked, or not tried yet, and ours first."""
+        """Who takes part in a work, ours first, slow ones last; not those for whom no batch size worked."""
         return [
             name
-            for name in sorted(self.present, key=lambda name: name != US)
+            for name in sorted(self.present, key=lambda name: (name != US, self._is_slow(name)))
             if self.best_sizes.get((name, work)) != 0 and (not self._is_slow(name) or work in CAUTIOUS_WORKS)
         ]
 
@@ -217,6 +218,9 @@ class Race:
         slow = self._is_slow(name)
         limits = {"warm_up": 1, "steps": 1 if self.options.quick else 3, "seconds": 0.0} if slow else {}
         for number in range(1 if slow else self.options.repeats):
+            if number and self.options.quick and time.monotonic() - self.began > LATE:
+                self.say(f"    it is late: {number} pairs have to do")
+                return
             order = [(US, {}), (name, limits)]
             made = {}
             for who, changes in order if number % 2 == 0 else reversed(order):
@@ -283,6 +287,7 @@ class Race:
         """Seconds and validation losses of a contestant as it trains."""
         saved = self.directory / f"saved-{name}"
         saved.mkdir()
+        rows = self.rows(work)
         epoch = max(1, self.results["works"][work]["rows"] // size)
         every = max(1, epoch // 4)
         steps = self.options.epochs * epoch
@@ -291,7 +296,7 @@ class Race:
         if "error" in result:
             return []
         job = dataclasses.replace(
-            self.job, contestant="evaluate", rows=str(self.rows(work)), batch_size=size, save_to=str(saved),
+            self.job, contestant="evaluate", rows=str(rows), batch_size=size, save_to=str(saved),
             out=str(self.directory / "result.json"),
         )  # fmt: skip
         told = start(job, "")

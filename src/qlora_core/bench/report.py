@@ -165,7 +165,7 @@ def best_table(results: Result, language: str) -> str:
     lines = [
         [
             f"`{name}`",
-            number(taken, 0, language),
+            _rate(taken, language),
             times([taken / seconds[US]], language) if US in seconds and name != US else NOTHING,
         ]
         for name, taken in seconds.items()
@@ -202,7 +202,8 @@ def notes(results: Result) -> list[str]:
     for run in results["runs"]:
         if "error" in run:
             what = "out of memory" if run.get("out_of_memory") else "failed"
-            lines.append(f"{run['contestant']}, {run['work']}, {run['batch_size']} rows a step: {what}: {run['error']}")
+            how = f"{run['batch_size']} rows a step{''.join(f', without {word}' for word in run.get('without', ()))}"
+            lines.append(f"{run['contestant']}, {run['work']}, {how}: {what}: {run['error']}")
     busy = max((run.get("others_share", 0) for run in results["runs"]), default=0)
     if busy > BUSY:
         lines.append(f"other programs took up to {100 * busy:.0f}% of the processor during a run: measure again")
@@ -230,5 +231,5 @@ def keep(results: Result, out: Path | None, checkout: Path) -> Path | None:
 
 def text(results: Result) -> str:
     """Everything in Markdown, ready to paste."""
-    parts = [caption(results), *tables(results), *([f"- {note}" for note in notes(results)])]
-    return "\n\n".join(parts)
+    parts = [caption(results), *tables(results), "\n".join(f"- {note}" for note in notes(results))]
+    return "\n\n".join(filter(None, parts))
