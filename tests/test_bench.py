@@ -229,7 +229,7 @@ def staged(monkeypatch, tmp_path, tiny_model):
             speed = speeds[job.contestant, job.batch_size]
             if isinstance(speed, str):
                 return {"error": speed, "out_of_memory": True}
-            return {"tokens_per_second": speed, "peak_bytes": job.batch_size * 10**9, "timed_steps": 1,
+            return {"tokens_per_second": speed, "process_peak_bytes": job.batch_size * 10**9, "timed_steps": 1,
                     "seconds_to_first_step": 1.0}  # fmt: skip
 
         monkeypatch.setattr(race, "start", start)

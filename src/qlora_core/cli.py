@@ -312,6 +312,9 @@ def _bench(arguments: argparse.Namespace) -> int:
         print(f"✓ All numbers: {kept}" if kept else "Next\n  keep the numbers with --out FILE")
     for problem in results["failed"]:
         _complain(f"error: {problem}")
+    if results["interrupted"]:
+        _complain("interrupted; what was measured by then is above")
+        return INTERRUPTED
     return ERROR if results["failed"] else DONE
 
 

@@ -30,6 +30,7 @@ from .prepare import prepared
 US = "qlora"
 NO_LIMIT = 100_000  # steps, where seconds end a run
 LATE = 480.0  # seconds after which `--quick` repeats nothing more
+PLAIN = 5.0  # a ratio that needs no repetition
 CAUTIOUS_WORKS = ("short-qa", "sample")
 CAUTIOUS_BATCH = 4  # rows: mlx-lm's default
 TOLERANCE = {"float32": 1e-3}
@@ -44,16 +45,19 @@ def bench(options: Options, say: Say) -> Result:
 
     Returns:
         `machine`, `model`, `works`, `contestants`, every `runs` with its raw steps, and what was made of them: `pairs`,
-        `same`, `best`, `ablations`; `failed` lists what should have held and did not, in words.
+        `same`, `best`, `ablations`; `failed` lists what should have held and did not, in words; `interrupted` tells
+        whether Ctrl+C ended it before all was measured.
 
     Raises:
-        QLoraError: the model or the rows cannot be had, or our own trainer fails.
+        QLoraError: the model or the rows cannot be had.
     """
     with tempfile.TemporaryDirectory() as directory:
         race = Race(options, Path(directory), say)
         race.prepare()
-        for track in options.tracks:
-            getattr(race, f"track_{track}")()
+        with contextlib.suppress(KeyboardInterrupt):  # what was measured by then is kept
+            for track in options.tracks:
+                getattr(race, f"track_{track}")()
+            race.results["interrupted"] = False
         return without_paths(race.results)
 
 
@@ -83,6 +87,7 @@ class Race:
             "runs": [],
             "pairs": [],
             "failed": [],
+            "interrupted": True,
         }
 
     # Before -----------------------------------------------------------------------------------------------------
@@ -114,6 +119,7 @@ class Race:
             steps=NO_LIMIT,
             learning_rate=rate,
             seed=options.seed,
+            out=str(self.directory / "result.json"),
         )
         path = self.directory / works.ADAPTERS
         works.write_adapters(spec, path, rank=self.job.rank, alpha=self.job.alpha, seed=options.seed)
@@ -151,12 +157,8 @@ class Race:
 
     def run(self, name: str, work: str, batch_size: int, role: str, **changes: Any) -> Result:
         """Measure one contestant in a fresh process; the result is kept, and has an `error` where there is none."""
-        out = self.directory / "result.json"
-        out.unlink(missing_ok=True)
-        job = dataclasses.replace(
-            self.job, contestant=name, work=work, rows=str(self.rows(work)), batch_size=batch_size, out=str(out),
-            **changes,
-        )  # fmt: skip
+        rows = str(self.rows(work))
+        job = dataclasses.replace(self.job, contestant=name, work=work, rows=rows, batch_size=batch_size, **changes)
         self.say(f"  {role}: {name}, {work}, {batch_size} rows a step {' '.join(job.without)}".rstrip())
         result = start(job, self._python(name))
         result = {"work": work, "contestant": name, "batch_size": batch_size, "role": role, **result}
@@ -165,7 +167,7 @@ class Race:
         self.results["versions"] = result.pop("versions", {}) | self.results["versions"]
         self._check_rows(result, work, job)
         self.results["runs"].append(result)
-        self.say(f"    {in_words(result)}")
+        self.say(f"    {in_words(result, self.device)}")
         return result
 
     def _check_rows(self, result: Result, work: str, job: Job) -> None:
@@ -180,9 +182,14 @@ class Race:
         for work in self.options.works:
             for name in self._in(work):
                 self._choose_size(name, work)
-            for name in self._in(work):
-                if name != US:
-                    self._pairs(name, work)
+            if not self.best_sizes[US, work]:
+                self.results["failed"].append(f"{US} could train {work} with no batch size that was tried")
+                continue
+            others = [name for name in self._in(work) if name != US]
+            for name in others:
+                self._pairs(name, work)
+            for _ in range(0 if others else self.options.repeats):
+                self.run(US, work, self.best_sizes[US, work], "pair")
 
     def _in(self, work: str) -> list[str]:
         """Who takes part in a work, ours first, slow ones last; not those for whom no batch size worked."""
@@ -212,7 +219,7 @@ class Race:
             trials.append(trial)
             if trial.get("out_of_memory"):
                 break  # larger ones would not fit either
-        self.best_sizes[name, work] = best_size(trials, options.max_memory_gb)
+        self.best_sizes[name, work] = best_size(trials, options.max_memory_gb, self.device)
 
     def _pairs(self, name: str, work: str) -> None:
         slow = self._is_slow(name)
@@ -225,12 +232,9 @@ class Race:
             made = {}
             for who, changes in order if number % 2 == 0 else reversed(order):
                 made[who] = self.run(who, work, self.best_sizes[who, work], "pair", **changes)
-            if "error" in made[US]:
-                raise QLoraError(f"{US} could not train {work}: {made[US]['error']}")
-            if "error" not in made[name]:
-                self.results["pairs"].append({"work": work, "contestant": name, "ratio": ratio(made[US], made[name])})
-            elif made[name].get("out_of_memory"):
+            if any("error" in result for result in made.values()):
                 return
+            self.results["pairs"].append({"work": work, "contestant": name, "ratio": ratio(made[US], made[name])})
 
     # The same mathematics ---------------------------------------------------------------------------------------
 
@@ -295,13 +299,13 @@ class Race:
         result = self.run(name, work, size, "best", save_every=every, save_to=str(saved), **how)
         if "error" in result:
             return []
-        job = dataclasses.replace(
-            self.job, contestant="evaluate", rows=str(rows), batch_size=size, save_to=str(saved),
-            out=str(self.directory / "result.json"),
-        )  # fmt: skip
-        told = start(job, "")
+        told = start(
+            dataclasses.replace(self.job, contestant="evaluate", rows=str(rows), batch_size=size, save_to=str(saved)),
+            "",
+        )
         if "error" in told:
-            raise QLoraError(f"the adapters of {name} could not be evaluated: {told['error']}")
+            self.results["failed"].append(f"the adapters of {name} could not be evaluated: {told['error']}")
+            return []
         ends = elapsed(result)
         return [
             {"step": at["step"], "seconds": ends[at["step"]], "val_loss": at["val_loss"]}
@@ -315,28 +319,23 @@ class Race:
         work = self.options.works[0]
         if (US, work) not in self.best_sizes:
             self._choose_size(US, work)
-        size = self.best_sizes[US, work]
-        whole = self.run(US, work, size, "ablation")
-        if "error" in whole:
-            raise QLoraError(f"{US} could not train {work}: {whole['error']}")
-        found = self.results["ablations"] = []
-        for word in ablations(whole["kernels"]):
-            ratios, rates = [], []
-            for number in range(self.options.repeats):
-                order = [(), (word,)]
-                made = [
-                    self.run(US, work, size, "ablation", without=without)
-                    for without in (order if number % 2 == 0 else order[::-1])
-                ]
-                full, fewer = made if number % 2 == 0 else made[::-1]
-                if "error" in full or "error" in fewer:
-                    break
-                ratios.append(ratio(full, fewer))
-                rates.append(fewer["tokens_per_second"])
-                if ratios[-1] > 5:  # so much needs no repetition
-                    break
-            if ratios:
-                found.append({"without": word, "work": work, "ratios": ratios, "tokens_per_second": rates})
+        whole = self.run(US, work, self.best_sizes[US, work], "ablation")
+        words = ablations(whole["kernels"]) if "kernels" in whole else []
+        self.results["ablations"] = [found for word in words if (found := self._ablation(work, word))]
+
+    def _ablation(self, work: str, word: str) -> Result | None:
+        ratios, rates = [], []
+        for number in range(self.options.repeats):
+            made = {}
+            for without in ((), (word,)) if number % 2 == 0 else ((word,), ()):
+                made[without] = self.run(US, work, self.best_sizes[US, work], "ablation", without=without)
+            if any("tokens_per_second" not in result for result in made.values()):
+                break
+            ratios.append(ratio(made[()], made[word,]))
+            rates.append(made[word,]["tokens_per_second"])
+            if ratios[-1] > PLAIN:
+                break
+        return {"without": word, "work": work, "ratios": ratios, "tokens_per_second": rates} if ratios else None
 
 
 # Processes ------------------------------------------------------------------------------------------------------
@@ -353,7 +352,7 @@ def missing_packages(name: str, python: str = "") -> list[str]:
     try:
         return json.loads(subprocess.run([python, "-c", script], capture_output=True, text=True, check=True).stdout)
     except (OSError, subprocess.CalledProcessError, ValueError):
-        return [python]
+        return list(needs)
 
 
 def start(job: Job, python: str) -> Result:
@@ -361,6 +360,7 @@ def start(job: Job, python: str) -> Result:
     source = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH", "")]))
     environment = {**os.environ, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
+    Path(job.out).unlink(missing_ok=True)
     job = dataclasses.replace(job, started=time.time())
     command = [python or sys.executable, "-m", __package__, job.contestant, *job.flags()]
     with _log(Path(job.out)) as log, DeviceMemory() as memory, OtherPrograms() as others:
@@ -396,17 +396,17 @@ def _read_result(out: Path, log: Path, status: int) -> Result:
 # Arithmetic -----------------------------------------------------------------------------------------------------
 
 
-def peak(result: Result) -> int:
-    """Bytes at most: what its library says of its arrays, or of the process where it says nothing."""
-    return result.get("peak_bytes") or result.get("process_peak_bytes") or 0
+def peak(result: Result, device: str) -> int:
+    """Bytes at most: on a GPU of the library's arrays, on a CPU of the process, as not every library counts there."""
+    return result.get("process_peak_bytes" if device == "cpu" else "peak_bytes") or 0
 
 
-def best_size(trials: Sequence[Result], max_memory_gb: float) -> int:
+def best_size(trials: Sequence[Result], max_memory_gb: float, device: str) -> int:
     """The batch size of the fastest trial that fits; 0 where none does."""
     fitting = [
         trial
         for trial in trials
-        if "tokens_per_second" in trial and (not max_memory_gb or peak(trial) <= max_memory_gb * 1e9)
+        if "tokens_per_second" in trial and (not max_memory_gb or peak(trial, device) <= max_memory_gb * 1e9)
     ]
     return max(fitting, key=lambda trial: trial["tokens_per_second"])["batch_size"] if fitting else 0
 
@@ -465,7 +465,7 @@ def _crossing(curve: list[dict[str, float]], target: float) -> float:
     return curve[-1]["seconds"]
 
 
-def in_words(result: Result) -> str:
+def in_words(result: Result, device: str) -> str:
     """A run in a line."""
     if result.get("out_of_memory"):
         return f"out of memory: {result['error']}"
@@ -475,5 +475,5 @@ def in_words(result: Result) -> str:
         return "no step was timed"
     return (
         f"{result['tokens_per_second']:,.1f} tokens/s over {result['timed_steps']} steps, first step after "
-        f"{result['seconds_to_first_step']:.1f} s, peak {peak(result) / 1e9:.2f} GB"
+        f"{result['seconds_to_first_step']:.1f} s, peak {peak(result, device) / 1e9:.2f} GB"
     )
