@@ -300,6 +300,7 @@ def results(**changes) -> dict:
 
     return {
         "date": "2026-01-02",
+        "interrupted": False,
         "machine": {"processor": "Good CPU", "cores": 2, "gpus": [], "system": "Linux x86_64"},
         "model": {"name": "tiny", "bits": 4, "adapters": {"rank": 8}},
         "versions": {"mlx": "0.32.4"},

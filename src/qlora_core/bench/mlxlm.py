@@ -42,7 +42,7 @@ def train(job: Job, rows: Rows, watch: Watch) -> dict[str, Any]:
         arguments = TrainingArgs(
             batch_size=job.batch_size,
             iters=job.warm_up + job.steps + 1,  # the watch ends it before, when the batch after the last is asked for
-            steps_per_report=1,
+            steps_per_report=1 if job.batches == "fixed" else 10,  # 10 is usual; each report takes a little
             steps_per_save=NEVER,
             max_seq_length=longest + 2 * PAD_TO,  # no row is cut, and none loses its padding
             adapter_file=str(Path(directory) / ADAPTERS),
@@ -160,7 +160,7 @@ def _watched_batches(
         if not watch.begin(_recognised(places, np.array(batch), np.array(lengths))):
             return
         yield batch, lengths
-        watch.end(losses.last)
+        watch.end(losses.last if job.batches == "fixed" else None)
 
 
 def _own_batches(**options: Any) -> Iterator[Any]:

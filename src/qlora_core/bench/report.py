@@ -219,9 +219,13 @@ def default_file(results: Result, directory: Path) -> Path:
 
 
 def keep(results: Result, out: Path | None, checkout: Path) -> Path | None:
-    """Write the results to `out`, or below a checkout of the repository; None, and nothing written, without both."""
+    """Write the results to `out`, or, if all was measured, below a checkout of the repository; None without either."""
     if out is None:
-        if not (checkout / "benchmarks").is_dir() or not (checkout / "pyproject.toml").is_file():
+        if (
+            results["interrupted"]
+            or not (checkout / "benchmarks").is_dir()
+            or not (checkout / "pyproject.toml").is_file()
+        ):
             return None
         out = default_file(results, checkout / "benchmarks" / "results")
     out.parent.mkdir(parents=True, exist_ok=True)
