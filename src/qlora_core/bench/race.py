@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import functools
 import importlib.util
 import json
 import os
@@ -56,7 +57,7 @@ def bench(options: Options, say: Say) -> Result:
         race.prepare()
         with contextlib.suppress(KeyboardInterrupt):  # what was measured by then is kept
             for track in options.tracks:
-                getattr(race, f"track_{track}")()
+                race.attempt(f"the track `{track}`", getattr(race, f"track_{track}"))
             race.results["interrupted"] = False
         return without_paths(race.results)
 
@@ -170,6 +171,13 @@ class Race:
         self.say(f"    {in_words(result, self.device)}")
         return result
 
+    def attempt(self, what: str, act: Callable[[], None]) -> None:
+        """Do a part of the benchmark; what goes wrong with it is recorded, and the other parts go on."""
+        try:
+            act()
+        except QLoraError as error:
+            self.results["failed"].append(f"{what}: {error}")
+
     def _check_rows(self, result: Result, work: str, job: Job) -> None:
         digest = result.get("rows_digest")
         if digest and not job.pad_target and digest != self.results["works"][work]["digest"]:
@@ -180,16 +188,18 @@ class Race:
     def track_speed(self) -> None:
         """Each trainer at its best batch size, in pairs with ours, the order changing from pair to pair."""
         for work in self.options.works:
-            for name in self._in(work):
-                self._choose_size(name, work)
-            if not self.best_sizes[US, work]:
-                self.results["failed"].append(f"{US} could train {work} with no batch size that was tried")
-                continue
-            others = [name for name in self._in(work) if name != US]
-            for name in others:
-                self._pairs(name, work)
-            for _ in range(0 if others else self.options.repeats):
-                self.run(US, work, self.best_sizes[US, work], "pair")
+            self.attempt(f"the rows `{work}`", functools.partial(self._speed, work))
+
+    def _speed(self, work: str) -> None:
+        for name in self._in(work):
+            self._choose_size(name, work)
+        if not self.best_sizes[US, work]:
+            raise QLoraError("there was no batch size with which ours could train them.")
+        others = [name for name in self._in(work) if name != US]
+        for name in others:
+            self._pairs(name, work)
+        for _ in range(0 if others else self.options.repeats):
+            self.run(US, work, self.best_sizes[US, work], "pair")
 
     def _in(self, work: str) -> list[str]:
         """Who takes part in a work, ours first, slow ones last; not those for whom no batch size worked."""
@@ -319,6 +329,8 @@ class Race:
         work = self.options.works[0]
         if (US, work) not in self.best_sizes:
             self._choose_size(US, work)
+        if not self.best_sizes[US, work]:
+            raise QLoraError("there was no batch size with which ours could train.")
         whole = self.run(US, work, self.best_sizes[US, work], "ablation")
         words = ablations(whole["kernels"]) if "kernels" in whole else []
         self.results["ablations"] = [found for word in words if (found := self._ablation(work, word))]
