@@ -12,6 +12,7 @@ import pytest
 
 from qlora_core.bench import machine, ours, race, report, works
 from qlora_core.bench.__main__ import is_out_of_memory
+from qlora_core.bench.__main__ import main as measure_one
 from qlora_core.bench.catalogue import CONTESTANTS, SHAPES, WORKS
 from qlora_core.bench.drawn import write_quantised
 from qlora_core.bench.job import Job, Watch, add_job_arguments, count_tokens
@@ -446,6 +447,31 @@ def test_a_shape_has_the_adapters_of_all_seven_projections(tmp_path):
     spec = works.describe_model(str(path), "4")
     names = {name.rpartition(".")[2] for name in spec.shapes}
     assert names == {name.rpartition(".")[2] for name in works.PROJECTIONS}
+
+
+def alone(*argv: str, out: Path) -> dict:
+    """What `python -m qlora_core.bench` tells."""
+    status = measure_one([*argv, "--out", str(out)])
+    told = json.loads(out.read_text(encoding="utf-8"))
+    assert status == int("error" in told)
+    return told
+
+
+def test_our_trainer_alone_without_a_technique(tiny_model, tmp_path):
+    flags = ["--steps", "2", "--warm-up", "1", "--batch-size", "4", "--without", "streams=1", "packing"]
+    told = alone("qlora", "--model", str(tiny_model), *flags, out=tmp_path / "r.json")
+    assert (told["kernels"]["streams"], told["layout"]) == (1, "padded")
+    assert [step["rows"] for step in told["steps"]] == [4, 4, 4]
+
+
+def test_a_technique_that_would_stay_on_is_refused():
+    with pytest.raises(ConfigError, match="computes with 2 all the same"):
+        ours._refuse_without_effect(["streams=1"], KERNELS)
+
+
+def test_what_cannot_be_measured_is_told_in_a_line(tmp_path):
+    told = alone("qlora", "--model", "random-nothing", out=tmp_path / "r.json")
+    assert "no such shape. Known: random-llama-1b" in told["error"]
 
 
 # The READMEs ----------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, TrainingError
 from ..token_rows import TokenRow, TokenRows
 from .job import Job, Watch
 from .works import Rows, fixed_groups
@@ -75,8 +75,10 @@ def train(job: Job, rows: Rows, watch: Watch) -> dict[str, Any]:
             if not watch.begin(indices):
                 break
             step = trainer.train_step(session, [indices])
-            session.progress.step += 1
             watch.end(step.loss / step.targets)
+            session.progress.step += 1
+            if step.tokens != watch.steps[-1]["tokens"]:
+                raise TrainingError(f"a step saw {step.tokens} tokens of rows that have {watch.steps[-1]['tokens']}.")
         return {
             "kernels": dataclasses.asdict(session.kernels),
             "layout": session.layout,
@@ -135,6 +137,7 @@ def _opened(job: Job, rows: Sequence[TokenRow]) -> Iterator[Any]:
             writer.listeners.append(_tell)
             session = open_session(writer, MemoryMonitor(counters=device.memory_counters))
             session.train_rows = rows
+            _refuse_without_effect(job.without, dataclasses.asdict(session.kernels))
             yield session
 
 
@@ -155,6 +158,13 @@ def _chosen(device: Any, without: Sequence[str]) -> Iterator[dict[str, Any]]:
         yield settings
     finally:
         device.choose_kernels = choose
+
+
+def _refuse_without_effect(without: Sequence[str], kernels: dict[str, Any]) -> None:
+    """Whoever measures a technique must know that it is off."""
+    for name, value in switched_off(without, kernels).items():
+        if name not in SWITCHES and kernels[name] != value:
+            raise ConfigError(f"--without {name}={value}: the trainer computes with {kernels[name]} all the same.")
 
 
 def _tell(event: dict[str, Any]) -> None:
