@@ -332,11 +332,20 @@ def test_who_is_absent_is_told_with_the_command_that_installs_it():
     assert "peft: not installed (peft): pip install peft" in report.text(results())
 
 
-def test_a_busy_machine_is_told():
+def test_a_busy_machine_is_told_and_its_numbers_are_left_out():
     busy = results()
-    busy["runs"][0]["others_share"] = 0.5
-    assert "other programs took up to 50% of the processor" in report.text(busy)
+    busy["runs"][0]["others_share"] = busy["pairs"][0]["others_share"] = 0.5
+    lines = report.text(busy).splitlines()
+    assert "- other programs took up to 50% of the processor beside 1 of 3 runs" in "\n".join(lines)
+    assert any(line.startswith("| `qlora` | 8 | 14,000 | – |") for line in lines)
+    assert any("| 2.75 × (2.50–3.00) |" in line for line in lines)
     assert "other programs" not in report.text(results())
+
+
+def test_where_every_run_was_disturbed_all_count():
+    assert report.undisturbed([{"others_share": 0.5}, {"others_share": 0.2}]) == [
+        {"others_share": 0.5}, {"others_share": 0.2}
+    ]  # fmt: skip
 
 
 def test_languages_have_the_same_words():
@@ -348,7 +357,7 @@ def test_other_tracks_by_hand():
         same=[{"contestant": "mlx-lm", "dtype": "float32", "steps": 200, "largest": 0.000061, "mean": 0.00002,
                "tolerance": 1e-3}],
         best={"val_loss": 1.2345, "seconds": {"qlora": 50.0, "peft": 100.0}},
-        ablations=[{"without": "streams=1", "ratios": [1.5], "tokens_per_second": [140.0]}],
+        ablations=[{"without": "streams=1", "pairs": [{"ratio": 1.5, "tokens_per_second": 140.0}]}],
     )  # fmt: skip
     assert [table.splitlines()[-1] for table in report.tables(more)[1:]] == [
         "| `mlx-lm` (float32) | 200 | 0.000061 | 0.000020 | 0.001 |",

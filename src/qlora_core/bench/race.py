@@ -244,7 +244,7 @@ class Race:
                 made[who] = self.run(who, work, self.best_sizes[who, work], "pair", **changes)
             if any("error" in result for result in made.values()):
                 return
-            self.results["pairs"].append({"work": work, "contestant": name, "ratio": ratio(made[US], made[name])})
+            self.results["pairs"].append({"work": work, "contestant": name, **compare(made[US], made[name])})
 
     # The same mathematics ---------------------------------------------------------------------------------------
 
@@ -336,18 +336,18 @@ class Race:
         self.results["ablations"] = [found for word in words if (found := self._ablation(work, word))]
 
     def _ablation(self, work: str, word: str) -> Result | None:
-        ratios, rates = [], []
+        pairs: list[Result] = []
         for number in range(self.options.repeats):
             made = {}
             for without in ((), (word,)) if number % 2 == 0 else ((word,), ()):
                 made[without] = self.run(US, work, self.best_sizes[US, work], "ablation", without=without)
             if any("tokens_per_second" not in result for result in made.values()):
                 break
-            ratios.append(ratio(made[()], made[word,]))
-            rates.append(made[word,]["tokens_per_second"])
-            if ratios[-1] > PLAIN:
+            rate = made[word,]["tokens_per_second"]
+            pairs.append({"tokens_per_second": rate, **compare(made[()], made[word,])})
+            if pairs[-1]["ratio"] > PLAIN:
                 break
-        return {"without": word, "work": work, "ratios": ratios, "tokens_per_second": rates} if ratios else None
+        return {"without": word, "work": work, "pairs": pairs} if pairs else None
 
 
 # Processes ------------------------------------------------------------------------------------------------------
@@ -423,9 +423,12 @@ def best_size(trials: Sequence[Result], max_memory_gb: float, device: str) -> in
     return max(fitting, key=lambda trial: trial["tokens_per_second"])["batch_size"] if fitting else 0
 
 
-def ratio(one: Result, other: Result) -> float:
-    """How many times as many tokens/s."""
-    return one["tokens_per_second"] / other["tokens_per_second"]
+def compare(one: Result, other: Result) -> Result:
+    """How many times as many tokens/s (`ratio`), and the most that other programs took of the processor meanwhile."""
+    return {
+        "ratio": one["tokens_per_second"] / other["tokens_per_second"],
+        "others_share": max(result.get("others_share", 0.0) for result in (one, other)),
+    }
 
 
 def middle(values: Sequence[float]) -> dict[str, float]:

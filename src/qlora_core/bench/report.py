@@ -24,7 +24,7 @@ WORDS = {
     },
     "pt": {
         "rows a step": "linhas por passo", "range": "intervalo", "times": "`qlora` é", "whole": "com o carregamento",
-        "first step": "primeiro passo", "arrays": "pico das matrizes", "process": "pico do processo",
+        "first step": "primeiro passo", "arrays": "pico dos arrays", "process": "pico do processo",
         "device": "pico da GPU", "same": "os mesmos lotes que", "steps": "passos",
         "largest": "maior diferença de uma perda", "mean": "média", "allowed": "admitida",
         "best": "segundos até à perda de validação {loss}", "without": "`qlora` sem", "slower": "com tudo é",
@@ -32,7 +32,7 @@ WORDS = {
     },
 }  # fmt: skip
 NOTHING = "–"
-BUSY = 0.1  # share of the processor that other programs may take without a word
+BUSY = 0.1  # share of the processor beyond which other programs make a run worthless
 
 
 def number(value: float, digits: int, language: str) -> str:
@@ -55,7 +55,8 @@ def significant(value: float, language: str) -> str:
 def times(values: Sequence[float], language: str) -> str:
     """Median and range of ratios: `2.31 × (2.20–2.40)`."""
     found = middle(values)
-    least, median, most = (number(found[name], 2, language) for name in ("least", "median", "most"))
+    digits = 2 if found["most"] < 10 else 1
+    least, median, most = (number(found[name], digits, language) for name in ("least", "median", "most"))
     return f"{median} ×" + (f" ({least}–{most})" if len(values) > 1 else "")
 
 
@@ -98,11 +99,17 @@ def speed_table(results: Result, work: str, language: str) -> str:
         runs = [run for run in _speed_runs(results) if (run["work"], run["contestant"]) == (work, name)]
         pairs = [run for run in runs if run["role"] == "pair" and "error" not in run]
         if pairs:
-            ratios = [p["ratio"] for p in results["pairs"] if (p["work"], p["contestant"]) == (work, name)]
-            lines.append([f"`{name}`", *_cells(pairs, ratios, on_gpu, language)])
+            compared = [p for p in results["pairs"] if (p["work"], p["contestant"]) == (work, name)]
+            ratios = [pair["ratio"] for pair in undisturbed(compared)]
+            lines.append([f"`{name}`", *_cells(undisturbed(pairs), ratios, on_gpu, language)])
         elif runs or "absent" in about:
             lines.append([f"`{name}`", _absence(runs, about, words), *[NOTHING] * (len(heads) - 2)])
     return table(heads, lines)
+
+
+def undisturbed(measured: Sequence[Result]) -> Sequence[Result]:
+    """Runs, or pairs, beside which other programs took little of the processor; all of them, if none was so quiet."""
+    return [one for one in measured if one.get("others_share", 0) <= BUSY] or measured
 
 
 def _cells(runs: Sequence[Result], ratios: Sequence[float], on_gpu: bool, language: str) -> list[str]:
@@ -180,8 +187,8 @@ def ablation_table(results: Result, language: str) -> str:
     lines = [
         [
             f"`{found['without']}`",
-            _rate(statistics.median(found["tokens_per_second"]), language),
-            times(found["ratios"], language),
+            _rate(statistics.median(pair["tokens_per_second"] for pair in undisturbed(found["pairs"])), language),
+            times([pair["ratio"] for pair in undisturbed(found["pairs"])], language),
         ]
         for found in results["ablations"]
     ]
@@ -204,9 +211,12 @@ def notes(results: Result) -> list[str]:
             what = "out of memory" if run.get("out_of_memory") else "failed"
             how = f"{run['batch_size']} rows a step{''.join(f', without {word}' for word in run.get('without', ()))}"
             lines.append(f"{run['contestant']}, {run['work']}, {how}: {what}: {run['error']}")
-    busy = max((run.get("others_share", 0) for run in results["runs"]), default=0)
-    if busy > BUSY:
-        lines.append(f"other programs took up to {100 * busy:.0f}% of the processor during a run: measure again")
+    shares = [run.get("others_share", 0) for run in results["runs"]]
+    if busy := [share for share in shares if share > BUSY]:
+        lines.append(
+            f"other programs took up to {100 * max(busy):.0f}% of the processor beside {len(busy)} of {len(shares)} "
+            "runs; the tables of speed leave these out where there are others"
+        )
     return lines
 
 
