@@ -23,6 +23,7 @@ from .guard import MemoryGuard, NormWatch
 from .memory import GB, MemoryMonitor, available_bytes
 from .model import AdapterVector, Layout, attach_adapters, choose_layout, load_adapters, load_base, use_grad_checkpoint
 from .pace import Pace
+from .passes import Passes
 from .runs import Run, RunWriter
 from .storage import write_json
 from .tokens import ChatTokenizer, TokenRow, make_dataset
@@ -101,6 +102,11 @@ class Session:
         return _streams(self.kernels.streams)
 
     @functools.cached_property
+    def passes(self) -> Passes:
+        """Of batches through the model."""
+        return Passes(self.model, self.adapters, self.layout, compiled=self.kernels.compiled)
+
+    @functools.cached_property
     def rate_ratio(self) -> mx.array | None:
         """Learning rate of each adapter parameter over the step's (LoRA+: that of B is higher); None: all the same."""
         ratio = self.config.train.lora_plus
@@ -150,7 +156,7 @@ def open_session(writer: RunWriter, monitor: MemoryMonitor) -> Session:
     attach_adapters(model, spec, config.lora, config.train.seed)
     if run.initial_adapters.is_file():
         load_adapters(model, run.initial_adapters)
-    layout = choose_layout(model, spec.config["vocab_size"], packing=config.train.packing)
+    layout = choose_layout(model, spec.config["vocab_size"], packing=config.train.packing, rounding=kernels.rounding)
     if config.train.grad_checkpoint:
         use_grad_checkpoint(model)
     if layout != "packed" and config.train.packing:
@@ -172,8 +178,9 @@ def _kernels(writer: RunWriter, environment: dict[str, Any], spec: ModelSpec, mo
     chosen = device.choose_kernels(spec.dtype, 4 * spec.parameters, monitor.sample().available)
     recorded = environment.get("kernels")
     if recorded:
-        if (recorded["device"], recorded["blas"]) == (chosen.device, chosen.blas):
-            return Kernels(**{field.name: recorded[field.name] for field in dataclasses.fields(Kernels)})
+        kernels = Kernels.from_dict(recorded)
+        if (kernels.device, kernels.blas) == (chosen.device, chosen.blas):
+            return kernels
         message = f"the run computed on {recorded['device']} {recorded['blas']}, now on {chosen.device} {chosen.blas}: "
         writer.log("warning", message=message + "it goes on, but not equal to the bit")
     if not device.BLAS.fast:

@@ -21,11 +21,11 @@ from typing import Any, NamedTuple
 from . import device, fit
 from .batching import Batch, at_most, epoch_steps, fixed_batches, make_batch, share_out
 from .checkpoint import checkpoints, latest_checkpoint, room_wanted, save_checkpoint
-from .device import mx, nn, tree_flatten, tree_map
+from .device import mx, tree_flatten, tree_map
 from .errors import MemoryShortError, QLoraError, StorageError, TrainingError
 from .evaluate import answer_samples, evaluate_run, forget_samples
 from .memory import MemoryMonitor, MemorySample
-from .model import adapter_parameters, batch_loss, load_adapters, save_adapters
+from .model import adapter_parameters, load_adapters, save_adapters
 from .runs import Run, RunWriter, State
 from .schedule import learning_rate
 from .session import Session, open_session
@@ -293,23 +293,19 @@ def _finite(*trees: Any) -> bool:
 
 def _micro_batch(session: Session, rows: Sequence[TokenRow]) -> tuple[mx.array, mx.array]:
     """Summed loss of some rows and its gradient `(parameters,)`, a part of the rows on each stream."""
-    value_and_grad = nn.value_and_grad(session.model, batch_loss)
-
-    def compute(batch: Batch) -> tuple[mx.array, mx.array]:
-        loss, gradients = value_and_grad(session.model, batch, session.layout)
-        return loss, session.adapters.join(gradients)
-
-    losses, gradients = zip(*_on_streams(session, rows, compute), strict=True)
+    losses, gradients = zip(*_on_streams(session, rows, session.passes.loss_and_gradient), strict=True)
     return sum(losses), sum(gradients[1:], gradients[0])
 
 
 def _on_streams(session: Session, rows: Sequence[TokenRow], compute: Callable[[Batch], Any]) -> list[Any]:
-    """What `compute` makes of the rows, shared out over the streams as equal parts."""
+    """What `compute` makes of the rows, shared out over the streams as equal parts; they work while this goes on."""
+    packed, rounding = session.layout == "packed", session.kernels.rounding
     shares = share_out([len(row) for row in rows], session.kernels.streams)
     results = []
     for share, stream in zip(shares, session.streams, strict=False):
         with mx.stream(stream):
-            results.append(compute(make_batch([rows[i] for i in share], packed=session.layout == "packed")))
+            results.append(compute(make_batch([rows[i] for i in share], packed=packed, rounding=rounding)))
+            mx.async_eval(results[-1])
     return results
 
 
@@ -374,7 +370,7 @@ def validate_model(session: Session) -> float:
     total = 0.0
     for indices in fixed_batches(len(session.val_rows), session.micro_batch):
         rows = [session.val_rows[i] for i in indices]
-        total += sum(_on_streams(session, rows, lambda batch: batch_loss(session.model, batch, session.layout))).item()
+        total += sum(_on_streams(session, rows, session.passes.loss)).item()
     session.model.train()
     return total / int(session.val_rows.target_lengths.sum())
 
