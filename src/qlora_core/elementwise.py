@@ -85,7 +85,7 @@ def _cross_entropy(logits: mx.array, targets: mx.array, weights: mx.array) -> tu
 
 @_cross_entropy.vjp
 def _cross_entropy_vjp(primals, cotangents, outputs):
-    logits, targets, weights = primals
+    _, targets, weights = primals
     _, powers, total = outputs
     weights = weights * cotangents[0]
     gradient = powers * (weights[:, None] / total)
