@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from .device import Kernels, mx, nn
+from .later import imported_later
 
 LN2 = 0.6931471805599453
 
@@ -169,9 +170,17 @@ def draw_keys(count: int) -> list[mx.array]:
     return list(mx.random.randint(0, 2**32 - 1, (count, 2), mx.uint32)) if count else []
 
 
+_NOT_FOR_US = (
+    "transformers", "transformers.tokenization_utils_base", "huggingface_hub",
+    "mlx_lm.tuner.trainer", "mlx_lm.tuner.utils",
+)  # fmt: skip
+"""What mlx-lm imports to load tokenisers, fetch models and train, which are done here in other ways: a second."""
+
+
 def _adapters_of_mlx_lm() -> tuple[type, type]:
-    from mlx_lm.tuner.dora import DoRALinear  # not above: `device` comes before anything that imports mlx
-    from mlx_lm.tuner.lora import LoRALinear
+    with imported_later(*_NOT_FOR_US):
+        from mlx_lm.tuner.dora import DoRALinear  # not above: `device` comes before anything that imports mlx
+        from mlx_lm.tuner.lora import LoRALinear
 
     return LoRALinear, DoRALinear
 
