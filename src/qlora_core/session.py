@@ -38,6 +38,7 @@ class Watch:
         pace: of the last steps.
         saved_at: when the last checkpoint was written, or training began; seconds of a clock that is never set.
         save_next: whether the memory guard wants a checkpoint.
+        ask_base: whether the base has not answered the sample prompts yet.
     """
 
     memory: MemoryGuard
@@ -45,6 +46,7 @@ class Watch:
     pace: Pace = dataclasses.field(default_factory=Pace)
     saved_at: float = 0.0
     save_next: bool = False
+    ask_base: bool = False
 
 
 @dataclasses.dataclass
