@@ -6,8 +6,9 @@ and attention over rows packed end to end. Knows nothing of data, batches or tra
 
 from __future__ import annotations
 
+import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -106,7 +107,7 @@ def _multiply(layer: Any, x: mx.array) -> mx.array:
         if "_kept" not in layer.__dict__:
             kept = _dequantise(layer, layer.weight)
             mx.eval(kept)
-            object.__setattr__(layer, "_kept", kept)  # past nn.Module, for which it would be a parameter
+            _keep(layer, kept)
         return x @ layer.__dict__["_kept"].T
 
     def dense(after: mx.array) -> mx.array:
@@ -122,6 +123,10 @@ def _multiply(layer: Any, x: mx.array) -> mx.array:
         return cotangent @ dense(cotangent)
 
     return linear(x)
+
+
+def _keep(layer: Any, dense: mx.array) -> None:
+    object.__setattr__(layer, "_kept", dense)  # past nn.Module, for which it would be a parameter
 
 
 class QuantisedLinear(FrozenLinear, nn.QuantizedLinear):
@@ -384,6 +389,18 @@ def use_linear_kernels(model: nn.Module, kernels: Kernels) -> None:
             module.__class__ = replacement
             if dequantise and replacement is not PlainLinear:
                 object.__setattr__(module, "keep", kernels.linear == "kept")
+
+
+def dequantise_kept(model: nn.Module, streams: Sequence[mx.Stream]) -> None:
+    """Dequantise the linear layers that keep it, on all streams, and not one after the other at their first use."""
+    layers = [module for module in model.modules() if isinstance(module, DequantisingLinear) and module.keep]
+    made = []
+    for layer, stream in zip(layers, itertools.cycle(streams)):
+        with mx.stream(stream):
+            made.append(_dequantise(layer, layer.weight))
+    mx.eval(made)
+    for layer, kept in zip(layers, made, strict=True):
+        _keep(layer, kept)
 
 
 def use_attention_kernels(model: nn.Module, kernels: Kernels) -> None:

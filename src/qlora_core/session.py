@@ -20,6 +20,7 @@ from .checkpoint import Progress, checkpoint_to_resume, load_checkpoint
 from .config import RunConfig, from_flat
 from .device import Kernels, mx, nn, optim
 from .guard import MemoryGuard, NormWatch
+from .kernels import dequantise_kept
 from .memory import GB, MemoryMonitor, available_bytes
 from .model import AdapterVector, Layout, attach_adapters, choose_layout, load_adapters, load_base, use_grad_checkpoint
 from .pace import Pace
@@ -152,7 +153,9 @@ def open_session(writer: RunWriter, monitor: MemoryMonitor) -> Session:
     attach_adapters(model, spec, config.lora, config.train.seed)
     if run.initial_adapters.is_file():
         load_adapters(model, run.initial_adapters)
-    layout = choose_layout(model, spec.config["vocab_size"], packing=config.train.packing)
+    dequantise_kept(model, _streams(kernels.streams))
+    with device.blas_threads(max(1, device.cores() // 2)):  # as when it answers: products are small
+        layout = choose_layout(model, spec.config["vocab_size"], packing=config.train.packing)
     if config.train.grad_checkpoint:
         use_grad_checkpoint(model)
     if layout != "packed" and config.train.packing:
