@@ -4,8 +4,9 @@
 
 Starts `python apps/train.py` in a process of its own with an empty directory for its run, as often as asked, and ends
 it after its second step. Lines that it prints and events of its `metrics.jsonl` tell when each phase ended; printed are
-the median and the range. One more start, which is not counted, fills the caches of the system and of this project. What
-`uv run` takes before Python begins is timed by itself.
+the median and the range. One more start, which is not counted, fills the caches of the system and of this project. The
+second step is timed as well, since the base answers the sample questions before it. What `uv run` takes before Python
+begins is timed by itself.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 
 TRAIN = Path(__file__).parents[1] / "apps" / "train.py"
 HEADER, PLANNED = "QLoRA Notebook", "── Training"  # the first line that says something, and the last before it loads
-PHASES = ("imports", "data, plan", "loading", "until it trains", "first step", "in all", "second step after")
+PHASES = ("imports", "data, plan", "loading", "before the step", "first step", "in all", "second step after")
 
 
 def main() -> int:
