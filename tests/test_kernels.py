@@ -7,7 +7,7 @@ import pytest
 from harness import CLOSE, FAST, compare, difference, normal
 
 from qlora_core.device import Kernels, mx, nn, tree_flatten
-from qlora_core.kernels import ADAPTERS, use_linear_kernels
+from qlora_core.kernels import ADAPTERS, dequantise_kept, use_linear_kernels
 
 # Linear layers ----------------------------------------------------------------------------------------------------
 
@@ -46,6 +46,17 @@ def test_dequantised_weights_are_no_parameters(linear: str) -> None:
     use_linear_kernels(layer, kernels(linear))
     mx.eval(layer(normal(3, 64)))
     assert {name: value.shape for name, value in tree_flatten(layer.parameters())} == before
+
+
+def test_what_several_streams_dequantise_is_what_the_first_use_would() -> None:
+    ahead, first_use = nn.Sequential(*(nn.QuantizedLinear(64, 64) for _ in range(3))), []
+    use_linear_kernels(ahead, kernels("kept"))
+    dequantise_kept(ahead, [mx.default_stream(mx.cpu), mx.new_stream(mx.cpu)])
+    for layer in ahead.layers:
+        found = layer.__dict__.pop("_kept")
+        layer(normal(3, 64))
+        first_use.append(mx.array_equal(found, layer.__dict__["_kept"]).item())
+    assert first_use == [True] * 3
 
 
 BASES = {

@@ -6,13 +6,15 @@ are made aware of packed rows and of shared inputs. Knows nothing of data, batch
 
 from __future__ import annotations
 
+import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .attention import PackedRows, fast_attention, packed_attention
 from .device import Kernels, mx, nn
 from .elementwise import Swiglu, fast_swiglu
+from .later import imported_later
 from .sharing import Deferred, Norm, Plain, Same, is_deferring, made, multiply_together, used
 
 # Linear layers --------------------------------------------------------------------------------------------------
@@ -80,7 +82,7 @@ class Dequantising:
         if "_kept" not in self.__dict__:
             kept = _dequantise(self, self.weight)
             mx.eval(kept)
-            object.__setattr__(self, "_kept", kept)  # past nn.Module, for which it would be a parameter
+            _keep(self, kept)
         return self.__dict__["_kept"]
 
     def forward(self, x: mx.array) -> mx.array:
@@ -105,6 +107,10 @@ class DequantisingEmbedding(Dequantising, nn.QuantizedEmbedding):
     def as_linear(self, x: mx.array) -> mx.array:
         """Logits of hidden states `(…, dims)`."""
         return self.product(x)
+
+
+def _keep(layer: Any, dense: mx.array) -> None:
+    object.__setattr__(layer, "_kept", dense)  # past nn.Module, for which it would be a parameter
 
 
 class QuantisedLinear(FrozenLinear, nn.QuantizedLinear):
@@ -164,9 +170,17 @@ def draw_keys(count: int) -> list[mx.array]:
     return list(mx.random.randint(0, 2**32 - 1, (count, 2), mx.uint32)) if count else []
 
 
+_NOT_FOR_US = (
+    "transformers", "transformers.tokenization_utils_base", "huggingface_hub",
+    "mlx_lm.tuner.trainer", "mlx_lm.tuner.utils",
+)  # fmt: skip
+"""What mlx-lm imports to load tokenisers, fetch models and train, which are done here in other ways: a second."""
+
+
 def _adapters_of_mlx_lm() -> tuple[type, type]:
-    from mlx_lm.tuner.dora import DoRALinear  # not above: `device` comes before anything that imports mlx
-    from mlx_lm.tuner.lora import LoRALinear
+    with imported_later(*_NOT_FOR_US):
+        from mlx_lm.tuner.dora import DoRALinear  # not above: `device` comes before anything that imports mlx
+        from mlx_lm.tuner.lora import LoRALinear
 
     return LoRALinear, DoRALinear
 
@@ -271,6 +285,18 @@ def use_linear_kernels(model: nn.Module, kernels: Kernels) -> None:
             module.__class__ = replacement
             if dequantise and replacement is not PlainLinear:
                 object.__setattr__(module, "keep", kernels.linear == "kept")
+
+
+def dequantise_kept(model: nn.Module, streams: Sequence[mx.Stream]) -> None:
+    """Dequantise the linear layers that keep it, on all streams, and not one after the other at their first use."""
+    layers = [module for module in model.modules() if isinstance(module, DequantisingLinear) and module.keep]
+    made = []
+    for layer, stream in zip(layers, itertools.cycle(streams)):
+        with mx.stream(stream):
+            made.append(_dequantise(layer, layer.weight))
+    mx.eval(made)
+    for layer, kept in zip(layers, made, strict=True):
+        _keep(layer, kept)
 
 
 def use_attention_kernels(model: nn.Module, kernels: Kernels) -> None:

@@ -20,6 +20,7 @@ from .checkpoint import Progress, checkpoint_to_resume, load_checkpoint
 from .config import RunConfig, from_flat
 from .device import Kernels, mx, nn, optim
 from .guard import MemoryGuard, NormWatch
+from .kernels import dequantise_kept
 from .memory import GB, MemoryMonitor, available_bytes
 from .model import AdapterVector, Layout, attach_adapters, choose_layout, load_adapters, load_base, use_grad_checkpoint
 from .pace import Pace
@@ -39,6 +40,7 @@ class Watch:
         pace: of the last steps.
         saved_at: when the last checkpoint was written, or training began; seconds of a clock that is never set.
         save_next: whether the memory guard wants a checkpoint.
+        ask_base: whether the base has not answered the sample prompts yet.
     """
 
     memory: MemoryGuard
@@ -46,6 +48,7 @@ class Watch:
     pace: Pace = dataclasses.field(default_factory=Pace)
     saved_at: float = 0.0
     save_next: bool = False
+    ask_base: bool = False
 
 
 @dataclasses.dataclass
@@ -156,7 +159,10 @@ def open_session(writer: RunWriter, monitor: MemoryMonitor) -> Session:
     attach_adapters(model, spec, config.lora, config.train.seed)
     if run.initial_adapters.is_file():
         load_adapters(model, run.initial_adapters)
-    layout = choose_layout(model, spec.config["vocab_size"], packing=config.train.packing, rounding=kernels.rounding)
+    dequantise_kept(model, _streams(kernels.streams))
+    with device.blas_threads(max(1, device.cores() // 2)):  # as when it answers: products are small
+        vocabulary, packing = spec.config["vocab_size"], config.train.packing
+        layout = choose_layout(model, vocabulary, packing=packing, rounding=kernels.rounding)
     if config.train.grad_checkpoint:
         use_grad_checkpoint(model)
     if layout != "packed" and config.train.packing:

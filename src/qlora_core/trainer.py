@@ -123,8 +123,7 @@ def _train_to_end(session: Session, writer: RunWriter, interruption: Interruptio
     session.watch.saved_at = time.monotonic()
     with _spared(writer, "older samples could not be taken back"):
         forget_samples(session.run, progress.step)
-    if progress.step == 0 and not session.run.samples() and not interruption.asked:
-        _sample(session, writer, epoch=0)
+    session.watch.ask_base = not session.run.samples()
     while progress.step < total and not interruption.asked:
         epoch = progress.step // session.steps_per_epoch
         _log_memory(session, writer, f"Epoch {epoch + 1} start")
@@ -167,6 +166,9 @@ def _after_step(
 ) -> None:
     """Validate, save and answer the sample prompts where they are due."""
     pace, progress = session.config.pace, session.progress
+    if session.watch.ask_base and not interruption.asked:  # it answers the same before the first step, which would wait
+        session.watch.ask_base = False
+        _sample(session, writer, epoch=0)
     if end_of_epoch:
         average = progress.epoch_loss / max(progress.epoch_targets, 1)
         writer.log("epoch", epoch=epoch + 1, step=progress.step, avg_loss=average)
@@ -398,8 +400,8 @@ def _validate(session: Session, writer: RunWriter) -> None:
 
 
 def _sample(session: Session, writer: RunWriter, epoch: int) -> None:
-    """Answer the sample prompts; training is as if it had not been. What goes wrong is a warning."""
-    pace, step = session.config.pace, session.progress.step
+    """Answer the sample prompts, in epoch 0 as the base; training is as if it had not been. An error is a warning."""
+    pace, step = session.config.pace, session.progress.step if epoch else 0
     if not pace.samples:
         return
     with _spared(writer, f"step {step}: the sample prompts could not be answered", step=step):
