@@ -12,7 +12,7 @@ WITHOUT_MLX = [
     "hub_failures", "hub", "sampling", "bases", "adapters", "fit", "presets", "run_files", "metrics", "locks", "runs",
     "device_lock", "awake", "endings", "jobs", "worker", "supervisor", "texts", "advice", "console", "cli",
     "talk", "talker", "serve", "page", "schedule", "batching", "charts", "compare", "export", "guides", "peft",
-    "later",
+    "later", "bench",
 ]  # fmt: skip
 HEAVY = ("mlx", "mlx_lm", "transformers", "torch")
 

@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from . import console, jobs
+from .bench import Options
+from .bench import add_arguments as add_bench_arguments
 from .config import RunConfig, add_arguments, from_flat, given_settings, settings
 from .errors import QLoraError
 from .export import TARGETS, keep_result
@@ -294,6 +296,28 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return ERROR if facts["problems"] else DONE
 
 
+def _bench(arguments: argparse.Namespace) -> int:
+    from .bench import race, report
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr if arguments.json else sys.stdout, flush=True)
+
+    results = race.bench(Options.of(arguments), say)
+    results["command"] = race.without_paths(shlex.join(["qlora", *arguments.argv]))
+    kept = report.keep(results, arguments.out, Path.cwd())
+    if arguments.json:
+        _print_json(results)
+    else:
+        print(f"\n{report.text(results)}\n")
+        print(f"✓ All numbers: {kept}" if kept else "Next\n  keep the numbers with --out FILE")
+    for problem in results["failed"]:
+        _complain(f"error: {problem}")
+    if results["interrupted"]:
+        _complain("interrupted; what was measured by then is above")
+        return INTERRUPTED
+    return ERROR if results["failed"] else DONE
+
+
 def _app(arguments: argparse.Namespace) -> int:
     from . import serve
 
@@ -364,6 +388,7 @@ def build_parser() -> argparse.ArgumentParser:
     models.add_argument("--fetch", default="", metavar="MODEL", help="fetch this one: a short name or a hub id")
     for made in (*with_runs, generate, evaluate, compare, export):
         made.add_argument("--runs-dir", default=RunConfig().place.runs_dir, help="directory of all runs")
+    add_bench_arguments(command("bench", _bench, "measure training speed against other trainers, on the same rows"))
     app = command("app", _app, "open the page, for this machine only, with a token")
     add_server_arguments(app)
     add_page_arguments(app)

@@ -1,0 +1,55 @@
+"""The tables of the READMEs from `benchmarks/results/*.json`, which `qlora bench` writes.
+
+    uv run python benchmarks/tables.py            # writes them
+    uv run python benchmarks/tables.py --print    # shows them
+
+They stand between `<!-- bench -->` and `<!-- end of bench -->`; each file's machine and date are its heading.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from qlora_core.bench.report import caption, tables
+
+ROOT = Path(__file__).parents[1]
+READMES = {"en": ROOT / "README.md", "pt": ROOT / "README.pt.md"}
+BEGIN, END = "<!-- bench -->\n", "<!-- end of bench -->\n"
+
+
+def made(language: str, directory: Path = ROOT / "benchmarks" / "results") -> str:
+    """What stands between the marks."""
+    parts = []
+    for path in sorted(directory.glob("*.json")):
+        results = json.loads(path.read_text(encoding="utf-8"))
+        parts += [f"{caption(results)}:", *tables(results, language)]
+    return "\n\n".join(parts) + "\n" if parts else ""
+
+
+def split(text: str) -> tuple[str, str, str]:
+    """A README before the tables, the tables, and what is after them."""
+    before, begin, rest = text.partition(BEGIN)
+    table, end, after = rest.partition(END)
+    if not (begin and end):
+        raise SystemExit(f"the README has no {BEGIN.strip()} … {END.strip()}")
+    return before, table, after
+
+
+def main() -> int:
+    """Write or show the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--print", action="store_true", help="show them, in English, and write nothing")
+    if parser.parse_args().print:
+        print(made("en"), end="")
+        return 0
+    for language, path in READMES.items():
+        before, _, after = split(path.read_text(encoding="utf-8"))
+        path.write_text(before + BEGIN + made(language) + END + after, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

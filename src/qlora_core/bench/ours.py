@@ -1,0 +1,162 @@
+"""This package's trainer as a contestant, and validation by it of whatever adapters anybody saved."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+from ..token_rows import TokenRow, TokenRows
+from .job import Job, Watch
+from .works import Rows, fixed_groups
+
+PLACEHOLDER = {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "."}]}
+
+OFF: dict[str, Any] = {"linear": "quantised", "streams": 1, "blas": "reference", "packing": False}
+"""What a technique is when it is switched off, by the name of its field; a field that is true is false then."""
+SWITCHES = {"packing": True}
+"""Techniques that are settings of a run, and their usual values; all others are fields of `device.Kernels`."""
+OF_NO_TECHNIQUE = ("device", "dtype")
+
+
+def ablations(kernels: Mapping[str, Any]) -> list[str]:
+    """What can be switched off, one by one, of these kernels, as `--without` takes it: `FIELD=VALUE`."""
+    found = []
+    for name, value in {**kernels, **SWITCHES}.items():
+        off = OFF.get(name, False if value is True else value)
+        if name not in OF_NO_TECHNIQUE and value not in ("", off):
+            found.append(f"{name}={str(off).lower() if isinstance(off, bool) else off}")
+        if (name, value) == ("linear", "kept"):
+            found.append("linear=dequantised")
+    return found
+
+
+def switched_off(words: Sequence[str], kernels: Mapping[str, Any]) -> dict[str, Any]:
+    """`FIELD` or `FIELD=VALUE` as values of the fields' types.
+
+    Raises:
+        ConfigError: there is no such field.
+    """
+    values, known = {}, {**kernels, **SWITCHES}
+    for word in words:
+        name, given, text = word.partition("=")
+        if name not in known or name in OF_NO_TECHNIQUE:
+            names = ", ".join(name for name in known if name not in OF_NO_TECHNIQUE)
+            raise ConfigError(f"--without {word!r}: no such technique. Known: {names}.")
+        if not given:
+            values[name] = OFF.get(name, False)
+        elif isinstance(known[name], bool):
+            values[name] = text.lower() in ("true", "yes", "1")
+        else:
+            values[name] = type(known[name])(text)
+    return values
+
+
+def train(job: Job, rows: Rows, watch: Watch) -> dict[str, Any]:
+    """Train as `qlora train` does, from rows that are given as token ids."""
+    if any(word.partition("=")[0] == "blas" for word in job.without):
+        import mlx.core  # noqa: F401 - MLX that was imported first stays with its own BLAS
+    from .. import trainer
+    from ..batching import epoch_batches
+    from ..device import mx, tree_flatten
+
+    with _opened(job, TokenRows.of(rows.train)) as session:
+        trainer.prepare_to_train(session)
+        for indices in _batches(job, session, epoch_batches):
+            if watch.due():
+                path = Path(job.save_to) / f"{len(watch.steps):06d}.safetensors"
+                mx.save_safetensors(str(path), dict(tree_flatten(session.model.trainable_parameters())))
+            if not watch.begin(indices):
+                break
+            step = trainer.train_step(session, [indices])
+            session.progress.step += 1
+            watch.end(step.loss / step.targets)
+        return {
+            "kernels": dataclasses.asdict(session.kernels),
+            "layout": session.layout,
+            "peak_bytes": mx.get_peak_memory(),
+        }
+
+
+def _batches(job: Job, session: Any, epoch_batches: Any) -> Iterator[list[int]]:
+    """Rows of each step, without end: the trainer's own order, or that of the rows."""
+    rows = session.train_rows
+    if job.batches == "fixed":
+        yield from fixed_groups(len(rows), job.batch_size, job.warm_up + job.steps)
+        return
+    epoch = 0
+    while True:
+        sort = session.layout != "packed"
+        yield from epoch_batches(rows.lengths.tolist(), job.batch_size, seed=job.seed, epoch=epoch, sort=sort)
+        epoch += 1
+
+
+def evaluate(job: Job, rows: Rows, saved: Path) -> list[dict[str, Any]]:
+    """Validation loss of every adapter file in a directory, over all validation rows, by this package's own code."""
+    from .. import trainer
+    from ..model import load_adapters
+
+    found = []
+    with _opened(job, TokenRows.of(rows.train)) as session:
+        session.val_rows = TokenRows.of(rows.validation)
+        trainer.prepare_to_train(session)
+        for path in sorted(saved.glob("*.safetensors")):
+            load_adapters(session.model, path)
+            found.append({"step": int(path.stem), "val_loss": trainer.validate_model(session)})
+    return found
+
+
+@contextlib.contextmanager
+def _opened(job: Job, rows: Sequence[TokenRow]) -> Iterator[Any]:
+    """A session of a run in a temporary directory, with these rows instead of what the run was planned with."""
+    from .. import device
+    from ..cli import plan_training
+    from ..config import from_flat
+    from ..memory import MemoryMonitor
+    from ..session import open_session
+
+    with tempfile.TemporaryDirectory() as directory, _chosen(device, job.without) as switches:
+        placeholder = Path(directory) / "rows.jsonl"
+        placeholder.write_text((json.dumps(PLACEHOLDER) + "\n") * 2, encoding="utf-8")
+        settings = {
+            "model": job.model, "quantize": job.quantize, "data": [str(placeholder)], "near_duplicates": "ignore",
+            "runs_dir": directory, "epochs": 10_000, "batch_size": job.batch_size, "rank": job.rank,
+            "alpha": job.alpha, "init_adapter": job.adapters, "learning_rate": job.learning_rate,
+            "schedule": "constant", "warmup_steps": 0, "max_grad_norm": 0.0, "seed": job.seed, **switches,
+        }  # fmt: skip
+        tracker, plan = plan_training(from_flat(settings), lambda text: None)
+        with tracker.record(tracker.create(plan)) as writer:
+            writer.listeners.append(_tell)
+            session = open_session(writer, MemoryMonitor(counters=device.memory_counters))
+            session.train_rows = rows
+            yield session
+
+
+@contextlib.contextmanager
+def _chosen(device: Any, without: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Inside the block `device.choose_kernels` leaves out some techniques; yields those that are settings."""
+    choose = device.choose_kernels
+    settings = switched_off([word for word in without if word.partition("=")[0] in SWITCHES], {})
+
+    def fewer(*arguments: Any, **options: Any) -> Any:
+        chosen = choose(*arguments, **options)
+        values = switched_off(without, dataclasses.asdict(chosen))
+        fields = {name: value for name, value in values.items() if name not in (*SWITCHES, "blas")}
+        return dataclasses.replace(chosen, **fields)
+
+    device.choose_kernels = fewer
+    try:
+        yield settings
+    finally:
+        device.choose_kernels = choose
+
+
+def _tell(event: dict[str, Any]) -> None:
+    if event["type"] == "warning":
+        sys.stderr.write(f"{event['message']}\n")

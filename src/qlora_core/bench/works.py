@@ -1,0 +1,235 @@
+"""What is trained: token rows, the adapters that training starts from, and the model's directory.
+
+All of it is a function of names and a seed, made once and handed to every trainer as files, so that all train the same
+token ids with the same mask from the same start. Knows no trainer; imports neither MLX nor PyTorch.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import DataError, ModelError
+from ..token_rows import TokenRow
+from .catalogue import RANDOM, SHAPES
+
+if TYPE_CHECKING:
+    from ..bases import ModelSpec
+
+ADAPTERS = "adapters.safetensors"
+PROJECTIONS = (
+    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+    "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
+)  # fmt: skip
+
+
+# Rows -----------------------------------------------------------------------------------------------------------
+
+
+def drawn_rows(count: int, lengths: Callable[[np.random.Generator], int], seed: int, vocabulary: int) -> list[TokenRow]:
+    """Rows of drawn token ids, a prompt and then a reply, which is trained and about half of the row.
+
+    Ids are as frequent as words are (the k-th one in proportion to 1/k), and which id is frequent is drawn as well.
+
+    Args:
+        count: rows.
+        lengths: draws the tokens of a row.
+        seed: decides everything.
+        vocabulary: ids are below it.
+    """
+    rng = np.random.default_rng(seed)
+    names = rng.permutation(vocabulary).astype(np.int32)
+    rows = []
+    for i in range(count):
+        length = lengths(rng)
+        ids = names[np.floor(vocabulary ** rng.random(length)).astype(np.int64) - 1]
+        prompt = max(1, round(length * rng.uniform(0.3, 0.7)))
+        rows.append(TokenRow(ids, np.arange(length) >= prompt, f"row {i + 1}"))
+    return rows
+
+
+def _short(rng: np.random.Generator) -> int:
+    """20 to 200 tokens, short ones more often: log-uniform, 78 on average."""
+    return round(20 * 10 ** rng.random())
+
+
+DRAWN: dict[str, tuple[int, Callable[[np.random.Generator], int]]] = {
+    "short-qa": (2400, _short),
+    "uniform": (400, lambda rng: 256),
+    "long": (100, lambda rng: int(rng.integers(1800, 2200))),
+}
+"""Rows of a work, and what draws the tokens of one; the rows of a work that is not here are the sample's."""
+
+
+def make_rows(work: str, model: str, vocabulary: int, seed: int, data: Sequence[str] = ()) -> Rows:
+    """The rows of a work for a model; those of the sample, or of `data`, by its tokeniser.
+
+    Raises:
+        DataError: the sample is not here.
+        ModelError: the model cannot be read.
+    """
+    if work in DRAWN and not data:
+        return Rows(tuple(drawn_rows(*DRAWN[work], seed, vocabulary)), ())
+    return _read_rows(model, data or [_sample()])
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows to train and to validate on.
+
+    Attributes:
+        train: to train.
+        validation: to validate on; empty for drawn rows.
+    """
+
+    train: tuple[TokenRow, ...]
+    validation: tuple[TokenRow, ...]
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Hash of every token id and of which of them are trained, in 16 digits."""
+        digest = hashlib.sha256()
+        for row in (*self.train, *self.validation):
+            digest.update(np.int64(len(row)).tobytes() + row.ids.astype(np.int32).tobytes() + row.trained.tobytes())
+        return digest.hexdigest()[:16]
+
+    def summary(self) -> dict[str, Any]:
+        """What they are, in numbers."""
+        lengths = [len(row) for row in self.train]
+        return {
+            "rows": len(lengths),
+            "validation_rows": len(self.validation),
+            "tokens": sum(lengths),
+            "target_tokens": sum(row.target_tokens for row in self.train),
+            "shortest": min(lengths),
+            "median": int(np.median(lengths)),
+            "longest": max(lengths),
+            "digest": self.digest,
+        }
+
+    def save(self, path: Path) -> Path:
+        """Write them as an archive of arrays."""
+        parts = {}
+        for name, rows in (("train", self.train), ("validation", self.validation)):
+            parts[f"{name}_lengths"] = np.array([len(row) for row in rows], np.int64)
+            for field in ("ids", "trained"):
+                arrays = [getattr(row, field) for row in rows]
+                parts[f"{name}_{field}"] = np.concatenate(arrays) if arrays else np.zeros(0, np.int32)
+        np.savez(path, **parts)
+        return path
+
+    @classmethod
+    def load(cls, path: Path) -> Rows:
+        """What `save` wrote."""
+        with np.load(path) as parts:
+            return cls(*(_split(name, parts) for name in ("train", "validation")))
+
+
+def _split(name: str, parts: Any) -> tuple[TokenRow, ...]:
+    cuts = np.cumsum(parts[f"{name}_lengths"])[:-1]
+    if not len(parts[f"{name}_lengths"]):
+        return ()
+    ids, trained = (np.split(parts[f"{name}_{field}"], cuts) for field in ("ids", "trained"))
+    return tuple(
+        TokenRow(i.astype(np.int32), t.astype(bool), f"row {number}")
+        for number, (i, t) in enumerate(zip(ids, trained, strict=True), 1)
+    )
+
+
+def _sample() -> str:
+    for root in (Path.cwd(), Path(__file__).parents[3]):
+        if (root / "data" / "sample").is_dir():
+            return str(root / "data" / "sample")
+    raise DataError("data/sample: not here. It lies in the repository; run there, or name rows with --data.")
+
+
+def _read_rows(model: str, data: Sequence[str]) -> Rows:
+    from .. import data as preparing
+    from ..config import from_flat
+    from ..tokens import make_dataset, open_tokenizer
+
+    config = from_flat({"model": model, "data": list(data)})
+    tokenizer = open_tokenizer(config.base)
+    prepared = preparing.prepare(config.data, tokenizer)
+    sides = (
+        tuple(one_reply(row) for row in make_dataset(part, tokenizer, config.data.max_seq_length).rows)
+        for part in (prepared.train, prepared.validation)
+    )
+    return Rows(*sides)
+
+
+def one_reply(row: TokenRow) -> TokenRow:
+    """The row up to its last trained token, with all trained from the first one on: a mask that every trainer knows."""
+    places = np.flatnonzero(row.trained)
+    length = int(places[-1]) + 1
+    return TokenRow(np.array(row.ids[:length]), np.arange(length) >= places[0], row.source)
+
+
+def first_trained(row: TokenRow) -> int:
+    """Place of the first token that is trained; all after it are."""
+    return int(row.trained.argmax())
+
+
+def fixed_groups(count: int, batch_size: int, steps: int) -> list[list[int]]:
+    """Indices of the rows of each step in their own order, from the start again after the last full batch."""
+    batches = count // batch_size
+    return [[batch_size * (step % batches) + i for i in range(batch_size)] for step in range(steps)]
+
+
+# Model and adapters ---------------------------------------------------------------------------------------------
+
+
+def describe_model(model: str, quantize: str) -> ModelSpec:
+    """What is known of a model, built in, named or a directory, before it is loaded."""
+    from ..bases import find_base
+    from ..config import from_flat
+
+    return find_base(from_flat({"model": model, "quantize": quantize}).base)
+
+
+def find_model(model: str, directory: Path | None) -> str:
+    """A model's name as the other commands take it; one with random weights is made if it is not there yet.
+
+    Args:
+        model: `random-` and a name of `SHAPES`, whose weights are drawn; else what `--model` of other commands takes.
+        directory: where models with random weights lie; the cache by default.
+
+    Raises:
+        ModelError: there is no such shape.
+    """
+    from ..bases import has_gpu
+    from ..storage import cache_directory
+    from .drawn import write_quantised
+
+    if not model.startswith(RANDOM) or Path(model).is_dir():
+        return model
+    shape = model.removeprefix(RANDOM)
+    if shape not in SHAPES:
+        raise ModelError(f"model {model!r}: no such shape. Known: {', '.join(RANDOM + name for name in SHAPES)}.")
+    dtype = "bfloat16" if has_gpu() else "float32"
+    root = directory or cache_directory() / "bench"
+    return str(write_quantised(shape, root / f"{model}-{dtype}", dtype))
+
+
+def write_adapters(spec: ModelSpec, path: Path, *, rank: int, alpha: float, seed: int) -> Path:
+    """Write the adapters that all trainers start from: A drawn as mlx-lm draws it, B = 0.
+
+    Tensors are named and laid out as mlx-lm has them: `lora_a` (inputs, rank), `lora_b` (rank, outputs), float32.
+    """
+    from safetensors.numpy import save_file
+
+    from ..config import LoraConfig
+
+    rng, tensors = np.random.default_rng(seed), {}
+    for name, shape in spec.adapter_shapes(LoraConfig(rank=rank, alpha=alpha)).items():
+        width = 1 / math.sqrt(shape[0]) if name.endswith("lora_a") else 0.0
+        tensors[name] = rng.uniform(-width, width, shape).astype(np.float32)
+    save_file(tensors, path)
+    return path
