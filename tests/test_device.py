@@ -206,7 +206,7 @@ def test_a_gpu_keeps_dequantised_weights_where_there_is_room(monkeypatch) -> Non
     assert choose_kernels("bfloat16", dense, 5 * GB).linear == "dequantised"
 
 
-def test_recorded_kernels_come_back_and_what_an_older_version_did_not_know_is_off() -> None:
+def test_recorded_kernels_come_back_and_what_an_older_version_did_not_know_is_as_usual() -> None:
     chosen = Kernels("cuda", "bfloat16", "kept", rounding=Rounding(32, 128, (128, 256)), compiled=True)
     assert Kernels.from_dict(json.loads(json.dumps(dataclasses.asdict(chosen)))) == chosen
     old = {"device": "cpu", "dtype": "float32", "linear": "kept", "streams": 2, "blas": "b", "fast_exp": True}

@@ -178,6 +178,7 @@ class Kernels:
         fast_exp: polynomial `exp` in attention and SwiGLU.
         rounding: sizes that batches are filled up to.
         compiled: whether a micro-batch is compiled to one graph, for each shape that occurs.
+        sharing: whether layers that multiply the same input are computed together, and norms and SwiGLU made again.
     """
 
     device: str
@@ -188,10 +189,11 @@ class Kernels:
     fast_exp: bool = False
     rounding: Rounding = AS_IT_IS
     compiled: bool = False
+    sharing: bool = True
 
     @classmethod
     def from_dict(cls, recorded: dict[str, Any]) -> Kernels:
-        """What `dataclasses.asdict` made; what an older version did not know is off."""
+        """What `dataclasses.asdict` made; what an older version did not know is as by default."""
         known = {field.name: recorded[field.name] for field in dataclasses.fields(cls) if field.name in recorded}
         rounding = known.get("rounding", {})
         return cls(**{**known, "rounding": Rounding(**{**rounding, "bins": tuple(rounding.get("bins", ()))})})

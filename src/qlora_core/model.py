@@ -284,7 +284,9 @@ def _project(model: nn.Module, hidden: mx.array) -> mx.array:
     return model.lm_head(hidden) if "lm_head" in model else model.model.embed_tokens.as_linear(hidden)
 
 
-def choose_layout(model: nn.Module, vocabulary: int, *, packing: bool, rounding: Rounding = AS_IT_IS) -> Layout:
+def choose_layout(
+    model: nn.Module, vocabulary: int, *, packing: bool, rounding: Rounding = AS_IT_IS, sharing: bool = True
+) -> Layout:
     """The first layout that gives this model the loss it has on the same rows one by one.
 
     Packed rows, the head on trained positions only and layers that share their input rest on how a model is written; a
@@ -300,8 +302,8 @@ def choose_layout(model: nn.Module, vocabulary: int, *, packing: bool, rounding:
     # float32 agrees to 1e-5; half precision has rounding of its own
     tolerance = 1e-4 if _dtype(model) == mx.float32 else 2e-2
     layouts: tuple[Layout, ...] = ("packed", "padded") if packing else ("padded",)
-    makers = watch_sharing(lambda: model(mx.array(batches[0].ids)))
-    for shared in (True, False):
+    makers = watch_sharing(lambda: model(mx.array(batches[0].ids))) if sharing else []
+    for shared in (True, False) if sharing else (False,):
         for layout in layouts:
             try:
                 batch = make_batch(rows, packed=layout == "packed", rounding=rounding)

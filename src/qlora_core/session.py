@@ -162,7 +162,7 @@ def open_session(writer: RunWriter, monitor: MemoryMonitor) -> Session:
     dequantise_kept(model, _streams(kernels.streams))
     with device.blas_threads(max(1, device.cores() // 2)):  # as when it answers: products are small
         vocabulary, packing = spec.config["vocab_size"], config.train.packing
-        layout = choose_layout(model, vocabulary, packing=packing, rounding=kernels.rounding)
+        layout = choose_layout(model, vocabulary, packing=packing, rounding=kernels.rounding, sharing=kernels.sharing)
     if config.train.grad_checkpoint:
         use_grad_checkpoint(model)
     if layout != "packed" and config.train.packing:

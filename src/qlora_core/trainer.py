@@ -256,33 +256,31 @@ def train_step(session: Session, group: Sequence[Sequence[int]]) -> Step:
     mx.random.seed(_dropout_seed(config.seed, number))
     loss, gradient = mx.array(0.0), mx.array(0.0)
     for indices in at_most(session.micro_batch, group):
+        mx.eval(loss, gradient)  # one at a time is in memory; the last waits for the update, so that a step waits once
         part_loss, part_gradient = _micro_batch(session, [rows[i] for i in indices])
         loss, gradient = loss + part_loss, gradient + part_gradient
-        mx.eval(loss, gradient)
     gradient = gradient / targets
     norm, rate = mx.linalg.norm(gradient), learning_rate(number, session.total_steps, config)
-    step = Step(loss.item(), targets, tokens, norm.item(), rate, updated=False)
-    if not step.finite:
-        return step
-    if config.max_grad_norm and step.norm > config.max_grad_norm:
-        gradient = gradient * (config.max_grad_norm / step.norm)
-    return step._replace(updated=_update(session, gradient, mx.array(rate, mx.float32)))
+    if config.max_grad_norm:
+        gradient = gradient * mx.where(norm > config.max_grad_norm, config.max_grad_norm / norm, 1.0)
+    updated = _update(session, gradient, mx.array(rate, mx.float32), mx.isfinite(loss) & mx.isfinite(norm))
+    return Step(loss.item(), targets, tokens, norm.item(), rate, updated.item())
 
 
-def _update(session: Session, gradient: mx.array, rate: mx.array) -> bool:
-    """Change adapters and moments by a gradient `(parameters,)`; False, without a change, if they became not finite."""
+def _update(session: Session, gradient: mx.array, rate: mx.array, finite: mx.array) -> mx.array:
+    """Change adapters and moments by a gradient `(parameters,)` if it is `finite` and leaves them so; tells whether."""
     optimizer, ratio = session.optimizer, session.rate_ratio
-    before = tree_map(lambda value: value, optimizer.state)  # arrays never change, so a copy of the tree holds them
-    optimizer.learning_rate = rate if ratio is None else rate * ratio
+    state = tree_map(lambda value: value, optimizer.state)  # arrays never change, so a copy of the tree holds them
     adapters = session.adapters.join(session.model.trainable_parameters())
-    updated = optimizer.apply_gradients({"adapters": gradient}, {"adapters": adapters})
+    optimizer.learning_rate = rate if ratio is None else rate * ratio
+    changed = optimizer.apply_gradients({"adapters": gradient}, {"adapters": adapters})["adapters"]
     optimizer.learning_rate = rate  # the state that is saved holds one number
-    if not _finite(updated, optimizer.state):
-        optimizer.state = before
-        return False
-    session.model.update(session.adapters.part(updated["adapters"]))
-    mx.eval(session.model.trainable_parameters(), optimizer.state)
-    return True
+    for value in (changed, *optimizer.state["adapters"].values()):
+        finite = finite & mx.isfinite(mx.sum(value))  # a sum is finite only if all that it is made of are
+    optimizer.state = tree_map(lambda new, old: mx.where(finite, new, old), optimizer.state, state)
+    session.model.update(session.adapters.part(mx.where(finite, changed, adapters)))
+    mx.eval(finite, session.model.trainable_parameters(), optimizer.state)
+    return finite
 
 
 def _finite(*trees: Any) -> bool:
