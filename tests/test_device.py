@@ -146,6 +146,8 @@ def imports_of_mlx_anywhere(path: Path) -> set[str]:
 def test_whoever_imports_mlx_in_a_function_has_device_first(path: Path) -> None:
     if path.stem == "device" or not imports_of_mlx_anywhere(path):
         return
+    if path.parent.name == "bench":  # a contestant starts as it would without this package
+        return
     if path.parent.name == "exported":  # it stands alone, and asks for `device` where there is one
         assert "import qlora_core.device" in path.read_text(encoding="utf-8").partition("    import mlx.core")[0]
         return

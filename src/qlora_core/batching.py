@@ -21,8 +21,8 @@ class Rounding:
     """Sizes that batches are filled up to, so that few shapes occur: a GPU prepares for each when it first sees it.
 
     Attributes:
-        tokens: of a packed batch, and its trained tokens: to a multiple of this and of a sixteenth of the power of two
-            above; 1: as they are.
+        tokens: of a packed batch: to a multiple of this and of a sixteenth of the power of two above; and of its
+            trained tokens, to one of this and of an eighth. 1: as they are.
         longest: of its longest row, where attention takes the rows apart: to a multiple of this.
         bins: sizes of bins that rows are packed into, where that leaves little empty; none: end to end in one row.
     """
@@ -32,10 +32,15 @@ class Rounding:
     bins: tuple[int, ...] = ()
 
     def total(self, count: int) -> int:
-        """At least `count`, and at most an eighth more where that is no less than `tokens`."""
-        if self.tokens == 1:
-            return count
-        return _up(count, max(self.tokens, 2 ** ((count - 1).bit_length() - 4) if count > 8 else 1))
+        """Of a batch with `count` tokens: at most an eighth more where that is no less than `tokens`."""
+        return self._up(count, 4)
+
+    def trained(self, count: int) -> int:
+        """Of a batch with `count` trained tokens: at most a quarter more where that is no less than `tokens`."""
+        return self._up(count, 3)
+
+    def _up(self, count: int, bits: int) -> int:
+        return count if self.tokens == 1 else _up(count, max(self.tokens, 1 << max(0, (count - 1).bit_length() - bits)))
 
 
 AS_IT_IS = Rounding()
@@ -130,7 +135,7 @@ def _laid(
         source.append(start + trained - 1)
         target.append(row.ids[trained])
     count = sum(map(len, target))
-    filling = (0, rounding.total(count) - count)
+    filling = (0, rounding.trained(count) - count)
     return Batch(
         ids=ids.reshape(shape),
         lengths=tuple(lengths.tolist()),
