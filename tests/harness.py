@@ -193,3 +193,24 @@ def assert_same_training(found: Run, wanted: Run, step: int, *, best: bool = Tru
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """All rows of a JSONL file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+# Functions of arrays ----------------------------------------------------------------------------------------------
+
+CLOSE = 3e-6  # float32 has 24 bits; sums of a few hundred numbers lose some
+
+
+def normal(*shape: int, seed: int = 0, size: float = 1.0) -> mx.array:
+    """Random numbers, the same each time."""
+    return mx.array(np.random.default_rng([seed, *shape]).normal(0, size, shape).astype(np.float32))
+
+
+def compare(ours: Callable[..., mx.array], plain: Callable[..., mx.array], *inputs: mx.array) -> None:
+    """Values, and gradients with a random cotangent, are the same."""
+    wanted = plain(*inputs)
+    cotangent = mx.array(np.random.default_rng(9).normal(size=wanted.shape).astype(np.float32))
+    (found,), gradients = mx.vjp(lambda *xs: [ours(*xs)], inputs, [cotangent])
+    _, wanted_gradients = mx.vjp(lambda *xs: [plain(*xs)], inputs, [cotangent])
+    assert difference(found, wanted) < CLOSE
+    for gradient, wanted_gradient in zip(gradients, wanted_gradients, strict=True):
+        assert difference(gradient, wanted_gradient) < CLOSE

@@ -12,7 +12,7 @@ WITHOUT_MLX = [
     "hub_failures", "hub", "sampling", "bases", "adapters", "fit", "presets", "run_files", "metrics", "locks", "runs",
     "device_lock", "awake", "endings", "jobs", "worker", "supervisor", "texts", "advice", "console", "cli",
     "talk", "talker", "serve", "page", "schedule", "batching", "charts", "compare", "export", "guides", "peft",
-    "bench",
+    "later", "bench",
 ]  # fmt: skip
 HEAVY = ("mlx", "mlx_lm", "transformers", "torch")
 
@@ -26,6 +26,26 @@ def test_importing_it_brings_neither_mlx_nor_transformers(python):
         f"    print(module, *(name for name in {HEAVY} if name in sys.modules))\n"
     )
     assert python("-c", script).stdout.splitlines() == WITHOUT_MLX
+
+
+def test_training_brings_nothing_that_it_does_not_use(python):
+    script = (
+        "import sys, qlora_core.trainer, mlx_lm.generate\n"
+        "print(*sorted({'transformers', 'huggingface_hub', 'rich'} & set(sys.modules)))"
+    )
+    assert python("-c", script).stdout.split() == []
+
+
+def test_what_stands_in_for_a_library_is_replaced_when_it_is_used(python):
+    """mlx-lm is whole to whoever asks more of it than training does."""
+    script = (
+        "import qlora_core.kernels, mlx_lm.tuner\n"
+        "from mlx_lm.generate import PreTrainedTokenizer\n"
+        "print(mlx_lm.tuner.TrainingArgs().batch_size, isinstance(1, PreTrainedTokenizer))\n"
+        "from mlx_lm.tuner.trainer import TrainingArgs\n"
+        "print(type(mlx_lm.tuner.TrainingArgs()) is TrainingArgs)\n"
+    )
+    assert python("-c", script).stdout.splitlines() == ["4 False", "True"]
 
 
 def source_files(module: str) -> list[Path]:
@@ -46,8 +66,8 @@ def imported(path: Path) -> set[str]:
 
 def test_every_module_belongs_to_one_half():
     """A module that is in neither list of the design would be in no test."""
-    with_mlx = {"device", "kernels", "model", "checkpoint", "session", "generate", "evaluate",
-                "trainer", "smollm2", "doctor", "weights", "fuse"}  # fmt: skip
+    with_mlx = {"device", "elementwise", "attention", "sharing", "kernels", "loss", "model", "passes", "checkpoint",
+                "session", "generate", "evaluate", "trainer", "smollm2", "doctor", "weights", "fuse"}  # fmt: skip
     found = {path.stem for path in SOURCE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
     assert found - {"__init__", "__main__"} == with_mlx | set(WITHOUT_MLX)
 

@@ -4,150 +4,10 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from harness import FAST, difference
+from harness import CLOSE, FAST, compare, difference, normal
 
 from qlora_core.device import Kernels, mx, nn, tree_flatten
-from qlora_core.kernels import (
-    ADAPTERS,
-    PackedRows,
-    fast_attention,
-    fast_cross_entropy,
-    fast_exp,
-    fast_swiglu,
-    packed_attention,
-    use_linear_kernels,
-)
-
-CLOSE = 3e-6  # float32 has 24 bits; sums of a few hundred numbers lose some
-
-
-def normal(*shape: int, seed: int = 0, size: float = 1.0) -> mx.array:
-    return mx.array(np.random.default_rng([seed, *shape]).normal(0, size, shape).astype(np.float32))
-
-
-def compare(ours: Callable[..., mx.array], plain: Callable[..., mx.array], *inputs: mx.array) -> None:
-    """Values, and gradients with a random cotangent, are the same."""
-    wanted = plain(*inputs)
-    cotangent = mx.array(np.random.default_rng(9).normal(size=wanted.shape).astype(np.float32))
-    (found,), gradients = mx.vjp(lambda *xs: [ours(*xs)], inputs, [cotangent])
-    _, wanted_gradients = mx.vjp(lambda *xs: [plain(*xs)], inputs, [cotangent])
-    assert difference(found, wanted) < CLOSE
-    for gradient, wanted_gradient in zip(gradients, wanted_gradients, strict=True):
-        assert difference(gradient, wanted_gradient) < CLOSE
-
-
-# Elementwise ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("limit", "error"), [(5.0, 4e-6), (86.9, 8e-6)])
-def test_fast_exp_is_as_exact_as_it_says(limit: float, error: float) -> None:
-    x = np.linspace(-limit, limit, 200_001).astype(np.float32)
-    wanted = np.exp(x.astype(np.float64))
-    assert np.max(np.abs(np.array(fast_exp(mx.array(x))) - wanted) / wanted) < error
-
-
-def test_fast_exp_of_zero_is_one() -> None:
-    assert fast_exp(mx.array(0.0)).item() == 1.0
-
-
-def test_fast_exp_of_masked_scores_is_nothing_beside_one() -> None:
-    assert np.all(np.array(fast_exp(mx.array([-1e9, -np.inf, -200.0]))) < 1e-37)
-
-
-def test_fast_exp_does_not_hide_nan() -> None:
-    assert np.isnan(fast_exp(mx.array(np.nan)).item())
-
-
-def test_fast_swiglu_is_silu_times_up() -> None:
-    gate, up = normal(7, 33, size=4), normal(7, 33, seed=1)
-    compare(fast_swiglu, lambda gate, up: nn.silu(gate) * up, gate, up)
-
-
-def test_fast_swiglu_far_from_zero() -> None:
-    gate = mx.array([-1000.0, -80.0, 80.0, 1000.0])
-    found = np.array(fast_swiglu(gate, mx.full(4, 2.0)))
-    np.testing.assert_allclose(found, [0.0, 0.0, 160.0, 2000.0], atol=1e-30)
-
-
-@pytest.mark.parametrize("size", [1.0, 200.0])
-def test_fast_cross_entropy_is_cross_entropy(size: float) -> None:
-    targets = mx.array(np.random.default_rng(3).integers(0, 50, 11).astype(np.int32))
-
-    def plain(logits: mx.array) -> mx.array:
-        return nn.losses.cross_entropy(logits, targets, reduction="sum")
-
-    compare(lambda logits: fast_cross_entropy(logits, targets), plain, normal(11, 50, size=size))
-
-
-# Attention ------------------------------------------------------------------------------------------------------
-
-
-def plain_attention(queries: mx.array, keys: mx.array, values: mx.array, scale: float) -> mx.array:
-    """Causal grouped-query attention as the formula has it."""
-    groups = queries.shape[1] // keys.shape[1]
-    keys, values = mx.repeat(keys, groups, axis=1), mx.repeat(values, groups, axis=1)
-    scores = scale * queries @ keys.swapaxes(-1, -2)
-    later = mx.triu(mx.ones(scores.shape[-2:]), k=1) > 0
-    return mx.softmax(mx.where(later, -mx.inf, scores), axis=-1) @ values
-
-
-@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (6, 1)])
-@pytest.mark.parametrize("length", [1, 13])
-def test_fast_attention_is_causal_grouped_query_attention(heads: int, kv_heads: int, length: int) -> None:
-    queries = normal(3, heads, length, 8, seed=1, size=3)
-    keys, values = normal(3, kv_heads, length, 8, seed=2), normal(3, kv_heads, length, 8, seed=3)
-    compare(
-        lambda q, k, v: fast_attention(q, k, v, scale=0.4),
-        lambda q, k, v: plain_attention(q, k, v, 0.4),
-        queries,
-        keys,
-        values,
-    )
-
-
-def mlx_attention(queries: mx.array, keys: mx.array, values: mx.array, *, scale: float) -> mx.array:
-    return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask="causal")
-
-
-@pytest.mark.parametrize("attend", [fast_attention, mlx_attention])
-@pytest.mark.parametrize("lengths", [[6], [5, 1, 9], [1, 1, 1], [3, 11, 4, 11]])
-def test_packed_attention_is_attention_of_each_row_alone(attend: Callable[..., mx.array], lengths: list[int]) -> None:
-    total = sum(lengths)
-    cuts = np.cumsum(lengths)[:-1].tolist()
-
-    def packed(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-        return packed_attention(q, k, v, PackedRows(lengths), lambda *qkv: attend(*qkv, scale=0.5))
-
-    def alone(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-        rows = zip(*(mx.split(x, cuts, axis=2) if cuts else [x] for x in (q, k, v)), strict=True)
-        return mx.concatenate([plain_attention(*row, 0.5) for row in rows], axis=2)
-
-    compare(
-        packed, alone, normal(1, 4, total, 8, seed=4), normal(1, 2, total, 8, seed=5), normal(1, 2, total, 8, seed=6)
-    )
-
-
-def test_packed_rows_mask_by_hand() -> None:
-    mask = np.array(PackedRows([2, 3]).make_mask(5)).astype(int)[0, 0]
-    assert mask.tolist() == [
-        [1, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0],
-        [0, 0, 1, 0, 0],
-        [0, 0, 1, 1, 0],
-        [0, 0, 1, 1, 1],
-    ]
-
-
-def test_packed_rows_mask_with_a_window_by_hand() -> None:
-    mask = np.array(PackedRows([1, 4]).make_mask(5, window_size=2)).astype(int)[0, 0]
-    assert mask.tolist() == [
-        [1, 0, 0, 0, 0],
-        [0, 1, 0, 0, 0],
-        [0, 1, 1, 0, 0],
-        [0, 0, 1, 1, 0],
-        [0, 0, 0, 1, 1],
-    ]
-
+from qlora_core.kernels import ADAPTERS, dequantise_kept, use_linear_kernels
 
 # Linear layers ----------------------------------------------------------------------------------------------------
 
@@ -186,6 +46,17 @@ def test_dequantised_weights_are_no_parameters(linear: str) -> None:
     use_linear_kernels(layer, kernels(linear))
     mx.eval(layer(normal(3, 64)))
     assert {name: value.shape for name, value in tree_flatten(layer.parameters())} == before
+
+
+def test_what_several_streams_dequantise_is_what_the_first_use_would() -> None:
+    ahead, first_use = nn.Sequential(*(nn.QuantizedLinear(64, 64) for _ in range(3))), []
+    use_linear_kernels(ahead, kernels("kept"))
+    dequantise_kept(ahead, [mx.default_stream(mx.cpu), mx.new_stream(mx.cpu)])
+    for layer in ahead.layers:
+        found = layer.__dict__.pop("_kept")
+        layer(normal(3, 64))
+        first_use.append(mx.array_equal(found, layer.__dict__["_kept"]).item())
+    assert first_use == [True] * 3
 
 
 BASES = {

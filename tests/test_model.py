@@ -100,7 +100,7 @@ def test_layout_is_one_that_is_right(models: dict[str, Path], name: str) -> None
 
 def test_layout_falls_back_where_packed_rows_see_each_other(models: dict[str, Path], monkeypatch) -> None:
     """A model whose attention asks the cache for no mask, say: packed rows would leak, padded ones are right."""
-    from qlora_core.kernels import PackedRows
+    from qlora_core.attention import PackedRows
 
     model, _ = load(models["llama"], lora=LORA)
     monkeypatch.setattr(PackedRows, "make_mask", lambda self, N, **_: mx.tril(mx.ones((N, N), mx.bool_)))

@@ -126,7 +126,7 @@ def test_the_size_is_told_from_the_configuration_alone(shapes, tiny_model) -> No
 def test_what_is_given_goes_before_a_preset(shapes) -> None:
     config = resolve_config({"model": str(shapes["large"]), "batch_size": 1, "rank": 16}, "m1-16gb")
     assert (config.train.batch_size, config.lora.rank) == (1, 16)
-    assert (config.train.grad_checkpoint, config.train.grad_accumulation_steps) == (True, 2)
+    assert (config.data.max_seq_length, config.train.grad_accumulation_steps) == (512, 4)
 
 
 def test_an_unknown_preset_is_refused(tiny_model, capsys) -> None:

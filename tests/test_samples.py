@@ -64,6 +64,15 @@ def test_a_resume_takes_later_ones_back(tmp_path: Path, tiny_model: Path) -> Non
     assert trained_state(run, 8) == trained_state(whole, 8)
 
 
+def test_the_first_step_does_not_wait_for_the_base(tmp_path: Path, tiny_model: Path) -> None:
+    run, whole = make(tmp_path, tiny_model, "part"), make(tmp_path, tiny_model, "whole")
+    train(whole)
+    train(run, at_step(1, lambda: run.request("pause")))
+    assert run.samples() == []
+    train(run)  # asked now: the base is as it was
+    assert run.samples() == whole.samples()
+
+
 def test_prompts_of_ones_own(tmp_path: Path, tiny_model: Path) -> None:
     run = make(tmp_path, tiny_model, "own", sample_prompts=["<b>?", "red?"], max_steps=1, samples=1)
     train(run)

@@ -58,6 +58,11 @@ def variant(tiny_model, tmp_path):
     return make
 
 
+def test_what_is_open_already_is_not_read_again(tokenizer, variant, monkeypatch):
+    monkeypatch.setattr(tokens, "_read_tokenizer", None)
+    assert variant().encode_prompt("Ferrenal?") == tokenizer.encode_prompt("Ferrenal?")
+
+
 def letters(text: str) -> list[int]:
     """Ids of ASCII text by the byte alphabet: printable letters from 0 in order, space and line feed after them."""
     return [{" ": 220, "\n": 198}.get(letter, ord(letter) - 33) for letter in text]

@@ -436,7 +436,7 @@ def test_validation_is_the_same_every_time(create: Create) -> None:
 
 
 def test_best_is_the_lowest_validation(create: Create) -> None:
-    run = create(epochs=5, learning_rate=0.2, schedule="constant", save_every=1, eval_every=1, keep_checkpoints=100)
+    run = create(epochs=5, learning_rate=0.5, schedule="constant", save_every=1, eval_every=1, keep_checkpoints=100)
     train(run)
     evaluations = events(run, "eval")
     best = min(evaluations, key=lambda event: event["val_loss"])

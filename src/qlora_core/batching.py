@@ -6,6 +6,7 @@ targets. Knows nothing of models or text.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,22 +17,76 @@ from .tokens import TokenRow
 
 
 @dataclass(frozen=True)
+class Rounding:
+    """Sizes that batches are filled up to, so that few shapes occur: a GPU prepares for each when it first sees it.
+
+    Attributes:
+        tokens: of a packed batch: to a multiple of this and of a sixteenth of the power of two above; and of its
+            trained tokens, to one of this and of an eighth. 1: as they are.
+        longest: of its longest row, where attention takes the rows apart: to a multiple of this.
+        bins: sizes of bins that rows are packed into, where that leaves little empty; none: end to end in one row.
+    """
+
+    tokens: int = 1
+    longest: int = 1
+    bins: tuple[int, ...] = ()
+
+    def total(self, count: int) -> int:
+        """Of a batch with `count` tokens: at most an eighth more where that is no less than `tokens`."""
+        return self._up(count, 4)
+
+    def trained(self, count: int) -> int:
+        """Of a batch with `count` trained tokens: at most a quarter more where that is no less than `tokens`."""
+        return self._up(count, 3)
+
+    def _up(self, count: int, bits: int) -> int:
+        return count if self.tokens == 1 else _up(count, max(self.tokens, 1 << max(0, (count - 1).bit_length() - bits)))
+
+
+AS_IT_IS = Rounding()
+
+
+def _up(count: int, step: int) -> int:
+    return -(-count // step) * step
+
+
+@dataclass(frozen=True)
 class Batch:
     """What one forward pass takes.
 
+    Rows lie end to end in one (`pack`), end to end in several bins (`row`), or each in its own, padded.
+
     Attributes:
-        ids: int32, `(1, N)` packed or `(B, L)` padded.
+        ids: int32, `(1, N)` end to end, `(R, L)` in bins or padded.
         lengths: tokens of each row, in order.
-        packed: whether rows lie end to end.
         source: int32, `(T,)`: flat positions whose next token is trained.
         target: int32, `(T,)`: those next tokens.
+        weight: float32, `(T,)`: 1, or 0 for what fills the batch up.
+        unpack: int32, `(R, L)`: end to end, the place of each token of each row, -1 beyond its end.
+        pack: int32, `(N,)`: end to end, the place in the flattened `unpack` of each token, -1 for what fills it up.
+        row: int32, `(R, L)`: in bins, which row a token belongs to, -1 for what fills a bin up.
     """
 
     ids: np.ndarray
     lengths: tuple[int, ...]
-    packed: bool
     source: np.ndarray
     target: np.ndarray
+    weight: np.ndarray
+    unpack: np.ndarray | None = None
+    pack: np.ndarray | None = None
+    row: np.ndarray | None = None
+
+    @property
+    def packed(self) -> bool:
+        """Whether rows lie end to end."""
+        return self.pack is not None or self.row is not None
+
+    @property
+    def plain(self) -> bool:
+        """Whether attention may go from each token to all before it: no two rows lie in one line of what it sees."""
+        if self.row is not None:
+            return len(self.lengths) == len(self.row) and bool((self.row[:, 0] == np.arange(len(self.row))).all())
+        return self.unpack is not None and self.unpack.size == self.ids.size == self.tokens
 
     @property
     def tokens(self) -> int:
@@ -39,25 +94,81 @@ class Batch:
         return sum(self.lengths)
 
 
-def make_batch(rows: Sequence[TokenRow], *, packed: bool) -> Batch:
-    """Lay rows end to end or side by side."""
-    lengths = tuple(map(len, rows))
-    width = max(lengths)
-    starts = np.cumsum([0, *lengths[:-1]]) if packed else np.arange(len(rows)) * width
-    ids = np.zeros(sum(lengths) if packed else len(rows) * width, np.int32)
+FLAT_COST = 1.25  # end to end in one row, attention takes the rows apart and puts them together: a quarter (H100)
+
+
+def make_batch(rows: Sequence[TokenRow], *, packed: bool, rounding: Rounding = AS_IT_IS) -> Batch:
+    """Lay rows end to end, in one or in bins, or side by side."""
+    lengths = np.fromiter(map(len, rows), np.int64)
+    if not packed:
+        return _laid(rows, lengths, np.arange(len(rows)) * lengths.max(), (len(rows), int(lengths.max())), rounding)
+    total = rounding.total(int(lengths.sum()))
+    size, bins = fill_bins(lengths.tolist(), rounding.bins)
+    if bins and size * len(bins) <= FLAT_COST * total:
+        starts = np.zeros(len(rows), np.int64)
+        row = np.full((len(bins), size), -1, np.int32)
+        for number, indices in enumerate(bins):
+            place = 0
+            for index in indices:
+                starts[index] = number * size + place
+                row[number, place : place + lengths[index]] = index
+                place += lengths[index]
+        return dataclasses.replace(_laid(rows, lengths, starts, row.shape, rounding), row=row)
+    starts = np.cumsum(lengths) - lengths
+    position = np.arange(_up(int(lengths.max()), rounding.longest))
+    inside = position < lengths[:, None]
+    pack = np.full(total, -1, np.int32)
+    pack[: lengths.sum()] = np.flatnonzero(inside)
+    unpack = np.where(inside, starts[:, None] + position, -1).astype(np.int32)
+    return dataclasses.replace(_laid(rows, lengths, starts, (1, total), rounding), unpack=unpack, pack=pack)
+
+
+def _laid(
+    rows: Sequence[TokenRow], lengths: np.ndarray, starts: np.ndarray, shape: tuple[int, int], rounding: Rounding
+) -> Batch:
+    """Rows that start at these flat positions of a batch of this shape."""
+    ids = np.zeros(shape[0] * shape[1], np.int32)
     source, target = [], []
-    for start, row in zip(starts, rows, strict=True):
+    for start, row in zip(starts.tolist(), rows, strict=True):
         ids[start : start + len(row)] = row.ids
         trained = np.flatnonzero(row.trained)
         source.append(start + trained - 1)
         target.append(row.ids[trained])
+    count = sum(map(len, target))
+    filling = (0, rounding.trained(count) - count)
     return Batch(
-        ids=ids.reshape(1, -1) if packed else ids.reshape(len(rows), width),
-        lengths=lengths,
-        packed=packed,
-        source=np.concatenate(source).astype(np.int32),
-        target=np.concatenate(target).astype(np.int32),
+        ids=ids.reshape(shape),
+        lengths=tuple(lengths.tolist()),
+        source=np.pad(np.concatenate(source), filling).astype(np.int32),
+        target=np.pad(np.concatenate(target), filling).astype(np.int32),
+        weight=np.pad(np.ones(count, np.float32), filling),
     )
+
+
+def fill_bins(lengths: Sequence[int], sizes: Sequence[int]) -> tuple[int, list[list[int]]]:
+    """Rows in bins of the size that leaves least empty: each, the longest first, in the first one that has room.
+
+    Args:
+        lengths: of the rows.
+        sizes: those too small for the longest row count as its length, rounded up to a multiple of the smallest.
+
+    Returns:
+        The size, and the indices of the rows in each bin; no bins if there are no sizes.
+    """
+    best: tuple[int, list[list[int]]] = (0, [])
+    for size in sorted({max(size, _up(max(lengths), min(sizes))) for size in sizes}):
+        bins: list[list[int]] = []
+        room: list[int] = []
+        for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+            place = next((i for i, left in enumerate(room) if left >= lengths[index]), len(bins))
+            if place == len(bins):
+                bins.append([])
+                room.append(size)
+            bins[place].append(index)
+            room[place] -= lengths[index]
+        if not best[1] or size * len(bins) < best[0] * len(best[1]):
+            best = (size, bins)
+    return best
 
 
 def epoch_batches(lengths: Sequence[int], batch_size: int, *, seed: int, epoch: int, sort: bool) -> list[list[int]]:

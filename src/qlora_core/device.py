@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import ctypes.util
+import dataclasses
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -17,10 +18,12 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from .bases import has_gpu
+from .batching import AS_IT_IS, Rounding
 from .fit import keeps_dense_weights
 from .storage import cache_directory, replacing
 
@@ -126,6 +129,12 @@ if not has_gpu():
     # take turns; with the default of 20 they run one after the other (measured: 1.4 of 2 cores busy, then 1.9).
     os.environ.setdefault("MLX_BFS_MAX_WIDTH", "5000")
 
+elif sys.platform == "linux":
+    # What a GPU is given at once: with MLX's own 100 operations and 1,000 MB it has the dequantised weights of many
+    # layers in memory together (measured on an H100: 10 GB more, and no faster).
+    os.environ.setdefault("MLX_MAX_OPS_PER_BUFFER", "20")
+    os.environ.setdefault("MLX_MAX_MB_PER_BUFFER", "100")
+
 import mlx.core as mx  # noqa: E402
 import mlx.nn as nn  # noqa: E402
 import mlx.optimizers as optim  # noqa: E402
@@ -167,6 +176,9 @@ class Kernels:
         streams: parts a micro-batch is split into, each on a stream (a core) of its own.
         blas: name of the BLAS on a CPU.
         fast_exp: polynomial `exp` in attention and SwiGLU.
+        rounding: sizes that batches are filled up to.
+        compiled: whether a micro-batch is compiled to one graph, for each shape that occurs.
+        sharing: whether layers that multiply the same input are computed together, and norms and SwiGLU made again.
     """
 
     device: str
@@ -175,6 +187,16 @@ class Kernels:
     streams: int = 1
     blas: str = ""
     fast_exp: bool = False
+    rounding: Rounding = AS_IT_IS
+    compiled: bool = False
+    sharing: bool = True
+
+    @classmethod
+    def from_dict(cls, recorded: dict[str, Any]) -> Kernels:
+        """What `dataclasses.asdict` made; what an older version did not know is as by default."""
+        known = {field.name: recorded[field.name] for field in dataclasses.fields(cls) if field.name in recorded}
+        rounding = known.get("rounding", {})
+        return cls(**{**known, "rounding": Rounding(**{**rounding, "bins": tuple(rounding.get("bins", ()))})})
 
 
 def choose_kernels(model_dtype: str, dense_bytes: int, available: int) -> Kernels:
@@ -186,9 +208,14 @@ def choose_kernels(model_dtype: str, dense_bytes: int, available: int) -> Kernel
         available: free memory in bytes.
     """
     if mx.metal.is_available():
-        return Kernels("metal", "float16" if model_dtype == "float32" else model_dtype, "quantised")
+        dtype = "float16" if model_dtype == "float32" else model_dtype
+        return Kernels("metal", dtype, "quantised", rounding=Rounding(32, 32, (128, 256)), compiled=True)
     if mx.cuda.is_available():
-        return Kernels("cuda", "bfloat16" if model_dtype == "float32" else model_dtype, "dequantised")
+        dtype = "bfloat16" if model_dtype == "float32" else model_dtype
+        # fused attention has a fused gradient for multiples of 128 alone, which from 384 on is not the same each time
+        rounding = Rounding(32, 128, (128, 256))
+        linear = "kept" if keeps_dense_weights(dense_bytes // 2, available) else "dequantised"
+        return Kernels("cuda", dtype, linear, rounding=rounding, compiled=True)
     linear = "kept" if keeps_dense_weights(dense_bytes, available) else "dequantised"
     return Kernels("cpu", "float32", linear, streams=min(cores(), 8), blas=BLAS.name, fast_exp=True)
 

@@ -65,7 +65,7 @@ def answer_samples(
 
     Args:
         run: whose.
-        model: with the adapters as they are; before step 1 the base answers.
+        model: with the adapters as they are; for step 0 the base answers, whatever they are.
         tokenizer: of that model.
         config: which prompts, and how long an answer may be.
         step: made so far.

@@ -19,10 +19,8 @@ from .tokens import TokenRow, TokenRows
 
 PROGRAM_BYTES = 350_000_000  # Python and the libraries, once loaded
 RESERVE_BYTES = 300_000_000  # left for the rest of the machine
-# Arrays as wide as the MLP that a layer keeps: on a CPU, where SwiGLU saves only its inputs; and on a GPU (measured on
-# an H100: 8.4 to 9.6 MB a token of Mistral-7B's shape)
-INNER_ARRAYS = {False: 4, True: 7}
-SCORE_BUFFERS = 8  # arrays of a layer's attention scores alive at once in its backward pass (measured: 7 to 8)
+SCORE_BUFFERS = 4.5  # arrays of a layer's attention scores alive at once in its backward pass (measured: 3.5 to 4.4)
+PASSING_ARRAYS = 6  # arrays as wide as the MLP of the one layer that the backward pass is in
 LARGE_MODEL = 3_000_000_000  # parameters from which `min_free_gb` is asked for
 
 
@@ -34,7 +32,7 @@ class MemoryEstimate:
         weights: the base as loaded.
         dense: dequantised weights that are kept beside it.
         adapters: adapters, gradients and two moments, float32.
-        activations: what a micro-batch of the longest rows keeps for its backward pass.
+        activations: what a micro-batch of the longest rows keeps for its backward pass, and that of one layer takes.
         attention: the scores of that micro-batch in one layer, the square of a row; no layer keeps them.
         logits: of that micro-batch's trained tokens, with their gradient.
     """
@@ -71,7 +69,7 @@ def estimate_memory(
         spec: the base.
         config: all settings.
         rows: the longest `batch_size` of them decide.
-        keeps_dense: whether dequantised weights stay in memory (float32).
+        keeps_dense: whether dequantised weights stay in memory.
         on_gpu: numbers have 2 bytes there, on a CPU 4.
     """
     rows = TokenRows.of(rows)
@@ -83,18 +81,30 @@ def estimate_memory(
     head_size = shape.get("head_dim") or hidden // heads
     projected = (heads + 2 * (shape.get("num_key_value_heads") or heads)) * head_size
     number = 2 if on_gpu else 4
-    # two norms, their inputs, residuals and adapters' inputs: 8 hidden; q, k, v: thrice
-    layer = 8 * hidden + INNER_ARRAYS[on_gpu] * inner + 3 * projected
+    layer = _kept_by_a_layer(spec, config, hidden, inner, projected)
     layers = len(spec.adapted_layers(config.lora))
     kept = layers * 2 * hidden + layer if config.train.grad_checkpoint else layers * layer
+    kept += PASSING_ARRAYS * inner
     return MemoryEstimate(
         weights=spec.loaded_bytes,
-        dense=spec.parameters * 4 if keeps_dense else 0,
+        dense=spec.parameters * number if keeps_dense else 0,
         adapters=16 * spec.trainable(config.lora),
         activations=tokens * kept * number,
-        attention=SCORE_BUFFERS * heads * len(longest) * max(map(len, longest)) ** 2 * number,
+        attention=int(SCORE_BUFFERS * heads * len(longest) * max(map(len, longest)) ** 2 * number),
         logits=3 * 4 * targets * shape.get("vocab_size", 0),
     )
+
+
+def _kept_by_a_layer(spec: ModelSpec, config: RunConfig, hidden: int, inner: int, projected: int) -> int:
+    """Numbers a token that a layer keeps for its backward pass.
+
+    Where what norms and SwiGLU give is made again (`sharing`): inputs of two norms, the output of attention in two
+    layouts, gate and up, q, k and v. Measured on an H100: 3.4 MB a token of Mistral-7B's shape; by this, 3.3.
+    """
+    shared = config.lora.adapter == "lora" and config.lora.dropout == 0
+    if shared and spec.config.get("hidden_act", "silu") in ("silu", "swish"):
+        return 4 * hidden + 2 * inner + projected
+    return 8 * hidden + 7 * inner + 3 * projected
 
 
 def check_before_loading(estimate: MemoryEstimate, available: int, config: RunConfig) -> None:

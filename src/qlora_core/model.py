@@ -5,6 +5,7 @@ mlx-lm's model definitions and adapter format; our kernels inside. Knows nothing
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,8 +15,9 @@ from typing import Any, Literal
 import numpy as np
 
 from .adapters import ADAPTER_CONFIG, ADAPTER_FILE, refuse_misfits
+from .attention import BinnedRows, PackedRows
 from .bases import ModelSpec
-from .batching import Batch, make_batch
+from .batching import AS_IT_IS, Batch, Rounding, make_batch
 from .config import LoraConfig
 from .device import Kernels, mx, nn, tree_flatten, tree_unflatten
 from .errors import ModelError
@@ -25,14 +27,15 @@ from .kernels import (
     Adapter,
     FrozenLinear,
     KeyedDropout,
-    PackedRows,
     draw_keys,
-    fast_cross_entropy,
     use_attention_kernels,
     use_linear_kernels,
+    use_shared_norms,
 )
+from .loss import cross_entropy, head_loss
 from .projections import place
 from .seals import SEAL, refuse_damage, seal
+from .sharing import deferring, settled, stop_sharing, watch_sharing
 from .storage import replacing, write_json
 from .tokens import TokenRow
 from .weights import load_weights, loaded_directory
@@ -51,6 +54,7 @@ def load_base(spec: ModelSpec, kernels: Kernels, warn: Callable[[str], None] = l
     model.freeze()
     use_linear_kernels(model, kernels)
     use_attention_kernels(model, kernels)
+    use_shared_norms(model)
     return model
 
 
@@ -229,49 +233,87 @@ def _checkpointed(cls: type) -> type:
 # Loss -----------------------------------------------------------------------------------------------------------
 
 
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """What is the same for all batches that a model takes in one way; the rest are arrays.
+
+    Attributes:
+        layout: how rows lie.
+        plain: whether packed rows need no mask but the causal one.
+        training: whether gradients will be asked for.
+    """
+
+    layout: Layout
+    plain: bool = False
+    training: bool = True
+
+
+def arrays_of(batch: Batch) -> dict[str, mx.array]:
+    """The arrays of a batch, as `form_loss` takes them."""
+    named = ((name, getattr(batch, name)) for name in ("ids", "source", "target", "weight", "unpack", "pack", "row"))
+    return {name: mx.array(value) for name, value in named if value is not None}
+
+
 def batch_loss(model: nn.Module, batch: Batch, layout: Layout) -> mx.array:
     """Cross-entropy summed over the trained tokens of a batch, in nats, float32."""
-    ids, source, target = mx.array(batch.ids), mx.array(batch.source), mx.array(batch.target)
-    if layout == "whole":
+    return form_loss(model, arrays_of(batch), Form(layout, batch.plain, model.training))
+
+
+def form_loss(model: nn.Module, arrays: dict[str, mx.array], form: Form) -> mx.array:
+    """Cross-entropy of a batch, as `batch_loss`; a function of arrays, whose shapes and `form` decide what is done."""
+    ids, source, target, weight = (arrays[name] for name in ("ids", "source", "target", "weight"))
+    if form.layout == "whole":
         logits = model(ids)
         logits = logits.reshape(-1, logits.shape[-1])[source]
-    else:
-        model = model.language_model if "language_model" in model else model  # of one that sees or hears as well
-        cache = [PackedRows(batch.lengths)] * len(model.layers) if batch.packed else None
-        hidden = model.model(ids, cache)
-        logits = _project(model, hidden.reshape(-1, hidden.shape[-1])[source])
-    logits = logits.astype(mx.float32)
-    if mx.default_device() == mx.cpu:
-        return fast_cross_entropy(logits, target)
-    return nn.losses.cross_entropy(logits, target, reduction="sum")
+        return cross_entropy(logits, target, weight)
+    model = model.language_model if "language_model" in model else model  # of one that sees or hears as well
+    cache = [_rows(model, arrays, form)] * len(model.layers) if form.layout == "packed" else None
+    with deferring():
+        hidden = settled(model.model(ids, cache))  # the last norm may be shared with the head alone
+    hidden = hidden.reshape(-1, hidden.shape[-1])[source]
+    return head_loss(lambda part: _project(model, part), hidden, target, weight, gradients=form.training)
+
+
+def _rows(model: nn.Module, arrays: dict[str, mx.array], form: Form) -> PackedRows | BinnedRows:
+    if "row" in arrays:
+        return BinnedRows(arrays["row"], _dtype(model), plain=form.plain)
+    return PackedRows(arrays["unpack"], arrays["pack"], full=form.plain)
 
 
 def _project(model: nn.Module, hidden: mx.array) -> mx.array:
     return model.lm_head(hidden) if "lm_head" in model else model.model.embed_tokens.as_linear(hidden)
 
 
-def choose_layout(model: nn.Module, vocabulary: int, *, packing: bool) -> Layout:
+def choose_layout(
+    model: nn.Module, vocabulary: int, *, packing: bool, rounding: Rounding = AS_IT_IS, sharing: bool = True
+) -> Layout:
     """The first layout that gives this model the loss it has on the same rows one by one.
 
-    Packed rows, and the head on trained positions only, rest on how a model is written; a few tokens tell. Models with
-    soft caps, learned positions or states fall back to one that is right.
+    Packed rows, the head on trained positions only and layers that share their input rest on how a model is written; a
+    few tokens tell. Models with soft caps, learned positions or states fall back to one that is right.
     """
     rng = np.random.default_rng(0)
     rows = []
     for length in (7, 12, 4):
         ids = rng.integers(0, vocabulary, length).astype(np.int32)
         rows.append(TokenRow(ids, np.arange(length) > length // 2))
-    expected = sum(batch_loss(model, make_batch([row], packed=False), "whole").item() for row in rows)
+    batches = [make_batch([row], packed=False) for row in rows]
+    expected = sum(batch_loss(model, batch, "whole").item() for batch in batches)
     # float32 agrees to 1e-5; half precision has rounding of its own
     tolerance = 1e-4 if _dtype(model) == mx.float32 else 2e-2
     layouts: tuple[Layout, ...] = ("packed", "padded") if packing else ("padded",)
-    for layout in layouts:
-        try:
-            loss = batch_loss(model, make_batch(rows, packed=layout == "packed"), layout).item()
-        except (AttributeError, TypeError, ValueError, IndexError):  # the model has no such parts
-            continue
-        if abs(loss - expected) <= tolerance * abs(expected):
-            return layout
+    makers = watch_sharing(lambda: model(mx.array(batches[0].ids))) if sharing else []
+    for shared in (True, False) if sharing else (False,):
+        for layout in layouts:
+            try:
+                batch = make_batch(rows, packed=layout == "packed", rounding=rounding)
+                loss = batch_loss(model, batch, layout).item()
+            except (AttributeError, TypeError, ValueError, IndexError):  # the model has no such parts
+                continue
+            if abs(loss - expected) <= tolerance * abs(expected):
+                return layout
+        if shared:
+            stop_sharing(makers)
     return "whole"
 
 

@@ -43,7 +43,6 @@ class Preset:
 
 
 FOUR_BITS = Choice("4", "a quarter of the base's size in half precision, and less to read for each step")
-RECOMPUTED = Choice(True, "layers are computed again for the gradient: a third more time, a fraction of the memory")
 
 
 def _batch(size: int) -> dict[str, Choice]:
@@ -61,14 +60,13 @@ PRESETS = {
         large={
             "quantize": FOUR_BITS,
             "max_seq_length": Choice(512, "a question with a long answer, or a page of a book"),
-            "grad_checkpoint": RECOMPUTED,
-            **_batch(4),
+            **_batch(2),
             "min_free_gb": Choice(3.0, "with less after loading, macOS begins to swap"),
         },
         small={
             "quantize": FOUR_BITS,
             "max_seq_length": Choice(512, "a question with a long answer, or a page of a book"),
-            **_batch(2),
+            **_batch(4),
         },
     ),
     "m1-8gb": Preset(
@@ -78,15 +76,14 @@ PRESETS = {
             "quantize": FOUR_BITS,
             "max_seq_length": Choice(256, "half the length is half the memory for a row"),
             "passage_tokens": Choice(192, "with its title, a passage is then within the length"),
-            "grad_checkpoint": RECOMPUTED,
             "num_layers": Choice(8, "adapters on the last quarter of the layers: nothing is kept of those below"),
-            **_batch(2),
+            **_batch(1),
             "min_free_gb": Choice(1.0, "the base alone takes 4 of the 8 GB: close everything else"),
         },
         small={
             "quantize": FOUR_BITS,
             "max_seq_length": Choice(512, "a question with a long answer, or a page of a book"),
-            **_batch(1),
+            **_batch(2),
         },
     ),
     "cpu": Preset(
@@ -96,9 +93,8 @@ PRESETS = {
             "quantize": FOUR_BITS,
             "max_seq_length": Choice(256, "a processor takes minutes for a page: short rows, or patience"),
             "passage_tokens": Choice(192, "with its title, a passage is then within the length"),
-            "grad_checkpoint": RECOMPUTED,
             "num_layers": Choice(16, "adapters on the upper half: no gradient goes through the lower one"),
-            **_batch(8),
+            **_batch(4),
             "min_free_gb": Choice(2.0, "what the rest of the machine needs"),
         },
         small={

@@ -20,9 +20,11 @@ from .checkpoint import Progress, checkpoint_to_resume, load_checkpoint
 from .config import RunConfig, from_flat
 from .device import Kernels, mx, nn, optim
 from .guard import MemoryGuard, NormWatch
+from .kernels import dequantise_kept
 from .memory import GB, MemoryMonitor, available_bytes
 from .model import AdapterVector, Layout, attach_adapters, choose_layout, load_adapters, load_base, use_grad_checkpoint
 from .pace import Pace
+from .passes import Passes
 from .runs import Run, RunWriter
 from .storage import write_json
 from .tokens import ChatTokenizer, TokenRow, make_dataset
@@ -38,6 +40,7 @@ class Watch:
         pace: of the last steps.
         saved_at: when the last checkpoint was written, or training began; seconds of a clock that is never set.
         save_next: whether the memory guard wants a checkpoint.
+        ask_base: whether the base has not answered the sample prompts yet.
     """
 
     memory: MemoryGuard
@@ -45,6 +48,7 @@ class Watch:
     pace: Pace = dataclasses.field(default_factory=Pace)
     saved_at: float = 0.0
     save_next: bool = False
+    ask_base: bool = False
 
 
 @dataclasses.dataclass
@@ -101,6 +105,11 @@ class Session:
         return _streams(self.kernels.streams)
 
     @functools.cached_property
+    def passes(self) -> Passes:
+        """Of batches through the model."""
+        return Passes(self.model, self.adapters, self.layout, compiled=self.kernels.compiled)
+
+    @functools.cached_property
     def rate_ratio(self) -> mx.array | None:
         """Learning rate of each adapter parameter over the step's (LoRA+: that of B is higher); None: all the same."""
         ratio = self.config.train.lora_plus
@@ -150,7 +159,10 @@ def open_session(writer: RunWriter, monitor: MemoryMonitor) -> Session:
     attach_adapters(model, spec, config.lora, config.train.seed)
     if run.initial_adapters.is_file():
         load_adapters(model, run.initial_adapters)
-    layout = choose_layout(model, spec.config["vocab_size"], packing=config.train.packing)
+    dequantise_kept(model, _streams(kernels.streams))
+    with device.blas_threads(max(1, device.cores() // 2)):  # as when it answers: products are small
+        vocabulary, packing = spec.config["vocab_size"], config.train.packing
+        layout = choose_layout(model, vocabulary, packing=packing, rounding=kernels.rounding, sharing=kernels.sharing)
     if config.train.grad_checkpoint:
         use_grad_checkpoint(model)
     if layout != "packed" and config.train.packing:
@@ -172,8 +184,9 @@ def _kernels(writer: RunWriter, environment: dict[str, Any], spec: ModelSpec, mo
     chosen = device.choose_kernels(spec.dtype, 4 * spec.parameters, monitor.sample().available)
     recorded = environment.get("kernels")
     if recorded:
-        if (recorded["device"], recorded["blas"]) == (chosen.device, chosen.blas):
-            return Kernels(**{field.name: recorded[field.name] for field in dataclasses.fields(Kernels)})
+        kernels = Kernels.from_dict(recorded)
+        if (kernels.device, kernels.blas) == (chosen.device, chosen.blas):
+            return kernels
         message = f"the run computed on {recorded['device']} {recorded['blas']}, now on {chosen.device} {chosen.blas}: "
         writer.log("warning", message=message + "it goes on, but not equal to the bit")
     if not device.BLAS.fast:

@@ -9,8 +9,6 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 
-from babel.messages.pofile import read_po
-
 LANGUAGES = {"en": "English", "pt": "Português"}
 CATALOGUES = Path(__file__).parent / "languages"
 
@@ -29,5 +27,7 @@ def catalogue(language: str) -> dict[str, str]:
     path = CATALOGUES / f"{language}.po"
     if not path.is_file():
         return {}
+    from babel.messages.pofile import read_po  # only here: English needs none
+
     with path.open("rb") as file:
         return {message.id: message.string for message in read_po(file) if message.id and message.string}

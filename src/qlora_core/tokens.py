@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import json
 import re
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,10 @@ HIGHEST_ID = (1 << 24) - 1  # of a token: 60 times as many as the largest vocabu
 WORD_JOINER = "\u2060"  # breaks a control token spelled out in somebody's text, and is invisible
 
 
+_OPEN: weakref.WeakValueDictionary[str, ChatTokenizer] = weakref.WeakValueDictionary()
+"""By the content of their `tokenizer.json`, which takes a tenth of a second to read: the trainer opens it again."""
+
+
 class ChatTokenizer:
     """The tokeniser of a model directory with its chat template.
 
@@ -55,13 +60,15 @@ class ChatTokenizer:
         if not path.is_file():
             raise ModelError(f"{path}: not found. A model directory needs a tokenizer.json (a fast tokeniser).")
         try:
-            self._tokenizer = Tokenizer.from_file(str(path))
+            content = path.read_bytes()
+            digest = hashlib.sha256(content).hexdigest()
+            same = _OPEN.get(digest)
+            self._tokenizer = same._tokenizer if same else _read_tokenizer(content)
         except BaseException as error:  # the library raises bare Exception, and a panic of Rust is not even that
             if isinstance(error, (KeyboardInterrupt, SystemExit)):
                 raise
             raise ModelError(f"{path}: cannot be read as a tokeniser: {brief(error)}") from None
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
+        _OPEN[digest] = self
         settings = _read_json(self.directory / "tokenizer_config.json")
         self.bos_token = _token_text(settings.get("bos_token"))
         self.eos_token = _token_text(settings.get("eos_token"))
@@ -236,6 +243,13 @@ class ChatTokenizer:
     def vocabulary(self) -> int:
         """Ids that the tokeniser may give: one more than the highest."""
         return len(self._ends_text)
+
+
+def _read_tokenizer(content: bytes) -> Tokenizer:
+    made = Tokenizer.from_buffer(content)
+    made.no_padding()
+    made.no_truncation()
+    return made
 
 
 def open_tokenizer(config: BaseConfig) -> ChatTokenizer:

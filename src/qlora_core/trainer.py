@@ -21,11 +21,11 @@ from typing import Any, NamedTuple
 from . import device, fit
 from .batching import Batch, at_most, epoch_steps, fixed_batches, make_batch, share_out
 from .checkpoint import checkpoints, latest_checkpoint, room_wanted, save_checkpoint
-from .device import mx, nn, tree_flatten, tree_map
+from .device import mx, tree_flatten, tree_map
 from .errors import MemoryShortError, QLoraError, StorageError, TrainingError
 from .evaluate import answer_samples, evaluate_run, forget_samples
 from .memory import MemoryMonitor, MemorySample
-from .model import adapter_parameters, batch_loss, load_adapters, save_adapters
+from .model import adapter_parameters, load_adapters, save_adapters
 from .runs import Run, RunWriter, State
 from .schedule import learning_rate
 from .session import Session, open_session
@@ -123,8 +123,7 @@ def _train_to_end(session: Session, writer: RunWriter, interruption: Interruptio
     session.watch.saved_at = time.monotonic()
     with _spared(writer, "older samples could not be taken back"):
         forget_samples(session.run, progress.step)
-    if progress.step == 0 and not session.run.samples() and not interruption.asked:
-        _sample(session, writer, epoch=0)
+    session.watch.ask_base = not session.run.samples()
     while progress.step < total and not interruption.asked:
         epoch = progress.step // session.steps_per_epoch
         _log_memory(session, writer, f"Epoch {epoch + 1} start")
@@ -167,6 +166,9 @@ def _after_step(
 ) -> None:
     """Validate, save and answer the sample prompts where they are due."""
     pace, progress = session.config.pace, session.progress
+    if session.watch.ask_base and not interruption.asked:  # it answers the same before the first step, which would wait
+        session.watch.ask_base = False
+        _sample(session, writer, epoch=0)
     if end_of_epoch:
         average = progress.epoch_loss / max(progress.epoch_targets, 1)
         writer.log("epoch", epoch=epoch + 1, step=progress.step, avg_loss=average)
@@ -254,33 +256,31 @@ def train_step(session: Session, group: Sequence[Sequence[int]]) -> Step:
     mx.random.seed(_dropout_seed(config.seed, number))
     loss, gradient = mx.array(0.0), mx.array(0.0)
     for indices in at_most(session.micro_batch, group):
+        mx.eval(loss, gradient)  # one at a time is in memory; the last waits for the update, so that a step waits once
         part_loss, part_gradient = _micro_batch(session, [rows[i] for i in indices])
         loss, gradient = loss + part_loss, gradient + part_gradient
-        mx.eval(loss, gradient)
     gradient = gradient / targets
     norm, rate = mx.linalg.norm(gradient), learning_rate(number, session.total_steps, config)
-    step = Step(loss.item(), targets, tokens, norm.item(), rate, updated=False)
-    if not step.finite:
-        return step
-    if config.max_grad_norm and step.norm > config.max_grad_norm:
-        gradient = gradient * (config.max_grad_norm / step.norm)
-    return step._replace(updated=_update(session, gradient, mx.array(rate, mx.float32)))
+    if config.max_grad_norm:
+        gradient = gradient * mx.where(norm > config.max_grad_norm, config.max_grad_norm / norm, 1.0)
+    updated = _update(session, gradient, mx.array(rate, mx.float32), mx.isfinite(loss) & mx.isfinite(norm))
+    return Step(loss.item(), targets, tokens, norm.item(), rate, updated.item())
 
 
-def _update(session: Session, gradient: mx.array, rate: mx.array) -> bool:
-    """Change adapters and moments by a gradient `(parameters,)`; False, without a change, if they became not finite."""
+def _update(session: Session, gradient: mx.array, rate: mx.array, finite: mx.array) -> mx.array:
+    """Change adapters and moments by a gradient `(parameters,)` if it is `finite` and leaves them so; tells whether."""
     optimizer, ratio = session.optimizer, session.rate_ratio
-    before = tree_map(lambda value: value, optimizer.state)  # arrays never change, so a copy of the tree holds them
-    optimizer.learning_rate = rate if ratio is None else rate * ratio
+    state = tree_map(lambda value: value, optimizer.state)  # arrays never change, so a copy of the tree holds them
     adapters = session.adapters.join(session.model.trainable_parameters())
-    updated = optimizer.apply_gradients({"adapters": gradient}, {"adapters": adapters})
+    optimizer.learning_rate = rate if ratio is None else rate * ratio
+    changed = optimizer.apply_gradients({"adapters": gradient}, {"adapters": adapters})["adapters"]
     optimizer.learning_rate = rate  # the state that is saved holds one number
-    if not _finite(updated, optimizer.state):
-        optimizer.state = before
-        return False
-    session.model.update(session.adapters.part(updated["adapters"]))
-    mx.eval(session.model.trainable_parameters(), optimizer.state)
-    return True
+    for value in (changed, *optimizer.state["adapters"].values()):
+        finite = finite & mx.isfinite(mx.sum(value))  # a sum is finite only if all that it is made of are
+    optimizer.state = tree_map(lambda new, old: mx.where(finite, new, old), optimizer.state, state)
+    session.model.update(session.adapters.part(mx.where(finite, changed, adapters)))
+    mx.eval(finite, session.model.trainable_parameters(), optimizer.state)
+    return finite
 
 
 def _finite(*trees: Any) -> bool:
@@ -293,23 +293,19 @@ def _finite(*trees: Any) -> bool:
 
 def _micro_batch(session: Session, rows: Sequence[TokenRow]) -> tuple[mx.array, mx.array]:
     """Summed loss of some rows and its gradient `(parameters,)`, a part of the rows on each stream."""
-    value_and_grad = nn.value_and_grad(session.model, batch_loss)
-
-    def compute(batch: Batch) -> tuple[mx.array, mx.array]:
-        loss, gradients = value_and_grad(session.model, batch, session.layout)
-        return loss, session.adapters.join(gradients)
-
-    losses, gradients = zip(*_on_streams(session, rows, compute), strict=True)
+    losses, gradients = zip(*_on_streams(session, rows, session.passes.loss_and_gradient), strict=True)
     return sum(losses), sum(gradients[1:], gradients[0])
 
 
 def _on_streams(session: Session, rows: Sequence[TokenRow], compute: Callable[[Batch], Any]) -> list[Any]:
-    """What `compute` makes of the rows, shared out over the streams as equal parts."""
+    """What `compute` makes of the rows, shared out over the streams as equal parts; they work while this goes on."""
+    packed, rounding = session.layout == "packed", session.kernels.rounding
     shares = share_out([len(row) for row in rows], session.kernels.streams)
     results = []
     for share, stream in zip(shares, session.streams, strict=False):
         with mx.stream(stream):
-            results.append(compute(make_batch([rows[i] for i in share], packed=session.layout == "packed")))
+            results.append(compute(make_batch([rows[i] for i in share], packed=packed, rounding=rounding)))
+            mx.async_eval(results[-1])
     return results
 
 
@@ -374,7 +370,7 @@ def validate_model(session: Session) -> float:
     total = 0.0
     for indices in fixed_batches(len(session.val_rows), session.micro_batch):
         rows = [session.val_rows[i] for i in indices]
-        total += sum(_on_streams(session, rows, lambda batch: batch_loss(session.model, batch, session.layout))).item()
+        total += sum(_on_streams(session, rows, session.passes.loss)).item()
     session.model.train()
     return total / int(session.val_rows.target_lengths.sum())
 
@@ -402,8 +398,8 @@ def _validate(session: Session, writer: RunWriter) -> None:
 
 
 def _sample(session: Session, writer: RunWriter, epoch: int) -> None:
-    """Answer the sample prompts; training is as if it had not been. What goes wrong is a warning."""
-    pace, step = session.config.pace, session.progress.step
+    """Answer the sample prompts, in epoch 0 as the base; training is as if it had not been. An error is a warning."""
+    pace, step = session.config.pace, session.progress.step if epoch else 0
     if not pace.samples:
         return
     with _spared(writer, f"step {step}: the sample prompts could not be answered", step=step):

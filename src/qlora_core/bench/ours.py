@@ -18,7 +18,10 @@ from .works import Rows, fixed_groups
 
 PLACEHOLDER = {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "."}]}
 
-OFF: dict[str, Any] = {"linear": "quantised", "streams": 1, "blas": "reference", "packing": False}
+OFF: dict[str, Any] = {
+    "linear": "quantised", "streams": 1, "blas": "reference", "packing": False,
+    "rounding": {"tokens": 1, "longest": 1, "bins": []},
+}  # fmt: skip
 """What a technique is when it is switched off, by the name of its field; a field that is true is false then."""
 SWITCHES = {"packing": True}
 """Techniques that are settings of a run, and their usual values; all others are fields of `device.Kernels`."""
@@ -28,10 +31,11 @@ OF_NO_TECHNIQUE = ("device", "dtype")
 def ablations(kernels: Mapping[str, Any]) -> list[str]:
     """What can be switched off, one by one, of these kernels, as `--without` takes it: `FIELD=VALUE`."""
     found = []
-    for name, value in {**kernels, **SWITCHES}.items():
+    for name, value in {**json.loads(json.dumps(kernels)), **SWITCHES}.items():
         off = OFF.get(name, False if value is True else value)
         if name not in OF_NO_TECHNIQUE and value not in ("", off):
-            found.append(f"{name}={str(off).lower() if isinstance(off, bool) else off}")
+            shown = "off" if isinstance(off, dict) else str(off).lower() if isinstance(off, bool) else off
+            found.append(f"{name}={shown}")
         if (name, value) == ("linear", "kept"):
             found.append("linear=dequantised")
     return found
@@ -49,7 +53,7 @@ def switched_off(words: Sequence[str], kernels: Mapping[str, Any]) -> dict[str, 
         if name not in known or name in OF_NO_TECHNIQUE:
             names = ", ".join(name for name in known if name not in OF_NO_TECHNIQUE)
             raise ConfigError(f"--without {word!r}: no such technique. Known: {names}.")
-        if not given:
+        if not given or text == "off":
             values[name] = OFF.get(name, False)
         elif isinstance(known[name], bool):
             values[name] = text.lower() in ("true", "yes", "1")
@@ -151,7 +155,7 @@ def _chosen(device: Any, without: Sequence[str]) -> Iterator[dict[str, Any]]:
         chosen = choose(*arguments, **options)
         values = switched_off(without, dataclasses.asdict(chosen))
         fields = {name: value for name, value in values.items() if name not in (*SWITCHES, "blas")}
-        return dataclasses.replace(chosen, **fields)
+        return device.Kernels.from_dict(dataclasses.asdict(chosen) | fields)
 
     device.choose_kernels = fewer
     try:

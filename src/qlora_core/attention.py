@@ -1,0 +1,167 @@
+"""Attention over rows packed end to end, computed on the same tokens side by side, and attention for a CPU.
+
+Knows how rows lie; nothing of layers or weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from .device import mx
+from .elementwise import fast_exp
+
+Attend = Callable[[mx.array, mx.array, mx.array], mx.array]
+"""Causal attention of queries `(R, H, L, D)` to keys and values `(R, K, L, D)`, K dividing H."""
+
+
+class PackedRows:
+    """Stands where a KV cache would: several rows lie end to end in one, and each sees only itself.
+
+    mlx-lm's models ask a cache for the attention mask and hand it on to attention. Attention that knows this class
+    (`packed_attention`) takes the rows apart, so that its cost is the square of a row, not of all of them; any other
+    uses the block-diagonal mask. Rotary positions run on over the rows: only their differences count.
+
+    Args:
+        unpack: `(R, L)`, as `Batch` has it.
+        pack: `(N,)`, as `Batch` has it.
+        full: whether no row is shorter than L, and nothing fills them up.
+    """
+
+    offset = 0
+
+    def __init__(self, unpack: mx.array, pack: mx.array, *, full: bool) -> None:
+        self.rows, self.longest = unpack.shape
+        self.full = full
+        self._unpack, self._pack = mx.maximum(unpack, 0), mx.maximum(pack, 0)
+        self._inside, self._real = (unpack >= 0)[:, None, :, None], (pack >= 0)[None, None, :, None]
+        self._row = mx.where(pack >= 0, pack // self.longest, -1)
+        self.causal: mx.array | None = None
+
+    def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> mx.array:
+        """Boolean `(1, 1, N, N)`: causal, within the row, within the window."""
+        i = mx.arange(N)
+        mask = (i[:, None] >= i[None]) & (self._row[:, None] == self._row[None])
+        if window_size is not None and window_size < self.longest:
+            return (mask & (i[:, None] < i[None] + window_size))[None, None]
+        if self.causal is None:
+            self.causal = mask[None, None]
+        return self.causal
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Nothing is cached."""
+        return keys, values
+
+    def take_apart(self, x: mx.array) -> mx.array:
+        """`(1, H, N, D)` to `(R, H, L, D)`; what a short row leaves empty holds copies of other tokens."""
+        _, H, _, D = x.shape
+        apart = x.reshape(H, self.rows, self.longest, D) if self.full else mx.take(x[0], self._unpack, axis=1)
+        return apart.swapaxes(0, 1)
+
+    def put_together(self, x: mx.array) -> mx.array:
+        """`(R, H, L, D)` to `(1, H, N, D)`; tokens that only fill up hold copies of others."""
+        R, H, L, D = x.shape
+        together = x.swapaxes(0, 1).reshape(1, H, R * L, D)
+        return together if self.full else mx.take(together, self._pack, axis=2)
+
+    def without_copies(self, x: mx.array) -> mx.array:
+        """What `take_apart` gave, with zeros for the copies."""
+        return x if self.full else x * self._inside.astype(x.dtype)
+
+    def without_filling(self, x: mx.array) -> mx.array:
+        """What `put_together` gave, with zeros for the copies."""
+        return x if self.full else x * self._real.astype(x.dtype)
+
+
+class BinnedRows:
+    """The same for rows that lie in bins, each of which is a row to the model: only the mask is another.
+
+    Args:
+        row: `(R, L)`, as `Batch` has it.
+        dtype: of the scores, which the mask is added to.
+        plain: whether each bin holds one row.
+    """
+
+    offset = 0
+
+    def __init__(self, row: mx.array, dtype: mx.Dtype, *, plain: bool) -> None:
+        self._row, self._dtype, self._plain = row, dtype, plain
+        self._masks: dict[int | None, mx.array] = {}
+
+    def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> mx.array | str:
+        """`(R, 1, L, L)`: 0 where a token sees another, else very low; `causal` where that says the same."""
+        window = window_size if window_size is not None and window_size < N else None
+        if self._plain and window is None and not return_array:
+            return "causal"
+        if window not in self._masks:
+            i = mx.arange(N)
+            seen = (i[:, None] >= i[None]) & (self._row[:, :, None] == self._row[:, None])
+            if window is not None:
+                seen = seen & (i[:, None] < i[None] + window)
+            # a boolean mask would keep attention from being fused
+            self._masks[window] = mx.where(seen, 0.0, -1e9).astype(self._dtype)[:, None]
+        return self._masks[window]
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Nothing is cached."""
+        return keys, values
+
+
+def packed_attention(queries: mx.array, keys: mx.array, values: mx.array, rows: PackedRows, attend: Attend) -> mx.array:
+    """Attention of rows packed as `(1, H, N, D)`.
+
+    Keeps its inputs as they are packed, and not as they are taken apart, which may be twice as large: the backward pass
+    attends once more. Gathers in both directions: that of taking apart is putting together.
+    """
+
+    @mx.custom_function
+    def attention(*packed):
+        return rows.put_together(attend(*map(rows.take_apart, packed)))
+
+    @attention.vjp
+    def _(primals, cotangent, _):
+        apart = [rows.take_apart(x) for x in mx.depends(list(primals), [cotangent])]
+        down = rows.without_copies(rows.take_apart(cotangent))
+        _, gradients = mx.vjp(lambda *qkv: [attend(*qkv)], apart, [down])
+        return tuple(rows.without_filling(rows.put_together(gradient)) for gradient in gradients)
+
+    if rows.full:
+        return rows.put_together(attend(*map(rows.take_apart, (queries, keys, values))))
+    return attention(queries, keys, values)
+
+
+def fast_attention(queries: mx.array, keys: mx.array, values: mx.array, *, scale: float) -> mx.array:
+    """Causal grouped-query attention for the CPU, saving nothing but its inputs.
+
+    Args:
+        queries: `(B, H, T, D)`.
+        keys: `(B, K, T, D)`, K dividing H.
+        values: `(B, K, T, D)`.
+        scale: factor of the scores.
+    """
+    B, H, T, D = queries.shape
+    K = keys.shape[1]
+    G = H // K
+    # added, since a selection by a boolean mask costs 20 times an addition here
+    mask = mx.array(np.triu(np.full((T, T), -1e9, np.float32), 1))
+
+    def probabilities(q: mx.array, k: mx.array) -> mx.array:
+        scores = ((q.reshape(B, K, G * T, D) * scale) @ k.swapaxes(-1, -2)).reshape(B, K, G, T, T) + mask
+        e = fast_exp(scores - scores.max(-1, keepdims=True))
+        return (e / e.sum(-1, keepdims=True)).reshape(B, K, G * T, T)
+
+    @mx.custom_function
+    def attend(q, k, v):
+        return (probabilities(q, k) @ v).reshape(B, H, T, D)
+
+    @attend.vjp
+    def _(primals, cotangent, _):
+        q, k, v = primals
+        p, c = probabilities(q, k), cotangent.reshape(B, K, G * T, D)
+        dp = c @ v.swapaxes(-1, -2)
+        ds = p * (dp - (dp * p).sum(-1, keepdims=True))
+        dk = ds.swapaxes(-1, -2) @ (q.reshape(B, K, G * T, D) * scale)
+        return ((ds @ k) * scale).reshape(q.shape), dk, p.swapaxes(-1, -2) @ c
+
+    return attend(queries, keys, values)

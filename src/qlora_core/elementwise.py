@@ -1,0 +1,107 @@
+"""Functions of single numbers that are costly on a CPU, and cross-entropy, saving little for the backward pass.
+
+MLX's `exp` takes 9 to 18 ns an element on x86-64, `fast_exp` 2. Knows nothing of layers or models.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .device import mx
+
+LOG2_E = 1.4426950408889634
+# 2^f for f within ±0.5, to 1e-7 relative: weighted least squares, reweighted until the error is level (Lawson, 1961)
+POWER = (1.0, 0.6931469670643614, 0.24022119723882324, 0.05550713274150644, 0.009675541332747048,
+         0.0013276471781351919)  # fmt: skip
+ROUNDING = 1.5 * 2.0**23  # a float32 added to this has no bits left below 1: its last bits are a whole number
+
+
+def fast_exp(x: mx.array) -> mx.array:
+    """Exponential of float32, to 6e-7 relative within ±5 and 5e-6 up to ±87: range reduction and a polynomial.
+
+    Of operations that MLX vectorises everywhere: `round`, `clip` and conversions are slower than what stands for them.
+    """
+    x = mx.minimum(mx.maximum(x, -87.0), 87.0)
+    power = x * LOG2_E
+    shifted = power + ROUNDING
+    rest = power - (shifted - ROUNDING)
+    p = rest * POWER[-1] + POWER[-2]
+    for coefficient in POWER[-3::-1]:
+        p = p * rest + coefficient
+    return (p.view(mx.int32) + (shifted.view(mx.int32) << 23)).view(mx.float32)
+
+
+def _exp(x: mx.array) -> mx.array:
+    return fast_exp(x) if mx.default_device() == mx.cpu else mx.exp(x)
+
+
+class Swiglu:
+    """silu(gate) · up in float32, as a cheap function (`sharing.Cheap`)."""
+
+    def __call__(self, gate: mx.array, up: mx.array) -> mx.array:
+        """Of two arrays of one shape, in their dtype."""
+        return (self._silu(gate)[1] * up.astype(mx.float32)).astype(gate.dtype)
+
+    def again(self, gate: mx.array, up: mx.array) -> tuple[mx.array, Any]:
+        """The same, and what takes a gradient of it to those of `gate` and `up`; one exponential for both."""
+        s, silu = self._silu(gate)
+        wide = up.astype(mx.float32)
+
+        def pull(cotangent: mx.array) -> tuple[mx.array, mx.array]:
+            above = cotangent.astype(mx.float32)
+            return (above * wide * (s + silu * (1 - s))).astype(gate.dtype), (above * silu).astype(up.dtype)
+
+        return (silu * wide).astype(gate.dtype), pull
+
+    @staticmethod
+    def _silu(gate: mx.array) -> tuple[mx.array, mx.array]:
+        wide = gate.astype(mx.float32)
+        s = 1 / (1 + _exp(-wide))
+        return s, wide * s
+
+
+_swiglu = Swiglu()
+
+
+@mx.custom_function
+def fast_swiglu(gate: mx.array, up: mx.array) -> mx.array:
+    """silu(gate) · up, saving nothing but its inputs for the backward pass."""
+    return _swiglu(gate, up)
+
+
+@fast_swiglu.vjp
+def _fast_swiglu_vjp(primals, cotangent, _):
+    return _swiglu.again(*primals)[1](cotangent)
+
+
+@mx.custom_function
+def _cross_entropy(logits: mx.array, targets: mx.array, weights: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    top = logits.max(-1, keepdims=True)
+    powers = fast_exp(logits - top)
+    total = powers.sum(-1, keepdims=True)
+    chosen = mx.take_along_axis(logits, targets[:, None], axis=-1)
+    return (weights * (mx.log(total) + top - chosen)[:, 0]).sum(), powers, total
+
+
+@_cross_entropy.vjp
+def _cross_entropy_vjp(primals, cotangents, outputs):
+    _, targets, weights = primals
+    _, powers, total = outputs
+    weights = weights * cotangents[0]
+    gradient = powers * (weights[:, None] / total)
+    return (
+        gradient.at[mx.arange(len(targets)), targets].subtract(weights),
+        mx.zeros_like(targets),
+        mx.zeros_like(weights),
+    )
+
+
+def fast_cross_entropy(logits: mx.array, targets: mx.array, weights: mx.array) -> mx.array:
+    """Sum of -weight · log softmax(logits)[target] over rows, for a CPU.
+
+    Args:
+        logits: `(N, V)` float32.
+        targets: `(N,)`, from 0 to V - 1.
+        weights: `(N,)` float32; no gradient goes to them.
+    """
+    return _cross_entropy(logits, targets, weights)[0]
