@@ -141,7 +141,7 @@ def _opened(job: Job, rows: Sequence[TokenRow]) -> Iterator[Any]:
             writer.listeners.append(_tell)
             session = open_session(writer, MemoryMonitor(counters=device.memory_counters))
             session.train_rows = rows
-            _refuse_without_effect(job.without, dataclasses.asdict(session.kernels))
+            _refuse_without_effect(job.without, json.loads(json.dumps(dataclasses.asdict(session.kernels))))
             yield session
 
 
