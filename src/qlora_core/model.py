@@ -35,7 +35,7 @@ from .kernels import (
 from .loss import cross_entropy, head_loss
 from .projections import place
 from .seals import SEAL, refuse_damage, seal
-from .sharing import deferring, settled, stop_sharing, watch_sharing
+from .sharing import deferring, is_deferring, settled, stop_sharing, watch_sharing
 from .storage import replacing, write_json
 from .tokens import TokenRow
 from .weights import load_weights, loaded_directory
@@ -209,12 +209,14 @@ def _checkpointed(cls: type) -> type:
         named = tree_flatten(self.trainable_parameters())
         dropouts = [module for module in self.modules() if isinstance(module, KeyedDropout)]
         keys = draw_keys(len(dropouts)) if self.training else [None] * len(dropouts)
+        sharing = is_deferring()
 
         def forward(x, *values):
             self.update(tree_unflatten([(name, value) for (name, _), value in zip(named, values, strict=True)]))
             for dropout, key in zip(dropouts, keys, strict=True):
                 dropout.use_key(key)
-            return cls.__call__(self, x, *args, **options)
+            with deferring(sharing):  # the backward pass is outside of that block
+                return cls.__call__(self, x, *args, **options)
 
         layer = mx.custom_function(forward)
 
