@@ -5,7 +5,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from harness import PLAIN, adapters_of, difference, load, set_adapters, textbook_loss, write_quantised
+from harness import (
+    PLAIN,
+    adapters_of,
+    assert_same,
+    difference,
+    load,
+    loss_and_gradients,
+    set_adapters,
+    textbook_loss,
+    write_quantised,
+)
 from tiny import FAMILIES, write_model
 
 from qlora_core.batching import make_batch
@@ -55,22 +65,6 @@ def logits_of(model: nn.Module, length: int = 17) -> mx.array:
     logits = model(mx.array(ids))
     mx.eval(logits)
     return logits
-
-
-def loss_and_gradients(model: nn.Module, loss) -> tuple[float, dict[str, np.ndarray]]:
-    """Value and adapter gradients of `loss(model)`."""
-    value, gradients = nn.value_and_grad(model, loss)(model)
-    mx.eval(value, gradients)  # together: the value alone would keep every activation for the gradients
-    return value.item(), {name: np.array(gradient) for name, gradient in tree_flatten(gradients)}
-
-
-def assert_same(found: tuple[float, dict[str, np.ndarray]], wanted: tuple[float, dict[str, np.ndarray]]) -> None:
-    """Loss and every gradient agree to 1e-5."""
-    assert found[0] == pytest.approx(wanted[0], rel=1e-5)
-    assert found[1].keys() == wanted[1].keys()
-    for name, gradient in wanted[1].items():
-        assert np.abs(gradient).max() > 0, name
-        assert difference(found[1][name], gradient) < 1e-5, name
 
 
 # Loss -----------------------------------------------------------------------------------------------------------
