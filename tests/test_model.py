@@ -18,7 +18,8 @@ from harness import (
 )
 from tiny import FAMILIES, write_model
 
-from qlora_core.batching import make_batch
+from qlora_core.attention import BinnedRows, PackedRows
+from qlora_core.batching import AS_IT_IS, Rounding, make_batch
 from qlora_core.config import LoraConfig
 from qlora_core.device import Kernels, mx, nn, tree_flatten
 from qlora_core.errors import ModelError
@@ -92,13 +93,18 @@ def test_layout_is_one_that_is_right(models: dict[str, Path], name: str) -> None
     assert choose_layout(model, VOCABULARY, packing=False) == ("padded" if name in PACKABLE else "whole")
 
 
-def test_layout_falls_back_where_packed_rows_see_each_other(models: dict[str, Path], monkeypatch) -> None:
-    """A model whose attention asks the cache for no mask, say: packed rows would leak, padded ones are right."""
-    from qlora_core.attention import PackedRows
+IN_BINS = Rounding(32, 32, (64, 128))
 
+
+@pytest.mark.parametrize(("rows", "rounding"), [(PackedRows, AS_IT_IS), (PackedRows, IN_BINS), (BinnedRows, IN_BINS)])
+def test_layout_falls_back_where_packed_rows_see_each_other(
+    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, rows: type, rounding: Rounding
+) -> None:
+    """A model whose attention asks the cache for no mask, say: packed rows would leak, padded ones are right."""
     model, _ = load(models["llama"], lora=LORA)
-    monkeypatch.setattr(PackedRows, "make_mask", lambda self, N, **_: mx.tril(mx.ones((N, N), mx.bool_)))
-    assert choose_layout(model, VOCABULARY, packing=True) == "padded"
+    assert choose_layout(model, VOCABULARY, packing=True, rounding=rounding) == "packed"
+    monkeypatch.setattr(rows, "make_mask", lambda self, N, **_: mx.tril(mx.ones((N, N), mx.bool_)))
+    assert choose_layout(model, VOCABULARY, packing=True, rounding=rounding) == "padded"
 
 
 def test_layout_falls_back_where_the_model_has_other_parts(models: dict[str, Path]) -> None:
