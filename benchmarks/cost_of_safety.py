@@ -59,7 +59,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float | str]:
             writer.set_status("running")
             trainer.prepare_to_train(opened)
             seed, size = opened.config.train.seed, opened.config.train.batch_size
-            batches = epoch_batches(opened.lengths, size, seed=seed, epoch=0, sort=opened.layout != "packed")
+            batches = epoch_batches(opened.lengths, size, seed=seed, epoch=0, order=opened.order)
             groups = [[batch] for batch in batches[: arguments.steps]]
             bare, guarded = Bare(trainer, opened), Guarded(trainer, opened, writer)
             for group in groups[:3]:  # warm up

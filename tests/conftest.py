@@ -1,5 +1,7 @@
 """What tests share: small models, rows, and a command line that runs in a directory of its own."""
 
+import functools
+import itertools
 import os
 import shutil
 import subprocess
@@ -52,6 +54,28 @@ def pytest_unconfigure() -> None:
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A llama-shaped model directory; do not write into it."""
     return write_model(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def random_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A random model's directory by its family and changes, written when first asked for; do not write into it."""
+    root = tmp_path_factory.mktemp("random-models")
+    numbers = itertools.count()
+    return functools.cache(lambda family, **changes: write_model(root / str(next(numbers)), family, **changes))
+
+
+@pytest.fixture
+def compiling() -> Iterator[None]:
+    """Inside the test MLX compiles; without a C++ compiler for that it is skipped, on CI it fails."""
+    from qlora_core.device import ON_CPU, mx
+
+    if ON_CPU and shutil.which("g++") is None:
+        message = "MLX compiles for a CPU with g++, which was not found"
+        pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
+    mx.enable_compile()
+    yield
+    if ON_CPU:
+        mx.disable_compile()
 
 
 @pytest.fixture

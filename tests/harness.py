@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from tiny import write_rows
 
 from qlora_core import bases, data, tokens, trainer
@@ -85,6 +86,33 @@ def textbook_loss(model: nn.Module, rows: Iterable[TokenRow]) -> mx.array:
         for place in np.flatnonzero(row.trained):
             total = total - log_p[int(place) - 1, int(row.ids[place])]
     return total
+
+
+def loss_and_gradients(model: nn.Module, loss: Callable[[nn.Module], mx.array]) -> tuple[float, dict[str, np.ndarray]]:
+    """Value and adapter gradients of `loss(model)`."""
+    value, gradients = nn.value_and_grad(model, loss)(model)
+    mx.eval(value, gradients)  # together: the value alone would keep every activation for the gradients
+    return value.item(), {name: np.array(gradient) for name, gradient in tree_flatten(gradients)}
+
+
+def assert_same(
+    found: tuple[float, dict[str, np.ndarray]], wanted: tuple[float, dict[str, np.ndarray]], tolerance: float = 1e-5
+) -> None:
+    """Loss and every gradient agree."""
+    assert found[0] == pytest.approx(wanted[0], rel=tolerance)
+    assert found[1].keys() == wanted[1].keys()
+    for name, gradient in wanted[1].items():
+        assert np.abs(gradient).max() > 0, name
+        assert difference(found[1][name], gradient) < tolerance, name
+
+
+def random_rows(*lengths: int, seed: int = 4, vocabulary: int = 320) -> list[TokenRow]:
+    """Rows of these lengths with several trained spans; the last token of each is always trained."""
+    rng = np.random.default_rng(seed)
+    rows = [TokenRow(rng.integers(0, vocabulary, n).astype(np.int32), rng.random(n) < 0.4) for n in lengths]
+    for row in rows:
+        row.trained[0], row.trained[-1] = False, True
+    return rows
 
 
 def difference(found: Any, wanted: Any) -> float:

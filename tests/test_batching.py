@@ -4,8 +4,18 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from qlora_core.batching import epoch_batches, fixed_batches, make_batch, share_out
+from qlora_core.batching import (
+    AS_IT_IS,
+    Rounding,
+    epoch_batches,
+    fill_bins,
+    fixed_batches,
+    make_batch,
+    share_out,
+)
 from qlora_core.tokens import TokenRow
 
 
@@ -25,24 +35,28 @@ ROWS = [row([10, 11, 12, 13], [2, 3]), row([20, 21], [1]), row([30, 31, 32, 33, 
 # Order ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sort", [True, False])
+@pytest.mark.parametrize("order", ["drawn", "alike", "level"])
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 300])
 @pytest.mark.parametrize("batch_size", [1, 4, 8])
-def test_every_row_occurs_once_in_every_epoch(sort: bool, count: int, batch_size: int) -> None:
+def test_every_row_occurs_once_in_every_epoch(order: str, count: int, batch_size: int) -> None:
     for epoch in range(3):
-        batches = epoch_batches(lengths_of(count), batch_size, seed=1, epoch=epoch, sort=sort)
+        batches = epoch_batches(lengths_of(count), batch_size, seed=1, epoch=epoch, order=order)
         assert Counter(index for batch in batches for index in batch) == Counter(range(count))
         sizes = sorted(map(len, batches))
+        if order == "level":  # what is missing from a full batch is shared by the last ones
+            assert len(batches) == -(-count // batch_size)
+            assert sizes[-1] <= batch_size
+            continue
         assert sizes[1:] == [batch_size] * (len(batches) - 1)
         assert sizes[0] == (count % batch_size or min(batch_size, count))
 
 
-@pytest.mark.parametrize("sort", [True, False])
-def test_the_order_is_a_function_of_seed_and_epoch(sort: bool) -> None:
+@pytest.mark.parametrize("how", ["drawn", "alike", "level"])
+def test_the_order_is_a_function_of_seed_and_epoch(how: str) -> None:
     lengths = lengths_of(50)
 
     def order(seed: int, epoch: int) -> list[list[int]]:
-        return epoch_batches(lengths, 4, seed=seed, epoch=epoch, sort=sort)
+        return epoch_batches(lengths, 4, seed=seed, epoch=epoch, order=how)
 
     np.random.seed(0)
     first = order(7, 3)
@@ -55,26 +69,35 @@ def test_the_order_is_a_function_of_seed_and_epoch(sort: bool) -> None:
 
 def test_the_order_of_an_epoch_stays_as_it_is() -> None:
     """Pinned: another order would make a run resumed after an update another run."""
-    assert epoch_batches([1] * 8, 3, seed=42, epoch=0, sort=False) == [[3, 4, 2], [7, 6, 1], [5, 0]]
+    assert epoch_batches([1] * 8, 3, seed=42, epoch=0, order="drawn") == [[3, 4, 2], [7, 6, 1], [5, 0]]
 
 
 def test_rows_are_shuffled_and_not_sorted_where_nothing_is_padded() -> None:
     lengths = list(range(1, 41))
-    batches = epoch_batches(lengths, 4, seed=0, epoch=0, sort=False)
+    batches = epoch_batches(lengths, 4, seed=0, epoch=0, order="drawn")
     assert max(max(batch) - min(batch) for batch in batches) > 10
 
 
 def test_sorting_brings_rows_of_like_length_together_in_random_order() -> None:
     lengths = np.random.default_rng(3).permutation(np.arange(1, 65)).tolist()
-    batches = epoch_batches(lengths, 4, seed=0, epoch=0, sort=True)
+    batches = epoch_batches(lengths, 4, seed=0, epoch=0, order="alike")
     found = [sorted(lengths[i] for i in batch) for batch in batches]
     assert sorted(found) == [[n, n + 1, n + 2, n + 3] for n in range(1, 65, 4)]
     assert found != sorted(found)
 
 
+def test_level_batches_have_nearly_the_same_tokens_and_rows_of_all_lengths() -> None:
+    lengths = np.random.default_rng(3).integers(20, 200, 512).tolist()
+    batches = epoch_batches(lengths, 32, seed=0, epoch=0, order="level")
+    totals = [sum(lengths[i] for i in batch) for batch in batches]
+    drawn = [sum(lengths[i] for i in batch) for batch in epoch_batches(lengths, 32, seed=0, epoch=0, order="drawn")]
+    assert np.ptp(totals) < 0.1 * np.ptp(drawn)
+    assert all(np.ptp([lengths[i] for i in batch]) > 150 for batch in batches)
+
+
 def test_sorting_stays_within_windows_so_that_epochs_differ() -> None:
     lengths = list(range(1, 129))  # two windows of 16 batches of 4
-    batches = [epoch_batches(lengths, 4, seed=0, epoch=epoch, sort=True) for epoch in (0, 1)]
+    batches = [epoch_batches(lengths, 4, seed=0, epoch=epoch, order="alike") for epoch in (0, 1)]
     assert {frozenset(batch) for batch in batches[0]} != {frozenset(batch) for batch in batches[1]}
 
 
@@ -110,6 +133,55 @@ def test_no_row_is_lost_in_sharing_out(parts: int) -> None:
     assert max(tokens) - min(tokens) <= max(lengths)
 
 
+# Few shapes -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("lengths", "sizes", "size", "bins"),
+    [
+        ([5, 1, 9], (16,), 16, [[2, 0, 1]]),
+        ([60, 60, 60], (64, 128), 64, [[0], [1], [2]]),  # 192 and not 256
+        ([30, 34, 60, 4], (64, 128), 64, [[2, 3], [1, 0]]),  # as many as one of 128
+        ([40, 40, 40], (64, 128), 128, [[0, 1, 2]]),
+        ([100, 20, 30, 40], (64, 128), 128, [[0, 1], [3, 2]]),  # 64 is too small for the longest
+        ([300], (64, 128), 320, [[0]]),  # so are both
+        ([7, 7, 7], (7,), 7, [[0], [1], [2]]),
+        ([1, 2], (), 0, []),
+    ],
+)
+def test_bins_are_filled_the_longest_row_first(
+    lengths: list[int], sizes: tuple[int, ...], size: int, bins: list[list[int]]
+) -> None:
+    assert fill_bins(lengths, sizes) == (size, bins)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.integers(1, 400), min_size=1, max_size=40),
+    st.sets(st.sampled_from([16, 64, 100, 128, 256]), min_size=1),
+)
+def test_every_row_lies_in_one_bin_that_has_room_for_it(lengths: list[int], sizes: set[int]) -> None:
+    size, bins = fill_bins(lengths, tuple(sizes))
+    assert Counter(index for indices in bins for index in indices) == Counter(range(len(lengths)))
+    assert all(0 < sum(lengths[i] for i in indices) <= size for indices in bins)
+    assert size in sizes or (size - max(lengths) < min(sizes) and size % min(sizes) == 0)
+    assert fill_bins(lengths, tuple(sorted(sizes, reverse=True))) == (size, bins)
+
+
+@pytest.mark.parametrize("tokens", [2, 32, 100])
+def test_a_total_is_rounded_up_by_little_to_few_sizes(tokens: int) -> None:
+    totals = [Rounding(tokens=tokens).total(count) for count in range(1, 4097)]
+    for count, total in enumerate(totals, 1):
+        assert count <= total <= count + max(tokens - 1, count / 8)
+    assert totals == sorted(totals)
+    assert len(set(totals)) <= 8 * 12  # eight between a power of two and the next
+    assert Rounding(tokens=tokens).total(0) == 0
+
+
+def test_a_total_is_left_as_it_is_where_nothing_is_rounded() -> None:
+    assert [AS_IT_IS.total(count) for count in range(3000)] == list(range(3000))
+
+
 # Layout ---------------------------------------------------------------------------------------------------------
 
 
@@ -129,17 +201,89 @@ def test_padded_by_hand() -> None:
     assert (batch.lengths, batch.tokens, batch.packed) == ((4, 2, 6), 12, False)  # padding is never counted
 
 
-@pytest.mark.parametrize("packed", [True, False])
-def test_every_target_follows_its_source_within_its_row(packed: bool) -> None:
+BINS = Rounding(bins=(7,))
+
+
+def test_bins_by_hand() -> None:
+    batch = make_batch(ROWS, packed=True, rounding=BINS)
+    assert batch.ids.tolist() == [[30, 31, 32, 33, 34, 35, 0], [10, 11, 12, 13, 20, 21, 0]]
+    assert batch.row.tolist() == [[2, 2, 2, 2, 2, 2, -1], [0, 0, 0, 0, 1, 1, -1]]
+    assert batch.source.tolist() == [8, 9, 11, 0, 3]
+    assert batch.target.tolist() == [12, 13, 21, 31, 34]
+    assert batch.weight.tolist() == [1, 1, 1, 1, 1]
+    assert (batch.unpack, batch.pack) == (None, None)
+    assert (batch.lengths, batch.tokens, batch.packed, batch.plain) == ((4, 2, 6), 12, True, False)
+
+
+def test_filled_up_by_hand() -> None:
+    """Tokens to 16, targets to 8, and the longest row to 8 where attention takes the rows apart."""
+    batch = make_batch(ROWS, packed=True, rounding=Rounding(tokens=8, longest=8))
+    assert batch.ids.tolist() == [[10, 11, 12, 13, 20, 21, 30, 31, 32, 33, 34, 35, 0, 0, 0, 0]]
+    assert batch.unpack.tolist() == [
+        [0, 1, 2, 3, -1, -1, -1, -1],
+        [4, 5, -1, -1, -1, -1, -1, -1],
+        [6, 7, 8, 9, 10, 11, -1, -1],
+    ]
+    assert batch.pack.tolist() == [0, 1, 2, 3, 8, 9, 16, 17, 18, 19, 20, 21, -1, -1, -1, -1]
+    assert batch.source.tolist() == [1, 2, 4, 6, 9, 0, 0, 0]
+    assert batch.target.tolist() == [12, 13, 21, 31, 34, 0, 0, 0]
+    assert batch.weight.tolist() == [1, 1, 1, 1, 1, 0, 0, 0]
+    assert (batch.tokens, batch.packed, batch.plain) == (12, True, False)
+
+
+@pytest.mark.parametrize(
+    ("rounding", "binned"),
+    [
+        (Rounding(bins=(7,)), True),  # 14 of 12 tokens
+        (Rounding(bins=(8,)), False),  # 16, more than a quarter above 12
+        (Rounding(tokens=8, bins=(8,)), True),  # which end to end would be 16 as well
+        (Rounding(bins=(12,)), True),
+        (Rounding(bins=(128, 12)), True),
+        (Rounding(bins=(128,)), False),
+        (Rounding(), False),
+    ],
+)
+def test_rows_lie_in_bins_where_that_leaves_little_empty(rounding: Rounding, binned: bool) -> None:
+    batch = make_batch(ROWS, packed=True, rounding=rounding)
+    assert (batch.row is not None, batch.pack is None) == (binned, binned)
+    assert (batch.tokens, batch.packed) == (12, True)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "plain"), [((6, 6, 6), True), ((5, 6, 6), True), ((6,), True), ((3, 6, 3), False), ((2, 4), False)]
+)
+def test_bins_are_plain_where_each_holds_one_row(lengths: tuple[int, ...], plain: bool) -> None:
+    """In whichever order: rows are put into bins the longest first."""
+    rows = [row([1] * length, [1]) for length in lengths]
+    batch = make_batch(rows, packed=True, rounding=Rounding(bins=(6,)))
+    assert batch.row is not None
+    assert batch.plain == plain
+
+
+@pytest.mark.parametrize(
+    ("packed", "rounding"),
+    [
+        (True, AS_IT_IS),
+        (False, AS_IT_IS),
+        (True, Rounding(32, 32)),
+        (False, Rounding(32, 32)),
+        (True, Rounding(32, 32, (64, 128))),
+    ],
+    ids=str,
+)
+def test_every_target_follows_its_source_within_its_row(packed: bool, rounding: Rounding) -> None:
     rng = np.random.default_rng(2)
     rows = []
     for length in lengths_of(9):
         trained = rng.random(length) < 0.5
         trained[0] = False
         rows.append(TokenRow(rng.integers(1, 1000, length).astype(np.int32), trained))
-    batch = make_batch(rows, packed=packed)
-    pairs = list(zip(batch.ids.reshape(-1)[batch.source].tolist(), batch.target.tolist(), strict=True))
+    batch = make_batch(rows, packed=packed, rounding=rounding)
+    assert (batch.row is not None) == bool(rounding.bins)
+    count = sum(r.target_tokens for r in rows)
+    assert batch.weight.tolist() == [1.0] * count + [0.0] * (rounding.total(count) - count)
+    assert len(batch.source) == len(batch.target) == len(batch.weight)
+    pairs = list(zip(batch.ids.reshape(-1)[batch.source].tolist(), batch.target.tolist(), strict=True))[:count]
     assert pairs == [(int(r.ids[i - 1]), int(r.ids[i])) for r in rows for i in np.flatnonzero(r.trained)]
-    assert len(batch.target) == sum(r.target_tokens for r in rows)
     assert batch.tokens == sum(map(len, rows))
     assert {batch.ids.dtype, batch.source.dtype, batch.target.dtype} == {np.dtype(np.int32)}

@@ -5,10 +5,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from harness import PLAIN, adapters_of, difference, load, set_adapters, textbook_loss, write_quantised
+from harness import (
+    PLAIN,
+    adapters_of,
+    assert_same,
+    difference,
+    load,
+    loss_and_gradients,
+    set_adapters,
+    textbook_loss,
+    write_quantised,
+)
 from tiny import FAMILIES, write_model
 
-from qlora_core.batching import make_batch
+from qlora_core.attention import BinnedRows, PackedRows
+from qlora_core.batching import AS_IT_IS, Rounding, make_batch
 from qlora_core.config import LoraConfig
 from qlora_core.device import Kernels, mx, nn, tree_flatten
 from qlora_core.errors import ModelError
@@ -57,22 +68,6 @@ def logits_of(model: nn.Module, length: int = 17) -> mx.array:
     return logits
 
 
-def loss_and_gradients(model: nn.Module, loss) -> tuple[float, dict[str, np.ndarray]]:
-    """Value and adapter gradients of `loss(model)`."""
-    value, gradients = nn.value_and_grad(model, loss)(model)
-    mx.eval(value, gradients)  # together: the value alone would keep every activation for the gradients
-    return value.item(), {name: np.array(gradient) for name, gradient in tree_flatten(gradients)}
-
-
-def assert_same(found: tuple[float, dict[str, np.ndarray]], wanted: tuple[float, dict[str, np.ndarray]]) -> None:
-    """Loss and every gradient agree to 1e-5."""
-    assert found[0] == pytest.approx(wanted[0], rel=1e-5)
-    assert found[1].keys() == wanted[1].keys()
-    for name, gradient in wanted[1].items():
-        assert np.abs(gradient).max() > 0, name
-        assert difference(found[1][name], gradient) < 1e-5, name
-
-
 # Loss -----------------------------------------------------------------------------------------------------------
 
 
@@ -98,13 +93,18 @@ def test_layout_is_one_that_is_right(models: dict[str, Path], name: str) -> None
     assert choose_layout(model, VOCABULARY, packing=False) == ("padded" if name in PACKABLE else "whole")
 
 
-def test_layout_falls_back_where_packed_rows_see_each_other(models: dict[str, Path], monkeypatch) -> None:
-    """A model whose attention asks the cache for no mask, say: packed rows would leak, padded ones are right."""
-    from qlora_core.attention import PackedRows
+IN_BINS = Rounding(32, 32, (64, 128))
 
+
+@pytest.mark.parametrize(("rows", "rounding"), [(PackedRows, AS_IT_IS), (PackedRows, IN_BINS), (BinnedRows, IN_BINS)])
+def test_layout_falls_back_where_packed_rows_see_each_other(
+    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, rows: type, rounding: Rounding
+) -> None:
+    """A model whose attention asks the cache for no mask, say: packed rows would leak, padded ones are right."""
     model, _ = load(models["llama"], lora=LORA)
-    monkeypatch.setattr(PackedRows, "make_mask", lambda self, N, **_: mx.tril(mx.ones((N, N), mx.bool_)))
-    assert choose_layout(model, VOCABULARY, packing=True) == "padded"
+    assert choose_layout(model, VOCABULARY, packing=True, rounding=rounding) == "packed"
+    monkeypatch.setattr(rows, "make_mask", lambda self, N, **_: mx.tril(mx.ones((N, N), mx.bool_)))
+    assert choose_layout(model, VOCABULARY, packing=True, rounding=rounding) == "padded"
 
 
 def test_layout_falls_back_where_the_model_has_other_parts(models: dict[str, Path]) -> None:

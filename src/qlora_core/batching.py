@@ -7,8 +7,10 @@ targets. Knows nothing of models or text.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -85,7 +87,7 @@ class Batch:
     def plain(self) -> bool:
         """Whether attention may go from each token to all before it: no two rows lie in one line of what it sees."""
         if self.row is not None:
-            return len(self.lengths) == len(self.row) and bool((self.row[:, 0] == np.arange(len(self.row))).all())
+            return len(self.lengths) == len(self.row)  # no bin is empty
         return self.unpack is not None and self.unpack.size == self.ids.size == self.tokens
 
     @property
@@ -171,33 +173,55 @@ def fill_bins(lengths: Sequence[int], sizes: Sequence[int]) -> tuple[int, list[l
     return best
 
 
-def epoch_batches(lengths: Sequence[int], batch_size: int, *, seed: int, epoch: int, sort: bool) -> list[list[int]]:
+Order = Literal["drawn", "alike", "level"]
+"""How rows come together in an epoch's batches: as they are drawn; rows of similar length; so that batches are level.
+
+`alike` suits layouts that pad. With `level`, each batch has short and long rows and nearly the same number of tokens:
+few shapes, and bins that are filled well.
+"""
+
+WINDOW = 16  # batches whose rows are drawn together before they are put in order
+
+
+def epoch_batches(lengths: Sequence[int], batch_size: int, *, seed: int, epoch: int, order: Order) -> list[list[int]]:
     """Indices of the rows of every micro-batch of one epoch; each row occurs once.
 
     Args:
         lengths: tokens of each row.
-        batch_size: rows a micro-batch; the last one may be smaller.
+        batch_size: rows a micro-batch; the last one may be smaller, and of level ones the last few.
         seed: with `epoch`, decides the order alone: a resumed run sees the batches it would have seen.
         epoch: counted from 0.
-        sort: bring rows of similar length together, within windows of 16 batches, for layouts that pad.
+        order: how rows come together.
     """
     rng = np.random.default_rng([seed, epoch])
-    order = rng.permutation(len(lengths))
-    if not sort:
-        return [order[i : i + batch_size].tolist() for i in range(0, len(order), batch_size)]
-    window = 16 * batch_size
+    drawn = rng.permutation(len(lengths)).tolist()
+    if order == "drawn":
+        return _cut(drawn, batch_size)
+    arranged = _cut if order == "alike" else _dealt
     batches = []
-    for start in range(0, len(order), window):
-        near = sorted(order[start : start + window].tolist(), key=lambda i: lengths[i])
-        batches += [near[i : i + batch_size] for i in range(0, len(near), batch_size)]
+    for window in _cut(drawn, WINDOW * batch_size):
+        batches += arranged(sorted(window, key=lambda i: lengths[i]), batch_size)
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
-def epoch_steps(lengths: Sequence[int], train: TrainConfig, *, epoch: int, sort: bool) -> list[list[list[int]]]:
+def _cut(rows: list[int], size: int) -> list[list[int]]:
+    return [rows[i : i + size] for i in range(0, len(rows), size)]
+
+
+def _dealt(rows: list[int], size: int) -> list[list[int]]:
+    """Rows that are sorted by length, dealt out to and fro."""
+    count = math.ceil(len(rows) / size)
+    piles: list[list[int]] = [[] for _ in range(count)]
+    for number, row in enumerate(rows):
+        turn, place = divmod(number, count)
+        piles[place if turn % 2 == 0 else count - 1 - place].append(row)
+    return piles
+
+
+def epoch_steps(lengths: Sequence[int], train: TrainConfig, *, epoch: int, order: Order) -> list[list[list[int]]]:
     """The micro-batches of each step of an epoch, as `epoch_batches` makes them."""
-    batches = epoch_batches(lengths, train.batch_size, seed=train.seed, epoch=epoch, sort=sort)
-    size = train.grad_accumulation_steps
-    return [batches[i : i + size] for i in range(0, len(batches), size)]
+    batches = epoch_batches(lengths, train.batch_size, seed=train.seed, epoch=epoch, order=order)
+    return _cut(batches, train.grad_accumulation_steps)
 
 
 def at_most(rows: int, batches: Iterable[Sequence[int]]) -> Iterator[Sequence[int]]:

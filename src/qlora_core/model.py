@@ -35,7 +35,7 @@ from .kernels import (
 from .loss import cross_entropy, head_loss
 from .projections import place
 from .seals import SEAL, refuse_damage, seal
-from .sharing import deferring, settled, stop_sharing, watch_sharing
+from .sharing import deferring, is_deferring, settled, stop_sharing, watch_sharing
 from .storage import replacing, write_json
 from .tokens import TokenRow
 from .weights import load_weights, loaded_directory
@@ -209,12 +209,14 @@ def _checkpointed(cls: type) -> type:
         named = tree_flatten(self.trainable_parameters())
         dropouts = [module for module in self.modules() if isinstance(module, KeyedDropout)]
         keys = draw_keys(len(dropouts)) if self.training else [None] * len(dropouts)
+        sharing = is_deferring()
 
         def forward(x, *values):
             self.update(tree_unflatten([(name, value) for (name, _), value in zip(named, values, strict=True)]))
             for dropout, key in zip(dropouts, keys, strict=True):
                 dropout.use_key(key)
-            return cls.__call__(self, x, *args, **options)
+            with deferring(sharing):  # the backward pass is outside of that block
+                return cls.__call__(self, x, *args, **options)
 
         layer = mx.custom_function(forward)
 
@@ -301,20 +303,24 @@ def choose_layout(
     expected = sum(batch_loss(model, batch, "whole").item() for batch in batches)
     # float32 agrees to 1e-5; half precision has rounding of its own
     tolerance = 1e-4 if _dtype(model) == mx.float32 else 2e-2
+    # bins as they are would be left too empty by so few tokens
+    roundings = (rounding, dataclasses.replace(rounding, bins=(16,))) if rounding.bins else (rounding,)
+
+    def agrees(layout: Layout) -> bool:
+        laid = [make_batch(rows, packed=layout == "packed", rounding=each) for each in roundings]
+        try:
+            losses = [batch_loss(model, batch, layout).item() for batch in laid]
+        except (AttributeError, TypeError, ValueError, IndexError):  # the model has no such parts
+            return False
+        return all(abs(loss - expected) <= tolerance * abs(expected) for loss in losses)
+
     layouts: tuple[Layout, ...] = ("packed", "padded") if packing else ("padded",)
     makers = watch_sharing(lambda: model(mx.array(batches[0].ids))) if sharing else []
-    for shared in (True, False) if sharing else (False,):
-        for layout in layouts:
-            try:
-                batch = make_batch(rows, packed=layout == "packed", rounding=rounding)
-                loss = batch_loss(model, batch, layout).item()
-            except (AttributeError, TypeError, ValueError, IndexError):  # the model has no such parts
-                continue
-            if abs(loss - expected) <= tolerance * abs(expected):
-                return layout
-        if shared:
-            stop_sharing(makers)
-    return "whole"
+    if makers:
+        if found := next(filter(agrees, layouts), None):
+            return found
+        stop_sharing(makers)
+    return next(filter(agrees, layouts), "whole")
 
 
 def _dtype(model: nn.Module) -> mx.Dtype:

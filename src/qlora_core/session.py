@@ -16,6 +16,7 @@ from typing import Any
 
 from . import device, fit
 from .bases import ModelSpec
+from .batching import Order
 from .checkpoint import Progress, checkpoint_to_resume, load_checkpoint
 from .config import RunConfig, from_flat
 from .device import Kernels, mx, nn, optim
@@ -114,6 +115,13 @@ class Session:
         """Learning rate of each adapter parameter over the step's (LoRA+: that of B is higher); None: all the same."""
         ratio = self.config.train.lora_plus
         return self.adapters.spread(lambda name: ratio if name.endswith("lora_b") else 1.0)
+
+    @property
+    def order(self) -> Order:
+        """How rows come together in batches."""
+        if self.layout != "packed":
+            return "alike"
+        return "level" if self.kernels.rounding.bins else "drawn"
 
     @functools.cached_property
     def lengths(self) -> list[int]:

@@ -153,7 +153,7 @@ def multiply_together(x: Deferred, layers: Sequence[Any]) -> list[mx.array]:
     @forward.vjp
     def _(primals, cotangents, outputs):
         gradients, low = list(cotangents[:-1]), outputs[-1]
-        inputs, a, b = parts(primals)
+        inputs, a, b = parts([primals] if isinstance(primals, mx.array) else primals)  # one alone comes as it is
         again, pull = x.function.again(*mx.depends(inputs, gradients))
         down = None
         for base, gradient in zip(bases, gradients, strict=True):

@@ -168,14 +168,14 @@ def _why_it_stops(run: Run, deaths: list[Death], restarts: int, events: list[dic
 
 def _rows_after(run: Run, step: int | None, events: list[dict[str, Any]]) -> list[str]:
     """Where the rows of the next step come from; empty where that cannot be told."""
-    layout = next((event.get("layout") for event in reversed(events) if event.get("type") == "start"), None)
-    if step is None or layout is None:
+    order = next((event.get("order") for event in reversed(events) if event.get("type") == "start"), None)
+    if step is None or order is None:
         return []
     try:
         config = run.config()
         rows = make_dataset(run.train_rows(), run.tokenizer(), config.data.max_seq_length).rows
         epoch, number = divmod(step, config.train.steps_per_epoch(len(rows)))
-        steps = epoch_steps(rows.lengths.tolist(), config.train, epoch=epoch, sort=layout != "packed")
+        steps = epoch_steps(rows.lengths.tolist(), config.train, epoch=epoch, order=order)
         return [rows[i].source for indices in steps[number] for i in indices] if epoch < config.train.epochs else []
     except (QLoraError, OSError):
         return []

@@ -113,6 +113,7 @@ def _train_to_end(session: Session, writer: RunWriter, interruption: Interruptio
         steps_per_epoch=session.steps_per_epoch,
         epochs=math.ceil(total / session.steps_per_epoch),
         layout=session.layout,
+        order=session.order,
         kernels=dataclasses.asdict(session.kernels),
         device=device.describe_device(),
         train_rows=len(session.train_rows),
@@ -143,7 +144,7 @@ def prepare_to_train(session: Session) -> None:
 def train_epoch(session: Session, writer: RunWriter, epoch: int, interruption: Interruption) -> None:
     """Train the rest of an epoch (counted from 0): steps, validations and checkpoints where they are due."""
     config, progress = session.config, session.progress
-    groups = epoch_steps(session.lengths, config.train, epoch=epoch, sort=session.layout != "packed")
+    groups = epoch_steps(session.lengths, config.train, epoch=epoch, order=session.order)
     done = progress.step - epoch * session.steps_per_epoch
     if done == 0:
         progress.epoch_loss, progress.epoch_targets = 0.0, 0

@@ -17,7 +17,9 @@ import pytest
 from conftest import ROOT
 from harness import Killed, assert_same_training, at_step, create_run, events, kill, train, trained_state, write_pair
 
-from qlora_core import trainer
+from qlora_core import device, trainer
+from qlora_core.batching import Rounding, make_batch
+from qlora_core.device import Kernels
 from qlora_core.runs import Run
 
 STEPS = 40
@@ -119,6 +121,29 @@ def test_cut_and_continued_in_other_processes_it_ends_the_same(create: Create, w
     assert events(run, "start", "step") == [0, 12]
     assert run.state == "completed"
     assert_same_training(run, whole, STEPS)
+
+
+@pytest.mark.parametrize(("compiled", "dropout"), [(False, 0.0), (False, 0.1), (True, 0.0)])
+def test_cut_with_the_kernels_of_a_gpu_it_ends_the_same(
+    create: Create, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, compiled: bool, dropout: float
+) -> None:
+    """Rows in bins, layers that share what they multiply, shapes that are compiled: what a CPU does not choose."""
+    if compiled:
+        request.getfixturevalue("compiling")
+    kernels = Kernels("cpu", "float32", "kept", rounding=Rounding(32, 32, (64, 128)), compiled=compiled)
+    monkeypatch.setattr(device, "choose_kernels", lambda *_: kernels)
+    batches = []
+    monkeypatch.setattr(
+        trainer, "make_batch", lambda *rows, **how: batches.append(make_batch(*rows, **how)) or batches[-1]
+    )
+    whole, cut = (create(name, dropout=dropout, max_steps=10, samples=0) for name in ("whole", "cut"))
+    assert train(whole).state == "completed"
+    for step in (3, 8):
+        assert train(cut, at_step(step, lambda: cut.request("pause"))).state == "paused"
+    assert train(cut).state == "completed"
+    assert_same_training(cut, whole, 10)
+    assert any(batch.row is not None for batch in batches)
+    assert {Kernels.from_dict(recorded) for recorded in events(cut, "start", "kernels")} == {kernels}
 
 
 @pytest.mark.parametrize(

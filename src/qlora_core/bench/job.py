@@ -44,6 +44,7 @@ class Job:
     batches: str = option("own", "own: the trainer's own order; fixed: the rows' order, the same for all")
     pad_target: bool = option(False, "train an id 0 after each row, as mlx-lm does")
     without: tuple[str, ...] = option((), "techniques of ours to switch off: FIELD or FIELD=VALUE")
+    memory_gb: float = option(0.0, "memory that our kernels are chosen for; 0: what is free")
     save_every: int = option(0, "steps between adapters saved in --save-to; 0: none")
     save_to: str = option("", "directory for them")
     started: float = option(0.0, "when the process was started (seconds since 1970); default: now")

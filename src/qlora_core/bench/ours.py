@@ -98,8 +98,8 @@ def _batches(job: Job, session: Any, epoch_batches: Any) -> Iterator[list[int]]:
         return
     epoch = 0
     while True:
-        sort = session.layout != "packed"
-        yield from epoch_batches(rows.lengths.tolist(), job.batch_size, seed=job.seed, epoch=epoch, sort=sort)
+        lengths = rows.lengths.tolist()
+        yield from epoch_batches(lengths, job.batch_size, seed=job.seed, epoch=epoch, order=session.order)
         epoch += 1
 
 
@@ -127,7 +127,7 @@ def _opened(job: Job, rows: Sequence[TokenRow]) -> Iterator[Any]:
     from ..memory import MemoryMonitor
     from ..session import open_session
 
-    with tempfile.TemporaryDirectory() as directory, _chosen(device, job.without) as switches:
+    with tempfile.TemporaryDirectory() as directory, _chosen(device, job) as switches:
         placeholder = Path(directory) / "rows.jsonl"
         placeholder.write_text((json.dumps(PLACEHOLDER) + "\n") * 2, encoding="utf-8")
         settings = {
@@ -146,14 +146,18 @@ def _opened(job: Job, rows: Sequence[TokenRow]) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def _chosen(device: Any, without: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Inside the block `device.choose_kernels` leaves out some techniques; yields those that are settings."""
-    choose = device.choose_kernels
-    settings = switched_off([word for word in without if word.partition("=")[0] in SWITCHES], {})
+def _chosen(device: Any, job: Job) -> Iterator[dict[str, Any]]:
+    """Inside the block `device.choose_kernels` leaves out some techniques, and counts on the job's memory alone.
 
-    def fewer(*arguments: Any, **options: Any) -> Any:
-        chosen = choose(*arguments, **options)
-        values = switched_off(without, dataclasses.asdict(chosen))
+    Yields:
+        Those that are settings.
+    """
+    choose = device.choose_kernels
+    settings = switched_off([word for word in job.without if word.partition("=")[0] in SWITCHES], {})
+
+    def fewer(model_dtype: str, dense_bytes: int, available: int) -> Any:
+        chosen = choose(model_dtype, dense_bytes, min(available, int(job.memory_gb * 1e9) or available))
+        values = switched_off(job.without, dataclasses.asdict(chosen))
         fields = {name: value for name, value in values.items() if name not in (*SWITCHES, "blas")}
         return device.Kernels.from_dict(dataclasses.asdict(chosen) | fields)
 

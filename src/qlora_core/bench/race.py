@@ -120,6 +120,7 @@ class Race:
             steps=NO_LIMIT,
             learning_rate=rate,
             seed=options.seed,
+            memory_gb=options.max_memory_gb,
             out=str(self.directory / "result.json"),
         )
         path = self.directory / works.ADAPTERS
