@@ -299,14 +299,13 @@ def _micro_batch(session: Session, rows: Sequence[TokenRow]) -> tuple[mx.array, 
 
 
 def _on_streams(session: Session, rows: Sequence[TokenRow], compute: Callable[[Batch], Any]) -> list[Any]:
-    """What `compute` makes of the rows, shared out over the streams as equal parts; they work while this goes on."""
+    """What `compute` makes of the rows, shared out over the streams as equal parts."""
     packed, rounding = session.layout == "packed", session.kernels.rounding
     shares = share_out([len(row) for row in rows], session.kernels.streams)
     results = []
     for share, stream in zip(shares, session.streams, strict=False):
         with mx.stream(stream):
             results.append(compute(make_batch([rows[i] for i in share], packed=packed, rounding=rounding)))
-            mx.async_eval(results[-1])
     return results
 
 
