@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import textwrap
 from pathlib import Path
 
 from qlora_core.bench.report import caption, tables
@@ -25,7 +26,7 @@ def made(language: str, directory: Path = ROOT / "benchmarks" / "results") -> st
     parts = []
     for path in sorted(directory.glob("*.json")):
         results = json.loads(path.read_text(encoding="utf-8"))
-        parts += [f"{caption(results)}:", *tables(results, language)]
+        parts += [textwrap.fill(f"{caption(results)}:", 120), *tables(results, language)]
     return "\n\n".join(parts) + "\n" if parts else ""
 
 

@@ -45,7 +45,7 @@ def test_by_hand(tiny_model):
         dense=4 * 94_528,
         adapters=16 * 16_384,
         activations=70 * (2 * layer + PASSING_ARRAYS * 128) * 4,  # the two longest rows decide
-        attention=int(SCORE_BUFFERS * 4 * 2 * 40**2 * 4),
+        attention=SCORE_BUFFERS * 4 * 2 * 40**2 * 4,
         logits=3 * 4 * 35 * 320,
     )
     assert found.total == found.weights + found.dense + found.training + PROGRAM_BYTES

@@ -169,7 +169,7 @@ def test_script_quantises_a_mistral_of_the_hubs_kind_and_leaves_its_result(pytho
     assert done.returncode == 0, done.stderr
     assert sections(done.stdout)[:3] == ["Preset", "Data", "Model"]
     assert "quantised to 4 bits while loading" in done.stdout
-    assert "batch_size    2: 2 rows of full length at once are what fits" in done.stdout
+    assert "batch_size    4: 4 rows of full length at once are what fits" in done.stdout
     result = tmp_path / "checkpoints_qlora" / "m" / "export" / "adapter"
     assert "### Pergunta:" in (result / "chat_template.jinja").read_text(encoding="utf-8")
     asked = python("-m", "qlora_core.cli", "generate", "m", "--prompt", "1?", "--max-tokens", "6", "--json")
@@ -293,8 +293,8 @@ def test_flags_of_a_page():
 def test_a_preset_leaves_what_was_given():
     flags = page.forms.read_flags(["--batch-size", "1", "--rank", "4"])
     assert page.forms.with_preset(flags, None) == flags.config
-    config = page.forms.with_preset(flags, ("m1-16gb", "large"))
-    assert (config.train.batch_size, config.lora.rank, config.train.grad_checkpoint) == (1, 4, True)
+    config = page.forms.with_preset(flags, ("m1-8gb", "large"))
+    assert (config.train.batch_size, config.lora.rank, config.lora.num_layers) == (1, 4, 8)
     assert "a fraction of the memory" in page.forms.preset_reasons(("m1-16gb", "large")).text
     assert page.forms.preset_reasons(None) is None
     assert ("cpu", "small") in page.forms.preset_menu().options.values()

@@ -19,7 +19,7 @@ from .tokens import TokenRow, TokenRows
 
 PROGRAM_BYTES = 350_000_000  # Python and the libraries, once loaded
 RESERVE_BYTES = 300_000_000  # left for the rest of the machine
-SCORE_BUFFERS = 4.5  # arrays of a layer's attention scores alive at once in its backward pass (measured: 3.5 to 4.4)
+SCORE_BUFFERS = 7  # arrays of a layer's attention scores alive at once in its backward pass (measured: 6 to 7)
 PASSING_ARRAYS = 6  # arrays as wide as the MLP of the one layer that the backward pass is in
 LARGE_MODEL = 3_000_000_000  # parameters from which `min_free_gb` is asked for
 
@@ -90,7 +90,7 @@ def estimate_memory(
         dense=spec.parameters * number if keeps_dense else 0,
         adapters=16 * spec.trainable(config.lora),
         activations=tokens * kept * number,
-        attention=int(SCORE_BUFFERS * heads * len(longest) * max(map(len, longest)) ** 2 * number),
+        attention=SCORE_BUFFERS * heads * len(longest) * max(map(len, longest)) ** 2 * number,
         logits=3 * 4 * targets * shape.get("vocab_size", 0),
     )
 

@@ -5,7 +5,6 @@ Knows nothing of rows, steps or streams.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 from .batching import Batch
@@ -26,6 +25,7 @@ class Passes:
     def __init__(self, model: nn.Module, adapters: AdapterVector, layout: Layout, *, compiled: bool) -> None:
         self._model, self._adapters, self._layout = model, adapters, layout
         self._compiled = compiled
+        self._functions: dict[Form, Any] = {}
 
     def loss(self, batch: Batch) -> mx.array:
         """Summed over the trained tokens, nats."""
@@ -36,14 +36,18 @@ class Passes:
         return self._call(True, batch)
 
     def _call(self, training: bool, batch: Batch) -> Any:
+        form = Form(self._layout, batch.plain, training)
+        if form not in self._functions:
+            self._functions[form] = self._made(form)
         trained = self._model.trainable_parameters()
         try:
-            return self._function(Form(self._layout, batch.plain, training))(trained, arrays_of(batch))
+            return self._functions[form](trained, arrays_of(batch))
         finally:
             self._model.update(trained)  # inside, they were placeholders
 
-    @functools.cache  # noqa: B019  it lives as long as the model does
-    def _function(self, form: Form) -> Any:
+    def _made(self, form: Form) -> Any:
+        """What computes batches of a form: the loss, for training with its gradient."""
+
         def forward(trained: dict[str, Any], arrays: dict[str, mx.array]) -> mx.array:
             self._model.update(trained)
             return form_loss(self._model, arrays, form)

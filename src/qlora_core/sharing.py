@@ -79,8 +79,10 @@ class Norm:
     def again(self, x: mx.array) -> tuple[mx.array, Pull]:
         """The same, and its gradient."""
 
+        def bare(x: mx.array) -> list[mx.array]:
+            return [mx.fast.rms_norm(x, None, self._eps)]
+
         def pull(cotangent: mx.array) -> tuple[mx.array, ...]:
-            bare = lambda x: [mx.fast.rms_norm(x, None, self._eps)]  # noqa: E731
             return tuple(mx.vjp(bare, [x], [cotangent * self._weight])[1])
 
         return self(x), pull

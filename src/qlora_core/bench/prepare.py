@@ -71,6 +71,7 @@ def _dequantised(source: Path, spec: ModelSpec) -> Path:
     """A copy in Hugging Face's layout: bfloat16 for CUDA, float32 elsewhere."""
     from ..device import mx
     from ..headers import weight_files
+    from ..model import read_tensors
     from ..storage import cache_directory
 
     dtype = "bfloat16" if mx.cuda.is_available() else "float32"
@@ -83,7 +84,7 @@ def _dequantised(source: Path, spec: ModelSpec) -> Path:
     settings.pop("quantization_config", None)
     places = {}
     for file in weight_files(source):
-        dense = dequantise(mx.load(str(file)), quantization, getattr(mx, dtype))
+        dense = dequantise(read_tensors(file), quantization, getattr(mx, dtype))
         mx.save_safetensors(str(directory / file.name), dense, {"format": "pt"})
         places |= dict.fromkeys(dense, file.name)
     _write(directory / "model.safetensors.index.json", {"metadata": {}, "weight_map": places})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -72,6 +73,7 @@ def caption(results: Result) -> str:
         f"`{model['name']}`, {bits}, LoRA r = {model['adapters']['rank']}",
         *libraries,
         results["date"],
+        *re.findall(r"--max-memory-gb \S+", results.get("command", "")),
     ]
     return " · ".join(parts)
 
