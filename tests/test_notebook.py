@@ -295,7 +295,7 @@ def test_a_preset_leaves_what_was_given():
     assert page.forms.with_preset(flags, None) == flags.config
     config = page.forms.with_preset(flags, ("m1-8gb", "large"))
     assert (config.train.batch_size, config.lora.rank, config.lora.num_layers) == (1, 4, 8)
-    assert "a fraction of the memory" in page.forms.preset_reasons(("m1-16gb", "large")).text
+    assert "macOS begins to swap" in page.forms.preset_reasons(("m1-16gb", "large")).text
     assert page.forms.preset_reasons(None) is None
     assert ("cpu", "small") in page.forms.preset_menu().options.values()
 
