@@ -17,11 +17,11 @@ from qlora_core.data.sources import DOCUMENTS, PACKED, TABLES
 from qlora_core.presets import PRESETS
 
 ENGLISH_TEXT, TEXT = (path.read_text(encoding="utf-8") for path in (README, PORTUGUESE))
-OF_OTHERS = {"--no-group", "--extra", "--tokens", "--browser", "--check", "--strict", "--adapter-path"} | {
+OF_OTHERS = {"--no-group", "--extra", "--tokens", "--browser", "--without", "--check", "--strict", "--adapter-path"} | {
     "--examples", "--kills", "--cuts", "--disk-failures", "--power-cuts", "--damages", "--injections", "--races",
     "--soak-steps", "--signals", "--mutations", "--templates", "--names",
 }  # fmt: skip
-"""Flags of uv (two), of benchmarks (two), of ruff, of marimo and of mlx_lm; and those of the tests."""
+"""Flags of uv (two), of benchmarks (three), of ruff, of marimo and of mlx_lm; and those of the tests."""
 FIRST_USER = "O caminho mais curto"
 FOLDERS = "apps|src|data|tests|benchmarks|docs"
 
@@ -69,7 +69,7 @@ def subcommands() -> dict[str, argparse.ArgumentParser]:
 
 
 def numbers(text: str) -> set[str]:
-    """Numbers of the prose and its tables: no code, no names such as Qwen2 or x86-64, no tables that are made by code."""
+    """Numbers of the prose and its tables: no code, no names such as Qwen2 or x86-64, no table that code makes."""
     for table in ("settings", "presets", "bench"):
         before, _, after = parts(text, table)
         text = before + after
