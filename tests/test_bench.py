@@ -369,7 +369,7 @@ def test_other_tracks_by_hand():
 @pytest.mark.parametrize(
     ("text", "kept"),
     [
-        ("/work/a/b.py: 3 bad", "b.py: 3 bad"),
+        ("/srv/a/b.py: 3 bad", "b.py: 3 bad"),
         ("88 tokens/s, https://x.org/y", "88 tokens/s, https://x.org/y"),
         ("--out ~/r/q.json --peft-python=/opt/bin/python", "--out q.json --peft-python=python"),
         ("(C:\\Users\\me\\f.txt)", "(f.txt)"),
