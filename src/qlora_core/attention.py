@@ -16,7 +16,17 @@ Attend = Callable[[mx.array, mx.array, mx.array], mx.array]
 """Causal attention of queries `(R, H, L, D)` to keys and values `(R, K, L, D)`, K dividing H."""
 
 
-class PackedRows:
+class Uncached:
+    """Stands where a KV cache would, and keeps nothing."""
+
+    offset = 0
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Keys and values as they are."""
+        return keys, values
+
+
+class PackedRows(Uncached):
     """Stands where a KV cache would: several rows lie end to end in one, and each sees only itself.
 
     mlx-lm's models ask a cache for the attention mask and hand it on to attention. Attention that knows this class
@@ -28,8 +38,6 @@ class PackedRows:
         pack: `(N,)`, as `Batch` has it.
         full: whether no row is shorter than L, and nothing fills them up.
     """
-
-    offset = 0
 
     def __init__(self, unpack: mx.array, pack: mx.array, *, full: bool) -> None:
         self.rows, self.longest = unpack.shape
@@ -48,10 +56,6 @@ class PackedRows:
         if self.causal is None:
             self.causal = mask[None, None]
         return self.causal
-
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Nothing is cached."""
-        return keys, values
 
     def take_apart(self, x: mx.array) -> mx.array:
         """`(1, H, N, D)` to `(R, H, L, D)`; what a short row leaves empty holds copies of other tokens."""
@@ -74,7 +78,7 @@ class PackedRows:
         return x if self.full else x * self._real.astype(x.dtype)
 
 
-class BinnedRows:
+class BinnedRows(Uncached):
     """The same for rows that lie in bins, each of which is a row to the model: only the mask is another.
 
     Args:
@@ -82,8 +86,6 @@ class BinnedRows:
         dtype: of the scores, which the mask is added to.
         plain: whether each bin holds one row.
     """
-
-    offset = 0
 
     def __init__(self, row: mx.array, dtype: mx.Dtype, *, plain: bool) -> None:
         self._row, self._dtype, self._plain = row, dtype, plain
@@ -102,10 +104,6 @@ class BinnedRows:
             # a boolean mask would keep attention from being fused
             self._masks[window] = mx.where(seen, 0.0, -1e9).astype(self._dtype)[:, None]
         return self._masks[window]
-
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Nothing is cached."""
-        return keys, values
 
 
 def packed_attention(queries: mx.array, keys: mx.array, values: mx.array, rows: PackedRows, attend: Attend) -> mx.array:

@@ -297,13 +297,13 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    from .bench import race, report
+    from .bench import machine, race, report
 
     def say(line: str) -> None:
         print(line, file=sys.stderr if arguments.json else sys.stdout, flush=True)
 
     results = race.bench(Options.of(arguments), say)
-    results["command"] = race.without_paths(shlex.join(["qlora", *arguments.argv]))
+    results["command"] = machine.without_paths(shlex.join(["qlora", *arguments.argv]))
     kept = report.keep(results, arguments.out, Path.cwd())
     if arguments.json:
         _print_json(results)

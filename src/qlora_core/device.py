@@ -128,7 +128,6 @@ if not has_gpu():
     # MLX walks the graph of a step in layers this wide. Wider ones let the streams, each a part of the micro-batch,
     # take turns; with the default of 20 they run one after the other (measured: 1.4 of 2 cores busy, then 1.9).
     os.environ.setdefault("MLX_BFS_MAX_WIDTH", "5000")
-
 elif sys.platform == "linux":
     # What a GPU is given at once: with MLX's own 100 operations and 1,000 MB it has the dequantised weights of many
     # layers in memory together (measured on an H100: 10 GB more, and no faster).

@@ -61,8 +61,8 @@ class FrozenLinear:
         return y + self["bias"] if "bias" in self else y
 
 
-def _add(product: mx.array, onto: mx.array | None) -> mx.array:
-    return product if onto is None else product + onto
+def _product(a: mx.array, b: mx.array, onto: mx.array | None) -> mx.array:
+    return a @ b if onto is None else mx.addmm(onto, a, b)
 
 
 class Dequantising:
@@ -91,8 +91,7 @@ class Dequantising:
 
     def backward(self, gradient: mx.array, onto: mx.array | None = None) -> mx.array:
         """Compute gradient · W, added to `onto`."""
-        dense = self._dense(gradient)
-        return gradient @ dense if onto is None else mx.addmm(onto, gradient, dense)
+        return _product(gradient, self._dense(gradient), onto)
 
 
 class DequantisingLinear(Dequantising, FrozenLinear, nn.QuantizedLinear):
@@ -122,7 +121,8 @@ class QuantisedLinear(FrozenLinear, nn.QuantizedLinear):
 
     def backward(self, gradient: mx.array, onto: mx.array | None = None) -> mx.array:
         """Compute gradient · W, added to `onto`."""
-        return _add(self._multiply(gradient, transpose=False), onto)
+        product = self._multiply(gradient, transpose=False)
+        return product if onto is None else product + onto
 
     def _multiply(self, x: mx.array, *, transpose: bool) -> mx.array:
         return mx.quantized_matmul(
@@ -146,7 +146,7 @@ class PlainLinear(FrozenLinear, nn.Linear):
 
     def backward(self, gradient: mx.array, onto: mx.array | None = None) -> mx.array:
         """Compute gradient · W, added to `onto`."""
-        return gradient @ self["weight"] if onto is None else mx.addmm(onto, gradient, self["weight"])
+        return _product(gradient, self["weight"], onto)
 
 
 class KeyedDropout(nn.Dropout):

@@ -6,6 +6,7 @@ backward pass comes to it. Which layers share an input is seen by watching a mod
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -57,9 +58,11 @@ class Plain:
 
     def again(self, *inputs: mx.array) -> tuple[mx.array, Pull]:
         """The output, and MLX's gradient."""
-        return self._function(*inputs), lambda cotangent: tuple(
-            mx.vjp(lambda *xs: [self._function(*xs)], list(inputs), [cotangent])[1]
-        )
+
+        def pull(cotangent: mx.array) -> tuple[mx.array, ...]:
+            return tuple(mx.vjp(lambda *xs: [self._function(*xs)], list(inputs), [cotangent])[1])
+
+        return self._function(*inputs), pull
 
 
 class Norm:
@@ -133,7 +136,7 @@ def multiply_together(x: Deferred, layers: Sequence[Any]) -> list[mx.array]:
     """
     bases = [getattr(layer, "linear", layer) for layer in layers]
     adapted = [i for i, layer in enumerate(layers) if layer is not bases[i] and layer.enabled]
-    ends = _ends([layers[i].lora_a.shape[1] for i in adapted])
+    ends = list(itertools.accumulate(layers[i].lora_a.shape[1] for i in adapted))
     count, value = len(x.inputs), _flat(mx.stop_gradient(x.value))
 
     def parts(primals: Sequence[mx.array]) -> tuple[list[mx.array], list[mx.array], list[mx.array]]:
@@ -174,10 +177,6 @@ def multiply_together(x: Deferred, layers: Sequence[Any]) -> list[mx.array]:
     return [y if bias is None else y + bias for y, bias in zip(shaped, biases, strict=True)]
 
 
-def _ends(widths: list[int]) -> list[int]:
-    return [sum(widths[: i + 1]) for i in range(len(widths))]
-
-
 def _joined(parts: list[mx.array]) -> mx.array:
     return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=-1)
 
@@ -200,7 +199,7 @@ def settled(x: mx.array | Deferred) -> mx.array:
 
 class _State(threading.local):
     deferring = False
-    watched: dict[int, tuple[mx.array, list[Any]]] | None = None
+    watched: dict[int, tuple[mx.array, Any, list[Any]]] | None = None  # value, its maker, layers that multiply it
 
 
 _state = _State()

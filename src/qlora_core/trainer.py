@@ -276,20 +276,17 @@ def _update(session: Session, gradient: mx.array, rate: mx.array, finite: mx.arr
     optimizer.learning_rate = rate if ratio is None else rate * ratio
     changed = optimizer.apply_gradients({"adapters": gradient}, {"adapters": adapters})["adapters"]
     optimizer.learning_rate = rate  # the state that is saved holds one number
-    for value in (changed, *optimizer.state["adapters"].values()):
-        finite = finite & mx.isfinite(mx.sum(value))  # a sum is finite only if all that it is made of are
+    finite = finite & _finite(changed, optimizer.state["adapters"])
     optimizer.state = tree_map(lambda new, old: mx.where(finite, new, old), optimizer.state, state)
     session.model.update(session.adapters.part(mx.where(finite, changed, adapters)))
     mx.eval(finite, session.model.trainable_parameters(), optimizer.state)
     return finite
 
 
-def _finite(*trees: Any) -> bool:
-    """Whether every number is; a sum is finite only if all that it is made of are. Computes what was not yet."""
+def _finite(*trees: Any) -> mx.array:
+    """Whether every number is; a sum is finite only if all that it is made of are."""
     values = [value for _, value in tree_flatten(list(trees)) if mx.issubdtype(value.dtype, mx.floating)]
-    sums = [mx.sum(value) for value in values]
-    mx.eval(values, sums)
-    return all(math.isfinite(total.item()) for total in sums)
+    return mx.isfinite(mx.stack([mx.sum(value) for value in values])).all()
 
 
 def _micro_batch(session: Session, rows: Sequence[TokenRow]) -> tuple[mx.array, mx.array]:
@@ -439,7 +436,7 @@ def _save(session: Session, writer: RunWriter) -> None:
 
 
 def _refuse_non_finite(session: Session) -> None:
-    if not _finite(session.model.trainable_parameters(), session.optimizer.state):
+    if not _finite(session.model.trainable_parameters(), session.optimizer.state).item():
         newest, _ = latest_checkpoint(session.run.path / "checkpoints")
         onward = f"checkpoint {newest.name}" if newest else "the start"
         raise TrainingError(

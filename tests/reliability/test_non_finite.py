@@ -308,7 +308,7 @@ def test_what_a_spike_is(before: list[float], norm: float, found: float) -> None
 def test_looking_for_them_changes_no_bit(create: Create, monkeypatch: pytest.MonkeyPatch) -> None:
     watched, blind = create("watched"), create("blind", pause_below_gb=0.0)
     train(watched)
-    monkeypatch.setattr(trainer, "_finite", lambda *trees: True)
+    monkeypatch.setattr(trainer, "_finite", lambda *trees: mx.array(True))
     monkeypatch.setattr(trainer, "_watch_numbers", lambda *_: None)
     monkeypatch.setattr(trainer, "_watch_memory", lambda *_: None)
     train(blind)
