@@ -39,7 +39,7 @@ def estimate(model, lengths, *, keeps_dense=False, on_gpu=False, **settings) -> 
 def test_by_hand(tiny_model):
     """Hidden size 64, inner 128, 4 heads and 2 of keys and values of 16 each, 2 layers, 320 words."""
     found = estimate(tiny_model, [10, 40, 30], keeps_dense=True)
-    layer = 4 * 64 + 2 * 128 + (4 + 2 + 2) * 16
+    layer = 4 * 64 + 2 * 128 + (4 + 2 + 2) * 16 + 7 * 8
     assert found == MemoryEstimate(
         weights=describe(tiny_model, BaseConfig(model=str(tiny_model))).loaded_bytes,
         dense=4 * 94_528,
