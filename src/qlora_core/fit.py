@@ -99,8 +99,8 @@ def _kept_by_a_layer(spec: ModelSpec, config: RunConfig, hidden: int, inner: int
     """Numbers a token that a layer keeps for its backward pass.
 
     Where what norms and SwiGLU give is made again (`sharing`): inputs of two norms, the output of attention in two
-    layouts, gate and up, q, k and v, and x A of every adapter. Measured on an H100: 3.4 MB a token of Mistral-7B's shape;
-    by this, 3.3.
+    layouts, gate and up, q, k and v, and x A of every adapter. Measured on an H100: 3.4 MB a token of Mistral-7B's
+    shape; by this, 3.3.
     """
     low = config.lora.rank * len(spec.adapted_shapes(config.lora)) // len(spec.adapted_layers(config.lora))
     shared = config.lora.adapter == "lora" and config.lora.dropout == 0
