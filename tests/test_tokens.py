@@ -705,8 +705,9 @@ def test_its_processes_end_with_it(tiny_model, how):
         begun = time.monotonic()
         _, errors = run.communicate(timeout=30)  # until the last process has closed its end
     if how == "interrupted":
-        assert errors.count("Traceback") == 1
-        assert errors.splitlines()[-1] == "KeyboardInterrupt"
+        assert errors.count("Traceback") == 1, errors
+        # perhaps not last: loky's tracker of semaphores, a process of its own, may still remark on one that is gone
+        assert "KeyboardInterrupt" in errors.splitlines(), errors
     while (left := members(run.pid)) and time.monotonic() - begun < 30:
         time.sleep(0.05)
     assert left == []
