@@ -190,7 +190,8 @@ def test_packed_by_hand() -> None:
     assert batch.ids.tolist() == [[10, 11, 12, 13, 20, 21, 30, 31, 32, 33, 34, 35]]
     assert batch.source.tolist() == [1, 2, 4, 6, 9]
     assert batch.target.tolist() == [12, 13, 21, 31, 34]
-    assert (batch.lengths, batch.tokens, batch.packed) == ((4, 2, 6), 12, True)
+    assert (batch.lengths, batch.tokens) == ((4, 2, 6), 12)
+    assert (batch.row, batch.unpack, batch.pack) == (None, None, None)  # the lengths say where they begin
 
 
 def test_padded_by_hand() -> None:
@@ -198,7 +199,7 @@ def test_padded_by_hand() -> None:
     assert batch.ids.tolist() == [[10, 11, 12, 13, 0, 0], [20, 21, 0, 0, 0, 0], [30, 31, 32, 33, 34, 35]]
     assert batch.source.tolist() == [1, 2, 6, 12, 15]
     assert batch.target.tolist() == [12, 13, 21, 31, 34]
-    assert (batch.lengths, batch.tokens, batch.packed) == ((4, 2, 6), 12, False)  # padding is never counted
+    assert (batch.lengths, batch.tokens) == ((4, 2, 6), 12)  # padding is never counted
 
 
 BINS = Rounding(bins=(7,))
@@ -212,7 +213,7 @@ def test_bins_by_hand() -> None:
     assert batch.target.tolist() == [12, 13, 21, 31, 34]
     assert batch.weight.tolist() == [1, 1, 1, 1, 1]
     assert (batch.unpack, batch.pack) == (None, None)
-    assert (batch.lengths, batch.tokens, batch.packed, batch.plain) == ((4, 2, 6), 12, True, False)
+    assert (batch.lengths, batch.tokens, batch.plain) == ((4, 2, 6), 12, False)
 
 
 def test_filled_up_by_hand() -> None:
@@ -228,7 +229,7 @@ def test_filled_up_by_hand() -> None:
     assert batch.source.tolist() == [1, 2, 4, 6, 9, 0, 0, 0]
     assert batch.target.tolist() == [12, 13, 21, 31, 34, 0, 0, 0]
     assert batch.weight.tolist() == [1, 1, 1, 1, 1, 0, 0, 0]
-    assert (batch.tokens, batch.packed, batch.plain) == (12, True, False)
+    assert (batch.tokens, batch.plain) == (12, False)
 
 
 @pytest.mark.parametrize(
@@ -240,13 +241,12 @@ def test_filled_up_by_hand() -> None:
         (Rounding(bins=(12,)), True),
         (Rounding(bins=(128, 12)), True),
         (Rounding(bins=(128,)), False),
-        (Rounding(), False),
     ],
 )
 def test_rows_lie_in_bins_where_that_leaves_little_empty(rounding: Rounding, binned: bool) -> None:
     batch = make_batch(ROWS, packed=True, rounding=rounding)
     assert (batch.row is not None, batch.pack is None) == (binned, binned)
-    assert (batch.tokens, batch.packed) == (12, True)
+    assert batch.tokens == 12
 
 
 @pytest.mark.parametrize(

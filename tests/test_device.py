@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import qlora_core
-from qlora_core import device
+from qlora_core import device, fit
 from qlora_core.batching import Rounding
 from qlora_core.device import Kernels, choose_kernels, mx
 from qlora_core.storage import cache_directory
@@ -169,7 +169,9 @@ def test_on_a_cpu_weights_are_kept_dequantised_if_there_is_room(
     dense: int, available: int, linear: str, model_dtype: str
 ) -> None:
     found = choose_kernels(model_dtype, dense, available)
-    wanted = Kernels("cpu", "float32", linear, streams=device.cores(), blas=device.BLAS.name, fast_exp=True)
+    wanted = Kernels(
+        "cpu", "float32", linear, streams=device.cores(), blas=device.BLAS.name, fast_exp=True, at_once=768
+    )
     assert found == wanted
 
 
@@ -177,7 +179,7 @@ def test_a_stream_a_core_but_no_more_than_eight(monkeypatch) -> None:
     monkeypatch.setattr(mx.metal, "is_available", lambda: False)
     monkeypatch.setattr(mx.cuda, "is_available", lambda: False)
     for cores, streams in ((1, 1), (4, 4), (64, 8)):
-        monkeypatch.setattr(device, "cores", lambda cores=cores: cores)
+        monkeypatch.setattr(fit, "cores", lambda cores=cores: cores)
         assert choose_kernels("float32", GB, 10 * GB).streams == streams
 
 

@@ -6,10 +6,12 @@ import json
 import numpy as np
 import pytest
 
+from qlora_core import fit
 from qlora_core.bases import describe
 from qlora_core.config import BaseConfig, from_flat
 from qlora_core.errors import MemoryShortError
 from qlora_core.fit import (
+    CPU_TOKENS,
     PASSING_ARRAYS,
     PROGRAM_BYTES,
     RESERVE_BYTES,
@@ -36,7 +38,13 @@ def estimate(model, lengths, *, keeps_dense=False, on_gpu=False, **settings) -> 
     return estimate_memory(spec, config, rows(*lengths), keeps_dense=keeps_dense, on_gpu=on_gpu)
 
 
-def test_by_hand(tiny_model):
+@pytest.fixture
+def two_cores(monkeypatch):
+    """Wherever it runs."""
+    monkeypatch.setattr(fit, "cores", lambda: 2)
+
+
+def test_by_hand(tiny_model, two_cores):
     """Hidden size 64, inner 128, 4 heads and 2 of keys and values of 16 each, 2 layers, 320 words."""
     found = estimate(tiny_model, [10, 40, 30], keeps_dense=True)
     layer = 4 * 64 + 2 * 128 + (4 + 2 + 2) * 16 + 7 * 8
@@ -44,14 +52,27 @@ def test_by_hand(tiny_model):
         weights=describe(tiny_model, BaseConfig(model=str(tiny_model))).loaded_bytes,
         dense=4 * 94_528,
         adapters=16 * 16_384,
-        activations=70 * (2 * layer + PASSING_ARRAYS * 128) * 4,  # the two longest rows decide
+        # the two longest rows decide; each keeps its probabilities
+        activations=(70 * (2 * layer + PASSING_ARRAYS * 128) + 2 * 4 * (40**2 + 30**2)) * 4,
         attention=SCORE_BUFFERS * 4 * 2 * 40**2 * 4,
         logits=3 * 4 * 35 * 320,
     )
     assert found.total == found.weights + found.dense + found.training + PROGRAM_BYTES
 
 
-def test_what_each_setting_costs(tiny_model):
+def test_a_cpu_computes_so_many_tokens_at_once(tiny_model, two_cores):
+    """And a row more at most; a GPU all."""
+    few, many = (estimate(tiny_model, [400] * 64, batch_size=size) for size in (4, 64))
+    assert few.activations < many.activations == few.activations * (2 * CPU_TOKENS + 400) // 1600
+    assert few.attention == many.attention == SCORE_BUFFERS * 4 * 2 * 400**2 * 4  # a row on each core
+    assert many.logits == 3 * 4 * (2 * CPU_TOKENS + 400) // 2 * 320
+    side_by_side = estimate(tiny_model, [400] * 64, batch_size=64, packing=False)
+    assert side_by_side.attention == 5 / 2 * many.attention
+    of_a_gpu = (estimate(tiny_model, [400] * 64, batch_size=size, on_gpu=True) for size in (4, 64))
+    assert 16 * next(of_a_gpu).activations == next(of_a_gpu).activations
+
+
+def test_what_each_setting_costs(tiny_model, two_cores):
     plain = estimate(tiny_model, [40, 40, 40])
     assert estimate(tiny_model, [40, 40, 40], keeps_dense=True).dense > plain.dense == 0
     assert estimate(tiny_model, [40, 40, 40], rank=16).adapters == 2 * plain.adapters
@@ -59,10 +80,13 @@ def test_what_each_setting_costs(tiny_model):
     assert estimate(tiny_model, [40, 40, 40], grad_accumulation_steps=4) == plain
     assert estimate(tiny_model, [40, 40, 40], grad_checkpoint=True).activations < plain.activations
     assert estimate(tiny_model, [40, 40, 40], on_gpu=True).attention == plain.attention // 2
-    assert estimate(tiny_model, [40, 40, 40], on_gpu=True).activations == plain.activations // 2
+    # what attention gave is made again on a GPU, a CPU keeps the probabilities of 2 layers, 2 rows and 4 heads
+    kept = 2 * 2 * 4 * 40**2 * 4
+    assert estimate(tiny_model, [40, 40, 40], on_gpu=True).activations == (plain.activations - kept) // 2
     assert estimate(tiny_model, [40, 40, 40], on_gpu=True, keeps_dense=True).dense == 2 * 94_528
     for unshared in ({"adapter": "dora"}, {"dropout": 0.1}):  # norms and SwiGLU are kept then
-        assert estimate(tiny_model, [40, 40, 40], **unshared).activations > 2 * plain.activations
+        wanted = 2 * estimate(tiny_model, [40, 40, 40], on_gpu=True).activations
+        assert estimate(tiny_model, [40, 40, 40], on_gpu=True, **unshared).activations > wanted
 
 
 @pytest.mark.parametrize(

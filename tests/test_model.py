@@ -18,7 +18,7 @@ from harness import (
 )
 from tiny import FAMILIES, write_model
 
-from qlora_core.attention import BinnedRows, PackedRows
+from qlora_core.attention import BinnedRows, PackedRows, SlicedRows
 from qlora_core.batching import AS_IT_IS, Rounding, make_batch
 from qlora_core.config import LoraConfig
 from qlora_core.device import Kernels, mx, nn, tree_flatten
@@ -96,7 +96,7 @@ def test_layout_is_one_that_is_right(models: dict[str, Path], name: str) -> None
 IN_BINS = Rounding(32, 32, (64, 128))
 
 
-@pytest.mark.parametrize(("rows", "rounding"), [(PackedRows, AS_IT_IS), (PackedRows, IN_BINS), (BinnedRows, IN_BINS)])
+@pytest.mark.parametrize(("rows", "rounding"), [(SlicedRows, AS_IT_IS), (PackedRows, IN_BINS), (BinnedRows, IN_BINS)])
 def test_layout_falls_back_where_packed_rows_see_each_other(
     models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, rows: type, rounding: Rounding
 ) -> None:

@@ -31,7 +31,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from tiny import write_model, write_rows
 
-from qlora_core import trainer
+from qlora_core import device, trainer
 from qlora_core.errors import MemoryShortError, RunError, TrainingError
 from qlora_core.memory import MemoryMonitor, MemorySample
 from qlora_core.model import load_adapters
@@ -126,6 +126,32 @@ def test_the_loss_is_the_mean_over_target_tokens(
     assert found == pytest.approx(sum(losses) / sum(targets), rel=1e-5)
     of_means = sum(loss / count for loss, count in zip(losses, targets, strict=True)) / len(rows)
     assert found != pytest.approx(of_means, rel=1e-4)
+
+
+def test_what_a_core_computes_at_once_changes_rounding_alone(
+    create: Create, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training and validation of a micro-batch, whole and in parts."""
+    settings = {"rows": write_pair(tmp_path / "unequal", train=12), "batch_size": 6, "max_steps": 2, "save_every": 1}
+    real, counted = trainer._on_streams, []
+
+    def counting(session: Any, rows: Any, compute: Any) -> Any:
+        counted.append(len(rows))
+        return real(session, rows, compute)
+
+    def trained(name: str, tokens: int) -> tuple[int, list[float], np.ndarray]:
+        monkeypatch.setattr(device, "CPU_TOKENS", tokens)
+        counted.clear()
+        run = create(name, **settings)
+        train(run)
+        return max(counted), events(run, "eval", "val_loss"), flat(checkpoint(run, 1) / "optimizer.safetensors")
+
+    monkeypatch.setattr(trainer, "_on_streams", counting)
+    (few, losses, moments), (all_rows, wanted, whole) = trained("parts", 16), trained("whole", 10**6)
+    assert few < all_rows == 6
+    assert difference(moments, whole) < 1e-6
+    assert losses == pytest.approx(wanted, rel=1e-6)
+    assert losses
 
 
 def test_the_average_of_an_epoch_weighs_tokens(create: Create) -> None:

@@ -5,12 +5,14 @@ Knows how rows lie; nothing of layers or weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from .device import mx
 from .elementwise import fast_exp
+from .fit import KEPT_SCORES
 
 Attend = Callable[[mx.array, mx.array, mx.array], mx.array]
 """Causal attention of queries `(R, H, L, D)` to keys and values `(R, K, L, D)`, K dividing H."""
@@ -26,25 +28,20 @@ class Uncached:
         return keys, values
 
 
-class PackedRows(Uncached):
+class _EndToEnd(Uncached):
     """Stands where a KV cache would: several rows lie end to end in one, and each sees only itself.
 
     mlx-lm's models ask a cache for the attention mask and hand it on to attention. Attention that knows this class
-    (`packed_attention`) takes the rows apart, so that its cost is the square of a row, not of all of them; any other
-    uses the block-diagonal mask. Rotary positions run on over the rows: only their differences count.
+    takes the rows apart, so that its cost is the square of a row, not of all of them; any other uses the block-diagonal
+    mask. Rotary positions run on over the rows: only their differences count.
 
     Args:
-        unpack: `(R, L)`, as `Batch` has it.
-        pack: `(N,)`, as `Batch` has it.
-        full: whether no row is shorter than L, and nothing fills them up.
+        row: `(N,)`, which row a token belongs to, -1 for what fills them up.
+        longest: tokens of the longest.
     """
 
-    def __init__(self, unpack: mx.array, pack: mx.array, *, full: bool) -> None:
-        self.rows, self.longest = unpack.shape
-        self.full = full
-        self._unpack, self._pack = mx.maximum(unpack, 0), mx.maximum(pack, 0)
-        self._inside, self._real = (unpack >= 0)[:, None, :, None], (pack >= 0)[None, None, :, None]
-        self._row = mx.where(pack >= 0, pack // self.longest, -1)
+    def __init__(self, row: mx.array, longest: int) -> None:
+        self._row, self.longest = row, longest
         self.causal: mx.array | None = None
 
     def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> mx.array:
@@ -56,6 +53,35 @@ class PackedRows(Uncached):
         if self.causal is None:
             self.causal = mask[None, None]
         return self.causal
+
+
+class SlicedRows(_EndToEnd):
+    """Rows end to end as they are: attention (`fast_attention`) looks at one span of them after the other.
+
+    Args:
+        lengths: tokens of each row.
+    """
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        super().__init__(mx.array(np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)), max(lengths))
+        self.spans = _spans(lengths)
+
+
+class PackedRows(_EndToEnd):
+    """Rows end to end and filled up: attention (`packed_attention`) lays them side by side, by arrays of places.
+
+    Args:
+        unpack: `(R, L)`, as `Batch` has it.
+        pack: `(N,)`, as `Batch` has it.
+        full: whether no row is shorter than L, and nothing fills them up.
+    """
+
+    def __init__(self, unpack: mx.array, pack: mx.array, *, full: bool) -> None:
+        self.rows, longest = unpack.shape
+        super().__init__(mx.where(pack >= 0, pack // longest, -1), longest)
+        self.full = full
+        self._unpack, self._pack = mx.maximum(unpack, 0), mx.maximum(pack, 0)
+        self._inside, self._real = (unpack >= 0)[:, None, :, None], (pack >= 0)[None, None, :, None]
 
     def take_apart(self, x: mx.array) -> mx.array:
         """`(1, H, N, D)` to `(R, H, L, D)`; what a short row leaves empty holds copies of other tokens."""
@@ -129,37 +155,93 @@ def packed_attention(queries: mx.array, keys: mx.array, values: mx.array, rows: 
     return attention(queries, keys, values)
 
 
-def fast_attention(queries: mx.array, keys: mx.array, values: mx.array, *, scale: float) -> mx.array:
-    """Causal grouped-query attention for the CPU, saving nothing but its inputs.
+SHORT = 64  # rows of together no more tokens are one span: their squares cost less than a call for each
+
+
+@dataclass(frozen=True)
+class Span:
+    """Tokens next to each other that see nothing outside of them.
+
+    Attributes:
+        start: the first.
+        stop: the one after the last.
+        mask: `(T, T)` float32: 0 where a token sees another, else very low. Added, since a selection by a boolean mask
+            costs 20 times an addition on a CPU.
+    """
+
+    start: int
+    stop: int
+    mask: mx.array
+
+    def of(self, x: mx.array) -> mx.array:
+        """The span's part of `(B, H, N, D)`."""
+        return x[:, :, self.start : self.stop]
+
+
+def _spans(lengths: Sequence[int]) -> list[Span]:
+    """Spans of rows end to end: one for each, and one for several that are short."""
+    spans: list[Span] = []
+    start, rows = 0, []
+    for number, length in enumerate(lengths, 1):
+        rows.append(length)
+        if number == len(lengths) or sum(rows) + lengths[number] > SHORT:
+            row = np.repeat(np.arange(len(rows)), rows)
+            seen = np.tri(len(row), dtype=bool) & (row[:, None] == row)
+            spans.append(Span(start, start + len(row), mx.array(np.where(seen, 0, -1e9).astype(np.float32))))
+            start, rows = start + len(row), []
+    return spans
+
+
+def fast_attention(
+    queries: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    *,
+    scale: float,
+    spans: Sequence[Span] = (),
+    exp: Callable[[mx.array], mx.array] = fast_exp,
+) -> mx.array:
+    """Causal grouped-query attention for the CPU.
 
     Args:
-        queries: `(B, H, T, D)`.
-        keys: `(B, K, T, D)`, K dividing H.
-        values: `(B, K, T, D)`.
+        queries: `(B, H, N, D)`.
+        keys: `(B, K, N, D)`, K dividing H.
+        values: `(B, K, N, D)`.
         scale: factor of the scores.
+        spans: what lies in N, if not one row.
+        exp: of the scores.
     """
-    B, H, T, D = queries.shape
+    B, H, N, D = queries.shape
     K = keys.shape[1]
-    G = H // K
-    # added, since a selection by a boolean mask costs 20 times an addition here
-    mask = mx.array(np.triu(np.full((T, T), -1e9, np.float32), 1))
+    spans = spans or _spans([N])
 
-    def probabilities(q: mx.array, k: mx.array) -> mx.array:
-        scores = ((q.reshape(B, K, G * T, D) * scale) @ k.swapaxes(-1, -2)).reshape(B, K, G, T, T) + mask
-        e = fast_exp(scores - scores.max(-1, keepdims=True))
-        return (e / e.sum(-1, keepdims=True)).reshape(B, K, G * T, T)
+    def grouped(x: mx.array) -> mx.array:
+        return x.reshape(B, K, -1, D)
+
+    def probabilities(span: Span, q: mx.array, k: mx.array) -> mx.array:
+        T = span.stop - span.start
+        scores = (grouped(span.of(q) * scale) @ span.of(k).swapaxes(-1, -2)).reshape(B, H, T, T) + span.mask
+        e = exp(scores - scores.max(-1, keepdims=True))
+        return (e / e.sum(-1, keepdims=True)).reshape(B, K, -1, T)
+
+    def gradient(span: Span, p: mx.array, primals: Sequence[mx.array], cotangent: mx.array) -> tuple[mx.array, ...]:
+        q, k, v = map(span.of, primals)
+        c = grouped(span.of(cotangent))
+        dp = c @ v.swapaxes(-1, -2)
+        ds = p * (dp - (dp * p).sum(-1, keepdims=True)) * scale
+        return (ds @ k).reshape(q.shape), ds.swapaxes(-1, -2) @ grouped(q), p.swapaxes(-1, -2) @ c
 
     @mx.custom_function
     def attend(q, k, v):
-        return (probabilities(q, k) @ v).reshape(B, H, T, D)
+        made = [probabilities(span, q, k) for span in spans]
+        parts = [(p @ span.of(v)).reshape(B, H, -1, D) for p, span in zip(made, spans, strict=True)]
+        return mx.concatenate(parts, axis=2), *(p for p in made if p.shape[-1] <= KEPT_SCORES)
 
     @attend.vjp
-    def _(primals, cotangent, _):
-        q, k, v = primals
-        p, c = probabilities(q, k), cotangent.reshape(B, K, G * T, D)
-        dp = c @ v.swapaxes(-1, -2)
-        ds = p * (dp - (dp * p).sum(-1, keepdims=True))
-        dk = ds.swapaxes(-1, -2) @ (q.reshape(B, K, G * T, D) * scale)
-        return ((ds @ k) * scale).reshape(q.shape), dk, p.swapaxes(-1, -2) @ c
+    def _(primals, cotangents, outputs):
+        kept = iter(outputs[1:])
+        made = [next(kept) if s.stop - s.start <= KEPT_SCORES else probabilities(s, *primals[:2]) for s in spans]
+        parts = [gradient(span, p, primals, cotangents[0]) for span, p in zip(spans, made, strict=True)]
+        return tuple(mx.concatenate(of_all, axis=2) for of_all in zip(*parts, strict=True))
 
-    return attend(queries, keys, values)
+    return attend(queries, keys, values)[0]

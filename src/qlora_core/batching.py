@@ -64,8 +64,9 @@ class Batch:
         source: int32, `(T,)`: flat positions whose next token is trained.
         target: int32, `(T,)`: those next tokens.
         weight: float32, `(T,)`: 1, or 0 for what fills the batch up.
-        unpack: int32, `(R, L)`: end to end, the place of each token of each row, -1 beyond its end.
-        pack: int32, `(N,)`: end to end, the place in the flattened `unpack` of each token, -1 for what fills it up.
+        unpack: int32, `(R, L)`: end to end and filled up, the place of each token of each row, -1 beyond its end.
+        pack: int32, `(N,)`: end to end and filled up, the place in the flattened `unpack` of each token, -1 for what
+            fills it up.
         row: int32, `(R, L)`: in bins, which row a token belongs to, -1 for what fills a bin up.
     """
 
@@ -77,11 +78,6 @@ class Batch:
     unpack: np.ndarray | None = None
     pack: np.ndarray | None = None
     row: np.ndarray | None = None
-
-    @property
-    def packed(self) -> bool:
-        """Whether rows lie end to end."""
-        return self.pack is not None or self.row is not None
 
     @property
     def plain(self) -> bool:
@@ -117,6 +113,8 @@ def make_batch(rows: Sequence[TokenRow], *, packed: bool, rounding: Rounding = A
                 place += lengths[index]
         return dataclasses.replace(_laid(rows, lengths, starts, row.shape, rounding), row=row)
     starts = np.cumsum(lengths) - lengths
+    if rounding == AS_IT_IS:
+        return _laid(rows, lengths, starts, (1, total), rounding)
     position = np.arange(_up(int(lengths.max()), rounding.longest))
     inside = position < lengths[:, None]
     pack = np.full(total, -1, np.int32)

@@ -20,11 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from .bases import has_gpu
 from .batching import AS_IT_IS, Rounding
-from .fit import keeps_dense_weights
+from .fit import CPU_TOKENS, cpu_streams, keeps_dense_weights
+from .parallel import cores
 from .storage import cache_directory, replacing
 
 _SYMBOLS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")  # what mlx-cpu looks for
@@ -158,12 +157,6 @@ def set_blas_threads(count: int) -> None:
         getattr(_library, f"{_prefix}openblas_set_num_threads")(count)
 
 
-def cores() -> int:
-    """Physical cores this process may use."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
-
-
 @dataclass(frozen=True)
 class Kernels:
     """How a run computes; recorded with the run and used again when it is resumed, since it decides the last bits.
@@ -173,6 +166,7 @@ class Kernels:
         dtype: of activations and of scales.
         linear: `kept` (weights dequantised once), `dequantised` (for each use), `quantised` (MLX's own kernel).
         streams: parts a micro-batch is split into, each on a stream (a core) of its own.
+        at_once: tokens of a micro-batch that one stream computes at once, so that they stay near its core; 0: all.
         blas: name of the BLAS on a CPU.
         fast_exp: polynomial `exp` in attention and SwiGLU.
         rounding: sizes that batches are filled up to.
@@ -189,6 +183,7 @@ class Kernels:
     rounding: Rounding = AS_IT_IS
     compiled: bool = False
     sharing: bool = True
+    at_once: int = 0
 
     @classmethod
     def from_dict(cls, recorded: dict[str, Any]) -> Kernels:
@@ -216,7 +211,7 @@ def choose_kernels(model_dtype: str, dense_bytes: int, available: int) -> Kernel
         linear = "kept" if keeps_dense_weights(dense_bytes // 2, available) else "dequantised"
         return Kernels("cuda", dtype, linear, rounding=rounding, compiled=True)
     linear = "kept" if keeps_dense_weights(dense_bytes, available) else "dequantised"
-    return Kernels("cpu", "float32", linear, streams=min(cores(), 8), blas=BLAS.name, fast_exp=True)
+    return Kernels("cpu", "float32", linear, streams=cpu_streams(), blas=BLAS.name, fast_exp=True, at_once=CPU_TOKENS)
 
 
 def memory_counters() -> dict[str, int]:

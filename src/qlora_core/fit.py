@@ -6,6 +6,7 @@ compares the whole with a measured peak. Knows nothing of mlx.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,12 +16,17 @@ from .bases import ModelSpec
 from .config import RunConfig
 from .errors import MemoryShortError
 from .memory import GB
+from .parallel import cores
 from .tokens import TokenRow, TokenRows
 
 PROGRAM_BYTES = 350_000_000  # Python and the libraries, once loaded
 RESERVE_BYTES = 300_000_000  # left for the rest of the machine
 SCORE_BUFFERS = 7  # arrays of a layer's attention scores alive at once in its backward pass (measured: 6 to 7)
 PASSING_ARRAYS = 6  # arrays as wide as the MLP of the one layer that the backward pass is in
+CPU_TOKENS = (
+    768  # that a core computes at once: with many more, arrays come from fresh pages (measured: a fifth slower)
+)
+KEPT_SCORES = 256  # a row of no more tokens keeps its attention's probabilities on a CPU; a longer one makes them again
 LARGE_MODEL = 3_000_000_000  # parameters from which `min_free_gb` is asked for
 
 
@@ -32,8 +38,9 @@ class MemoryEstimate:
         weights: the base as loaded.
         dense: dequantised weights that are kept beside it.
         adapters: adapters, gradients and two moments, float32.
-        activations: what a micro-batch of the longest rows keeps for its backward pass, and that of one layer takes.
-        attention: the scores of that micro-batch in one layer, the square of a row; no layer keeps them.
+        activations: what a micro-batch of the longest rows keeps for its backward pass, and that of one layer takes; on
+            a CPU the part of it that is computed at once.
+        attention: the scores in one layer of as many of those rows as are looked at together, the square of a row.
         logits: of that micro-batch's trained tokens, with their gradient.
     """
 
@@ -60,6 +67,11 @@ def keeps_dense_weights(dense_bytes: int, available: int) -> bool:
     return dense_bytes < available / 3
 
 
+def cpu_streams() -> int:
+    """Parts of a micro-batch that a CPU computes side by side."""
+    return min(cores(), 8)
+
+
 def estimate_memory(
     spec: ModelSpec, config: RunConfig, rows: Sequence[TokenRow], *, keeps_dense: bool, on_gpu: bool
 ) -> MemoryEstimate:
@@ -75,6 +87,8 @@ def estimate_memory(
     rows = TokenRows.of(rows)
     longest = [rows[i] for i in np.argsort(rows.lengths, kind="stable")[-config.train.batch_size :]]
     tokens, targets = sum(map(len, longest)), sum(row.target_tokens for row in longest)
+    most = max(map(len, longest))
+    at_once = 1.0 if on_gpu else min(1.0, (CPU_TOKENS * cpu_streams() + most) / tokens)
     shape = spec.config
     hidden, inner = shape["hidden_size"], shape.get("intermediate_size", 4 * shape["hidden_size"])
     heads = shape.get("num_attention_heads", 1)
@@ -85,13 +99,19 @@ def estimate_memory(
     layers = len(spec.adapted_layers(config.lora))
     kept = layers * 2 * hidden + layer if config.train.grad_checkpoint else layers * layer
     kept += PASSING_ARRAYS * inner
+    together = math.ceil(len(longest) * at_once)
+    if config.train.packing and not on_gpu:
+        together = min(together, cpu_streams())
+    keeping = 0 if on_gpu else heads * (1 if config.train.grad_checkpoint else layers)
+    lengths = rows.lengths.astype(np.int64)
+    taken = np.sort(lengths * kept + np.where(lengths <= KEPT_SCORES, keeping * lengths**2, 0))
     return MemoryEstimate(
         weights=spec.loaded_bytes,
         dense=spec.parameters * number if keeps_dense else 0,
         adapters=16 * spec.trainable(config.lora),
-        activations=tokens * kept * number,
-        attention=SCORE_BUFFERS * heads * len(longest) * max(map(len, longest)) ** 2 * number,
-        logits=3 * 4 * targets * shape.get("vocab_size", 0),
+        activations=int(taken[-config.train.batch_size :].sum() * at_once) * number,
+        attention=SCORE_BUFFERS * heads * together * most**2 * number,
+        logits=int(3 * 4 * targets * at_once) * shape.get("vocab_size", 0),
     )
 
 

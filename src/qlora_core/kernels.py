@@ -6,14 +6,15 @@ are made aware of packed rows and of shared inputs. Knows nothing of data, batch
 
 from __future__ import annotations
 
+import functools
 import itertools
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .attention import PackedRows, fast_attention, packed_attention
+from .attention import PackedRows, SlicedRows, fast_attention, packed_attention
 from .device import Kernels, mx, nn
-from .elementwise import Swiglu, fast_swiglu
+from .elementwise import Swiglu, fast_exp, fast_swiglu
 from .later import imported_later
 from .sharing import Deferred, Norm, Plain, Same, is_deferring, made, multiply_together, used
 
@@ -333,16 +334,13 @@ def _aware_norm(kind: type) -> type:
 def _aware_attention(original: Callable[..., mx.array], kernels: Kernels) -> Callable[..., mx.array]:
     def attention(queries, keys, values, cache=None, scale=1.0, mask=None, **options):
         plain = not options or all(value is None for value in options.values())
-        if isinstance(cache, PackedRows) and mask is cache.causal and plain:
-            if kernels.fast_exp and queries.dtype == mx.float32:
-                return packed_attention(queries, keys, values, cache, lambda *qkv: fast_attention(*qkv, scale=scale))
-            return packed_attention(
-                queries,
-                keys,
-                values,
-                cache,
-                lambda *qkv: mx.fast.scaled_dot_product_attention(*qkv, scale=scale, mask="causal"),
-            )
+        plain = plain and cache is not None and mask is getattr(cache, "causal", None)
+        if plain and isinstance(cache, SlicedRows) and queries.dtype == mx.float32:
+            exp = fast_exp if kernels.fast_exp else mx.exp
+            return fast_attention(queries, keys, values, scale=scale, spans=cache.spans, exp=exp)
+        if plain and isinstance(cache, PackedRows):
+            attend = functools.partial(mx.fast.scaled_dot_product_attention, scale=scale, mask="causal")
+            return packed_attention(queries, keys, values, cache, attend)
         return original(queries, keys, values, cache=cache, scale=scale, mask=mask, **options)
 
     attention.original = original  # type: ignore[attr-defined]

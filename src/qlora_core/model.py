@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .adapters import ADAPTER_CONFIG, ADAPTER_FILE, refuse_misfits
-from .attention import BinnedRows, PackedRows
+from .attention import BinnedRows, PackedRows, SlicedRows
 from .bases import ModelSpec
 from .batching import AS_IT_IS, Batch, Rounding, make_batch
 from .config import LoraConfig
@@ -242,12 +242,20 @@ class Form:
     Attributes:
         layout: how rows lie.
         plain: whether packed rows need no mask but the causal one.
+        lengths: of rows end to end that are cut where they begin; none otherwise.
         training: whether gradients will be asked for.
     """
 
     layout: Layout
     plain: bool = False
+    lengths: tuple[int, ...] = ()
     training: bool = True
+
+    @classmethod
+    def of(cls, batch: Batch, layout: Layout, *, training: bool) -> Form:
+        """Of a batch in this layout."""
+        sliced = layout == "packed" and batch.pack is None and batch.row is None
+        return cls(layout, batch.plain, batch.lengths if sliced else (), training)
 
 
 def arrays_of(batch: Batch) -> dict[str, mx.array]:
@@ -258,7 +266,7 @@ def arrays_of(batch: Batch) -> dict[str, mx.array]:
 
 def batch_loss(model: nn.Module, batch: Batch, layout: Layout) -> mx.array:
     """Cross-entropy summed over the trained tokens of a batch, in nats, float32."""
-    return form_loss(model, arrays_of(batch), Form(layout, batch.plain, model.training))
+    return form_loss(model, arrays_of(batch), Form.of(batch, layout, training=model.training))
 
 
 def form_loss(model: nn.Module, arrays: dict[str, mx.array], form: Form) -> mx.array:
@@ -276,7 +284,9 @@ def form_loss(model: nn.Module, arrays: dict[str, mx.array], form: Form) -> mx.a
     return head_loss(lambda part: _project(model, part), hidden, target, weight, gradients=form.training)
 
 
-def _rows(model: nn.Module, arrays: dict[str, mx.array], form: Form) -> PackedRows | BinnedRows:
+def _rows(model: nn.Module, arrays: dict[str, mx.array], form: Form) -> SlicedRows | PackedRows | BinnedRows:
+    if form.lengths:
+        return SlicedRows(form.lengths)
     if "row" in arrays:
         return BinnedRows(arrays["row"], _dtype(model), plain=form.plain)
     return PackedRows(arrays["unpack"], arrays["pack"], full=form.plain)

@@ -1,4 +1,4 @@
-"""Work in several processes, its results in order, with little of it in flight. Knows nothing of the work."""
+"""Cores, and work in several processes: its results in order, little of it in flight. Knows nothing of the work."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
+import psutil
+
 from .errors import DataError
 
 Task = TypeVar("Task")
@@ -19,10 +21,19 @@ Result = TypeVar("Result")
 MOST = 8  # each process takes some 100 MB
 
 
+def logical_cores() -> int:
+    """Cores that this process may use, each as often as it runs threads."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cores() -> int:
+    """Physical cores that this process may use."""
+    return max(1, min(logical_cores(), psutil.cpu_count(logical=False) or logical_cores()))
+
+
 def processes() -> int:
     """How many processes share work: the cores that this one may use, and not too many."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, MOST)
+    return min(logical_cores(), MOST)
 
 
 def in_processes(work: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:

@@ -36,12 +36,13 @@ class Passes:
         return self._call(True, batch)
 
     def _call(self, training: bool, batch: Batch) -> Any:
-        form = Form(self._layout, batch.plain, training)
-        if form not in self._functions:
-            self._functions[form] = self._made(form)
+        form = Form.of(batch, self._layout, training=training)
+        function = self._functions.get(form) or self._made(form)
+        if self._compiled:
+            self._functions[form] = function
         trained = self._model.trainable_parameters()
         try:
-            return self._functions[form](trained, arrays_of(batch))
+            return function(trained, arrays_of(batch))
         finally:
             self._model.update(trained)  # inside, they were placeholders
 

@@ -14,7 +14,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -256,9 +256,9 @@ def train_step(session: Session, group: Sequence[Sequence[int]]) -> Step:
     tokens = sum(len(rows[i]) for indices in group for i in indices)
     mx.random.seed(_dropout_seed(config.seed, number))
     loss, gradient = mx.array(0.0), mx.array(0.0)
-    for indices in at_most(session.micro_batch, group):
+    for part in _parts(session, rows, at_most(session.micro_batch, group)):
         mx.eval(loss, gradient)  # one at a time is in memory; the last waits for the update, so that a step waits once
-        part_loss, part_gradient = _micro_batch(session, [rows[i] for i in indices])
+        part_loss, part_gradient = _micro_batch(session, part)
         loss, gradient = loss + part_loss, gradient + part_gradient
     gradient = gradient / targets
     norm, rate = mx.linalg.norm(gradient), learning_rate(number, session.total_steps, config)
@@ -287,6 +287,16 @@ def _finite(*trees: Any) -> mx.array:
     """Whether every number is; a sum is finite only if all that it is made of are."""
     values = [value for _, value in tree_flatten(list(trees)) if mx.issubdtype(value.dtype, mx.floating)]
     return mx.isfinite(mx.stack([mx.sum(value) for value in values])).all()
+
+
+def _parts(session: Session, rows: Sequence[TokenRow], batches: Iterable[Sequence[int]]) -> Iterator[list[TokenRow]]:
+    """The rows of each micro-batch, in parts that are computed one after the other."""
+    kernels = session.kernels
+    for indices in batches:
+        lengths = [len(rows[i]) for i in indices]
+        count = math.ceil(sum(lengths) / (kernels.streams * kernels.at_once)) if kernels.at_once else 1
+        for share in share_out(lengths, count):
+            yield [rows[indices[i]] for i in share]
 
 
 def _micro_batch(session: Session, rows: Sequence[TokenRow]) -> tuple[mx.array, mx.array]:
@@ -365,9 +375,8 @@ def validate_model(session: Session) -> float:
     """Mean loss over all target tokens of the validation rows, nats; the same rows in the same batches every time."""
     session.model.eval()
     total = 0.0
-    for indices in fixed_batches(len(session.val_rows), session.micro_batch):
-        rows = [session.val_rows[i] for i in indices]
-        total += sum(_on_streams(session, rows, session.passes.loss)).item()
+    for part in _parts(session, session.val_rows, fixed_batches(len(session.val_rows), session.micro_batch)):
+        total += sum(_on_streams(session, part, session.passes.loss)).item()
     session.model.train()
     return total / int(session.val_rows.target_lengths.sum())
 

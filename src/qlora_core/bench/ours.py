@@ -19,7 +19,7 @@ from .works import Rows, fixed_groups
 PLACEHOLDER = {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "."}]}
 
 OFF: dict[str, Any] = {
-    "linear": "quantised", "streams": 1, "blas": "reference", "packing": False,
+    "linear": "quantised", "streams": 1, "blas": "reference", "packing": False, "at_once": 0,
     "rounding": {"tokens": 1, "longest": 1, "bins": []},
 }  # fmt: skip
 """What a technique is when it is switched off, by the name of its field; a field that is true is false then."""
