@@ -323,6 +323,14 @@ def test_the_table_by_hand():
     ]
 
 
+def test_what_the_environment_says_about_speed_is_told(monkeypatch):
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
+    assert machine.describe_machine()["environment"]["OPENBLAS_CORETYPE"] == "Haswell"
+    told = results()["machine"] | {"environment": {"OPENBLAS_CORETYPE": "Haswell"}}
+    assert "Linux x86_64 · OPENBLAS_CORETYPE=Haswell · `tiny`" in report.caption(results(machine=told))
+    assert "OPENBLAS" not in report.caption(results())
+
+
 def test_the_table_in_portuguese():
     lines = report.tables(results(), "pt")[0].splitlines()
     assert lines[2].startswith("| `qlora` | 8 | 13\u00a0000 (12\u00a0000–14\u00a0000) | – | 6500 | 4,2 s | 2,34 GB |")

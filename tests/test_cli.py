@@ -315,6 +315,13 @@ def test_the_doctor_finds_a_healthy_machine(qlora, healthy):
         assert fact in done.out
 
 
+def test_the_doctor_tells_whose_instructions_are_used(qlora, healthy, monkeypatch):
+    monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
+    assert "OPENBLAS_CORETYPE" not in qlora("doctor").out
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
+    assert "OpenBLAS 1, as OPENBLAS_CORETYPE=Haswell has it, 300 GFLOP/s" in qlora("doctor").out
+
+
 @pytest.mark.parametrize(
     ("name", "value", "problem"),
     [

@@ -5,6 +5,7 @@ import ctypes
 import dataclasses
 import importlib.util
 import json
+import platform
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,6 +36,16 @@ def loaded_openblas() -> ctypes.CDLL:
     mapped = {line.split()[-1] for line in lines}
     (path,) = (path for path in mapped if Path(path).parent == cache_directory() / "blas")
     return ctypes.CDLL(path)
+
+
+@linux_cpu
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="names of x86-64 processors")
+def test_whose_instructions_a_blas_uses_is_in_its_name(python, monkeypatch) -> None:
+    """A run that goes on with others is not equal to the bit, and says so by this name."""
+    for core in ("Haswell", "Nehalem"):
+        monkeypatch.setenv("OPENBLAS_CORETYPE", core)
+        ended = python("-c", "from qlora_core.device import BLAS\nprint(BLAS.name)")
+        assert ended.stdout.endswith(f"({core})\n"), ended
 
 
 @linux_cpu

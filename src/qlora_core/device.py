@@ -59,19 +59,26 @@ def _load_blas() -> Blas:
     try:
         path, name = _packaged_openblas()
         _library, _prefix = ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL), "scipy_"
-        return Blas(name)
+        return Blas(f"{name} ({_core()})")
     except Exception as error:  # whatever is wrong with it, training must still be possible
         problem = f"{type(error).__name__}: {error}"
     if found := ctypes.util.find_library("openblas"):
         with contextlib.suppress(OSError):
             _library, _prefix = ctypes.CDLL(found, ctypes.RTLD_GLOBAL), ""
-            return Blas(f"system {found}")
+            return Blas(f"system {found} ({_core()})")
     return Blas(
         "reference",
         fast=False,
         remedy="training is 20 to 90 times slower than it could be. Install one: pip install scipy-openblas32 lief, "
         f"or your system's OpenBLAS (Debian: apt install libopenblas0-pthread). [{problem}]",
     )
+
+
+def _core() -> str:
+    """The processor whose instructions OpenBLAS uses: found, or said by OPENBLAS_CORETYPE. It decides the last bits."""
+    name = getattr(_library, f"{_prefix}openblas_get_corename")
+    name.restype = ctypes.c_char_p
+    return name().decode()
 
 
 def _packaged_openblas() -> tuple[Path, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import shutil
 import time
@@ -26,7 +27,7 @@ def diagnose(runs_dir: Path) -> dict[str, Any]:
     Returns:
         Facts by name; `problems` is a list of sentences, each with a remedy, empty when all is well.
     """
-    gflops = product_speed()
+    gflops, core = product_speed(), os.environ.get("OPENBLAS_CORETYPE")
     problems = []
     if not device.BLAS.fast:
         problems.append(f"no optimised BLAS: {device.BLAS.remedy}")
@@ -45,7 +46,7 @@ def diagnose(runs_dir: Path) -> dict[str, Any]:
     return {
         "platform": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "device": device.describe_device(),
-        "blas": device.BLAS.name,
+        "blas": device.BLAS.name + (f", as OPENBLAS_CORETYPE={core} has it" if core else ""),
         "gflops": round(gflops, 1),
         "memory_gb": round(total_bytes() / GB, 1),
         "available_gb": round(available_bytes() / GB, 1),

@@ -20,6 +20,8 @@ from ..memory import GB, total_bytes
 PACKAGES = (
     "qlora-notebook", "mlx", "mlx-lm", "numpy", "scipy-openblas32", "torch", "transformers", "peft", "bitsandbytes",
 )  # fmt: skip
+OF_SPEED = ("BLIS_", "MKL_", "OMP_", "OPENBLAS_", "VECLIB_")
+"""How names of variables begin that change how fast the contestants are."""
 _PATH = re.compile(r"(?<![\w.~/\\])(?:~|[A-Za-z]:)?(?:[/\\][\w.@+-]+)+[/\\]?")
 
 
@@ -33,6 +35,7 @@ def describe_machine() -> dict[str, Any]:
         "memory_gb": round(total_bytes() / GB, 1),
         "gpus": gpus(),
         "system": _system(),
+        "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(OF_SPEED)},
         "python": platform.python_version(),
     }
 

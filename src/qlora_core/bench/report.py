@@ -70,6 +70,7 @@ def caption(results: Result) -> str:
     parts = [
         *(gpus or [f"{machine['cores']} × {machine['processor']}"]),
         machine["system"],
+        *(f"{name}={value}" for name, value in machine.get("environment", {}).items()),
         f"`{model['name']}`, {bits}, LoRA r = {model['adapters']['rank']}",
         *libraries,
         results["date"],
