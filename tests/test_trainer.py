@@ -258,6 +258,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "saved": {"save_every": 2, "dropout": 0.3},
     "dora": {"adapter": "dora", "dropout": 0.3},
     "lora_plus": {"lora_plus": 4.0, "rslora": True},
+    "upper": {"num_layers": 1, "dropout": 0.3},
+    "upper_padded": {"num_layers": 1, "packing": False},
 }
 
 

@@ -64,6 +64,8 @@ class Batch:
         source: int32, `(T,)`: flat positions whose next token is trained.
         target: int32, `(T,)`: those next tokens.
         weight: float32, `(T,)`: 1, or 0 for what fills the batch up.
+        starts: int64, `(rows,)`: flat position of the first token of each row.
+        states: `(…, hidden)`, as `ids` is laid out: those of the rows, if they have any.
         unpack: int32, `(R, L)`: end to end and filled up, the place of each token of each row, -1 beyond its end.
         pack: int32, `(N,)`: end to end and filled up, the place in the flattened `unpack` of each token, -1 for what
             fills it up.
@@ -75,6 +77,8 @@ class Batch:
     source: np.ndarray
     target: np.ndarray
     weight: np.ndarray
+    starts: np.ndarray
+    states: np.ndarray | None = None
     unpack: np.ndarray | None = None
     pack: np.ndarray | None = None
     row: np.ndarray | None = None
@@ -134,6 +138,12 @@ def _laid(
         trained = np.flatnonzero(row.trained)
         source.append(start + trained - 1)
         target.append(row.ids[trained])
+    states = None
+    if rows[0].states is not None:
+        states = np.zeros((len(ids), rows[0].states.shape[1]), rows[0].states.dtype)
+        for start, row in zip(starts.tolist(), rows, strict=True):
+            states[start : start + len(row)] = row.states
+        states = states.reshape(*shape, -1)
     count = sum(map(len, target))
     filling = (0, rounding.trained(count) - count)
     return Batch(
@@ -142,6 +152,8 @@ def _laid(
         source=np.pad(np.concatenate(source), filling).astype(np.int32),
         target=np.pad(np.concatenate(target), filling).astype(np.int32),
         weight=np.pad(np.ones(count, np.float32), filling),
+        starts=starts,
+        states=states,
     )
 
 

@@ -173,6 +173,7 @@ class Kernels:
         dtype: of activations and of scales.
         linear: `kept` (weights dequantised once), `dequantised` (for each use), `quantised` (MLX's own kernel).
         streams: parts a micro-batch is split into, each on a stream (a core) of its own.
+        trunk: whether layers below all adapters are computed once for each row, where each is trained more than once.
         at_once: tokens of a micro-batch that one stream computes at once, so that they stay near its core; 0: all.
         blas: name of the BLAS on a CPU.
         fast_exp: polynomial `exp` in attention and SwiGLU.
@@ -191,6 +192,7 @@ class Kernels:
     compiled: bool = False
     sharing: bool = True
     at_once: int = 0
+    trunk: bool = True
 
     @classmethod
     def from_dict(cls, recorded: dict[str, Any]) -> Kernels:

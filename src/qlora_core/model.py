@@ -38,6 +38,7 @@ from .seals import SEAL, refuse_damage, seal
 from .sharing import deferring, is_deferring, settled, stop_sharing, watch_sharing
 from .storage import replacing, write_json
 from .tokens import TokenRow
+from .trunk import giving, language_model
 from .weights import load_weights, loaded_directory
 
 Layout = Literal["packed", "padded", "whole"]
@@ -56,6 +57,18 @@ def load_base(spec: ModelSpec, kernels: Kernels, warn: Callable[[str], None] = l
     use_attention_kernels(model, kernels)
     use_shared_norms(model)
     return model
+
+
+def load_lower_layers(spec: ModelSpec, kernels: Kernels, count: int) -> list[nn.Module]:
+    """The lowest layers alone, frozen, for a model that `load_base` loaded before.
+
+    Raises:
+        ModelError: the weights are not what they were.
+    """
+    model = load_weights(spec, kernels.dtype, lambda _: None, lowest=count)
+    model.freeze()
+    use_linear_kernels(model, kernels)
+    return language_model(model).model.layers[:count]
 
 
 def attach_adapters(model: nn.Module, spec: ModelSpec, lora: LoraConfig, seed: int) -> None:
@@ -260,8 +273,11 @@ class Form:
 
 def arrays_of(batch: Batch) -> dict[str, mx.array]:
     """The arrays of a batch, as `form_loss` takes them."""
-    named = ((name, getattr(batch, name)) for name in ("ids", "source", "target", "weight", "unpack", "pack", "row"))
-    return {name: mx.array(value) for name, value in named if value is not None}
+    names = ("ids", "source", "target", "weight", "states", "unpack", "pack", "row")
+    found = {name: mx.array(getattr(batch, name)) for name in names if getattr(batch, name) is not None}
+    if batch.states is not None and batch.states.dtype == np.uint16:
+        found["states"] = found["states"].view(mx.bfloat16)
+    return found
 
 
 def batch_loss(model: nn.Module, batch: Batch, layout: Layout) -> mx.array:
@@ -271,17 +287,24 @@ def batch_loss(model: nn.Module, batch: Batch, layout: Layout) -> mx.array:
 
 def form_loss(model: nn.Module, arrays: dict[str, mx.array], form: Form) -> mx.array:
     """Cross-entropy of a batch, as `batch_loss`; a function of arrays, whose shapes and `form` decide what is done."""
-    ids, source, target, weight = (arrays[name] for name in ("ids", "source", "target", "weight"))
+    source, target, weight = (arrays[name] for name in ("source", "target", "weight"))
     if form.layout == "whole":
-        logits = model(ids)
+        logits = model(arrays["ids"])
         logits = logits.reshape(-1, logits.shape[-1])[source]
         return cross_entropy(logits, target, weight)
-    model = model.language_model if "language_model" in model else model  # of one that sees or hears as well
-    cache = [_rows(model, arrays, form)] * len(model.layers) if form.layout == "packed" else None
-    with deferring():
-        hidden = settled(model.model(ids, cache))  # the last norm may be shared with the head alone
+    model = language_model(model)
+    with giving(model, arrays.get("states")):
+        hidden = form_hidden(model, arrays, form)
     hidden = hidden.reshape(-1, hidden.shape[-1])[source]
     return head_loss(lambda part: _project(model, part), hidden, target, weight, gradients=form.training)
+
+
+def form_hidden(model: nn.Module, arrays: dict[str, mx.array], form: Form) -> mx.array:
+    """Hidden states below the head, `(R, L, hidden)` as the batch's ids lie; in no layout but `whole`."""
+    model = language_model(model)
+    cache = [_rows(model, arrays, form)] * len(model.layers) if form.layout == "packed" else None
+    with deferring():
+        return settled(model.model(arrays["ids"], cache))  # the last norm may be shared with the head alone
 
 
 def _rows(model: nn.Module, arrays: dict[str, mx.array], form: Form) -> SlicedRows | PackedRows | BinnedRows:
@@ -296,6 +319,18 @@ def _project(model: nn.Module, hidden: mx.array) -> mx.array:
     return model.lm_head(hidden) if "lm_head" in model else model.model.embed_tokens.as_linear(hidden)
 
 
+def few_rows(vocabulary: int) -> list[TokenRow]:
+    """Rows of unequal length, drawn: enough to tell whether two ways to compute are the same."""
+    rng = np.random.default_rng(0)
+    drawn = [rng.integers(0, vocabulary, length).astype(np.int32) for length in (7, 12, 4)]
+    return [TokenRow(ids, np.arange(len(ids)) > len(ids) // 2) for ids in drawn]
+
+
+def same_loss(model: nn.Module, found: float, wanted: float) -> bool:
+    """Whether two losses are the same but for rounding: float32 agrees to 1e-5, half precision has more of its own."""
+    return abs(found - wanted) <= (1e-4 if _dtype(model) == mx.float32 else 2e-2) * abs(wanted)
+
+
 def choose_layout(
     model: nn.Module, vocabulary: int, *, packing: bool, rounding: Rounding = AS_IT_IS, sharing: bool = True
 ) -> Layout:
@@ -304,15 +339,9 @@ def choose_layout(
     Packed rows, the head on trained positions only and layers that share their input rest on how a model is written; a
     few tokens tell. Models with soft caps, learned positions or states fall back to one that is right.
     """
-    rng = np.random.default_rng(0)
-    rows = []
-    for length in (7, 12, 4):
-        ids = rng.integers(0, vocabulary, length).astype(np.int32)
-        rows.append(TokenRow(ids, np.arange(length) > length // 2))
+    rows = few_rows(vocabulary)
     batches = [make_batch([row], packed=False) for row in rows]
     expected = sum(batch_loss(model, batch, "whole").item() for batch in batches)
-    # float32 agrees to 1e-5; half precision has rounding of its own
-    tolerance = 1e-4 if _dtype(model) == mx.float32 else 2e-2
     # bins as they are would be left too empty by so few tokens
     roundings = (rounding, dataclasses.replace(rounding, bins=(16,))) if rounding.bins else (rounding,)
 
@@ -322,7 +351,7 @@ def choose_layout(
             losses = [batch_loss(model, batch, layout).item() for batch in laid]
         except (AttributeError, TypeError, ValueError, IndexError):  # the model has no such parts
             return False
-        return all(abs(loss - expected) <= tolerance * abs(expected) for loss in losses)
+        return all(same_loss(model, loss, expected) for loss in losses)
 
     layouts: tuple[Layout, ...] = ("packed", "padded") if packing else ("padded",)
     makers = watch_sharing(lambda: model(mx.array(batches[0].ids))) if sharing else []

@@ -5,6 +5,7 @@ Made from the run directory alone; refuses what is not what it was when the run 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib.metadata
@@ -29,6 +30,7 @@ from .passes import Passes
 from .runs import Run, RunWriter
 from .storage import write_json
 from .tokens import ChatTokenizer, TokenRow, make_dataset
+from .trunk import Trunk
 
 
 @dataclasses.dataclass
@@ -72,6 +74,7 @@ class Session:
         monitor: memory.
         watch: of the steps.
         micro_batch: rows that are computed at once: `batch_size`, or fewer since memory ran out.
+        trunk: the layers that are out of memory, where rows have their hidden states from a file.
     """
 
     run: Run
@@ -89,6 +92,11 @@ class Session:
     monitor: MemoryMonitor
     watch: Watch
     micro_batch: int
+    trunk: Trunk | None = None
+
+    def whole(self) -> contextlib.AbstractContextManager[None]:
+        """Inside the block the model has all of its layers."""
+        return self.trunk.whole() if self.trunk else contextlib.nullcontext()
 
     @property
     def steps_per_epoch(self) -> int:

@@ -23,6 +23,8 @@ class TokenRow:
         source: where the row came from (file:line).
         cut: tokens lost beyond `max_seq_length`.
         armed: whether its text spells a control token of the model, which was broken up.
+        states: `(length, hidden)`: its hidden states above the layers that never change, if they were made before;
+            bfloat16, which numpy has not, as uint16.
     """
 
     ids: np.ndarray
@@ -30,6 +32,7 @@ class TokenRow:
     source: str = ""
     cut: int = 0
     armed: bool = False
+    states: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)

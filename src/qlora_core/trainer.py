@@ -24,6 +24,7 @@ from .checkpoint import checkpoints, latest_checkpoint, room_wanted, save_checkp
 from .device import mx, tree_flatten, tree_map
 from .errors import MemoryShortError, QLoraError, StorageError, TrainingError
 from .evaluate import answer_samples, evaluate_run, forget_samples
+from .hidden_states import leave_trunk, remove_states
 from .memory import MemoryMonitor, MemorySample
 from .model import adapter_parameters, load_adapters, save_adapters
 from .runs import Run, RunWriter, State
@@ -120,6 +121,8 @@ def _train_to_end(session: Session, writer: RunWriter, interruption: Interruptio
         val_rows=len(session.val_rows),
     )
     _warn_of_little_room(session, writer)
+    with _spared(writer, "the layers below the adapters are computed in every step"):
+        leave_trunk(session, writer, lambda: bool(interruption.asked))
     prepare_to_train(session)
     session.watch.saved_at = time.monotonic()
     with _spared(writer, "older samples could not be taken back"):
@@ -408,7 +411,7 @@ def _sample(session: Session, writer: RunWriter, epoch: int) -> None:
     pace, step = session.config.pace, session.progress.step if epoch else 0
     if not pace.samples:
         return
-    with _spared(writer, f"step {step}: the sample prompts could not be answered", step=step):
+    with _spared(writer, f"step {step}: the sample prompts could not be answered", step=step), session.whole():
         answer_samples(session.run, session.model, session.tokenizer, pace, step=step, epoch=epoch)
     prepare_to_train(session)
 
@@ -518,6 +521,7 @@ def _finish(session: Session, writer: RunWriter, interruption: Interruption) -> 
     with _spared(writer, "what it learnt could not be tested; `qlora evaluate` does it again"):
         (session.run.path / "evaluation.json").unlink(missing_ok=True)  # of fewer steps
         evaluate_best(session)
+    remove_states(session.run.path)
     state: State = "stopped" if interruption.asked == "stop" and progress.step < session.total_steps else "completed"
     with _spared(writer, "the summary could not be written"):
         write_json(session.run.path / "summary.json", summarise(session))
@@ -529,13 +533,14 @@ def evaluate_best(session: Session) -> dict[str, Any]:
     """Judge the adapters that will be used: the best ones, else the final ones."""
     adapters = session.run.adapters
     load_adapters(session.model, adapters / "adapters.safetensors")
-    return evaluate_run(
-        session.run,
-        session.model,
-        session.tokenizer,
-        adapters=adapters.name,
-        max_tokens=session.config.pace.max_answer_tokens,
-    )
+    with session.whole():
+        return evaluate_run(
+            session.run,
+            session.model,
+            session.tokenizer,
+            adapters=adapters.name,
+            max_tokens=session.config.pace.max_answer_tokens,
+        )
 
 
 def summarise(session: Session) -> dict[str, Any]:

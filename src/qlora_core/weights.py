@@ -27,7 +27,7 @@ _OF_THE_WEIGHTS = ("config.json", "model.safetensors.index.json", MANIFEST)
 Warn = Callable[[str], None]
 
 
-def load_weights(spec: ModelSpec, dtype: str, warn: Warn) -> nn.Module:
+def load_weights(spec: ModelSpec, dtype: str, warn: Warn, *, lowest: int | None = None) -> nn.Module:
     """Load a base in `dtype`, quantised where `spec` says so, and every weight in memory.
 
     What was quantised is kept in the cache by the content of the base, and read from there the next time.
@@ -36,19 +36,20 @@ def load_weights(spec: ModelSpec, dtype: str, warn: Warn) -> nn.Module:
         spec: the base.
         dtype: of scales, norms and whatever is not quantised, `float32` say.
         warn: is told when what was quantised could not be kept.
+        lowest: of how many layers, the lowest, the weights are wanted; others stay where they are. None: of all.
 
     Raises:
         ModelError: mlx-lm does not know the architecture, or the weights do not fit it.
     """
     if spec.quantize_bits is None:
-        return _read(spec, spec.path, dtype)
+        return _read(spec, spec.path, dtype, lowest)
     kept = _kept_directory(spec, dtype)
     with locked(kept):  # whoever comes second waits, and reads
         if manifest_problem(kept, contents=False) is not None:
             model, config = _quantised(spec, dtype)
             _keep(model, config, spec, kept, warn)
             return model
-    return _read(spec, kept, dtype)
+    return _read(spec, kept, dtype, lowest)
 
 
 @contextlib.contextmanager
@@ -75,15 +76,16 @@ def _kept_directory(spec: ModelSpec, dtype: str) -> Path:
     return cache_directory() / "models" / f"{spec.short_name}-{spec.fingerprint[:16]}-{how}"
 
 
-def _read(spec: ModelSpec, path: Path, dtype: str) -> nn.Module:
+def _read(spec: ModelSpec, path: Path, dtype: str, lowest: int | None) -> nn.Module:
     from mlx_lm.utils import load_model
 
     with _explained(spec):
         model, _ = load_model(path, lazy=True)
         model.set_dtype(getattr(mx, dtype))
-        for _, module in _leaves(model):
-            _settle(module.parameters())
-        mx.eval(model.parameters())
+        for part in [model] if lowest is None else model.layers[:lowest]:
+            for _, module in _leaves(part):
+                _settle(module.parameters())
+            mx.eval(part.parameters())
         _try(model)
     return model
 
