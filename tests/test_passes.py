@@ -1,6 +1,7 @@
 """Passes that are compiled against passes that are not, and against themselves."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ from qlora_core import passes as passes_module
 from qlora_core.batching import Batch, Rounding, make_batch
 from qlora_core.config import LoraConfig
 from qlora_core.device import Kernels, mx, nn, tree_flatten
+from qlora_core.hidden_states import Maker
 from qlora_core.model import AdapterVector, Form, choose_layout, form_loss, use_grad_checkpoint
 from qlora_core.passes import Passes
+from qlora_core.trunk import Trunk
 
 ROUNDING = Rounding(32, 32, (40,))
 FIRST, SECOND, OTHER = (
@@ -70,6 +73,27 @@ def test_compiled_is_not_compiled(make: Make, checkpointed: bool) -> None:
         assert loss == pytest.approx(wanted[0], rel=1e-6)
         mx.random.seed(3)
         assert loss == pytest.approx(plain.loss(batch).item(), rel=1e-6)
+
+
+def test_states_made_before_are_no_part_of_what_is_compiled(random_model: Callable[..., Path], compiling: None) -> None:
+    model, _ = load(random_model("llama", layers=3), lora=LoraConfig(rank=4, num_layers=1))
+    set_adapters(model)
+    trunk = Trunk(model, 2, list)
+    maker = Maker(model, trunk, "packed", ROUNDING)
+    batches, given = [FIRST, SECOND], []
+    for seed, lengths in enumerate([(23, 3, 40, 11), (37, 3, 24, 12)]):
+        rows = random_rows(*lengths, seed=seed)
+        rows = [replace(row, states=each) for row, each in zip(rows, maker.states_of(rows), strict=True)]
+        given.append(make_batch(rows, packed=True, rounding=ROUNDING))
+    adapters = AdapterVector(model)
+    whole = Passes(model, adapters, "packed", compiled=False)
+    wanted = [numbers(whole, batch) for batch in batches]
+    trunk.take_out()
+    above = Passes(model, adapters, "packed", compiled=True)
+    for batch, (loss, gradient) in zip([*given, given[0]], [*wanted, wanted[0]], strict=True):
+        found = numbers(above, batch)
+        assert found[0] == pytest.approx(loss, rel=1e-5)
+        assert difference(found[1], gradient) < CLOSE
 
 
 @pytest.mark.parametrize("compiled", [True, False])

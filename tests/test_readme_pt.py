@@ -17,7 +17,7 @@ from qlora_core.data.sources import DOCUMENTS, PACKED, TABLES
 from qlora_core.presets import PRESETS
 
 ENGLISH_TEXT, TEXT = (path.read_text(encoding="utf-8") for path in (README, PORTUGUESE))
-OF_OTHERS = {"--no-group", "--extra", "--tokens", "--browser", "--without", "--check", "--strict", "--adapter-path"} | {
+OF_OTHERS = {"--no-group", "--extra", "--tokens", "--browser", "--check", "--strict", "--adapter-path"} | {
     "--examples", "--kills", "--cuts", "--disk-failures", "--power-cuts", "--damages", "--injections", "--races",
     "--soak-steps", "--signals", "--mutations", "--templates", "--names",
 }  # fmt: skip

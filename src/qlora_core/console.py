@@ -274,6 +274,9 @@ def event_line(event: dict[str, Any]) -> str:
         return f"  ✓ Checkpoint saved (step {event['step']})"
     if kind == "warning":
         return f"  ! {event['message']}"
+    if kind == "trunk":
+        kept = f"{size(event['bytes'])} in {event['seconds']:,.1f} s"
+        return f"  ✓ {event['layers']} layers are computed once for each row ({kept}), and out of memory"
     if kind == "start" and event.get("step"):
         return f"Resuming at step {event['step']} of {event.get('total_steps')}"
     return ""
@@ -324,6 +327,12 @@ class TrainingReporter:
         self.say(table({"Device": f"{event['device']}; rows {layout}"}))
         if line := event_line(event):
             self.say(line)
+
+    def _on_leaving_trunk(self, event: dict[str, Any]) -> None:
+        self.say(f"\nComputing the {event['layers']} layers below the adapters once, for {event['rows']:,} rows …")
+
+    def _on_trunk(self, event: dict[str, Any]) -> None:
+        self.say(event_line(event))
 
     def _on_memory(self, event: dict[str, Any]) -> None:
         epoch = event["step"] // self._start["steps_per_epoch"] + 1

@@ -137,6 +137,7 @@ class Event(TypedDict):
     available: NotRequired[Count]
     process_peak: NotRequired[Count]
     bytes: NotRequired[Count]
+    layers: NotRequired[Count]
     label: NotRequired[str]
     message: NotRequired[str]
     state: NotRequired[str]
@@ -149,6 +150,7 @@ _NEEDED = {
     "epoch": ("step", "epoch"),
     "checkpoint": ("step",),
     "memory": ("label", "available"),
+    "trunk": ("layers", "bytes", "seconds"),
     "warning": ("message",),
 }
 """Fields that an event of a type is nothing without."""

@@ -260,9 +260,10 @@ def train_step(session: Session, group: Sequence[Sequence[int]]) -> Step:
     mx.random.seed(_dropout_seed(config.seed, number))
     loss, gradient = mx.array(0.0), mx.array(0.0)
     for part in _parts(session, rows, at_most(session.micro_batch, group)):
-        mx.eval(loss, gradient)  # one at a time is in memory; the last waits for the update, so that a step waits once
-        part_loss, part_gradient = _micro_batch(session, part)
+        part_loss, part_gradient = _micro_batch(session, part)  # laid out while the one before is computed
+        mx.eval(loss, gradient)  # one at a time is in memory
         loss, gradient = loss + part_loss, gradient + part_gradient
+        mx.async_eval(loss, gradient)
     gradient = gradient / targets
     norm, rate = mx.linalg.norm(gradient), learning_rate(number, session.total_steps, config)
     if config.max_grad_norm:
