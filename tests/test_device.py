@@ -214,6 +214,43 @@ def test_on_a_gpu_the_models_dtype_is_kept_unless_it_is_float32(
     assert all(size % found.rounding.longest == 0 for size in found.rounding.bins)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "bfloat16"),
+    [
+        ("applegpu_g13g", "float16"),  # M1
+        ("applegpu_g13s", "float16"),  # M1 Pro and Max
+        ("applegpu_g14g", "float16"),  # M2
+        ("applegpu_g14d", "float16"),  # M2 Ultra
+        ("applegpu_g15g", "bfloat16"),  # M3
+        ("applegpu_g16s", "bfloat16"),  # M4 Pro and Max
+        ("applegpu_g20p", "bfloat16"),
+        ("another", "bfloat16"),
+        (None, "bfloat16"),
+    ],
+)
+def test_an_m1_and_an_m2_compute_in_float16_what_was_saved_in_bfloat16(
+    monkeypatch: pytest.MonkeyPatch, architecture: str | None, bfloat16: str
+) -> None:
+    monkeypatch.setattr(mx.metal, "is_available", lambda: True)
+    monkeypatch.setattr(mx, "device_info", lambda: {"architecture": architecture} if architecture else {})
+    found = {dtype: choose_kernels(dtype, GB, 0).dtype for dtype in ("bfloat16", "float16", "float32")}
+    assert found == {"bfloat16": bfloat16, "float16": "float16", "float32": "float16"}
+
+
+def test_who_only_answers_does_so_in_the_dtype_that_was_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of the run, or of the base: nobody looks whether float16 overflows."""
+
+    def answering(model_dtype: str, recorded: dict[str, str] | None) -> str:
+        return device.kernels_to_answer(model_dtype, GB, 0, recorded).dtype
+
+    monkeypatch.setattr(mx.metal, "is_available", lambda: True)
+    monkeypatch.setattr(mx, "device_info", lambda: {"architecture": "applegpu_g13g"})
+    assert [answering(dtype, None) for dtype in ("bfloat16", "float16", "float32")] == ["bfloat16", *["float16"] * 2]
+    for dtype in ("bfloat16", "float16"):
+        assert answering("bfloat16", {"device": "metal", "dtype": dtype}) == dtype
+    assert answering("bfloat16", {"device": "cpu", "dtype": "float32"}) == "bfloat16"
+
+
 def test_a_gpu_keeps_dequantised_weights_where_there_is_room(monkeypatch) -> None:
     monkeypatch.setattr(mx.cuda, "is_available", lambda: True)
     dense = 4 * GB  # as float32; half of that in half precision

@@ -86,6 +86,31 @@ def test_packed_is_padded_is_textbook(models: dict[str, Path], name: str, linear
         assert_same(found, wanted)
 
 
+@pytest.mark.parametrize("rounding", [AS_IT_IS, Rounding(32, 32, (64, 128))], ids=["as they are", "in bins"])
+@pytest.mark.parametrize("name", PACKABLE)
+def test_float16_has_the_loss_and_the_gradient_of_float32(
+    models: dict[str, Path], tmp_path: Path, name: str, rounding: Rounding
+) -> None:
+    """To its 11 bits, with the same quantised weights."""
+    rows, path = some_rows(), write_quantised(tmp_path / "base", models[name])
+
+    def computed(dtype: str) -> tuple[str, float, dict[str, np.ndarray]]:
+        model, _ = load(path, Kernels("cpu", dtype, "dequantised"), lora=LORA)
+        set_adapters(model)
+        layout = choose_layout(model, VOCABULARY, packing=True, rounding=rounding)
+        batch = make_batch(rows, packed=layout == "packed", rounding=rounding)
+        value, gradients = loss_and_gradients(model, lambda model: batch_loss(model, batch, layout))
+        return layout, value / sum(row.target_tokens for row in rows), gradients
+
+    layout, wanted, expected = computed("float32")
+    same, loss, gradients = computed("float16")
+    assert same == layout
+    assert loss == pytest.approx(wanted, abs=1e-2)
+    for key, gradient in expected.items():
+        assert gradients[key].dtype == np.float32
+        assert difference(gradients[key], gradient) < 2e-2, key
+
+
 @pytest.mark.parametrize("name", SHAPES)
 def test_layout_is_one_that_is_right(models: dict[str, Path], name: str) -> None:
     model, _ = load(models[name], lora=LORA)

@@ -14,6 +14,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import os
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from .fit import CPU_TOKENS, cpu_streams, keeps_dense_weights
 from .parallel import cores
 from .storage import cache_directory, replacing
 
+NATIVE_BFLOAT16 = 15  # generation of Apple's GPUs from which on they compute bfloat16 themselves
 _SYMBOLS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")  # what mlx-cpu looks for
 
 
@@ -205,13 +207,17 @@ class Kernels:
 def choose_kernels(model_dtype: str, dense_bytes: int, available: int) -> Kernels:
     """The fastest way to compute here.
 
+    Where that is float16 and the base was saved in another dtype, its numbers may overflow: beyond 65,504 they are
+    infinite. The trainer looks for that; whoever does not takes `kernels_to_answer`.
+
     Args:
-        model_dtype: what the base was saved in; kept on a GPU, unless it is float32.
+        model_dtype: what the base was saved in; kept on a GPU, unless it is float32, or bfloat16 on an M1 or M2, which
+            compute that in software: float16 there.
         dense_bytes: size of all weights dequantised to float32.
         available: free memory in bytes.
     """
     if mx.metal.is_available():
-        dtype = "float16" if model_dtype == "float32" else model_dtype
+        dtype = "bfloat16" if model_dtype == "bfloat16" and _has_bfloat16() else "float16"
         return Kernels("metal", dtype, "quantised", rounding=Rounding(32, 32, (128, 256)), compiled=True)
     if mx.cuda.is_available():
         dtype = "bfloat16" if model_dtype == "float32" else model_dtype
@@ -221,6 +227,31 @@ def choose_kernels(model_dtype: str, dense_bytes: int, available: int) -> Kernel
         return Kernels("cuda", dtype, linear, rounding=rounding, compiled=True)
     linear = "kept" if keeps_dense_weights(dense_bytes, available) else "dequantised"
     return Kernels("cpu", "float32", linear, streams=cpu_streams(), blas=BLAS.name, fast_exp=True, at_once=CPU_TOKENS)
+
+
+def _has_bfloat16() -> bool:
+    """Whether Apple's GPU computes bfloat16 itself: that of an M3 and later, by the generation in its architecture.
+
+    `applegpu_g13g` is an M1's, g14 an M2's, g15 an M3's, g16 an M4's; what has no such name is taken for a later one.
+    """
+    found = re.match(r"applegpu_g(\d+)", str(mx.device_info().get("architecture", "")))
+    return found is None or int(found[1]) >= NATIVE_BFLOAT16
+
+
+def kernels_to_answer(model_dtype: str, dense_bytes: int, available: int, recorded: dict[str, Any] | None) -> Kernels:
+    """As `choose_kernels`, for those who do not look for overflow: never in float16 what was saved in bfloat16.
+
+    Args:
+        model_dtype: what the base was saved in.
+        dense_bytes: size of all weights dequantised to float32.
+        available: free memory in bytes.
+        recorded: how a run trained on this base; on the same device, answers are computed in the same dtype.
+    """
+    chosen = choose_kernels(model_dtype, dense_bytes, available)
+    if recorded and recorded["device"] == chosen.device:
+        return dataclasses.replace(chosen, dtype=recorded["dtype"])
+    narrowed = (model_dtype, chosen.dtype) == ("bfloat16", "float16")
+    return dataclasses.replace(chosen, dtype="bfloat16") if narrowed else chosen
 
 
 def memory_counters() -> dict[str, int]:

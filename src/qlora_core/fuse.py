@@ -15,7 +15,7 @@ import numpy as np
 from .adapters import adapter_base
 from .bases import ModelSpec, describe
 from .config import BaseConfig
-from .device import choose_kernels, mx, nn, tree_unflatten
+from .device import kernels_to_answer, mx, nn, tree_unflatten
 from .errors import RunError
 from .memory import available_bytes
 from .model import load_base
@@ -104,7 +104,7 @@ def _loaded_from(run: Run, spec: ModelSpec) -> Path:
 
 def _load(directory: Path) -> nn.Module:
     spec = describe(directory, BaseConfig(model=str(directory), quantize="none"))
-    return load_base(spec, choose_kernels(spec.dtype, 4 * spec.parameters, available_bytes()))
+    return load_base(spec, kernels_to_answer(spec.dtype, 4 * spec.parameters, available_bytes(), None))
 
 
 def _judged_rows(run: Run, tokenizer: ChatTokenizer, max_seq_length: int) -> Sequence[TokenRow]:

@@ -181,8 +181,6 @@ def open_session(writer: RunWriter, monitor: MemoryMonitor) -> Session:
         layout = choose_layout(model, vocabulary, packing=packing, rounding=kernels.rounding, sharing=kernels.sharing)
     if config.train.grad_checkpoint:
         use_grad_checkpoint(model)
-    if layout != "packed" and config.train.packing:
-        writer.log("warning", message=f"this model's rows cannot be packed; they are {layout} instead")
     optimizer = make_optimizer(config)
     adapters = AdapterVector(model)
     optimizer.init({"adapters": adapters.join(model.trainable_parameters())})
@@ -251,7 +249,8 @@ def load_for_answers(run: Run, *, base: bool = False) -> tuple[nn.Module, ChatTo
     spec = run.base()
     run.refuse_change("model", spec.fingerprint)
     tokenizer = run.tokenizer()
-    model = load_base(spec, device.choose_kernels(spec.dtype, 4 * spec.parameters, available_bytes()))
+    recorded = run.environment().get("kernels")
+    model = load_base(spec, device.kernels_to_answer(spec.dtype, 4 * spec.parameters, available_bytes(), recorded))
     if not base:
         attach_adapters(model, spec, config.lora, config.train.seed)
         load_adapters(model, run.adapters / "adapters.safetensors")

@@ -125,7 +125,7 @@ def _load(arguments: argparse.Namespace) -> tuple[Any, Any, bool]:
             "Close other programs, or take a smaller model."
         )
     if run is None:
-        model = load_base(spec, device.choose_kernels(spec.dtype, 4 * spec.parameters, available))
+        model = load_base(spec, device.kernels_to_answer(spec.dtype, 4 * spec.parameters, available, None))
         model.eval()
         return model, open_tokenizer(config), False
     try:

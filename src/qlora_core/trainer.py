@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import math
 import os
 import shutil
@@ -59,13 +60,16 @@ def train(writer: RunWriter, monitor: MemoryMonitor | None = None) -> Outcome:
     """
     monitor = monitor or MemoryMonitor()
     monitor.counters = device.memory_counters
-    session, state = None, "paused"
+    session, state = None, None
     with Interruption(writer.run) as interruption:
         try:
-            writer.set_status("preparing", message="")
-            session = open_session(writer, monitor)
-            interruption.training = True
-            state = _train_to_end(session, writer, interruption)
+            while state is None:
+                session, interruption.training = None, False
+                _give_back_memory()
+                writer.set_status("preparing", message="")
+                session = open_session(writer, monitor)
+                interruption.training = True
+                state = _train_in_one_dtype(session, writer, interruption)
         except StorageError as error:
             raise _pause_unsaved(writer, error) from None
         except QLoraError as error:
@@ -78,7 +82,7 @@ def train(writer: RunWriter, monitor: MemoryMonitor | None = None) -> Outcome:
             saved = checkpoints(writer.run.path / "checkpoints")
             kept = "the last checkpoint is intact" if saved else "nothing was saved yet"
             writer.end("paused", _step_reached(writer.run, session), f"interrupted at once; {kept}")
-    return Outcome(state, interruption.signal == signal.SIGINT, interruption.at_once)
+    return Outcome(state or "paused", interruption.signal == signal.SIGINT, interruption.at_once)
 
 
 def _step_reached(run: Run, session: Session | None) -> int:
@@ -98,7 +102,20 @@ def _pause_unsaved(writer: RunWriter, error: StorageError) -> StorageError:
 # Training -------------------------------------------------------------------------------------------------------
 
 
+def _train_in_one_dtype(session: Session, writer: RunWriter, interruption: Interruption) -> State | None:
+    """Train until the run ends; None if float16 is too narrow for it: opened again, it goes on in bfloat16."""
+    try:
+        return _train_to_end(session, writer, interruption)
+    except HalfOverflow as overflow:
+        if session.progress.step:
+            _save_if_new(session, writer)
+        _use_bfloat16(writer, session.progress.step, str(overflow), overflow.rows)
+    return None
+
+
 def _train_to_end(session: Session, writer: RunWriter, interruption: Interruption) -> State:
+    prepare_to_train(session)
+    _look_for_overflow(session)
     progress, total = session.progress, session.total_steps
     writer.set_status(
         "running",
@@ -120,6 +137,8 @@ def _train_to_end(session: Session, writer: RunWriter, interruption: Interruptio
         train_rows=len(session.train_rows),
         val_rows=len(session.val_rows),
     )
+    if session.layout != "packed" and session.config.train.packing:
+        writer.log("warning", message=f"this model's rows cannot be packed; they are {session.layout} instead")
     _warn_of_little_room(session, writer)
     with _spared(writer, "the layers below the adapters are computed in every step"):
         leave_trunk(session, writer, lambda: bool(interruption.asked))
@@ -215,9 +234,15 @@ class Step(NamedTuple):
 
 
 def _timed_step(session: Session, group: Sequence[Sequence[int]]) -> tuple[Step, MemorySample, float]:
-    """One optimizer step, the memory after it, and how many seconds it took; counted in the progress."""
+    """One optimizer step, the memory after it, and how many seconds it took; counted in the progress.
+
+    Raises:
+        HalfOverflow: in float16 it is not finite. It changed nothing, and is not counted.
+    """
     progress, started = session.progress, time.perf_counter()
     step = train_step(session, group)
+    if session.kernels.dtype == "float16" and not step.finite:
+        raise HalfOverflow(f"step {progress.step + 1}", _sources(session, group))
     seconds = time.perf_counter() - started
     memory = session.monitor.sample()
     progress.step += 1
@@ -257,19 +282,25 @@ def train_step(session: Session, group: Sequence[Sequence[int]]) -> Step:
     rows, number = session.train_rows, session.progress.step + 1
     targets = sum(rows[i].target_tokens for indices in group for i in indices)
     tokens = sum(len(rows[i]) for indices in group for i in indices)
-    mx.random.seed(_dropout_seed(config.seed, number))
-    loss, gradient = mx.array(0.0), mx.array(0.0)
-    for part in _parts(session, rows, at_most(session.micro_batch, group)):
-        part_loss, part_gradient = _micro_batch(session, part)  # laid out while the one before is computed
-        mx.eval(loss, gradient)  # one at a time is in memory
-        loss, gradient = loss + part_loss, gradient + part_gradient
-        mx.async_eval(loss, gradient)
+    loss, gradient = _summed(session, group)
     gradient = gradient / targets
     norm, rate = mx.linalg.norm(gradient), learning_rate(number, session.total_steps, config)
     if config.max_grad_norm:
         gradient = gradient * mx.where(norm > config.max_grad_norm, config.max_grad_norm / norm, 1.0)
     updated = _update(session, gradient, mx.array(rate, mx.float32), mx.isfinite(loss) & mx.isfinite(norm))
     return Step(loss.item(), targets, tokens, norm.item(), rate, updated.item())
+
+
+def _summed(session: Session, group: Sequence[Sequence[int]]) -> tuple[mx.array, mx.array]:
+    """Loss of the next step's rows and its gradient `(parameters,)`, summed over all target tokens."""
+    mx.random.seed(_dropout_seed(session.config.train.seed, session.progress.step + 1))
+    loss, gradient = mx.array(0.0), mx.array(0.0)
+    for part in _parts(session, session.train_rows, at_most(session.micro_batch, group)):
+        part_loss, part_gradient = _micro_batch(session, part)  # laid out while the one before is computed
+        mx.eval(loss, gradient)  # one at a time is in memory
+        loss, gradient = loss + part_loss, gradient + part_gradient
+        mx.async_eval(loss, gradient)
+    return loss, gradient
 
 
 def _update(session: Session, gradient: mx.array, rate: mx.array, finite: mx.array) -> mx.array:
@@ -333,7 +364,7 @@ def _watch_numbers(
     """Warn of an update that was not made, or of an unusual gradient, with the rows; what is wrong if that goes on."""
     extra, number = session.progress.extra, session.progress.step
     extra["non_finite"] = 0 if step.updated else extra.get("non_finite", 0) + 1
-    sources = [session.train_rows[i].source for indices in group for i in indices]
+    sources = _sources(session, group)
     if step.updated:
         if times := session.watch.norms.spike(step.norm):
             message = f"step {number}: the gradient is {times:.0f} times as large as usual"
@@ -350,6 +381,11 @@ def _watch_numbers(
         "The weights are those before. Look at these rows, or lower --learning-rate; both make another run. "
         "Going on with this one leaves these steps out."
     )
+
+
+def _sources(session: Session, group: Sequence[Sequence[int]]) -> list[str]:
+    """Where the rows of a step come from."""
+    return [session.train_rows[i].source for indices in group for i in indices]
 
 
 def _watch_memory(session: Session, writer: RunWriter, memory: MemorySample) -> MemoryShortError | None:
@@ -370,6 +406,56 @@ def _watch_memory(session: Session, writer: RunWriter, memory: MemorySample) -> 
     writer.log("warning", step=step, message=f"step {step}: {decision.message}; saving")
     session.watch.save_next = True
     return None
+
+
+# Float16 ----------------------------------------------------------------------------------------------------------
+
+
+class HalfOverflow(Exception):
+    """Loss or gradient is not finite in float16, which ends at 65,504; bfloat16 goes as far as float32.
+
+    Args:
+        where: in words.
+        rows: sources of those that were computed.
+    """
+
+    def __init__(self, where: str, rows: list[str]) -> None:
+        super().__init__(where)
+        self.rows = rows
+
+
+def _look_for_overflow(session: Session) -> None:
+    """In float16, before the first step, compute the micro-batch of the longest rows and keep nothing of it.
+
+    Not again when a run goes on: with what it learnt, this could end otherwise than in a run that was not cut.
+
+    Raises:
+        HalfOverflow: it is not finite.
+    """
+    if session.kernels.dtype != "float16" or session.progress.step:
+        return
+    lengths = session.lengths
+    longest = [sorted(range(len(lengths)), key=lambda i: lengths[i])[-session.micro_batch :]]
+    if not _finite(*_summed(session, longest)).item():
+        raise HalfOverflow("the longest rows, before the first step", _sources(session, longest))
+
+
+def _use_bfloat16(writer: RunWriter, step: int, where: str, rows: list[str]) -> None:
+    """Record that a run computes in bfloat16 from now on, for whoever opens it next; and say it."""
+    environment = writer.run.environment()
+    environment["kernels"]["dtype"] = "bfloat16"
+    write_json(writer.run.path / "environment.json", environment)
+    message = (
+        f"{where}: loss or gradient is not finite in float16, which ends at 65,504; from step {step + 1} on the run "
+        "computes in bfloat16, which goes as far as float32 and takes an M1 or M2 longer"
+    )
+    writer.log("warning", step=step, message=message, rows=rows)
+
+
+def _give_back_memory() -> None:
+    """Free the arrays of a session that is gone: its parts refer to each other, so they do not go by themselves."""
+    gc.collect()
+    device.clear_cache()
 
 
 # Validation and saving --------------------------------------------------------------------------------------------
