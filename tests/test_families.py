@@ -429,7 +429,7 @@ def test_attention_of_packed_rows_is_ours(base: Find, monkeypatch: pytest.Monkey
     calls = []
     attend = kernel_module.fast_attention
     monkeypatch.setattr(
-        kernel_module, "fast_attention", lambda *qkv, scale: calls.append(1) or attend(*qkv, scale=scale)
+        kernel_module, "fast_attention", lambda *qkv, **options: calls.append(1) or attend(*qkv, **options)
     )
     load(base("llama"), PLAIN)  # smollm3 computes with llama's layers; what they were left with must not count
     model, _ = load(base(name), FAST)

@@ -118,6 +118,14 @@ def test_layout_is_one_that_is_right(models: dict[str, Path], name: str) -> None
     assert choose_layout(model, VOCABULARY, packing=False) == ("padded" if name in PACKABLE else "whole")
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_soft_cap_is_seen_where_rounding_is_larger(models: dict[str, Path], dtype: str) -> None:
+    kernels = Kernels("cpu", dtype, "dequantised")
+    for name, wanted in (("gemma2", "whole"), ("llama", "packed"), ("qwen3", "packed")):
+        model, _ = load(models[name], kernels, lora=LORA)
+        assert choose_layout(model, VOCABULARY, packing=True) == wanted, name
+
+
 IN_BINS = Rounding(32, 32, (64, 128))
 
 
