@@ -75,6 +75,7 @@ def train(arguments: argparse.Namespace, *, trunk: bool) -> dict[str, Any]:
         settings = {
             "model": arguments.model, "data": arguments.data, "runs_dir": runs_dir, "epochs": arguments.epochs,
             "num_layers": arguments.num_layers, "samples": 0, "save_minutes": 0.0,
+            "max_answer_tokens": 1,
         }  # fmt: skip
         tracker, plan = plan_training(from_flat(settings), lambda text: None)
         run = tracker.create(plan)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from . import device
-from .batching import Rounding, fixed_batches, make_batch
+from .batching import Rounding, make_batch
 from .device import mx, nn
 from .model import Form, Layout, arrays_of, batch_loss, few_rows, form_hidden, load_lower_layers, same_loss
 from .runs import RunWriter
@@ -27,6 +28,7 @@ from .tokens import TokenRow, TokenRows
 from .trunk import Trunk
 
 FILE, SEAL = "hidden_states.bin", "hidden_states.json"
+TOKENS = 512  # that go through the layers together: nothing is kept of them, so that they take little memory
 BITS = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
 
 
@@ -63,15 +65,20 @@ class Maker:
     def __init__(self, model: nn.Module, trunk: Trunk, layout: Layout, rounding: Rounding) -> None:
         self._model, self._trunk, self._layout, self._rounding = model, trunk, layout, rounding
 
-    def states_of(self, rows: Sequence[TokenRow]) -> list[np.ndarray]:
-        """Those of each row of a batch, `(length, hidden)`."""
-        batch = make_batch(rows, packed=self._layout == "packed", rounding=self._rounding)
-        with self._trunk.alone() as passage:
-            form_hidden(self._model, arrays_of(batch), Form.of(batch, self._layout, training=False))
-            seen = passage.seen
-        flat = seen.reshape(-1, seen.shape[-1])
-        found = np.array(flat.view(mx.uint16) if flat.dtype == mx.bfloat16 else flat)
-        return [found[start : start + len(row)] for start, row in zip(batch.starts, rows, strict=True)]
+    def states_of(self, *batches: Sequence[TokenRow], streams: Sequence[mx.Stream] = ()) -> list[np.ndarray]:
+        """Those of each row, `(length, hidden)`; the batches are computed at the same time, each on a stream."""
+        laid = [make_batch(rows, packed=self._layout == "packed", rounding=self._rounding) for rows in batches]
+        seen = []
+        for batch, stream in zip(laid, itertools.cycle(streams or [mx.default_stream(mx.default_device())])):
+            with mx.stream(stream), self._trunk.alone() as passage:
+                form_hidden(self._model, arrays_of(batch), Form.of(batch, self._layout, training=False))
+                seen.append(passage.seen.reshape(-1, passage.seen.shape[-1]))
+        mx.eval(seen)
+        states = []
+        for batch, rows, flat in zip(laid, batches, seen, strict=True):
+            found = np.array(flat.view(mx.uint16) if flat.dtype == mx.bfloat16 else flat)
+            states += [found[start : start + len(row)] for start, row in zip(batch.starts, rows, strict=True)]
+        return states
 
     def agrees(self, vocabulary: int) -> bool:
         """Whether the layers above give the same loss on states made before: a model may hand on more than those."""
@@ -119,7 +126,7 @@ def leave_trunk(session: Session, writer: RunWriter, asked: Callable[[], bool]) 
     if states is None:
         writer.tell("leaving_trunk", layers=depth, rows=sum(map(len, parts)))
         wanted = sum(counts) * spec.config["hidden_size"] * np.dtype(BITS[kernels.dtype]).itemsize
-        with contextlib.suppress(_AskedToEnd), device.blas_threads(device.cores()):
+        with contextlib.suppress(_AskedToEnd), device.blas_threads(max(1, device.cores() // kernels.streams)):
             write_states(run.path, known, _all_states(session, writer, maker, parts, asked), wanted)
         states = read_states(run.path, known, kernels.dtype)
     if states is not None:
@@ -140,11 +147,24 @@ def _all_states(
     session: Session, writer: RunWriter, maker: Maker, parts: Sequence[TokenRows], asked: Callable[[], bool]
 ) -> Iterator[np.ndarray]:
     for rows in parts:
-        for indices in fixed_batches(len(rows), session.micro_batch):
+        pieces = _pieces(rows.lengths)
+        while some := [rows[begin:end] for begin, end in itertools.islice(pieces, len(session.streams))]:
             if asked():
                 raise _AskedToEnd
-            yield from maker.states_of([rows[i] for i in indices])
+            yield from maker.states_of(*some, streams=session.streams)
             writer.beat(step=session.progress.step)
+
+
+def _pieces(lengths: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Rows that go through the layers together: next to each other, of together no more than `TOKENS`, or one."""
+    begin = total = 0
+    for number, length in enumerate(lengths.tolist()):
+        if number > begin and total + length > TOKENS:
+            yield begin, number
+            begin, total = number, 0
+        total += length
+    if len(lengths):
+        yield begin, len(lengths)
 
 
 def _digest(parts: Iterable[TokenRows]) -> str:
