@@ -12,8 +12,9 @@ from qlora_core.batching import (
     Rounding,
     epoch_batches,
     fill_bins,
-    fixed_batches,
+    in_rounds,
     make_batch,
+    neighbours,
     share_out,
 )
 from qlora_core.tokens import TokenRow
@@ -101,9 +102,18 @@ def test_sorting_stays_within_windows_so_that_epochs_differ() -> None:
     assert {frozenset(batch) for batch in batches[0]} != {frozenset(batch) for batch in batches[1]}
 
 
-@pytest.mark.parametrize(("count", "batches"), [(5, [[0, 1], [2, 3], [4]]), (4, [[0, 1], [2, 3]]), (0, [])])
-def test_fixed_batches_are_the_rows_in_their_order(count: int, batches: list[list[int]]) -> None:
-    assert fixed_batches(count, 2) == batches
+@pytest.mark.parametrize(
+    ("lengths", "pieces"),
+    [
+        ([], []),
+        ([5], [[0]]),
+        ([2000, 3, 4], [[0], [1, 2]]),
+        ([500, 12, 1, 511, 1], [[0, 1], [2, 3], [4]]),
+        ([3, 2000], [[0], [1]]),
+    ],
+)
+def test_neighbours_are_the_rows_in_their_order(lengths: list[int], pieces: list[list[int]]) -> None:
+    assert [list(piece) for piece in neighbours(lengths, 512)] == pieces
 
 
 # Shares ---------------------------------------------------------------------------------------------------------
@@ -131,6 +141,39 @@ def test_no_row_is_lost_in_sharing_out(parts: int) -> None:
     assert sorted(index for share in shares for index in share) == list(range(20))
     tokens = [sum(lengths[i] for i in share) for share in shares]
     assert max(tokens) - min(tokens) <= max(lengths)
+
+
+# Rounds ---------------------------------------------------------------------------------------------------------
+
+
+@given(
+    st.lists(st.integers(1, 99), min_size=1, max_size=40), st.integers(1, 4), st.integers(1, 300), st.integers(1, 300)
+)
+def test_rounds_hold_every_row_once_and_no_more_tokens_than_allowed(
+    lengths: list[int], streams: int, share: int, at_once: int
+) -> None:
+    rounds = in_rounds(lengths, streams=streams, share=share, at_once=at_once)
+    assert sorted(index for shares in rounds for each in shares for index in each) == list(range(len(lengths)))
+    for shares in rounds:
+        assert 1 <= len(shares) <= streams
+        tokens = [sum(lengths[i] for i in each) for each in shares]
+        assert all(len(each) == 1 or total <= share for each, total in zip(shares, tokens, strict=True))
+        assert sum(tokens) <= at_once or (len(shares) == len(shares[0]) == 1)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "share", "at_once", "rounds"),
+    [
+        ([4, 4, 4, 4], 8, 16, [[[0, 2], [1, 3]]]),  # one round
+        ([4, 4, 4, 4], 4, 16, [[[0], [1]], [[2], [3]]]),  # no more in a share
+        ([4, 4, 4, 4], 8, 8, [[[0], [1]], [[2], [3]]]),  # no more in a round
+        ([9, 9, 9], 4, 30, [[[0], [1]], [[2]]]),  # each is too long for a share
+        ([9, 2, 2, 2], 9, 9, [[[0]], [[1], [2]], [[3]]]),  # the long one alone
+        ([5], 1, 1, [[[0]]]),
+    ],
+)
+def test_rounds_of_two_streams_by_hand(lengths: list[int], share: int, at_once: int, rounds: list) -> None:
+    assert in_rounds(lengths, streams=2, share=share, at_once=at_once) == rounds
 
 
 # Few shapes -----------------------------------------------------------------------------------------------------

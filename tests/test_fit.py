@@ -61,15 +61,15 @@ def test_by_hand(tiny_model, two_cores):
 
 
 def test_a_cpu_computes_so_many_tokens_at_once(tiny_model, two_cores):
-    """And a row more at most; a GPU all."""
-    few, many = (estimate(tiny_model, [400] * 64, batch_size=size) for size in (4, 64))
-    assert few.activations < many.activations == few.activations * (2 * CPU_TOKENS + 400) // 1600
+    """A GPU all."""
+    few, many = (estimate(tiny_model, [400] * 64, batch_size=size) for size in (2, 64))
+    assert few.activations < many.activations == few.activations * 2 * CPU_TOKENS // 800
     assert few.attention == many.attention == SCORE_BUFFERS * 4 * 2 * 400**2 * 4  # a row on each core
-    assert many.logits == 3 * 4 * (2 * CPU_TOKENS + 400) // 2 * 320
+    assert many.logits == 3 * 4 * 2 * CPU_TOKENS // 2 * 320
     side_by_side = estimate(tiny_model, [400] * 64, batch_size=64, packing=False)
-    assert side_by_side.attention == 5 / 2 * many.attention
-    of_a_gpu = (estimate(tiny_model, [400] * 64, batch_size=size, on_gpu=True) for size in (4, 64))
-    assert 16 * next(of_a_gpu).activations == next(of_a_gpu).activations
+    assert side_by_side.attention == 4 / 2 * many.attention
+    of_a_gpu = (estimate(tiny_model, [400] * 64, batch_size=size, on_gpu=True) for size in (2, 64))
+    assert 32 * next(of_a_gpu).activations == next(of_a_gpu).activations
 
 
 def test_what_each_setting_costs(tiny_model, two_cores):

@@ -136,20 +136,6 @@ def test_rows_have_their_states() -> None:
     assert above.target_lengths.tolist() == rows.target_lengths.tolist()
 
 
-@pytest.mark.parametrize(
-    ("lengths", "pieces"),
-    [
-        ([], []),
-        ([5], [(0, 1)]),
-        ([2000, 3, 4], [(0, 1), (1, 3)]),
-        ([500, 12, 1, 511, 1], [(0, 2), (2, 4), (4, 5)]),
-        ([3, 2000], [(0, 1), (1, 2)]),
-    ],
-)
-def test_so_many_tokens_go_through_the_layers_together(lengths: list[int], pieces: list[tuple[int, int]]) -> None:
-    assert list(hidden_states._pieces(np.asarray(lengths, np.int64))) == pieces
-
-
 def test_states_come_back_as_they_were_written(tmp_path: Path) -> None:
     parts = [np.arange(6, dtype=np.float16).reshape(3, 2), np.ones((1, 2), np.float16)]
     write_states(tmp_path, {"of": "this"}, iter(parts), 16)

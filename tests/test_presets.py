@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qlora_core import bases, cli
+from qlora_core import bases, cli, fit
 from qlora_core.bases import ModelSpec, about_parameters, describe
 from qlora_core.config import BaseConfig, from_flat
 from qlora_core.errors import ConfigError
@@ -70,8 +70,9 @@ def chosen(preset: Preset, size: str) -> dict[str, Choice]:
 
 
 def predicted_peak(model: Path, name: str, monkeypatch: pytest.MonkeyPatch, **settings) -> int:
-    """Of rows that are all as long as they may be, every token trained."""
+    """Of rows that are all as long as they may be, every token trained; of a processor that computes most at once."""
     on_gpu = name != "cpu"
+    monkeypatch.setattr(fit, "cores", lambda: 8)
     monkeypatch.setattr(bases, "has_gpu", lambda: on_gpu)
     config = from_flat({"model": str(model), **settings})
     spec: ModelSpec = describe(model, config.base)

@@ -135,9 +135,9 @@ def test_what_a_core_computes_at_once_changes_rounding_alone(
     settings = {"rows": write_pair(tmp_path / "unequal", train=12), "batch_size": 6, "max_steps": 2, "save_every": 1}
     real, counted = trainer._on_streams, []
 
-    def counting(session: Any, rows: Any, compute: Any) -> Any:
-        counted.append(len(rows))
-        return real(session, rows, compute)
+    def counting(session: Any, shares: Any, compute: Any) -> Any:
+        counted.append(sum(map(len, shares)))
+        return real(session, shares, compute)
 
     def trained(name: str, tokens: int) -> tuple[int, list[float], np.ndarray]:
         monkeypatch.setattr(device, "CPU_TOKENS", tokens)
@@ -152,6 +152,32 @@ def test_what_a_core_computes_at_once_changes_rounding_alone(
     assert difference(moments, whole) < 1e-6
     assert losses == pytest.approx(wanted, rel=1e-6)
     assert losses
+
+
+def test_short_rows_of_several_micro_batches_are_computed_together(
+    create: Create, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as have the tokens of a long one, which fits; where they are padded they would take more."""
+    sources = write_pair(tmp_path / "data", train=11)
+    add_rows(sources / "train.jsonl", "long", answer="ab" * 60)
+    settings = {"rows": sources, "batch_size": 1, "grad_accumulation_steps": 4, "epochs": 1}
+    real, counted = trainer._micro_batch, []
+
+    def counting(session: Any, shares: Any) -> Any:
+        counted.append([len(row) for share in shares for row in share])
+        return real(session, shares)
+
+    monkeypatch.setattr(trainer, "_micro_batch", counting)
+    run = create(**settings)
+    train(run)
+    longest = max(map(max, counted))
+    assert 4 <= len(counted) < 9  # of three steps
+    assert all(sum(lengths) <= longest for lengths in counted)
+    counted.clear()
+    padded = create("padded", packing=False, **settings)
+    train(padded)
+    assert [len(lengths) for lengths in counted] == [1] * 12
+    assert events(run, "step", "target_tokens") != []
 
 
 def test_the_average_of_an_epoch_weighs_tokens(create: Create) -> None:

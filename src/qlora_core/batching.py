@@ -239,9 +239,16 @@ def at_most(rows: int, batches: Iterable[Sequence[int]]) -> Iterator[Sequence[in
     return (batch[i : i + rows] for batch in batches for i in range(0, len(batch), rows))
 
 
-def fixed_batches(count: int, batch_size: int) -> list[list[int]]:
-    """Indices in their own order, for validation: the same rows, the same way, every time."""
-    return [list(range(i, min(i + batch_size, count))) for i in range(0, count, batch_size)]
+def neighbours(lengths: Iterable[int], tokens: int) -> Iterator[range]:
+    """Indices next to each other, of together no more than so many tokens, or of one row."""
+    begin = total = end = 0
+    for end, length in enumerate(lengths, 1):
+        if total and total + length > tokens:
+            yield range(begin, end - 1)
+            begin, total = end - 1, 0
+        total += length
+    if end:
+        yield range(begin, end)
 
 
 def share_out(lengths: Sequence[int], parts: int) -> list[list[int]]:
@@ -250,3 +257,34 @@ def share_out(lengths: Sequence[int], parts: int) -> list[list[int]]:
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         min(shares, key=lambda share: (sum(lengths[i] for i in share), len(share))).append(index)
     return shares
+
+
+def in_rounds(lengths: Sequence[int], *, streams: int, share: int, at_once: int) -> list[list[list[int]]]:
+    """Divide rows into rounds that are computed one after the other, each on several streams at the same time.
+
+    Args:
+        lengths: of the rows.
+        streams: shares of a round, at most.
+        share: tokens of one, at most; a row that is longer is one.
+        at_once: tokens of a round, at most; a row that is longer is one.
+
+    Returns:
+        As few rounds as do, of shares of about as many tokens each; indices of the rows of each share.
+    """
+    share = min(share, at_once)
+    count = streams * math.ceil(sum(lengths) / min(streams * share, at_once))
+    while True:
+        shares = share_out(lengths, count)
+        tokens = [sum(lengths[i] for i in each) for each in shares]
+        if all(len(each) == 1 or total <= share for each, total in zip(shares, tokens, strict=True)):
+            break
+        count += streams
+    rounds: list[list[list[int]]] = []
+    room = 0
+    for each, total in zip(shares, tokens, strict=True):
+        if not rounds or len(rounds[-1]) == streams or total > room:
+            rounds.append([])
+            room = at_once
+        rounds[-1].append(each)
+        room -= total
+    return rounds

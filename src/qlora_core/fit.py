@@ -88,7 +88,9 @@ def estimate_memory(
     longest = [rows[i] for i in np.argsort(rows.lengths, kind="stable")[-config.train.batch_size :]]
     tokens, targets = sum(map(len, longest)), sum(row.target_tokens for row in longest)
     most = max(map(len, longest))
-    at_once = 1.0 if on_gpu else min(1.0, (CPU_TOKENS * cpu_streams() + most) / tokens)
+    at_once = (
+        1.0 if on_gpu else min(1.0, max(CPU_TOKENS * cpu_streams(), sum(map(len, longest[-cpu_streams() :]))) / tokens)
+    )
     shape = spec.config
     hidden, inner = shape["hidden_size"], shape.get("intermediate_size", 4 * shape["hidden_size"])
     heads = shape.get("num_attention_heads", 1)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from . import device
-from .batching import Rounding, make_batch
+from .batching import Rounding, make_batch, neighbours
 from .device import mx, nn
 from .model import Form, Layout, arrays_of, batch_loss, few_rows, form_hidden, load_lower_layers, same_loss
 from .runs import RunWriter
@@ -147,24 +147,12 @@ def _all_states(
     session: Session, writer: RunWriter, maker: Maker, parts: Sequence[TokenRows], asked: Callable[[], bool]
 ) -> Iterator[np.ndarray]:
     for rows in parts:
-        pieces = _pieces(rows.lengths)
-        while some := [rows[begin:end] for begin, end in itertools.islice(pieces, len(session.streams))]:
+        pieces = neighbours(rows.lengths.tolist(), TOKENS)
+        while some := [rows[piece.start : piece.stop] for piece in itertools.islice(pieces, len(session.streams))]:
             if asked():
                 raise _AskedToEnd
             yield from maker.states_of(*some, streams=session.streams)
             writer.beat(step=session.progress.step)
-
-
-def _pieces(lengths: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Rows that go through the layers together: next to each other, of together no more than `TOKENS`, or one."""
-    begin = total = 0
-    for number, length in enumerate(lengths.tolist()):
-        if number > begin and total + length > TOKENS:
-            yield begin, number
-            begin, total = number, 0
-        total += length
-    if len(lengths):
-        yield begin, len(lengths)
 
 
 def _digest(parts: Iterable[TokenRows]) -> str:

@@ -132,6 +132,16 @@ class Session:
         return "level" if self.kernels.rounding.bins else "drawn"
 
     @functools.cached_property
+    def tokens_at_once(self) -> int:
+        """Of packed rows: as many as the `micro_batch` longest have, which fit."""
+        return sum(sorted(self.lengths)[-self.micro_batch :])
+
+    @property
+    def tokens_a_stream(self) -> int:
+        """Of those."""
+        return self.kernels.at_once or self.tokens_at_once
+
+    @functools.cached_property
     def lengths(self) -> list[int]:
         """Tokens of each row to train."""
         return self.train_rows.lengths.tolist()

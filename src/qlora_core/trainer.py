@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import device, fit
-from .batching import Batch, at_most, epoch_steps, fixed_batches, make_batch, share_out
+from .batching import Batch, at_most, epoch_steps, in_rounds, make_batch, neighbours, share_out
 from .checkpoint import checkpoints, latest_checkpoint, room_wanted, save_checkpoint
 from .device import mx, tree_flatten, tree_map
 from .errors import MemoryShortError, QLoraError, StorageError, TrainingError
@@ -295,8 +295,8 @@ def _summed(session: Session, group: Sequence[Sequence[int]]) -> tuple[mx.array,
     """Loss of the next step's rows and its gradient `(parameters,)`, summed over all target tokens."""
     mx.random.seed(_dropout_seed(session.config.train.seed, session.progress.step + 1))
     loss, gradient = mx.array(0.0), mx.array(0.0)
-    for part in _parts(session, session.train_rows, at_most(session.micro_batch, group)):
-        part_loss, part_gradient = _micro_batch(session, part)  # laid out while the one before is computed
+    for shares in _rounds(session, session.train_rows, group):
+        part_loss, part_gradient = _micro_batch(session, shares)  # laid out while the one before is computed
         mx.eval(loss, gradient)  # one at a time is in memory
         loss, gradient = loss + part_loss, gradient + part_gradient
         mx.async_eval(loss, gradient)
@@ -324,30 +324,38 @@ def _finite(*trees: Any) -> mx.array:
     return mx.isfinite(mx.stack([mx.sum(value) for value in values])).all()
 
 
-def _parts(session: Session, rows: Sequence[TokenRow], batches: Iterable[Sequence[int]]) -> Iterator[list[TokenRow]]:
-    """The rows of each micro-batch, in parts that are computed one after the other."""
-    kernels = session.kernels
-    for indices in batches:
-        lengths = [len(rows[i]) for i in indices]
-        count = math.ceil(sum(lengths) / (kernels.streams * kernels.at_once)) if kernels.at_once else 1
-        for share in share_out(lengths, count):
-            yield [rows[indices[i]] for i in share]
+def _rounds(
+    session: Session, rows: Sequence[TokenRow], group: Iterable[Sequence[int]]
+) -> Iterator[list[list[TokenRow]]]:
+    """The rows of micro-batches in rounds that are computed one after the other; those of each stream.
+
+    Packed rows go by their tokens, whatever micro-batch they are of: many short ones take no more memory than few long
+    ones.
+    """
+    streams, share, at_once = session.kernels.streams, session.tokens_a_stream, session.tokens_at_once
+    if session.layout == "packed":
+        found = [rows[i] for batch in group for i in batch]
+        for shares in in_rounds(list(map(len, found)), streams=streams, share=share, at_once=at_once):
+            yield [[found[i] for i in each] for each in shares]
+        return
+    for batch in at_most(session.micro_batch, group):
+        found = [rows[i] for i in batch]
+        yield [[found[i] for i in each] for each in share_out(list(map(len, found)), streams)]
 
 
-def _micro_batch(session: Session, rows: Sequence[TokenRow]) -> tuple[mx.array, mx.array]:
-    """Summed loss of some rows and its gradient `(parameters,)`, a part of the rows on each stream."""
-    losses, gradients = zip(*_on_streams(session, rows, session.passes.loss_and_gradient), strict=True)
+def _micro_batch(session: Session, shares: Sequence[Sequence[TokenRow]]) -> tuple[mx.array, mx.array]:
+    """Summed loss of some rows and its gradient `(parameters,)`, a share of the rows on each stream."""
+    losses, gradients = zip(*_on_streams(session, shares, session.passes.loss_and_gradient), strict=True)
     return sum(losses), sum(gradients[1:], gradients[0])
 
 
-def _on_streams(session: Session, rows: Sequence[TokenRow], compute: Callable[[Batch], Any]) -> list[Any]:
-    """What `compute` makes of the rows, shared out over the streams as equal parts."""
+def _on_streams(session: Session, shares: Sequence[Sequence[TokenRow]], compute: Callable[[Batch], Any]) -> list[Any]:
+    """What `compute` makes of each share, on a stream of its own."""
     packed, rounding = session.layout == "packed", session.kernels.rounding
-    shares = share_out([len(row) for row in rows], session.kernels.streams)
     results = []
     for share, stream in zip(shares, session.streams, strict=False):
         with mx.stream(stream):
-            results.append(compute(make_batch([rows[i] for i in share], packed=packed, rounding=rounding)))
+            results.append(compute(make_batch(share, packed=packed, rounding=rounding)))
     return results
 
 
@@ -465,8 +473,10 @@ def validate_model(session: Session) -> float:
     """Mean loss over all target tokens of the validation rows, nats; the same rows in the same batches every time."""
     session.model.eval()
     total = 0.0
-    for part in _parts(session, session.val_rows, fixed_batches(len(session.val_rows), session.micro_batch)):
-        total += sum(_on_streams(session, part, session.passes.loss)).item()
+    rows = session.val_rows
+    for some in neighbours(rows.lengths.tolist(), session.tokens_at_once):
+        for shares in _rounds(session, rows, [some]):
+            total += sum(_on_streams(session, shares, session.passes.loss)).item()
     session.model.train()
     return total / int(session.val_rows.target_lengths.sum())
 

@@ -62,8 +62,8 @@ def inject(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     real = trainer._micro_batch
 
     def do(steps: Iterable[int], change: Callable[[Any, Any], tuple[Any, Any]]) -> None:
-        def micro_batch(session, rows):
-            loss, gradient = real(session, rows)
+        def micro_batch(session, shares):
+            loss, gradient = real(session, shares)
             return change(loss, gradient) if session.progress.step + 1 in steps else (loss, gradient)
 
         monkeypatch.setattr(trainer, "_micro_batch", micro_batch)

@@ -83,8 +83,8 @@ def overflow(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     real = trainer._micro_batch
 
     def do(steps: Iterable[int], dtypes: Iterable[str] = ("float16",)) -> None:
-        def micro_batch(session, rows):
-            loss, gradient = real(session, rows)
+        def micro_batch(session, shares):
+            loss, gradient = real(session, shares)
             hit = session.progress.step + 1 in steps and session.kernels.dtype in dtypes
             return loss, gradient + math.inf if hit else gradient
 
@@ -98,9 +98,9 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Dtype and number of rows of every micro-batch whose gradient is computed."""
     found, real = [], trainer._micro_batch
 
-    def micro_batch(session, rows):
-        found.append((session.kernels.dtype, len(rows)))
-        return real(session, rows)
+    def micro_batch(session, shares):
+        found.append((session.kernels.dtype, sum(map(len, shares))))
+        return real(session, shares)
 
     monkeypatch.setattr(trainer, "_micro_batch", micro_batch)
     return found
