@@ -64,8 +64,9 @@ def train(writer: RunWriter, monitor: MemoryMonitor | None = None) -> Outcome:
     with Interruption(writer.run) as interruption:
         try:
             while state is None:
-                session, interruption.training = None, False
-                _give_back_memory()
+                if session:  # it goes on in another dtype
+                    session, interruption.training = None, False
+                    _give_back_memory()
                 writer.set_status("preparing", message="")
                 session = open_session(writer, monitor)
                 interruption.training = True
