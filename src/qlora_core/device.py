@@ -174,14 +174,14 @@ class Kernels:
         device: `cpu`, `cuda` or `metal`.
         dtype: of activations and of scales.
         linear: `kept` (weights dequantised once), `dequantised` (for each use), `quantised` (MLX's own kernel).
-        streams: parts a micro-batch is split into, each on a stream (a core) of its own.
-        trunk: whether layers below all adapters are computed once for each row, where each is trained more than once.
-        at_once: tokens of a micro-batch that one stream computes at once, so that they stay near its core; 0: all.
+        streams: shares that rows are divided into, each computed on a stream (a core) of its own.
         blas: name of the BLAS on a CPU.
         fast_exp: polynomial `exp` in attention and SwiGLU.
         rounding: sizes that batches are filled up to.
         compiled: whether a micro-batch is compiled to one graph, for each shape that occurs.
         sharing: whether layers that multiply the same input are computed together, and norms and SwiGLU made again.
+        at_once: tokens of packed rows that one stream computes at once, so that memory is used again; 0: all that fit.
+        trunk: whether layers below all adapters are computed once for each row, where each is trained more than once.
     """
 
     device: str
