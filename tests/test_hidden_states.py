@@ -26,7 +26,7 @@ from harness import (
 )
 from safetensors.numpy import load_file
 
-from qlora_core import device, hidden_states, trainer
+from qlora_core import console, device, hidden_states, trainer
 from qlora_core.batching import AS_IT_IS, Rounding, make_batch
 from qlora_core.config import LoraConfig
 from qlora_core.device import Kernels, mx, nn
@@ -200,6 +200,9 @@ def test_a_run_learns_what_it_would_without(create: Create) -> None:
     (told,) = events(with_trunk, "trunk")
     tokens = sum(map(len, _rows(with_trunk)))
     assert (told["layers"], told["bytes"]) == (3, 4 * 64 * tokens)
+    line = console.event_line(told | {"seconds": 1.26})
+    kept = f"({console.size(told['bytes'])} in 1.3 s)"
+    assert line == f"  ✓ 3 layers were computed once for each row {kept}, and are out of memory"
     assert events(without, "trunk") == events(with_trunk, "warning") == []
     assert not (with_trunk.path / FILE).exists()  # nobody needs it any more
     assert not (with_trunk.path / SEAL).exists()

@@ -276,7 +276,7 @@ def event_line(event: dict[str, Any]) -> str:
         return f"  ! {event['message']}"
     if kind == "trunk":
         kept = f"{size(event['bytes'])} in {event['seconds']:,.1f} s"
-        return f"  ✓ {event['layers']} layers are computed once for each row ({kept}), and out of memory"
+        return f"  ✓ {event['layers']} layers were computed once for each row ({kept}), and are out of memory"
     if kind == "start" and event.get("step"):
         return f"Resuming at step {event['step']} of {event.get('total_steps')}"
     return ""
