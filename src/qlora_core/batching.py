@@ -254,8 +254,11 @@ def neighbours(lengths: Iterable[int], tokens: int) -> Iterator[range]:
 def share_out(lengths: Sequence[int], parts: int) -> list[list[int]]:
     """Divide rows over at most `parts` streams so that each has about as many tokens; indices of the rows of each."""
     shares: list[list[int]] = [[] for _ in range(min(parts, len(lengths)))]
+    tokens = [0] * len(shares)
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        min(shares, key=lambda share: (sum(lengths[i] for i in share), len(share))).append(index)
+        place = min(range(len(shares)), key=lambda place: (tokens[place], len(shares[place])))
+        shares[place].append(index)
+        tokens[place] += lengths[index]
     return shares
 
 

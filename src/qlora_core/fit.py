@@ -23,9 +23,7 @@ PROGRAM_BYTES = 350_000_000  # Python and the libraries, once loaded
 RESERVE_BYTES = 300_000_000  # left for the rest of the machine
 SCORE_BUFFERS = 7  # arrays of a layer's attention scores alive at once in its backward pass (measured: 6 to 7)
 PASSING_ARRAYS = 6  # arrays as wide as the MLP of the one layer that the backward pass is in
-CPU_TOKENS = (
-    768  # that a core computes at once: with many more, arrays come from fresh pages (measured: a fifth slower)
-)
+CPU_TOKENS = 768  # that a core computes at once: more take arrays from fresh pages (measured: a fifth slower)
 KEPT_SCORES = 256  # a row of no more tokens keeps its attention's probabilities on a CPU; a longer one makes them again
 LARGE_MODEL = 3_000_000_000  # parameters from which `min_free_gb` is asked for
 
@@ -88,9 +86,8 @@ def estimate_memory(
     longest = [rows[i] for i in np.argsort(rows.lengths, kind="stable")[-config.train.batch_size :]]
     tokens, targets = sum(map(len, longest)), sum(row.target_tokens for row in longest)
     most = max(map(len, longest))
-    at_once = (
-        1.0 if on_gpu else min(1.0, max(CPU_TOKENS * cpu_streams(), sum(map(len, longest[-cpu_streams() :]))) / tokens)
-    )
+    a_row_each = sum(map(len, longest[-cpu_streams() :]))
+    at_once = 1.0 if on_gpu else min(1.0, max(CPU_TOKENS * cpu_streams(), a_row_each) / tokens)
     shape = spec.config
     hidden, inner = shape["hidden_size"], shape.get("intermediate_size", 4 * shape["hidden_size"])
     heads = shape.get("num_attention_heads", 1)

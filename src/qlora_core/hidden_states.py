@@ -5,7 +5,6 @@ Knows sessions, layers and that file; nothing of steps.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -20,7 +19,17 @@ import numpy as np
 from . import device
 from .batching import Rounding, make_batch, neighbours
 from .device import mx, nn
-from .model import Form, Layout, arrays_of, batch_loss, few_rows, form_hidden, load_lower_layers, same_loss
+from .model import (
+    OTHER_PARTS,
+    Form,
+    Layout,
+    arrays_of,
+    batch_loss,
+    few_rows,
+    form_hidden,
+    load_lower_layers,
+    same_loss,
+)
 from .runs import RunWriter
 from .session import Session
 from .storage import replacing, write_json
@@ -95,7 +104,7 @@ class Maker:
                 found = loss([dataclasses.replace(row, states=each) for row, each in zip(rows, states, strict=True)])
             finally:
                 self._trunk.put_back(below)
-        except (AttributeError, TypeError, ValueError, IndexError):  # the model has no such parts
+        except OTHER_PARTS:
             return False
         return same_loss(self._model, found, wanted)
 
@@ -126,17 +135,19 @@ def leave_trunk(session: Session, writer: RunWriter, asked: Callable[[], bool]) 
     if states is None:
         writer.tell("leaving_trunk", layers=depth, rows=sum(map(len, parts)))
         wanted = sum(counts) * spec.config["hidden_size"] * np.dtype(BITS[kernels.dtype]).itemsize
-        with contextlib.suppress(_AskedToEnd), device.blas_threads(max(1, device.cores() // kernels.streams)):
-            write_states(run.path, known, _all_states(session, writer, maker, parts, asked), wanted)
-        states = read_states(run.path, known, kernels.dtype)
-    if states is not None:
-        states = states.reshape(sum(counts), -1)
-        session.train_rows = RowsAbove(parts[0], states[: counts[0]])
-        session.val_rows = RowsAbove(parts[1], states[counts[0] :])
-        session.trunk = trunk
-        trunk.take_out()
-        device.clear_cache()
-        writer.log("trunk", layers=depth, bytes=states.nbytes, seconds=time.perf_counter() - started)
+        try:
+            with device.blas_threads(max(1, device.cores() // kernels.streams)):
+                write_states(run.path, known, _all_states(session, writer, maker, parts, asked), wanted)
+        except _AskedToEnd:
+            return
+        states = _mapped(run.path, kernels.dtype)
+    states = states.reshape(sum(counts), -1)
+    session.train_rows = RowsAbove(parts[0], states[: counts[0]])
+    session.val_rows = RowsAbove(parts[1], states[counts[0] :])
+    session.trunk = trunk
+    trunk.take_out()
+    device.clear_cache()
+    writer.log("trunk", layers=depth, bytes=states.nbytes, seconds=time.perf_counter() - started)
 
 
 class _AskedToEnd(Exception):
@@ -194,9 +205,13 @@ def read_states(directory: Path, known: dict[str, Any], dtype: str) -> np.ndarra
             sealed = {**known, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
         if recorded != sealed:
             return None
-        return np.memmap(directory / FILE, BITS[dtype], "r")
+        return _mapped(directory, dtype)
     except (OSError, ValueError):
         return None
+
+
+def _mapped(directory: Path, dtype: str) -> np.ndarray:
+    return np.memmap(directory / FILE, BITS[dtype], "r")
 
 
 def remove_states(directory: Path) -> None:

@@ -44,6 +44,9 @@ from .weights import load_weights, loaded_directory
 Layout = Literal["packed", "padded", "whole"]
 """How batches go through a model: rows end to end; side by side; side by side with logits at every position."""
 
+OTHER_PARTS = (AttributeError, TypeError, ValueError, IndexError)
+"""What a model raises that has other parts than those it is asked for."""
+
 
 def load_base(spec: ModelSpec, kernels: Kernels, warn: Callable[[str], None] = lambda _: None) -> nn.Module:
     """Load the weights, frozen, in `kernels.dtype`, quantised while loading where `spec` says so.
@@ -336,7 +339,7 @@ def _head_alone_gives_logits(model: nn.Module, ids: mx.array) -> bool:
     try:
         inner = language_model(model)
         return mx.allclose(_project(inner, inner.model(ids, None)), model(ids), rtol=1e-6, atol=0).item()
-    except (AttributeError, TypeError, ValueError, IndexError):  # the model has no such parts
+    except OTHER_PARTS:
         return False
 
 
@@ -349,6 +352,8 @@ def choose_layout(
     few tokens tell. Models with soft caps, learned positions or states fall back to one that is right.
     """
     rows = few_rows(vocabulary)
+    if not _head_alone_gives_logits(model, mx.array(rows[0].ids)[None]):
+        return "whole"
     batches = [make_batch([row], packed=False) for row in rows]
     expected = sum(batch_loss(model, batch, "whole").item() for batch in batches)
     # bins as they are would be left too empty by so few tokens
@@ -358,13 +363,11 @@ def choose_layout(
         laid = [make_batch(rows, packed=layout == "packed", rounding=each) for each in roundings]
         try:
             losses = [batch_loss(model, batch, layout).item() for batch in laid]
-        except (AttributeError, TypeError, ValueError, IndexError):  # the model has no such parts
+        except OTHER_PARTS:
             return False
         return all(same_loss(model, loss, expected) for loss in losses)
 
     layouts: tuple[Layout, ...] = ("packed", "padded") if packing else ("padded",)
-    if not _head_alone_gives_logits(model, mx.array(batches[0].ids)):
-        layouts = ()
     makers = watch_sharing(lambda: model(mx.array(batches[0].ids))) if sharing else []
     if makers:
         if found := next(filter(agrees, layouts), None):

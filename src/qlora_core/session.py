@@ -138,7 +138,7 @@ class Session:
 
     @property
     def tokens_a_stream(self) -> int:
-        """Of those."""
+        """Of those, as many as one stream computes."""
         return self.kernels.at_once or self.tokens_at_once
 
     @functools.cached_property

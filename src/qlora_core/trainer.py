@@ -115,7 +115,6 @@ def _train_in_one_dtype(session: Session, writer: RunWriter, interruption: Inter
 
 
 def _train_to_end(session: Session, writer: RunWriter, interruption: Interruption) -> State:
-    prepare_to_train(session)
     _look_for_overflow(session)
     progress, total = session.progress, session.total_steps
     writer.set_status(
@@ -333,15 +332,18 @@ def _rounds(
     Packed rows go by their tokens, whatever micro-batch they are of: many short ones take no more memory than few long
     ones.
     """
-    streams, share, at_once = session.kernels.streams, session.tokens_a_stream, session.tokens_at_once
-    if session.layout == "packed":
-        found = [rows[i] for batch in group for i in batch]
-        for shares in in_rounds(list(map(len, found)), streams=streams, share=share, at_once=at_once):
-            yield [[found[i] for i in each] for each in shares]
-        return
-    for batch in at_most(session.micro_batch, group):
+    streams, packed = session.kernels.streams, session.layout == "packed"
+    batches = [[i for batch in group for i in batch]] if packed else at_most(session.micro_batch, group)
+
+    def divided(lengths: list[int]) -> list[list[list[int]]]:
+        if packed:
+            return in_rounds(lengths, streams=streams, share=session.tokens_a_stream, at_once=session.tokens_at_once)
+        return [share_out(lengths, streams)]
+
+    for batch in batches:
         found = [rows[i] for i in batch]
-        yield [[found[i] for i in each] for each in share_out(list(map(len, found)), streams)]
+        for shares in divided([len(row) for row in found]):
+            yield [[found[i] for i in share] for share in shares]
 
 
 def _micro_batch(session: Session, shares: Sequence[Sequence[TokenRow]]) -> tuple[mx.array, mx.array]:
@@ -443,6 +445,7 @@ def _look_for_overflow(session: Session) -> None:
     """
     if session.kernels.dtype != "float16" or session.progress.step:
         return
+    prepare_to_train(session)
     lengths = session.lengths
     longest = [sorted(range(len(lengths)), key=lambda i: lengths[i])[-session.micro_batch :]]
     if not _finite(*_summed(session, longest)).item():

@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 
 from ..memory import GB, total_bytes
+from ..parallel import cores
 
 PACKAGES = (
     "qlora-notebook", "mlx", "mlx-lm", "numpy", "scipy-openblas32", "torch", "transformers", "peft", "bitsandbytes",
@@ -27,11 +28,9 @@ _PATH = re.compile(r"(?<![\w.~/\\])(?:~|[A-Za-z]:)?(?:[/\\][\w.@+-]+)+[/\\]?")
 
 def describe_machine() -> dict[str, Any]:
     """Processor, cores, memory, GPUs, system."""
-    cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
     return {
         "processor": _processor(),
-        "cores": min(cores, allowed),
+        "cores": cores(),
         "memory_gb": round(total_bytes() / GB, 1),
         "gpus": gpus(),
         "system": _system(),
