@@ -13,6 +13,7 @@ from qlora_core.batching import (
     epoch_batches,
     fill_bins,
     in_rounds,
+    in_rounds_of_sharing,
     make_batch,
     neighbours,
     share_out,
@@ -330,3 +331,62 @@ def test_every_target_follows_its_source_within_its_row(packed: bool, rounding: 
     assert pairs == [(int(r.ids[i - 1]), int(r.ids[i])) for r in rows for i in np.flatnonzero(r.trained)]
     assert batch.tokens == sum(map(len, rows))
     assert {batch.ids.dtype, batch.source.dtype, batch.target.dtype} == {np.dtype(np.int32)}
+
+
+# Rows that share a beginning ---------------------------------------------------------------------------------------
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 60), st.booleans()), min_size=1, max_size=30),
+    st.integers(1, 50),
+    st.lists(st.integers(16, 128), min_size=1, max_size=3, unique=True),
+)
+def test_bins_have_room_for_what_their_rows_share(drawn: list[tuple[int, bool]], size: int, sizes: list[int]) -> None:
+    lengths, before = [length for length, _ in drawn], [size * shares for _, shares in drawn]
+    width, bins = fill_bins(lengths, sizes, before)
+    assert sorted(i for rows in bins for i in rows) == list(range(len(drawn)))
+    assert all(sum(lengths[i] for i in rows) + max(before[i] for i in rows) <= width for rows in bins)
+    assert width % min(sizes) == 0 or width in sizes
+
+
+def test_a_row_that_shares_goes_where_it_lies_already() -> None:
+    assert fill_bins([40, 30, 20, 10], (100,), [30, 0, 30, 30]) == (100, [[0, 1], [2, 3]])
+    assert fill_bins([40, 30, 20, 10], (100,), [30, 30, 0, 30]) == (100, [[0, 1], [2, 3]])
+    assert fill_bins([40, 20, 10], (100,), [30, 30, 30]) == (100, [[0, 1, 2]])
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 60), st.booleans()), min_size=1, max_size=20),
+    st.integers(0, 50),
+    st.integers(1, 4),
+    st.integers(1, 300),
+    st.integers(1, 300),
+)
+def test_rounds_of_rows_that_share_hold_each_once_within_the_limits(
+    drawn: list[tuple[int, bool]], size: int, streams: int, share: int, at_once: int
+) -> None:
+    shared = [size * shares for _, shares in drawn]
+    lengths = [rest + of_it for (rest, _), of_it in zip(drawn, shared, strict=True)]
+    rounds = in_rounds_of_sharing(lengths, shared, streams=streams, share=share, at_once=at_once)
+    assert sorted(i for shares in rounds for rows in shares for i in rows) == list(range(len(drawn)))
+
+    def tokens(rows: list[int]) -> int:
+        return sum(lengths[i] - shared[i] for i in rows) + max(shared[i] for i in rows)
+
+    for shares in rounds:
+        assert len(shares) <= streams
+        several = any(len(rows) > 1 for rows in shares) or len(shares) > 1
+        assert not several or sum(map(tokens, shares)) <= at_once
+        assert all(len(rows) == 1 or tokens(rows) <= max(share, size + share // 2) for rows in shares)
+    if not any(shared):
+        assert rounds == in_rounds(lengths, streams=streams, share=share, at_once=at_once)
+
+
+def test_few_streams_that_share_are_chosen_over_many_that_cannot() -> None:
+    lengths, shared = [120] * 6, [100] * 6
+    limits = {"streams": 6, "share": 1000, "at_once": 240}
+    # two at once without sharing, on six streams not even one; on one all of them
+    assert in_rounds_of_sharing(lengths, shared, **limits) == [[[0, 1, 2, 3, 4, 5]]]
+    assert len(in_rounds(lengths, **limits)) == 3
+    limits["at_once"] = 720
+    assert in_rounds_of_sharing(lengths, shared, **limits) == [[[i] for i in range(6)]]

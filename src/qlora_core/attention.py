@@ -5,11 +5,13 @@ Knows how rows lie; nothing of layers or weights.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from .batching import SHARED, neighbours
 from .device import mx
 from .elementwise import fast_exp
 from .fit import KEPT_SCORES
@@ -18,14 +20,47 @@ Attend = Callable[[mx.array, mx.array, mx.array], mx.array]
 """Causal attention of queries `(R, H, L, D)` to keys and values `(R, K, L, D)`, K dividing H."""
 
 
-class Uncached:
-    """Stands where a KV cache would, and keeps nothing."""
+class Positions:
+    """Stands where a KV cache has its offset: rows that share a beginning go on from its end, each by itself.
 
-    offset = 0
+    What turns queries and keys by their positions asks for them (`each`); to count with this as with a number is an
+    error.
+
+    Args:
+        positions: `(R, L)`, of each token in its row.
+    """
+
+    def __init__(self, positions: mx.array) -> None:
+        self._positions = positions.reshape(-1)
+
+    def each(self, rotate: Callable[..., mx.array], x: mx.array) -> mx.array:
+        """`rotate(x, offset)` of `(R, H, L, D)`, each token by its own position."""
+        R, H, L, D = x.shape
+        alone = x.swapaxes(1, 2).reshape(R * L, H, 1, D)
+        return rotate(alone, offset=self._positions).reshape(R, L, H, D).swapaxes(1, 2)
+
+
+class Uncached:
+    """Stands where a KV cache would, and keeps nothing.
+
+    Args:
+        position: `(R, L)`, of each token in its row; None: as they lie.
+    """
+
+    def __init__(self, position: mx.array | None = None) -> None:
+        self.offset = 0 if position is None else Positions(position)
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Keys and values as they are."""
         return keys, values
+
+
+def _seen(row: mx.array, position: mx.array, window: int | None) -> mx.array:
+    """Boolean `(R, L, L)`: whether a token sees another, by the rows `(R, L)` that they belong to."""
+    i = mx.arange(row.shape[-1])
+    of_other, of_key = row[:, :, None], row[:, None]
+    seen = (i[:, None] >= i[None]) & ((of_other == of_key) | (of_key == SHARED))
+    return seen if window is None else seen & (position[..., :, None] < position[..., None, :] + window)
 
 
 class _EndToEnd(Uncached):
@@ -33,25 +68,26 @@ class _EndToEnd(Uncached):
 
     mlx-lm's models ask a cache for the attention mask and hand it on to attention. Attention that knows this class
     takes the rows apart, so that its cost is the square of a row, not of all of them; any other uses the block-diagonal
-    mask. Rotary positions run on over the rows: only their differences count.
+    mask. Unless rows share a beginning, positions run on over them: only their differences count.
 
     Args:
-        row: `(N,)`, which row a token belongs to, -1 for what fills them up.
+        row: `(N,)`, which row a token belongs to, -1 for what fills them up, `SHARED` for what those after it see.
         longest: tokens of the longest.
+        position: `(1, N)`, of each token in its row; None: as they lie.
     """
 
-    def __init__(self, row: mx.array, longest: int) -> None:
-        self._row, self.longest = row, longest
+    def __init__(self, row: mx.array, longest: int, position: mx.array | None = None) -> None:
+        super().__init__(position)
+        self._row, self.longest = row[None], longest
+        self._position = mx.arange(len(row)) if position is None else position
         self.causal: mx.array | None = None
 
     def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> mx.array:
         """Boolean `(1, 1, N, N)`: causal, within the row, within the window."""
-        i = mx.arange(N)
-        mask = (i[:, None] >= i[None]) & (self._row[:, None] == self._row[None])
         if window_size is not None and window_size < self.longest:
-            return (mask & (i[:, None] < i[None] + window_size))[None, None]
+            return _seen(self._row, self._position, window_size)[None]
         if self.causal is None:
-            self.causal = mask[None, None]
+            self.causal = _seen(self._row, self._position, None)[None]
         return self.causal
 
 
@@ -59,12 +95,19 @@ class SlicedRows(_EndToEnd):
     """Rows end to end as they are: attention (`fast_attention`) looks at one span of them after the other.
 
     Args:
-        lengths: tokens of each row.
+        lengths: tokens of each part, as `Batch` has them.
+        prefix: which part is the beginning that all after it share.
+        position: `(1, N)`, as `Batch` has it.
     """
 
-    def __init__(self, lengths: Sequence[int]) -> None:
-        super().__init__(mx.array(np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)), max(lengths))
-        self.spans = _spans(lengths)
+    def __init__(self, lengths: Sequence[int], prefix: int | None = None, position: mx.array | None = None) -> None:
+        row = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+        longest = max(lengths)
+        if prefix is not None:
+            row[row == prefix] = SHARED
+            longest = max([*lengths[:prefix], lengths[prefix] + max(lengths[prefix + 1 :])])
+        super().__init__(mx.array(row), longest, position)
+        self.spans = _spans(lengths, prefix)
 
 
 class PackedRows(_EndToEnd):
@@ -111,10 +154,13 @@ class BinnedRows(Uncached):
         row: `(R, L)`, as `Batch` has it.
         dtype: of the scores, which the mask is added to.
         plain: whether each bin holds one row.
+        position: `(R, L)`, as `Batch` has it.
     """
 
-    def __init__(self, row: mx.array, dtype: mx.Dtype, *, plain: bool) -> None:
+    def __init__(self, row: mx.array, dtype: mx.Dtype, *, plain: bool, position: mx.array | None = None) -> None:
+        super().__init__(position)
         self._row, self._dtype, self._plain = row, dtype, plain
+        self._position = mx.arange(row.shape[-1]) if position is None else position
         self._masks: dict[int | None, mx.array] = {}
 
     def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> mx.array | str:
@@ -123,10 +169,7 @@ class BinnedRows(Uncached):
         if self._plain and window is None and not return_array:
             return "causal"
         if window not in self._masks:
-            i = mx.arange(N)
-            seen = (i[:, None] >= i[None]) & (self._row[:, :, None] == self._row[:, None])
-            if window is not None:
-                seen = seen & (i[:, None] < i[None] + window)
+            seen = _seen(self._row, self._position, window)
             # a boolean mask would keep attention from being fused
             self._masks[window] = mx.where(seen, 0.0, -1e9).astype(self._dtype)[:, None]
         return self._masks[window]
@@ -155,40 +198,64 @@ def packed_attention(queries: mx.array, keys: mx.array, values: mx.array, rows: 
     return attention(queries, keys, values)
 
 
+NOTHING = range(0)
 SHORT = 64  # rows of together no more tokens are one span: their squares cost less than a call for each
+NOTHING = range(0)
 
 
 @dataclass(frozen=True)
 class Span:
-    """Tokens next to each other that see nothing outside of them.
+    """Tokens next to each other that see nothing outside of them but what they share.
 
     Attributes:
         start: the first.
         stop: the one after the last.
-        mask: `(T, T)` float32: 0 where a token sees another, else very low. Added, since a selection by a boolean mask
-            costs 20 times an addition on a CPU.
+        mask: `(T, S)` float32, of T tokens and the S that they see: 0 where one sees another, else very low. Added,
+            since a selection by a boolean mask costs 20 times an addition on a CPU.
+        shared: where the beginning lies that their rows share.
     """
 
     start: int
     stop: int
     mask: mx.array
+    shared: range = NOTHING
 
-    def of(self, x: mx.array) -> mx.array:
+    @property
+    def kept(self) -> bool:
+        """Whether its probabilities are, for the backward pass."""
+        return self.mask.shape[1] <= KEPT_SCORES
+
+    def own(self, x: mx.array) -> mx.array:
         """The span's part of `(B, H, N, D)`."""
         return x[:, :, self.start : self.stop]
 
+    def seen(self, x: mx.array) -> mx.array:
+        """What it sees of `(B, H, N, D)`: what is shared, and itself."""
+        own = self.own(x)
+        return mx.concatenate([x[:, :, self.shared.start : self.shared.stop], own], axis=2) if self.shared else own
 
-def _spans(lengths: Sequence[int]) -> list[Span]:
-    """Spans of rows end to end: one for each, and one for several that are short."""
-    spans: list[Span] = []
-    start, rows = 0, []
-    for number, length in enumerate(lengths, 1):
-        rows.append(length)
-        if number == len(lengths) or sum(rows) + lengths[number] > SHORT:
-            row = np.repeat(np.arange(len(rows)), rows)
-            seen = np.tri(len(row), dtype=bool) & (row[:, None] == row)
-            spans.append(Span(start, start + len(row), mx.array(np.where(seen, 0, -1e9).astype(np.float32))))
-            start, rows = start + len(row), []
+
+def _spans(lengths: Sequence[int], prefix: int | None = None) -> list[Span]:
+    """Spans of parts end to end: one for each, and one for several that are short; those after the prefix see it."""
+    ends = [0, *itertools.accumulate(lengths)]
+    if prefix is None:
+        return _spans_of(lengths, 0)
+    shared = range(ends[prefix], ends[prefix + 1])
+    alone = [*_spans_of(lengths[:prefix], 0), *_spans_of([lengths[prefix]], shared.start)]
+    return [*alone, *_spans_of(lengths[prefix + 1 :], shared.stop, shared)]
+
+
+def _spans_of(lengths: Sequence[int], start: int, shared: range = NOTHING) -> list[Span]:
+    """Those of rows that begin at `start` and see what lies at `shared`."""
+    spans = []
+    for some in neighbours(lengths, SHORT):
+        rows = lengths[some.start : some.stop]
+        row = np.repeat(np.arange(len(rows)), rows)
+        seen = np.tri(len(row), dtype=bool) & (row[:, None] == row)
+        seen = np.hstack([np.ones((len(row), len(shared)), bool), seen])
+        mask = mx.array(np.where(seen, 0, -1e9).astype(np.float32))
+        spans.append(Span(start, start + len(row), mask, shared))
+        start += len(row)
     return spans
 
 
@@ -219,14 +286,14 @@ def fast_attention(
         return x.reshape(B, K, -1, D)
 
     def probabilities(span: Span, q: mx.array, k: mx.array) -> mx.array:
-        T = span.stop - span.start
-        scores = (grouped(span.of(q) * scale) @ span.of(k).swapaxes(-1, -2)).reshape(B, H, T, T) + span.mask
+        T, S = span.mask.shape
+        scores = (grouped(span.own(q) * scale) @ span.seen(k).swapaxes(-1, -2)).reshape(B, H, T, S) + span.mask
         e = exp(scores - scores.max(-1, keepdims=True))
-        return (e / e.sum(-1, keepdims=True)).reshape(B, K, -1, T)
+        return (e / e.sum(-1, keepdims=True)).reshape(B, K, -1, S)
 
     def gradient(span: Span, p: mx.array, primals: Sequence[mx.array], cotangent: mx.array) -> tuple[mx.array, ...]:
-        q, k, v = map(span.of, primals)
-        c = grouped(span.of(cotangent))
+        q, k, v = span.own(primals[0]), span.seen(primals[1]), span.seen(primals[2])
+        c = grouped(span.own(cotangent))
         dp = c @ v.swapaxes(-1, -2)
         ds = p * (dp - (dp * p).sum(-1, keepdims=True)) * scale
         return (ds @ k).reshape(q.shape), ds.swapaxes(-1, -2) @ grouped(q), p.swapaxes(-1, -2) @ c
@@ -234,14 +301,25 @@ def fast_attention(
     @mx.custom_function
     def attend(q, k, v):
         made = [probabilities(span, q, k) for span in spans]
-        parts = [(p @ span.of(v)).reshape(B, H, -1, D) for p, span in zip(made, spans, strict=True)]
-        return mx.concatenate(parts, axis=2), *(p for p in made if p.shape[-1] <= KEPT_SCORES)
+        parts = [(p @ span.seen(v)).reshape(B, H, -1, D) for p, span in zip(made, spans, strict=True)]
+        return mx.concatenate(parts, axis=2), *(p for p, span in zip(made, spans, strict=True) if span.kept)
 
     @attend.vjp
     def _(primals, cotangents, outputs):
         kept = iter(outputs[1:])
-        made = [next(kept) if s.stop - s.start <= KEPT_SCORES else probabilities(s, *primals[:2]) for s in spans]
+        made = [next(kept) if span.kept else probabilities(span, *primals[:2]) for span in spans]
         parts = [gradient(span, p, primals, cotangents[0]) for span, p in zip(spans, made, strict=True)]
-        return tuple(mx.concatenate(of_all, axis=2) for of_all in zip(*parts, strict=True))
+        q, k, v = zip(*parts, strict=True)
+        return mx.concatenate(q, axis=2), _put_together(k, spans), _put_together(v, spans)
 
     return attend(queries, keys, values)[0]
+
+
+def _put_together(seen: Sequence[mx.array], spans: Sequence[Span]) -> mx.array:
+    """`(B, K, N, D)` from what each span makes of what it sees, `(B, K, S, D)`; what they share is added up."""
+    parts = [x[:, :, len(span.shared) :] for x, span in zip(seen, spans, strict=True)]
+    if shared := spans[-1].shared:
+        place = next(i for i, span in enumerate(spans) if span.start == shared.start)
+        others = [x[:, :, : len(shared)] for x, span in zip(seen, spans, strict=True) if span.shared]
+        parts[place] = sum(others, parts[place])
+    return mx.concatenate(parts, axis=2)

@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 
 from .config import TrainConfig
+from .prefix import NO_PREFIX, begins_with, part
 from .tokens import TokenRow
 
 
@@ -46,6 +47,7 @@ class Rounding:
 
 
 AS_IT_IS = Rounding()
+SHARED = -2  # instead of a row's number: a token that all rows after it see
 
 
 def _up(count: int, step: int) -> int:
@@ -56,20 +58,24 @@ def _up(count: int, step: int) -> int:
 class Batch:
     """What one forward pass takes.
 
-    Rows lie end to end in one (`pack`), end to end in several bins (`row`), or each in its own, padded.
+    Rows lie end to end in one (`pack`), end to end in several bins (`row`), or each in its own, padded. The beginning
+    that rows share lies before them once, in bins once in each, and they without it: each of these is a part.
 
     Attributes:
         ids: int32, `(1, N)` end to end, `(R, L)` in bins or padded.
-        lengths: tokens of each row, in order.
+        lengths: tokens of each part, in order.
         source: int32, `(T,)`: flat positions whose next token is trained.
         target: int32, `(T,)`: those next tokens.
         weight: float32, `(T,)`: 1, or 0 for what fills the batch up.
-        starts: int64, `(rows,)`: flat position of the first token of each row.
+        starts: int64, `(parts,)`: flat position of the first token of each part.
         states: `(…, hidden)`, as `ids` is laid out: those of the rows, if they have any.
         unpack: int32, `(R, L)`: end to end and filled up, the place of each token of each row, -1 beyond its end.
         pack: int32, `(N,)`: end to end and filled up, the place in the flattened `unpack` of each token, -1 for what
             fills it up.
-        row: int32, `(R, L)`: in bins, which row a token belongs to, -1 for what fills a bin up.
+        row: int32, `(R, L)`: in bins, which part a token belongs to, -1 for what fills a bin up, `SHARED` for what rows
+            after it share.
+        position: int32, as `ids`: of each token in its row, if rows share a beginning.
+        prefix: end to end, which part is the beginning that all after it share.
     """
 
     ids: np.ndarray
@@ -82,12 +88,14 @@ class Batch:
     unpack: np.ndarray | None = None
     pack: np.ndarray | None = None
     row: np.ndarray | None = None
+    position: np.ndarray | None = None
+    prefix: int | None = None
 
     @property
     def plain(self) -> bool:
         """Whether attention may go from each token to all before it: no two rows lie in one line of what it sees."""
         if self.row is not None:
-            return len(self.lengths) == len(self.row)  # no bin is empty
+            return len(self.lengths) == len(self.row)  # no bin is empty, nor has it only what rows share
         return self.unpack is not None and self.unpack.size == self.ids.size == self.tokens
 
     @property
@@ -99,23 +107,33 @@ class Batch:
 FLAT_COST = 1.25  # end to end in one row, attention takes the rows apart and puts them together: a quarter (H100)
 
 
-def make_batch(rows: Sequence[TokenRow], *, packed: bool, rounding: Rounding = AS_IT_IS) -> Batch:
-    """Lay rows end to end, in one or in bins, or side by side."""
+def make_batch(
+    rows: Sequence[TokenRow], *, packed: bool, rounding: Rounding = AS_IT_IS, prefix: np.ndarray = NO_PREFIX
+) -> Batch:
+    """Lay rows end to end, in one or in bins, or side by side.
+
+    Args:
+        rows: to lay.
+        packed: whether end to end.
+        rounding: sizes that the batch is filled up to.
+        prefix: int32, a beginning that rows which have it share, where packed that makes the batch smaller.
+    """
     lengths = np.fromiter(map(len, rows), np.int64)
     if not packed:
         return _laid(rows, lengths, np.arange(len(rows)) * lengths.max(), (len(rows), int(lengths.max())), rounding)
+    batch = _packed(rows, lengths, rounding)
+    sharing = [begins_with(row, prefix) for row in rows]
+    if sum(sharing) < 2 or not (rounding.bins or rounding == AS_IT_IS):
+        return batch
+    smaller = _sharing_end_to_end if rounding == AS_IT_IS else _sharing_in_bins
+    return min(batch, smaller(rows, sharing, len(prefix), rounding), key=lambda batch: batch.ids.size)
+
+
+def _packed(rows: Sequence[TokenRow], lengths: np.ndarray, rounding: Rounding) -> Batch:
     total = rounding.total(int(lengths.sum()))
     size, bins = fill_bins(lengths.tolist(), rounding.bins)
     if bins and size * len(bins) <= FLAT_COST * total:
-        starts = np.zeros(len(rows), np.int64)
-        row = np.full((len(bins), size), -1, np.int32)
-        for number, indices in enumerate(bins):
-            place = 0
-            for index in indices:
-                starts[index] = number * size + place
-                row[number, place : place + lengths[index]] = index
-                place += lengths[index]
-        return dataclasses.replace(_laid(rows, lengths, starts, row.shape, rounding), row=row)
+        return _in_bins(rows, size, bins, rounding)
     starts = np.cumsum(lengths) - lengths
     if rounding == AS_IT_IS:
         return _laid(rows, lengths, starts, (1, total), rounding)
@@ -125,6 +143,59 @@ def make_batch(rows: Sequence[TokenRow], *, packed: bool, rounding: Rounding = A
     pack[: lengths.sum()] = np.flatnonzero(inside)
     unpack = np.where(inside, starts[:, None] + position, -1).astype(np.int32)
     return dataclasses.replace(_laid(rows, lengths, starts, (1, total), rounding), unpack=unpack, pack=pack)
+
+
+def _in_bins(
+    rows: Sequence[TokenRow], size: int, bins: Sequence[Sequence[int]], rounding: Rounding, beginning: int = -1
+) -> Batch:
+    """Rows in bins of this size; `beginning` is the one that those after it in its bin share."""
+    placed, row = [], np.full((len(bins), size), -1, np.int32)
+    for number, indices in enumerate(bins):
+        place = 0
+        for index in indices:
+            placed.append((index, number * size + place))
+            row[number, place : place + len(rows[index])] = SHARED if index == beginning else index
+            place += len(rows[index])
+    parts, starts = zip(*((rows[index], start) for index, start in sorted(placed)), strict=True)
+    batch = _laid(parts, np.fromiter(map(len, parts), np.int64), np.array(starts), row.shape, rounding)
+    return dataclasses.replace(batch, row=row)
+
+
+def _sharing_end_to_end(rows: Sequence[TokenRow], sharing: Sequence[bool], size: int, rounding: Rounding) -> Batch:
+    """Rows that share nothing, the beginning of `size` tokens, and what the others have beyond it."""
+    rests = [part(row, size) for row, shares in zip(rows, sharing, strict=True) if shares]
+    parts = [row for row, shares in zip(rows, sharing, strict=True) if not shares]
+    first = len(parts)
+    parts += [_beginning(rows, sharing, size), *rests]
+    lengths = np.fromiter(map(len, parts), np.int64)
+    starts = np.cumsum(lengths) - lengths
+    position = np.arange(lengths.sum()) - np.repeat(starts, lengths)
+    position[starts[first + 1] :] += size
+    batch = _laid(parts, lengths, starts, (1, int(lengths.sum())), rounding)
+    return dataclasses.replace(batch, position=position[None].astype(np.int32), prefix=first)
+
+
+def _sharing_in_bins(rows: Sequence[TokenRow], sharing: Sequence[bool], size: int, rounding: Rounding) -> Batch:
+    """The same in each bin that has rows which share it."""
+    beginning = len(rows)
+    parts = [part(row, size) if shares else row for row, shares in zip(rows, sharing, strict=True)]
+    width, bins = fill_bins([len(row) for row in parts], rounding.bins, [size * shares for shares in sharing])
+    ordered = []
+    for indices in bins:
+        rests = [index for index in indices if sharing[index]]
+        alone = [index for index in indices if not sharing[index]]
+        ordered.append([*alone, beginning, *rests] if rests else alone)
+    batch = _in_bins([*parts, _beginning(rows, sharing, size)], width, ordered, rounding, beginning)
+    flat = batch.row.ravel()
+    position = np.arange(flat.size)
+    for start, length in zip(batch.starts, batch.lengths, strict=True):
+        shares = flat[start] >= 0 and sharing[flat[start]]
+        position[start : start + length] -= start - size * shares
+    return dataclasses.replace(batch, position=position.reshape(batch.row.shape).astype(np.int32))
+
+
+def _beginning(rows: Sequence[TokenRow], sharing: Sequence[bool], size: int) -> TokenRow:
+    return part(rows[sharing.index(True)], 0, size)
 
 
 def _laid(
@@ -157,27 +228,36 @@ def _laid(
     )
 
 
-def fill_bins(lengths: Sequence[int], sizes: Sequence[int]) -> tuple[int, list[list[int]]]:
+def fill_bins(
+    lengths: Sequence[int], sizes: Sequence[int], before: Sequence[int] | None = None
+) -> tuple[int, list[list[int]]]:
     """Rows in bins of the size that leaves least empty: each, the longest first, in the first one that has room.
 
     Args:
         lengths: of the rows.
         sizes: those too small for the longest row count as its length, rounded up to a multiple of the smallest.
+        before: tokens that lie in a bin before the rows that share them; 0 for a row that does not.
 
     Returns:
         The size, and the indices of the rows in each bin; no bins if there are no sizes.
     """
+    before = before or [0] * len(lengths)
+    alone = [length + more for length, more in zip(lengths, before, strict=True)]
     best: tuple[int, list[list[int]]] = (0, [])
-    for size in sorted({max(size, _up(max(lengths), min(sizes))) for size in sizes}):
+    for size in sorted({max(size, _up(max(alone), min(sizes))) for size in sizes}):
         bins: list[list[int]] = []
         room: list[int] = []
+        has: list[bool] = []  # what its rows share
         for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-            place = next((i for i, left in enumerate(room) if left >= lengths[index]), len(bins))
+            taken = (alone[index], lengths[index])  # where it lies there not yet, and where it does
+            place = next((i for i, left in enumerate(room) if left >= taken[has[i]]), len(bins))
             if place == len(bins):
                 bins.append([])
                 room.append(size)
+                has.append(False)
             bins[place].append(index)
-            room[place] -= lengths[index]
+            room[place] -= taken[has[place]]
+            has[place] |= before[index] > 0
         if not best[1] or size * len(bins) < best[0] * len(best[1]):
             best = (size, bins)
     return best
@@ -291,3 +371,30 @@ def in_rounds(lengths: Sequence[int], *, streams: int, share: int, at_once: int)
         rounds[-1].append(each)
         room -= total
     return rounds
+
+
+def in_rounds_of_sharing(
+    lengths: Sequence[int], shared: Sequence[int], *, streams: int, share: int, at_once: int
+) -> list[list[list[int]]]:
+    """As `in_rounds`, where rows share a beginning, which lies once in each of their shares: as is done soonest.
+
+    With fewer streams there are fewer of it.
+
+    Args:
+        lengths: of the rows.
+        shared: tokens of each that belong to the beginning; 0 for a row that shares none.
+        streams: shares of a round, at most.
+        share: tokens of one, at most, unless half of them are more than it holds beside the beginning.
+        at_once: tokens of a round, at most; a row that is longer is one.
+    """
+    size = max(shared)
+    ways = [in_rounds(lengths, streams=streams, share=share, at_once=at_once)]
+    rests = [length - less for length, less in zip(lengths, shared, strict=True)]
+    for count in range(1, streams + 1 if size else 1):
+        if (room := at_once - count * size) > 0:
+            ways.append(in_rounds(rests, streams=count, share=max(share - size, share // 2), at_once=room))
+
+    def tokens(rows: Sequence[int]) -> int:
+        return sum(rests[i] for i in rows) + max(shared[i] for i in rows)
+
+    return min(ways, key=lambda rounds: sum(max(map(tokens, shares)) for shares in rounds))

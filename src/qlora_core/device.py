@@ -182,6 +182,7 @@ class Kernels:
         sharing: whether layers that multiply the same input are computed together, and norms and SwiGLU made again.
         at_once: tokens of packed rows that one stream computes at once, so that memory is used again; 0: all that fit.
         trunk: whether layers below all adapters are computed once for each row, where each is trained more than once.
+        prefix: whether a beginning that rows share is computed once for those that are computed together.
     """
 
     device: str
@@ -195,6 +196,7 @@ class Kernels:
     sharing: bool = True
     at_once: int = 0
     trunk: bool = True
+    prefix: bool = True
 
     @classmethod
     def from_dict(cls, recorded: dict[str, Any]) -> Kernels:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .attention import PackedRows, SlicedRows, fast_attention, packed_attention
+from .attention import PackedRows, Positions, SlicedRows, fast_attention, packed_attention
 from .device import Kernels, mx, nn
 from .elementwise import Swiglu, fast_exp, fast_swiglu
 from .later import imported_later
@@ -329,6 +329,24 @@ def _aware_norm(kind: type) -> type:
         return made(kind.__call__(self, x, *args), self)
 
     return type(kind.__name__, (kind,), {"__call__": call, "is_shared": False})
+
+
+def use_positions(model: nn.Module) -> None:
+    """Let rotary embeddings (arXiv:2104.09864) turn each token by its own position, where rows share a beginning."""
+    aware: dict[type, type] = {}
+    for module in model.modules():
+        kind = type(module)
+        if kind.__name__.endswith("RoPE") and not issubclass(kind, RotatingEach):
+            module.__class__ = aware.setdefault(kind, type(kind.__name__, (RotatingEach, kind), {}))
+
+
+class RotatingEach:
+    """A rotary embedding that knows `Positions`."""
+
+    def __call__(self, x: mx.array, offset: int | Positions = 0, **options: Any) -> mx.array:
+        """Queries or keys `(R, H, L, D)`, turned."""
+        rotate = functools.partial(super().__call__, **options)  # type: ignore[misc]
+        return offset.each(rotate, x) if isinstance(offset, Positions) else rotate(x, offset=offset)
 
 
 def _aware_attention(original: Callable[..., mx.array], kernels: Kernels) -> Callable[..., mx.array]:

@@ -27,9 +27,11 @@ from .kernels import (
     Adapter,
     FrozenLinear,
     KeyedDropout,
+    RotatingEach,
     draw_keys,
     use_attention_kernels,
     use_linear_kernels,
+    use_positions,
     use_shared_norms,
 )
 from .loss import cross_entropy, head_loss
@@ -59,6 +61,7 @@ def load_base(spec: ModelSpec, kernels: Kernels, warn: Callable[[str], None] = l
     use_linear_kernels(model, kernels)
     use_attention_kernels(model, kernels)
     use_shared_norms(model)
+    use_positions(model)
     return model
 
 
@@ -258,25 +261,27 @@ class Form:
     Attributes:
         layout: how rows lie.
         plain: whether packed rows need no mask but the causal one.
-        lengths: of rows end to end that are cut where they begin; none otherwise.
+        lengths: of parts end to end that are cut where they begin; none otherwise.
+        prefix: which of those is the beginning that all after it share.
         training: whether gradients will be asked for.
     """
 
     layout: Layout
     plain: bool = False
     lengths: tuple[int, ...] = ()
+    prefix: int | None = None
     training: bool = True
 
     @classmethod
     def of(cls, batch: Batch, layout: Layout, *, training: bool) -> Form:
         """Of a batch in this layout."""
         sliced = layout == "packed" and batch.pack is None and batch.row is None
-        return cls(layout, batch.plain, batch.lengths if sliced else (), training)
+        return cls(layout, batch.plain, batch.lengths if sliced else (), batch.prefix, training)
 
 
 def arrays_of(batch: Batch) -> dict[str, mx.array]:
     """The arrays of a batch, as `form_loss` takes them."""
-    names = ("ids", "source", "target", "weight", "states", "unpack", "pack", "row")
+    names = ("ids", "source", "target", "weight", "states", "unpack", "pack", "row", "position")
     found = {name: mx.array(getattr(batch, name)) for name in names if getattr(batch, name) is not None}
     if batch.states is not None and batch.states.dtype == np.uint16:
         found["states"] = found["states"].view(mx.bfloat16)
@@ -312,9 +317,9 @@ def form_hidden(model: nn.Module, arrays: dict[str, mx.array], form: Form) -> mx
 
 def _rows(model: nn.Module, arrays: dict[str, mx.array], form: Form) -> SlicedRows | PackedRows | BinnedRows:
     if form.lengths:
-        return SlicedRows(form.lengths)
+        return SlicedRows(form.lengths, form.prefix, arrays.get("position"))
     if "row" in arrays:
-        return BinnedRows(arrays["row"], _dtype(model), plain=form.plain)
+        return BinnedRows(arrays["row"], _dtype(model), plain=form.plain, position=arrays.get("position"))
     return PackedRows(arrays["unpack"], arrays["pack"], full=form.plain)
 
 
@@ -374,6 +379,24 @@ def choose_layout(
             return found
         stop_sharing(makers)
     return next(filter(agrees, layouts), "whole")
+
+
+def can_share_prefix(model: nn.Module, vocabulary: int, rounding: Rounding = AS_IT_IS) -> bool:
+    """Whether packed rows that share a beginning give this model the loss that they have without sharing it."""
+    if not any(isinstance(module, RotatingEach) for module in model.modules()):
+        return False  # its positions are counted in another way
+    rows = few_rows(vocabulary)
+    beginning = rows[0].ids
+    rows = [TokenRow(np.concatenate([beginning, row.ids]), np.pad(row.trained, (len(beginning), 0))) for row in rows]
+    # bins as they are would be left too empty by so few tokens
+    rounding = dataclasses.replace(rounding, bins=(32,)) if rounding.bins else rounding
+    apart = make_batch(rows, packed=True, rounding=rounding)
+    shared = make_batch(rows, packed=True, rounding=rounding, prefix=beginning)
+    try:
+        losses = [batch_loss(model, batch, "packed").item() for batch in (shared, apart)]
+    except OTHER_PARTS:
+        return False
+    return same_loss(model, *losses)
 
 
 def _dtype(model: nn.Module) -> mx.Dtype:

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from . import device, fit
 from .bases import ModelSpec
 from .batching import Order
@@ -24,9 +26,19 @@ from .device import Kernels, mx, nn, optim
 from .guard import MemoryGuard, NormWatch
 from .kernels import dequantise_kept
 from .memory import GB, MemoryMonitor, available_bytes
-from .model import AdapterVector, Layout, attach_adapters, choose_layout, load_adapters, load_base, use_grad_checkpoint
+from .model import (
+    AdapterVector,
+    Layout,
+    attach_adapters,
+    can_share_prefix,
+    choose_layout,
+    load_adapters,
+    load_base,
+    use_grad_checkpoint,
+)
 from .pace import Pace
 from .passes import Passes
+from .prefix import NO_PREFIX, common_prefix
 from .runs import Run, RunWriter
 from .storage import write_json
 from .tokens import ChatTokenizer, TokenRow, make_dataset
@@ -75,6 +87,7 @@ class Session:
         watch: of the steps.
         micro_batch: rows that are computed at once: `batch_size`, or fewer since memory ran out.
         trunk: the layers that are out of memory, where rows have their hidden states from a file.
+        prefix: token ids of the beginning that rows computed together share; none if they share nothing.
     """
 
     run: Run
@@ -93,6 +106,19 @@ class Session:
     watch: Watch
     micro_batch: int
     trunk: Trunk | None = None
+    prefix: np.ndarray = dataclasses.field(default_factory=lambda: NO_PREFIX)
+
+    def share_prefix(self) -> None:
+        """Have rows share the beginning that saves most, where the model allows it.
+
+        With dropout each row drops other numbers, also of what it begins with.
+        """
+        kernels, lora = self.kernels, self.config.lora
+        self.prefix = NO_PREFIX
+        if kernels.prefix and self.layout == "packed" and not lora.dropout:
+            found = common_prefix(self.train_rows)
+            if len(found) and can_share_prefix(self.model, self.spec.config["vocab_size"], kernels.rounding):
+                self.prefix = found
 
     def whole(self) -> contextlib.AbstractContextManager[None]:
         """Inside the block the model has all of its layers."""
@@ -197,10 +223,12 @@ def open_session(writer: RunWriter, monitor: MemoryMonitor) -> Session:
     fit.check_after_loading(estimate, monitor.sample().available, spec.parameters, config)
     progress = load_checkpoint(checkpoint, model, optimizer) if checkpoint else Progress()
     watch = Watch(MemoryGuard(config.pace.pause_below_gb * GB))
-    return Session(
+    session = Session(
         run, config, spec, tokenizer, model, adapters, optimizer, kernels, layout, rows, val_rows, progress, monitor,
         watch, at_once.train.batch_size,
     )  # fmt: skip
+    session.share_prefix()
+    return session
 
 
 def _kernels(writer: RunWriter, environment: dict[str, Any], spec: ModelSpec, monitor: MemoryMonitor) -> Kernels:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import device, fit
-from .batching import Batch, at_most, epoch_steps, in_rounds, make_batch, neighbours, share_out
+from .batching import AS_IT_IS, Batch, at_most, epoch_steps, in_rounds_of_sharing, make_batch, neighbours, share_out
 from .checkpoint import checkpoints, latest_checkpoint, room_wanted, save_checkpoint
 from .device import mx, tree_flatten, tree_map
 from .errors import MemoryShortError, QLoraError, StorageError, TrainingError
@@ -28,6 +28,7 @@ from .evaluate import answer_samples, evaluate_run, forget_samples
 from .hidden_states import leave_trunk, remove_states
 from .memory import MemoryMonitor, MemorySample
 from .model import adapter_parameters, load_adapters, save_adapters
+from .prefix import begins_with
 from .runs import Run, RunWriter, State
 from .schedule import learning_rate
 from .session import Session, open_session
@@ -335,14 +336,18 @@ def _rounds(
     streams, packed = session.kernels.streams, session.layout == "packed"
     batches = [[i for batch in group for i in batch]] if packed else at_most(session.micro_batch, group)
 
-    def divided(lengths: list[int]) -> list[list[list[int]]]:
-        if packed:
-            return in_rounds(lengths, streams=streams, share=session.tokens_a_stream, at_once=session.tokens_at_once)
-        return [share_out(lengths, streams)]
+    def divided(found: list[TokenRow]) -> list[list[list[int]]]:
+        lengths = [len(row) for row in found]
+        if not packed:
+            return [share_out(lengths, streams)]
+        size = len(session.prefix) if session.kernels.rounding == AS_IT_IS else 0  # in bins each has one
+        shared = [size * begins_with(row, session.prefix) for row in found]
+        limits = {"streams": streams, "share": session.tokens_a_stream, "at_once": session.tokens_at_once}
+        return in_rounds_of_sharing(lengths, shared, **limits)
 
     for batch in batches:
         found = [rows[i] for i in batch]
-        for shares in divided([len(row) for row in found]):
+        for shares in divided(found):
             yield [[found[i] for i in share] for share in shares]
 
 
@@ -358,7 +363,7 @@ def _on_streams(session: Session, shares: Sequence[Sequence[TokenRow]], compute:
     results = []
     for share, stream in zip(shares, session.streams, strict=False):
         with mx.stream(stream):
-            results.append(compute(make_batch(share, packed=packed, rounding=rounding)))
+            results.append(compute(make_batch(share, packed=packed, rounding=rounding, prefix=session.prefix)))
     return results
 
 

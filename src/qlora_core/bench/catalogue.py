@@ -77,6 +77,9 @@ class Work:
 
 WORKS = {
     "short-qa": Work("2,400 short questions and answers of 20 to 200 tokens", (4, 8, 16), (16, 32, 64, 128)),
+    "system-text": Work(
+        "the same rows, all with one system text of 100 tokens before them", (4, 8, 16), (16, 32, 64, 128)
+    ),
     "sample": Work("the sample data", (4, 8, 16), (8, 16, 32, 64)),
     "uniform": Work("400 rows of 256 tokens: nothing to gain by packing", (2, 4, 8), (4, 8, 16)),
     "long": Work("100 rows of about 2,000 tokens", (1, 2), (1, 2, 4)),

@@ -86,6 +86,7 @@ def train(job: Job, rows: Rows, watch: Watch) -> dict[str, Any]:
         return {
             "kernels": dataclasses.asdict(session.kernels),
             "layout": session.layout,
+            "prefix_tokens": len(session.prefix),
             "peak_bytes": mx.get_peak_memory(),
         }
 
@@ -141,6 +142,7 @@ def _opened(job: Job, rows: Sequence[TokenRow]) -> Iterator[Any]:
             writer.listeners.append(_tell)
             session = open_session(writer, MemoryMonitor(counters=device.memory_counters))
             session.train_rows = rows
+            session.share_prefix()
             _refuse_without_effect(job.without, json.loads(json.dumps(dataclasses.asdict(session.kernels))))
             yield session
 

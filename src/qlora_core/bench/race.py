@@ -334,6 +334,8 @@ class Race:
             raise QLoraError("there was no batch size with which ours could train.")
         whole = self.run(US, work, self.best_sizes[US, work], "ablation")
         words = ablations(whole["kernels"]) if "kernels" in whole else []
+        if not whole.get("prefix_tokens"):
+            words = [word for word in words if not word.startswith("prefix=")]  # nothing to switch off
         self.results["ablations"] = [found for word in words if (found := self._ablation(work, word))]
 
     def _ablation(self, work: str, word: str) -> Result | None:

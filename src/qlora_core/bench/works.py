@@ -33,7 +33,9 @@ PROJECTIONS = (
 # Rows -----------------------------------------------------------------------------------------------------------
 
 
-def drawn_rows(count: int, lengths: Callable[[np.random.Generator], int], seed: int, vocabulary: int) -> list[TokenRow]:
+def drawn_rows(
+    count: int, lengths: Callable[[np.random.Generator], int], seed: int, vocabulary: int, prefix: int = 0
+) -> list[TokenRow]:
     """Rows of drawn token ids, a prompt and then a reply, which is trained and about half of the row.
 
     Ids are as frequent as words are (the k-th one in proportion to 1/k), and which id is frequent is drawn as well.
@@ -43,15 +45,20 @@ def drawn_rows(count: int, lengths: Callable[[np.random.Generator], int], seed: 
         lengths: draws the tokens of a row.
         seed: decides everything.
         vocabulary: ids are below it.
+        prefix: tokens more that all rows begin with, the same in each.
     """
     rng = np.random.default_rng(seed)
     names = rng.permutation(vocabulary).astype(np.int32)
+
+    def drawn(length: int) -> np.ndarray:
+        return names[np.floor(vocabulary ** rng.random(length)).astype(np.int64) - 1]
+
+    beginning = drawn(prefix)
     rows = []
     for i in range(count):
-        length = lengths(rng)
-        ids = names[np.floor(vocabulary ** rng.random(length)).astype(np.int64) - 1]
-        prompt = max(1, round(length * rng.uniform(0.3, 0.7)))
-        rows.append(TokenRow(ids, np.arange(length) >= prompt, f"row {i + 1}"))
+        ids = np.concatenate([beginning, drawn(lengths(rng))])
+        prompt = prefix + max(1, round((len(ids) - prefix) * rng.uniform(0.3, 0.7)))
+        rows.append(TokenRow(ids, np.arange(len(ids)) >= prompt, f"row {i + 1}"))
     return rows
 
 
@@ -60,12 +67,13 @@ def _short(rng: np.random.Generator) -> int:
     return round(20 * 10 ** rng.random())
 
 
-DRAWN: dict[str, tuple[int, Callable[[np.random.Generator], int]]] = {
-    "short-qa": (2400, _short),
-    "uniform": (400, lambda rng: 256),
-    "long": (100, lambda rng: int(rng.integers(1800, 2200))),
+DRAWN: dict[str, tuple[int, Callable[[np.random.Generator], int], int]] = {
+    "short-qa": (2400, _short, 0),
+    "system-text": (2400, _short, 100),
+    "uniform": (400, lambda rng: 256, 0),
+    "long": (100, lambda rng: int(rng.integers(1800, 2200)), 0),
 }
-"""Rows of a work, and what draws the tokens of one; the rows of a work that is not here are the sample's."""
+"""Rows of a work, what draws the tokens of one, and tokens that all begin with; what is not here is the sample's."""
 
 
 def make_rows(work: str, model: str, vocabulary: int, seed: int, data: Sequence[str] = ()) -> Rows:
@@ -76,7 +84,8 @@ def make_rows(work: str, model: str, vocabulary: int, seed: int, data: Sequence[
         ModelError: the model cannot be read.
     """
     if work in DRAWN and not data:
-        return Rows(tuple(drawn_rows(*DRAWN[work], seed, vocabulary)), ())
+        count, lengths, prefix = DRAWN[work]
+        return Rows(tuple(drawn_rows(count, lengths, seed, vocabulary, prefix)), ())
     return _read_rows(model, data or [_sample()])
 
 
