@@ -20,6 +20,7 @@ from qlora_core.bench.mlxlm import encode, padded, with_pad_target
 from qlora_core.bench.options import Options, add_arguments
 from qlora_core.cli import main
 from qlora_core.errors import ConfigError
+from qlora_core.prefix import common_prefix
 from qlora_core.token_rows import TokenRow
 
 ROOT = Path(__file__).parents[1]
@@ -47,6 +48,17 @@ def test_short_rows_are_what_they_are_said_to_be():
     assert 0.45 < summary["target_tokens"] / summary["tokens"] < 0.55
     assert all(r.trained[-1] and not r.trained[0] and (np.diff(r.trained.astype(int)) >= 0).all() for r in made.train)
     assert all(r.ids.min() >= 0 and r.ids.max() < 49_152 for r in made.train)
+
+
+def test_rows_with_a_system_text_are_the_short_ones_after_it():
+    plain, sharing = (works.make_rows(work, "", 1000, seed=0).train for work in ("short-qa", "system-text"))
+    assert len(sharing[0]) == len(plain[0]) + 100
+    assert [r.ids[100:].tolist() for r in sharing] == [r.ids.tolist() for r in plain]
+    assert [r.trained[100:].tolist() for r in sharing] == [r.trained.tolist() for r in plain]
+    assert len({r.ids[:100].tobytes() for r in sharing}) == 1
+    assert not any(r.trained[:101].any() for r in sharing)
+    assert len(common_prefix(sharing)) == 100
+    assert not len(common_prefix(plain))
 
 
 @pytest.mark.parametrize(("work", "least", "most"), [("uniform", 256, 256), ("long", 1800, 2200)])
@@ -184,6 +196,8 @@ def test_what_is_on_can_be_switched_off():
         "linear=quantised", "linear=dequantised", "streams=1", "blas=reference", "fast_exp=false", "new=false",
         "packing=false",
     ]  # fmt: skip
+    assert ours.ablations({**KERNELS, "prefix": True}) == ours.ablations(KERNELS)
+    assert "prefix=false" in ours.ablations({**KERNELS, "prefix": True}, prefix_tokens=100)
     assert ours.ablations({**KERNELS, "linear": "quantised", "streams": 1, "blas": "", "fast_exp": False}) == [
         "packing=false"
     ]
@@ -244,6 +258,19 @@ def test_pairs_change_their_order(staged):
     run.track_speed()
     assert [r["contestant"] for r in run.results["runs"]] == ["qlora", "peft", "peft", "qlora", "qlora", "peft"]
     assert [p["ratio"] for p in run.results["pairs"]] == [3.0] * 3
+
+
+def test_some_techniques_are_switched_off(staged, monkeypatch):
+    run = staged(
+        {("qlora", 8): 30.0}, "--batch-sizes", "8", "--repeats", "1", "--techniques", "linear=quantised", "fast_exp"
+    )
+    whole = {"kernels": KERNELS, "prefix_tokens": 0, "tokens_per_second": 30.0}
+    monkeypatch.setattr(run, "run", lambda *_, **__: whole)
+    run.track_ablations()
+    assert [found["without"] for found in run.results["ablations"]] == ["linear=quantised", "fast_exp=false"]
+    run.options = options("--techniques", "magic")
+    with pytest.raises(ConfigError, match="no such technique"):
+        run.track_ablations()
 
 
 def test_each_takes_its_best_batch_size_that_fits(staged):

@@ -11,8 +11,8 @@ WITHOUT_MLX = [
     "token_report", "token_view", "memory", "guard", "pace", "projections", "foreign", "headers", "seals",
     "hub_failures", "hub", "sampling", "bases", "adapters", "fit", "presets", "run_files", "metrics", "locks", "runs",
     "device_lock", "awake", "endings", "jobs", "worker", "supervisor", "texts", "advice", "console", "cli",
-    "talk", "talker", "serve", "page", "schedule", "prefix", "batching", "charts", "compare", "export", "guides", "peft",
-    "later", "bench",
+    "talk", "talker", "serve", "page", "schedule", "prefix", "batching", "charts", "compare", "export", "guides",
+    "peft", "later", "bench",
 ]  # fmt: skip
 HEAVY = ("mlx", "mlx_lm", "transformers", "torch")
 

@@ -313,6 +313,7 @@ def test_a_run_learns_the_same_from_fewer_tokens(
         run = create(str(prefix), **changes)
         train(run)
         assert any(batch.position is not None for batch in laid) == prefix
+        assert (events(run, "start", "prefix_tokens")[0] > len(SYSTEM)) == prefix
         tokens = sum(batch.ids.size for batch in laid)
         return tokens, events(run, "step", "train_loss"), events(run, "eval", "val_loss"), events(run, "step", "tokens")
 

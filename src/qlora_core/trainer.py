@@ -134,6 +134,7 @@ def _train_to_end(session: Session, writer: RunWriter, interruption: Interruptio
         layout=session.layout,
         order=session.order,
         kernels=dataclasses.asdict(session.kernels),
+        prefix_tokens=len(session.prefix),
         device=device.describe_device(),
         train_rows=len(session.train_rows),
         val_rows=len(session.val_rows),

@@ -34,6 +34,7 @@ class Options:
         seconds: of timed steps in each run.
         warm_up: steps before those.
         max_memory_gb: largest peak that a batch size may have; 0: any.
+        techniques: names of those that the track `ablations` switches off; empty: all.
         track_steps: steps of the track `same`.
         epochs: of the track `best`.
         learning_rate: constant; 0: 1e-4, and for the track `best` the one that suits the model's width.
@@ -55,6 +56,7 @@ class Options:
     seconds: float
     warm_up: int
     max_memory_gb: float
+    techniques: tuple[str, ...]
     track_steps: int
     epochs: int
     learning_rate: float
@@ -89,6 +91,7 @@ class Options:
             seconds=given("seconds", 8.0 if quick else 30.0),
             warm_up=given("warm_up", 1 if quick else 3),
             max_memory_gb=arguments.max_memory_gb,
+            techniques=given("techniques", ()),
             track_steps=given("track_steps", 10 if quick else 200),
             epochs=arguments.epochs,
             learning_rate=arguments.learning_rate,
@@ -120,6 +123,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seconds", type=number(0.1, float), metavar="X", help="timed in each run (default: 30, quickly 8)")
     add("--warm-up", type=number(0), metavar="N", help="steps before they are timed (default: 3, quickly 1)")
     add("--max-memory-gb", type=number(0, float), default=0.0, metavar="X", help="largest peak of a batch size")
+    add("--techniques", nargs="+", metavar="NAME", help="which of them are switched off, as the table names them "
+        "(default: all)")  # fmt: skip
     add("--track-steps", type=number(1), metavar="N", help="steps of the track same (default: 200, quickly 10)")
     add("--epochs", type=number(1), default=3, metavar="N", help="of the track best (default: 3)")
     add("--learning-rate", type=number(0, float), default=0.0, metavar="X", help="constant (default: 1e-4, and in the "

@@ -28,12 +28,18 @@ SWITCHES = {"packing": True}
 OF_NO_TECHNIQUE = ("device", "dtype", "trunk")  # the last has no work here: all layers have adapters
 
 
-def ablations(kernels: Mapping[str, Any]) -> list[str]:
-    """What can be switched off, one by one, of these kernels, as `--without` takes it: `FIELD=VALUE`."""
+def ablations(kernels: Mapping[str, Any], prefix_tokens: int = 0) -> list[str]:
+    """What can be switched off, one by one, of these kernels, as `--without` takes it: `FIELD=VALUE`.
+
+    Args:
+        kernels: fields of `device.Kernels`.
+        prefix_tokens: of the beginning that the rows share; without any, there is nothing to switch off.
+    """
     found = []
     for name, value in {**json.loads(json.dumps(kernels)), **SWITCHES}.items():
         off = OFF.get(name, False if value is True else value)
-        if name not in OF_NO_TECHNIQUE and value not in ("", off):
+        idle = name in OF_NO_TECHNIQUE or (name == "prefix" and not prefix_tokens)
+        if not idle and value not in ("", off):
             shown = "off" if isinstance(off, dict) else str(off).lower() if isinstance(off, bool) else off
             found.append(f"{name}={shown}")
         if (name, value) == ("linear", "kept"):

@@ -25,7 +25,7 @@ from .catalogue import CONTESTANTS, WORKS
 from .job import Job
 from .machine import DeviceMemory, OtherPrograms, describe_machine, device_kind, versions, without_paths
 from .options import Options
-from .ours import ablations
+from .ours import ablations, switched_off
 from .prepare import prepared
 
 US = "qlora"
@@ -333,9 +333,10 @@ class Race:
         if not self.best_sizes[US, work]:
             raise QLoraError("there was no batch size with which ours could train.")
         whole = self.run(US, work, self.best_sizes[US, work], "ablation")
-        words = ablations(whole["kernels"]) if "kernels" in whole else []
-        if not whole.get("prefix_tokens"):
-            words = [word for word in words if not word.startswith("prefix=")]  # nothing to switch off
+        words = ablations(whole["kernels"], whole["prefix_tokens"]) if "kernels" in whole else []
+        if chosen := self.options.techniques:
+            switched_off(chosen, whole.get("kernels", {}))  # refuses what there is not
+            words = [word for word in words if word in chosen or word.partition("=")[0] in chosen]
         self.results["ablations"] = [found for word in words if (found := self._ablation(work, word))]
 
     def _ablation(self, work: str, word: str) -> Result | None:

@@ -50,13 +50,13 @@ def drawn_rows(
     rng = np.random.default_rng(seed)
     names = rng.permutation(vocabulary).astype(np.int32)
 
-    def drawn(length: int) -> np.ndarray:
+    def drawn(length: int, rng: np.random.Generator) -> np.ndarray:
         return names[np.floor(vocabulary ** rng.random(length)).astype(np.int64) - 1]
 
-    beginning = drawn(prefix)
+    beginning = drawn(prefix, np.random.default_rng([seed, 1]))  # the rest is the same with and without
     rows = []
     for i in range(count):
-        ids = np.concatenate([beginning, drawn(lengths(rng))])
+        ids = np.concatenate([beginning, drawn(lengths(rng), rng)])
         prompt = prefix + max(1, round((len(ids) - prefix) * rng.uniform(0.3, 0.7)))
         rows.append(TokenRow(ids, np.arange(len(ids)) >= prompt, f"row {i + 1}"))
     return rows
