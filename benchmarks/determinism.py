@@ -1,6 +1,7 @@
 """Whether training is equal to the bit when it is run again, and when it is cut; where it is not, by how much.
 
-    uv run python benchmarks/determinism.py [--model NAME] [--data PATH …] [--steps 20] [--cut N] [--json]
+    uv run python benchmarks/determinism.py [--model NAME] [--data PATH …] [--steps 20] [--cut N]
+        [--dropout 0.1] [--json]
 
 Trains the same run twice from the start, and once cut in the middle and resumed, each in a process of its own, and
 compares losses, adapters and optimizer state. On a CPU all of them are expected to be equal. On a GPU some kernels add
@@ -30,6 +31,7 @@ def main() -> int:
     parser.add_argument("--data", nargs="+", default=["data/sample/club"])
     parser.add_argument("--steps", type=int, default=20, help="steps of each run (default: 20)")
     parser.add_argument("--cut", type=int, default=0, help="step after which the third is cut (default: half of them)")
+    parser.add_argument("--dropout", type=float, default=0.1, help="0: rows share a beginning (default: 0.1)")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--train", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -68,7 +70,8 @@ def train(arguments: argparse.Namespace) -> int:
 
     place, part = json.loads(arguments.train)
     settings = {"max_steps": arguments.steps, "epochs": 1000, "batch_size": 2, "grad_accumulation_steps": 2}
-    settings |= {"dropout": 0.1, "samples": 0, "eval_every": max(1, arguments.steps // 3), "max_answer_tokens": 1}
+    settings |= {"dropout": arguments.dropout, "samples": 0, "max_answer_tokens": 1}
+    settings |= {"eval_every": max(1, arguments.steps // 3)}
     given = {"model": arguments.model, "data": arguments.data, "runs_dir": str(Path(place).parent), **settings}
     tracker, plan = plan_training(resolve_config({**given, "run": Path(place).name}), say=lambda text: None)
     with tracker.record(plan.run) as writer:

@@ -394,7 +394,7 @@ def can_share_prefix(model: nn.Module, vocabulary: int, rounding: Rounding = AS_
     shared = make_batch(rows, packed=True, rounding=rounding, prefix=beginning)
     try:
         losses = [batch_loss(model, batch, "packed").item() for batch in (shared, apart)]
-    except OTHER_PARTS:
+    except (*OTHER_PARTS, RuntimeError):  # MLX has no kernel for it here: for heads of 16 on CUDA, say
         return False
     return same_loss(model, *losses)
 
