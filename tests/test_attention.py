@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from harness import assert_same, compare, load, loss_and_gradients, normal, random_rows, set_adapters
 
-from qlora_core.attention import SHORT, BinnedRows, PackedRows, SlicedRows, fast_attention, packed_attention
+from qlora_core.attention import SPAN, BinnedRows, PackedRows, SlicedRows, fast_attention, packed_attention
 from qlora_core.batching import AS_IT_IS, Batch, Rounding, make_batch
 from qlora_core.config import LoraConfig
 from qlora_core.device import mx
@@ -78,7 +78,7 @@ def assert_each_row_alone(attend: Callable[..., mx.array], lengths: list[int]) -
 
 @pytest.mark.parametrize("exp", [fast_exp, mx.exp])
 @pytest.mark.parametrize(
-    "lengths", [[6], [70, 9, 1, 3], [3, 70, 9], [1] * 5, [257, 256, 40, 40, 8], [30, 34, 1]], ids=str
+    "lengths", [[6], [70, 9, 1, 3], [3, 70, 9], [1] * 5, [257, 256, 40, 40, 8], [30, 34, 1], [400]], ids=str
 )
 def test_sliced_rows_attend_each_to_itself(exp: Callable[[mx.array], mx.array], lengths: list[int]) -> None:
     """Of lengths whose probabilities are kept and of one whose are made again."""
@@ -89,15 +89,16 @@ def test_sliced_rows_attend_each_to_itself(exp: Callable[[mx.array], mx.array], 
 @pytest.mark.parametrize(
     ("lengths", "ends"),
     [
-        ([200, 100], [200, 300]),
-        ([SHORT], [SHORT]),
+        ([256, 100], [256, 356]),
+        ([257, 100], [51, 102, 154, 205, 257, 357]),
+        ([SPAN], [SPAN]),
         ([80, 40, 20, 5], [80, 140, 145]),
         ([80, 40, 20, 4], [80, 144]),
         ([2, 3, 80], [5, 85]),
         ([1] * 70, [64, 70]),
     ],
 )
-def test_short_rows_share_a_span(lengths: list[int], ends: list[int]) -> None:
+def test_short_rows_share_a_span_and_long_ones_have_several(lengths: list[int], ends: list[int]) -> None:
     spans = SlicedRows(lengths).spans
     assert [span.stop for span in spans] == ends
     assert [span.start for span in spans] == [0, *ends[:-1]]

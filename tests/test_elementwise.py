@@ -27,7 +27,9 @@ def test_fast_exp_does_not_hide_nan() -> None:
     assert np.isnan(fast_exp(mx.array(np.nan)).item())
 
 
-def test_fast_swiglu_is_silu_times_up() -> None:
+@pytest.mark.parametrize("device", [mx.cpu, mx.gpu], ids=["as on a CPU", "as on a GPU"])
+def test_fast_swiglu_is_silu_times_up(monkeypatch: pytest.MonkeyPatch, device: mx.DeviceType) -> None:
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(device))
     gate, up = normal(7, 33, size=4), normal(7, 33, seed=1)
     compare(fast_swiglu, lambda gate, up: nn.silu(gate) * up, gate, up)
 

@@ -5,7 +5,9 @@ Knows how rows lie; nothing of layers or weights.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -58,8 +60,8 @@ class Uncached:
 def _seen(row: mx.array, position: mx.array, window: int | None) -> mx.array:
     """Boolean `(R, L, L)`: whether a token sees another, by the rows `(R, L)` that they belong to."""
     i = mx.arange(row.shape[-1])
-    of_other, of_key = row[:, :, None], row[:, None]
-    seen = (i[:, None] >= i[None]) & ((of_other == of_key) | (of_key == SHARED))
+    of_query, of_key = row[:, :, None], row[:, None]
+    seen = (i[:, None] >= i[None]) & ((of_query == of_key) | (of_key == SHARED))
     return seen if window is None else seen & (position[..., :, None] < position[..., None, :] + window)
 
 
@@ -199,63 +201,86 @@ def packed_attention(queries: mx.array, keys: mx.array, values: mx.array, rows: 
 
 
 NOTHING = range(0)
-SHORT = 64  # rows of together no more tokens are one span: their squares cost less than a call for each
+SPAN = 64  # tokens of a span of several short rows, or of a part of a row whose probabilities are not kept
 NOTHING = range(0)
 
 
 @dataclass(frozen=True)
 class Span:
-    """Tokens next to each other that see nothing outside of them but what they share.
+    """Tokens next to each other: short rows, or a part of a longer one.
 
     Attributes:
         start: the first.
         stop: the one after the last.
+        seen: where those lie that they see: what their rows share, if anything, and their rows up to the last token.
         mask: `(T, S)` float32, of T tokens and the S that they see: 0 where one sees another, else very low. Added,
             since a selection by a boolean mask costs 20 times an addition on a CPU.
-        shared: where the beginning lies that their rows share.
+        kept: whether its probabilities are, for the backward pass; of others they are made again.
+        readers: the spans that see it, by number, and the place of its first token in what each of them sees.
     """
 
     start: int
     stop: int
+    seen: tuple[range, ...]
     mask: mx.array
-    shared: range = NOTHING
+    kept: bool
+    readers: tuple[tuple[int, int], ...] = ()
 
-    @property
-    def kept(self) -> bool:
-        """Whether its probabilities are, for the backward pass."""
-        return self.mask.shape[1] <= KEPT_SCORES
+    def __len__(self) -> int:
+        return self.stop - self.start
 
     def own(self, x: mx.array) -> mx.array:
         """The span's part of `(B, H, N, D)`."""
         return x[:, :, self.start : self.stop]
 
-    def seen(self, x: mx.array) -> mx.array:
-        """What it sees of `(B, H, N, D)`: what is shared, and itself."""
-        own = self.own(x)
-        return mx.concatenate([x[:, :, self.shared.start : self.shared.stop], own], axis=2) if self.shared else own
+    def all_seen(self, x: mx.array) -> mx.array:
+        """What it sees of `(B, H, N, D)`."""
+        parts = [x[:, :, part.start : part.stop] for part in self.seen]
+        return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=2)
+
+    def place_of(self, other: Span) -> int | None:
+        """Where another one's first token is in what this one sees, if it is."""
+        before = 0
+        for part in self.seen:
+            if part.start <= other.start and other.stop <= part.stop:
+                return before + other.start - part.start
+            before += len(part)
+        return None
 
 
 def _spans(lengths: Sequence[int], prefix: int | None = None) -> list[Span]:
-    """Spans of parts end to end: one for each, and one for several that are short; those after the prefix see it."""
+    """Spans of parts end to end; those after the prefix see it."""
     ends = [0, *itertools.accumulate(lengths)]
     if prefix is None:
-        return _spans_of(lengths, 0)
-    shared = range(ends[prefix], ends[prefix + 1])
-    alone = [*_spans_of(lengths[:prefix], 0), *_spans_of([lengths[prefix]], shared.start)]
-    return [*alone, *_spans_of(lengths[prefix + 1 :], shared.stop, shared)]
+        spans = _spans_of(lengths, 0)
+    else:
+        shared = range(ends[prefix], ends[prefix + 1])
+        spans = [*_spans_of(lengths[:prefix], 0), *_spans_of([len(shared)], shared.start)]
+        spans += _spans_of(lengths[prefix + 1 :], shared.stop, shared)
+    places = [[(number, reader.place_of(span)) for number, reader in enumerate(spans)] for span in spans]
+    return [
+        dataclasses.replace(span, readers=tuple((number, place) for number, place in each if place is not None))
+        for span, each in zip(spans, places, strict=True)
+    ]
 
 
 def _spans_of(lengths: Sequence[int], start: int, shared: range = NOTHING) -> list[Span]:
-    """Those of rows that begin at `start` and see what lies at `shared`."""
+    """Those of rows that begin at `start` and see what lies at `shared`: several short rows, or a part of one."""
     spans = []
-    for some in neighbours(lengths, SHORT):
+    for some in neighbours(lengths, SPAN):
         rows = lengths[some.start : some.stop]
-        row = np.repeat(np.arange(len(rows)), rows)
-        seen = np.tri(len(row), dtype=bool) & (row[:, None] == row)
-        seen = np.hstack([np.ones((len(row), len(shared)), bool), seen])
-        mask = mx.array(np.where(seen, 0, -1e9).astype(np.float32))
-        spans.append(Span(start, start + len(row), mask, shared))
-        start += len(row)
+        total = sum(rows)
+        row, place = np.repeat(np.arange(len(rows)), rows), np.arange(total)
+        kept = len(shared) + total <= KEPT_SCORES
+        # by parts there are half as many scores, which stay in the cache; of short rows the calls would cost more
+        cuts = np.linspace(0, total, 2 if kept else math.ceil(total / SPAN) + 1).astype(int).tolist()
+        for begin, end in itertools.pairwise(cuts):
+            inside = (place[begin:end, None] >= place[:end]) & (row[begin:end, None] == row[:end])
+            inside = np.hstack([np.ones((end - begin, len(shared)), bool), inside])
+            mask = mx.array(np.where(inside, 0, -1e9).astype(np.float32))
+            seen = (*([shared] if shared else []), range(start, start + end))
+            spans.append(Span(start + begin, start + end, seen, mask, kept))
+        start += total
     return spans
 
 
@@ -285,41 +310,59 @@ def fast_attention(
     def grouped(x: mx.array) -> mx.array:
         return x.reshape(B, K, -1, D)
 
-    def probabilities(span: Span, q: mx.array, k: mx.array) -> mx.array:
-        T, S = span.mask.shape
-        scores = (grouped(span.own(q) * scale) @ span.seen(k).swapaxes(-1, -2)).reshape(B, H, T, S) + span.mask
-        e = exp(scores - scores.max(-1, keepdims=True))
-        return (e / e.sum(-1, keepdims=True)).reshape(B, K, -1, S)
+    def scores(span: Span, q: mx.array, k: mx.array) -> mx.array:
+        return (grouped(span.own(q) * scale) @ span.all_seen(k).swapaxes(-1, -2)).reshape(
+            B, H, *span.mask.shape
+        ) + span.mask
 
-    def gradient(span: Span, p: mx.array, primals: Sequence[mx.array], cotangent: mx.array) -> tuple[mx.array, ...]:
-        q, k, v = span.own(primals[0]), span.seen(primals[1]), span.seen(primals[2])
-        c = grouped(span.own(cotangent))
-        dp = c @ v.swapaxes(-1, -2)
-        ds = p * (dp - (dp * p).sum(-1, keepdims=True)) * scale
-        return (ds @ k).reshape(q.shape), ds.swapaxes(-1, -2) @ grouped(q), p.swapaxes(-1, -2) @ c
+    def weighted(span: Span, weights: mx.array, v: mx.array) -> mx.array:
+        return (grouped_scores(weights) @ span.all_seen(v)).reshape(B, H, -1, D)
+
+    def grouped_scores(x: mx.array) -> mx.array:
+        return x.reshape(B, K, -1, x.shape[-1])
+
+    def gradients(
+        span: Span, weights: mx.array, qkv: Sequence[mx.array], c: mx.array, out: mx.array | None
+    ) -> list[mx.array]:
+        """Of one span, from a cotangent; with `out`, the sum over what is seen is had from that (arXiv:2205.14135)."""
+        q, k, v = span.own(qkv[0]), span.all_seen(qkv[1]), span.all_seen(qkv[2])
+        w, scaled = grouped_scores(weights), c * scale
+        dp = scaled @ v.swapaxes(-1, -2)
+        ds = w * (dp - (dp * w if out is None else scaled * grouped(out)).sum(-1, keepdims=True))
+        return [(ds @ k).reshape(q.shape), ds.swapaxes(-1, -2) @ grouped(q), w.swapaxes(-1, -2) @ c]
 
     @mx.custom_function
     def attend(q, k, v):
-        made = [probabilities(span, q, k) for span in spans]
-        parts = [(p @ span.seen(v)).reshape(B, H, -1, D) for p, span in zip(made, spans, strict=True)]
-        return mx.concatenate(parts, axis=2), *(p for p, span in zip(made, spans, strict=True) if span.kept)
+        parts, saved = [], []
+        for span in spans:
+            if not span.kept:  # one after the other: what is made of a long row stays in the cache, and is used again
+                q = mx.depends([q], parts[-1:])[0]
+            made = scores(span, q, k)
+            top = made.max(-1, keepdims=True)
+            e = exp(made - top)
+            total = e.sum(-1, keepdims=True)
+            saved += [e / total] if span.kept else [top, total]
+            parts.append(weighted(span, saved[-1], v) if span.kept else weighted(span, e, v) / total)
+        return mx.concatenate(parts, axis=2), *saved
 
     @attend.vjp
     def _(primals, cotangents, outputs):
-        kept = iter(outputs[1:])
-        made = [next(kept) if span.kept else probabilities(span, *primals[:2]) for span in spans]
-        parts = [gradient(span, p, primals, cotangents[0]) for span, p in zip(spans, made, strict=True)]
-        q, k, v = zip(*parts, strict=True)
+        saved, parts = iter(outputs[1:]), [[]]
+        for span in spans:
+            c = span.own(cotangents[0])
+            if span.kept:
+                parts.append(gradients(span, next(saved), primals, grouped(c), None))
+            else:
+                qkv = mx.depends(list(primals), parts[-1])
+                e, c = exp(scores(span, *qkv[:2]) - next(saved)), c / next(saved)
+                parts.append(gradients(span, e, qkv, grouped(c), span.own(outputs[0])))
+        q, k, v = zip(*parts[1:], strict=True)
         return mx.concatenate(q, axis=2), _put_together(k, spans), _put_together(v, spans)
 
     return attend(queries, keys, values)[0]
 
 
 def _put_together(seen: Sequence[mx.array], spans: Sequence[Span]) -> mx.array:
-    """`(B, K, N, D)` from what each span makes of what it sees, `(B, K, S, D)`; what they share is added up."""
-    parts = [x[:, :, len(span.shared) :] for x, span in zip(seen, spans, strict=True)]
-    if shared := spans[-1].shared:
-        place = next(i for i, span in enumerate(spans) if span.start == shared.start)
-        others = [x[:, :, : len(shared)] for x, span in zip(seen, spans, strict=True) if span.shared]
-        parts[place] = sum(others, parts[place])
-    return mx.concatenate(parts, axis=2)
+    """`(B, K, N, D)` from what each span makes of what it sees, `(B, K, S, D)`: of each, the sum over its readers."""
+    parts = [[seen[number][:, :, at : at + len(span)] for number, at in span.readers] for span in spans]
+    return mx.concatenate([sum(part[1:], part[0]) for part in parts], axis=2)

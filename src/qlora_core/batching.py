@@ -163,39 +163,40 @@ def _in_bins(
 
 def _sharing_end_to_end(rows: Sequence[TokenRow], sharing: Sequence[bool], size: int, rounding: Rounding) -> Batch:
     """Rows that share nothing, the beginning of `size` tokens, and what the others have beyond it."""
+    alone = [row for row, shares in zip(rows, sharing, strict=True) if not shares]
     rests = [part(row, size) for row, shares in zip(rows, sharing, strict=True) if shares]
-    parts = [row for row, shares in zip(rows, sharing, strict=True) if not shares]
-    first = len(parts)
-    parts += [_beginning(rows, sharing, size), *rests]
+    parts = [*alone, _beginning(rows, sharing, size), *rests]
     lengths = np.fromiter(map(len, parts), np.int64)
-    starts = np.cumsum(lengths) - lengths
-    position = np.arange(lengths.sum()) - np.repeat(starts, lengths)
-    position[starts[first + 1] :] += size
-    batch = _laid(parts, lengths, starts, (1, int(lengths.sum())), rounding)
-    return dataclasses.replace(batch, position=position[None].astype(np.int32), prefix=first)
+    batch = _laid(parts, lengths, np.cumsum(lengths) - lengths, (1, int(lengths.sum())), rounding)
+    position = _positions(batch, [0] * (len(alone) + 1) + [size] * len(rests))
+    return dataclasses.replace(batch, position=position, prefix=len(alone))
 
 
 def _sharing_in_bins(rows: Sequence[TokenRow], sharing: Sequence[bool], size: int, rounding: Rounding) -> Batch:
     """The same in each bin that has rows which share it."""
-    beginning = len(rows)
     parts = [part(row, size) if shares else row for row, shares in zip(rows, sharing, strict=True)]
-    width, bins = fill_bins([len(row) for row in parts], rounding.bins, [size * shares for shares in sharing])
-    ordered = []
+    elsewhere = [size * shares for shares in sharing]
+    width, bins = fill_bins([len(row) for row in parts], rounding.bins, elsewhere)
+    beginning, ordered = len(rows), []
     for indices in bins:
-        rests = [index for index in indices if sharing[index]]
         alone = [index for index in indices if not sharing[index]]
+        rests = [index for index in indices if sharing[index]]
         ordered.append([*alone, beginning, *rests] if rests else alone)
     batch = _in_bins([*parts, _beginning(rows, sharing, size)], width, ordered, rounding, beginning)
-    flat = batch.row.ravel()
-    position = np.arange(flat.size)
-    for start, length in zip(batch.starts, batch.lengths, strict=True):
-        shares = flat[start] >= 0 and sharing[flat[start]]
-        position[start : start + length] -= start - size * shares
-    return dataclasses.replace(batch, position=position.reshape(batch.row.shape).astype(np.int32))
+    copies = len(batch.lengths) - len(rows)
+    return dataclasses.replace(batch, position=_positions(batch, [*elsewhere, *[0] * copies]))
 
 
 def _beginning(rows: Sequence[TokenRow], sharing: Sequence[bool], size: int) -> TokenRow:
     return part(rows[sharing.index(True)], 0, size)
+
+
+def _positions(batch: Batch, elsewhere: Sequence[int]) -> np.ndarray:
+    """Of each token in its row, int32, as the ids lie, where so many tokens before each part lie elsewhere."""
+    position = np.zeros(batch.ids.size, np.int32)
+    for start, length, before in zip(batch.starts, batch.lengths, elsewhere, strict=True):
+        position[start : start + length] = np.arange(before, before + length)
+    return position.reshape(batch.ids.shape)
 
 
 def _laid(
@@ -392,7 +393,7 @@ def in_rounds_of_sharing(
     rests = [length - less for length, less in zip(lengths, shared, strict=True)]
     for count in range(1, streams + 1 if size else 1):
         if (room := at_once - count * size) > 0:
-            ways.append(in_rounds(rests, streams=count, share=max(share - size, share // 2), at_once=room))
+            ways.append(in_rounds(rests, streams=count, share=max(share - size, share // 2, 1), at_once=room))
 
     def tokens(rows: Sequence[int]) -> int:
         return sum(rests[i] for i in rows) + max(shared[i] for i in rows)

@@ -43,15 +43,23 @@ class Swiglu:
         return (self._silu(gate)[1] * up.astype(mx.float32)).astype(gate.dtype)
 
     def again(self, gate: mx.array, up: mx.array) -> tuple[mx.array, Any]:
-        """The same, and what takes a gradient of it to those of `gate` and `up`; one exponential for both."""
+        """The same, and what takes a gradient of it to those of `gate` and `up`; on a CPU one exponential for both."""
         s, silu = self._silu(gate)
-        wide = up.astype(mx.float32)
 
         def pull(cotangent: mx.array) -> tuple[mx.array, mx.array]:
-            above = cotangent.astype(mx.float32)
-            return (above * wide * (s + silu * (1 - s))).astype(gate.dtype), (above * silu).astype(up.dtype)
+            factors, inner = (s, silu), up
+            if mx.default_device() != mx.cpu:
+                # made anew: handed on from one fused kernel to the next they were float32 in memory
+                outer, inner = mx.depends([gate, up], [cotangent])
+                factors = self._silu(outer)
+            return self._gradients(cotangent.astype(mx.float32), *factors, inner)
 
-        return (silu * wide).astype(gate.dtype), pull
+        return (silu * up.astype(mx.float32)).astype(gate.dtype), pull
+
+    @staticmethod
+    def _gradients(above: mx.array, s: mx.array, silu: mx.array, up: mx.array) -> tuple[mx.array, mx.array]:
+        below = above * up.astype(mx.float32) * (s + silu * (1 - s))
+        return below.astype(up.dtype), (above * silu).astype(up.dtype)
 
     @staticmethod
     def _silu(gate: mx.array) -> tuple[mx.array, mx.array]:

@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from . import device, fit
 from .batching import AS_IT_IS, Batch, at_most, epoch_steps, in_rounds_of_sharing, make_batch, neighbours, share_out
 from .checkpoint import checkpoints, latest_checkpoint, room_wanted, save_checkpoint
@@ -33,7 +35,7 @@ from .runs import Run, RunWriter, State
 from .schedule import learning_rate
 from .session import Session, open_session
 from .storage import explain, write_json
-from .tokens import TokenRow
+from .tokens import TokenRow, TokenRows
 
 NON_FINITE_LIMIT = 3  # steps in a row without a finite update after which training pauses
 
@@ -442,7 +444,7 @@ class HalfOverflow(Exception):
 
 
 def _look_for_overflow(session: Session) -> None:
-    """In float16, before the first step, compute the micro-batch of the longest rows and keep nothing of it.
+    """In float16, before the first step, compute the longest rows and keep nothing of it; validation rows as well.
 
     Not again when a run goes on: with what it learnt, this could end otherwise than in a run that was not cut.
 
@@ -451,11 +453,18 @@ def _look_for_overflow(session: Session) -> None:
     """
     if session.kernels.dtype != "float16" or session.progress.step:
         return
+
+    def longest(rows: TokenRows) -> list[int]:
+        return np.argsort(rows.lengths, kind="stable")[-session.micro_batch :].tolist()
+
     prepare_to_train(session)
-    lengths = session.lengths
-    longest = [sorted(range(len(lengths)), key=lambda i: lengths[i])[-session.micro_batch :]]
-    if not _finite(*_summed(session, longest)).item():
-        raise HalfOverflow("the longest rows, before the first step", _sources(session, longest))
+    some = longest(session.train_rows)
+    if not _finite(*_summed(session, [some])).item():
+        raise HalfOverflow("the longest rows, before the first step", _sources(session, [some]))
+    some = longest(session.val_rows)
+    if some and not math.isfinite(_validation_loss(session, some)):
+        sources = [session.val_rows[i].source for i in some]
+        raise HalfOverflow("the longest validation rows, before the first step", sources)
 
 
 def _use_bfloat16(writer: RunWriter, step: int, where: str, rows: list[str]) -> None:
@@ -481,14 +490,18 @@ def _give_back_memory() -> None:
 
 def validate_model(session: Session) -> float:
     """Mean loss over all target tokens of the validation rows, nats; the same rows in the same batches every time."""
-    session.model.eval()
-    total = 0.0
     rows = session.val_rows
-    for some in neighbours(rows.lengths.tolist(), session.tokens_at_once):
-        for shares in _rounds(session, rows, [some]):
-            total += sum(_on_streams(session, shares, session.passes.loss)).item()
+    total = sum(_validation_loss(session, some) for some in neighbours(rows.lengths.tolist(), session.tokens_at_once))
+    return total / int(rows.target_lengths.sum())
+
+
+def _validation_loss(session: Session, some: Sequence[int]) -> float:
+    """Of some validation rows, summed over their target tokens, nats."""
+    session.model.eval()
+    rounds = _rounds(session, session.val_rows, [some])
+    loss = sum(sum(_on_streams(session, shares, session.passes.loss)).item() for shares in rounds)
     session.model.train()
-    return total / int(session.val_rows.target_lengths.sum())
+    return loss
 
 
 def _validate(session: Session, writer: RunWriter) -> None:

@@ -181,6 +181,25 @@ def test_two_bases_are_never_in_memory_together(
     assert after - before < 100_000  # of 400,000
 
 
+def test_validation_rows_that_overflow_are_found_before_the_first_step(
+    create: Create, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even where no row to train does: a validation that is not finite would never be the best."""
+    real = trainer._validation_loss
+
+    def validation_loss(session: Any, some: Any) -> float:
+        return math.inf if session.kernels.dtype == "float16" else real(session, some)
+
+    monkeypatch.setattr(trainer, "_validation_loss", validation_loss)
+    run = create()
+    assert train(run).state == "completed"
+    assert started(run) == [(0, "bfloat16")]
+    assert None not in events(run, "eval", "val_loss")
+    (warning,) = events(run, "warning")
+    assert warning["message"].startswith("the longest validation rows, before the first step: ")
+    assert all("valid.jsonl" in source for source in warning["rows"])
+
+
 # While it trains --------------------------------------------------------------------------------------------------
 
 
