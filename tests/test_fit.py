@@ -16,6 +16,7 @@ from qlora_core.fit import (
     PROGRAM_BYTES,
     RESERVE_BYTES,
     SCORE_BUFFERS,
+    SPAN,
     MemoryEstimate,
     check_after_loading,
     check_before_loading,
@@ -64,10 +65,10 @@ def test_a_cpu_computes_so_many_tokens_at_once(tiny_model, two_cores):
     """A GPU all."""
     few, many = (estimate(tiny_model, [400] * 64, batch_size=size) for size in (2, 64))
     assert few.activations < many.activations == few.activations * 2 * CPU_TOKENS // 800
-    assert few.attention == many.attention == SCORE_BUFFERS * 4 * 2 * 400**2 * 4  # a row on each core
+    assert few.attention == many.attention == SCORE_BUFFERS * 4 * 2 * SPAN * 400 * 4  # a part of a row on each core
     assert many.logits == 3 * 4 * 2 * CPU_TOKENS // 2 * 320
     side_by_side = estimate(tiny_model, [400] * 64, batch_size=64, packing=False)
-    assert side_by_side.attention == 4 / 2 * many.attention
+    assert side_by_side.attention == SCORE_BUFFERS * 4 * 4 * 400**2 * 4
     of_a_gpu = (estimate(tiny_model, [400] * 64, batch_size=size, on_gpu=True) for size in (2, 64))
     assert 32 * next(of_a_gpu).activations == next(of_a_gpu).activations
 
@@ -102,7 +103,8 @@ def test_what_each_setting_costs(tiny_model, two_cores):
     ids=str,
 )
 def test_the_prediction_is_near_the_measured_peak(plan, tmp_path, letters, settings):
-    """Within a tenth below, so that it warns in time, and two fifths above: of small models little is certain."""
+    """Within a tenth below, so that it warns in time, and three fifths above: four rows of 425 tokens do not fill what a
+    core computes at once, and of small models little is certain."""
     from harness import train
 
     from qlora_core.device import mx
@@ -125,7 +127,7 @@ def test_the_prediction_is_near_the_measured_peak(plan, tmp_path, letters, setti
     lengths = [letters + 2 + 23] * 8
     batch = {"batch_size": 4, **settings}
     predicted = estimate(planned.model.path, lengths, keeps_dense=kernels["linear"] == "kept", **batch)
-    assert 0.9 * peak <= predicted.total - PROGRAM_BYTES <= 1.4 * peak
+    assert 0.9 * peak <= predicted.total - PROGRAM_BYTES <= 1.6 * peak
 
 
 def test_before_loading_all_of_it_and_a_reserve_must_be_free():

@@ -16,7 +16,7 @@ import numpy as np
 from .batching import SHARED, neighbours
 from .device import mx
 from .elementwise import fast_exp
-from .fit import KEPT_SCORES
+from .fit import KEPT_SCORES, SPAN
 
 Attend = Callable[[mx.array, mx.array, mx.array], mx.array]
 """Causal attention of queries `(R, H, L, D)` to keys and values `(R, K, L, D)`, K dividing H."""
@@ -201,7 +201,6 @@ def packed_attention(queries: mx.array, keys: mx.array, values: mx.array, rows: 
 
 
 NOTHING = range(0)
-SPAN = 64  # tokens of a span of several short rows, or of a part of a row whose probabilities are not kept
 NOTHING = range(0)
 
 

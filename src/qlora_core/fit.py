@@ -25,6 +25,7 @@ SCORE_BUFFERS = 7  # arrays of a layer's attention scores alive at once in its b
 PASSING_ARRAYS = 6  # arrays as wide as the MLP of the one layer that the backward pass is in
 CPU_TOKENS = 768  # that a core computes at once: more take arrays from fresh pages (measured: a fifth slower)
 KEPT_SCORES = 256  # a row of no more tokens keeps its attention's probabilities on a CPU; a longer one makes them again
+SPAN = 64  # tokens of such a longer one that attend at a time
 LARGE_MODEL = 3_000_000_000  # parameters from which `min_free_gb` is asked for
 
 
@@ -38,7 +39,8 @@ class MemoryEstimate:
         adapters: adapters, gradients and two moments, float32.
         activations: what a micro-batch of the longest rows keeps for its backward pass, and that of one layer takes; on
             a CPU the part of it that is computed at once.
-        attention: the scores in one layer of as many of those rows as are looked at together, the square of a row.
+        attention: the scores in one layer of as many of those rows as are looked at together: the square of a row; on a
+            CPU, of a long one, what a part of it sees.
         logits: of that micro-batch's trained tokens, with their gradient.
     """
 
@@ -104,12 +106,14 @@ def estimate_memory(
     keeping = 0 if on_gpu else heads * (1 if config.train.grad_checkpoint else layers)
     lengths = rows.lengths.astype(np.int64)
     taken = np.sort(lengths * kept + np.where(lengths <= KEPT_SCORES, keeping * lengths**2, 0))
+    by_parts = config.train.packing and not on_gpu and most > KEPT_SCORES
+    scores = SPAN * most if by_parts else most**2
     return MemoryEstimate(
         weights=spec.loaded_bytes,
         dense=spec.parameters * number if keeps_dense else 0,
         adapters=16 * spec.trainable(config.lora),
         activations=int(taken[-config.train.batch_size :].sum() * at_once) * number,
-        attention=SCORE_BUFFERS * heads * together * most**2 * number,
+        attention=SCORE_BUFFERS * heads * together * scores * number,
         logits=int(3 * 4 * targets * at_once) * shape.get("vocab_size", 0),
     )
 

@@ -164,7 +164,12 @@ def _train_to_end(session: Session, writer: RunWriter, interruption: Interruptio
 def prepare_to_train(session: Session) -> None:
     """Put the model into training mode and divide the cores over the streams."""
     session.model.train()
-    device.set_blas_threads(max(1, device.cores() // session.kernels.streams))
+    _share_cores(session.kernels.streams)
+
+
+def _share_cores(streams: int) -> None:
+    """Divide the cores over so many streams; nothing may be computed meanwhile, whose last bits would depend on it."""
+    device.set_blas_threads(max(1, device.cores() // streams))
 
 
 def train_epoch(session: Session, writer: RunWriter, epoch: int, interruption: Interruption) -> None:
@@ -302,6 +307,7 @@ def _summed(session: Session, group: Sequence[Sequence[int]]) -> tuple[mx.array,
     for shares in _rounds(session, session.train_rows, group):
         part_loss, part_gradient = _micro_batch(session, shares)  # laid out while the one before is computed
         mx.eval(loss, gradient)  # one at a time is in memory
+        _share_cores(len(shares))
         loss, gradient = loss + part_loss, gradient + part_gradient
         mx.async_eval(loss, gradient)
     return loss, gradient
@@ -498,8 +504,10 @@ def validate_model(session: Session) -> float:
 def _validation_loss(session: Session, some: Sequence[int]) -> float:
     """Of some validation rows, summed over their target tokens, nats."""
     session.model.eval()
-    rounds = _rounds(session, session.val_rows, [some])
-    loss = sum(sum(_on_streams(session, shares, session.passes.loss)).item() for shares in rounds)
+    loss = 0.0
+    for shares in _rounds(session, session.val_rows, [some]):
+        _share_cores(len(shares))
+        loss += sum(_on_streams(session, shares, session.passes.loss)).item()
     session.model.train()
     return loss
 
