@@ -103,7 +103,7 @@ def test_what_each_setting_costs(tiny_model, two_cores):
     ids=str,
 )
 def test_the_prediction_is_near_the_measured_peak(plan, tmp_path, letters, settings):
-    """Within a tenth below, so that it warns in time, and three fifths above: four rows of 425 tokens do not fill what a
+    """Within a tenth below, so that it warns in time, and three quarters above: rows of 425 tokens do not fill what a
     core computes at once, and of small models little is certain."""
     from harness import train
 
@@ -127,7 +127,7 @@ def test_the_prediction_is_near_the_measured_peak(plan, tmp_path, letters, setti
     lengths = [letters + 2 + 23] * 8
     batch = {"batch_size": 4, **settings}
     predicted = estimate(planned.model.path, lengths, keeps_dense=kernels["linear"] == "kept", **batch)
-    assert 0.9 * peak <= predicted.total - PROGRAM_BYTES <= 1.6 * peak
+    assert 0.9 * peak <= predicted.total - PROGRAM_BYTES <= 1.75 * peak
 
 
 def test_before_loading_all_of_it_and_a_reserve_must_be_free():
