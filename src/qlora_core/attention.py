@@ -201,7 +201,6 @@ def packed_attention(queries: mx.array, keys: mx.array, values: mx.array, rows: 
 
 
 NOTHING = range(0)
-NOTHING = range(0)
 
 
 @dataclass(frozen=True)
@@ -307,25 +306,22 @@ def fast_attention(
     spans = spans or _spans([N])
 
     def grouped(x: mx.array) -> mx.array:
-        return x.reshape(B, K, -1, D)
+        """Queries, or scores, of the heads that share keys and values, one after the other."""
+        return x.reshape(B, K, -1, x.shape[-1])
 
     def scores(span: Span, q: mx.array, k: mx.array) -> mx.array:
-        return (grouped(span.own(q) * scale) @ span.all_seen(k).swapaxes(-1, -2)).reshape(
-            B, H, *span.mask.shape
-        ) + span.mask
+        products = grouped(span.own(q) * scale) @ span.all_seen(k).swapaxes(-1, -2)
+        return products.reshape(B, H, *span.mask.shape) + span.mask
 
     def weighted(span: Span, weights: mx.array, v: mx.array) -> mx.array:
-        return (grouped_scores(weights) @ span.all_seen(v)).reshape(B, H, -1, D)
-
-    def grouped_scores(x: mx.array) -> mx.array:
-        return x.reshape(B, K, -1, x.shape[-1])
+        return (grouped(weights) @ span.all_seen(v)).reshape(B, H, -1, D)
 
     def gradients(
         span: Span, weights: mx.array, qkv: Sequence[mx.array], c: mx.array, out: mx.array | None
     ) -> list[mx.array]:
         """Of one span, from a cotangent; with `out`, the sum over what is seen is had from that (arXiv:2205.14135)."""
         q, k, v = span.own(qkv[0]), span.all_seen(qkv[1]), span.all_seen(qkv[2])
-        w, scaled = grouped_scores(weights), c * scale
+        w, scaled = grouped(weights), c * scale
         dp = scaled @ v.swapaxes(-1, -2)
         ds = w * (dp - (dp * w if out is None else scaled * grouped(out)).sum(-1, keepdims=True))
         return [(ds @ k).reshape(q.shape), ds.swapaxes(-1, -2) @ grouped(q), w.swapaxes(-1, -2) @ c]
@@ -340,8 +336,12 @@ def fast_attention(
             top = made.max(-1, keepdims=True)
             e = exp(made - top)
             total = e.sum(-1, keepdims=True)
-            saved += [e / total] if span.kept else [top, total]
-            parts.append(weighted(span, saved[-1], v) if span.kept else weighted(span, e, v) / total)
+            if span.kept:
+                saved.append(e / total)
+                parts.append(weighted(span, saved[-1], v))
+            else:
+                saved += [top, total]
+                parts.append(weighted(span, e, v) / total)
         return mx.concatenate(parts, axis=2), *saved
 
     @attend.vjp
