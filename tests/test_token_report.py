@@ -126,7 +126,10 @@ def test_a_long_system_message_is_told_with_what_it_costs(tokenizer):
     # <|im_start|>system\n 8, 80, <|im_end|>\n 2, <|im_start|>user\n 6: 96 of 96 + 2 + 2 + 11 + 2 + 2 tokens, 3 trained
     assert dataset.tokens == 50 * 115
     assert warning.startswith("97% of the tokens are prompt: only the reply is trained. ")
-    assert "All rows begin with the same 96 tokens, 4,800 of 5,750: shorten the system message" in warning
+    assert (
+        "All rows begin with the same 96 tokens, 4,800 of 5,750: rows that are trained together share them" in warning
+    )
+    assert warning.endswith("shorten the system message, or leave it out")
 
 
 def test_long_questions_are_told_without_a_system_message(tokenizer):

@@ -286,6 +286,7 @@ def _prompts(rows: _Corpus, tokenizer: ChatTokenizer, shared: int) -> str:
     if beyond >= LEAST_TOKENS:
         return said + (
             f"All rows begin with the same {shared:,} tokens, {shared * len(rows):,} of {total:,}: "
+            "rows that are trained together share them, unless there is dropout, but each question later has them too; "
             "shorten the system message, or leave it out"
         )
     return said + "Shorten the questions or what stands before them, or write longer replies"
