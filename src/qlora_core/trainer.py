@@ -172,6 +172,12 @@ def _share_cores(streams: int) -> None:
     device.set_blas_threads(max(1, device.cores() // streams))
 
 
+def _share_cores_of_round(session: Session, shares: Sequence[Sequence[TokenRow]]) -> None:
+    """Give a long row the cores of streams that have none; for short ones, threads that wait cost more than they do."""
+    long = any(sum(map(len, share)) > session.tokens_a_stream for share in shares)
+    _share_cores(len(shares) if long else session.kernels.streams)
+
+
 def train_epoch(session: Session, writer: RunWriter, epoch: int, interruption: Interruption) -> None:
     """Train the rest of an epoch (counted from 0): steps, validations and checkpoints where they are due."""
     config, progress = session.config, session.progress
@@ -307,7 +313,7 @@ def _summed(session: Session, group: Sequence[Sequence[int]]) -> tuple[mx.array,
     for shares in _rounds(session, session.train_rows, group):
         part_loss, part_gradient = _micro_batch(session, shares)  # laid out while the one before is computed
         mx.eval(loss, gradient)  # one at a time is in memory
-        _share_cores(len(shares))
+        _share_cores_of_round(session, shares)
         loss, gradient = loss + part_loss, gradient + part_gradient
         mx.async_eval(loss, gradient)
     return loss, gradient
@@ -506,7 +512,7 @@ def _validation_loss(session: Session, some: Sequence[int]) -> float:
     session.model.eval()
     loss = 0.0
     for shares in _rounds(session, session.val_rows, [some]):
-        _share_cores(len(shares))
+        _share_cores_of_round(session, shares)
         loss += sum(_on_streams(session, shares, session.passes.loss)).item()
     session.model.train()
     return loss
