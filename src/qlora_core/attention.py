@@ -282,6 +282,45 @@ def _spans_of(lengths: Sequence[int], start: int, shared: range = NOTHING) -> li
     return spans
 
 
+@dataclass(frozen=True)
+class _Heads:
+    """Heads of queries, and the fewer of keys and values that they share.
+
+    Attributes:
+        shape: of the queries, `(B, H, N, D)`.
+        shared: heads of keys and values, K.
+        scale: factor of the scores.
+    """
+
+    shape: tuple[int, ...]
+    shared: int
+    scale: float
+
+    def grouped(self, x: mx.array) -> mx.array:
+        """Queries, or scores, of the heads that share keys and values, one after the other."""
+        return x.reshape(self.shape[0], self.shared, -1, x.shape[-1])
+
+    def scores(self, span: Span, q: mx.array, k: mx.array) -> mx.array:
+        """`(B, H, T, S)`."""
+        products = self.grouped(span.own(q) * self.scale) @ span.all_seen(k).swapaxes(-1, -2)
+        return products.reshape(*self.shape[:2], *span.mask.shape) + span.mask
+
+    def weighted(self, span: Span, weights: mx.array, v: mx.array) -> mx.array:
+        """The values that a span sees, summed with these weights: `(B, H, T, D)`."""
+        return (self.grouped(weights) @ span.all_seen(v)).reshape(*self.shape[:2], -1, self.shape[3])
+
+    def gradients(
+        self, span: Span, weights: mx.array, qkv: Sequence[mx.array], cotangent: mx.array, out: mx.array | None
+    ) -> list[mx.array]:
+        """Of one span; with `out`, what it gave, the sum over what is seen is had from that (arXiv:2205.14135)."""
+        q, k, v = span.own(qkv[0]), span.all_seen(qkv[1]), span.all_seen(qkv[2])
+        w, c = self.grouped(weights), self.grouped(cotangent)
+        scaled = c * self.scale
+        dp = scaled @ v.swapaxes(-1, -2)
+        ds = w * (dp - (dp * w if out is None else scaled * self.grouped(out)).sum(-1, keepdims=True))
+        return [(ds @ k).reshape(q.shape), ds.swapaxes(-1, -2) @ self.grouped(q), w.swapaxes(-1, -2) @ c]
+
+
 def fast_attention(
     queries: mx.array,
     keys: mx.array,
@@ -301,30 +340,8 @@ def fast_attention(
         spans: what lies in N, if not one row.
         exp: of the scores.
     """
-    B, H, N, D = queries.shape
-    K = keys.shape[1]
-    spans = spans or _spans([N])
-
-    def grouped(x: mx.array) -> mx.array:
-        """Queries, or scores, of the heads that share keys and values, one after the other."""
-        return x.reshape(B, K, -1, x.shape[-1])
-
-    def scores(span: Span, q: mx.array, k: mx.array) -> mx.array:
-        products = grouped(span.own(q) * scale) @ span.all_seen(k).swapaxes(-1, -2)
-        return products.reshape(B, H, *span.mask.shape) + span.mask
-
-    def weighted(span: Span, weights: mx.array, v: mx.array) -> mx.array:
-        return (grouped(weights) @ span.all_seen(v)).reshape(B, H, -1, D)
-
-    def gradients(
-        span: Span, weights: mx.array, qkv: Sequence[mx.array], c: mx.array, out: mx.array | None
-    ) -> list[mx.array]:
-        """Of one span, from a cotangent; with `out`, the sum over what is seen is had from that (arXiv:2205.14135)."""
-        q, k, v = span.own(qkv[0]), span.all_seen(qkv[1]), span.all_seen(qkv[2])
-        w, scaled = grouped(weights), c * scale
-        dp = scaled @ v.swapaxes(-1, -2)
-        ds = w * (dp - (dp * w if out is None else scaled * grouped(out)).sum(-1, keepdims=True))
-        return [(ds @ k).reshape(q.shape), ds.swapaxes(-1, -2) @ grouped(q), w.swapaxes(-1, -2) @ c]
+    spans = spans or _spans([queries.shape[2]])
+    heads = _Heads(queries.shape, keys.shape[1], scale)
 
     @mx.custom_function
     def attend(q, k, v):
@@ -332,16 +349,16 @@ def fast_attention(
         for span in spans:
             if not span.kept:  # one after the other: what is made of a long row stays in the cache, and is used again
                 q = mx.depends([q], parts[-1:])[0]
-            made = scores(span, q, k)
-            top = made.max(-1, keepdims=True)
-            e = exp(made - top)
+            scores = heads.scores(span, q, k)
+            top = scores.max(-1, keepdims=True)
+            e = exp(scores - top)
             total = e.sum(-1, keepdims=True)
             if span.kept:
                 saved.append(e / total)
-                parts.append(weighted(span, saved[-1], v))
+                parts.append(heads.weighted(span, saved[-1], v))
             else:
                 saved += [top, total]
-                parts.append(weighted(span, e, v) / total)
+                parts.append(heads.weighted(span, e, v) / total)
         return mx.concatenate(parts, axis=2), *saved
 
     @attend.vjp
@@ -350,11 +367,11 @@ def fast_attention(
         for span in spans:
             c = span.own(cotangents[0])
             if span.kept:
-                parts.append(gradients(span, next(saved), primals, grouped(c), None))
+                parts.append(heads.gradients(span, next(saved), primals, c, None))
             else:
                 qkv = mx.depends(list(primals), parts[-1])
-                e, c = exp(scores(span, *qkv[:2]) - next(saved)), c / next(saved)
-                parts.append(gradients(span, e, qkv, grouped(c), span.own(outputs[0])))
+                e, c = exp(heads.scores(span, *qkv[:2]) - next(saved)), c / next(saved)
+                parts.append(heads.gradients(span, e, qkv, c, span.own(outputs[0])))
         q, k, v = zip(*parts[1:], strict=True)
         return mx.concatenate(q, axis=2), _put_together(k, spans), _put_together(v, spans)
 

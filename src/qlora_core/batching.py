@@ -121,12 +121,14 @@ def make_batch(
     lengths = np.fromiter(map(len, rows), np.int64)
     if not packed:
         return _laid(rows, lengths, np.arange(len(rows)) * lengths.max(), (len(rows), int(lengths.max())), rounding)
-    batch = _packed(rows, lengths, rounding)
     sharing = [begins_with(row, prefix) for row in rows]
-    if sum(sharing) < 2 or not (rounding.bins or rounding == AS_IT_IS):
-        return batch
-    smaller = _sharing_end_to_end if rounding == AS_IT_IS else _sharing_in_bins
-    return min(batch, smaller(rows, sharing, len(prefix), rounding), key=lambda batch: batch.ids.size)
+    several = sum(sharing) > 1
+    if several and rounding == AS_IT_IS:
+        return _sharing_end_to_end(rows, sharing, len(prefix), rounding)
+    batch = _packed(rows, lengths, rounding)
+    if several and rounding.bins:
+        return min(batch, _sharing_in_bins(rows, sharing, len(prefix), rounding), key=lambda batch: batch.ids.size)
+    return batch
 
 
 def _packed(rows: Sequence[TokenRow], lengths: np.ndarray, rounding: Rounding) -> Batch:

@@ -257,7 +257,7 @@ def _timed_step(session: Session, group: Sequence[Sequence[int]]) -> tuple[Step,
     progress, started = session.progress, time.perf_counter()
     step = train_step(session, group)
     if session.kernels.dtype == "float16" and not step.finite:
-        raise HalfOverflow(f"step {progress.step + 1}", _sources(session, group))
+        raise HalfOverflow(f"step {progress.step + 1}", _sources(session.train_rows, group))
     seconds = time.perf_counter() - started
     memory = session.monitor.sample()
     progress.step += 1
@@ -395,7 +395,7 @@ def _watch_numbers(
     """Warn of an update that was not made, or of an unusual gradient, with the rows; what is wrong if that goes on."""
     extra, number = session.progress.extra, session.progress.step
     extra["non_finite"] = 0 if step.updated else extra.get("non_finite", 0) + 1
-    sources = _sources(session, group)
+    sources = _sources(session.train_rows, group)
     if step.updated:
         if times := session.watch.norms.spike(step.norm):
             message = f"step {number}: the gradient is {times:.0f} times as large as usual"
@@ -414,9 +414,9 @@ def _watch_numbers(
     )
 
 
-def _sources(session: Session, group: Sequence[Sequence[int]]) -> list[str]:
-    """Where the rows of a step come from."""
-    return [session.train_rows[i].source for indices in group for i in indices]
+def _sources(rows: Sequence[TokenRow], group: Sequence[Sequence[int]]) -> list[str]:
+    """Where the rows of some micro-batches come from."""
+    return [rows[i].source for indices in group for i in indices]
 
 
 def _watch_memory(session: Session, writer: RunWriter, memory: MemorySample) -> MemoryShortError | None:
@@ -472,10 +472,10 @@ def _look_for_overflow(session: Session) -> None:
     prepare_to_train(session)
     some = longest(session.train_rows)
     if not _finite(*_summed(session, [some])).item():
-        raise HalfOverflow("the longest rows, before the first step", _sources(session, [some]))
+        raise HalfOverflow("the longest rows, before the first step", _sources(session.train_rows, [some]))
     some = longest(session.val_rows)
     if some and not math.isfinite(_validation_loss(session, some)):
-        sources = [session.val_rows[i].source for i in some]
+        sources = _sources(session.val_rows, [some])
         raise HalfOverflow("the longest validation rows, before the first step", sources)
 
 
