@@ -23,6 +23,7 @@ from typing import Any
 
 from .bases import has_gpu
 from .batching import AS_IT_IS, Rounding
+from .denormals import flush_denormals
 from .fit import CPU_TOKENS, cpu_streams, keeps_dense_weights
 from .parallel import cores
 from .storage import cache_directory, replacing
@@ -131,6 +132,8 @@ def _keep_freed_memory() -> None:
         libc.mallopt(trim_threshold, limit)
 
 
+if not has_gpu():
+    flush_denormals()  # before the BLAS and MLX start their threads, which take it over
 BLAS = _load_blas()
 if not has_gpu():
     # MLX walks the graph of a step in layers this wide. Wider ones let the streams, each a part of the micro-batch,

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..denormals import flush_denormals
 from ..errors import MemoryShortError, QLoraError, brief
 from ..memory import peak_process_bytes
 from . import works
@@ -52,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def measured(job: Job) -> dict[str, Any]:
     """The result of a job; an `error`, and `out_of_memory`, where there is none."""
+    flush_denormals()  # for every contestant, before its library starts threads
     try:
         with tempfile.TemporaryDirectory() as directory:
             return _done(job, Path(directory))

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import json
 import os
+import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,6 +67,8 @@ def load(base: str | None = None) -> tuple[Any, Any]:
 def import_mlx() -> Any:
     """Import mlx: with a fast BLAS where qlora_core is installed, set up for a processor where there is no GPU."""
     if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            _flush_denormals()
         with contextlib.suppress(ImportError):
             import qlora_core.device  # noqa: F401 - must come before mlx
     import mlx.core as mx
@@ -73,6 +77,16 @@ def import_mlx() -> Any:
         mx.set_default_device(mx.cpu)
         mx.disable_compile()  # it would need a C++ compiler
     return mx
+
+
+def _flush_denormals() -> None:
+    """Take numbers too small to matter for zero, before mlx starts its threads: they cost some processors much time."""
+    place, bits = {"x86_64": (28, 0x8040), "aarch64": (0, 1 << 24)}.get(platform.machine(), (0, 0))
+    libm, environment = ctypes.CDLL("libm.so.6"), ctypes.create_string_buffer(64)
+    if bits and libm.fegetenv(environment) == 0:
+        register = int.from_bytes(environment.raw[place : place + 4], "little") | bits
+        environment[place : place + 4] = register.to_bytes(4, "little")
+        libm.fesetenv(environment)
 
 
 def _quantisable(module: Any, group_size: int) -> bool:
