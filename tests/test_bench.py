@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qlora_core.bases import has_gpu
 from qlora_core.bench import machine, ours, race, report, works
 from qlora_core.bench.__main__ import is_out_of_memory
 from qlora_core.bench.__main__ import main as measure_one
@@ -401,6 +402,15 @@ def test_other_tracks_by_hand():
     ]
 
 
+@pytest.mark.parametrize("language", report.WORDS)
+def test_whose_sums_lose_small_terms_is_said_beside_the_table(language):
+    """Where that was so when it was measured: of older results nothing is claimed."""
+    same = {"contestant": "mlx-lm", "dtype": "float32", "steps": 9, "largest": 2e-4, "mean": 1e-4, "tolerance": 1e-3}
+    for lost, said in ((True, True), (False, False), (None, False)):
+        found = same if lost is None else {**same, "loses_small_terms": lost}
+        assert (report.WORDS[language]["sums"] in report.same_table({"same": [found]}, language)) == said
+
+
 @pytest.mark.parametrize(
     ("text", "kept"),
     [
@@ -456,6 +466,7 @@ def test_our_losses_are_those_of_mlx_lm(measured):
     assert status == 0
     assert (same["contestant"], same["dtype"], same["steps"]) == ("mlx-lm-strong", "float32", 20)
     assert same["largest"] < 1e-3
+    assert same["loses_small_terms"] == (not has_gpu())
 
 
 def test_the_same_steps_really_learn_something(measured):

@@ -262,7 +262,7 @@ def test_recorded_kernels_come_back_and_what_an_older_version_did_not_know_is_as
     chosen = Kernels("cuda", "bfloat16", "kept", rounding=Rounding(32, 128, (128, 256)), compiled=True)
     assert Kernels.from_dict(json.loads(json.dumps(dataclasses.asdict(chosen)))) == chosen
     old = {"device": "cpu", "dtype": "float32", "linear": "kept", "streams": 2, "blas": "b", "fast_exp": True}
-    assert Kernels.from_dict(old) == Kernels("cpu", "float32", "kept", 2, "b", True)
+    assert Kernels.from_dict(old) == Kernels("cpu", "float32", "kept", 2, "b", True, arithmetic=1)
 
 
 def test_cores_are_those_this_process_may_use(python: Callable) -> None:

@@ -380,6 +380,25 @@ def test_a_run_of_another_machine_goes_on_with_a_warning(create: Create) -> None
     assert "not equal to the bit" in message
 
 
+@pytest.mark.parametrize(("arithmetic", "whose"), [(None, "an older"), (device.ARITHMETIC + 1, "a newer")])
+def test_a_run_of_another_version_goes_on_with_one_warning(create: Create, arithmetic: int | None, whose: str) -> None:
+    """None: runs recorded none before there was a second."""
+    run = create()
+    train(run, at_step(1, lambda: run.request("pause")))
+    environment = run.environment()
+    assert environment["kernels"].pop("arithmetic") == device.ARITHMETIC
+    environment["kernels"] |= {"linear": "dequantised"}
+    if arithmetic:
+        environment["kernels"]["arithmetic"] = arithmetic
+    (run.path / "environment.json").write_text(json.dumps(environment), encoding="utf-8")
+    train(run, at_step(2, lambda: run.request("pause")))
+    assert run.environment()["kernels"] == environment["kernels"] | {"arithmetic": device.ARITHMETIC}
+    assert train(run).state == "completed"
+    (message,) = events(run, "warning", "message")
+    assert f"{whose} version" in message
+    assert "not equal to the bit" in message
+
+
 def test_a_base_that_changed_is_refused(create: Create, tmp_path: Path) -> None:
     model = write_model(tmp_path / "model")
     run = create(model=model)

@@ -17,6 +17,7 @@ from .batching import SHARED, neighbours
 from .device import mx
 from .elementwise import fast_exp
 from .fit import KEPT_SCORES, SPAN
+from .sums import exact_sum
 
 Attend = Callable[[mx.array, mx.array, mx.array], mx.array]
 """Causal attention of queries `(R, H, L, D)` to keys and values `(R, K, L, D)`, K dividing H."""
@@ -352,7 +353,7 @@ def fast_attention(
             scores = heads.scores(span, q, k)
             top = scores.max(-1, keepdims=True)
             e = exp(scores - top)
-            total = e.sum(-1, keepdims=True)
+            total = exact_sum(e)[..., None]
             if span.kept:
                 saved.append(e / total)
                 parts.append(heads.weighted(span, saved[-1], v))

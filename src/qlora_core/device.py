@@ -29,6 +29,8 @@ from .parallel import cores
 from .storage import cache_directory, replacing
 
 NATIVE_BFLOAT16 = 15  # generation of Apple's GPUs from which on they compute bfloat16 themselves
+ARITHMETIC = 2
+"""Counts the changes of the package that gave equal inputs other last bits; 2: sums in blocks on a CPU."""
 _SYMBOLS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")  # what mlx-cpu looks for
 
 
@@ -186,6 +188,7 @@ class Kernels:
         at_once: tokens of packed rows that one stream computes at once, so that memory is used again; 0: all that fit.
         trunk: whether layers below all adapters are computed once for each row, where each is trained more than once.
         prefix: whether a beginning that rows share is computed once for those that are computed together.
+        arithmetic: of the package that computed it; not a choice, a resume takes that of today and says so.
     """
 
     device: str
@@ -200,10 +203,12 @@ class Kernels:
     at_once: int = 0
     trunk: bool = True
     prefix: bool = True
+    arithmetic: int = ARITHMETIC
 
     @classmethod
     def from_dict(cls, recorded: dict[str, Any]) -> Kernels:
-        """What `dataclasses.asdict` made; what an older version did not know is as by default."""
+        """What `dataclasses.asdict` made; what an older version did not know is as by default, but its arithmetic."""
+        recorded = {"arithmetic": 1, **recorded}
         known = {field.name: recorded[field.name] for field in dataclasses.fields(cls) if field.name in recorded}
         rounding = known.get("rounding", {})
         return cls(**{**known, "rounding": Rounding(**{**rounding, "bins": tuple(rounding.get("bins", ()))})})

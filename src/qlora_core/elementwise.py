@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from .device import mx
+from .sums import exact_sum
 
 LOG2_E = 1.4426950408889634
 # 2^f for f within ±0.5, to 1e-7 relative: weighted least squares, reweighted until the error is level (Lawson, 1961)
@@ -86,9 +87,9 @@ def _fast_swiglu_vjp(primals, cotangent, _):
 def _cross_entropy(logits: mx.array, targets: mx.array, weights: mx.array) -> tuple[mx.array, mx.array, mx.array]:
     top = logits.max(-1, keepdims=True)
     powers = fast_exp(logits - top)
-    total = powers.sum(-1, keepdims=True)
+    total = exact_sum(powers)[:, None]
     chosen = mx.take_along_axis(logits, targets[:, None], axis=-1)
-    return (weights * (mx.log(total) + top - chosen)[:, 0]).sum(), powers, total
+    return exact_sum(weights * (mx.log(total) + top - chosen)[:, 0]), powers, total
 
 
 @_cross_entropy.vjp

@@ -17,6 +17,7 @@ from .bases import ModelSpec, describe
 from .config import BaseConfig
 from .device import kernels_to_answer, mx, nn, tree_unflatten
 from .errors import RunError
+from .loss import cross_entropy
 from .memory import available_bytes
 from .model import load_base
 from .runs import Run
@@ -123,7 +124,7 @@ def _judge(model: nn.Module, rows: Sequence[TokenRow]) -> tuple[float, np.ndarra
     for row in rows:
         places = np.flatnonzero(row.trained)
         logits = model(mx.array(row.ids)[None])[0][mx.array(places - 1)].astype(mx.float32)
-        loss += nn.losses.cross_entropy(logits, mx.array(row.ids[places]), reduction="sum").item()
+        loss += cross_entropy(logits, mx.array(row.ids[places]), mx.ones(len(places))).item()
         choices.append(np.array(logits.argmax(-1)))
     found = np.concatenate(choices)
     return loss / len(found), found

@@ -50,6 +50,7 @@ class RecordedKernels(TypedDict):
     streams: Annotated[int, msgspec.Meta(ge=1, le=64)]
     blas: str
     fast_exp: bool
+    arithmetic: NotRequired[Annotated[int, msgspec.Meta(ge=1)]]
 
 
 class Environment(TypedDict):

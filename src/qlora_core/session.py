@@ -238,7 +238,7 @@ def _kernels(writer: RunWriter, environment: dict[str, Any], spec: ModelSpec, mo
     if recorded:
         kernels = Kernels.from_dict(recorded)
         if (kernels.device, kernels.blas) == (chosen.device, chosen.blas):
-            return kernels
+            return _of_today(writer, environment, kernels)
         message = f"the run computed on {recorded['device']} {recorded['blas']}, now on {chosen.device} {chosen.blas}: "
         writer.log("warning", message=message + "it goes on, but not equal to the bit")
     if not device.BLAS.fast:
@@ -253,6 +253,21 @@ def _kernels(writer: RunWriter, environment: dict[str, Any], spec: ModelSpec, mo
     }
     write_json(writer.run.path / "environment.json", environment)
     return chosen
+
+
+def _of_today(writer: RunWriter, environment: dict[str, Any], kernels: Kernels) -> Kernels:
+    """Recorded kernels with the arithmetic of this version of the package; what changes is recorded and told, once."""
+    if kernels.arithmetic == device.ARITHMETIC:
+        return kernels
+    other = "an older" if kernels.arithmetic < device.ARITHMETIC else "a newer"
+    message = (
+        f"the run was computed by {other} version (arithmetic {kernels.arithmetic}, now {device.ARITHMETIC}): it goes "
+        "on, but not equal to the bit"
+    )
+    writer.log("warning", message=message)
+    kernels = dataclasses.replace(kernels, arithmetic=device.ARITHMETIC)
+    write_json(writer.run.path / "environment.json", environment | {"kernels": dataclasses.asdict(kernels)})
+    return kernels
 
 
 def _version(package: str) -> str:

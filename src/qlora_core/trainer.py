@@ -35,6 +35,7 @@ from .runs import Run, RunWriter, State
 from .schedule import learning_rate
 from .session import Session, open_session
 from .storage import explain, write_json
+from .sums import exact_norm
 from .tokens import TokenRow, TokenRows
 
 NON_FINITE_LIMIT = 3  # steps in a row without a finite update after which training pauses
@@ -299,7 +300,7 @@ def train_step(session: Session, group: Sequence[Sequence[int]]) -> Step:
     tokens = sum(len(rows[i]) for indices in group for i in indices)
     loss, gradient = _summed(session, group)
     gradient = gradient / targets
-    norm, rate = mx.linalg.norm(gradient), learning_rate(number, session.total_steps, config)
+    norm, rate = exact_norm(gradient), learning_rate(number, session.total_steps, config)
     if config.max_grad_norm:
         gradient = gradient * mx.where(norm > config.max_grad_norm, config.max_grad_norm / norm, 1.0)
     updated = _update(session, gradient, mx.array(rate, mx.float32), mx.isfinite(loss) & mx.isfinite(norm))

@@ -25,7 +25,7 @@ OFF: dict[str, Any] = {
 """What a technique is when it is switched off, by the name of its field; a field that is true is false then."""
 SWITCHES = {"packing": True}
 """Techniques that are settings of a run, and their usual values; all others are fields of `device.Kernels`."""
-OF_NO_TECHNIQUE = ("device", "dtype", "trunk")  # the last has no work here: all layers have adapters
+OF_NO_TECHNIQUE = ("device", "dtype", "trunk", "arithmetic")  # no work for a trunk here: all layers have adapters
 
 
 def ablations(kernels: Mapping[str, Any], prefix_tokens: int = 0) -> list[str]:

@@ -252,7 +252,8 @@ class Race:
     def track_same(self) -> None:
         """Identical batches: how far the losses of ours and of the others are apart, step by step.
 
-        mlx-lm also trains one padded place a row; for it, ours gets rows that hold that id as well.
+        mlx-lm also trains one padded place a row; for it, ours gets rows that hold that id as well. Its loss is MLX's
+        own, whose sums lose small terms on a CPU (see `sums`), so that it is a little too low there.
         """
         others = [self._reference(), *[name for name in ("peft", "peft-bf16") if name in self.present]]
         work, steps = "short-qa", self.options.track_steps
@@ -269,7 +270,9 @@ class Race:
                 continue
             dtype = mine["kernels"]["dtype"]
             compared = compare_losses(mine["steps"], theirs["steps"], TOLERANCE.get(dtype, HALF_TOLERANCE))
-            found.append({"contestant": name, "dtype": dtype, **compared})
+            found.append(
+                {"contestant": name, "dtype": dtype, "loses_small_terms": padded and self.device == "cpu", **compared}
+            )
             if padded and not compared["holds"]:
                 self.results["failed"].append(
                     f"the losses of {US} and {name} differ by {compared['largest']:.2g} nats in a step of the same "
