@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -95,16 +96,16 @@ def _tokens(
                 completion_batch_size=64 if batched else 1,
                 prefill_batch_size=32 if batched else 1,
             )
-            ids = generator.insert([encoded[i] for i in order], [sampling.max_tokens] * len(order))
-            place = dict(zip(ids, order, strict=True))
-            whole = 0
-            while responses := generator.next_generated():
-                for response in responses:
-                    if response.finish_reason != "stop":
-                        yield place[response.uid], response.token
-                whole += sum(response.finish_reason is not None for response in responses)
-                tick(whole)
-            generator.close()
+            with contextlib.closing(generator):
+                ids = generator.insert([encoded[i] for i in order], [sampling.max_tokens] * len(order))
+                place = dict(zip(ids, order, strict=True))
+                whole = 0
+                while responses := generator.next_generated():
+                    for response in responses:
+                        if response.finish_reason != "stop":
+                            yield place[response.uid], response.token
+                    whole += sum(response.finish_reason is not None for response in responses)
+                    tick(whole)
     finally:
         model.train(training)
 

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import device, fit
-from .activity import doing, watching
+from .activity import Activity, doing, watching
 from .batching import AS_IT_IS, Batch, at_most, epoch_steps, in_rounds_of_sharing, make_batch, neighbours, share_out
 from .checkpoint import checkpoints, latest_checkpoint, room_wanted, save_checkpoint
 from .device import mx, tree_flatten, tree_map
@@ -38,6 +38,7 @@ from .session import Session, open_session
 from .storage import explain, write_json
 from .tokens import TokenRow, TokenRows
 
+PAUSABLE = ("validation", "samples", "evaluation")  # stages that a pause cuts short
 NON_FINITE_LIMIT = 3  # steps in a row without a finite update after which training pauses
 
 
@@ -158,14 +159,51 @@ def _train_to_end(session: Session, writer: RunWriter, interruption: Interruptio
     with _spared(writer, "older samples could not be taken back"):
         forget_samples(session.run, progress.step)
     session.watch.ask_base = not session.run.samples()
-    while progress.step < total and not interruption.asked:
-        epoch = progress.step // session.steps_per_epoch
-        _log_memory(session, writer, f"Epoch {epoch + 1} start")
-        train_epoch(session, writer, epoch, interruption)
-        if _patience_is_over(session):
-            writer.log("warning", message=f"no better validation loss in {session.config.train.patience} validations")
-            break
-    return _finish(session, writer, interruption)
+    try:
+        with _hearing_pauses(writer, interruption):
+            _catch_up(session, writer)
+            while progress.step < total and not interruption.asked:
+                epoch = progress.step // session.steps_per_epoch
+                _log_memory(session, writer, f"Epoch {epoch + 1} start")
+                train_epoch(session, writer, epoch, interruption)
+                if _patience_is_over(session):
+                    many = session.config.train.patience
+                    writer.log("warning", message=f"no better validation loss in {many} validations")
+                    break
+        return _finish(session, writer, interruption)
+    except _Pausing:
+        _save_if_new(session, writer)
+        writer.end("paused", progress.step)
+        return "paused"
+
+
+class _Pausing(BaseException):
+    """What is computed is given up, since the run is to pause. No error: whoever passes errors over lets it through."""
+
+
+@contextlib.contextmanager
+def _hearing_pauses(writer: RunWriter, interruption: Interruption) -> Iterator[None]:
+    """Inside the block a pause is heard between two batches, or tokens, of what may take minutes and changes nothing.
+
+    Raises:
+        _Pausing: it was asked for.
+    """
+
+    def watch(activity: Activity | None) -> None:
+        writer.working(activity)
+        if activity and activity.done and activity.stage in PAUSABLE and interruption.asked == "pause":
+            raise _Pausing
+
+    with watching(watch):
+        yield
+
+
+def _catch_up(session: Session, writer: RunWriter) -> None:
+    """Make the validation that a pause cut short, as if it had not."""
+    progress, every = session.progress, session.config.pace.eval_every or session.steps_per_epoch
+    due = progress.step and (progress.step % every == 0 or progress.step == session.total_steps)
+    if due and session.val_rows and progress.last_val_step != progress.step:
+        _validate(session, writer)
 
 
 def prepare_to_train(session: Session) -> None:
@@ -677,7 +715,12 @@ def _finish(session: Session, writer: RunWriter, interruption: Interruption) -> 
     writer.tell("evaluating")
     with _spared(writer, "what it learnt could not be tested; `qlora evaluate` does it again"):
         (session.run.path / "evaluation.json").unlink(missing_ok=True)  # of fewer steps
-        with session.spent.on("evaluation"):
+        # one that ended before its last step would be trained further if it were paused here
+        whole = progress.step == session.total_steps
+        with (
+            session.spent.on("evaluation"),
+            _hearing_pauses(writer, interruption) if whole else contextlib.nullcontext(),
+        ):
             evaluate_best(session)
     remove_states(session.run.path)
     state: State = "stopped" if interruption.asked == "stop" and progress.step < session.total_steps else "completed"
