@@ -11,6 +11,10 @@ with app.setup:
 
     import marimo as mo
 
+    from qlora_core import first_words
+
+    if __name__ == "__main__" and not mo.app_meta().mode:  # a script: the next imports take seconds
+        first_words.greet(sys.argv[1:])
     from qlora_core import cli, console, data, page, token_report, tokens
     from qlora_core.config import RunConfig
     from qlora_core.memory import MemoryMonitor
@@ -37,7 +41,6 @@ def title():
 @app.cell
 def command_line():
     flags = page.forms.read_flags(sys.argv[1:])
-    flags.tell(console.header())
     page.complain(flags.problem)
     return (flags,)
 

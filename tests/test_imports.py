@@ -10,7 +10,8 @@ WITHOUT_MLX = [
     "errors", "storage", "config", "data", "parallel", "sandbox", "chat_template", "token_rows", "tokens",
     "token_report", "token_view", "memory", "guard", "pace", "projections", "foreign", "headers", "seals",
     "hub_failures", "hub", "sampling", "bases", "adapters", "fit", "presets", "run_files", "metrics", "locks", "runs",
-    "device_lock", "awake", "endings", "jobs", "worker", "supervisor", "texts", "advice", "console", "cli",
+    "device_lock", "awake", "endings", "jobs", "worker", "supervisor", "texts", "advice", "first_words", "activity",
+    "spent", "console", "cli",
     "talk", "talker", "serve", "page", "schedule", "prefix", "batching", "charts", "compare", "export", "guides",
     "peft", "later", "bench",
 ]  # fmt: skip

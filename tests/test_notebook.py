@@ -1,5 +1,6 @@
 """The notebook: its graph, its pieces, and the script it is as well."""
 
+import ast
 import importlib.util
 import json
 import subprocess
@@ -126,6 +127,23 @@ def flags(tiny_model: Path, tiny_rows: Path) -> list[str | Path]:
 
 def sections(output: str) -> list[str]:
     return [line.split()[1] for line in output.splitlines() if line.startswith("── ")]
+
+
+def test_the_first_words_come_before_what_takes_long_to_import(python):
+    """In the script right after marimo itself, which its format wants first; in the command before all."""
+    (setup,) = (node for node in ast.parse(NOTEBOOK.read_text(encoding="utf-8")).body if isinstance(node, ast.With))
+    places = [ast.unparse(node) for node in setup.body]
+    greeting = next(i for i, words in enumerate(places) if "first_words.greet" in words)
+    assert {words for words in places[:greeting] if "qlora_core" in words} == {"from qlora_core import first_words"}
+    heavy = "import sys, qlora_core.first_words; print(*{'numpy', 'jinja2', 'psutil', 'marimo'} & set(sys.modules))"
+    assert python("-c", heavy).stdout.split() == []
+    for program in ([NOTEBOOK], ["-m", "qlora_core", "train"]):
+        shown = python(*program, "--data", "nothing there").stdout.splitlines()
+        assert (shown[1].strip(), shown[0], shown[2]) == ("QLoRA Notebook", "═" * 72, "═" * 72)
+        assert shown[3].startswith("Machine")
+        told = python(*program, "--json", "--data", "nothing there")
+        assert (told.stdout, told.stderr.splitlines()[1].strip()) == ("", "QLoRA Notebook")
+        assert python(*program, "--help").stdout.startswith("usage: ")
 
 
 def test_script_trains_then_says_complete_as_the_command_does(python, flags):

@@ -5,7 +5,8 @@ import signal
 
 import pytest
 
-from qlora_core import jobs, page
+from qlora_core import jobs, page, texts
+from qlora_core.activity import Activity
 from qlora_core.device_lock import DeviceLock
 from qlora_core.endings import reason
 from qlora_core.errors import BusyError
@@ -159,6 +160,22 @@ def test_the_time_is_guessed_from_a_run_of_the_same_model(plan):
     assert "known after the first steps" in page.model.consequences(planned, rows, home).text
     (run.path / "environment.json").write_text("{", encoding="utf-8")
     assert "known after the first steps" in page.model.consequences(planned, rows, home).text
+
+
+def test_what_takes_long_is_said_while_it_lasts(tracker, make, monkeypatch):
+    run = make("run", steps=0)
+    with RunWriter(run, RunLock(run.path)) as writer:
+        writer.set_status("running")
+        writer.working(Activity("evaluation", 80, 12))
+        watcher = RunWatcher(tracker)
+        assert "Answering the test questions … 12 / 80" in training.run_panel(watcher.look(NOTHING)).text
+        monkeypatch.setattr(texts, "find_language", lambda: "pt")
+        assert "A responder às perguntas do teste … 12 / 80" in training.run_panel(watcher.look(NOTHING)).text
+        writer.status["work"] = {"stage": "of a later version", "done": 0, "total": 0}
+        writer.set_status("running")
+        assert "later version" not in training.run_panel(watcher.look(NOTHING)).text
+        writer.working(Activity("saving"))
+    assert "A guardar …" not in training.run_panel(watcher.look(NOTHING)).text  # nobody is at it any more
 
 
 def test_a_crashed_run_goes_on_from_its_last_checkpoint(plan):

@@ -15,12 +15,14 @@ from babel.messages.pofile import read_po, write_po
 from conftest import ROOT
 
 from qlora_core import console, texts
+from qlora_core.activity import STAGES
 from qlora_core.compare import MEASURES, OTHER_DATA, OTHER_QUESTIONS, OTHER_TOKENS
 from qlora_core.config import settings
 from qlora_core.page.forms import words
 from qlora_core.page.language import choose
 from qlora_core.presets import PRESETS
 from qlora_core.runs import State
+from qlora_core.spent import PARTS
 
 SAID = {"say": 0, "page.section": 0, "page.title": 0, "page.remark": 0, "page.forms.form_layout": 1}
 """Functions whose arguments are said, from which one on; of `say` that one alone."""
@@ -57,6 +59,7 @@ def spoken() -> set[str]:
     found |= {*typing.get_args(State), "new"}
     found |= {measure.label for measure in MEASURES} | {OTHER_DATA, OTHER_TOKENS, OTHER_QUESTIONS}
     found |= console.diagnosis(Anything()).keys()
+    found |= {*STAGES.values(), *PARTS.values()}
     return found - {""}
 
 

@@ -329,6 +329,36 @@ def test_cut_and_resumed_is_uninterrupted_to_the_byte(
     assert_same_training(cut, uninterrupted(variant), STEPS)
 
 
+def test_a_pause_cuts_a_validation_short_and_it_is_made_again(create: Create) -> None:
+    cut = create("cut", batch_size=1, grad_accumulation_steps=4)
+
+    def pause(event: dict[str, Any]) -> None:
+        if event["type"] == "working" and event["stage"] == "validation":
+            cut.request("pause")
+
+    assert train(cut, pause).state == cut.state == "paused"
+    assert (cut.status()["step"], events(cut, "eval")) == (3, [])
+    assert train(cut).state == "completed"
+    whole = create("whole", batch_size=1, grad_accumulation_steps=4)
+    train(whole)
+    assert_same_training(cut, whole, STEPS)
+
+
+@pytest.mark.parametrize("stage", ["samples", "evaluation"])
+def test_a_pause_is_heard_while_it_answers(create: Create, stage: str) -> None:
+    cut, asked = create(max_answer_tokens=4), list[str]()
+
+    def pause(event: dict[str, Any]) -> None:
+        if event["type"] == "working" and event["stage"] == stage and not asked:
+            asked.append(stage)
+            cut.request("pause")
+
+    assert train(cut, pause).state == cut.state == "paused"
+    assert cut.evaluation() is None
+    assert train(cut).state == "completed"
+    assert cut.evaluation() is not None
+
+
 @pytest.mark.parametrize("step", [1, 4, 5])
 def test_killed_between_checkpoints_it_goes_on_from_the_last(
     create: Create, uninterrupted: Callable[[str], Run], step: int
@@ -433,8 +463,12 @@ def test_stop_means_use_what_there_is(create: Create) -> None:
 def test_ctrl_c_finishes_the_step_and_pauses(create: Create) -> None:
     run = create()
     before = signal.getsignal(signal.SIGINT)
-    outcome = train(run, at_step(2, lambda: signal.raise_signal(signal.SIGINT)))
+    told: list[str] = []
+    interrupt = at_step(2, lambda: signal.raise_signal(signal.SIGINT))
+    outcome = train(run, interrupt, lambda event: told.append(event["type"]))
     assert (outcome.state, outcome.by_ctrl_c) == ("paused", True)
+    assert told.count("asked") == 1
+    assert told.index("asked") < told.index("checkpoint")  # it is said before the step is over
     assert run.state == "paused"
     assert checkpoint(run, 2).is_dir()
     assert signal.getsignal(signal.SIGINT) is before

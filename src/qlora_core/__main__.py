@@ -1,6 +1,7 @@
 """The process of `qlora`: wherever Ctrl+C falls, from here to the last line, it ends without a traceback.
 
-Imports nothing before it is ready for that; `cli` does the work.
+Imports nothing before it is ready for that; what takes seconds to import comes after the first words, `cli`, which does
+the work.
 """
 
 import signal
@@ -18,6 +19,10 @@ def main() -> int:
 
     sys.unraisablehook = show
     try:
+        if sys.argv[1:2] == ["train"]:
+            from .first_words import greet
+
+            greet(sys.argv[2:])
         from .cli import main as run
 
         return run()

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .activity import doing
 from .config import BaseConfig, LoraConfig
 from .errors import ModelError, shown
 from .foreign import TABLE_BYTES, is_whole, read_object
@@ -115,8 +116,11 @@ class ModelSpec:
     def fingerprint(self) -> str:
         """SHA-256 over `config.json` and the contents of every weight file."""
         digest = hashlib.sha256((self.path / "config.json").read_bytes())
-        for path in weight_files(self.path):
-            digest.update(bytes.fromhex(remembered_sha256(path)))
+        paths = weight_files(self.path)
+        with doing("hashing", len(paths)) as tick:
+            for number, path in enumerate(paths):
+                tick(number)
+                digest.update(bytes.fromhex(remembered_sha256(path)))
         return digest.hexdigest()
 
     @property
@@ -366,7 +370,8 @@ def built_in_directory() -> Path:
     if not (directory / "manifest.json").is_file():
         from .smollm2 import convert
 
-        convert(_gguf(), directory, dtype=dtype, chat_template=CHAT_TEMPLATE)
+        with doing("converting"):
+            convert(_gguf(), directory, dtype=dtype, chat_template=CHAT_TEMPLATE)
     return directory
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from . import console, jobs
+from .activity import watching
 from .bench import Options
 from .bench import add_arguments as add_bench_arguments
 from .config import RunConfig, add_arguments, from_flat, given_settings, settings
@@ -95,8 +96,10 @@ def _train_planned(
                 reporter.say(f"\nInterrupted before it began. {console.resume_line(run)}")
                 return INTERRUPTED
             status = exit_status(outcome)
-            if outcome.state != "paused" and (problem := keep_result(run)):
-                reporter.say(f"  ! {problem}")
+            if outcome.state != "paused":
+                with watching(writer.working):
+                    problem = keep_result(run)
+                reporter.say(f"  ! {problem}") if problem else None
     if run.state == "paused" and status != ERROR:
         step, total, why = run.status().get("step"), plan.total_steps, run.status().get("message")
         how = (
@@ -116,7 +119,6 @@ def plan_training(
     """From settings to a plan, in the notebook's order, telling each section as it goes, and what a preset chose."""
     from . import bases, data, token_report, tokens
 
-    say(console.header())
     say(console.table(console.machine()))
     if preset:
         say(console.block(f"Preset {preset}", console.preset_reasons(preset, config)))
@@ -154,15 +156,11 @@ def _data(arguments: argparse.Namespace) -> int:
     given = {name: value for name, value in given_settings(arguments).items() if name != "data"}
     config = from_flat({**given, "data": arguments.sources})
     tokenizer = tokens.open_tokenizer(config.base)
-    with console.counting("rows") as progress:
-        prepared = data.prepare(config.data, tokenizer, output=arguments.out, progress=progress)
+    prepared = data.prepare(config.data, tokenizer, output=arguments.out)
     described = None
     if not arguments.no_tokens:
         length = config.data.max_seq_length
-        datasets = []
-        for rows in (prepared.train, prepared.validation):
-            with console.counting("rows tokenised") as progress:
-                datasets.append(tokens.make_dataset(rows, tokenizer, length, progress=progress))
+        datasets = [tokens.make_dataset(rows, tokenizer, length) for rows in (prepared.train, prepared.validation)]
         described = describe(*datasets, tokenizer, length)
         prepared.report.tokens = described.as_dict()
     if arguments.reader == "mlx-lm":
@@ -433,7 +431,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     arguments.argv = list(sys.argv[1:] if argv is None else argv)
     keep_private()
-    return guarded(lambda: arguments.call(arguments))
+    shown = arguments.command == "train" and not arguments.json
+    with console.waiting(sys.stdout if shown else sys.stderr):  # what others print is a result
+        return guarded(lambda: arguments.call(arguments))
 
 
 def guarded(call: Callable[[], int]) -> int:

@@ -6,6 +6,7 @@ The texts are functions of values, so that the page shows the same ones. Knows n
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import math
 import os
@@ -13,29 +14,31 @@ import platform
 import shlex
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import psutil
 from tqdm import tqdm
 
+from .activity import STAGES, Activity, watching
 from .bases import ModelSpec
 from .config import RunConfig, settings
 from .data import REPORT_FILE, DataReport, Findings
+from .first_words import WIDTH
 from .memory import GB, MB, available_bytes, total_bytes
 from .pace import Pace
 from .presets import preset_choices
 from .runs import Run, TrainingPlan
+from .spent import PARTS
 from .token_report import TokenReport
 
-WIDTH = 72
 SHOWN_ANSWERS = 6
-
-
-def header() -> str:
-    """The first lines."""
-    return f"{'═' * WIDTH}\n  QLoRA Notebook\n{'═' * WIDTH}"
+PATIENCE = 2  # seconds before something that takes long is spoken of
+STEP = "step"
+SILENCE = 8  # seconds between two lines about it, where there is no terminal
 
 
 def machine() -> dict[str, str]:
@@ -121,13 +124,6 @@ def token_counts(tokens: TokenReport) -> dict[str, str]:
     }
 
 
-@contextlib.contextmanager
-def counting(what: str) -> Iterator[Callable[[int], None]]:
-    """Yield a function that shows how many of `what` are done, on a terminal only and from the second second on."""
-    with tqdm(unit=f" {what}", disable=None, delay=1, leave=False, file=sys.stderr) as bar:
-        yield lambda done: bar.update(done - bar.n) and None
-
-
 def model_information(spec: ModelSpec, config: RunConfig) -> dict[str, str]:
     """What will be loaded and how much of it is trained."""
     trainable = spec.trainable(config.lora)
@@ -207,12 +203,20 @@ def performance(numbers: dict[str, Any]) -> dict[str, str]:
     """Time, speed, memory and the best loss of a run that ended."""
     best = numbers["best_val_loss"]
     return {
-        "Time": f"{duration(numbers['training_seconds'])} of training, {numbers['steps']} steps",
-        "Speed": f"{numbers['tokens_per_second']:,.0f} tokens/s over {numbers['tokens']:,} tokens",
+        "Time": time_spent(numbers),
+        "Speed": f"{numbers['tokens_per_second']:,.0f} tokens/s over {numbers['tokens']:,} tokens in "
+        f"{numbers['steps']} steps",
         "Memory": f"peak {size(numbers['peak_memory_bytes'])} of arrays, "
         f"{size(numbers['peak_process_bytes'])} of the process",
         "Best": f"validation loss {best:.4f} at step {numbers['best_step']}" if best is not None else "",
     }
+
+
+def time_spent(numbers: dict[str, Any], words: Mapping[str, str] = PARTS) -> str:
+    """How long a run took, and its parts of half a second and more; of a run of an earlier version the steps alone."""
+    seconds = {word: numbers[f"{part}_seconds"] for part, word in words.items()}
+    parts = ", ".join(f"{word} {duration(taken)}" for word, taken in seconds.items() if taken >= 0.5)
+    return f"{duration(numbers['total_seconds'])}: {parts}" if numbers["total_seconds"] else parts
 
 
 def places(run: Run) -> dict[str, str]:
@@ -282,6 +286,87 @@ def event_line(event: dict[str, Any]) -> str:
     return ""
 
 
+def working_words(words: str, done: int, total: int) -> str:
+    """What is being done, as `activity.STAGES` or a translation says it, and how far it is, where that is known."""
+    return f"{words} … {done:,}{f' / {total:,}' if total else ''}" if done or total else f"{words} …"
+
+
+class Waiting:
+    """Says on a stream what is being done once it takes long, and how far it is: nobody shall wonder if anything is.
+
+    In a terminal that is a line that counts and goes away; elsewhere a new line every few seconds. A thread of its own
+    looks, since what takes longest (compiling for a GPU, say) says nothing for a minute.
+
+    Args:
+        stream: where to.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._lock = threading.Lock()
+        self._now: Activity | None = None
+        self._said = False  # what is being done now
+        self._spoke = time.monotonic()
+        self._counter: tqdm | None = None
+        self._thread: threading.Thread | None = None
+
+    def __call__(self, activity: Activity | None) -> None:
+        """Take what is being done now; None: nothing that is worth saying."""
+        with self._lock:
+            if self._now and activity and self._now.stage == activity.stage != STEP:
+                activity = dataclasses.replace(activity, began=self._now.began)
+            else:
+                self._said = bool(activity) and activity.stage == STEP  # the bar speaks of it
+                self._close_counter()
+            self._now = activity
+            if activity and self._thread is None:
+                self._thread = threading.Thread(target=self._look, name="waiting", daemon=True)
+                self._thread.start()
+
+    def spoke(self) -> None:
+        """Hear that something else was said."""
+        self._spoke = time.monotonic()
+
+    def _look(self) -> None:
+        while True:
+            time.sleep(0.5)
+            with self._lock, contextlib.suppress(OSError, ValueError):  # nobody reads any more
+                if self._now is None:
+                    self._thread = None
+                    return
+                self._show(self._now, time.monotonic())
+
+    def _show(self, now: Activity, moment: float) -> None:
+        seconds = moment - now.began
+        words = f"  {working_words(STAGES[now.stage], now.done, now.total)}"
+        if self._stream.isatty():
+            if seconds >= PATIENCE and self._counter is None:
+                self._counter = tqdm(file=self._stream, bar_format="{desc}", leave=False)
+            if self._counter is not None:
+                self._counter.set_description_str(f"{words} {duration(seconds)}")
+        elif (seconds >= PATIENCE and not self._said) or moment - self._spoke >= SILENCE:
+            with tqdm.external_write_mode(file=self._stream):
+                print(words if seconds < SILENCE else f"{words} {duration(seconds)}", file=self._stream, flush=True)
+            self._said, self._spoke = True, moment
+
+    def _close_counter(self) -> None:
+        if self._counter is not None:
+            with contextlib.suppress(OSError, ValueError):
+                self._counter.close()
+            self._counter = None
+
+
+@contextlib.contextmanager
+def waiting(stream: Any) -> Iterator[None]:
+    """Inside the block, say on a stream what this thread does where that takes long."""
+    shown = Waiting(stream)
+    try:
+        with watching(shown):
+            yield
+    finally:
+        shown(None)
+
+
 class TrainingReporter:
     """Prints a run's events: epochs, memory, a progress bar, ticks.
 
@@ -296,6 +381,7 @@ class TrainingReporter:
         self._bar: tqdm | None = None
         self._start: dict[str, Any] = {}
         self._pace = Pace()
+        self._waiting = Waiting(self.stream)
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Show one event."""
@@ -307,11 +393,9 @@ class TrainingReporter:
     def say(self, text: str) -> None:
         """Print a line without tearing the progress bar."""
         with self._while_it_is_read():
-            if self._bar is not None:
-                self._bar.clear()
-            print(text, file=self.stream, flush=True)
-            if self._bar is not None:
-                self._bar.refresh()
+            with tqdm.external_write_mode(file=self.stream):
+                print(text, file=self.stream, flush=True)
+            self._waiting.spoke()
 
     @contextlib.contextmanager
     def _while_it_is_read(self) -> Iterator[None]:
@@ -327,6 +411,19 @@ class TrainingReporter:
         self.say(table({"Device": f"{event['device']}; rows {layout}"}))
         if line := event_line(event):
             self.say(line)
+
+    def _on_working(self, event: dict[str, Any]) -> None:
+        doing = Activity(event["stage"], event["total"], event["done"]) if event["stage"] else None
+        self._waiting(doing or self._stepping())
+
+    def _stepping(self) -> Activity | None:
+        """The next step, where a long one would be silent."""
+        if self._bar is None or self.stream.isatty():
+            return None
+        return Activity(STEP, int(self._bar.total), int(self._bar.n))
+
+    def _on_asked(self, event: dict[str, Any]) -> None:
+        self.say("\nSaving after this step; a second Ctrl+C ends at once, without.")
 
     def _on_leaving_trunk(self, event: dict[str, Any]) -> None:
         self.say(f"\nComputing the {event['layers']} layers below the adapters once, for {event['rows']:,} rows …")
@@ -348,7 +445,7 @@ class TrainingReporter:
             file=self.stream,
             ncols=WIDTH + 8,
             delay=0.01,  # nothing to show before the first step
-            mininterval=0.1 if self.stream.isatty() else 30,  # a log needs few lines
+            mininterval=0.1 if self.stream.isatty() else SILENCE / 2,  # a log needs few lines, and no long silence
             bar_format="  {n_fmt}/{total_fmt} {bar} {desc}",
         )
 
@@ -360,7 +457,9 @@ class TrainingReporter:
         shown = "–" if event["train_loss"] is None else f"{event['train_loss']:.3f}"
         speed = f"{self._pace.tokens_per_second:,.0f} tokens/s"
         self._bar.set_description_str(f"loss {shown}  {speed}  {duration(left)} left", refresh=False)
-        self._bar.update(1)
+        if self._bar.update(1):
+            self._waiting.spoke()
+        self._waiting(self._stepping())
 
     def _on_epoch(self, event: dict[str, Any]) -> None:
         self._close_bar()
@@ -391,6 +490,7 @@ class TrainingReporter:
 
     def _on_end(self, event: dict[str, Any]) -> None:
         self._close_bar()
+        self._waiting(None)
 
     def _close_bar(self) -> None:
         if self._bar is not None:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
+from .activity import doing
 from .config import PaceConfig
 from .device import nn
 from .generate import answer
@@ -44,9 +45,10 @@ def evaluate_run(
     refuse_links(run.path)
     questions = list(_questions(run))
     prompts = [question["question"] for question in questions]
-    with base_only(model):
-        base = answer(model, tokenizer, prompts, max_tokens=max_tokens)
-    tuned = answer(model, tokenizer, prompts, max_tokens=max_tokens)
+    with doing("evaluation", 2 * len(prompts)) as tick:
+        with base_only(model):
+            base = answer(model, tokenizer, prompts, tick=tick, max_tokens=max_tokens)
+        tuned = answer(model, tokenizer, prompts, tick=lambda n: tick(len(prompts) + n), max_tokens=max_tokens)
     for question, before, after in zip(questions, base, tuned, strict=True):
         question.update(base=before, tuned=after)
         if question["expected"]:
@@ -72,8 +74,8 @@ def answer_samples(
         epoch: that it belongs to, from 1.
     """
     prompts = sample_prompts(run, config)
-    with nullcontext() if step else base_only(model):
-        answers = answer(model, tokenizer, list(prompts), max_tokens=config.max_answer_tokens)
+    with doing("samples", len(prompts)) as tick, nullcontext() if step else base_only(model):
+        answers = answer(model, tokenizer, list(prompts), tick=tick, max_tokens=config.max_answer_tokens)
     lines = [
         {"step": step, "epoch": epoch, "question": question, "answer": text, "reference": reference}
         for (question, reference), text in zip(prompts.items(), answers, strict=True)

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
+from .activity import doing
 from .adapters import ADAPTER_CONFIG, ADAPTER_FILE, adapter_base, adapter_settings
 from .bases import ALIASES, BUILT_IN, ModelSpec, has_gpu
 from .charts import save_curves, thin
@@ -76,7 +77,8 @@ def export_run(run: Run, out: Path, *, to: Target, force: bool = False, dequanti
 def keep_result(run: Run) -> str:
     """Write a run's result where `qlora export` does by default; what went wrong, or an empty text."""
     try:
-        export_run(run, run.result, to="adapter", force=True)
+        with doing("exporting"):
+            export_run(run, run.result, to="adapter", force=True)
     except Exception as error:  # training is over, and must not fail for a drawing, say
         return f"the run's result was not exported: {error or type(error).__name__}"
     return ""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from .device import blas_threads, cores, mx, nn
@@ -14,17 +15,25 @@ Prompt = str | Sequence[dict[str, str]]
 """A question, or the messages before the answer."""
 
 
-def answer(model: nn.Module, tokenizer: ChatTokenizer, prompts: Sequence[Prompt], **sampling: Any) -> list[str]:
+def answer(
+    model: nn.Module,
+    tokenizer: ChatTokenizer,
+    prompts: Sequence[Prompt],
+    *,
+    tick: Callable[[int], None] = lambda _: None,
+    **sampling: Any,
+) -> list[str]:
     """Answer every prompt, in order.
 
     Args:
         model: with adapters or without; left in the mode it was in.
         tokenizer: of that model.
         prompts: side by side where the model allows it.
+        tick: is told, again and again, how many answers are whole.
         sampling: fields of `Sampling`.
     """
     answers: list[list[int]] = [[] for _ in prompts]
-    for place, token in _tokens(model, tokenizer, prompts, Sampling(**sampling)):
+    for place, token in _tokens(model, tokenizer, prompts, Sampling(**sampling), tick):
         answers[place].append(token)
     return [tokenizer.decode(ids).strip() for ids in answers]
 
@@ -52,7 +61,11 @@ def stream_tokens(
 
 
 def _tokens(
-    model: nn.Module, tokenizer: ChatTokenizer, prompts: Sequence[Prompt], sampling: Sampling
+    model: nn.Module,
+    tokenizer: ChatTokenizer,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    tick: Callable[[int], None] = lambda _: None,
 ) -> Iterator[tuple[int, int]]:
     """(index of the prompt, token) as they are made, ends of text left out."""
     from mlx_lm.generate import BatchGenerator
@@ -83,13 +96,16 @@ def _tokens(
                 completion_batch_size=64 if batched else 1,
                 prefill_batch_size=32 if batched else 1,
             )
-            ids = generator.insert([encoded[i] for i in order], [sampling.max_tokens] * len(order))
-            place = dict(zip(ids, order, strict=True))
-            while responses := generator.next_generated():
-                for response in responses:
-                    if response.finish_reason != "stop":
-                        yield place[response.uid], response.token
-            generator.close()
+            with contextlib.closing(generator):
+                ids = generator.insert([encoded[i] for i in order], [sampling.max_tokens] * len(order))
+                place = dict(zip(ids, order, strict=True))
+                whole = 0
+                while responses := generator.next_generated():
+                    for response in responses:
+                        if response.finish_reason != "stop":
+                            yield place[response.uid], response.token
+                    whole += sum(response.finish_reason is not None for response in responses)
+                    tick(whole)
     finally:
         model.train(training)
 

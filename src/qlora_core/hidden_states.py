@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from . import device
+from .activity import doing
 from .batching import Rounding, make_batch, neighbours
 from .device import mx, nn
 from .model import (
@@ -131,13 +132,17 @@ def leave_trunk(session: Session, writer: RunWriter, asked: Callable[[], bool]) 
     known = {"base": spec.fingerprint, "layers": depth, "layout": session.layout, "rows": _digest(parts)}
     known |= {"device": kernels.device, "blas": kernels.blas, "dtype": kernels.dtype}
     counts = [len(rows.ids) for rows in parts]
-    states = read_states(run.path, known, kernels.dtype)
+    with doing("checking"):
+        states = read_states(run.path, known, kernels.dtype)
     if states is None:
         writer.tell("leaving_trunk", layers=depth, rows=sum(map(len, parts)))
         wanted = sum(counts) * spec.config["hidden_size"] * np.dtype(BITS[kernels.dtype]).itemsize
         try:
-            with device.blas_threads(max(1, device.cores() // kernels.streams)):
-                write_states(run.path, known, _all_states(session, writer, maker, parts, asked), wanted)
+            with (
+                device.blas_threads(max(1, device.cores() // kernels.streams)),
+                doing("lower_layers", sum(map(len, parts))) as tick,
+            ):
+                write_states(run.path, known, _all_states(session, tick, maker, parts, asked), wanted)
         except _AskedToEnd:
             return
         states = _mapped(run.path, kernels.dtype)
@@ -155,15 +160,21 @@ class _AskedToEnd(Exception):
 
 
 def _all_states(
-    session: Session, writer: RunWriter, maker: Maker, parts: Sequence[TokenRows], asked: Callable[[], bool]
+    session: Session,
+    tick: Callable[[int], None],
+    maker: Maker,
+    parts: Sequence[TokenRows],
+    asked: Callable[[], bool],
 ) -> Iterator[np.ndarray]:
+    done = 0
     for rows in parts:
         pieces = neighbours(rows.lengths.tolist(), TOKENS)
         while some := [rows[piece.start : piece.stop] for piece in itertools.islice(pieces, len(session.streams))]:
             if asked():
                 raise _AskedToEnd
             yield from maker.states_of(*some, streams=session.streams)
-            writer.beat(step=session.progress.step)
+            done += sum(map(len, some))
+            tick(done)
 
 
 def _digest(parts: Iterable[TokenRows]) -> str:

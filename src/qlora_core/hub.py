@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from .activity import doing
 from .errors import ModelError
 from .foreign import TABLE_BYTES, read_object
 from .hub_failures import explained
@@ -222,17 +223,22 @@ def _fetch_files(name: str, path: Path, missing: list[str], say: Callable[[str],
         raise _no_room(name, blobs, left)
     if left and not sys.stderr.isatty():
         say(f"Fetching {name} ({_size(left)}) …")
-    for file in sorted(files, key=lambda file: missing.index(file.path)):
-        with explained(name, f"{file.path} did not arrive whole", _KEPT):
-            try:
-                # hf_hub_download has another way for what is too large for plain HTTP
-                if file.lfs and _SHA256.fullmatch(file.lfs.sha256) and file.size <= constants.MAX_HTTP_DOWNLOAD_SIZE:
-                    _fetch_file(name, path.name, file, blobs)
-                hf_hub_download(name, file.path, revision=path.name)
-            except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                    raise
-                raise _no_room(name, blobs, sum(file.size - _arrived(blobs, file) for file in files)) from None
+    # in a terminal huggingface_hub draws bars
+    saying = contextlib.nullcontext(lambda _: None) if sys.stderr.isatty() else doing("fetching", len(files))
+    with saying as tick:
+        for number, file in enumerate(sorted(files, key=lambda file: missing.index(file.path))):
+            tick(number)
+            with explained(name, f"{file.path} did not arrive whole", _KEPT):
+                try:
+                    # hf_hub_download has another way for what is too large for plain HTTP
+                    small = file.size <= constants.MAX_HTTP_DOWNLOAD_SIZE
+                    if small and file.lfs and _SHA256.fullmatch(file.lfs.sha256):
+                        _fetch_file(name, path.name, file, blobs)
+                    hf_hub_download(name, file.path, revision=path.name)
+                except OSError as error:
+                    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                        raise
+                    raise _no_room(name, blobs, sum(file.size - _arrived(blobs, file) for file in files)) from None
 
 
 def _fetch_file(name: str, commit: str, file: RepoFile, blobs: Path) -> None:

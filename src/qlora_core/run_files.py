@@ -12,7 +12,16 @@ import msgspec
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 Moment = Annotated[float, msgspec.Meta(ge=0, le=1e11)]
 """Seconds since 1970."""
+Seconds = Annotated[float, msgspec.Meta(ge=0)]
 State = Literal["preparing", "running", "paused", "stopped", "completed", "failed", "crashed"]
+
+
+class Work(TypedDict):
+    """What the trainer is doing, in `status.json`."""
+
+    stage: str
+    done: Count
+    total: Count
 
 
 class Status(TypedDict, total=False):
@@ -25,6 +34,7 @@ class Status(TypedDict, total=False):
     best_step: Count
     best_val_loss: float | None
     message: str
+    work: Work
     pid: Count
     time: Moment
 
@@ -97,7 +107,13 @@ class Summary(TypedDict, total=False):
     steps: Count
     tokens: Count
     target_tokens: Count
-    training_seconds: Annotated[float, msgspec.Meta(ge=0)]
+    loading_seconds: Seconds
+    training_seconds: Seconds
+    validation_seconds: Seconds
+    samples_seconds: Seconds
+    saving_seconds: Seconds
+    evaluation_seconds: Seconds
+    total_seconds: Seconds
     tokens_per_second: Annotated[float, msgspec.Meta(ge=0)]
     peak_memory_bytes: Count
     peak_process_bytes: Count

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from .activity import Activity
 from .adapters import ADAPTER_FILE, check_adapters, find_adapters
 from .bases import ModelSpec, describe
 from .config import RunConfig, from_flat, from_json, to_flat, to_json
@@ -633,6 +634,7 @@ class RunWriter:
         self.listeners: list[Callable[[dict[str, Any]], None]] = []
         self.lock = lock
         self.status = run.status()
+        self.status.pop("work", None)  # of a trainer that died over it
         self._written = 0.0
         self._failing: set[str] = set()
         for place, alone in ((run.path / "checkpoints", True), (run.path, False), (run.best, True), (run.final, True)):
@@ -668,6 +670,21 @@ class RunWriter:
         """Tell the listeners something that is not worth keeping."""
         for listener in self.listeners:
             self._attempt(PRINTED, functools.partial(listener, {"type": type, **fields}))
+
+    def working(self, activity: Activity | None) -> None:
+        """Take what is being done into the status, and tell it; how far it is at most once a second."""
+        if activity is None:
+            self.status.pop("work", None)
+            work = {"stage": "", "done": 0, "total": 0}
+        else:
+            work = {"stage": activity.stage, "done": activity.done, "total": activity.total}
+            same = self.status.get("work", {}).get("stage") == activity.stage
+            self.status["work"] = work
+            if same and time.monotonic() - self._written < 1:
+                return
+        if state := self.status.get("state"):
+            self.set_status(state)
+        self.tell("working", **work)
 
     def sync(self) -> None:
         """Make what was logged durable."""

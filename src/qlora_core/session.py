@@ -11,6 +11,7 @@ import functools
 import importlib.metadata
 import platform
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from . import device, fit
+from .activity import doing
 from .bases import ModelSpec
 from .batching import Order
 from .checkpoint import Progress, checkpoint_to_resume, load_checkpoint
@@ -40,6 +42,7 @@ from .pace import Pace
 from .passes import Passes
 from .prefix import NO_PREFIX, common_prefix
 from .runs import Run, RunWriter
+from .spent import TimeSpent
 from .storage import write_json
 from .tokens import ChatTokenizer, TokenRow, make_dataset
 from .trunk import Trunk
@@ -55,6 +58,7 @@ class Watch:
         pace: of the last steps.
         saved_at: when the last checkpoint was written, or training began; seconds of a clock that is never set.
         save_next: whether the memory guard wants a checkpoint.
+        stepped: whether a step was made, after which kernels are compiled.
         ask_base: whether the base has not answered the sample prompts yet.
     """
 
@@ -63,6 +67,7 @@ class Watch:
     pace: Pace = dataclasses.field(default_factory=Pace)
     saved_at: float = 0.0
     save_next: bool = False
+    stepped: bool = False
     ask_base: bool = False
 
 
@@ -85,6 +90,7 @@ class Session:
         progress: where it is.
         monitor: memory.
         watch: of the steps.
+        spent: where its time goes.
         micro_batch: rows that are computed at once: `batch_size`, or fewer since memory ran out.
         trunk: the layers that are out of memory, where rows have their hidden states from a file.
         prefix: token ids of the beginning that rows computed together share; none if they share nothing.
@@ -104,6 +110,7 @@ class Session:
     progress: Progress
     monitor: MemoryMonitor
     watch: Watch
+    spent: TimeSpent
     micro_batch: int
     trunk: Trunk | None = None
     prefix: np.ndarray = dataclasses.field(default_factory=lambda: NO_PREFIX)
@@ -185,19 +192,25 @@ def _streams(count: int) -> list[mx.Stream]:
     return _made.streams[:count]
 
 
-def open_session(writer: RunWriter, monitor: MemoryMonitor) -> Session:
+def open_session(writer: RunWriter, monitor: MemoryMonitor, began: float | None = None) -> Session:
     """Load everything a run needs, from its newest usable checkpoint where there is one.
+
+    Args:
+        writer: has the run open.
+        monitor: looks at the memory.
+        began: when this process began to do something for the run, by `time.monotonic`; by default now.
 
     Raises:
         QLoraError: the base, the data or a checkpoint is not what it was, or there is too little memory.
     """
-    run = writer.run
+    run, began = writer.run, time.monotonic() if began is None else began
     config, environment = run.config(), run.environment()
     spec = run.base()
     run.refuse_change("model", spec.fingerprint)
-    run.refuse_changed_settings()
-    run.refuse_damage()
-    checkpoint = _checkpoint(writer)
+    with doing("checking"):
+        run.refuse_changed_settings()
+        run.refuse_damage()
+        checkpoint = _checkpoint(writer)
     tokenizer = run.tokenizer()
     rows = make_dataset(run.train_rows(), tokenizer, config.data.max_seq_length).rows
     val_rows = make_dataset(run.validation_rows(), tokenizer, config.data.max_seq_length).rows
@@ -211,8 +224,9 @@ def open_session(writer: RunWriter, monitor: MemoryMonitor) -> Session:
     attach_adapters(model, spec, config.lora, config.train.seed)
     if run.initial_adapters.is_file():
         load_adapters(model, run.initial_adapters)
-    dequantise_kept(model, _streams(kernels.streams))
-    with device.blas_threads(max(1, device.cores() // 2)):  # as when it answers: products are small
+    with doing("dequantising"):
+        dequantise_kept(model, _streams(kernels.streams))
+    with doing("trying"), device.blas_threads(max(1, device.cores() // 2)):  # as when it answers: products are small
         vocabulary, packing = spec.config["vocab_size"], config.train.packing
         layout = choose_layout(model, vocabulary, packing=packing, rounding=kernels.rounding, sharing=kernels.sharing)
     if config.train.grad_checkpoint:
@@ -223,11 +237,13 @@ def open_session(writer: RunWriter, monitor: MemoryMonitor) -> Session:
     fit.check_after_loading(estimate, monitor.sample().available, spec.parameters, config)
     progress = load_checkpoint(checkpoint, model, optimizer) if checkpoint else Progress()
     watch = Watch(MemoryGuard(config.pace.pause_below_gb * GB))
+    spent = TimeSpent(progress.extra.setdefault("seconds", {}), began)
     session = Session(
         run, config, spec, tokenizer, model, adapters, optimizer, kernels, layout, rows, val_rows, progress, monitor,
-        watch, at_once.train.batch_size,
+        watch, spent, at_once.train.batch_size,
     )  # fmt: skip
-    session.share_prefix()
+    with doing("trying"):
+        session.share_prefix()
     return session
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from .activity import doing
 from .config import DataConfig
 from .errors import DataError
 from .token_rows import TokenRow, TokenRows
@@ -99,6 +100,7 @@ class TokenReport:
         return {**listed, "percentiles": {str(share): length for share, length in self.percentiles.items()}}
 
 
+@doing("describing")
 def describe(
     train: TokenDataset, validation: TokenDataset, tokenizer: ChatTokenizer, max_seq_length: int
 ) -> TokenReport:

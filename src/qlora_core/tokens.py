@@ -22,6 +22,7 @@ import numpy as np
 from jinja2 import TemplateError
 from tokenizers import Tokenizer
 
+from .activity import doing
 from .bases import find_tokenizer
 from .chat_template import ChatTemplate, read_template
 from .config import BaseConfig
@@ -335,11 +336,12 @@ def make_dataset(
     parts: list[TokenRows] = []
     skipped: list[tuple[str, str]] = []
     places: list[int] = []
-    with contextlib.closing(results):
+    with contextlib.closing(results), doing("encoding", len(rows)) as tick:
         for (start, done), result in zip(chunks, results, strict=True):
             parts.append(result.rows)
             skipped += result.skipped
             places += [start + place for place in result.skipped_places]
+            tick(done)
             if progress:
                 progress(done)
     return TokenDataset(TokenRows.joined(parts), tuple(skipped), tuple(places))

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import device, fit
+from .activity import Activity, doing, watching
 from .batching import AS_IT_IS, Batch, at_most, epoch_steps, in_rounds_of_sharing, make_batch, neighbours, share_out
 from .checkpoint import checkpoints, latest_checkpoint, room_wanted, save_checkpoint
 from .device import mx, tree_flatten, tree_map
@@ -38,6 +39,7 @@ from .storage import explain, write_json
 from .sums import exact_norm
 from .tokens import TokenRow, TokenRows
 
+PAUSABLE = ("validation", "samples", "evaluation")  # stages that a pause cuts short
 NON_FINITE_LIMIT = 3  # steps in a row without a finite update after which training pauses
 
 
@@ -56,8 +58,13 @@ class Outcome:
     at_once: bool = False
 
 
-def train(writer: RunWriter, monitor: MemoryMonitor | None = None) -> Outcome:
+def train(writer: RunWriter, monitor: MemoryMonitor | None = None, *, began: float | None = None) -> Outcome:
     """Train, or resume, the run that `writer` has open, until it is complete, paused or stopped.
+
+    Args:
+        writer: has the run open.
+        monitor: looks at the memory; a new one by default.
+        began: when this process began to do something for the run, by `time.monotonic`; by default now.
 
     Raises:
         QLoraError: it cannot start, and is `failed`; or it cannot go on, and is `paused`, as it was saved last.
@@ -65,14 +72,14 @@ def train(writer: RunWriter, monitor: MemoryMonitor | None = None) -> Outcome:
     monitor = monitor or MemoryMonitor()
     monitor.counters = device.memory_counters
     session, state = None, None
-    with Interruption(writer.run) as interruption:
+    with Interruption(writer.run, writer.listeners) as interruption, watching(writer.working):
         try:
             while state is None:
                 if session:  # it goes on in another dtype
-                    session, interruption.training = None, False
+                    began, session, interruption.training = session.spent.counted, None, False
                     _give_back_memory()
                 writer.set_status("preparing", message="")
-                session = open_session(writer, monitor)
+                session = open_session(writer, monitor, began)
                 interruption.training = True
                 state = _train_in_one_dtype(session, writer, interruption)
         except StorageError as error:
@@ -147,19 +154,57 @@ def _train_to_end(session: Session, writer: RunWriter, interruption: Interruptio
     _warn_of_little_room(session, writer)
     with _spared(writer, "the layers below the adapters are computed in every step"):
         leave_trunk(session, writer, lambda: bool(interruption.asked))
+    session.spent.loaded()
     prepare_to_train(session)
     session.watch.saved_at = time.monotonic()
     with _spared(writer, "older samples could not be taken back"):
         forget_samples(session.run, progress.step)
     session.watch.ask_base = not session.run.samples()
-    while progress.step < total and not interruption.asked:
-        epoch = progress.step // session.steps_per_epoch
-        _log_memory(session, writer, f"Epoch {epoch + 1} start")
-        train_epoch(session, writer, epoch, interruption)
-        if _patience_is_over(session):
-            writer.log("warning", message=f"no better validation loss in {session.config.train.patience} validations")
-            break
-    return _finish(session, writer, interruption)
+    try:
+        with _hearing_pauses(writer, interruption):
+            _catch_up(session, writer)
+            while progress.step < total and not interruption.asked:
+                epoch = progress.step // session.steps_per_epoch
+                _log_memory(session, writer, f"Epoch {epoch + 1} start")
+                train_epoch(session, writer, epoch, interruption)
+                if _patience_is_over(session):
+                    many = session.config.train.patience
+                    writer.log("warning", message=f"no better validation loss in {many} validations")
+                    break
+        return _finish(session, writer, interruption)
+    except _Pausing:
+        _save_if_new(session, writer)
+        writer.end("paused", progress.step)
+        return "paused"
+
+
+class _Pausing(BaseException):
+    """What is computed is given up, since the run is to pause. No error: whoever passes errors over lets it through."""
+
+
+@contextlib.contextmanager
+def _hearing_pauses(writer: RunWriter, interruption: Interruption) -> Iterator[None]:
+    """Inside the block a pause is heard between two batches, or tokens, of what may take minutes and changes nothing.
+
+    Raises:
+        _Pausing: it was asked for.
+    """
+
+    def watch(activity: Activity | None) -> None:
+        writer.working(activity)
+        if activity and activity.done and activity.stage in PAUSABLE and interruption.asked == "pause":
+            raise _Pausing
+
+    with watching(watch):
+        yield
+
+
+def _catch_up(session: Session, writer: RunWriter) -> None:
+    """Make the validation that a pause cut short, as if it had not."""
+    progress, every = session.progress, session.config.pace.eval_every or session.steps_per_epoch
+    due = progress.step and (progress.step % every == 0 or progress.step == session.total_steps)
+    if due and session.val_rows and progress.last_val_step != progress.step:
+        _validate(session, writer)
 
 
 def prepare_to_train(session: Session) -> None:
@@ -256,7 +301,9 @@ def _timed_step(session: Session, group: Sequence[Sequence[int]]) -> tuple[Step,
         HalfOverflow: in float16 it is not finite. It changed nothing, and is not counted.
     """
     progress, started = session.progress, time.perf_counter()
-    step = train_step(session, group)
+    with contextlib.nullcontext() if session.watch.stepped else _first_step(session):
+        step = train_step(session, group)
+    session.watch.stepped = True
     if session.kernels.dtype == "float16" and not step.finite:
         raise HalfOverflow(f"step {progress.step + 1}", _sources(session.train_rows, group))
     seconds = time.perf_counter() - started
@@ -270,6 +317,11 @@ def _timed_step(session: Session, group: Sequence[Sequence[int]]) -> tuple[Step,
         progress.epoch_loss += step.loss
         progress.epoch_targets += step.targets
     return step, memory, seconds
+
+
+def _first_step(session: Session) -> contextlib.AbstractContextManager[Any]:
+    """Say that a step is made which takes longer than the others."""
+    return doing("first_step" if session.kernels.device == "cpu" else "compiling")
 
 
 def _numbers(session: Session, step: Step, memory: MemorySample, seconds: float) -> dict[str, Any]:
@@ -471,13 +523,14 @@ def _look_for_overflow(session: Session) -> None:
         return np.argsort(rows.lengths, kind="stable")[-session.micro_batch :].tolist()
 
     prepare_to_train(session)
-    some = longest(session.train_rows)
-    if not _finite(*_summed(session, [some])).item():
-        raise HalfOverflow("the longest rows, before the first step", _sources(session.train_rows, [some]))
-    some = longest(session.val_rows)
-    if some and not math.isfinite(_validation_loss(session, some)):
-        sources = _sources(session.val_rows, [some])
-        raise HalfOverflow("the longest validation rows, before the first step", sources)
+    with doing("longest_rows"):
+        some = longest(session.train_rows)
+        if not _finite(*_summed(session, [some])).item():
+            raise HalfOverflow("the longest rows, before the first step", _sources(session.train_rows, [some]))
+        some = longest(session.val_rows)
+        if some and not math.isfinite(_validation_loss(session, some)):
+            sources = _sources(session.val_rows, [some])
+            raise HalfOverflow("the longest validation rows, before the first step", sources)
 
 
 def _use_bfloat16(writer: RunWriter, step: int, where: str, rows: list[str]) -> None:
@@ -503,8 +556,12 @@ def _give_back_memory() -> None:
 
 def validate_model(session: Session) -> float:
     """Mean loss over all target tokens of the validation rows, nats; the same rows in the same batches every time."""
-    rows = session.val_rows
-    total = sum(_validation_loss(session, some) for some in neighbours(rows.lengths.tolist(), session.tokens_at_once))
+    rows, total = session.val_rows, 0.0
+    batches = list(neighbours(rows.lengths.tolist(), session.tokens_at_once))
+    with doing("validation", len(batches)) as tick:
+        for number, some in enumerate(batches):
+            tick(number)
+            total += _validation_loss(session, some)
     return total / int(rows.target_lengths.sum())
 
 
@@ -521,7 +578,8 @@ def _validation_loss(session: Session, some: Sequence[int]) -> float:
 
 def _validate(session: Session, writer: RunWriter) -> None:
     progress, started = session.progress, time.perf_counter()
-    loss = validate_model(session)
+    with session.spent.on("validation"):
+        loss = validate_model(session)
     progress.last_val_step = progress.step
     finite = math.isfinite(loss)
     best = finite and (progress.best_val_loss is None or loss < progress.best_val_loss)
@@ -546,7 +604,8 @@ def _sample(session: Session, writer: RunWriter, epoch: int) -> None:
     pace, step = session.config.pace, session.progress.step if epoch else 0
     if not pace.samples:
         return
-    with _spared(writer, f"step {step}: the sample prompts could not be answered", step=step), session.whole():
+    problem = f"step {step}: the sample prompts could not be answered"
+    with session.spent.on("samples"), _spared(writer, problem, step=step), session.whole():
         answer_samples(session.run, session.model, session.tokenizer, pace, step=step, epoch=epoch)
     prepare_to_train(session)
 
@@ -576,7 +635,9 @@ def _save(session: Session, writer: RunWriter) -> None:
     directory = session.run.path / "checkpoints"
     keep = session.config.pace.keep_checkpoints
     writer.sync()  # the curves until here are worth as much
-    path = save_checkpoint(directory, session.model, session.optimizer, session.progress, keep)
+    session.spent.until_now()
+    with session.spent.on("saving"), doing("saving"):
+        path = save_checkpoint(directory, session.model, session.optimizer, session.progress, keep)
     session.watch.saved_at, session.watch.save_next = time.monotonic(), False
     size = sum(file.stat().st_size for file in path.iterdir())
     writer.log("checkpoint", step=session.progress.step, bytes=size, seconds=time.perf_counter() - started)
@@ -655,7 +716,13 @@ def _finish(session: Session, writer: RunWriter, interruption: Interruption) -> 
     writer.tell("evaluating")
     with _spared(writer, "what it learnt could not be tested; `qlora evaluate` does it again"):
         (session.run.path / "evaluation.json").unlink(missing_ok=True)  # of fewer steps
-        evaluate_best(session)
+        # one that ended before its last step would be trained further if it were paused here
+        whole = progress.step == session.total_steps
+        with (
+            session.spent.on("evaluation"),
+            _hearing_pauses(writer, interruption) if whole else contextlib.nullcontext(),
+        ):
+            evaluate_best(session)
     remove_states(session.run.path)
     state: State = "stopped" if interruption.asked == "stop" and progress.step < session.total_steps else "completed"
     with _spared(writer, "the summary could not be written"):
@@ -686,6 +753,7 @@ def summarise(session: Session) -> dict[str, Any]:
         "tokens": progress.tokens,
         "target_tokens": progress.target_tokens,
         "training_seconds": progress.seconds,
+        **session.spent.as_summary(),
         "tokens_per_second": progress.tokens / progress.seconds if progress.seconds else 0.0,
         "peak_memory_bytes": max(progress.peak_memory_bytes, device.memory_counters()["peak"]),
         "peak_process_bytes": session.monitor.sample().process_peak,
@@ -700,14 +768,18 @@ class Interruption:
     While it trains, the current step is finished first, and a second Ctrl+C ends it at once. Before, there is nothing
     to save, and the first signal ends it at once. A context manager; signals are only caught in the main thread.
 
+    Args:
+        run: whose control file is read.
+        listeners: are told at once that a signal was heard, which is long before the step ends.
+
     Attributes:
         signal: the number of the first one that came; 0 if none did.
         training: set when loading is done.
         at_once: whether a KeyboardInterrupt was raised; whatever else comes is ignored.
     """
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
+    def __init__(self, run: Run, listeners: Iterable[Callable[[dict[str, Any]], None]] = ()) -> None:
+        self.run, self.listeners = run, listeners
         self.signal = 0
         self.training = self.at_once = False
         self._before: dict[int, Any] = {}
@@ -733,9 +805,13 @@ class Interruption:
         if self.at_once:
             return
         self.at_once = not self.training or bool(self.signal and number == signal.SIGINT)
-        self.signal = self.signal or number
+        first, self.signal = not self.signal, self.signal or number
         if self.at_once:
             raise KeyboardInterrupt
+        # it may have come in the middle of writing a line, when another one is refused: then that is all there is
+        with contextlib.suppress(OSError, RuntimeError):
+            for listener in self.listeners if first else ():
+                listener({"type": "asked"})
 
 
 @contextlib.contextmanager

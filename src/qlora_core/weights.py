@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from .activity import doing
 from .bases import ModelSpec
 from .device import mx, nn, tree_flatten
 from .errors import ModelError, brief
@@ -82,10 +83,14 @@ def _read(spec: ModelSpec, path: Path, dtype: str, lowest: int | None) -> nn.Mod
     with _explained(spec):
         model, _ = load_model(path, lazy=True)
         model.set_dtype(getattr(mx, dtype))
-        for part in [model] if lowest is None else model.layers[:lowest]:
-            for _, module in _leaves(part):
+        parts = [model] if lowest is None else model.layers[:lowest]
+        leaves = [module for part in parts for _, module in _leaves(part)]
+        with doing("loading", len(leaves)) as tick:
+            for number, module in enumerate(leaves):
+                tick(number)
                 _settle(module.parameters())
-            mx.eval(part.parameters())
+            for part in parts:
+                mx.eval(part.parameters())
         _try(model)
     return model
 
@@ -108,12 +113,15 @@ def _quantised(spec: ModelSpec, dtype: str) -> tuple[nn.Module, dict[str, Any]]:
             model, config = quantize_model(
                 model, config, spec.quantize_group_size, spec.quantize_bits, quant_predicate=predicate
             )
-        for path, module in _leaves(model):
-            if path in full:
-                _quantise(module, full.pop(path), getattr(mx, dtype))
-            _settle(module.parameters())
-        model.set_dtype(getattr(mx, dtype))
-        mx.eval(model.parameters())
+        leaves = _leaves(model)
+        with doing("quantising", len(leaves)) as tick:
+            for number, (path, module) in enumerate(leaves):
+                tick(number)
+                if path in full:
+                    _quantise(module, full.pop(path), getattr(mx, dtype))
+                _settle(module.parameters())
+            model.set_dtype(getattr(mx, dtype))
+            mx.eval(model.parameters())
         _try(model)
     return model, config
 
@@ -156,7 +164,7 @@ def _keep(model: nn.Module, config: dict[str, Any], spec: ModelSpec, directory: 
         free = shutil.disk_usage(directory.parent).free
         if free < needed:
             raise OSError(f"{needed / GB:.1f} GB wanted, {free / GB:.1f} GB free")
-        with publishing(directory, wanted=needed - ROOM) as temporary:
+        with doing("keeping"), publishing(directory, wanted=needed - ROOM) as temporary:
             save_model(temporary, model)
             save_config(config, temporary / "config.json")
             copy_companions(spec.path, temporary)

@@ -9,14 +9,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .activity import doing, watching
 from .awake import kept_awake
 from .device_lock import DeviceLock, wait_for_device
 from .memory import MemoryMonitor
 from .runs import Run, RunLock, RunWriter
+from .spent import process_age
 
 if TYPE_CHECKING:
     from .trainer import Outcome
@@ -44,13 +47,16 @@ def train_here(
         KeyboardInterrupt: while it waited for the device, or while modules were being imported.
     """
     writer.listeners.append(listener)
+    before = process_age()
     with contextlib.ExitStack() as held:
         if taken := device or wait_for_device(writer):
             held.enter_context(taken) if device is None else None
             held.enter_context(kept_awake(writer.run.config().pace.keep_awake))
-        from . import trainer  # only here: mlx takes a second, and memory
+        began = time.monotonic() - before  # as if it had not waited
+        with watching(writer.working), doing("importing"):
+            from . import trainer  # only here: mlx takes a second, and memory
 
-        return trainer.train(writer, monitor) if taken else trainer.Outcome("paused")
+        return trainer.train(writer, monitor, began=began) if taken else trainer.Outcome("paused")
 
 
 def exit_status(outcome: Outcome) -> int:
@@ -84,8 +90,11 @@ def main() -> int:
 
                 return supervise(writer, reporter, device)
             outcome = train_here(writer, reporter, device=device)
-            if outcome.state != "paused" and (problem := keep_result(run)):
-                sys.stderr.write(f"warning: {problem}\n")
+            if outcome.state != "paused":
+                with watching(writer.working):
+                    problem = keep_result(run)
+                if problem:
+                    sys.stderr.write(f"warning: {problem}\n")
             return exit_status(outcome)
     except QLoraError as error:
         sys.stderr.write(f"error: {error}\n")

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..activity import doing
 from ..config import DataConfig
 from ..errors import ConfigError, DataError
 from ..parallel import in_processes
@@ -204,8 +205,9 @@ def _write(
     if not (plan.pairs or plan.loose):
         raise DataError(_nothing_usable(report))
     parts = _parts(plan, Reading(config, tokenizer.directory))
-    table = Table.spool(parts, spool, report, progress)
-    assemble(spool, table, config, report, directory / TRAIN_FILE, directory / VAL_FILE)
+    with doing("reading") as tick:
+        table = Table.spool(parts, spool, report, progress or tick)
+        assemble(spool, table, config, report, directory / TRAIN_FILE, directory / VAL_FILE)
     spool.unlink()
     if not report.train:
         raise DataError(_nothing_usable(report))

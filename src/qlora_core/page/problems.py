@@ -12,7 +12,7 @@ from typing import Any
 
 import marimo as mo
 
-from .. import cli
+from .. import cli, console
 from ..errors import QLoraError
 from .look import note
 
@@ -54,7 +54,9 @@ def attempt(call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
             return argument.onward
     if scripted():
         made: list[Any] = []
-        if status := cli.guarded(lambda: made.append(call(*arguments, **named)) or cli.DONE):
+        with console.waiting(sys.stderr if "--json" in sys.argv else sys.stdout):
+            status = cli.guarded(lambda: made.append(call(*arguments, **named)) or cli.DONE)
+        if status:
             sys.exit(status)
         return made[0]
     try:

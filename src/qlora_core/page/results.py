@@ -13,6 +13,7 @@ from ..charts import thin
 from ..console import duration, size
 from ..guides import GUIDES
 from ..runs import Run, TrainingTracker, iterate_states
+from ..spent import PARTS
 from ..texts import say
 from . import navigation
 from .language import language
@@ -108,6 +109,7 @@ def performance(run: Run | None) -> mo.Html:
     facts = {
         say("Run"): run.name,
         say("State"): say(run.state),
+        say("Time"): console.time_spent(numbers, {part: say(words) for part, words in PARTS.items()}),
         say("Speed"): say("{speed} tokens/s over {tokens} tokens",
                           speed=f"{numbers['tokens_per_second']:,.0f}", tokens=f"{numbers['tokens']:,}"),
         say("Memory"): say("{arrays} of arrays, {process} of the process, at the peak",

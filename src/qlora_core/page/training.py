@@ -13,6 +13,7 @@ import numpy as np
 from markupsafe import Markup
 
 from .. import charts, console, jobs
+from ..activity import STAGES
 from ..charts import rate_chart as rate_chart  # shown by the notebook
 from ..console import duration, size
 from ..pace import RECENT_STEPS, counted_seconds
@@ -125,7 +126,7 @@ def run_panel(snapshot: Snapshot) -> mo.Html:
     """State, progress and speed of a run, and what went wrong if anything did."""
     if snapshot.run is None or snapshot.state == "new":
         return empty(say("Nothing trained yet with these settings. Start begins."))
-    parts = [_state_line(snapshot), _progress_bar(snapshot), _figures(snapshot)]
+    parts = [_state_line(snapshot), *_work_line(snapshot), _progress_bar(snapshot), _figures(snapshot)]
     message = str(snapshot.status.get("message") or "")
     if snapshot.state == "failed":
         fallback = message or say("Training failed.")
@@ -170,6 +171,15 @@ def _state_line(snapshot: Snapshot) -> mo.Html:
             snapshot.run.name if snapshot.run else "",
         )
     )
+
+
+def _work_line(snapshot: Snapshot) -> list[mo.Html]:
+    """What the trainer is doing, where that is no step and takes long enough to be seen."""
+    work = snapshot.status.get("work")
+    if not snapshot.alive or not work or work["stage"] not in STAGES:  # of a later version, say
+        return []
+    words = STAGES[work["stage"]]
+    return [small(console.working_words(say(words), work["done"], work["total"]))]
 
 
 def _progress_bar(snapshot: Snapshot) -> mo.Html:

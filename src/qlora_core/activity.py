@@ -1,0 +1,101 @@
+"""What is being done right now, where that may take some seconds: said by whoever does it, heard by whoever shows it.
+
+A thread hears of its own work alone, and nobody has to hand a listener down to a matrix that is quantised. Knows
+neither those who do something nor those who show it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+STAGES = {
+    "importing": "Importing MLX",
+    "reading": "Reading the data: rows so far",
+    "encoding": "Turning rows into tokens",
+    "describing": "Looking at the tokens",
+    "fetching": "Fetching the base model, file by file",
+    "converting": "Unpacking the built-in model",
+    "hashing": "Checking the base model, file by file",
+    "checking": "Checking that the run is as it was",
+    "loading": "Loading the base model, matrix by matrix",
+    "quantising": "Quantising the base model, matrix by matrix",
+    "keeping": "Keeping the quantised base model for the next time",
+    "dequantising": "Preparing the weights for this processor",
+    "trying": "Trying how this model computes fastest",
+    "longest_rows": "Trying the longest rows",
+    "lower_layers": "Computing the layers below the adapters once for each row",
+    "step": "Training, step by step",
+    "first_step": "Making the first step",
+    "compiling": "Making the first step, for which this GPU’s kernels are compiled",
+    "validation": "Validating, batch by batch",
+    "samples": "Answering the sample questions",
+    "evaluation": "Answering the test questions",
+    "saving": "Saving",
+    "exporting": "Writing the result to take away",
+}
+"""The words for everything that is worth saying."""
+
+
+@dataclass
+class Activity:
+    """Something that is being done.
+
+    Attributes:
+        stage: one of `STAGES`.
+        total: how much there is to do; 0 where that is not known.
+        done: how much is done.
+        began: when, by a clock that is never set.
+    """
+
+    stage: str
+    total: int = 0
+    done: int = 0
+    began: float = field(default_factory=time.monotonic)
+
+
+Watch = Callable[[Activity | None], None]
+"""Is told what is being done whenever that changes, or has got further; None: nothing that is worth saying."""
+
+
+class _Here(threading.local):
+    watch: Watch | None = None
+    now: Activity | None = None
+
+    def tell(self) -> None:
+        if self.watch:
+            self.watch(self.now)
+
+
+_here = _Here()
+
+
+@contextlib.contextmanager
+def watching(watch: Watch) -> Iterator[None]:
+    """Inside the block, `watch` is told what this thread does; whoever was told outside of it is not."""
+    outer, _here.watch = _here.watch, watch
+    try:
+        yield
+    finally:
+        _here.watch = outer
+
+
+@contextlib.contextmanager
+def doing(stage: str, total: int = 0) -> Iterator[Callable[[int], None]]:
+    """Say that something is being done inside the block; yield a function that takes how much of it is done."""
+    outer, activity = _here.now, Activity(stage, total)
+    _here.now = activity
+    _here.tell()
+
+    def tick(done: int) -> None:
+        activity.done = done
+        _here.tell()
+
+    try:
+        yield tick
+    finally:
+        _here.now = outer
+        _here.tell()
