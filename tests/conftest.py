@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,6 +77,34 @@ def compiling() -> Iterator[None]:
     yield
     if ON_CPU:
         mx.disable_compile()
+
+
+@pytest.fixture
+def float32_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Inside the test runs compute in float32 on the CPU, whatever there is: for numbers that half precision rounds."""
+    from qlora_core import session
+    from qlora_core.device import ON_CPU, mx
+
+    if ON_CPU:
+        yield
+        return
+    before = mx.default_device()
+    for backend in (mx.metal, mx.cuda):
+        monkeypatch.setattr(backend, "is_available", lambda: False)
+    monkeypatch.setattr(session, "_made", threading.local())  # streams of the GPU
+    mx.set_default_device(mx.cpu)
+    yield
+    mx.set_default_device(before)
+
+
+@pytest.fixture(scope="session")
+def as_an_m1() -> dict[str, str]:
+    """An environment for processes in which MLX's CPU poses as an M1's GPU (`pretended_metal`); nothing is compiled.
+
+    Files of tests run so too, but for what presumes a CPU:
+    `PYTHONPATH=tests/pretended_metal MLX_DISABLE_COMPILE=1 uv run pytest tests/test_passes.py`.
+    """
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).parent / "pretended_metal"), "MLX_DISABLE_COMPILE": "1"}
 
 
 @pytest.fixture

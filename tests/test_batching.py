@@ -280,6 +280,8 @@ def test_filled_up_by_hand() -> None:
     ("rounding", "binned"),
     [
         (Rounding(bins=(7,)), True),  # 14 of 12 tokens
+        (Rounding(bins=(7,), flat_cost=1.05), False),  # where arithmetic is dear
+        (Rounding(bins=(6,), flat_cost=1.05), True),
         (Rounding(bins=(8,)), False),  # 16, more than a quarter above 12
         (Rounding(tokens=8, bins=(8,)), True),  # which end to end would be 16 as well
         (Rounding(bins=(12,)), True),

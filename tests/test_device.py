@@ -208,9 +208,11 @@ def test_on_a_gpu_the_models_dtype_is_kept_unless_it_is_float32(
 ) -> None:
     for name in ("metal", "cuda"):
         monkeypatch.setattr(getattr(mx, name), "is_available", lambda name=name: name == backend)
+    monkeypatch.setattr(mx, "device_info", lambda: {"architecture": "applegpu_g15g"})  # an M3's
     found = choose_kernels(model_dtype, GB, 0)
     assert (found.device, found.dtype, found.linear) == wanted
     assert found.compiled
+    assert found.rounding.flat_cost == {"metal": 1.05, "cuda": 1.25}[backend]
     assert all(size % found.rounding.longest == 0 for size in found.rounding.bins)
 
 
@@ -252,6 +254,7 @@ def test_who_only_answers_does_so_in_the_dtype_that_was_tried(monkeypatch: pytes
 
 
 def test_a_gpu_keeps_dequantised_weights_where_there_is_room(monkeypatch) -> None:
+    monkeypatch.setattr(mx.metal, "is_available", lambda: False)
     monkeypatch.setattr(mx.cuda, "is_available", lambda: True)
     dense = 4 * GB  # as float32; half of that in half precision
     assert choose_kernels("bfloat16", dense, 7 * GB).linear == "kept"
@@ -261,6 +264,10 @@ def test_a_gpu_keeps_dequantised_weights_where_there_is_room(monkeypatch) -> Non
 def test_recorded_kernels_come_back_and_what_an_older_version_did_not_know_is_as_usual() -> None:
     chosen = Kernels("cuda", "bfloat16", "kept", rounding=Rounding(32, 128, (128, 256)), compiled=True)
     assert Kernels.from_dict(json.loads(json.dumps(dataclasses.asdict(chosen)))) == chosen
+    before_costs = dataclasses.asdict(chosen)
+    del before_costs["rounding"]["flat_cost"]
+    assert Kernels.from_dict(before_costs) == chosen
+    assert chosen.rounding.flat_cost == 1.25
     old = {"device": "cpu", "dtype": "float32", "linear": "kept", "streams": 2, "blas": "b", "fast_exp": True}
     assert Kernels.from_dict(old) == Kernels("cpu", "float32", "kept", 2, "b", True, arithmetic=1)
 

@@ -1,6 +1,7 @@
 """Layers below the adapters that are computed once: the same numbers as computing them in every step."""
 
 import dataclasses
+import gc
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,12 +11,14 @@ import numpy as np
 import pytest
 from harness import (
     FAST,
+    Killed,
     assert_same,
     at_step,
     checkpoint,
     create_run,
     difference,
     events,
+    kill,
     load,
     loss_and_gradients,
     random_rows,
@@ -26,10 +29,10 @@ from harness import (
 )
 from safetensors.numpy import load_file
 
-from qlora_core import console, device, hidden_states, trainer
+from qlora_core import console, device, hidden_states, passes, trainer
 from qlora_core.batching import AS_IT_IS, Rounding, make_batch
 from qlora_core.config import LoraConfig
-from qlora_core.device import Kernels, mx, nn
+from qlora_core.device import Kernels, mx, nn, tree_flatten
 from qlora_core.errors import StorageError
 from qlora_core.hidden_states import FILE, SEAL, Maker, RowsAbove, read_states, write_states
 from qlora_core.model import Layout, batch_loss, choose_layout, load_lower_layers
@@ -272,6 +275,42 @@ def test_a_pause_need_not_wait_for_all_states(create: Create, monkeypatch: pytes
     monkeypatch.setattr(Maker, "states_of", real)
     assert train(run).state == "completed"
     assert len(events(run, "trunk")) == 1
+
+
+def test_what_was_compiled_does_not_keep_the_layers_that_go(
+    tmp_path: Path, random_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, compiling: None
+) -> None:
+    """In float16 all layers are compiled before they go: the longest rows are looked at for overflow.
+
+    Compiled is a function of all weights that takes a compiler little time.
+    """
+    kernels = Kernels("cpu", "float16", "dequantised", rounding=Rounding(32, 32, (64, 128)), compiled=True)
+    monkeypatch.setattr(device, "choose_kernels", lambda *_: kernels)
+    real, held = Trunk.take_out, list[tuple[int, int]]()
+
+    def take_out(trunk: Trunk) -> list[nn.Module]:
+        gc.collect()
+        before, below = mx.get_active_memory(), real(trunk)
+        held.append((before, sum(value.nbytes for layer in below for _, value in tree_flatten(layer.parameters()))))
+        return below
+
+    def stop(event: dict[str, Any]) -> None:
+        if event["type"] == "memory":  # the first epoch begins
+            held.append((mx.get_active_memory(), 0))
+            kill()
+
+    def of_all_weights(model: nn.Module, *_: Any) -> mx.array:
+        return mx.stack([value.astype(mx.float32).sum() for _, value in tree_flatten(model.parameters())]).sum()
+
+    monkeypatch.setattr(Trunk, "take_out", take_out)
+    monkeypatch.setattr(passes, "form_loss", of_all_weights)
+    model = random_model("llama", layers=3)
+    run = create_run(tmp_path / "runs", model, write_pair(tmp_path / "data"), num_layers=1, samples=0)
+    with pytest.raises(Killed):
+        train(run, stop)
+    (before, gone), (after, _) = held[-2:]
+    assert gone > 30_000
+    assert before - after >= gone
 
 
 def test_layouts_are_chosen_as_before(random_model: Callable[..., Path]) -> None:

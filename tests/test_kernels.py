@@ -1,13 +1,25 @@
 """Our kernels against plain ones: the same values and the same gradients."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from harness import CLOSE, FAST, compare, difference, normal
+from harness import CLOSE, FAST, compare, difference, load, normal, random_rows
 
+from qlora_core.batching import make_batch
 from qlora_core.device import Kernels, mx, nn, tree_flatten
-from qlora_core.kernels import ADAPTERS, dequantise_kept, use_linear_kernels
+from qlora_core.kernels import (
+    ADAPTERS,
+    DequantisingEmbedding,
+    DequantisingLinear,
+    QuantisedLinear,
+    dequantise_kept,
+    quantised_products_are_right,
+    use_linear_kernels,
+)
+from qlora_core.model import batch_loss, load_base
 
 # Linear layers ----------------------------------------------------------------------------------------------------
 
@@ -152,3 +164,46 @@ def test_a_new_dora_adapter_has_the_magnitudes_of_its_base() -> None:
     dense = mx.dequantize(base.weight, base.scales, base.biases, base.group_size, base.bits)
     assert difference(made.m, np.linalg.norm(np.array(dense), axis=1)) < CLOSE
     assert difference(made(x), base(x)) < CLOSE
+
+
+# Whether MLX's own are right --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tried_anew() -> Iterator[None]:
+    """What was found of MLX's products before the test, and in it, is forgotten."""
+    quantised_products_are_right.cache_clear()
+    yield
+    quantised_products_are_right.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("group_size", [32, 64])
+def test_quantised_products_are_right_here(dtype: str, bits: int, group_size: int) -> None:
+    assert quantised_products_are_right(dtype, bits=bits, group_size=group_size)
+
+
+@pytest.mark.parametrize("wrong", ["backwards", "many rows", "not a number"])
+def test_a_wrong_product_is_noticed_and_its_weights_are_dequantised_instead(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, tried_anew: None, wrong: str
+) -> None:
+    """Each kernel may be wrong alone: loss and layout would not show it."""
+    batch = make_batch(random_rows(9, 5), packed=False)
+    model, spec = load(tiny_model, kernels("quantised"))
+    assert type(model.layers[0].mlp.up_proj) is QuantisedLinear
+    wanted, real, warnings = batch_loss(model, batch, "padded").item(), mx.quantized_matmul, list[str]()
+
+    def quantized_matmul(x: mx.array, *given: Any, transpose: bool = True, **how: Any) -> mx.array:
+        product = real(x, *given, transpose=transpose, **how)
+        spoilt = transpose == (wrong != "backwards") and (wrong != "many rows" or len(x) > 3)
+        return product * (mx.nan if wrong == "not a number" else 1.1) if spoilt else product
+
+    quantised_products_are_right.cache_clear()
+    monkeypatch.setattr(mx, "quantized_matmul", quantized_matmul)
+    model = load_base(spec, kernels("quantised"), warnings.append)
+    assert type(model.layers[0].mlp.up_proj) is DequantisingLinear
+    assert type(model.model.embed_tokens) is DequantisingEmbedding
+    assert batch_loss(model, batch, "padded").item() == pytest.approx(wanted, rel=1e-5)
+    (warning,) = warnings
+    assert "multiplies weights of 4 bits in groups of 64 (affine) wrongly on this device" in warning

@@ -8,7 +8,7 @@ from harness import compare, difference, normal
 
 from qlora_core import loss
 from qlora_core.device import mx, nn
-from qlora_core.loss import head_loss
+from qlora_core.loss import cross_entropy, head_loss
 
 ROWS, WIDTH, VOCABULARY = 10, 16, 50
 HIDDEN, MATRIX = normal(ROWS, WIDTH), normal(VOCABULARY, WIDTH)
@@ -97,3 +97,17 @@ def test_half_precision_has_a_float32_loss_and_a_gradient_of_its_own(parts: list
     assert (value.dtype, gradient.dtype) == (mx.float32, mx.float16)
     assert difference(value, wanted) < 1e-3  # 11 bits
     assert difference(gradient, expected) < 2e-3
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+def test_on_a_gpu_no_tokens_loss_is_rounded_to_half_precision(monkeypatch: pytest.MonkeyPatch, dtype: mx.Dtype) -> None:
+    """MLX's kernel there sums in float32, which is stood in for here."""
+    kernel = mx.fast.cross_entropy
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu, 0))
+    monkeypatch.setattr(mx.fast, "cross_entropy", lambda logits, targets: kernel(logits.astype(mx.float32), targets))
+    logits, target = normal(ROWS, VOCABULARY, size=3).astype(dtype), np.array(TARGET)
+    found = cross_entropy(logits, TARGET, WEIGHT)
+    exact = np.array(logits.astype(mx.float32)).astype(np.float64)
+    losses = np.log(np.exp(exact).sum(-1)) - exact[np.arange(ROWS), target]
+    assert found.dtype == mx.float32
+    assert found.item() == pytest.approx((losses * np.array(WEIGHT)).sum(), rel=1e-6)

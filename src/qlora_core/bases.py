@@ -375,9 +375,14 @@ def built_in_directory() -> Path:
     return directory
 
 
+def has_metal() -> bool:
+    """Whether MLX computes on Apple's GPU here."""
+    return sys.platform == "darwin"
+
+
 def has_gpu() -> bool:
     """Whether this machine has a GPU that MLX may use: any Mac, or NVIDIA's driver."""
-    return sys.platform == "darwin" or Path("/dev/nvidiactl").exists()
+    return has_metal() or Path("/dev/nvidiactl").exists()
 
 
 def _gguf() -> Path:

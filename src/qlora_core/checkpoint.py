@@ -14,6 +14,7 @@ from typing import Any
 
 from .adapters import ADAPTER_FILE
 from .device import mx, nn, optim, tree_flatten, tree_unflatten
+from .endings import device_failure
 from .errors import CheckpointError, ModelError
 from .model import load_adapters, read_tensors, save_tensors
 from .runs import Run
@@ -165,4 +166,6 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: optim.Optimizer) ->
         mx.eval(optimizer.state)
         return Progress(**json.loads((path / STATE_FILE).read_text(encoding="utf-8")))
     except (ModelError, ValueError, TypeError, RuntimeError) as error:
+        if failure := device_failure(error):
+            raise failure from None
         raise CheckpointError(f"{path}: cannot be resumed: {error}") from None

@@ -24,6 +24,7 @@ from .activity import watching
 from .bench import Options
 from .bench import add_arguments as add_bench_arguments
 from .config import RunConfig, add_arguments, from_flat, given_settings, settings
+from .endings import device_failure
 from .errors import QLoraError
 from .export import TARGETS, keep_result
 from .memory import MemoryMonitor
@@ -32,7 +33,7 @@ from .runs import Run, TrainingPlan, TrainingTracker, iterate_states, resolve_co
 from .sampling import Sampling
 from .serve import add_page_arguments, add_server_arguments
 from .storage import keep_private
-from .supervisor import supervise
+from .supervisor import restarts, supervise
 from .worker import DONE, ERROR, INTERRUPTED, PAUSED, exit_status, train_here
 
 
@@ -60,7 +61,7 @@ def train_planned(
 ) -> int:
     """Train a planned run, showing its progress; a complete one is only shown.
 
-    In this process, or with the setting `restart` in one that this one looks after.
+    In this process, or where it is to go on by itself (`restarts`) in one that this one looks after.
 
     Args:
         tracker: of the directory of all runs.
@@ -87,7 +88,7 @@ def _train_planned(
         return DONE
     run = plan.run
     with jobs.beginning(tracker, plan) as (writer, device):  # before anything is written: somebody may be training
-        if plan.config.pace.restart:
+        if restarts(plan.config):
             status = supervise(writer, reporter, device)  # the child says what is wrong, and keeps the result
         else:
             try:
@@ -452,6 +453,11 @@ def guarded(call: Callable[[], int]) -> int:
     except OSError as error:  # a directory that may not be written, a full disk
         _complain(f"error: {error}")
         return ERROR
+    except RuntimeError as error:
+        if failure := device_failure(error):
+            _complain(f"error: {failure}")
+            return ERROR
+        raise
 
 
 def quiet_ctrl_c() -> None:

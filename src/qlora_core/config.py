@@ -225,10 +225,11 @@ class PaceConfig:
         (), "Prompts to answer instead, all of them; default: questions of the fact sheet or the rows.", role="pace"
     )
     restart: int = knob(
-        0,
-        "Times that training goes on by itself after its process died, from what was saved last. Where memory ran out, "
-        "with half as many rows at once; after two deaths at one step it stops and asks.",
-        ge=0,
+        -1,
+        "Times that training goes on by itself after its process died or the GPU gave up, from what was saved last. "
+        "Where memory ran out, with half as many rows at once; after two deaths at one step it stops and asks. -1: 3 "
+        "times on a Mac, whose system ends work on the GPU when the display needs it, elsewhere none.",
+        ge=-1,
         le=1000,
         role="pace",
     )

@@ -8,6 +8,7 @@
     ├── RunError          a run directory
     │   ├── BusyError         somebody else is training there
     │   └── CheckpointError   a checkpoint that cannot be trusted
+    ├── DeviceError       a GPU, or its memory, gave up what it was computing
     ├── StorageError      a file cannot be written: full disk, quota, broken device (also an OSError)
     └── TrainingError     training itself went wrong
 
@@ -67,6 +68,10 @@ class BusyError(RunError):
 
 class CheckpointError(RunError):
     """A checkpoint fails its manifest or does not fit the model."""
+
+
+class DeviceError(QLoraError):
+    """The device gave up what it was computing, which may hold anything: memory ran out, or the system ended it."""
 
 
 class StorageError(QLoraError, OSError):

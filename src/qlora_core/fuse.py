@@ -16,6 +16,7 @@ from .adapters import adapter_base
 from .bases import ModelSpec, describe
 from .config import BaseConfig
 from .device import kernels_to_answer, mx, nn, tree_unflatten
+from .endings import device_failure
 from .errors import RunError
 from .loss import cross_entropy
 from .memory import available_bytes
@@ -56,6 +57,8 @@ def fuse_run(run: Run, directory: Path, *, dequantize: bool) -> dict[str, Any]:
     try:
         _save(model, spec, _loaded_from(run, spec), directory, tokenizer.template_text, dequantize=dequantize)
     except RuntimeError as error:  # mlx's own, for a full disk say
+        if failure := device_failure(error):
+            raise failure from None
         raise RunError(f"{directory}: the fused weights cannot be written: {error}") from None
     del model
     after = _judge(_load(directory), rows)

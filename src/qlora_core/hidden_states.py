@@ -6,6 +6,7 @@ Knows sessions, layers and that file; nothing of steps.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import hashlib
 import itertools
 import json
@@ -150,7 +151,9 @@ def leave_trunk(session: Session, writer: RunWriter, asked: Callable[[], bool]) 
     session.train_rows = RowsAbove(parts[0], states[: counts[0]])
     session.val_rows = RowsAbove(parts[1], states[counts[0] :])
     session.trunk = trunk
+    session.passes.forget()  # compiled for the longest rows, they would keep the layers that go
     trunk.take_out()
+    gc.collect()  # layers that share an input know each other
     device.clear_cache()
     writer.log("trunk", layers=depth, bytes=states.nbytes, seconds=time.perf_counter() - started)
 

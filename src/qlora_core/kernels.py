@@ -12,6 +12,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from .attention import PackedRows, Positions, SlicedRows, fast_attention, packed_attention
 from .device import Kernels, mx, nn
 from .elementwise import Swiglu, fast_exp, fast_swiglu
@@ -268,6 +270,44 @@ def _dequantise(layer: Any, weight: mx.array) -> mx.array:
     return mx.dequantize(
         weight, layer.scales, layer.get("biases"), group_size=layer.group_size, bits=layer.bits, mode=layer.mode
     )
+
+
+# Whether MLX's own are right ----------------------------------------------------------------------------------------
+
+ROUNDED_AWAY = {"float16": 5e-3, "bfloat16": 3e-2, "float32": 2e-3}  # relative; a wrong product is off by far more
+
+
+@functools.cache
+def quantised_products_are_right(dtype: str, *, bits: int, group_size: int, mode: str = "affine") -> bool:
+    """Whether MLX multiplies quantised weights here as it does dequantised ones, forwards and backwards.
+
+    For few rows and for many, which are different kernels. That of the backward pass was wrong on an M5 before MLX
+    0.32.1, without anything being said. Not yet run on Metal.
+    """
+    rng, kind = np.random.default_rng(0), getattr(mx, dtype)
+    drawn = mx.array(rng.normal(0, 0.05, (128, 256)).astype(np.float32)).astype(kind)
+    how = {"group_size": group_size, "bits": bits, "mode": mode}
+    packed, *scales = mx.quantize(drawn, **how)
+    dense = np.array(mx.dequantize(packed, *scales, **how).astype(mx.float32))
+    for rows, transpose in itertools.product((3, 40), (True, False)):
+        weight = dense.T if transpose else dense
+        x = mx.array(rng.normal(size=(rows, len(weight))).astype(np.float32)).astype(kind)
+        wanted = np.array(x.astype(mx.float32)) @ weight
+        found = np.array(mx.quantized_matmul(x, packed, *scales, transpose=transpose, **how).astype(mx.float32))
+        if not np.linalg.norm(found - wanted) <= ROUNDED_AWAY[dtype] * np.linalg.norm(wanted):  # nor where it is NaN
+            return False
+    return True
+
+
+def wrong_products(model: nn.Module, dtype: str) -> list[str]:
+    """The kinds of quantised weights in a model that MLX's own product is wrong for, in words."""
+    layers = [module for module in model.modules() if isinstance(module, nn.QuantizedLinear | nn.QuantizedEmbedding)]
+    kinds = sorted({(layer.bits, layer.group_size, layer.mode) for layer in layers})
+    return [
+        f"{bits} bits in groups of {size} ({mode})"
+        for bits, size, mode in kinds
+        if not quantised_products_are_right(dtype, bits=bits, group_size=size, mode=mode)
+    ]
 
 
 # Putting them into a model ----------------------------------------------------------------------------------------

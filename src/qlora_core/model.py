@@ -20,6 +20,7 @@ from .bases import ModelSpec
 from .batching import AS_IT_IS, Batch, Rounding, make_batch
 from .config import LoraConfig
 from .device import Kernels, mx, nn, tree_flatten, tree_unflatten
+from .endings import device_failure
 from .errors import ModelError
 from .headers import tensor_headers
 from .kernels import (
@@ -33,6 +34,7 @@ from .kernels import (
     use_linear_kernels,
     use_positions,
     use_shared_norms,
+    wrong_products,
 )
 from .loss import cross_entropy, head_loss
 from .projections import place
@@ -58,6 +60,7 @@ def load_base(spec: ModelSpec, kernels: Kernels, warn: Callable[[str], None] = l
     """
     model = load_weights(spec, kernels.dtype, warn)
     model.freeze()
+    kernels = _with_right_products(model, kernels, warn)
     use_linear_kernels(model, kernels)
     use_attention_kernels(model, kernels)
     use_shared_norms(model)
@@ -73,8 +76,19 @@ def load_lower_layers(spec: ModelSpec, kernels: Kernels, count: int) -> list[nn.
     """
     model = load_weights(spec, kernels.dtype, lambda _: None, lowest=count)
     model.freeze()
-    use_linear_kernels(model, kernels)
+    use_linear_kernels(model, _with_right_products(model, kernels))
     return language_model(model).model.layers[:count]
+
+
+def _with_right_products(model: nn.Module, kernels: Kernels, warn: Callable[[str], None] = lambda _: None) -> Kernels:
+    """Kernels that dequantise weights to multiply them, where MLX's own product of them is wrong on this device."""
+    if kernels.linear != "quantised" or not (wrong := wrong_products(model, kernels.dtype)):
+        return kernels
+    warn(
+        f"MLX {mx.__version__} multiplies weights of {', '.join(wrong)} wrongly on this device; they are dequantised "
+        "for each use instead, which is right and may be slower. A newer MLX may do better"
+    )
+    return dataclasses.replace(kernels, linear="dequantised")
 
 
 def attach_adapters(model: nn.Module, spec: ModelSpec, lora: LoraConfig, seed: int) -> None:
@@ -394,7 +408,9 @@ def can_share_prefix(model: nn.Module, vocabulary: int, rounding: Rounding = AS_
     shared = make_batch(rows, packed=True, rounding=rounding, prefix=beginning)
     try:
         losses = [batch_loss(model, batch, "packed").item() for batch in (shared, apart)]
-    except (*OTHER_PARTS, RuntimeError):  # MLX has no kernel for it here: for heads of 16 on CUDA, say
+    except (*OTHER_PARTS, RuntimeError) as error:  # MLX has no kernel for it here: for heads of 16 on CUDA, say
+        if failure := device_failure(error):
+            raise failure from None
         return False
     return same_loss(model, *losses)
 

@@ -35,6 +35,10 @@ class Passes:
         """The same with its gradient, `(parameters,)` float32. Dropout masks come from MLX's global state."""
         return self._call(True, batch)
 
+    def forget(self) -> None:
+        """Let go of what was compiled, and with it of every weight that it holds."""
+        self._functions.clear()
+
     def _call(self, training: bool, batch: Batch) -> Any:
         form = Form.of(batch, self._layout, training=training)
         function = self._functions.get(form) or self._made(form)

@@ -19,42 +19,58 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from .bases import has_metal
 from .batching import epoch_steps
+from .config import RunConfig
 from .console import TrainingReporter, resume_line
 from .device_lock import DeviceLock, wait_for_device
-from .endings import out_of_memory, reason
+from .endings import DEVICE_GAVE_UP, out_of_memory, reason
 from .errors import QLoraError
 from .jobs import worker_command
 from .metrics import parse
 from .runs import Run, RunLock, RunWriter
 from .storage import write_json
 from .tokens import make_dataset
-from .worker import DONE, ERROR, INTERRUPTED, PAUSED
+from .worker import DEVICE_FAILED, DONE, ERROR, INTERRUPTED, PAUSED
 
+ON_METAL = 3  # restarts by default where macOS ends work on the GPU that the display needs
 ALIKE = 2  # deaths at one step, with nothing changed in between, after which it stops and asks
 SHOWN_ROWS = 4
 
 
 @dataclass(frozen=True)
 class Death:
-    """How a trainer ended that did not say so itself.
+    """How a trainer ended that did not say so itself, or that its device failed.
 
     Attributes:
         after: the last step that it made, or began from; None before it had loaded.
         micro_batch: rows that it computed at once.
         memory: whether memory ran out.
         reason: in plain words.
+        by_device: whether the device gave up, and the trainer ended as paused.
     """
 
     after: int | None
     micro_batch: int
     memory: bool
     reason: str
+    by_device: bool = False
+
+    @property
+    def what(self) -> str:
+        """Who failed, in words."""
+        return DEVICE_GAVE_UP if self.by_device else "the trainer died"
 
     @property
     def place(self) -> str:
         """Where it happened, in words."""
         return "while it loaded" if self.after is None else f"after step {self.after}"
+
+
+def restarts(config: RunConfig) -> int:
+    """How often a run's training goes on by itself; with 0 nobody looks after it."""
+    asked = config.pace.restart
+    return asked if asked >= 0 else ON_METAL if has_metal() else 0
 
 
 def supervise(writer: RunWriter, reporter: TrainingReporter, device: DeviceLock | None) -> int:
@@ -81,24 +97,24 @@ def supervise(writer: RunWriter, reporter: TrainingReporter, device: DeviceLock 
 
 def _look_after(writer: RunWriter, device: DeviceLock, reporter: TrainingReporter, signals: Forwarding) -> int:
     run, deaths = writer.run, list[Death]()
-    restarts = run.config().pace.restart
+    most = restarts(run.config())
     while True:
         read = _size(run.metrics_file)
         status, log = _train_in_child(run, writer, device, reporter, signals)
-        if run.status().get("state") not in ("preparing", "running"):
+        if status != DEVICE_FAILED and run.status().get("state") not in ("preparing", "running"):
             return status if status in (DONE, PAUSED, INTERRUPTED) else ERROR
         events = list(_events_since(run.metrics_file, read))
         deaths.append(_how_it_died(run, events, status, log))
         with _own_writer(writer) as own:
-            step = _last_step(own)
+            step = run.status().get("step", 0) if deaths[-1].by_device else _last_step(own)
             if signals.asked:
                 own.end("paused", step, f"the trainer was gone before it could save. {deaths[-1].reason}")
                 return INTERRUPTED
-            if problem := _why_it_stops(run, deaths, restarts, events):
-                own.end("failed", step, problem)
+            if problem := _why_it_stops(run, deaths, most, events):
+                own.end("paused" if deaths[-1].by_device else "failed", step, problem)
                 sys.stderr.write(f"error: {problem}\n")
                 return ERROR
-            words = _prepare_another(run, deaths[-1], f"Restart {len(deaths)} of {restarts}")
+            words = _prepare_another(run, deaths[-1], f"Restart {len(deaths)} of {most}")
             own.log("warning", step=step, message=words)
             own.set_status("preparing", message=words)
 
@@ -121,7 +137,7 @@ def _train_in_child(
     with path.open("rb") as log:
         log.seek(before)
         words = log.read().decode("utf-8", errors="replace")
-    if not ours:  # in a terminal
+    if not ours and status != DEVICE_FAILED:  # in a terminal; what the device did is told with what follows from it
         sys.stderr.write(words)
         sys.stderr.flush()
     return status, words
@@ -147,7 +163,11 @@ def _last_step(writer: RunWriter) -> int:
 def _how_it_died(run: Run, events: list[dict[str, Any]], status: int, log: str) -> Death:
     steps = [event["step"] for event in events if event.get("type") in ("start", "step")]
     after = steps[-1] if steps else None
-    return Death(after, run.micro_batch, out_of_memory(status, log), reason(status, log))
+    memory = out_of_memory(status, log)
+    if status == DEVICE_FAILED:
+        told = str(run.status().get("message")).removeprefix(f"{DEVICE_GAVE_UP}: ")
+        return Death(after, run.micro_batch, memory, told, by_device=True)
+    return Death(after, run.micro_batch, memory, reason(status, log))
 
 
 def _why_it_stops(run: Run, deaths: list[Death], restarts: int, events: list[dict[str, Any]]) -> str:
@@ -163,7 +183,7 @@ def _why_it_stops(run: Run, deaths: list[Death], restarts: int, events: list[dic
     rows = _rows_after(run, last.after, events)
     shown = f"{', '.join(rows[:SHOWN_ROWS])}{' …' if len(rows) > SHOWN_ROWS else ''}"
     named = f" The rows of step {last.after + 1}: {shown}." if rows and last.after is not None else ""
-    return f"the trainer died {often}, so it is not started again. {last.reason}{named} {resume_line(run)}"
+    return f"{last.what} {often}, so it is not started again. {last.reason}{named} {resume_line(run)}"
 
 
 def _rows_after(run: Run, step: int | None, events: list[dict[str, Any]]) -> list[str]:
@@ -183,7 +203,7 @@ def _rows_after(run: Run, step: int | None, events: list[dict[str, Any]]) -> lis
 
 def _prepare_another(run: Run, death: Death, which: str) -> str:
     """Change what may help, for good; and say it."""
-    words = f"the trainer died {death.place}. {death.reason} {which}"
+    words = f"{death.what} {death.place}. {death.reason} {which}"
     if not death.memory or death.micro_batch == 1:
         return f"{words}."
     half, train = death.micro_batch // 2, run.config().train

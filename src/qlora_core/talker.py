@@ -33,6 +33,7 @@ def main() -> int:
     arguments = parser.parse_args()
     write, ears = _take_output(), Ears(arguments.silence)
 
+    from .endings import device_failure
     from .errors import QLoraError
     from .storage import keep_private
 
@@ -42,6 +43,11 @@ def main() -> int:
     except QLoraError as error:
         write(error=str(error))
         return 1
+    except RuntimeError as error:
+        if failure := device_failure(error):
+            write(error=str(failure))
+            return 1
+        raise
     from .device import memory_counters
 
     write(ready=True, loaded_bytes=memory_counters()["active"], tuned=tuned)
@@ -49,7 +55,8 @@ def main() -> int:
         try:
             _answer(model, tokenizer, request, tuned, ears, write)
         except Exception as error:  # a template that refuses a conversation, say: the next question may do
-            write(id=request["id"], error=f"{type(error).__name__}: {error}")
+            told = device_failure(error) or f"{type(error).__name__}: {error}"
+            write(id=request["id"], error=str(told))
     return 0
 
 

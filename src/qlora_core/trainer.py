@@ -26,7 +26,8 @@ from .activity import Activity, doing, watching
 from .batching import AS_IT_IS, Batch, at_most, epoch_steps, in_rounds_of_sharing, make_batch, neighbours, share_out
 from .checkpoint import checkpoints, latest_checkpoint, room_wanted, save_checkpoint
 from .device import mx, tree_flatten, tree_map
-from .errors import MemoryShortError, QLoraError, StorageError, TrainingError
+from .endings import device_failure
+from .errors import DeviceError, MemoryShortError, QLoraError, StorageError, TrainingError
 from .evaluate import answer_samples, evaluate_run, forget_samples
 from .hidden_states import leave_trunk, remove_states
 from .memory import MemoryMonitor, MemorySample
@@ -82,8 +83,12 @@ def train(writer: RunWriter, monitor: MemoryMonitor | None = None, *, began: flo
                 session = open_session(writer, monitor, began)
                 interruption.training = True
                 state = _train_in_one_dtype(session, writer, interruption)
-        except StorageError as error:
+        except (StorageError, DeviceError) as error:
             raise _pause_unsaved(writer, error) from None
+        except RuntimeError as error:
+            if failure := device_failure(error):
+                raise _pause_unsaved(writer, failure) from None
+            raise
         except QLoraError as error:
             writer.end("paused" if session else "failed", _step_reached(writer.run, session), str(error))
             raise
@@ -101,14 +106,15 @@ def _step_reached(run: Run, session: Session | None) -> int:
     return session.progress.step if session else run.status().get("step", 0)
 
 
-def _pause_unsaved(writer: RunWriter, error: StorageError) -> StorageError:
-    """End as paused at the last checkpoint, since nothing can be saved; returns what to tell."""
+def _pause_unsaved(writer: RunWriter, error: StorageError | DeviceError) -> StorageError | DeviceError:
+    """End as paused at the last checkpoint, since nothing can be saved, or may be; returns what to tell."""
     saved = checkpoints(writer.run.path / "checkpoints")
     step = int(saved[-1].name) if saved else 0
     kept = f"its last checkpoint, of step {step}, is as it was" if saved else "nothing was saved yet"
-    told = StorageError(f"{error} The run is paused: {kept}.", error.errno)
-    writer.end("paused", step, str(told))
-    return told
+    told = f"{error} The run is paused: {kept}."
+    ended = StorageError(told, error.errno) if isinstance(error, StorageError) else DeviceError(told)
+    writer.end("paused", step, told)
+    return ended
 
 
 # Training -------------------------------------------------------------------------------------------------------
@@ -611,12 +617,18 @@ def _sample(session: Session, writer: RunWriter, epoch: int) -> None:
 
 
 @contextlib.contextmanager
-def _spared(writer: RunWriter, problem: str, **fields: int) -> Iterator[None]:
-    """What goes wrong inside the block is a warning: whatever it is, hours of training are worth more."""
+def _spared(writer: RunWriter, problem: str, *, trained: bool = False, **fields: int) -> Iterator[None]:
+    """What goes wrong inside the block is a warning: whatever it is, hours of training are worth more.
+
+    But for a device that gave up, unless all was `trained` and saved: what comes after it would not be sound.
+    """
     try:
         yield
     except Exception as error:
-        writer.log("warning", **fields, message=f"{problem}: {str(error) or type(error).__name__}")
+        failure = device_failure(error)
+        if failure and not trained:
+            raise failure from None
+        writer.log("warning", **fields, message=f"{problem}: {failure or str(error) or type(error).__name__}")
 
 
 def _patience_is_over(session: Session) -> bool:
@@ -714,7 +726,7 @@ def _finish(session: Session, writer: RunWriter, interruption: Interruption) -> 
         return "paused"
     _save_adapters(session, session.run.final)
     writer.tell("evaluating")
-    with _spared(writer, "what it learnt could not be tested; `qlora evaluate` does it again"):
+    with _spared(writer, "what it learnt could not be tested; `qlora evaluate` does it again", trained=True):
         (session.run.path / "evaluation.json").unlink(missing_ok=True)  # of fewer steps
         # one that ended before its last step would be trained further if it were paused here
         whole = progress.step == session.total_steps

@@ -16,6 +16,7 @@ from typing import Any
 from .activity import doing
 from .bases import ModelSpec
 from .device import mx, nn, tree_flatten
+from .endings import device_failure
 from .errors import ModelError, brief
 from .memory import GB
 from .storage import MANIFEST, cache_directory, locked, manifest_problem, publishing
@@ -59,6 +60,8 @@ def _explained(spec: ModelSpec) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a model's definition may divide by a size, index by it, …
+        if failure := device_failure(error):
+            raise failure from None
         kind = spec.config["model_type"]
         raise ModelError(f"{spec.path}: cannot be loaded as a {kind} model: {brief(error)}") from None
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .trainer import Outcome
 
 DONE, ERROR, PAUSED, INTERRUPTED = 0, 1, 3, 130  # as `qlora train` ends
+DEVICE_FAILED = 75  # of a supervised worker: the device gave up, and the run may be tried again
 
 
 def train_here(
@@ -76,18 +77,17 @@ def main() -> int:
     arguments = parser.parse_args()
 
     from .console import TrainingReporter
-    from .errors import QLoraError
+    from .errors import DeviceError, QLoraError
     from .export import keep_result
     from .storage import keep_private
+    from .supervisor import restarts, supervise
 
     keep_private()
     run, reporter = Run(arguments.run), TrainingReporter()
     try:
         with RunWriter(run, RunLock(run.path, arguments.lock)) as writer:
             device = None if arguments.device_lock is None else DeviceLock(run.path, arguments.device_lock)
-            if run.config().pace.restart and not arguments.supervised:
-                from .supervisor import supervise
-
+            if restarts(run.config()) and not arguments.supervised:
                 return supervise(writer, reporter, device)
             outcome = train_here(writer, reporter, device=device)
             if outcome.state != "paused":
@@ -98,7 +98,7 @@ def main() -> int:
             return exit_status(outcome)
     except QLoraError as error:
         sys.stderr.write(f"error: {error}\n")
-        return ERROR
+        return DEVICE_FAILED if isinstance(error, DeviceError) and arguments.supervised else ERROR
     except KeyboardInterrupt:
         return INTERRUPTED
 

@@ -227,7 +227,8 @@ HARMLESS = {"namespaces"}  # a namespace is written without what is in it
 
 CHILD = """
 import json, resource, sys
-resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]), int(sys.argv[1])))
+if sys.platform != "darwin":  # a process there has hundreds of GB of addresses from the start
+    resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]), int(sys.argv[1])))
 resource.setrlimit(resource.RLIMIT_CPU, (int(sys.argv[2]), int(sys.argv[2])))
 from qlora_core import sandbox
 from qlora_core.chat_template import ChatTemplate
@@ -245,7 +246,7 @@ for name, text in templates:
 
 
 def rendered(templates: dict[str, str], seconds: int, limit: float = sandbox.SECONDS) -> dict[str, str]:
-    """What becomes of templates in a process with little memory, which may take so many seconds of processor time.
+    """What becomes of templates in a process with little memory (not on macOS), and so many seconds of processor time.
 
     Args:
         templates: by name.

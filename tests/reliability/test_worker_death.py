@@ -164,6 +164,36 @@ def test_after_two_deaths_at_one_step_it_stops_and_asks(flags, deaths, tmp_path,
     assert train(run).state == "completed"
 
 
+METAL = "raise [METAL] Command buffer execution failed: "
+
+
+def test_a_device_that_gave_up_is_given_another_process(flags, deaths, tmp_path, capfd):
+    """From the last checkpoint; with fewer rows at once where its memory ran out."""
+    deaths((3, f"{METAL}Impacting Interactivity"), (5, f"{METAL}Insufficient Memory"))
+    run = Run(tmp_path / "runs" / "club")
+    assert cli.main(["train", *words({**flags, "restart": 3, "max_steps": 6})]) == 0
+    output, errors = capfd.readouterr()
+    assert (run.state, errors) == ("completed", "")
+    assert steps_of(run) == list(range(1, 7))
+    said = events(run, "warning", "message")
+    first = "the device gave up after step 3. [METAL] Command buffer execution failed: Impacting Interactivity. macOS"
+    assert said[0].startswith(first)
+    assert said[0].endswith("The run is paused: its last checkpoint, of step 2, is as it was. Restart 1 of 3.")
+    assert said[1].startswith("the device gave up after step 5. ")
+    assert f"Restart 2 of 3, with {run.micro_batch} rows at once instead of {2 * run.micro_batch}" in said[1]
+    assert f"! {said[0]}" in output
+
+
+def test_one_that_gives_up_twice_at_one_step_stays_paused(flags, deaths, tmp_path, capfd):
+    deaths(*[(3, f"{METAL}Impacting Interactivity")] * 3)
+    run = Run(tmp_path / "runs" / "club")
+    assert cli.main(["train", *words({**flags, "restart": 9})]) == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert (run.state, run.status()["step"]) == ("paused", 2)
+    assert line == f"error: {run.status()['message']}"
+    assert "the device gave up twice after step 3, so it is not started again. [METAL] Command buffer" in line
+
+
 @pytest.mark.parametrize(
     ("deaths", "restarts", "wanted"),
     [

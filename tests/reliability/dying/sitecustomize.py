@@ -22,6 +22,8 @@ if "qlora_core.worker" in sys.orig_argv:
             os.kill(os.getpid(), signal.Signals[how])
         if how.startswith("exit "):
             os._exit(int(how.removeprefix("exit ")))
+        if how.startswith("raise "):
+            raise RuntimeError(how.removeprefix("raise "))
         sys.stderr.write(how + "\n")
         sys.stderr.flush()
         os.abort()
