@@ -5,11 +5,13 @@ import importlib.util
 import json
 import platform
 import re
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from qlora_core import awake
 from qlora_core.bases import has_gpu
 from qlora_core.bench import machine, ours, race, report, works
 from qlora_core.bench.__main__ import is_out_of_memory
@@ -544,3 +546,22 @@ def test_a_readme_shows_the_results_that_are_kept(language):
     tables = tables_module()
     text = tables.READMES[language].read_text(encoding="utf-8")
     assert tables.split(text)[1] == tables.made(language)
+
+
+@pytest.mark.parametrize(
+    ("system", "given", "found"), [("darwin", None, "1"), ("darwin", "0", "0"), ("linux", None, None)]
+)
+def test_on_a_mac_every_contestants_gpu_is_as_patient(monkeypatch, tmp_path, system, given, found):
+    name, told = "AGX_RELAX_CDM_CTXSTORE_TIMEOUT", []
+    monkeypatch.delenv(name, raising=False)
+    if given:
+        monkeypatch.setenv(name, given)
+    monkeypatch.setattr(awake.sys, "platform", system)
+
+    def run(command, env=None, **_):
+        told.append(env.get(name) if env else "nvidia-smi")
+        return subprocess.CompletedProcess(command, 1, "", "")
+
+    monkeypatch.setattr(race.subprocess, "run", run)
+    race.start(Job(contestant="mlx-lm", out=str(tmp_path / "out.json")), "")
+    assert [each for each in told if each != "nvidia-smi"] == [found]

@@ -1,5 +1,6 @@
 """The command line: each command on a run of the tiny model, its exit status, its errors, and Ctrl+C."""
 
+import io
 import json
 import os
 import signal
@@ -571,3 +572,12 @@ def test_signals_are_given_back_after_training(interrupted):
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     interrupted(lambda run: run.request("pause"))
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+@pytest.mark.parametrize(("device", "said"), [("Metal (Apple M1)", 1), ("CPU, 2 cores, OpenBLAS", 0)])
+def test_on_a_mac_training_says_once_that_the_display_may_sleep(device, said):
+    stream = io.StringIO()
+    console.TrainingReporter(stream)({"type": "start", "device": device, "layout": "packed", "step": 0})
+    assert stream.getvalue().splitlines()[0] == f"Device        {device}; rows packed end to end"
+    line = "Display       let it sleep in a long run: while it is on, macOS may end what keeps the GPU busy"
+    assert stream.getvalue().splitlines()[1:] == [line] * said

@@ -78,6 +78,6 @@ def test_every_contestant_of_the_benchmark_starts_with_them_flushed() -> None:
 
 
 def test_a_page_that_trains_nothing_is_left_alone() -> None:
-    assert in_a_process("import qlora_core.cli; from qlora_core.denormals import are_flushed; print(are_flushed())") == (
-        "False"
-    )
+    assert in_a_process(
+        "import qlora_core.cli; from qlora_core.denormals import are_flushed; print(are_flushed())"
+    ) == ("False")

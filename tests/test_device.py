@@ -294,3 +294,50 @@ def test_the_packages_it_asks_for_are_installed_here() -> None:
     if sys.platform == "linux":
         assert importlib.util.find_spec("scipy_openblas32")
         assert importlib.util.find_spec("lief")
+
+
+# Apple silicon --------------------------------------------------------------------------------------------------
+
+POSING = """
+import os, sys
+import psutil, subprocess, ctypes.util  # which look for the system's library when they are imported
+class Finder:
+    def find_spec(self, name, path, target=None):
+        if name == "mlx.core":
+            print("before mlx:", os.environ.get("AGX_RELAX_CDM_CTXSTORE_TIMEOUT"))
+sys.meta_path.insert(0, Finder())
+sys.platform = sys.argv[1]
+import qlora_core.device
+"""
+
+
+@pytest.mark.parametrize(
+    ("system", "given", "found"), [("darwin", None, "1"), ("darwin", "0", "0"), ("linux", None, None)]
+)
+def test_the_driver_of_a_macs_gpu_is_asked_for_patience_before_mlx_opens_it(
+    python: Callable, monkeypatch, system: str, given: str | None, found: str | None
+) -> None:
+    """Told as on a Mac; whether the driver heeds it can only be seen there."""
+    monkeypatch.delenv("AGX_RELAX_CDM_CTXSTORE_TIMEOUT", raising=False)
+    if given:
+        monkeypatch.setenv("AGX_RELAX_CDM_CTXSTORE_TIMEOUT", given)
+    done = python("-c", POSING, system)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [f"before mlx: {found}"]
+
+
+METAL = """
+import mlx.core as mx
+mx.metal.is_available = lambda: True
+mx.device_info = lambda: {"memory_size": 16 * 2**30, "max_recommended_working_set_size": 11_453_251_584}
+mx.set_cache_limit = lambda limit: print("keeps at most", limit)
+from qlora_core import device
+print(device.gpu_working_set())
+"""
+
+
+def test_on_metal_an_eighth_of_the_memory_is_kept_for_arrays_to_come(python: Callable) -> None:
+    """Without a limit it would be nearly all of it."""
+    done = python("-c", METAL)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["keeps at most 2147483648", "10880589004"]

@@ -1,5 +1,6 @@
 """What leaves a run works on its own: adapters, PEFT's adapters, a fused model, and every example of the guides."""
 
+import importlib.util
 import json
 import os
 import re
@@ -630,3 +631,15 @@ def test_examples_tell_failures(adapter, tmp_path):
         assert done.returncode == 1
         assert done.stdout == ""
         assert "error: no question" in done.stderr
+
+
+def test_on_a_mac_it_asks_the_gpus_driver_for_patience(monkeypatch):
+    """Before it imports MLX; told as on a Mac."""
+    spec = importlib.util.spec_from_file_location("inference", PROGRAM)
+    inference = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(inference)
+    monkeypatch.setenv("AGX_RELAX_CDM_CTXSTORE_TIMEOUT", "")  # taken back afterwards, whatever it is then
+    monkeypatch.delenv("AGX_RELAX_CDM_CTXSTORE_TIMEOUT")
+    monkeypatch.setattr(inference.sys, "platform", "darwin")
+    inference.import_mlx()
+    assert os.environ["AGX_RELAX_CDM_CTXSTORE_TIMEOUT"] == "1"

@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -319,3 +320,25 @@ def test_layouts_are_chosen_as_before(random_model: Callable[..., Path]) -> None
     assert choose_layout(model, 320, packing=True) == "packed"
     trunk.take_out()
     assert len(model.layers) == 4
+
+
+def test_the_disk_is_not_filled_with_states(create: Create, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it wants is told before anything is computed, and training goes on with all layers."""
+    usage = shutil.disk_usage
+    free = hidden_states.RESERVE_BYTES + 1000
+    monkeypatch.setattr(hidden_states.shutil, "disk_usage", lambda path: usage(path)._replace(free=free))
+    monkeypatch.setattr(Maker, "states_of", lambda *_, **__: pytest.fail("states were made"))
+    monkeypatch.setattr(Maker, "agrees", lambda *_: True)
+    run = create()
+    stale = run.path / FILE
+    stale.write_bytes(b"of other rows")
+    assert train(run).state == "completed"
+    assert not stale.exists()  # it holds room, and nobody can use it
+    assert events(run, "trunk") == []
+    message = next(message for message in events(run, "warning", "message") if "every step" in message)
+    assert message == (
+        f"the layers below the adapters are computed in every step: {run.path}: 2.0 GB wanted (0.0 for their output, "
+        "the rest for what the run saves and for other programs), 2.0 GB free there. It is tried again when the run "
+        "goes on after a pause"
+    )
+    assert len(events(run, "step")) == 6

@@ -1,5 +1,6 @@
 """What is free, what is used, and how it is said."""
 
+import subprocess
 from types import SimpleNamespace
 
 import psutil
@@ -73,3 +74,76 @@ def test_the_peak_is_in_bytes_whatever_the_system_counts_in(monkeypatch, platfor
     monkeypatch.setattr(memory.sys, "platform", platform)
     monkeypatch.setattr(memory.resource, "getrusage", lambda _: SimpleNamespace(ru_maxrss=5000))
     assert memory.peak_process_bytes() == 5000 * unit
+
+
+VM_STAT = """\
+Mach Virtual Memory Statistics: (page size of 16384 bytes)
+Pages free:                                5234.
+Pages active:                            240117.
+Pages inactive:                          232402.
+Pages speculative:                         6890.
+Pages throttled:                              0.
+Pages wired down:                        120000.
+Pages purgeable:                          10000.
+"Translation faults":                 912345678.
+Pages copy-on-write:                   21234567.
+Pages zero filled:                    412345678.
+Pages reactivated:                     34567890.
+Pages purged:                           4567890.
+File-backed pages:                       169409.
+Anonymous pages:                         310000.
+Pages stored in compressor:              612345.
+Pages occupied by compressor:            200000.
+Decompressions:                        45678901.
+Compressions:                          56789012.
+Pageins:                               12345678.
+Pageouts:                                234567.
+Swapins:                                1234567.
+Swapouts:                               2345678.
+"""
+"""As macOS prints it on Apple silicon; the numbers are made up."""
+LEFT = 16 * 2**30 - (310_000 - 10_000 + 120_000 + 200_000) * 16_384
+
+
+@pytest.mark.parametrize(
+    ("text", "available"),
+    [
+        (VM_STAT, LEFT),
+        (VM_STAT.replace("16384", "4096"), 16 * 2**30 - 620_000 * 4_096),
+        (VM_STAT.replace("Anonymous", "Unnamed"), 10 * GB),
+        (VM_STAT.partition("\n")[2], 10 * GB),
+        (VM_STAT[:200], 10 * GB),
+        ("", 10 * GB),
+    ],
+    ids=["16 KiB", "4 KiB", "a number is missing", "no page size", "cut", "nothing"],
+)
+def test_on_a_mac_it_is_what_activity_monitor_says_or_psutil(machine, monkeypatch, text, available):
+    machine(available=10 * GB, total=16 * 2**30)
+    monkeypatch.setattr(memory.sys, "platform", "darwin")
+    monkeypatch.setattr(memory, "_vm_stat", lambda: text)
+    assert available_bytes() == available
+
+
+def test_vm_stat_is_asked_and_may_be_missing_fail_or_hang(machine, monkeypatch, tmp_path):
+    machine(available=10 * GB, total=16 * 2**30)
+    monkeypatch.setattr(memory.sys, "platform", "darwin")
+    program = tmp_path / "vm_stat"
+    monkeypatch.setattr(memory, "VM_STAT", str(program))
+    assert available_bytes() == 10 * GB
+    for script, available in ((f"cat <<'END'\n{VM_STAT}END", LEFT), ("exit 1", 10 * GB)):
+        program.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+        program.chmod(0o700)
+        assert available_bytes() == available
+
+    def hang(*_, **__):
+        raise subprocess.TimeoutExpired("vm_stat", 5)
+
+    monkeypatch.setattr(memory.subprocess, "run", hang)
+    assert available_bytes() == 10 * GB
+
+
+def test_elsewhere_vm_stat_is_not_asked(machine, monkeypatch):
+    machine(available=10 * GB)
+    monkeypatch.setattr(memory.sys, "platform", "linux")
+    monkeypatch.setattr(memory, "_vm_stat", lambda: pytest.fail("asked"))
+    assert available_bytes() == 10 * GB

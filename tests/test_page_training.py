@@ -311,3 +311,13 @@ def test_what_a_run_says_stays_text(tracker, make):
     for piece in pieces:
         assert "&lt;img" in piece.text
         assert "<img" not in piece.text
+
+
+@pytest.mark.parametrize(("device", "said"), [("Metal (Apple M1)", True), ("CPU, 2 cores, OpenBLAS", False)])
+def test_on_a_mac_a_living_run_says_that_the_display_may_sleep(tracker, make, device, said):
+    run = make("run")
+    with RunWriter(run, RunLock(run.path)) as writer:
+        writer.set_status("running")
+        writer.log("start", step=4, total_steps=8, epochs=2, device=device)
+        assert ("Let the display sleep" in training.run_panel(RunWatcher(tracker).look(NOTHING)).text) == said
+    assert "Let the display sleep" not in training.run_panel(RunWatcher(tracker).look(NOTHING, "run")).text

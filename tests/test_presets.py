@@ -129,7 +129,25 @@ def test_the_size_is_told_from_the_configuration_alone(shapes, tiny_model) -> No
 def test_what_is_given_goes_before_a_preset(shapes) -> None:
     config = resolve_config({"model": str(shapes["large"]), "batch_size": 1, "rank": 16}, "m1-16gb")
     assert (config.train.batch_size, config.lora.rank) == (1, 16)
-    assert (config.data.max_seq_length, config.train.grad_accumulation_steps) == (512, 4)
+    assert (config.data.max_seq_length, config.train.grad_accumulation_steps) == (512, 8)
+
+
+@pytest.mark.parametrize(("name", "memory"), [("m1-16gb", 16 * 2**30), ("m1-8gb", 8 * 2**30)])
+def test_on_a_mac_it_fits_into_what_its_gpu_should_have(shapes, monkeypatch, name: str, memory: int) -> None:
+    """Two thirds of the memory are recommended as the most, and MLX lets go of what it keeps a little before."""
+    from qlora_core.device import WORKING_SET
+
+    most = WORKING_SET * memory * 2 / 3
+    assert PRESETS[name].budget_gb * GB + fit.RESERVE_BYTES <= most * 1.02
+    for size in ("large", "small"):
+        settings = {setting: choice.value for setting, choice in chosen(PRESETS[name], size).items()}
+        assert predicted_peak(shapes[size], name, monkeypatch, **settings) + fit.RESERVE_BYTES <= most
+
+
+def test_a_16_gb_mac_leaves_half_of_it_to_other_programs(shapes, monkeypatch) -> None:
+    large = preset_choices("m1-16gb", BaseConfig(model=str(shapes["large"])))
+    assert (large["batch_size"].value, large["grad_accumulation_steps"].value) == (1, 8)
+    assert PRESETS["m1-16gb"].budget_gb * GB <= 1.01 * 16 * 2**30 / 2
 
 
 def test_an_unknown_preset_is_refused(tiny_model, capsys) -> None:

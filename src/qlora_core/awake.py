@@ -1,7 +1,7 @@
-"""Keeping the machine from falling asleep by itself while it trains; closing the lid still does it.
+"""Keeping the machine from falling asleep by itself while it trains, and macOS from ending what its GPU computes.
 
 A small program of the system holds sleep off, and ends with this process however that ends. Where there is none, or it
-may not, the machine sleeps as it always does.
+may not, the machine sleeps as it always does; closing the lid always does it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,16 @@ from pathlib import Path
 
 REASON = "training a language model"
 TRIAL = 10  # seconds for a program that only says whether it may, or that is asked to end
+LET_IT_SLEEP = "let it sleep in a long run: while it is on, macOS may end what keeps the GPU busy"
+
+
+def gpu_environment() -> dict[str, str]:
+    """Return what a process that computes on a Mac's GPU has in its environment before MLX opens it; elsewhere nothing.
+
+    macOS ends sustained work on the GPU that drives the display ("Impacting Interactivity": ml-explore/mlx#3267). Its
+    driver is more patient with this variable, which it reads once; llama.cpp sets it as well. Not yet run on a Mac.
+    """
+    return {"AGX_RELAX_CDM_CTXSTORE_TIMEOUT": "1"} if sys.platform == "darwin" else {}
 
 
 def _command(*last: str) -> list[str]:

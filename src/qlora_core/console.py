@@ -24,6 +24,7 @@ import psutil
 from tqdm import tqdm
 
 from .activity import STAGES, Activity, watching
+from .awake import LET_IT_SLEEP
 from .bases import ModelSpec
 from .config import RunConfig, settings
 from .data import REPORT_FILE, DataReport, Findings
@@ -408,7 +409,8 @@ class TrainingReporter:
     def _on_start(self, event: dict[str, Any]) -> None:
         self._start = event
         layout = {"packed": "packed end to end", "padded": "padded", "whole": "padded, all logits"}[event["layout"]]
-        self.say(table({"Device": f"{event['device']}; rows {layout}"}))
+        display = LET_IT_SLEEP if event["device"].startswith("Metal") else ""
+        self.say(table({"Device": f"{event['device']}; rows {layout}", "Display": display}))
         if line := event_line(event):
             self.say(line)
 

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from . import memory
+from .awake import gpu_environment
 from .bases import has_gpu
 from .batching import AS_IT_IS, Rounding
 from .denormals import flush_denormals
@@ -31,6 +33,7 @@ from .storage import cache_directory, replacing
 NATIVE_BFLOAT16 = 15  # generation of Apple's GPUs from which on they compute bfloat16 themselves
 ARITHMETIC = 2
 """Counts the changes of the package that gave equal inputs other last bits; 2: sums in blocks on a CPU."""
+WORKING_SET = 0.95  # of what Metal recommends as the most, from where on MLX lets go of what it keeps
 _SYMBOLS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")  # what mlx-cpu looks for
 
 
@@ -146,6 +149,8 @@ elif sys.platform == "linux":
     # layers in memory together (measured on an H100: 10 GB more, and no faster).
     os.environ.setdefault("MLX_MAX_OPS_PER_BUFFER", "20")
     os.environ.setdefault("MLX_MAX_MB_PER_BUFFER", "100")
+for _name, _value in gpu_environment().items():
+    os.environ.setdefault(_name, _value)
 
 import mlx.core as mx  # noqa: E402
 import mlx.nn as nn  # noqa: E402
@@ -159,10 +164,10 @@ if ON_CPU:
     mx.set_default_device(mx.cpu)
     mx.disable_compile()  # it would need a C++ compiler at run time, and gains nothing here
     _keep_freed_memory()
-if mx.cuda.is_available():
+else:
     # without a limit MLX keeps every array that is freed: a 7B model's training filled a GPU of 80 GB, and was no
-    # faster than with 4 or 20 GB to keep (measured)
-    mx.set_cache_limit(mx.device_info()["total_memory"] // 8)
+    # faster than with 4 or 20 GB to keep (measured); on a Mac it would keep up to 95% of the machine's memory
+    mx.set_cache_limit(mx.device_info()["memory_size" if mx.metal.is_available() else "total_memory"] // 8)
 
 
 def set_blas_threads(count: int) -> None:
@@ -267,10 +272,11 @@ def kernels_to_answer(model_dtype: str, dense_bytes: int, available: int, record
 
 
 def memory_counters() -> dict[str, int]:
-    """Bytes held by MLX's arrays now and at most, and on a GPU with memory of its own what is free there.
+    """Bytes held by MLX's arrays now and at most, and on a GPU what is free for more.
 
-    What MLX keeps for its next arrays counts as taken, for itself and in what the driver says; other programs' arrays
-    only in that.
+    On a GPU with memory of its own that is what is free there; on Apple's it is what the machine has left, or less
+    where MLX comes to the part of the memory that the GPU should have. What MLX keeps for its next arrays counts as
+    taken, for itself and in what the driver says; other programs' arrays only in that.
     """
     counters = {"active": mx.get_active_memory(), "peak": mx.get_peak_memory()}
     if mx.cuda.is_available():
@@ -278,7 +284,18 @@ def memory_counters() -> dict[str, int]:
         if total := int(info.get("total_memory", 0)):
             left = max(total - counters["active"] - mx.get_cache_memory(), 0)
             counters["free"] = min(left, int(info.get("free_memory", left)))
+    elif mx.metal.is_available() and (most := gpu_working_set()):
+        left = max(most - counters["active"] - mx.get_cache_memory(), 0)
+        counters["free"] = min(left, memory.available_bytes())
     return counters
+
+
+def gpu_working_set() -> int:
+    """Return the bytes that MLX's arrays should take together on Apple's GPU; 0 where that is not known.
+
+    From there on MLX lets go of what it keeps (read in its allocator, not yet run).
+    """
+    return int(WORKING_SET * int(mx.device_info().get("max_recommended_working_set_size", 0)))
 
 
 def clear_cache() -> None:

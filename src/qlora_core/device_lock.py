@@ -6,12 +6,15 @@ The lock lies in the cache, which the runs of a user share. Knows nothing of mlx
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import platform
 import re
 import signal
+import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ from .locks import Held, LifeLock, holder, holder_in_words
 from .runs import Run, RunWriter, being_trained
 from .storage import cache_directory, make_directory
 
+START_ID = Path("/proc/sys/kernel/random/boot_id")
 POLL = 0.5  # seconds between two looks whether the device is free
 GOING = 3.0  # seconds that a trainer which gave its run back may take to end
 
@@ -34,8 +38,38 @@ def device_name() -> str:
 
 def lock_file() -> Path:
     """Where the lock of this machine's device lies; a cache may be shared by machines, their devices are not."""
-    name = re.sub(r"[^\w.-]+", "-", f"{platform.node()}-{device_name()}".lower())
+    name = re.sub(r"[^\w.-]+", "-", f"{_machine()}-{device_name()}".lower())
     return cache_directory() / "training" / f"{name}.lock"
+
+
+def _machine() -> str:
+    """Return what tells this machine from others, as long as a process lives; its name only where nothing else does.
+
+    macOS changes a machine's name with the network that it is in. Linux draws an id whenever it starts, which all
+    containers on the machine see; that of /etc/machine-id may be the same on machines made from one image.
+    """
+    found = _hardware_uuid() if sys.platform == "darwin" else _start_id()
+    return found or platform.node()
+
+
+def _start_id() -> str:
+    """Return the id that Linux drew when it started; empty where it says none."""
+    with contextlib.suppress(OSError, ValueError):
+        return str(uuid.UUID(START_ID.read_text(encoding="ascii").strip()))
+    return ""
+
+
+def _hardware_uuid() -> str:
+    """Return the id of a Mac, that of `IOPlatformUUID`; empty where it is not told.
+
+    Written from the manual of gethostuuid(2), not yet run: it fills in 16 bytes, and may wait a second for them.
+    """
+    found = (ctypes.c_ubyte * 16)()
+    wait = (ctypes.c_long * 2)(1, 0)  # a `struct timespec`
+    with contextlib.suppress(AttributeError, OSError):
+        if ctypes.CDLL(None).gethostuuid(found, ctypes.byref(wait)) == 0 and any(found):
+            return str(uuid.UUID(bytes=bytes(found)))
+    return ""
 
 
 class DeviceLock(LifeLock):

@@ -18,7 +18,7 @@ NEAR = 4.0  # times the limit that was asked for, below which growing swap count
 SHARE_AT_START = 0.25  # of what is free after the first step; the limit is never more, so that small machines can train
 CRITICAL_SECONDS = 3.0  # below the limit, before it pauses: programs take much for a moment
 CALM_SECONDS = 30.0  # after which a shortage is over, and the next one begins anew
-SWAP_SECONDS, SWAP_GROWTH = 30.0, 256_000_000  # swap that grew so much in so long is growing
+SWAP_SECONDS, SWAP_GROWTH = 30.0, 256_000_000  # swap that grows so fast, over no less time, is growing
 
 FEWEST_NORMS, RECENT_NORMS = 10, 50  # gradient norms from which the usual one is told
 SPIKE = 10.0  # times the usual norm
@@ -46,7 +46,8 @@ class MemoryGuard:
     Memory is short when less than twice the limit is available, when the system warns, or when swap keeps growing while
     little is available: then the cache is cleared, and if that does not help a checkpoint is saved, each once a
     shortage. It is critical below the limit, when the system says so, or when swap grew on: if that lasts for some
-    seconds, it pauses.
+    seconds, it pauses. Where the system has a word for it, swap counts only while it warns: macOS moves programs that
+    are idle to the disk when all is well.
 
     Args:
         limit: available bytes below which it pauses; 0: it never acts.
@@ -97,16 +98,19 @@ class MemoryGuard:
 
     def _level(self, sample: MemorySample) -> int:
         """0: enough; 1: short; 2: critical."""
-        swapping = len(self._swap_growth) if sample.available < self._near else 0
-        if sample.available < self.limit or sample.pressure >= 2 or swapping >= 2:
+        pressure = sample.pressure or 0
+        counts = sample.available < self._near and sample.pressure != 0
+        swapping = len(self._swap_growth) if counts else 0
+        if sample.available < self.limit or pressure >= 2 or swapping >= 2:
             return 2
-        return int(sample.available < SHORT * self.limit or sample.pressure == 1 or swapping == 1)
+        return int(sample.available < SHORT * self.limit or pressure == 1 or swapping == 1)
 
     def _follow_swap(self, sample: MemorySample, now: float) -> None:
         since, before = self._swap_mark
         if now - since >= SWAP_SECONDS:
             growth = sample.swap - before
-            self._swap_growth = [*self._swap_growth, growth] if growth >= SWAP_GROWTH else []
+            fast = growth * SWAP_SECONDS >= SWAP_GROWTH * (now - since)  # a step may take longer than the span
+            self._swap_growth = [*self._swap_growth, growth] if fast else []
             self._swap_mark = (now, sample.swap)
 
     def _describe(self, sample: MemorySample) -> str:

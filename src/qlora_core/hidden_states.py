@@ -10,6 +10,7 @@ import gc
 import hashlib
 import itertools
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -20,7 +21,10 @@ import numpy as np
 from . import device
 from .activity import doing
 from .batching import Rounding, make_batch, neighbours
+from .checkpoint import room_wanted
 from .device import mx, nn
+from .errors import StorageError
+from .memory import GB
 from .model import (
     OTHER_PARTS,
     Form,
@@ -39,6 +43,7 @@ from .tokens import TokenRow, TokenRows
 from .trunk import Trunk
 
 FILE, SEAL = "hidden_states.bin", "hidden_states.json"
+RESERVE_BYTES = 2 * GB  # of the disk, left for other programs
 TOKENS = 512  # that go through the layers together: nothing is kept of them, so that they take little memory
 BITS = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
 
@@ -118,7 +123,7 @@ def leave_trunk(session: Session, writer: RunWriter, asked: Callable[[], bool]) 
     to end before all are computed.
 
     Raises:
-        StorageError: there is no room for the states.
+        StorageError: there is no room for the states, or too little would be left.
     """
     run, spec, kernels = session.run, session.spec, session.kernels
     depth = spec.adapted_layers(session.config.lora).start
@@ -136,8 +141,10 @@ def leave_trunk(session: Session, writer: RunWriter, asked: Callable[[], bool]) 
     with doing("checking"):
         states = read_states(run.path, known, kernels.dtype)
     if states is None:
-        writer.tell("leaving_trunk", layers=depth, rows=sum(map(len, parts)))
+        remove_states(run.path)
         wanted = sum(counts) * spec.config["hidden_size"] * np.dtype(BITS[kernels.dtype]).itemsize
+        _refuse_to_fill_disk(session, wanted)
+        writer.tell("leaving_trunk", layers=depth, rows=sum(map(len, parts)))
         try:
             with (
                 device.blas_threads(max(1, device.cores() // kernels.streams)),
@@ -156,6 +163,19 @@ def leave_trunk(session: Session, writer: RunWriter, asked: Callable[[], bool]) 
     gc.collect()  # layers that share an input know each other
     device.clear_cache()
     writer.log("trunk", layers=depth, bytes=states.nbytes, seconds=time.perf_counter() - started)
+
+
+def _refuse_to_fill_disk(session: Session, wanted: int) -> None:
+    """Raise a `StorageError` where states of so many bytes leave too little for what the run saves, and for others."""
+    run, keep = session.run, session.config.pace.keep_checkpoints
+    needed = wanted + room_wanted(run.path / "checkpoints", session.model, keep) + RESERVE_BYTES
+    free = shutil.disk_usage(run.path).free
+    if free < needed:
+        raise StorageError(
+            f"{run.path}: {needed / GB:.1f} GB wanted ({wanted / GB:.1f} for their output, the rest for what the run "
+            f"saves and for other programs), {free / GB:.1f} GB free there. It is tried again when the "
+            "run goes on after a pause"
+        )
 
 
 class _AskedToEnd(Exception):

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import re
 import resource
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +20,8 @@ import psutil
 MB, GB = 1_000_000, 1_000_000_000
 
 Counters = Callable[[], dict[str, int]]
-"""Returns `active`, `peak` and, on a GPU with memory of its own, `free`, in bytes."""
+"""Returns `active`, `peak` and, on a GPU, `free`, in bytes."""
+VM_STAT = "/usr/bin/vm_stat"
 
 
 @dataclass(frozen=True)
@@ -26,13 +29,15 @@ class MemorySample:
     """One look at the memory, in bytes.
 
     Attributes:
-        available: what programs can still take without swapping; of the GPU where it has memory of its own.
+        available: what programs can still take without swapping; of the GPU where it has memory of its own, and no more
+            than Apple's GPU should have.
         process: memory of this process now: resident; on macOS its footprint, which counts what is compressed as well.
         process_peak: the most it ever was.
         active: held by the device's arrays.
         peak: the most that was.
         swap: moved to the disk by the whole machine.
-        pressure: 1 where the system warns that memory is short, 2 where it is critical; Linux has no such word.
+        pressure: 1 where the system warns that memory is short, 2 where it is critical, else 0; None where it has no
+            such word, as Linux.
     """
 
     available: int
@@ -41,7 +46,7 @@ class MemorySample:
     active: int = 0
     peak: int = 0
     swap: int = 0
-    pressure: int = 0
+    pressure: int | None = None
 
 
 class MemoryMonitor:
@@ -61,7 +66,7 @@ class MemoryMonitor:
         """Look now."""
         device = self.counters() if self.counters else {}
         return MemorySample(
-            available=device.get("free", available_bytes()),
+            available=device["free"] if "free" in device else available_bytes(),
             process=_footprint(self._process.pid) or self._process.memory_info().rss,
             process_peak=peak_process_bytes(),
             active=device.get("active", 0),
@@ -80,7 +85,10 @@ class MemoryMonitor:
 
 def available_bytes() -> int:
     """Memory that can still be taken: of the machine, or of the container's limit where that is less."""
-    available = psutil.virtual_memory().available
+    memory = psutil.virtual_memory()
+    available = memory.available
+    if sys.platform == "darwin":
+        available = _left_by_vm_stat(_vm_stat(), memory.total) or available
     limit, used = _cgroup("memory.max"), _cgroup("memory.current")
     if limit is None or used is None:
         return available
@@ -111,6 +119,31 @@ def swap_bytes() -> int:
     return found.get(b"SwapTotal:", 0) - found.get(b"SwapFree:", 0)
 
 
+def _vm_stat() -> str:
+    """What macOS's `vm_stat` prints; empty where it does not answer."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        # descriptors stay open: Python then spawns it, and does not fork a process whose GPU is at work
+        return subprocess.run([VM_STAT], capture_output=True, text=True, timeout=5, check=True, close_fds=False).stdout
+    return ""
+
+
+def _left_by_vm_stat(text: str, total: int) -> int:
+    """Return what programs have not taken of `total` bytes, as Activity Monitor counts it, from what `vm_stat` printed.
+
+    Taken are programs' own pages, wired ones, and those that hold compressed ones; cached files are not. psutil counts
+    inactive pages as free, though some must be written to the disk first, and active pages of files as taken. 0 where a
+    number is missing. Not yet run on a Mac.
+    """
+    page = re.search(r"page size of (\d+) bytes", text)
+    pages = {name: int(number) for name, number in re.findall(r'^"?([^:"]+)"?:\s+(\d+)\.?$', text, re.MULTILINE)}
+    try:
+        anonymous, purgeable = pages["Anonymous pages"], pages["Pages purgeable"]
+        taken = anonymous - purgeable + pages["Pages wired down"] + pages["Pages occupied by compressor"]
+    except KeyError:
+        return 0
+    return max(total - taken * int(page[1]), 0) if page else 0
+
+
 def _footprint(pid: int) -> int:
     """A process's memory as macOS counts it when it looks for one to end; 0 elsewhere.
 
@@ -126,18 +159,18 @@ def _footprint(pid: int) -> int:
     return 0
 
 
-def _pressure() -> int:
-    """How short memory is by macOS's own word: 0, 1 (it warns), 2 (critical); 0 elsewhere.
+def _pressure() -> int | None:
+    """How short memory is by macOS's own word: 0, 1 (it warns), 2 (critical); None where nothing is said.
 
     Written from Apple's `sys/event.h` (the levels are 1, 2 and 4), not yet run.
     """
     if sys.platform != "darwin":
-        return 0
+        return None
     level, size = ctypes.c_int(0), ctypes.c_size_t(4)
     name = b"kern.memorystatus_vm_pressure_level"
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).sysctlbyname(name, ctypes.byref(level), ctypes.byref(size), None, ctypes.c_size_t(0))
-    return {2: 1, 4: 2}.get(level.value, 0)
+    return {1: 0, 2: 1, 4: 2}.get(level.value)
 
 
 def _cgroup(name: str) -> int | None:

@@ -46,9 +46,9 @@ FOUR_BITS = Choice("4", "a quarter of the base's size in half precision, and les
 
 
 def _batch(size: int) -> dict[str, Choice]:
-    rows = f"{size} row{'s' if size > 1 else ''}"
+    rows = f"{size} rows of full length at once are" if size > 1 else "1 row of full length at once is"
     return {
-        "batch_size": Choice(size, f"{rows} of full length at once are what fits"),
+        "batch_size": Choice(size, f"{rows} what fits"),
         "grad_accumulation_steps": Choice(8 // size, f"{8 // size} × {size} rows make a step, as 8 at once would"),
     }
 
@@ -56,11 +56,11 @@ def _batch(size: int) -> dict[str, Choice]:
 PRESETS = {
     "m1-16gb": Preset(
         "Apple silicon, 16 GB",
-        10.5,  # two thirds are the GPU's: 10.7
+        8.6,  # half of it; the system and a browser take the rest, and the GPU may have two thirds: 11.45
         large={
             "quantize": FOUR_BITS,
             "max_seq_length": Choice(512, "a question with a long answer, or a page of a book"),
-            **_batch(2),
+            **_batch(1),
             "min_free_gb": Choice(3.0, "with less after loading, macOS begins to swap"),
         },
         small={
@@ -71,7 +71,7 @@ PRESETS = {
     ),
     "m1-8gb": Preset(
         "Apple silicon, 8 GB",
-        5.2,  # two thirds are the GPU's: 5.3
+        5.2,  # of the two thirds that are the GPU's, 5.73; the base alone takes 4
         large={
             "quantize": FOUR_BITS,
             "max_seq_length": Choice(256, "half the length is half the memory for a row"),

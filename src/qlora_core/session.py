@@ -234,6 +234,8 @@ def open_session(writer: RunWriter, monitor: MemoryMonitor, began: float | None 
     optimizer = make_optimizer(config)
     adapters = AdapterVector(model)
     optimizer.init({"adapters": adapters.join(model.trainable_parameters())})
+    if not device.ON_CPU:
+        device.clear_cache()  # what loading left there counts as taken
     fit.check_after_loading(estimate, monitor.sample().available, spec.parameters, config)
     progress = load_checkpoint(checkpoint, model, optimizer) if checkpoint else Progress()
     watch = Watch(MemoryGuard(config.pace.pause_below_gb * GB))

@@ -33,9 +33,7 @@ def trace(*available: float, seconds: float = 10.0, **others: list[float] | floa
     for i, free in enumerate(available):
         values = {name: value[i] if isinstance(value, list) else value for name, value in others.items()}
         sizes = {name: int(values.get(name, 0) * GB) for name in ("process", "active", "swap")}
-        sample = MemorySample(
-            available=int(free * GB), process_peak=0, pressure=int(values.get("pressure", 0)), **sizes
-        )
+        sample = MemorySample(available=int(free * GB), process_peak=0, pressure=values.get("pressure"), **sizes)
         made.append((sample, 1000.0 + i * seconds))
     return made
 
@@ -98,6 +96,23 @@ TRACES: dict[str, tuple[list[tuple[MemorySample, float]], list[str | None]]] = {
         [N, N, "clear", "save", N, "pause", "pause"],
     ),
     "swap of other programs, with much available": (trace(*[9.0] * 7, swap=steps(7, 0.0, 6.0), seconds=15.0), [N] * 7),
+    "swap that grows slowly, in long steps": (
+        trace(*[1.9] * 6, swap=[0.264 * i for i in range(6)], seconds=80.0),
+        [N] * 6,
+    ),
+    "the same, in short steps": (trace(*[1.9] * 96, swap=[0.0165 * i for i in range(96)], seconds=5.0), [N] * 96),
+    "swap that grows fast, in long steps": (
+        trace(*[1.9] * 5, swap=[0.8 * i for i in range(5)], seconds=80.0),
+        [N, "clear", "save", "pause", "pause"],
+    ),
+    "swap that grows fast, and the system says that all is well": (
+        trace(*[1.5] * 7, swap=steps(7, 0.0, 3.0), seconds=15.0, pressure=0),
+        [N] * 7,
+    ),
+    "swap that grows fast, and then the system warns": (
+        trace(*[1.5] * 7, swap=steps(7, 0.0, 3.0), seconds=15.0, pressure=[0, 0, 0, 1, 1, 1, 1]),
+        [N, N, N, "clear", "save", "pause", "pause"],
+    ),
     "the system warns": (trace(*[5.0] * 6, pressure=[0, 1, 1, 1, 0, 0]), [N, "clear", "save", N, N, N]),
     "the system says critical": (trace(*[5.0] * 5, pressure=[0, 1, 2, 2, 2]), [N, "clear", "save", "pause", "pause"]),
     "a small machine has a small limit": (
@@ -333,7 +348,7 @@ class Apple:
         return 0
 
 
-@pytest.mark.parametrize(("level", "pressure"), [(1, 0), (2, 1), (4, 2), (0, 0)])
+@pytest.mark.parametrize(("level", "pressure"), [(1, 0), (2, 1), (4, 2), (0, None)])
 def test_macos_says_what_its_documentation_says(monkeypatch: pytest.MonkeyPatch, level: int, pressure: int) -> None:
     """Against a stand-in for the system's library: on a Mac it has not been run yet."""
     monkeypatch.setattr(memory.sys, "platform", "darwin")
@@ -369,3 +384,42 @@ def test_a_gpus_memory_is_what_others_leave_of_it(
     monkeypatch.setattr(device.mx.cuda, "is_available", lambda: True)
     monkeypatch.setattr(device.mx, "device_info", lambda: info)
     assert device.memory_counters().get("free") == free
+
+
+def on_metal(monkeypatch: pytest.MonkeyPatch, working_set: int) -> None:
+    """MLX's own words on a Mac whose GPU should have that much memory."""
+    info = {"architecture": "applegpu_g13g", "memory_size": 2 * GB, "max_recommended_working_set_size": working_set}
+    monkeypatch.setattr(device.mx.metal, "is_available", lambda: True)
+    monkeypatch.setattr(device.mx, "device_info", lambda: {key: value for key, value in info.items() if value})
+
+
+@pytest.mark.parametrize(
+    ("working_set", "available", "free"),
+    [
+        (20 * GB, 12 * GB, 4 * GB),  # 0.95 of it, less what MLX holds and keeps
+        (20 * GB, 3 * GB, 3 * GB),  # other programs have the rest of the machine
+        (11 * GB, 12 * GB, 0),
+        (0, 12 * GB, None),
+    ],
+)
+def test_apples_gpu_has_what_the_machine_has_left_and_no_more_than_its_part(
+    monkeypatch: pytest.MonkeyPatch, working_set: int, available: int, free: int | None
+) -> None:
+    """Against numbers as Metal gives them, on any machine."""
+    on_metal(monkeypatch, working_set)
+    numbers = {"get_active_memory": 10 * GB, "get_peak_memory": 12 * GB, "get_cache_memory": 5 * GB}
+    for name, value in numbers.items():
+        monkeypatch.setattr(device.mx, name, lambda value=value: value)
+    monkeypatch.setattr(memory, "available_bytes", lambda: available)
+    assert device.memory_counters().get("free") == free
+    sample = MemoryMonitor(counters=device.memory_counters).sample()
+    assert sample.available == (available if free is None else free)
+
+
+def test_what_apples_gpu_should_have_is_compared_before_the_weights_are_opened(create: Create, monkeypatch) -> None:
+    """The machine has room, its GPU has not."""
+    on_metal(monkeypatch, 500 * MB)
+    monkeypatch.setattr(memory, "available_bytes", lambda: 50 * GB)
+    monkeypatch.setattr(device.mx, "load", lambda *_: pytest.fail("weights were opened"))
+    with pytest.raises(MemoryShortError, match=r"not enough memory: 0\.7 GB wanted .*, 0\.\d GB available"):
+        train(create())

@@ -155,3 +155,56 @@ def test_a_device_is_free_again_with_the_run_that_had_it(other, monkeypatch):
     monkeypatch.setattr(device_lock.time, "sleep", lambda _: held.release())
     with DeviceLock(other.path.parent / "next") as taken:
         assert locks.holder(taken.path)["run"] == str(other.path.parent / "next")
+
+
+def test_the_lock_does_not_change_with_the_machines_name(monkeypatch):
+    """macOS renames the machine with the network."""
+    before = lock_file()
+    monkeypatch.setattr(device_lock.platform, "node", lambda: "another.local")
+    assert lock_file() == before
+
+
+def test_machines_that_share_a_cache_have_a_lock_each(monkeypatch, tmp_path):
+    ids = ["5f2c1c52-4f7e-4c0f-8b5c-0123456789ab", "5f2c1c52-4f7e-4c0f-8b5c-ba9876543210"]
+    names = []
+    monkeypatch.setattr(device_lock.sys, "platform", "linux")
+    monkeypatch.setattr(device_lock, "START_ID", tmp_path / "boot_id")
+    for text in [*(f"{each}\n" for each in ids), "", "no id"]:
+        (tmp_path / "boot_id").write_text(text, encoding="ascii")
+        names.append(lock_file().name)
+    assert [name.startswith(each) for name, each in zip(names, ids, strict=False)] == [True, True]
+    (tmp_path / "boot_id").unlink()
+    monkeypatch.setattr(device_lock.platform, "node", lambda: "Bela's Mac.local")
+    assert lock_file().name.startswith("bela-s-mac.local-")
+    monkeypatch.undo()
+    assert names[2] == names[3] != lock_file().name
+
+
+class Apple:
+    """libSystem as the manual of gethostuuid(2) describes it."""
+
+    def __init__(self, content: bytes, status: int = 0) -> None:
+        self.content, self.status = content, status
+
+    def gethostuuid(self, found, wait):
+        assert list(wait._obj) == [1, 0]
+        found[:] = list(self.content)
+        return self.status
+
+
+@pytest.mark.parametrize(
+    ("library", "begin"),
+    [
+        (Apple(bytes(range(16))), "00010203-0405-0607-0809-0a0b0c0d0e0f-"),
+        (Apple(bytes(range(16)), status=-1), "mac.local-"),
+        (Apple(bytes(16)), "mac.local-"),
+        (object(), "mac.local-"),
+    ],
+    ids=["told", "refused", "empty", "not there"],
+)
+def test_a_mac_is_told_by_its_hardware(monkeypatch, library, begin):
+    """Against a stand-in for the system's library: on a Mac it has not been run yet."""
+    monkeypatch.setattr(device_lock.sys, "platform", "darwin")
+    monkeypatch.setattr(device_lock.ctypes, "CDLL", lambda _: library)
+    monkeypatch.setattr(device_lock.platform, "node", lambda: "mac.local")
+    assert lock_file().name.startswith(begin)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..awake import gpu_environment
 from ..errors import QLoraError
 from ..schedule import suited_learning_rate
 from . import works
@@ -378,7 +379,7 @@ def start(job: Job, python: str) -> Result:
     """Do a job in a fresh process; the result has the GPU's peak, or an `error`."""
     source = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH", "")]))
-    environment = {**os.environ, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
+    environment = {**gpu_environment(), **os.environ, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
     Path(job.out).unlink(missing_ok=True)
     job = dataclasses.replace(job, started=time.time())
     command = [python or sys.executable, "-m", __package__, job.contestant, *job.flags()]

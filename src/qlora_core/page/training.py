@@ -136,6 +136,12 @@ def run_panel(snapshot: Snapshot) -> mo.Html:
         parts.append(folded(say("The trainer’s last lines"), _log_block(jobs.last_words(snapshot.run))))
     elif message:
         parts.append(note(message, "warn"))
+    elif snapshot.alive and any(
+        str(event.get("device", "")).startswith("Metal") for event in snapshot.of_type("start")
+    ):
+        parts.append(
+            small(say("Let the display sleep in a long run: while it is on, macOS may end what keeps the GPU busy."))
+        )
     return mo.vstack(parts, gap=0.6)
 
 
