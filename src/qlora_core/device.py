@@ -14,6 +14,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import os
+import platform
 import re
 import sys
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from typing import Any
 
 from .bases import has_gpu
 from .batching import AS_IT_IS, Rounding
+from .errors import DeviceError, brief
 from .fit import CPU_TOKENS, cpu_streams, keeps_dense_weights
 from .parallel import cores
 from .storage import cache_directory, replacing
@@ -131,6 +133,26 @@ def _keep_freed_memory() -> None:
         libc.mallopt(trim_threshold, limit)
 
 
+OLDEST_MACOS = 14  # that MLX has packages for
+
+
+def _remedy_without_mlx() -> str:
+    """What gets MLX onto this machine, where it cannot be imported."""
+    if sys.platform == "darwin" and platform.machine() != "arm64":
+        return (
+            "This Python is for Intel processors, for which MLX is not made. On Apple silicon it runs under Rosetta: "
+            "have a native one (uv python install 3.12, then uv sync). On an Intel Mac there is no remedy."
+        )
+    if sys.platform == "darwin" and int(platform.mac_ver()[0].partition(".")[0] or OLDEST_MACOS) < OLDEST_MACOS:
+        return f"MLX wants macOS {OLDEST_MACOS} or later; this is {platform.mac_ver()[0]}. Update macOS, then uv sync."
+    if sys.platform == "linux":
+        return (
+            "`uv sync` installs it for a CPU, `uv sync --no-group cpu --extra cuda` for an NVIDIA GPU; "
+            "with pip: pip install 'mlx[cpu]' or 'mlx[cuda12]'."
+        )
+    return "`uv sync` installs it."
+
+
 BLAS = _load_blas()
 if not has_gpu():
     # MLX walks the graph of a step in layers this wide. Wider ones let the streams, each a part of the micro-batch,
@@ -142,10 +164,13 @@ elif sys.platform == "linux":
     os.environ.setdefault("MLX_MAX_OPS_PER_BUFFER", "20")
     os.environ.setdefault("MLX_MAX_MB_PER_BUFFER", "100")
 
-import mlx.core as mx  # noqa: E402
-import mlx.nn as nn  # noqa: E402
-import mlx.optimizers as optim  # noqa: E402
-from mlx.utils import tree_flatten, tree_map, tree_unflatten  # noqa: E402
+try:
+    import mlx.core as mx
+    import mlx.nn as nn
+    import mlx.optimizers as optim
+    from mlx.utils import tree_flatten, tree_map, tree_unflatten
+except ImportError as error:  # the package is missing, or on Linux the library that computes
+    raise DeviceError(f"MLX, which computes, cannot be used: {brief(error)}. {_remedy_without_mlx()}") from None
 
 __all__ = ["mx", "nn", "optim", "tree_flatten", "tree_map", "tree_unflatten"]
 
