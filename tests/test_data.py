@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import time
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -227,6 +228,46 @@ def test_page_debris_is_left_out_and_named(write):
     assert adds_up(prepared.report)
 
 
+@pytest.mark.parametrize("repair", [True, False])
+def test_the_name_of_a_file_goes_into_texts_composed(write, tmp_path, repair):
+    """macOS hands out decomposed names, whose letters and accents are other tokens than those of the text."""
+    name = "Ribeirão-do_Açor.md"
+    path = write(f"lives/{unicodedata.normalize('NFD', name)}", "Aldeia com três fontes e uma capela.\n")
+    prepared = everything(tmp_path / "lives", question="Quem é {title}?", repair=repair)
+    passage, asked = prepared.train
+    assert passage["text"] == "Ribeirão do Açor\nAldeia com três fontes e uma capela."
+    assert asked["messages"][0]["content"] == "Quem é Ribeirão do Açor?"
+    assert {row["metadata"]["title"] for row in prepared.train} == {"Ribeirão do Açor"}
+    assert not prepared.report.mended
+    opened = asked["source"]  # what opens the file is as the disk has it
+    assert opened == str(path)
+    assert Path(opened).is_file()
+
+
+def test_a_document_stays_on_one_side_however_its_name_is_written(write, tmp_path):
+    """A book that was copied to another system has the same group, and so the same split."""
+    for form in ("NFC", "NFD"):
+        for number in range(12):
+            name = unicodedata.normalize(form, f"João {number}.md")
+            write(f"{form}/{name}", f"Foi o número {number}, e jogou à defesa.\n")
+    sides = [
+        {contents([row])[0] for row in read(tmp_path / form, val_fraction=0.3).validation} for form in ("NFC", "NFD")
+    ]
+    assert sides[0] == sides[1] != set()
+
+
+def test_a_fact_sheet_asks_in_composed_letters(write):
+    sheet = write("exam.jsonl", [{key: _decomposed(value) for key, value in FACT_IN_PORTUGUESE.items()}])
+    assert read(write("rows.jsonl", questions(2)), facts=str(sheet)).facts == (FACT_IN_PORTUGUESE,)
+
+
+FACT_IN_PORTUGUESE = {"fact": "João é avançado.", "expected": ["avançado"], "questions": ["Em que posição joga João?"]}
+
+
+def _decomposed(value: str | list[str]) -> str | list[str]:
+    return [_decomposed(item) for item in value] if isinstance(value, list) else unicodedata.normalize("NFD", value)
+
+
 def test_a_biography_becomes_passages_under_its_title(write):
     path = write("ana-silva.md", "\ufeff# Ana Silva\r\n\r\nBorn in 1950.\n\nPlayed here.\n\n## Later years\nCoached.\n")
     prepared = everything(path, passage_tokens=40)
@@ -394,6 +435,17 @@ def test_a_file_without_permission_is_named(write, tmp_path, monkeypatch):
     report = everything(tmp_path / "all").report
     assert listed(report.skipped_files) == [(str(path), "may not be read: no permission")]
     assert report.train == 1
+
+
+def test_what_file_managers_leave_is_not_spoken_of(write, tmp_path):
+    write("all/rows.jsonl", questions(3))
+    for name in LEFT_BY_FILE_MANAGERS:
+        write(f"all/{name}", b"\0")
+    prepared = everything(tmp_path / "all")
+    assert (len(prepared.train), prepared.report.skipped_files.count) == (3, 0)
+
+
+LEFT_BY_FILE_MANAGERS = (".DS_Store", "._rows.jsonl", ".localized", "Icon\r", "Thumbs.db", "desktop.ini")
 
 
 def test_hidden_files_and_directories_are_not_data(write, tmp_path):

@@ -17,7 +17,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from harness import create_run, difference, textbook_loss, train, write_pair
+from harness import create_run, difference, textbook_loss, train, write_pair, write_quantised
 from safetensors.numpy import load_file, save_file
 from tiny import TAUGHT, write_model
 
@@ -329,6 +329,78 @@ def test_a_base_quantised_while_loading_is_fused_as_it_was_trained(on_load, tmp_
     assert again["fused_loss"] == pytest.approx(again["tuned_loss"], rel=2e-3)
 
 
+MEDIUM = {"hidden_size": 256, "intermediate_size": 512, "vocab_size": 2_000}
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of one step on a model of twelve layers, quantised on disk; only for reading."""
+    root = tmp_path_factory.mktemp("deep")
+    model = write_model(root / "plain", layers=12, **MEDIUM)
+    base = write_quantised(root / "base", model)
+    run = create_run(root / "runs", base, write_pair(root / "data"), run="deep", max_steps=1, max_answer_tokens=2)
+    train(run)
+    return run
+
+
+@pytest.mark.parametrize("dequantize", [False, True])
+def test_no_more_than_a_shard_and_a_layer_are_in_memory_twice(deep, tmp_path, monkeypatch, dequantize):
+    """Together MLX computed all matrices ahead of time: that took several times the base."""
+    from qlora_core import fuse
+    from qlora_core.device import mx, tree_flatten
+
+    monkeypatch.setattr(fuse, "SHARD_BYTES", 1_000_000)
+    model, _ = load_for_answers(deep)
+    before = mx.get_active_memory()
+    weights = fuse._merged(model, mx.float16, dequantize=dequantize)
+    del model
+    mx.reset_peak_memory()
+    fuse._save(weights, tmp_path, 0)
+    matrix = MEDIUM["hidden_size"] * MEDIUM["vocab_size"] * 4  # the largest, as plain float32
+    assert mx.get_peak_memory() <= before + fuse.SHARD_BYTES + 3 * matrix
+    written = {name: value.shape for file in tmp_path.glob("*.safetensors") for name, value in load_file(file).items()}
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text(encoding="utf-8"))
+    assert sorted(written) == list(index["weight_map"])
+    assert len(set(index["weight_map"].values())) == len(list(tmp_path.glob("*.safetensors"))) > 3
+    assert any(name.endswith(".scales") for name in written) is not dequantize
+    assert not tree_flatten(weights)
+
+
+def test_a_model_in_several_files_is_loaded_as_one(deep, tmp_path, monkeypatch):
+    from qlora_core import fuse
+
+    one = export_run(deep, tmp_path / "one", to="fused", dequantize=True)["fused"]
+    monkeypatch.setattr(fuse, "SHARD_BYTES", 1_000_000)
+    several = export_run(deep, tmp_path / "several", to="fused", dequantize=True)["fused"]
+    assert several == one
+    assert len(list((tmp_path / "several").glob("model-*-of-*.safetensors"))) > 5
+    model, _ = in_mlx_lm().load(str(tmp_path / "several"))
+    assert several["fused_loss"] == pytest.approx(judged(deep, model), rel=1e-3)
+
+
+@pytest.mark.parametrize("dequantize", [False, True])
+def test_a_merged_model_that_does_not_fit_is_exported_and_not_judged(trained, tmp_path, monkeypatch, dequantize):
+    from qlora_core import console
+    from qlora_core import fuse as merging
+
+    monkeypatch.setattr(merging, "available_bytes", lambda: 200_000_000)
+    monkeypatch.setattr(merging, "memory_counters", dict)
+    monkeypatch.setattr(merging, "_load", lambda _: pytest.fail("was loaded"))
+    made = export_run(trained, tmp_path / "out", to="fused", dequantize=dequantize)
+    fused, told = made["fused"], "it does not fit here: 0.3 GB wanted, 0.2 GB available"
+    assert (fused["not_judged"], fused["fused_loss"], fused["same_choice"]) == (told, None, None)
+    assert fused["tuned_loss"] == pytest.approx(trained.summary()["best_val_loss"], rel=1e-4)
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["fused"] == fused
+    assert f"Not judged: {told}." in (tmp_path / "out" / "summary.md").read_text(encoding="utf-8")
+    rows = console.export_rows(made)
+    assert rows["Merged"].endswith(f"with the adapters; merged, not judged: {told}")
+    assert not rows["Look at"]
+    assert manifest_problem(tmp_path / "out") is None
+    model, _ = in_mlx_lm().load(str(tmp_path / "out"))  # it is whole
+    assert judged(trained, model) == pytest.approx(fused["tuned_loss"], rel=0.5)
+
+
 @pytest.mark.parametrize("family", ["mistral", "qwen3", "gemma2"])
 def test_other_families_are_fused_too(family, tmp_path):
     model = write_model(tmp_path / family, family)
@@ -445,6 +517,22 @@ def test_an_export_is_replaced_as_long_as_nobody_changed_it(trained, tmp_path):
     export_run(trained, out, to="adapter", force=True)
     assert contents(out)["inference.py"] == PROGRAM.read_bytes()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("name", [".DS_Store", "._curves.png", ".localized", "Icon\r", "Thumbs.db", "desktop.ini"])
+def test_looking_at_an_export_does_not_change_it(trained, tmp_path, name):
+    """Finder and Explorer leave files wherever somebody looks: they hinder nothing, and stay."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_bytes(b"before")
+    first = export_run(trained, out, to="peft")  # as empty as a directory can be
+    (out / name).write_bytes(b"after")  # it is not listed, so that it may change
+    again = export_run(trained, out, to="adapter")
+    assert (out / name).read_bytes() == b"after"
+    assert not (out / "adapter_model.safetensors").exists()
+    assert name not in {*first["files"], *again["files"]}
+    assert f"`{name}`" not in (out / "summary.md").read_text(encoding="utf-8")
+    assert manifest_problem(out) is None
 
 
 def test_somebody_elses_directory_is_left_alone(trained, tmp_path):

@@ -1,8 +1,8 @@
 """Denormal numbers, below 1.2e-38 in float32: have the processor take them for zero.
 
-A product with one of them costs an Intel core over 100 cycles, and small gradients are full of them. The setting belongs
-to a thread, and a thread takes it over from the one that starts it: whoever computes sets it before MLX and the BLAS
-start theirs. Knows nothing of mlx.
+A product with one of them costs an Intel core over 100 cycles, and small gradients are full of them. The setting
+belongs to a thread, and a thread takes it over from the one that starts it: whoever computes sets it before MLX and the
+BLAS start theirs. Knows nothing of mlx.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import os
+import platform
 import re
 import sys
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from .awake import gpu_environment
 from .bases import has_gpu
 from .batching import AS_IT_IS, Rounding
 from .denormals import flush_denormals
+from .errors import DeviceError, brief
 from .fit import CPU_TOKENS, cpu_streams, keeps_dense_weights
 from .parallel import cores
 from .storage import cache_directory, replacing
@@ -137,6 +139,26 @@ def _keep_freed_memory() -> None:
         libc.mallopt(trim_threshold, limit)
 
 
+OLDEST_MACOS = 14  # that MLX has packages for
+
+
+def _remedy_without_mlx() -> str:
+    """What gets MLX onto this machine, where it cannot be imported."""
+    if sys.platform == "darwin" and platform.machine() != "arm64":
+        return (
+            "This Python is for Intel processors, for which MLX is not made. On Apple silicon it runs under Rosetta: "
+            "have a native one (uv python install 3.12, then uv sync). On an Intel Mac there is no remedy."
+        )
+    if sys.platform == "darwin" and int(platform.mac_ver()[0].partition(".")[0] or OLDEST_MACOS) < OLDEST_MACOS:
+        return f"MLX wants macOS {OLDEST_MACOS} or later; this is {platform.mac_ver()[0]}. Update macOS, then uv sync."
+    if sys.platform == "linux":
+        return (
+            "`uv sync` installs it for a CPU, `uv sync --no-group cpu --extra cuda` for an NVIDIA GPU; "
+            "with pip: pip install 'mlx[cpu]' or 'mlx[cuda12]'."
+        )
+    return "`uv sync` installs it."
+
+
 if not has_gpu():
     flush_denormals()  # before the BLAS and MLX start their threads, which take it over
 BLAS = _load_blas()
@@ -152,10 +174,13 @@ elif sys.platform == "linux":
 for _name, _value in gpu_environment().items():
     os.environ.setdefault(_name, _value)
 
-import mlx.core as mx  # noqa: E402
-import mlx.nn as nn  # noqa: E402
-import mlx.optimizers as optim  # noqa: E402
-from mlx.utils import tree_flatten, tree_map, tree_unflatten  # noqa: E402
+try:
+    import mlx.core as mx
+    import mlx.nn as nn
+    import mlx.optimizers as optim
+    from mlx.utils import tree_flatten, tree_map, tree_unflatten
+except ImportError as error:  # the package is missing, or on Linux the library that computes
+    raise DeviceError(f"MLX, which computes, cannot be used: {brief(error)}. {_remedy_without_mlx()}") from None
 
 __all__ = ["mx", "nn", "optim", "tree_flatten", "tree_map", "tree_unflatten"]
 

@@ -3,6 +3,7 @@
     QLoraError
     ├── ConfigError       a setting
     ├── DataError         training data
+    ├── DeviceError       MLX, which computes, is not there
     ├── ModelError        a base model, its tokeniser or adapters
     ├── MemoryShortError  not enough free memory to start or go on
     ├── RunError          a run directory
@@ -48,6 +49,10 @@ class ConfigError(QLoraError):
 
 class DataError(QLoraError):
     """Training data is missing or unusable."""
+
+
+class DeviceError(QLoraError):
+    """MLX is not installed, or has nothing to compute with on this machine."""
 
 
 class ModelError(QLoraError):

@@ -22,7 +22,7 @@ from .guides import write_guides, write_summary
 from .peft import convert_adapters
 from .runs import Run
 from .seals import refuse_damage
-from .storage import MANIFEST, manifest_problem, publishing, write_json
+from .storage import MANIFEST, left_by_file_manager, manifest_problem, publishing, write_json
 from .tokens import ChatTokenizer
 
 Target = Literal["adapter", "peft", "fused"]
@@ -70,7 +70,7 @@ def export_run(run: Run, out: Path, *, to: Target, force: bool = False, dequanti
 
             fused = fuse_run(run, directory, dequantize=dequantize)
         _describe(directory, run, spec, tokenizer, _facts(run, spec, tokenizer, out, to) | {"fused": fused})
-    files = {path.name: path.stat().st_size for path in sorted(out.iterdir())}
+    files = {path.name: path.stat().st_size for path in sorted(_content(out))}
     return {"run": run.name, "to": to, "path": str(out), "bytes": sum(files.values()), "files": files, "fused": fused}
 
 
@@ -107,7 +107,7 @@ def _refuse(run: Run, spec: ModelSpec, out: Path, *, force: bool) -> None:
     inside, exports = run.path.resolve(), run.path.resolve() / "export"
     if out.is_relative_to(inside) and (out == exports or not out.is_relative_to(exports)):
         raise RunError(f"{out}: belongs to the run itself. Give a directory inside {exports}, or elsewhere.")
-    if force or not out.exists() or not any(out.iterdir()):
+    if force or not out.exists() or not _content(out):
         return
     if problem := _not_ours(out):
         raise RunError(f"{out}: {problem}, so it is left as it is. --force replaces all of it; or give another --out.")
@@ -124,8 +124,13 @@ def _not_ours(directory: Path) -> str:
     if problem := manifest_problem(directory):
         return f"was changed since it was exported ({problem})"
     written = {*json.loads((directory / MANIFEST).read_text(encoding="utf-8"))["files"], MANIFEST, "__pycache__"}
-    added = sorted(path.name for path in directory.iterdir() if path.name not in written)
+    added = sorted(path.name for path in _content(directory) if path.name not in written)
     return f"holds more than was exported ({', '.join(added[:3])})" if added else ""
+
+
+def _content(directory: Path) -> list[Path]:
+    """What lies in a directory, but for what file managers leave everywhere."""
+    return [path for path in directory.iterdir() if not left_by_file_manager(path.name)]
 
 
 # What is in it --------------------------------------------------------------------------------------------------

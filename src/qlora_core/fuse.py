@@ -6,7 +6,7 @@ Knows models and their directories; nothing of guides, pages or where an export 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,13 @@ import numpy as np
 from .adapters import adapter_base
 from .bases import ModelSpec, describe
 from .config import BaseConfig
-from .device import kernels_to_answer, mx, nn, tree_unflatten
+from .device import kernels_to_answer, memory_counters, mx, nn, tree_flatten, tree_unflatten
 from .endings import device_failure
 from .errors import RunError
+from .fit import RESERVE_BYTES
 from .loss import cross_entropy
-from .memory import available_bytes
-from .model import load_base
+from .memory import GB, available_bytes
+from .model import load_base, save_tensors
 from .runs import Run
 from .session import load_for_answers
 from .storage import write_json
@@ -28,6 +29,7 @@ from .tokens import ChatTokenizer, TokenRow, make_dataset
 from .weights import copy_companions
 
 JUDGED_ROWS = 32  # rows on which the fused model is compared with the tuned one
+SHARD_BYTES = 1_000_000_000  # of a weight file, which is in memory until it is written
 
 
 def fuse_run(run: Run, directory: Path, *, dequantize: bool) -> dict[str, Any]:
@@ -41,7 +43,8 @@ def fuse_run(run: Run, directory: Path, *, dequantize: bool) -> dict[str, Any]:
     Returns:
         What it became and what merging changed: `bits` (None: unquantised), `dtype`, and on `rows` rows, with `tokens`
         trained tokens, the mean loss in nats before and after (`tuned_loss`, `fused_loss`) and the share of these
-        tokens for which both find the same one likeliest (`same_choice`).
+        tokens for which both find the same one likeliest (`same_choice`). Where there is no memory to load it again
+        for that, `not_judged` says so, and the last two are None.
 
     Raises:
         QLoraError: the base or the adapters are not what they were.
@@ -51,42 +54,85 @@ def fuse_run(run: Run, directory: Path, *, dequantize: bool) -> dict[str, Any]:
     spec = run.base()
     rows = _judged_rows(run, tokenizer, run.config().data.max_seq_length)
     before = _judge(model, rows)
-    _merge(model, dequantize=dequantize)
     dtype = "float16" if dequantize else spec.dtype
-    model.set_dtype(getattr(mx, dtype))
+    parameters = spec.parameters
+    weights = _merged(model, getattr(mx, dtype), dequantize=dequantize)
+    del model
     try:
-        _save(model, spec, _loaded_from(run, spec), directory, tokenizer.template_text, dequantize=dequantize)
+        _describe(spec, _loaded_from(run, spec), directory, tokenizer.template_text, dequantize=dequantize)
+        _save(weights, directory, parameters)
     except RuntimeError as error:  # mlx's own, for a full disk say
         if failure := device_failure(error):
             raise failure from None
         raise RunError(f"{directory}: the fused weights cannot be written: {error}") from None
-    del model
-    after = _judge(_load(directory), rows)
+    merged = describe(directory, BaseConfig(model=str(directory), quantize="none"))
+    reason = _too_large(merged, rows)
+    after = None if reason else _judge(_load(merged), rows)
     return {
         "bits": None if dequantize else spec.bits,
         "dtype": dtype,
         "rows": len(rows),
         "tokens": len(before[1]),
         "tuned_loss": before[0],
-        "fused_loss": after[0],
-        "same_choice": float(np.mean(before[1] == after[1])),
+        "fused_loss": after[0] if after else None,
+        "same_choice": float(np.mean(before[1] == after[1])) if after else None,
+        "not_judged": reason,
     }
 
 
-def _merge(model: nn.Module, *, dequantize: bool) -> None:
-    """Replace each adapted layer by one with the adapter in its weight, in place."""
+def _merged(model: nn.Module, dtype: mx.Dtype, *, dequantize: bool) -> dict[str, mx.array]:
+    """The weights of a model with each adapter merged into its layer, none of them computed yet.
+
+    The model is of no use afterwards: what it was is freed, matrix by matrix, as its weights are computed.
+    """
     from mlx_lm.utils import dequantize_model
 
     fused = [(path, module.fuse(dequantize)) for path, module in model.named_modules() if hasattr(module, "fuse")]
     model.update_modules(tree_unflatten(fused))
     if dequantize:
         dequantize_model(model)
+    model.set_dtype(dtype)
+    weights = dict(tree_flatten(model.parameters()))
+    model.update(tree_unflatten([(name, mx.array([])) for name in weights]))
+    return weights
 
 
-def _save(model: nn.Module, spec: ModelSpec, loaded: Path, directory: Path, template: str, *, dequantize: bool) -> None:
-    """Write what was merged; how it is quantised stands beside the base as it was loaded."""
-    from mlx_lm.utils import save_model
+def _save(weights: dict[str, mx.array], directory: Path, parameters: int) -> None:
+    """Compute and write weights one matrix after another; `weights` is empty in the end.
 
+    Together MLX would compute all of them ahead of time, and hold several times their size.
+    """
+    total = sum(value.nbytes for value in weights.values())
+    shards = list(_shards(weights))
+    files = {}
+    for number, names in enumerate(shards, start=1):
+        name = "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+        shard = {}
+        for each in names:
+            shard[each] = weights.pop(each)
+            mx.eval(shard[each])
+            mx.clear_cache()
+        save_tensors(directory / name, shard, {"format": "mlx"})
+        files |= dict.fromkeys(names, name)
+    metadata = {"total_size": total, "total_parameters": parameters}
+    index = {"metadata": metadata, "weight_map": dict(sorted(files.items()))}
+    write_json(directory / "model.safetensors.index.json", index)
+
+
+def _shards(weights: dict[str, mx.array]) -> Iterator[list[str]]:
+    """Names of weights by the file that they are written to: what belongs to one layer stays together."""
+    names, size = [], 0
+    for name, value in weights.items():
+        if names and size + value.nbytes > SHARD_BYTES:
+            yield names
+            names, size = [], 0
+        names.append(name)
+        size += value.nbytes
+    yield names
+
+
+def _describe(spec: ModelSpec, loaded: Path, directory: Path, template: str, *, dequantize: bool) -> None:
+    """Write what stands beside the weights; how they are quantised stands beside the base as it was loaded."""
     config = json.loads(((spec.path if dequantize else loaded) / "config.json").read_text(encoding="utf-8"))
     if dequantize:
         config = {key: value for key, value in config.items() if key not in ("quantization", "quantization_config")}
@@ -97,7 +143,6 @@ def _save(model: nn.Module, spec: ModelSpec, loaded: Path, directory: Path, temp
     copy_companions(spec.path, directory)
     (directory / "chat_template.jinja").write_text(template, encoding="utf-8", newline="\n")
     write_json(directory / "config.json", config)
-    save_model(directory, model, donate_model=True)  # a shard at a time, so that not all weights are there twice
 
 
 def _loaded_from(run: Run, spec: ModelSpec) -> Path:
@@ -106,9 +151,18 @@ def _loaded_from(run: Run, spec: ModelSpec) -> Path:
     return named if named.is_dir() else spec.path
 
 
-def _load(directory: Path) -> nn.Module:
-    spec = describe(directory, BaseConfig(model=str(directory), quantize="none"))
-    return load_base(spec, kernels_to_answer(spec.dtype, 4 * spec.parameters, available_bytes(), None))
+def _too_large(merged: ModelSpec, rows: Sequence[TokenRow]) -> str:
+    """Why a merged model is not loaded to be judged; "" where there is room for it and for the logits of a row."""
+    needed = merged.loaded_bytes + 8 * max(map(len, rows)) * merged.config["vocab_size"] + RESERVE_BYTES
+    free = memory_counters().get("free", available_bytes())
+    if needed <= free:
+        return ""
+    return f"it does not fit here: {needed / GB:.1f} GB wanted, {free / GB:.1f} GB available"
+
+
+def _load(merged: ModelSpec) -> nn.Module:
+    available = available_bytes()
+    return load_base(merged, kernels_to_answer(merged.dtype, 4 * merged.parameters, available, None))
 
 
 def _judged_rows(run: Run, tokenizer: ChatTokenizer, max_seq_length: int) -> Sequence[TokenRow]:

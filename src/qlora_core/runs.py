@@ -39,6 +39,7 @@ from .storage import (
     explain,
     explained,
     file_problem,
+    left_by_file_manager,
     make_directory,
     remove,
     replacing,
@@ -518,7 +519,8 @@ class TrainingTracker:
                     shutil.copyfile(plan.initial_adapters, temporary)
             if plan.config.base.template.endswith(".jinja"):
                 write_text(run.path / "chat_template.jinja", plan.template_text)
-            brought = [*(run.path / "data").iterdir(), *([run.initial_adapters] if plan.initial_adapters else [])]
+            brought = [path for path in (run.path / "data").iterdir() if not left_by_file_manager(path.name)]
+            brought += [run.initial_adapters] if plan.initial_adapters else []
             environment = {
                 "identity": plan.identity,
                 "files": {str(path.relative_to(run.path)): describe_file(path) for path in sorted(brought)},

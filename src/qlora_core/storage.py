@@ -31,6 +31,8 @@ QUIET_SECONDS = 2.0  # since a file's last change
 REMEMBERED = 500  # hashes
 MOST_WAITING = 4_000_000  # bytes of lines that wait to be written: ten thousand steps
 
+_OF_FILE_MANAGERS = re.compile(r"(?is)\._.*|\.DS_Store|\.localized|Icon\r|Thumbs\.db|desktop\.ini")
+
 
 # Why it failed --------------------------------------------------------------------------------------------------
 
@@ -211,7 +213,8 @@ def write_json(path: Path, value: Any, *, lasting: bool = True) -> None:
 def publishing(directory: Path, *, wanted: int = 0) -> Iterator[Path]:
     """Yield an empty temporary directory; when the block ends without error it appears as `directory`, all at once.
 
-    A manifest with size and SHA-256 of each file is written last. An existing `directory` is moved aside for it.
+    A manifest with size and SHA-256 of each file is written last. An existing `directory` is moved aside for it; what
+    file managers left there stays.
 
     Args:
         directory: the directory.
@@ -229,13 +232,15 @@ def publishing(directory: Path, *, wanted: int = 0) -> Iterator[Path]:
         temporary.mkdir(mode=0o700)
         try:
             yield temporary
-            files = sorted(path for path in temporary.iterdir() if path.is_file())
+            written = (path for path in temporary.iterdir() if path.is_file())
+            files = sorted(path for path in written if not left_by_file_manager(path.name))
             for path in files:
                 with path.open("rb") as file:
                     flush_to_disk(file.fileno())
             # flushes the names in the directory as well
             write_json(temporary / MANIFEST, {"files": {path.name: describe_file(path) for path in files}})
             if directory.exists():
+                _bring_along(directory, temporary)
                 directory.rename(aside)
             temporary.rename(directory)
             flush_directory(directory.parent)
@@ -244,6 +249,19 @@ def publishing(directory: Path, *, wanted: int = 0) -> Iterator[Path]:
                 aside.rename(directory)
             for leftover in (temporary, aside):
                 remove(leftover)
+
+
+def left_by_file_manager(name: str) -> bool:
+    """Whether Finder or Explorer leaves files of that name wherever somebody looks: they are nobody's content."""
+    return bool(_OF_FILE_MANAGERS.fullmatch(name))
+
+
+def _bring_along(source: Path, directory: Path) -> None:
+    """Copy what file managers left."""
+    for path in source.iterdir():
+        if left_by_file_manager(path.name) and path.is_file() and not path.is_symlink():
+            with contextlib.suppress(OSError):  # Finder may have taken it away, or writes a new one anyway
+                shutil.copy2(path, directory / path.name)
 
 
 # Taken away -----------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from .device import mx, nn, tree_flatten
 from .endings import device_failure
 from .errors import ModelError, brief
 from .memory import GB
-from .storage import MANIFEST, cache_directory, locked, manifest_problem, publishing
+from .storage import MANIFEST, cache_directory, left_by_file_manager, locked, manifest_problem, publishing
 
 BLOCK = 32_000_000  # weights that are quantised at once: 64 MB in half precision
 ROOM = 2 * GB  # left free on the disk beside a base that is kept
@@ -179,5 +179,5 @@ def _keep(model: nn.Module, config: dict[str, Any], spec: ModelSpec, directory: 
 def copy_companions(source: Path, directory: Path) -> None:
     """Copy what lies beside a model's weights and does not describe them: tokeniser, template, licence."""
     for path in {path for pattern in _BESIDES for path in source.glob(pattern)}:
-        if path.is_file() and path.name not in _OF_THE_WEIGHTS:
+        if path.is_file() and path.name not in _OF_THE_WEIGHTS and not left_by_file_manager(path.name):
             shutil.copyfile(path, directory / path.name)

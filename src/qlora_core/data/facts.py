@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from .records import UnusableError
+from .records import UnusableError, composed
 from .report import DataReport
 from .sources import BrokenOffError
 from .tables import read_json_lines
@@ -42,4 +42,5 @@ def _parse_fact(row: Any) -> dict[str, Any]:
         value = row.get(name) if isinstance(row, dict) else None
         if not isinstance(value, list) or not value or not all(isinstance(item, str) and item for item in value):
             raise ValueError(f'"{name}" must be a list of texts')
-    return {"fact": str(row.get("fact", "")), "expected": row["expected"], "questions": row["questions"]}
+    lists = {name: [composed(item) for item in row[name]] for name in ("expected", "questions")}
+    return {"fact": composed(str(row.get("fact", ""))), **lists}

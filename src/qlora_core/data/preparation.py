@@ -180,7 +180,7 @@ def _stat(path: Path) -> Any:
 
 def _forget_oldest(directory: Path) -> None:
     """Keep the newest preparations; one that is in use stays readable until its user ends."""
-    entries = sorted(directory.iterdir(), key=lambda path: path.stat().st_mtime)
+    entries = sorted(filter(Path.is_dir, directory.iterdir()), key=lambda path: path.stat().st_mtime)
     whole = [path for path in entries if path.name[0] != "."]
     left = [path for path in entries if path.name[0] == "." and path.stat().st_mtime < time.time() - ABANDONED]
     for entry in (*whole[:-KEPT], *left):

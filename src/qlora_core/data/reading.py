@@ -25,7 +25,18 @@ from .documents import read_document
 from .duplicates import BANDS, signatures
 from .encoding import detect
 from .passages import make_passages, question_rows
-from .records import Block, Document, Fragment, Record, UnusableError, place_range, said_in, texts_of, writable
+from .records import (
+    Block,
+    Document,
+    Fragment,
+    Record,
+    UnusableError,
+    composed,
+    place_range,
+    said_in,
+    texts_of,
+    writable,
+)
 from .report import DataReport
 from .shapes import columns_of, shape, unknown_columns
 from .sources import BrokenOffError, Source, first_bytes, read_whole
@@ -248,7 +259,7 @@ class _Reader:
         self.report.documents += 1
         self._note_encoding()
         document = read_document(self.unit.source.form, read_whole(self.path, DOCUMENT_LIMIT))
-        name = self.path.name.partition(".")[0].replace("-", " ").replace("_", " ")
+        name = composed(self.path.name).partition(".")[0].replace("-", " ").replace("_", " ")
         records = list(self._passages(document, title=name))
         if not records:
             raise ValueError("holds no text")
@@ -266,9 +277,10 @@ class _Reader:
             found = found or within
         limit = min(self.config.passage_tokens, self.config.max_seq_length - 2)  # begin and end of text
         blocks = self._cleaned(blocks)
-        passages = list(make_passages(self._clean(found) or title, blocks, _counter(self.tokenizer), limit))
+        head = self._clean(found) or self._clean(title)
+        passages = list(make_passages(head, blocks, _counter(self.tokenizer), limit))
         self._note_repairs(self.name, passages[0].body if passages else "")
-        group = writable(self.path.name) if title else ""  # where the file lies must not decide the split
+        group = composed(self.path.name) if title else ""  # where the file lies must not decide the split
         for passage in passages:
             section = passage.section if len(passages) > BOOK else ""
             self.report.passages += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -49,6 +50,14 @@ def said_in(content: dict[str, Any]) -> str:
 def writable(text: str) -> str:
     """A text that can be encoded: file names and rows may hold halves of surrogate pairs."""
     return text.encode("utf-8", "replace").decode()
+
+
+def composed(text: str) -> str:
+    """A text as most programs write it: an accented letter is one character (NFC), and not two, as in names on macOS.
+
+    The two look the same and are other tokens.
+    """
+    return unicodedata.normalize("NFC", writable(text))
 
 
 @dataclass(frozen=True, slots=True)

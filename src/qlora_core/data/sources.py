@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import DataError
-from ..storage import finish_replacing
+from ..storage import finish_replacing, left_by_file_manager
 from .documents import SUFFIXES as DOCUMENTS
 from .encoding import detect
 from .records import Findings
@@ -104,7 +104,8 @@ def _inside(root: Path, skipped: Findings, output: Path | None) -> list[Path]:
             continue
         new = ((name, (here / name).resolve()) for name in sorted(folders) if not name.startswith("."))
         folders[:] = [name for name, place in new if place not in seen and not seen.add(place)]
-        files += [here / name for name in names if not name.startswith(".") and name not in written]
+        visible = (name for name in names if not (name.startswith(".") or left_by_file_manager(name)))
+        files += [here / name for name in visible if name not in written]
     return sorted(files)
 
 
