@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from harness import at_step
 
 from qlora_core import cli, doctor, doctor_kernels, doctor_training, kernels, session
 from qlora_core.checks import Checks, Finding
@@ -263,6 +264,19 @@ def test_a_resume_that_differs_is_found(examine, monkeypatch):
     assert found["verdict"].startswith("✗ 1 of ")
 
 
+def test_what_a_run_warns_of_is_told(examine, monkeypatch):
+    load = session.load_base
+
+    def warning(spec, kernels, warn):
+        warn("multiplies weights wrongly; they are dequantised instead")
+        return load(spec, kernels, warn)
+
+    monkeypatch.setattr(session, "load_base", warning)
+    state, value = examine("llama")["llama: loss and gradient"]
+    assert state == "warning"
+    assert value.endswith("; multiplies weights wrongly; they are dequantised instead")
+
+
 def test_what_needs_more_than_there_is_is_not_tried(examine, monkeypatch):
     monkeypatch.setattr(doctor_training.Trial, "learns", lambda self: Finding("failed", "nothing learnt"))
     found = examine("llama")
@@ -285,9 +299,8 @@ def test_ctrl_c_within_a_training_ends_it_with_what_was_found(examine, monkeypat
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # under nohup it is ignored
     learn, cache = doctor_training.Trial._train, os.environ["QLORA_CACHE"]
 
-    def interrupted(run, pause_after=0):
-        threading.Timer(0, signal.raise_signal, [signal.SIGINT]).start()
-        return learn(run, pause_after)
+    def interrupted(run, *listeners):
+        return learn(run, at_step(3, lambda: signal.raise_signal(signal.SIGINT)))
 
     monkeypatch.setattr(doctor_training.Trial, "_train", staticmethod(interrupted))
     try:

@@ -194,7 +194,7 @@ def quantised_products(dtype: str) -> Finding:
     value = f"{wrong[0]}{f' ({len(wrong)} such)' if len(wrong) > 1 else ''}; dequantised ones are right ({exact:.0e})"
     if device.choose_kernels(dtype, 0, 0).linear == "quantised":
         return Finding("failed", value, WRONG)
-    return Finding("warning", value, "nothing: training dequantises here, and does not use this kernel")
+    return Finding("warning", value, "nothing to do: training dequantises here, and does not use this kernel")
 
 
 def attention(dtype: str) -> Finding:

@@ -12,7 +12,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +131,9 @@ class Trial:
     def computes(self) -> Finding:
         """Load and quantise it; loss and gradient as training computes them, against plain arithmetic in float32."""
         run = self._create("computed")
+        warned: list[str] = []
         with TrainingTracker(run.path.parent).record(run) as writer:
+            writer.listeners.append(_collecting(warned))
             session = open_session(writer, MemoryMonitor(counters=device.memory_counters))
             rows = list(session.train_rows)
             _draw_adapters(session.model)
@@ -146,7 +148,7 @@ class Trial:
         off = abs(found[0] / wanted[0] - 1), _distance(found[1], wanted[1])
         value = f"off by {off[0]:.0e} and {off[1]:.0e} ({kernels.dtype}, {kernels.linear}, {session.layout})"
         if off[0] < limit / 10 and off[1] < limit:
-            return Finding("ok", value)
+            return _with(warned, value)
         allowed = f"{value}; {limit / 10:.0e} and {limit:.0e} allowed"
         return Finding("failed", allowed, f"do not train models of this shape here. {REPORT}")
 
@@ -154,18 +156,24 @@ class Trial:
         """Train it without a break."""
         run = self._create("whole")
         started = time.perf_counter()
-        losses = self._train(run)
+        warned: list[str] = []
+        losses = self._train(run, _collecting(warned))
         took = time.perf_counter() - started
         value = f"{len(losses)} steps in {took:.1f} s, loss {losses[0]:.2f} to {losses[-1]:.2f}"
         if run.state != "completed" or not losses[-1] < losses[0] / 2:
             return Finding("failed", f"{value} ({run.state}): too little learnt", REPORT)
         self._learnt = run
-        return Finding("ok", value)
+        return _with(warned, value)
 
     def resumes(self) -> Finding:
         """Train it again, paused in the middle, and compare: losses, adapters, the optimizer's state."""
         whole, cut = self._run, self._create("cut")
-        self._train(cut, pause_after=CUT)
+
+        def pause(event: dict[str, Any]) -> None:
+            if (event["type"], event.get("step")) == ("step", CUT):
+                cut.request("pause")
+
+        self._train(cut, pause)
         if cut.state != "paused":
             return Finding("failed", f"it was to pause after step {CUT} and is {cut.state}", REPORT)
         self._train(cut)
@@ -224,18 +232,23 @@ class Trial:
         return tracker.create(tracker.plan(config, spec, tokenizer, prepared, train_rows, val_rows))
 
     @staticmethod
-    def _train(run: Run, pause_after: int = 0) -> list[float]:
-        """Train or resume it; returns the losses of all steps so far."""
-
-        def listen(event: dict[str, Any]) -> None:
-            if event["type"] == "step" and event["step"] == pause_after:
-                run.request("pause")
-
+    def _train(run: Run, *listeners: Callable[[dict[str, Any]], None]) -> list[float]:
+        """Train or resume it, telling the listeners every event; returns the losses of all steps so far."""
         with TrainingTracker(run.path.parent).record(run) as writer:
-            writer.listeners.append(listen)
+            writer.listeners += listeners
             if trainer.train(writer).by_ctrl_c:
                 raise KeyboardInterrupt
         return _losses(run)
+
+
+def _collecting(warned: list[str]) -> Callable[[dict[str, Any]], None]:
+    """A listener that adds what a run warns of."""
+    return lambda event: warned.append(event["message"]) if event["type"] == "warning" else None
+
+
+def _with(warned: list[str], value: str) -> Finding:
+    """Well done, but for what the run warned of."""
+    return Finding("warning", f"{value}; {'; '.join(warned)}") if warned else Finding("ok", value)
 
 
 def _write_rows(directory: Path) -> Path:
