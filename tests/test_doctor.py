@@ -167,9 +167,7 @@ def test_a_wrong_quantised_kernel_is_named(monkeypatch, direction):
     wrong_quantised(monkeypatch, direction)
     found = doctor_kernels.quantised_products("float32")
     assert found.state == "warning"
-    assert (
-        f"{direction} product of 7 rows with 576 x 576 at 4 bits, group 32, is off by 1.0e-03 (3 such)" in found.value
-    )
+    assert f"{direction} product of 7 rows with 576 x 576 at 4 bits, group 32, is off by 1.0e-03 (" in found.value
     assert "dequantised ones are right" in found.value
 
 

@@ -29,6 +29,7 @@ Checked = tuple[str, Callable[[], Finding]]
 LIMITS = {"float16": 5e-3, "bfloat16": 3e-2, "float32": 1e-4 if device.ON_CPU else 2e-3}  # CUDA multiplies in TF32
 WORSE = 4  # times that limit, for what is more than one product
 
+LONGEST = 3.0  # seconds that a shape may take to be compared; what is measured for its speed takes far less
 HELD = 256_000_000  # bytes of the array whose taking memory readers should notice
 SUSTAINED = 60 if mx.metal.is_available() else 5  # seconds
 WRONG = "this kernel is wrong on this device: look for a newer MLX, and report it to its authors"
@@ -114,10 +115,10 @@ class Product(NamedTuple):
     bits: int
 
 
-SMALL = (Product(7, 576, 576, 32, 4), Product(33, 192, 576, 64, 4), Product(9, 1024, 256, 32, 8))
-LARGE = (
-    Product(7, 576, 576, 32, 4), Product(100, 192, 576, 32, 4), Product(96, 49152, 576, 32, 8),
+PRODUCTS = (
+    Product(7, 576, 576, 32, 4), Product(33, 192, 576, 64, 4), Product(9, 1024, 256, 32, 8),
     Product(200, 1024, 4096, 64, 4), Product(513, 4096, 1024, 64, 4), Product(40, 14336, 4096, 64, 4),
+    Product(96, 49152, 576, 32, 8),
 )  # fmt: skip
 """Shapes of the built-in model and of Mistral-7B, their heads among them, at numbers of rows that take each kernel."""
 
@@ -176,10 +177,12 @@ def _wide(values: mx.array) -> np.ndarray:
 
 
 def quantised_products(dtype: str) -> Finding:
-    """MLX's product with a quantised matrix, and the exact path that dequantises it first."""
-    limit, wrong, worst, exact = LIMITS[dtype], [], 0.0, 0.0
-    for product in SMALL if device.ON_CPU else LARGE:
-        found = product_differences(product, dtype)
+    """MLX's product with a quantised matrix, and the exact path that dequantises it first; as many as time allows."""
+    limit, wrong, worst, exact, tried = LIMITS[dtype], [], 0.0, 0.0, 0
+    for product in PRODUCTS:
+        if tried and 4 * _seconds(product, dtype) > LONGEST:
+            break
+        found, tried = product_differences(product, dtype), tried + 1
         worst, exact = max(worst, found.forward, found.backward), max(exact, found.dequantised)
         wrong += [
             f"{direction} product of {product.rows} rows with {product.outputs} x {product.inputs} at {product.bits} "
@@ -190,17 +193,42 @@ def quantised_products(dtype: str) -> Finding:
     if not exact < limit:
         return Finding("failed", f"dequantised products are off by {exact:.1e}, {limit:.0e} allowed", WRONG)
     if not wrong:
-        return Finding("ok", f"forward and backward within {worst:.0e}, dequantised ones {exact:.0e}")
+        return Finding("ok", f"{tried} shapes, both directions: within {worst:.0e}, dequantised {exact:.0e}")
     value = f"{wrong[0]}{f' ({len(wrong)} such)' if len(wrong) > 1 else ''}; dequantised ones are right ({exact:.0e})"
     if device.choose_kernels(dtype, 0, 0).linear == "quantised":
         return Finding("failed", value, WRONG)
     return Finding("warning", value, "nothing to do: training dequantises here, and does not use this kernel")
 
 
+def _seconds(product: Product, dtype: str) -> float:
+    """About how long a quantised product would take, by the rate of one whose size is a 64th of it or less."""
+    rows, outputs, inputs = product[:3]
+    parts = Product(
+        rows, max(64, outputs // 8 // 64 * 64), max(64, inputs // 8 // 64 * 64), product.group, product.bits
+    )
+    return _timed(parts, dtype) * outputs * inputs / (parts.outputs * parts.inputs)
+
+
+def _timed(product: Product, dtype: str) -> float:
+    weights, x, _ = _drawn(product, dtype)
+    options = {"group_size": product.group, "bits": product.bits}
+    return best_time(lambda: mx.quantized_matmul(x, *weights, transpose=True, **options), 2)
+
+
+def _drawn(product: Product, dtype: str) -> tuple[tuple[mx.array, ...], mx.array, mx.array]:
+    """A quantised matrix, an input and a gradient, in memory."""
+    kind, shapes = getattr(mx, dtype), ((product.rows, product.inputs), (product.rows, product.outputs))
+    weight = (0.02 * mx.random.normal((product.outputs, product.inputs))).astype(kind)
+    weights = mx.quantize(weight, group_size=product.group, bits=product.bits)
+    x, gradient = (mx.random.normal(shape).astype(kind) for shape in shapes)
+    mx.eval(weights, x, gradient)
+    return weights, x, gradient
+
+
 def attention(dtype: str) -> Finding:
     """Causal attention of grouped heads, and its three gradients."""
     rng, kind = np.random.default_rng(1), getattr(mx, dtype)
-    rows, heads, shared, length, size = (2, 4, 2, 24, 64) if device.ON_CPU else (3, 32, 8, 224, 128)
+    rows, heads, shared, length, size = 2, 8, 2, 160, 128
     shapes = [(rows, count, length, size) for count in (heads, shared, shared, heads)]
     *inputs, down = (mx.array(rng.standard_normal(shape, np.float32)).astype(kind) for shape in shapes)
 
@@ -277,33 +305,42 @@ def _judged(found: dict[str, float], dtype: str) -> Finding:
 # Fast? ------------------------------------------------------------------------------------------------------------
 
 
+def _largest(rows: int, dtype: str, seconds: float) -> Product | None:
+    """The largest of some matrices whose product takes no longer: of a 7B model where the device is a fast one."""
+    sizes = ((14336, 4096), (1024, 1024), (256, 256))
+    products = (Product(rows, *size, 64, 4) for size in sizes)
+    return next((product for product in products if _seconds(product, dtype) <= seconds), None)
+
+
 def speed(dtype: str, rows: int) -> Finding:
-    """Products with the largest matrix of a 7B model (on a CPU a small one) in both directions and both ways."""
-    outputs, inputs = (1024, 1024) if device.ON_CPU else (14336, 4096)
-    options, kind = {"group_size": 64, "bits": 4}, getattr(mx, dtype)
-    weights = mx.quantize((0.02 * mx.random.normal((outputs, inputs))).astype(kind), **options)
-    x, gradient = (mx.random.normal((rows, size)).astype(kind) for size in (inputs, outputs))
-    mx.eval(weights, x, gradient)
+    """Products in both directions and both ways."""
+    product = _largest(rows, dtype, LONGEST / 16)
+    if product is None:
+        return Finding("ok", "not measured: even small products take long")
+    weights, x, gradient = _drawn(product, dtype)
+    options = {"group_size": product.group, "bits": product.bits}
     ways = (
         lambda: mx.quantized_matmul(x, *weights, transpose=True, **options),
         lambda: mx.quantized_matmul(gradient, *weights, transpose=False, **options),
         lambda: x @ mx.dequantize(*weights, **options).T,
         lambda: gradient @ mx.dequantize(*weights, **options),
     )
-    rates = [2 * rows * outputs * inputs / best_time(way, 3) for way in ways]
-    unit, size = ("GFLOP/s", 1e9) if device.ON_CPU else ("TFLOP/s", 1e12)
+    rates = [2 * rows * product.outputs * product.inputs / best_time(way, 3) for way in ways]
+    unit, size = ("TFLOP/s", 1e12) if max(rates) > 1e12 else ("GFLOP/s", 1e9)
     forward, backward, dense, dense_backward = (f"{rate / size:.3g}" for rate in rates)
     return Finding(
-        "ok", f"quantised {forward} forward, {backward} backward; dequantised {dense}, {dense_backward} {unit}"
+        "ok",
+        f"{product.outputs} x {product.inputs}: quantised {forward} forward, {backward} backward; "
+        f"dequantised first {dense}, {dense_backward} {unit}",
     )
 
 
 def sustained_work() -> Finding:
     """Products without a pause, as in training, for so long that a watchdog of the system would show, and heat."""
-    options = {"group_size": 64, "bits": 4}
-    weights = mx.quantize((0.02 * mx.random.normal((14336, 4096))).astype(mx.float16), **options)
-    x = mx.random.normal((1024, 4096)).astype(mx.float16)
-    mx.eval(weights, x)
+    found = (_largest(rows, "float16", LONGEST / 16) for rows in (1024, 128, 8))
+    product = next(filter(None, found), Product(8, 256, 256, 64, 4))
+    weights, x, _ = _drawn(product, "float16")
+    options = {"group_size": product.group, "bits": product.bits}
     took, end = [], time.perf_counter() + SUSTAINED
     try:
         while time.perf_counter() < end:

@@ -38,7 +38,7 @@ from .session import Session, load_for_answers, open_session
 from .tokens import TokenRow
 
 SIZES = {
-    "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2,
     "num_key_value_heads": 1, "head_dim": 64, "vocab_size": 320, "bos_token_id": 257, "eos_token_id": 258,
     "max_position_embeddings": 512, "rope_theta": 10_000.0,
 }  # fmt: skip
@@ -57,7 +57,7 @@ TAUGHT = {"red?": "rosa", "blue?": "mar", "green?": "campo", "white?": "sal e so
 STEPS, CUT = 40, 17
 SETTINGS = {
     "batch_size": len(TAUGHT), "epochs": STEPS, "warmup_steps": 2, "learning_rate": 1e-2, "eval_every": STEPS,
-    "save_every": STEPS, "max_answer_tokens": 12, "samples": 0, "keep_awake": False,
+    "save_every": STEPS, "max_answer_tokens": 12, "samples": 0,
 }  # fmt: skip
 NEARLY = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 1e-1}
 """How far, relatively, a gradient may be from plain arithmetic's in float32; the loss a tenth of that."""
@@ -236,8 +236,9 @@ class Trial:
         """Train or resume it, telling the listeners every event; returns the losses of all steps so far."""
         with TrainingTracker(run.path.parent).record(run) as writer:
             writer.listeners += listeners
-            if trainer.train(writer).by_ctrl_c:
-                raise KeyboardInterrupt
+            outcome = trainer.train(writer)
+        if outcome.by_ctrl_c or (outcome.state == "paused" and run.control() == "run"):  # by another signal
+            raise KeyboardInterrupt
         return _losses(run)
 
 
