@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 from harness import at_step
 
-from qlora_core import cli, doctor, doctor_kernels, doctor_training, kernels, session
+from qlora_core import cli, doctor, doctor_kernels, doctor_training, export, kernels, session
 from qlora_core.checks import Checks, Finding
 from qlora_core.device import Kernels, mx
 from qlora_core.device_lock import DeviceLock
@@ -226,55 +226,72 @@ def test_speed_is_told_for_both_directions_of_what_is_not_too_large(monkeypatch)
 
 @pytest.fixture
 def examine(monkeypatch, tmp_path):
-    """Examine models of some shapes alone: the machine's facts are given, and its kernels are not tried."""
+    """Examine one shape alone: the machine's facts are given, its kernels are not tried, and no curves are drawn."""
     monkeypatch.setattr(doctor_training, "machine_findings", lambda *_, **__: FACTS)
     monkeypatch.setattr(doctor_training, "device_checks", lambda: iter(()))
     monkeypatch.setattr(doctor_training, "examine", functools.partial(doctor_training.examine, shapes=("llama",)))
+    monkeypatch.setattr(export, "save_curves", lambda *_: [])
 
-    def run(*shapes: str) -> dict[str, tuple[str, str]]:
+    def run() -> dict[str, tuple[str, str]]:
         made = Checks(lambda _: None)
-        doctor_training.examine(made, tmp_path, shapes=shapes)
+        doctor_training.examine(made, tmp_path)
         return {check.name: (check.state, check.value) for check in made.made} | {"verdict": made.verdict()}
 
     return run
 
 
-def test_every_shape_goes_the_whole_way(examine, tmp_path):
+def test_a_model_goes_the_whole_way(examine, tmp_path):
     kept = sorted(cache_directory().rglob("*"))
-    found = examine("llama", "gemma3", "mistral", "qwen3")
-    assert "none failed" in found["verdict"], found
-    for shape in ("llama", "gemma3", "mistral", "qwen3"):
-        assert "equal to the bit" in found[f"{shape}: cut, then resumed"][1]
-        assert "4 of 4 as taught: rosa, mar, campo, sal e sol" in found[f"{shape}: answers"][1]
+    found = examine()
+    assert found["verdict"] == "✓ Training works on this machine: 8 checks, none failed.", found
+    assert "equal to the bit" in found["llama: cut, then resumed"][1]
+    assert found["llama: answers"][1] == "4 of 4 as taught: rosa, mar, campo, sal e sol"
+    assert "4 of 4 answers the same" in found["llama: export, adapter"][1]
     assert sorted(cache_directory().rglob("*")) == kept
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_wrong_gradient_is_found(examine, monkeypatch):
+@pytest.mark.parametrize("shape", doctor_training.SHAPES)
+def test_every_shape_computes_what_plain_arithmetic_does(shape, tmp_path):
+    found = doctor_training.Trial(shape, tmp_path).computes()
+    assert found.state == "ok", found
+
+
+def test_a_wrong_gradient_is_found(tmp_path, monkeypatch):
     right = kernels.Dequantising.backward
-    monkeypatch.setattr(kernels.Dequantising, "backward", lambda self, g, onto=None: 1.1 * right(self, g, onto))
-    state, value = examine("llama")["llama: loss and gradient"]
-    assert state == "failed"
-    assert "allowed" in value
+    monkeypatch.setattr(kernels.DequantisingLinear, "backward", lambda self, g, onto=None: 1.1 * right(self, g, onto))
+    plainly = doctor_training._plainly
+
+    def rightly(*args):
+        monkeypatch.undo()
+        return plainly(*args)
+
+    monkeypatch.setattr(doctor_training, "_plainly", rightly)
+    found = doctor_training.Trial("llama", tmp_path).computes()
+    assert found.state == "failed"
+    assert "allowed" in found.value
 
 
-def test_a_resume_that_differs_is_found(examine, monkeypatch):
+def test_a_resume_that_differs_is_found(tmp_path, monkeypatch):
     right = session.load_checkpoint
 
     def forgetful(path, model, optimizer):
         progress = right(path, model, optimizer)
-        optimizer.init({"adapters": optimizer.state["adapters"]["m"]})
+        optimizer.state["adapters"]["m"] = mx.zeros_like(optimizer.state["adapters"]["m"])
         return progress
 
     monkeypatch.setattr(session, "load_checkpoint", forgetful)
-    found = examine("llama")
-    state, value = found["llama: cut, then resumed"]
-    assert state == "failed"
-    assert f"losses differ from step {doctor_training.CUT + 2} on" in value
-    assert found["verdict"].startswith("✗ 1 of ")
+    monkeypatch.setattr(doctor_training, "STEPS", 12)
+    monkeypatch.setattr(doctor_training, "CUT", 5)
+    monkeypatch.setattr(doctor_training, "SETTINGS", doctor_training.SETTINGS | {"epochs": 12, "eval_every": 12})
+    trial = doctor_training.Trial("llama", tmp_path)
+    assert trial.learns().state == "ok"
+    found = trial.resumes()
+    assert found.state == "failed"
+    assert found.value.startswith("paused after step 5; losses differ from step 7 on")
 
 
-def test_what_a_run_warns_of_is_told(examine, monkeypatch):
+def test_what_a_run_warns_of_is_told(tmp_path, monkeypatch):
     load = session.load_base
 
     def warning(spec, kernels, warn):
@@ -282,21 +299,21 @@ def test_what_a_run_warns_of_is_told(examine, monkeypatch):
         return load(spec, kernels, warn)
 
     monkeypatch.setattr(session, "load_base", warning)
-    state, value = examine("llama")["llama: loss and gradient"]
-    assert state == "warning"
-    assert value.endswith("; multiplies weights wrongly; they are dequantised instead")
+    found = doctor_training.Trial("llama", tmp_path).computes()
+    assert found.state == "warning"
+    assert found.value.endswith("; multiplies weights wrongly; they are dequantised instead")
 
 
 def test_what_needs_more_than_there_is_is_not_tried(examine, monkeypatch):
     monkeypatch.setattr(doctor_training.Trial, "learns", lambda self: Finding("failed", "nothing learnt"))
-    found = examine("llama")
+    found = examine()
     assert found["llama: answers"] == ("warning", "not tried: it did not learn")
     assert found["llama: export, fused"] == ("warning", "not tried: it did not answer")
 
 
 def test_nothing_is_tried_beside_a_training(examine, tmp_path):
     with DeviceLock(tmp_path / "secret-run"):
-        found = examine("llama")
+        found = examine()
     state, value = found["training"]
     assert state == "warning"
     assert "being trained on this machine's CPU" in value
