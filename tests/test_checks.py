@@ -75,8 +75,9 @@ def test_an_object_holds_all_of_it(made):
     [
         ("in /home/marguerite/.cache/qlora", "in ~/.cache/qlora"),
         ("in /home/marguerite", "in ~"),
-        ("in /home/marguerites/x", "in /home/marguerites/x"),
-        ("in /scratch/marguerite/x", "in /scratch/USER/x"),
+        ("in /home/marguerites/x", "in …/x"),
+        ("in /scratch/marguerite", "in …/USER"),
+        ("in /scratch/club/cache, 2 GB/s", "in …/cache, 2 GB/s"),
         ("marguerite is a name", "marguerite is a name"),
         ("lock of lunar-lander, held", "lock of HOST, held"),
         ("lunar-landers", "lunar-landers"),
@@ -93,7 +94,7 @@ def test_short_names_are_words(monkeypatch):
     """A user `mlx` or a machine `mac` would blacken half of the report."""
     monkeypatch.setattr(checks.getpass, "getuser", lambda: "mlx")
     monkeypatch.setattr(checks.platform, "node", lambda: "mac")
-    assert anonymous("/packages/mlx on a mac") == "/packages/mlx on a mac"
+    assert anonymous("mlx on a mac") == "mlx on a mac"
 
 
 def test_a_temporary_directory_is_hidden(made, tmp_path):

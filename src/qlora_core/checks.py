@@ -18,7 +18,8 @@ from .errors import brief
 State = Literal["ok", "warning", "failed"]
 LEAST_NAME = 4  # letters of a user's or a machine's name from which on it is known from a word
 
-REPORT = "If you did nothing unusual, report it with all of these lines: they hold no name and no path of yours."
+_ABSOLUTE = re.compile(r"(?<![\w.~/…])(?:/[\w.@+-]+)+(/[\w.@+-]+)")
+REPORT = "If you did nothing unusual, report it with all of these lines."
 
 
 class Finding(NamedTuple):
@@ -129,7 +130,7 @@ class Checks:
 
 
 def anonymous(text: str) -> str:
-    """A text without the home directory, the user's name in paths, and the machine's name."""
+    """A text without the home directory, other directories' places, the user's name in paths, and the machine's."""
     home = str(Path.home())
     if len(home) > 1:
         text = re.sub(rf"{re.escape(home)}(?![\w-])", "~", text)
@@ -137,7 +138,7 @@ def anonymous(text: str) -> str:
         text = re.sub(rf"(?<=/){re.escape(name)}(?![\w-])", "USER", text)
     for name in _names(platform.node):
         text = re.sub(rf"(?<![\w-]){re.escape(name)}(?![\w-])", "HOST", text)
-    return text
+    return _ABSOLUTE.sub(r"…\1", text)
 
 
 def _names(*sources: Callable[[], str]) -> Iterable[str]:

@@ -311,7 +311,8 @@ def _doctor_of_training(arguments: argparse.Namespace) -> int:
     if arguments.json:
         _print_json(checks.as_dict())
     else:
-        print(f"\n{checks.verdict()}\nThese lines may be shown to anybody: no name and no path of yours is in them.")
+        print(f"\n{checks.verdict()}")
+        print("Show it to whom you like: it names no user and no machine, and your home directory is ~ in it.")
     if checks.interrupted:
         return INTERRUPTED
     return ERROR if checks.count("failed") else DONE

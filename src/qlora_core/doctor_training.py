@@ -183,7 +183,7 @@ class Trial:
         parted = next((i for i, pair in enumerate(zip(found, wanted, strict=False), 1) if pair[0] != pair[1]), STEPS)
         soon = zip(found[CUT : CUT + 3], wanted[CUT : CUT + 3], strict=True)
         off = max(abs(one / other - 1) for one, other in soon)
-        value = f"paused after step {CUT}; losses differ from step {parted} on, by up to {off:.0e} in the first three after it"
+        value = f"paused after step {CUT}; losses differ from step {parted} on, by up to {off:.0e} soon after the pause"
         if device.ON_CPU or not off < NEARLY["bfloat16"]:
             return Finding("failed", value, f"a run that was paused does not go on as it would have. {REPORT}")
         return Finding("warning", value, "this device does not compute the same each time; such runs are as good")
