@@ -215,10 +215,12 @@ def test_numbers_that_are_not_finite_are_wrong():
 
 
 def test_speed_is_told_for_both_directions_of_what_is_not_too_large(monkeypatch):
-    monkeypatch.setattr(doctor_kernels, "_seconds", lambda product, _: 1.0 if product.outputs > 256 else 0.0)
+    monkeypatch.setattr(doctor_kernels, "_timed", lambda *_: doctor_kernels.LONGEST / 2)
     assert doctor_kernels.speed("float32", 8).value.startswith("256 x 256: quantised ")
-    monkeypatch.setattr(doctor_kernels, "_seconds", lambda *_: 1.0)
+    monkeypatch.setattr(doctor_kernels, "_timed", lambda *_: 2 * doctor_kernels.LONGEST)
     assert doctor_kernels.speed("float32", 8).value.startswith("not measured")
+    monkeypatch.setattr(doctor_kernels, "_timed", lambda *_: 1e-9)
+    assert doctor_kernels._largest(8, "float32").outputs == 14336
 
 
 # The whole path -------------------------------------------------------------------------------------------------
