@@ -284,15 +284,37 @@ def _models(arguments: argparse.Namespace) -> int:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
+    if arguments.train:
+        return _doctor_of_training(arguments)
     from .doctor import diagnose
 
-    facts = diagnose(Path(arguments.runs_dir))
+    facts = diagnose(Path(arguments.runs_dir), ask_hub=arguments.hub)
     if arguments.json:
         _print_json(facts)
     else:
         print(console.table(console.diagnosis(facts)))
+        print("".join(f"· {warning}\n" for warning in facts["warnings"]), end="")
         print("\n".join(f"! {problem}" for problem in facts["problems"]) or "✓ Ready to train")
     return ERROR if facts["problems"] else DONE
+
+
+def _doctor_of_training(arguments: argparse.Namespace) -> int:
+    """Look at everything and train small models; a line a check, as each ends."""
+    stream = sys.stderr if arguments.json else sys.stdout
+    shown = console.OneLine(stream)
+    shown.trying("loading MLX")
+    from .checks import Checks
+    from .doctor_training import examine
+
+    checks = examine(Checks(shown.tell, shown.trying), Path(arguments.runs_dir), ask_hub=arguments.hub)
+    if arguments.json:
+        _print_json(checks.as_dict())
+    else:
+        print(f"\n{checks.verdict()}")
+        print("Show it to whom you like: it names no user and no machine, and your home directory is ~ in it.")
+    if checks.interrupted:
+        return INTERRUPTED
+    return ERROR if checks.count("failed") else DONE
 
 
 def _bench(arguments: argparse.Namespace) -> int:
@@ -369,7 +391,10 @@ def build_parser() -> argparse.ArgumentParser:
         "template",
         *(s.name for s in settings() if s.group == "data" and s.name not in ("data", "facts")),
     )
-    with_runs = [command("runs", _runs, "list the runs"), command("doctor", _doctor, "look at this machine")]
+    doctor = command("doctor", _doctor, "look at this machine; with --train, try everything on small models")
+    doctor.add_argument("--train", action="store_true", help="also try the device and the whole path of training")
+    doctor.add_argument("--hub", action="store_true", help="also ask the hub whether it answers")
+    with_runs = [command("runs", _runs, "list the runs"), doctor]
     generate = command("generate", _generate, "ask a tuned model, or its base")
     _add_generation(generate)
     evaluate = command("evaluate", _evaluate, "answers and recall of base and tuned model")

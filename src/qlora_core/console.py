@@ -236,12 +236,39 @@ def diagnosis(facts: dict[str, Any]) -> dict[str, str]:
         "Platform": facts["platform"],
         "Device": facts["device"],
         "BLAS": f"{facts['blas']}, {facts['gflops']:,.0f} GFLOP/s in float32",
+        "Denormals": f"their products take {facts['denormal_cost']:.1f} times as long as others",
         "Memory": f"{facts['memory_gb']} GB, {facts['available_gb']} GB available",
+        "Swap": f"{facts['swap_gb']} GB of memory lie on the disk",
         "Disk": f"{facts['disk_free_gb']} GB free for runs",
+        "Power": facts["power"],
         "Sleep": facts["sleep"],
         "Versions": ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
+        "Browser": facts["browser"],
+        "Hub": facts["hub"],
         "Cache": f"{facts['cache']}, {facts['cache_gb']} GB of converted and quantised models and prepared data",
     }
+
+
+class OneLine:
+    """Lines, and on a terminal below the last of them what is being tried.
+
+    Args:
+        stream: where to.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def trying(self, name: str) -> None:
+        """Say what is being tried, until the next line or an empty name."""
+        if self._stream.isatty():
+            self._stream.write(f"\r\033[K… {name}" if name else "\r\033[K")
+            self._stream.flush()
+
+    def tell(self, line: str) -> None:
+        """Print a line."""
+        self.trying("")
+        print(line, file=self._stream, flush=True)
 
 
 def next_commands(run: Run) -> str:

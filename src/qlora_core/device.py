@@ -27,7 +27,7 @@ from .awake import gpu_environment
 from .bases import has_gpu
 from .batching import AS_IT_IS, Rounding
 from .denormals import flush_denormals
-from .errors import DeviceError, brief
+from .errors import MissingMlxError, brief
 from .fit import CPU_TOKENS, cpu_streams, keeps_dense_weights
 from .parallel import cores
 from .storage import cache_directory, replacing
@@ -180,7 +180,7 @@ try:
     import mlx.optimizers as optim
     from mlx.utils import tree_flatten, tree_map, tree_unflatten
 except ImportError as error:  # the package is missing, or on Linux the library that computes
-    raise DeviceError(f"MLX, which computes, cannot be used: {brief(error)}. {_remedy_without_mlx()}") from None
+    raise MissingMlxError(f"MLX, which computes, cannot be used: {brief(error)}. {_remedy_without_mlx()}") from None
 
 __all__ = ["mx", "nn", "optim", "tree_flatten", "tree_map", "tree_unflatten"]
 

@@ -51,7 +51,7 @@ class DataError(QLoraError):
     """Training data is missing or unusable."""
 
 
-class DeviceError(QLoraError):
+class MissingMlxError(QLoraError):
     """MLX is not installed, or has nothing to compute with on this machine."""
 
 

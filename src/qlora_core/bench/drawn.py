@@ -10,6 +10,7 @@ import functools
 import json
 import math
 import struct
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,6 +45,16 @@ def write_quantised(shape: str, directory: Path, dtype: str) -> Path:
     """
     settings = SHAPES[shape] | {"quantization": {"group_size": GROUP, "bits": BITS}}
     return _write_model(settings, directory, functools.partial(_packed, dtype=dtype))
+
+
+def write_small(settings: dict[str, Any], directory: Path) -> Path:
+    """Write a checkpoint in bfloat16 whose every weight has numbers of its own: for models of a few megabytes.
+
+    Args:
+        settings: of `config.json`, of a family in `ARCHITECTURES`.
+        directory: to be made.
+    """
+    return _write_model(settings, directory, _own)
 
 
 class Numbers(NamedTuple):
@@ -124,6 +135,14 @@ def _dense(name: str, shape: tuple[int, ...], norm: float) -> Iterator[Numbers]:
     yield Numbers(f"{name}.weight", "BF16", shape, pattern)
 
 
+def _own(name: str, shape: tuple[int, ...], norm: float) -> Iterator[Numbers]:
+    if len(shape) == 1:
+        yield from _dense(name, shape, norm)
+        return
+    drawn = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(math.prod(shape), np.float32)
+    yield Numbers(f"{name}.weight", "BF16", shape, _upper_half(drawn / np.float32(math.sqrt(shape[-1]))))
+
+
 def _packed(name: str, shape: tuple[int, ...], norm: float, *, dtype: str) -> Iterator[Numbers]:
     kind = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}[dtype]
     if len(shape) == 1:
@@ -164,8 +183,8 @@ def _write_file(path: Path, shard: list[Numbers]) -> None:
 
 @functools.cache
 def _constant(value: float, dtype: str) -> np.ndarray:
-    if dtype == "bfloat16":  # the upper half of a float32
-        return np.full(1_000_000, np.float32(value).view(np.uint32) >> 16, np.uint16)
+    if dtype == "bfloat16":
+        return _upper_half(np.full(1_000_000, value, np.float32))
     return np.full(1_000_000, value, dtype)
 
 
@@ -176,8 +195,12 @@ def _words() -> np.ndarray:
 
 @functools.cache
 def _noise(width: float) -> np.ndarray:
-    noise = np.random.default_rng(0).standard_normal(32_000_000, np.float32) * np.float32(width)
-    return (noise.view(np.uint32) >> 16).astype(np.uint16)
+    return _upper_half(np.random.default_rng(0).standard_normal(32_000_000, np.float32) * np.float32(width))
+
+
+def _upper_half(numbers: np.ndarray) -> np.ndarray:
+    """Float32 as bfloat16."""
+    return (numbers.view(np.uint32) >> 16).astype(np.uint16)
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -94,8 +94,9 @@ def check(news: News) -> mo.Html | None:
     if news.result is None:
         return None
     problems = [note(problem, "warn") for problem in news.result["problems"]]
+    warnings = [note(warning) for warning in news.result["warnings"]]
     rows = {say(name): value for name, value in console.diagnosis(news.result).items()}
-    return mo.vstack([fact_table(rows), *(problems or [note(say("Measured: ready to train."), "success")])])
+    return mo.vstack([fact_table(rows), *warnings, *(problems or [note(say("Measured: ready to train."), "success")])])
 
 
 def memory_now(monitor: MemoryMonitor) -> mo.Html:
