@@ -11,7 +11,7 @@ from qlora_core import device
 from qlora_core.denormals import are_flushed, flush_denormals
 from qlora_core.device import mx
 from qlora_core.exported import inference
-from qlora_core.session import _streams
+from qlora_core.session import streams_of_this_thread
 
 pytestmark = pytest.mark.skipif(not (device.ON_CPU and sys.platform == "linux"), reason="MLX computes on a Linux CPU")
 
@@ -19,7 +19,7 @@ TINY = 1e-30  # a product of two of these is denormal in float32
 
 
 def test_each_stream_takes_them_for_zero() -> None:
-    for stream in _streams(3):
+    for stream in streams_of_this_thread(3):
         with mx.stream(stream):
             product = mx.array(TINY) * mx.array(1e-10)
             assert product.item() == 0.0

@@ -55,22 +55,29 @@ class MemoryMonitor:
     Args:
         report: called with each line that `log_memory` makes, `print` say.
         counters: the device's own numbers.
+
+    Attributes:
+        workers: returns what processes that compute for this one have taken, by the names of `MemorySample`; it is
+            added, so that peaks are an upper bound: they need not have been at the same time.
     """
 
     def __init__(self, report: Callable[[str], None] | None = None, counters: Counters | None = None) -> None:
         self.report = report
         self.counters = counters
+        self.workers: Callable[[], dict[str, int]] | None = None
         self._process = psutil.Process()
 
     def sample(self) -> MemorySample:
         """Look now."""
         device = self.counters() if self.counters else {}
+        beside = self.workers() if self.workers else {}
+        process = _footprint(self._process.pid) or self._process.memory_info().rss
         return MemorySample(
             available=device["free"] if "free" in device else available_bytes(),
-            process=_footprint(self._process.pid) or self._process.memory_info().rss,
-            process_peak=peak_process_bytes(),
-            active=device.get("active", 0),
-            peak=device.get("peak", 0),
+            process=process + beside.get("process", 0),
+            process_peak=peak_process_bytes() + beside.get("process_peak", 0),
+            active=device.get("active", 0) + beside.get("active", 0),
+            peak=device.get("peak", 0) + beside.get("peak", 0),
             swap=swap_bytes(),
             pressure=_pressure(),
         )

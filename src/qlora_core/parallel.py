@@ -53,7 +53,7 @@ def in_processes(work: Callable[[Task], Result], tasks: Iterable[Task]) -> Itera
     count = processes()
     pool = ProcessPoolExecutor(
         count,
-        initializer=_end_with,
+        initializer=end_with,
         initargs=(os.getpid(),),
         env={"TOKENIZERS_PARALLELISM": "false"},  # its threads would only be in each other's way
     )
@@ -88,7 +88,7 @@ def _interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _end_with(parent: int) -> None:
+def end_with(parent: int) -> None:
     """In a process of its own: end when the parent does, which may be killed before it can say so; never by Ctrl+C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 

@@ -12,7 +12,7 @@ import importlib.metadata
 import platform
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ from .pace import Pace
 from .passes import Passes
 from .prefix import NO_PREFIX, common_prefix
 from .runs import Run, RunWriter
+from .share_workers import ShareWorkers
 from .spent import TimeSpent
 from .storage import write_json
 from .tokens import ChatTokenizer, TokenRow, make_dataset
@@ -92,8 +93,10 @@ class Session:
         watch: of the steps.
         spent: where its time goes.
         micro_batch: rows that are computed at once: `batch_size`, or fewer since memory ran out.
+        estimate: of its memory.
         trunk: the layers that are out of memory, where rows have their hidden states from a file.
         prefix: token ids of the beginning that rows computed together share; none if they share nothing.
+        workers: processes that compute shares of a micro-batch beside this one, where they are worth it.
     """
 
     run: Run
@@ -112,8 +115,10 @@ class Session:
     watch: Watch
     spent: TimeSpent
     micro_batch: int
+    estimate: fit.MemoryEstimate
     trunk: Trunk | None = None
     prefix: np.ndarray = dataclasses.field(default_factory=lambda: NO_PREFIX)
+    workers: ShareWorkers | None = None
 
     def share_prefix(self) -> None:
         """Have rows share the beginning that saves most, where the model allows it.
@@ -144,7 +149,7 @@ class Session:
     @functools.cached_property
     def streams(self) -> list[mx.Stream]:
         """Where the parts of a micro-batch are computed."""
-        return _streams(self.kernels.streams)
+        return streams_of_this_thread(self.kernels.streams)
 
     @functools.cached_property
     def passes(self) -> Passes:
@@ -183,7 +188,7 @@ class Session:
 _made = threading.local()
 
 
-def _streams(count: int) -> list[mx.Stream]:
+def streams_of_this_thread(count: int) -> list[mx.Stream]:
     """The default stream and others beside it, the same for every session of a thread: MLX never ends one."""
     if not hasattr(_made, "streams"):
         _made.streams = [mx.default_stream(mx.default_device())]
@@ -220,17 +225,9 @@ def open_session(writer: RunWriter, monitor: MemoryMonitor, began: float | None 
         spec, at_once, rows, keeps_dense=kernels.linear == "kept", on_gpu=kernels.device != "cpu"
     )
     fit.check_before_loading(estimate, monitor.sample().available, config)
-    model = load_base(spec, kernels, lambda message: writer.log("warning", message=message))
-    attach_adapters(model, spec, config.lora, config.train.seed)
+    model, layout = load_adapted(spec, config, kernels, lambda message: writer.log("warning", message=message))
     if run.initial_adapters.is_file():
         load_adapters(model, run.initial_adapters)
-    with doing("dequantising"):
-        dequantise_kept(model, _streams(kernels.streams))
-    with doing("trying"), device.blas_threads(max(1, device.cores() // 2)):  # as when it answers: products are small
-        vocabulary, packing = spec.config["vocab_size"], config.train.packing
-        layout = choose_layout(model, vocabulary, packing=packing, rounding=kernels.rounding, sharing=kernels.sharing)
-    if config.train.grad_checkpoint:
-        use_grad_checkpoint(model)
     optimizer = make_optimizer(config)
     adapters = AdapterVector(model)
     optimizer.init({"adapters": adapters.join(model.trainable_parameters())})
@@ -242,11 +239,31 @@ def open_session(writer: RunWriter, monitor: MemoryMonitor, began: float | None 
     spent = TimeSpent(progress.extra.setdefault("seconds", {}), began)
     session = Session(
         run, config, spec, tokenizer, model, adapters, optimizer, kernels, layout, rows, val_rows, progress, monitor,
-        watch, spent, at_once.train.batch_size,
+        watch, spent, at_once.train.batch_size, estimate,
     )  # fmt: skip
     with doing("trying"):
         session.share_prefix()
     return session
+
+
+def load_adapted(
+    spec: ModelSpec, config: RunConfig, kernels: Kernels, warn: Callable[[str], None] = lambda _: None
+) -> tuple[nn.Module, Layout]:
+    """Load a base with new adapters, ready to compute as `kernels` say, and find how batches go through it.
+
+    Raises:
+        ModelError: the base cannot be loaded, or has no such layers.
+    """
+    model = load_base(spec, kernels, warn)
+    attach_adapters(model, spec, config.lora, config.train.seed)
+    with doing("dequantising"):
+        dequantise_kept(model, streams_of_this_thread(kernels.streams))
+    with doing("trying"), device.blas_threads(max(1, device.cores() // 2)):  # as when it answers: products are small
+        vocabulary, packing = spec.config["vocab_size"], config.train.packing
+        layout = choose_layout(model, vocabulary, packing=packing, rounding=kernels.rounding, sharing=kernels.sharing)
+    if config.train.grad_checkpoint:
+        use_grad_checkpoint(model)
+    return model, layout
 
 
 def _kernels(writer: RunWriter, environment: dict[str, Any], spec: ModelSpec, monitor: MemoryMonitor) -> Kernels:

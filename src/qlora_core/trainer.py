@@ -36,6 +36,7 @@ from .prefix import begins_with
 from .runs import Run, RunWriter, State
 from .schedule import learning_rate
 from .session import Session, open_session
+from .share_workers import Computed, Request, Setup, ShareWorkers, compute_shares, how_many
 from .storage import explain, write_json
 from .sums import exact_norm
 from .tokens import TokenRow, TokenRows
@@ -99,6 +100,8 @@ def train(writer: RunWriter, monitor: MemoryMonitor | None = None, *, began: flo
             saved = checkpoints(writer.run.path / "checkpoints")
             kept = "the last checkpoint is intact" if saved else "nothing was saved yet"
             writer.end("paused", _step_reached(writer.run, session), f"interrupted at once; {kept}")
+        finally:
+            end_workers(session)
     return Outcome(state or "paused", interruption.signal == signal.SIGINT, interruption.at_once)
 
 
@@ -160,6 +163,7 @@ def _train_to_end(session: Session, writer: RunWriter, interruption: Interruptio
     _warn_of_little_room(session, writer)
     with _spared(writer, "the layers below the adapters are computed in every step"):
         leave_trunk(session, writer, lambda: bool(interruption.asked))
+    start_workers(session, writer)
     session.spent.loaded()
     prepare_to_train(session)
     session.watch.saved_at = time.monotonic()
@@ -213,6 +217,35 @@ def _catch_up(session: Session, writer: RunWriter) -> None:
         _validate(session, writer)
 
 
+def start_workers(session: Session, writer: RunWriter) -> None:
+    """Start processes that compute beside this one, where that is worth it; until they have loaded, it is alone."""
+    progress = session.progress
+    left = sum(session.lengths) * (session.total_steps - progress.step) // session.steps_per_epoch
+    count = how_many(
+        session.kernels,
+        session.estimate,
+        session.spec.parameters * left,
+        session.monitor.sample().available,
+        separable=not (session.config.lora.dropout or session.trunk),  # masks are drawn one after the other
+    )
+    if not count:
+        return
+    streams = -(-session.kernels.streams // (count + 1))
+    setup = Setup(session.spec, session.config, session.kernels, session.layout, streams)
+    words = "a process that computed beside this one is gone; the run goes on in one, with equal results but slower"
+    session.workers = ShareWorkers(
+        setup, count, session.adapters, lambda: writer.log("warning", step=progress.step, message=words)
+    )
+    session.monitor.workers = session.workers.memory
+
+
+def end_workers(session: Session | None) -> None:
+    """End the processes beside this one."""
+    if session and session.workers:
+        session.workers.close()
+        session.workers = None
+
+
 def prepare_to_train(session: Session) -> None:
     """Put the model into training mode and divide the cores over the streams."""
     session.model.train()
@@ -226,8 +259,12 @@ def _share_cores(streams: int) -> None:
 
 def _share_cores_of_round(session: Session, shares: Sequence[Sequence[TokenRow]]) -> None:
     """Give a long row the cores of streams that have none; for short ones, threads that wait cost more than they do."""
+    device.set_blas_threads(_threads_of_round(session, shares))
+
+
+def _threads_of_round(session: Session, shares: Sequence[Sequence[TokenRow]]) -> int:
     long = any(sum(map(len, share)) > session.tokens_a_stream for share in shares)
-    _share_cores(len(shares) if long else session.kernels.streams)
+    return max(1, device.cores() // (len(shares) if long else session.kernels.streams))
 
 
 def train_epoch(session: Session, writer: RunWriter, epoch: int, interruption: Interruption) -> None:
@@ -369,8 +406,9 @@ def _summed(session: Session, group: Sequence[Sequence[int]]) -> tuple[mx.array,
     """Loss of the next step's rows and its gradient `(parameters,)`, summed over all target tokens."""
     mx.random.seed(_dropout_seed(session.config.train.seed, session.progress.step + 1))
     loss, gradient = mx.array(0.0), mx.array(0.0)
+    workers = _ready_workers(session)
     for shares in _rounds(session, session.train_rows, group):
-        part_loss, part_gradient = _micro_batch(session, shares)  # laid out while the one before is computed
+        part_loss, part_gradient = _micro_batch(session, shares, workers)  # laid out while the one before is computed
         mx.eval(loss, gradient)  # one at a time is in memory
         _share_cores_of_round(session, shares)
         loss, gradient = loss + part_loss, gradient + part_gradient
@@ -425,10 +463,37 @@ def _rounds(
             yield [[found[i] for i in share] for share in shares]
 
 
-def _micro_batch(session: Session, shares: Sequence[Sequence[TokenRow]]) -> tuple[mx.array, mx.array]:
-    """Summed loss of some rows and its gradient `(parameters,)`, a share of the rows on each stream."""
-    losses, gradients = zip(*_on_streams(session, shares, session.passes.loss_and_gradient), strict=True)
+def _micro_batch(
+    session: Session, shares: Sequence[Sequence[TokenRow]], workers: ShareWorkers | None
+) -> tuple[mx.array, mx.array]:
+    """Summed loss of some rows and its gradient `(parameters,)`, a share of the rows in each process or stream."""
+    computed = _by_workers(session, shares, workers, gradients=True)
+    computed = computed or _on_streams(session, shares, session.passes.loss_and_gradient)
+    losses, gradients = zip(*computed, strict=True)
     return sum(losses), sum(gradients[1:], gradients[0])
+
+
+def _ready_workers(session: Session) -> ShareWorkers | None:
+    """The workers, once they have loaded; to ask between two steps, since threads of the BLAS are shared out anew."""
+    return session.workers if session.workers and session.workers.are_ready() else None
+
+
+def _by_workers(
+    session: Session, shares: Sequence[Sequence[TokenRow]], workers: ShareWorkers | None, *, gradients: bool
+) -> list[tuple[mx.array, mx.array | None]] | None:
+    """Loss and gradient of each share, computed already, some of them in each process; None where that is not to be."""
+    if not workers or len(shares) == 1:
+        return None
+    request = Request(list(map(list, shares)), gradients, session.prefix, _threads_of_round(session, shares))
+    device.set_blas_threads(request.threads)
+
+    def own(request: Request) -> list[Computed]:
+        return compute_shares(session.passes, request, session.streams, session.kernels, session.layout)
+
+    computed = workers.compute(request, session.model.trainable_parameters(), own)
+    if computed is None:
+        return None
+    return [(mx.array(loss), None if gradient is None else mx.array(gradient)) for loss, gradient in computed]
 
 
 def _on_streams(session: Session, shares: Sequence[Sequence[TokenRow]], compute: Callable[[Batch], Any]) -> list[Any]:
@@ -574,10 +639,14 @@ def validate_model(session: Session) -> float:
 def _validation_loss(session: Session, some: Sequence[int]) -> float:
     """Of some validation rows, summed over their target tokens, nats."""
     session.model.eval()
-    loss = 0.0
+    loss, workers = 0.0, _ready_workers(session)
     for shares in _rounds(session, session.val_rows, [some]):
         _share_cores_of_round(session, shares)
-        loss += sum(_on_streams(session, shares, session.passes.loss)).item()
+        if computed := _by_workers(session, shares, workers, gradients=False):
+            losses = [one for one, _ in computed]
+        else:
+            losses = _on_streams(session, shares, session.passes.loss)
+        loss += sum(losses).item()
     session.model.train()
     return loss
 
@@ -725,6 +794,7 @@ def _finish(session: Session, writer: RunWriter, interruption: Interruption) -> 
         writer.end("paused", progress.step)
         return "paused"
     _save_adapters(session, session.run.final)
+    end_workers(session)
     writer.tell("evaluating")
     with _spared(writer, "what it learnt could not be tested; `qlora evaluate` does it again", trained=True):
         (session.run.path / "evaluation.json").unlink(missing_ok=True)  # of fewer steps

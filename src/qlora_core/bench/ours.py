@@ -128,7 +128,7 @@ def evaluate(job: Job, rows: Rows, saved: Path) -> list[dict[str, Any]]:
 @contextlib.contextmanager
 def _opened(job: Job, rows: Sequence[TokenRow]) -> Iterator[Any]:
     """A session of a run in a temporary directory, with these rows instead of what the run was planned with."""
-    from .. import device
+    from .. import device, trainer
     from ..cli import plan_training
     from ..config import from_flat
     from ..memory import MemoryMonitor
@@ -149,8 +149,12 @@ def _opened(job: Job, rows: Sequence[TokenRow]) -> Iterator[Any]:
             session = open_session(writer, MemoryMonitor(counters=device.memory_counters))
             session.train_rows = rows
             session.share_prefix()
+            trainer.start_workers(session, writer)
             _refuse_without_effect(job.without, json.loads(json.dumps(dataclasses.asdict(session.kernels))))
-            yield session
+            try:
+                yield session
+            finally:
+                trainer.end_workers(session)
 
 
 @contextlib.contextmanager
