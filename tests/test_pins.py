@@ -17,41 +17,41 @@ import try_newest_dependencies as newest  # noqa: E402
 
 TEXT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 PINS = [Requirement(pin) for pin in pinning.pins(TEXT)]
-OURS = "qlora-notebook"
-OF_THE_ENVIRONMENT = {"pip", "setuptools", "uv", "wheel"}  # what makes environments leaves in them
+GROUPS = [
+    Requirement(text) for group in tomllib.loads(TEXT)["dependency-groups"].values() for text in group
+]  # the package itself with its extra for formats among them
+WITHOUT_ITS_OWN = {each["name"] for each in tomllib.loads(TEXT)["tool"]["uv"]["dependency-metadata"]}
 
 
-def installed() -> dict[str, str]:
-    found = {canonicalize_name(each.name): each.version for each in importlib.metadata.distributions()}
-    return {name: version for name, version in found.items() if name not in {OURS, *OF_THE_ENVIRONMENT}}
-
-
-def needed(name: str, extras: tuple[str, ...] = ("",)) -> set[str]:
-    """Names of all that a distribution asks for on this machine, itself among them."""
+def needed() -> set[str]:
+    """Names of all that the project and its groups ask for on this machine."""
     seen: set[tuple[str, str]] = set()
-    left = [(canonicalize_name(name), extra) for extra in extras]
+    left = [(canonicalize_name(each.name), extra) for each in GROUPS for extra in ("", *each.extras) if _here(each, "")]
     while left:
-        each, extra = left.pop()
-        if (each, extra) in seen:
+        if (each := left.pop()) in seen:
             continue
-        seen.add((each, extra))
-        for text in importlib.metadata.requires(each) or []:
-            wanted = Requirement(text)
-            if not wanted.marker or wanted.marker.evaluate({"extra": extra}):
-                left += [(canonicalize_name(wanted.name), more) for more in ("", *wanted.extras)]
-    return {each for each, _ in seen}
+        seen.add(each)
+        name, extra = each
+        asked = map(Requirement, [] if name in WITHOUT_ITS_OWN else importlib.metadata.requires(name) or [])
+        left += [
+            (canonicalize_name(each.name), more) for each in asked if _here(each, extra) for more in ("", *each.extras)
+        ]
+    return {name for name, _ in seen} - {"qlora-notebook"}
 
 
-def test_each_installed_distribution_is_pinned_at_its_version():
-    here = {pin.name: str(pin.specifier) for pin in PINS if not pin.marker or pin.marker.evaluate()}
-    assert {name: f"=={version}" for name, version in installed().items()}.items() <= here.items()
+def _here(requirement: Requirement, extra: str) -> bool:
+    return not requirement.marker or requirement.marker.evaluate({"extra": extra})
 
 
-def test_nothing_is_pinned_that_nobody_asks_for_here():
-    """What is pinned and not installed is for other machines: none of what is installed asks for it on this one."""
-    elsewhere = {pin.name for pin in PINS} - installed().keys()
-    assert not elsewhere & needed(OURS, ("", "formats"))
-    assert {"mlx-cuda-12", "mlx-metal", "mlx-cpu"} <= {pin.name for pin in PINS}
+def test_all_that_is_asked_for_here_is_pinned_as_it_is_installed():
+    pinned = {pin.name: str(pin.specifier) for pin in PINS if not pin.marker or pin.marker.evaluate()}
+    wanted = {name: f"=={importlib.metadata.version(name)}" for name in needed()}
+    assert len(wanted) > 80
+    assert {name: pinned.get(name) for name in wanted} == wanted
+
+
+def test_what_other_machines_want_is_pinned_too():
+    assert {"mlx-cuda-12", "mlx-metal", "mlx-cpu", "scipy-openblas32"} <= {pin.name for pin in PINS}
 
 
 @pytest.mark.parametrize("python", ["3.11.0", "3.11.9", "3.12.3", "3.13.0", "3.14.1"])
