@@ -172,15 +172,14 @@ def _train_to_end(session: Session, writer: RunWriter, interruption: Interruptio
     session.watch.ask_base = not session.run.samples()
     try:
         with _hearing_pauses(writer, interruption):
-            _catch_up(session, writer)
-            while progress.step < total and not interruption.asked:
+            over = _catch_up(session, writer)
+            while progress.step < total and not (over or interruption.asked):
                 epoch = progress.step // session.steps_per_epoch
                 _log_memory(session, writer, f"Epoch {epoch + 1} start")
                 train_epoch(session, writer, epoch, interruption)
-                if _patience_is_over(session):
-                    many = session.config.train.patience
-                    writer.log("warning", message=f"no better validation loss in {many} validations")
-                    break
+                over = _patience_is_over(session)
+        if over:
+            writer.log("warning", message=f"no better validation loss in {session.config.train.patience} validations")
         return _finish(session, writer, interruption)
     except _Pausing:
         _save_if_new(session, writer)
@@ -209,12 +208,14 @@ def _hearing_pauses(writer: RunWriter, interruption: Interruption) -> Iterator[N
         yield
 
 
-def _catch_up(session: Session, writer: RunWriter) -> None:
-    """Make the validation that a pause cut short, as if it had not."""
+def _catch_up(session: Session, writer: RunWriter) -> bool:
+    """Make the validation that a pause cut short, as if it had not; whether patience is over with it."""
     progress, every = session.progress, session.config.pace.eval_every or session.steps_per_epoch
     due = progress.step and (progress.step % every == 0 or progress.step == session.total_steps)
-    if due and session.val_rows and progress.last_val_step != progress.step:
-        _validate(session, writer)
+    if not (due and session.val_rows and progress.last_val_step != progress.step):
+        return False
+    _validate(session, writer)
+    return _patience_is_over(session)
 
 
 def start_workers(session: Session, writer: RunWriter) -> None:
