@@ -23,7 +23,7 @@ from .runs import Run, RunWriter, being_trained
 from .storage import cache_directory, make_directory
 
 POLL = 0.5  # seconds between two looks whether the device is free
-GOING = 3.0  # seconds that a trainer which gave its run back may take to end
+GOING = 10.0  # seconds that a trainer which gave its run back may take to end; on a busy machine it takes some
 
 
 def device_name() -> str:
