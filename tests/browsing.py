@@ -9,18 +9,17 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 from conftest import ROOT
 from playwright.sync_api import Browser, Locator, Page, expect
+from processes import end_of, wait_until
 
-PATIENCE = 90_000  # ms; a limit for a broken page, not an expectation
+PATIENCE = 300_000  # ms; a limit for a broken page, not an expectation
 CHROMIUM = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking",
             "--disable-sync"]  # fmt: skip
 MARKUP = '<b id="owned">bold</b> <img src=x onerror="document.title=\'owned\'"> ![x](http://outside.invalid/x.png)'
@@ -67,7 +66,7 @@ class Server:
                 self.command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
             )
         try:
-            wait_for(lambda: answers(f"{self.origin}/health"), self.log)
+            wait_until(lambda: answers(f"{self.origin}/health"), lambda: self.log.read_text(encoding="utf-8"))
             if "app" in self.command:
                 self.address = json.loads(self.log.read_text(encoding="utf-8").splitlines()[-1])["url"]
         except BaseException:
@@ -81,7 +80,7 @@ class Server:
     def end(self, by: int = signal.SIGTERM) -> None:
         """End the server as `by` does."""
         self.process.send_signal(by)
-        self.process.wait(30)
+        end_of(self.process)
 
 
 def answers(url: str) -> bool:
@@ -92,14 +91,6 @@ def answers(url: str) -> bool:
         return True
     except OSError:
         return False
-
-
-def wait_for(true: Callable[[], bool], log: Path | None = None, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        if time.monotonic() > end:
-            pytest.fail(log.read_text(encoding="utf-8") if log else "waited in vain")
-        time.sleep(0.05)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import processes
 import pytest
 from tiny import write_model, write_rows, write_taught
 
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 CACHE = tempfile.mkdtemp(prefix="qlora-tests-")
 os.environ["QLORA_CACHE"] = CACHE  # for the processes that tests start as well
+NUMBERS = itertools.count(1)
+STARTS = processes.Starts()
+sys.addaudithook(STARTS)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -49,6 +54,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_unconfigure() -> None:
     """Leave nothing behind."""
     shutil.rmtree(CACHE, ignore_errors=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def conditions() -> Iterator[str]:
+    """The same conditions for the processes of every session, however it was started; the session's name for them."""
+    session = f"{os.environ.get(processes.TOKEN, '')}{os.getpid()}-{secrets.token_hex(4)}/"
+    with processes.default_signals(), processes.watched(session, CACHE), processes.named(f"{session}0/"):
+        yield session
+
+
+@pytest.fixture(autouse=True)
+def own_processes(conditions: str) -> Iterator[None]:
+    """Each test has its device to itself, and what it starts ends with it."""
+    token = f"{conditions}{next(NUMBERS)}/"
+    before = STARTS.count
+    shutil.rmtree(Path(CACHE) / "training", ignore_errors=True)  # where the device's lock lies
+    with processes.named(token):
+        yield
+    if STARTS.count > before:
+        assert processes.end_processes(token) == [], "left running, and ended now"
 
 
 @pytest.fixture(scope="session")
@@ -159,9 +184,9 @@ def browser() -> "Iterator[Browser]":
 def python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run `python …` in `tmp_path`, waiting for it to end."""
 
-    def run(*arguments: str | Path, cwd: Path = tmp_path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: str | Path, cwd: Path = tmp_path, **options: Any) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, *map(str, arguments)]
         environment = {**os.environ, "PYTHONWARNINGS": "default"}
-        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
+        return processes.run(command, cwd=cwd, env=environment, text=True, **options)
 
     return run

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import processes
 import pytest
 
 from qlora_core.storage import finish_replacing
@@ -24,7 +25,7 @@ def qlora(tiny_model, tmp_path):
     def run(*arguments: str, preload: str = "") -> tuple[int, dict | None, str]:
         code = f"{preload}\nimport sys; from qlora_core.cli import main; sys.exit(main(sys.argv[1:]))"
         command = [sys.executable, "-c", code, "data", *arguments, "--out", "out", "--model", str(tiny_model), "--json"]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+        done = processes.run(command, cwd=tmp_path, text=True)
         assert "Traceback" not in done.stderr
         return done.returncode, json.loads(done.stdout) if done.stdout else None, done.stderr
 

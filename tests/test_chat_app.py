@@ -3,12 +3,12 @@
 import importlib.util
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
 from marimo._ast.app import InternalApp
+from processes import wait_until
 
 from qlora_core import page
 from qlora_core.page.asking import Asker, Conversation, Turn
@@ -18,7 +18,6 @@ from qlora_core.talk import Answer, Talk
 CHAT = ROOT / "apps" / "chat.py"
 FORM = {"question": "red?", "max_tokens": 12, "temperature": 0, "top_p": 1, "seed": 0, "system": "", "who": "tuned"}
 MARKUP = '<img src=x onerror="alert(1)">\n![x](http://x.y/z.png)'
-PATIENCE = 60.0  # seconds; a limit for something broken, not an expectation
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +38,8 @@ def asker(trained: Run):
 
 
 def answered(asker: Asker) -> Conversation:
-    end = time.monotonic() + PATIENCE
-    while (now := asker.look()).answering:
-        assert time.monotonic() < end, now
-        time.sleep(0.01)
-    return now
+    wait_until(lambda: not asker.look().answering, lambda: str(asker.look()), pause=0.01)
+    return asker.look()
 
 
 # The notebook ---------------------------------------------------------------------------------------------------

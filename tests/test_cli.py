@@ -4,11 +4,11 @@ import io
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import processes
 import pytest
 from tiny import write_rows
 
@@ -466,7 +466,7 @@ def test_a_reader_that_goes_away_is_no_error_of_ours(place, tmp_path):
     reading, writing = os.pipe()
     os.close(reading)
     command = [sys.executable, "-m", "qlora_core.cli", "runs"]
-    done = subprocess.run(command, cwd=place, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60)
+    done = processes.run(command, cwd=place, stdout=writing, text=True)
     os.close(writing)
     assert (done.returncode, done.stderr) == (1, "")
 

@@ -8,13 +8,13 @@ import functools
 import importlib
 import json
 import math
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import processes
 import pytest
 from harness import (
     FAST,
@@ -503,7 +503,7 @@ def from_mlx_lm(tmp_path_factory: pytest.TempPathFactory, trained: FindRun, quan
     names = [name for name in ALL if not known("mlx-lm", name)]
     models = [(str(quantised(name)), str(trained(name).best), str(root / f"{name}.npy")) for name in names]
     command = [sys.executable, "-c", MLX_LM, json.dumps([IDS.tolist(), models])]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    ended = processes.run(command, text=True)
     assert ended.returncode == 0, ended.stderr
 
     def find(name: str) -> Path:

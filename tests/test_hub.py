@@ -19,6 +19,7 @@ import pytest
 from fake_hub import REPOSITORY, FakeHub
 from huggingface_hub import close_session, constants, file_download
 from huggingface_hub.errors import HTTPError
+from processes import communicate
 
 from qlora_core import hub
 from qlora_core.errors import ModelError
@@ -150,7 +151,7 @@ def outside(fake: FakeHub, tmp_path: Path, **settings) -> subprocess.Popen[str]:
 
 def test_standard_output_is_left_alone(fake, tmp_path):
     with outside(fake, tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.communicate(timeout=60) == (
+        assert communicate(process) == (
             f"{tmp_path}/hf/hub/models--owner--name/snapshots/{fake.commit}\n",
             f"Fetching {REPOSITORY} (1.5 MB) …\n",
         )
@@ -254,7 +255,7 @@ def test_what_was_interrupted_goes_on_where_it_was(fake, monkeypatch):
 def test_two_at_once_fetch_it_once(fake, tmp_path):
     fake.hold = 2
     processes = [outside(fake, tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) for _ in range(2)]
-    assert {process.communicate(timeout=60)[0] for process in processes} == {
+    assert {communicate(process)[0] for process in processes} == {
         f"{tmp_path}/hf/hub/models--owner--name/snapshots/{fake.commit}\n"
     }
     assert len(weights_asked(fake)) == 1

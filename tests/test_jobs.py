@@ -3,10 +3,9 @@
 import json
 import os
 import signal
-import subprocess
 import sys
-import time
 
+import processes
 import psutil
 import pytest
 
@@ -14,15 +13,10 @@ from qlora_core import jobs
 from qlora_core.errors import BusyError
 from qlora_core.runs import Run
 
-PATIENCE = 60  # seconds after which a worker that does not answer fails the test
-
 
 def wait_until(run: Run, condition) -> None:
     """Wait for a condition on the run, and tell the worker's log if it never comes."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"{run.state}, {run.status()}\n{jobs.last_words(run)}"
-        time.sleep(0.02)
+    processes.wait_until(condition, lambda: f"{run.state}, {run.status()}\n{jobs.last_words(run)}")
 
 
 def ends(run: Run, state: str) -> None:
@@ -110,9 +104,7 @@ def test_the_worker_outlives_whoever_started_it(tiny_model, tiny_rows, tmp_path)
     runs_dir = tmp_path / "runs"
     given = {"model": str(tiny_model), "data": [str(tiny_rows)], "runs_dir": str(runs_dir), "run": "club",
              "max_answer_tokens": 1, "epochs": 1}  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-c", STARTER, json.dumps(given)], capture_output=True, text=True, check=True, timeout=PATIENCE
-    )
+    done = processes.run([sys.executable, "-c", STARTER, json.dumps(given)], text=True, check=True)
     run, worker = Run(runs_dir / "club"), int(done.stdout)
     assert run.alive
     assert os.getsid(worker) == worker != os.getsid(0)

@@ -5,12 +5,12 @@ import importlib.util
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
 from marimo._ast.app import InternalApp  # the dataflow graph has no public way in; marimo is pinned
+from processes import wait_until
 from tiny import write_model
 
 from qlora_core import page
@@ -323,10 +323,10 @@ def test_errands_end_well_or_say_why():
     assert errand.look() == page.commands.News()
     errand.send("models")
     assert errand.look().running
-    wait_for(lambda: not errand.look().running)
+    wait_until(lambda: not errand.look().running)
     assert "mistral-7b" in [row["name"] for row in errand.look().result["models"]]
     errand.send("generate", "nowhere", "--prompt=x")
-    wait_for(lambda: not errand.look().running)
+    wait_until(lambda: not errand.look().running)
     assert errand.look().problem.startswith("nowhere: no such run")
 
 
@@ -378,10 +378,3 @@ def test_start_says_busy_in_words(monkeypatch):
 
     monkeypatch.setattr(page.training.jobs, "start", busy)
     assert "is being trained by another process" in page.training.start(None, None).text
-
-
-def wait_for(true):
-    end = time.monotonic() + 60
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.02)

@@ -5,12 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from harness import create_run
+from processes import end_of, wait_until
 from tiny import TAUGHT
 
 from qlora_core.generate import answer
@@ -18,7 +18,6 @@ from qlora_core.runs import Run
 from qlora_core.session import load_for_answers
 from qlora_core.talk import Talk, Talker, words_for
 
-PATIENCE = 60.0  # seconds; a limit for something broken, not an expectation
 GREEDY = {"max_tokens": 12}
 
 
@@ -28,11 +27,8 @@ def user(text: str) -> list[dict[str, str]]:
 
 def until(talker: Talker, true: Callable[[Talk], object]) -> Talk:
     """Look until it is so."""
-    end = time.monotonic() + PATIENCE
-    while not true(talk := talker.poll()):
-        assert time.monotonic() < end, talk
-        time.sleep(0.01)
-    return talk
+    wait_until(lambda: true(talker.poll()), lambda: str(talker.poll()), pause=0.01)
+    return talker.poll()
 
 
 def answered(talk: Talk) -> bool:
@@ -115,7 +111,7 @@ def test_a_question_that_fails_leaves_the_next_one(trained: Run) -> None:
 def test_it_ends_after_silence(trained: Run) -> None:
     command = [sys.executable, "-m", "qlora_core.talker", str(trained.path), "--silence", "1"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
-    assert process.wait(PATIENCE) == 0  # its input is still open
+    assert end_of(process) == 0  # its input is still open
     process.stdin.close()
 
 
@@ -199,8 +195,8 @@ def test_close_frees_it_in_the_middle_of_an_answer(trained: Run, made: Callable[
 def test_silence_is_no_failure(trained: Run, made: Callable[..., Talker]) -> None:
     talker = made(trained.path, silence=1.0)
     talker.ask(user("red?"), **GREEDY)
-    talker._process._child.wait(PATIENCE)  # nobody looks
-    talk = until(talker, lambda talk: talk.state != "ready" and talk.state != "answering")
+    end_of(talker._process._child)  # nobody looks
+    talk = until(talker, lambda talk: talk.state in ("absent", "ended"))
     assert (talk.state, talk.reason) == ("absent", "")
 
 

@@ -10,9 +10,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
+import processes
 import psutil
 import pytest
 from tiny import CHATML
@@ -702,15 +702,12 @@ def test_its_processes_end_with_it(tiny_model, how):
             os.killpg(run.pid, signal.SIGINT)
         else:
             run.kill()
-        begun = time.monotonic()
-        _, errors = run.communicate(timeout=30)  # until the last process has closed its end
+        _, errors = processes.communicate(run)  # until the last process has closed its end
     if how == "interrupted":
         assert errors.count("Traceback") == 1, errors
         # perhaps not last: loky's tracker of semaphores, a process of its own, may still remark on one that is gone
         assert "KeyboardInterrupt" in errors.splitlines(), errors
-    while (left := members(run.pid)) and time.monotonic() - begun < 30:
-        time.sleep(0.05)
-    assert left == []
+    processes.wait_until(lambda: not members(run.pid), lambda: str(members(run.pid)))
 
 
 def members(group: int) -> list[psutil.Process]:

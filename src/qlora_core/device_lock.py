@@ -27,7 +27,7 @@ from .storage import cache_directory, make_directory
 
 START_ID = Path("/proc/sys/kernel/random/boot_id")
 POLL = 0.5  # seconds between two looks whether the device is free
-GOING = 3.0  # seconds that a trainer which gave its run back may take to end
+GOING = 10.0  # seconds that a trainer which gave its run back may take to end; on a busy machine it takes some
 
 
 def device_name() -> str:

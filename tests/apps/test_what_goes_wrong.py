@@ -5,7 +5,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from browsing import Server, button, expect, fill, opened, press, state, step_beyond, wait_for, write_rows
+from browsing import Server, button, expect, fill, opened, press, state, step_beyond, write_rows
+from processes import wait_until
 
 from qlora_core.runs import Run, TrainingTracker
 
@@ -53,7 +54,7 @@ def test_the_server_is_ended_and_begun_again_while_it_trains(browser, flags, tmp
         pid = run.status()["pid"]
         server.end(signal.SIGKILL)
         before = run.status()["step"]
-        wait_for(lambda: run.status()["step"] > before + 5)
+        wait_until(lambda: run.status()["step"] > before + 5)
         with server, opened(browser, server.address) as page:
             state(page, "running")
             assert run.status()["pid"] == pid

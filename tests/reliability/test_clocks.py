@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from harness import assert_same_training, create_run, events, train, write_pair
+from processes import wait_until
 
 from qlora_core import jobs, runs, trainer
 from qlora_core.console import TrainingReporter
@@ -155,11 +156,13 @@ def jumping(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_clock_that_is_set_changes_nothing(run: Run, jumping: None, tmp_path: Path, tiny_model: Path) -> None:
+    began = time.monotonic()
     assert train(run).state == run.state == "completed"
+    took = time.monotonic() - began
     seen = look(run)
     assert seen.steps["step"].tolist() == list(range(1, 13))
     assert len(seen.evals["step"]) == 12
-    assert training.seconds_trained(seen) < 60
+    assert training.seconds_trained(seen) <= took
     reader = MetricsReader(run.metrics_file)
     reader.poll()
     assert [event["type"] for event in reader.recent][-1] == "end"
@@ -192,14 +195,12 @@ def test_a_stopped_trainer_keeps_its_lock_and_goes_on(
     settings = {"batch_size": 4, "max_steps": 5000, "epochs": 10000, "samples": 0, "save_every": 10, "eval_every": 5}
     run = create_run(tmp_path / "runs", tiny_model, sources, run="run", **settings)
     command = [sys.executable, "-m", "qlora_core", "train", "--run", "run", "--runs-dir", str(tmp_path / "runs")]
-    draw, deadline = random.Random(0), time.monotonic() + 300
+    draw = random.Random(0)
 
     def wait_for_steps(more: int) -> None:
         wanted = len(events(run, "step")) + more
-        while len(events(run, "step")) < wanted:
-            assert child.poll() is None
-            assert time.monotonic() < deadline, run.status()
-            time.sleep(0.01)
+        wait_until(lambda: child.poll() is not None or len(events(run, "step")) >= wanted, lambda: str(run.status()))
+        assert child.poll() is None
 
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as child:
         try:

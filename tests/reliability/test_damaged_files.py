@@ -2,19 +2,19 @@
 
 import json
 import shutil
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
 import damage
+import processes
 import pytest
 from harness import create_run, train, write_pair
 from tiny import write_model
 
 from qlora_core.runs import Run
 
-PATIENCE = 1800  # seconds; a limit for something broken, not an expectation
+WORK = 3600.0  # seconds of processor time; a limit for something broken, not an expectation
 SEED = 3
 SHARES = {"adapter": 0.4, "model": 0.25, "run": 0.35}
 
@@ -39,9 +39,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_damaged_files_end_nothing(kind: str, good: dict[str, Path], tmp_path: Path, request) -> None:
     count = round(request.config.getoption("--mutations") * SHARES[kind])
     command = [sys.executable, damage.__file__, kind, good[kind], tmp_path, SEED, 0, count]
-    done = subprocess.run(
-        list(map(str, command)), capture_output=True, text=True, timeout=PATIENCE, check=False, errors="replace"
-    )
+    done = processes.run(list(map(str, command)), text=True, work=WORK, errors="replace")
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
     assert done.returncode == 0, (f"seed {SEED}", lines[-1:], done.stderr[-2000:])
     outcomes = [line for line in lines if line[2] != "begun"]

@@ -5,7 +5,6 @@ epochs, samples. `--cuts 40` cuts at every step.
 """
 
 import random
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import processes
 import pytest
 from conftest import ROOT
 from harness import Killed, assert_same_training, at_step, create_run, events, kill, train, trained_state, write_pair
@@ -116,7 +116,7 @@ def test_cut_and_continued_in_other_processes_it_ends_the_same(create: Create, w
     run = create(save_every=4)
     for step, how in ((15, "kill"), (0, "")):
         command = [sys.executable, "-c", ELSEWHERE, str(run.path), str(step), how]
-        done = subprocess.run(command, cwd=ROOT / "tests", capture_output=True, text=True, timeout=120)
+        done = processes.run(command, cwd=ROOT / "tests", text=True)
         assert (done.returncode == -9) == (how == "kill"), done.stderr
     assert events(run, "start", "step") == [0, 12]
     assert run.state == "completed"

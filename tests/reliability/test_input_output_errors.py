@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import processes
 import pytest
 from harness import create_run, events, hashes, train, write_pair
 from safetensors.numpy import load_file
@@ -294,10 +295,8 @@ def test_a_limit_on_the_size_of_files_pauses_the_run(half, wanted, tmp_path) -> 
     """Where no file system can be mounted, this is a real refusal of the system's."""
     run = copy(half, tmp_path)
     size = (checkpoints(run.path / "checkpoints")[-1] / "optimizer.safetensors").stat().st_size
-    ended = subprocess.run(
-        command(run), capture_output=True, text=True, timeout=300,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1, size - 1)),
-    )  # fmt: skip
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1, size - 1))  # noqa: E731
+    ended = processes.run(command(run), text=True, preexec_fn=limit)
     assert ended.returncode == 1, ended.stdout + ended.stderr
     assert re.search(r"^error: .*cannot be written: File too large \(EFBIG\).*ulimit -f", ended.stderr, re.MULTILINE)
     assert "Traceback" not in ended.stdout + ended.stderr

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from harness import create_run, hashes, train, write_pair
+from processes import Patience, end_of
 from safetensors import safe_open
 
 from qlora_core.checkpoint import checkpoints, latest_checkpoint
@@ -20,7 +21,6 @@ from qlora_core.seals import refuse_damage
 from qlora_core.storage import write_json
 
 SEED = 6
-PATIENCE = 120.0  # seconds after which a worker that makes no progress is a failure
 SETTINGS = {
     "save_every": 1, "eval_every": 5, "samples": 0, "schedule": "constant", "dropout": 0.1, "keep_checkpoints": 3,
     "grad_accumulation_steps": 2, "batch_size": 2, "epochs": 10_000,
@@ -68,9 +68,9 @@ class Acknowledged:
 
 
 def wait_for(condition: Callable[[], object], child: subprocess.Popen[bytes], run: Run) -> None:
-    end = time.monotonic() + PATIENCE
+    patience = Patience()
     while not condition():
-        if child.poll() is not None or time.monotonic() > end:
+        if child.poll() is not None or patience.over():
             pytest.fail(
                 f"no progress: {(run.path / 'worker.log').read_text(encoding='utf-8', errors='replace')[-2000:]}"
             )
@@ -149,7 +149,7 @@ def test_no_acknowledged_checkpoint_is_lost_however_often_it_is_killed(
     reached = check_all(run, acknowledged.step, f"seed {SEED}, at the end")
     prolong(run, reached + 3)
     child = start(run)
-    assert child.wait(PATIENCE) == 0, (run.path / "worker.log").read_text(encoding="utf-8")[-2000:]
+    assert end_of(child) == 0, (run.path / "worker.log").read_text(encoding="utf-8")[-2000:]
     assert run.state == "completed"
     assert unfinished(run) == []
     whole = create_run(tmp_path / "whole", tiny_model, data, run="run", **SETTINGS, max_steps=reached + 3)

@@ -5,11 +5,11 @@ import os
 import random
 import shutil
 import stat
-import subprocess
 import sys
 import unicodedata
 from pathlib import Path
 
+import processes
 import pytest
 from harness import write_pair
 
@@ -211,10 +211,8 @@ def test_what_commands_make_is_for_their_user_only(tiny_model: Path, tmp_path: P
         ["export", "club", "--runs-dir", str(home / "deep" / "runs"), "--to", "peft", "--out", str(home / "peft")],
         ["data", str(rows / "train.jsonl"), "--out", str(home / "data"), "--model", str(tiny_model)],
     ]
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_A_MASK, json.dumps(commands)],
-        cwd=home, env=environment, capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
+    command = [sys.executable, "-c", WITHOUT_A_MASK, json.dumps(commands)]
+    done = processes.run(command, cwd=home, env=environment, text=True)
     assert done.returncode == 0, done.stderr
     made = {path.name for path in home.rglob("*")}
     assert {"adapters.safetensors", "adapter_model.safetensors", "train_data.jsonl", "manifest.json"} <= made

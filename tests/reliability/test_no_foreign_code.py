@@ -3,11 +3,11 @@
 import ast
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import processes
 import pytest
 from harness import FAST, load
 from tiny import write_model
@@ -194,9 +194,7 @@ def test_data_and_questions_stay_on_the_machine(tiny_model: Path, tmp_path: Path
         ["compare", "club", "club"],
         ["runs"],
     ]  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-c", SILENT, json.dumps(commands)],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+    command = [sys.executable, "-c", SILENT, json.dumps(commands)]
+    done = processes.run(command, cwd=tmp_path, env=environment, text=True)
     told = [line for line in done.stderr.splitlines() if ", asked " in line]
     assert told == [f"{command}: 0, asked []" for command, *_ in commands], done.stderr

@@ -6,11 +6,11 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from processes import wait_until
 
 from qlora_core import cli, device_lock, jobs, locks
 from qlora_core.device_lock import DeviceLock, lock_file
@@ -19,8 +19,6 @@ from qlora_core.page import training
 from qlora_core.page.problems import Problem
 from qlora_core.page.watching import RunWatcher
 from qlora_core.runs import Run, TrainingTracker
-
-PATIENCE = 60  # seconds after which something that does not happen fails the test
 
 
 @pytest.fixture
@@ -35,13 +33,6 @@ def other(tmp_path: Path) -> Run:
 def flags(tiny_model: Path, tiny_rows: Path, tmp_path: Path) -> list[str]:
     return ["--model", str(tiny_model), "--data", str(tiny_rows), "--runs-dir", str(tmp_path / "runs"), "--run", "club",
             "--max-steps", "2", "--samples", "0", "--max-answer-tokens", "1"]  # fmt: skip
-
-
-def wait_until(condition: Callable[[], object], what: str) -> None:
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end, what
-        time.sleep(0.02)
 
 
 @contextlib.contextmanager
@@ -68,7 +59,7 @@ def test_one_that_waits_says_for_whom_and_begins_when_it_is_free(other, flags, t
     seen = []
 
     def look_and_let_go() -> None:
-        wait_until(lambda: "Waiting" in run.status().get("message", ""), "it never waited")
+        wait_until(lambda: "Waiting" in run.status().get("message", ""), lambda: str(run.status()))
         seen.append((run.alive, run.state, run.status()["message"]))
         shown = RunWatcher(TrainingTracker(run.path.parent)).look(Problem("no plan"), "club")
         seen.append(training.run_panel(shown).text)
@@ -118,9 +109,11 @@ def test_a_worker_waits_too_and_takes_over_from_one_that_was_killed(other, plan)
         tracker, planned = plan(run="club", queue=True, restart=1, max_steps=2, samples=0, max_answer_tokens=1)
         jobs.start(tracker, planned)
         run = planned.run
-        wait_until(lambda: f"(process {holder.pid}, since" in run.status().get("message", ""), jobs.last_words(run))
+        wait_until(
+            lambda: f"(process {holder.pid}, since" in run.status().get("message", ""), lambda: jobs.last_words(run)
+        )
         holder.kill()
-    wait_until(lambda: not run.alive, jobs.last_words(run))
+    wait_until(lambda: not run.alive, lambda: jobs.last_words(run))
     assert run.state == "completed", jobs.last_words(run)
 
 

@@ -6,10 +6,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import processes
 import pytest
 
 from qlora_core import jobs
@@ -17,7 +17,6 @@ from qlora_core.errors import BusyError
 from qlora_core.runs import Run, RunLock, RunWriter, TrainingTracker
 
 STARTERS, READERS = 8, 4
-PATIENCE = 60  # seconds after which something that does not happen fails the test
 
 RACES = """
 import json, os, signal, sys, time
@@ -71,7 +70,7 @@ finally:
 def test_of_those_that_start_at_once_exactly_one_wins(run, python, request):
     """While others look whether the run is alive, as fast as they can: they keep nobody out."""
     races = request.config.getoption("--races")
-    done = python("-c", RACES, run.path, races, STARTERS, READERS, timeout=PATIENCE + races)
+    done = python("-c", RACES, run.path, races, STARTERS, READERS, work=processes.WORK + 4 * races)
     assert done.returncode == 0, done.stderr
     results = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(results) == races
@@ -80,7 +79,7 @@ def test_of_those_that_start_at_once_exactly_one_wins(run, python, request):
 
 
 @contextlib.contextmanager
-def processes(script: str, count: int, *arguments: object) -> Iterator[list[subprocess.Popen]]:
+def copies(script: str, count: int, *arguments: object) -> Iterator[list[subprocess.Popen]]:
     """The same script some times over, ended with the block."""
     command = [sys.executable, "-c", script, *map(str, arguments)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
@@ -125,7 +124,7 @@ def test_of_pages_that_start_a_run_at_once_exactly_one_has_a_worker(tiny_model, 
     races = request.config.getoption("--races") // 100
     if not races:
         pytest.skip("each takes seconds: one for a hundred --races")
-    with processes(PAGE, 3) as pages:
+    with copies(PAGE, 3) as pages:
         for race in range(races):
             run = Run(tmp_path / "runs" / f"club-{race}")
             given = {"model": str(tiny_model), "data": [str(tiny_rows)], "runs_dir": str(run.path.parent),
@@ -136,15 +135,8 @@ def test_of_pages_that_start_a_run_at_once_exactly_one_has_a_worker(tiny_model, 
             answers = [page.stdout.readline().strip() for page in pages]
             assert sum(answer.isdigit() for answer in answers) == 1, f"race {race}: {answers}"
             assert sum("is being trained by another process" in answer for answer in answers) == len(pages) - 1
-            ended(run)
+            processes.wait_until(lambda run=run: not run.alive, lambda run=run: jobs.last_words(run))
             assert run.state == "completed", jobs.last_words(run)
-
-
-def ended(run: Run) -> None:
-    end = time.monotonic() + PATIENCE
-    while run.alive:
-        assert time.monotonic() < end, jobs.last_words(run)
-        time.sleep(0.02)
 
 
 HOLDER = """
@@ -159,7 +151,7 @@ with TrainingTracker("runs").record(Run(Path(sys.argv[1]))) as writer:
 
 
 def test_a_suspended_holder_keeps_the_run_and_a_killed_one_frees_it_at_once(run):
-    with processes(HOLDER, 1, run.path) as (holder,):
+    with copies(HOLDER, 1, run.path) as (holder,):
         assert holder.stdout.readline() == "ready\n"
         with pytest.raises(BusyError, match=rf"another process \({holder.pid}, since [\d :-]+\)"):
             RunLock(run.path)

@@ -20,11 +20,11 @@ from pathlib import Path
 
 import pytest
 from harness import at_step, checkpoint, create_run, events, train, trained_state, write_pair
+from processes import Patience, end_of
 
 from qlora_core.checkpoint import latest_checkpoint
 from qlora_core.runs import Run
 
-PATIENCE = 60  # seconds after which a process that does not get on fails the test
 ENDLESS = 5000  # steps: no trial sees the last one
 OF_ONE_RUN = 20  # trials after which another run is taken, so that this holds, and its events are read quickly
 SETTINGS = {"max_steps": ENDLESS, "epochs": 10000, "save_every": 1, "eval_every": 1, "samples": 1, "dropout": 0.1,
@@ -43,10 +43,10 @@ class Process:
 
     def wait_for(self, condition: Callable[[], bool], pause: float = 0.001) -> None:
         """Wait for something to be the case."""
-        deadline = time.monotonic() + PATIENCE
+        patience = Patience()
         while not condition():
             assert self.child.poll() is None, f"it ended by itself: {self.printed()}"
-            assert time.monotonic() < deadline, f"{self.run.status()}\n{self.printed()}"
+            assert not patience.over(), f"{self.run.status()}\n{self.printed()}"
             time.sleep(pause)
 
     def printed(self) -> str:
@@ -131,7 +131,7 @@ def test_a_signal_at_any_instant(
         if twice:
             time.sleep(draw.uniform(0, 0.1))
             process.child.send_signal(number)
-        ended = process.child.wait(timeout=PATIENCE)
+        ended = end_of(process.child)
         printed = process.printed()
         told += f", status {ended}, {run.status()}\n{printed}"
         assert "Traceback" not in printed, told
@@ -175,15 +175,15 @@ def test_a_terminal_that_is_closed_pauses_the_run(tmp_path: Path, tiny_model: Pa
     )  # fmt: skip
     os.close(terminal)
     os.set_blocking(controlling, False)
-    deadline = time.monotonic() + PATIENCE
+    patience = Patience()
     while len(events(run, "step")) < 2:
         with contextlib.suppress(BlockingIOError):
             os.read(controlling, 65536)  # a terminal that nobody reads stops who writes to it
         assert child.poll() is None
-        assert time.monotonic() < deadline
+        assert not patience.over()
         time.sleep(0.005)
     os.close(controlling)
-    assert child.wait(timeout=PATIENCE) == 3
+    assert end_of(child) == 3
     assert (run.state, run.status()["message"]) == ("paused", "")
     assert checkpoint(run, run.status()["step"]).is_dir()
 

@@ -2,11 +2,11 @@
 
 import json
 import random
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
+import processes
 import pytest
 
 from qlora_core import sandbox
@@ -19,7 +19,6 @@ MESSAGES = [
     {"role": "assistant", "content": "A goalkeeper."},
 ]
 MEMORY = 1 << 30  # bytes that a process that renders may address; it needs a tenth of them
-PATIENCE = 300  # seconds; a limit for something broken, not an expectation
 
 # Ways out of the sandbox, as published for Jinja2, Flask and chat templates -----------------------------------------
 
@@ -253,14 +252,9 @@ def rendered(templates: dict[str, str], seconds: int, limit: float = sandbox.SEC
         seconds: for all of them.
         limit: for each, as it is told to the sandbox.
     """
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD, str(MEMORY), str(seconds), str(limit)],
-        input=json.dumps([list(templates.items()), MESSAGES]),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+    given = json.dumps([list(templates.items()), MESSAGES])
+    command = [sys.executable, "-c", CHILD, str(MEMORY), str(seconds), str(limit)]
+    done = processes.run(command, given=given, text=True, work=processes.WORK + seconds)
     assert done.returncode == 0, (done.returncode, done.stdout[-300:], done.stderr[-2000:])
     return dict(map(json.loads, done.stdout.splitlines()))
 

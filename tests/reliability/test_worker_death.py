@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import processes
 import psutil
 import pytest
 from harness import create_run, events, train, write_pair
@@ -26,7 +27,6 @@ from qlora_core.page.watching import RunWatcher
 from qlora_core.runs import Run, RunLock
 from qlora_core.supervisor import Death, _prepare_another, _why_it_stops
 
-PATIENCE = 120  # seconds after which something that does not happen fails the test
 SEED = 6
 SETTINGS = {"run": "club", "samples": 0, "max_answer_tokens": 1, "save_every": 2, "keep_awake": False}
 WORDS = {
@@ -55,10 +55,7 @@ def deaths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Deaths:
 
 
 def wait_until(run: Run, condition: Callable[[], object]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end, f"{run.state}, {run.status()}\n{jobs.last_words(run)}"
-        time.sleep(0.02)
+    processes.wait_until(condition, lambda: f"{run.state}, {run.status()}\n{jobs.last_words(run)}")
 
 
 def steps_of(run: Run) -> list[int]:
@@ -234,7 +231,7 @@ def test_signals_reach_the_supervised_trainer_once(flags, tmp_path):
             supervisor.send_signal(signal.SIGCONT)
             wait_until(run, lambda: len(steps_of(run)) > before)
             supervisor.send_signal(signal.SIGINT)
-            output, _ = supervisor.communicate(timeout=PATIENCE)
+            output, _ = processes.communicate(supervisor)
         finally:
             if supervisor.poll() is None:
                 os.killpg(supervisor.pid, signal.SIGKILL)
