@@ -34,7 +34,8 @@ from .storage import cache_directory, replacing
 
 NATIVE_BFLOAT16 = 15  # generation of Apple's GPUs from which on they compute bfloat16 themselves
 ARITHMETIC = 2
-"""Counts the changes of the package that gave equal inputs other last bits; 2: sums in blocks on a CPU."""
+"""Counts the changes of the package that gave equal inputs other last bits; 2: sums in blocks and denormal numbers taken for zero on a CPU, the
+loss in float32 on a GPU."""
 WORKING_SET = 0.95  # of what Metal recommends as the most, from where on MLX lets go of what it keeps
 _SYMBOLS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")  # what mlx-cpu looks for
 
@@ -171,6 +172,8 @@ elif sys.platform == "linux":
     # layers in memory together (measured on an H100: 10 GB more, and no faster).
     os.environ.setdefault("MLX_MAX_OPS_PER_BUFFER", "20")
     os.environ.setdefault("MLX_MAX_MB_PER_BUFFER", "100")
+    # kernels that are compiled for this GPU are kept; in MLX's own place, a temporary directory, until it starts anew
+    os.environ.setdefault("MLX_PTX_CACHE_DIR", str(cache_directory() / "kernels"))
 for _name, _value in gpu_environment().items():
     os.environ.setdefault(_name, _value)
 
