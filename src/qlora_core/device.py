@@ -34,8 +34,10 @@ from .storage import cache_directory, replacing
 
 NATIVE_BFLOAT16 = 15  # generation of Apple's GPUs from which on they compute bfloat16 themselves
 ARITHMETIC = 2
-"""Counts the changes of the package that gave equal inputs other last bits; 2: sums in blocks and denormal numbers taken for zero on a CPU, the
-loss in float32 on a GPU."""
+"""Counts the changes of the package that gave equal inputs other last bits.
+
+2: on a CPU sums in blocks, and denormal numbers taken for zero; on a GPU each token's loss in float32.
+"""
 WORKING_SET = 0.95  # of what Metal recommends as the most, from where on MLX lets go of what it keeps
 _SYMBOLS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")  # what mlx-cpu looks for
 
