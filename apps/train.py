@@ -13,7 +13,7 @@ with app.setup:
 
     from qlora_core import first_words
 
-    if __name__ == "__main__" and not mo.app_meta().mode:  # a script: the next imports take seconds
+    if __name__ == "__main__" and mo.app_meta().mode not in ("edit", "run"):  # a script; these imports take seconds
         first_words.greet(sys.argv[1:])
     from qlora_core import cli, console, data, page, token_report, tokens
     from qlora_core.config import RunConfig
