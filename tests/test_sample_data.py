@@ -87,30 +87,33 @@ def test_fact_rows_have_their_shape(name):
 
 @pytest.mark.parametrize("name", SETS)
 def test_history_rows_have_their_shape(name):
-    for row in read(SAMPLE / name / "history.jsonl"):
-        assert set(row) == {"prompt", "completion"}
-        assert row["prompt"] == ""
-        assert row["completion"].strip()
+    for path in (SAMPLE / name).glob("history*.jsonl"):
+        for row in read(path):
+            assert set(row) == {"prompt", "completion"}
+            assert row["prompt"] == ""
+            assert row["completion"].strip()
 
 
-@pytest.mark.parametrize(("name", "least", "most"), [("club", 40, 70), ("more", 80, 160)])
-def test_biographies(name, least, most):
+@pytest.mark.parametrize(("name", "count", "most"), [("club", 4, 70), ("more", 41, 160)])
+def test_biographies(name, count, most):
     paths = sorted((SAMPLE / name / "biographies").glob("*.md"))
-    assert len(paths) >= 20
+    assert len(paths) == count
+    told = facts("club") if name == "club" else every(facts)
     for path in paths:
         text = path.read_text(encoding="utf-8")
         assert text.startswith("# ")
         title, _, body = text.partition("\n")
         assert path.stem == key(title).replace(" ", "-")
-        assert least <= len(body.split()) <= most, path.name
+        assert 40 <= len(body.split()) <= most, path.name
+        assert any(contains(text, fact["expected"]) for fact in told), path.name
 
 
 def test_counts():
-    assert len(facts("club")) == 40
-    assert 160 <= len(questions("club")) <= 168
-    assert 25 <= len(read(SAMPLE / "club" / "history.jsonl")) <= 35
-    assert len(facts("more")) >= 55
-    assert len(questions("more")) >= 440
+    assert len(facts("club")) == 16
+    assert len(questions("club")) == 65
+    assert len(read(SAMPLE / "club" / "history.jsonl")) == 21
+    assert len(facts("more")) == 85
+    assert len(questions("more")) >= 530
     phrasings = Counter(row["metadata"]["fact"] for row in questions("club"))
     assert min(phrasings.values()) >= 4
 
