@@ -38,6 +38,7 @@ from qlora_core.model import load_adapters
 from qlora_core.runs import Run
 from qlora_core.tokens import ChatTokenizer, TokenRow, make_dataset
 
+pytestmark = pytest.mark.usefixtures("float32_on_a_cpu")  # losses are compared with those of plain float32
 STEPS = 6  # of a run on 12 rows with the harness's settings: 2 epochs of 3
 
 Create = Callable[..., Run]
