@@ -57,6 +57,14 @@ def test_each_family_is_counted(tmp_path, monkeypatch, family, matrices, norms):
     assert on_gpu.loaded_bytes == matrices // 2 + 4 * matrices // 64 + 2 * norms
 
 
+@pytest.mark.parametrize(("driver", "package", "on_gpu"), [(1, 1, True), (1, 0, False), (0, 1, False)])
+def test_nvidias_gpu_counts_only_with_the_mlx_that_uses_it(monkeypatch, driver, package, on_gpu):
+    monkeypatch.setattr(bases, "has_metal", lambda: False)
+    monkeypatch.setattr(bases, "has_nvidia_driver", lambda: bool(driver))
+    monkeypatch.setattr(bases, "has_mlx_for_cuda", lambda: bool(package))
+    assert bases.has_gpu() == on_gpu
+
+
 def test_bits_per_weight_count_scales_biases_and_norms(tiny_model, monkeypatch):
     monkeypatch.setattr(bases, "has_gpu", lambda: True)
     assert described(tiny_model).bits_per_weight == pytest.approx(8 * 53_632 / 94_528)

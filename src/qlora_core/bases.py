@@ -5,6 +5,7 @@ Names are resolved here: the built-in model, aliases, local directories, hub ids
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -380,9 +381,27 @@ def has_metal() -> bool:
     return sys.platform == "darwin"
 
 
+MLX_FOR_CUDA = ("mlx-cuda-12", "mlx-cuda-13")
+"""Packages that bring MLX's library for CUDA."""
+
+
 def has_gpu() -> bool:
-    """Whether this machine has a GPU that MLX may use: any Mac, or NVIDIA's driver."""
-    return has_metal() or Path("/dev/nvidiactl").exists()
+    """Return whether MLX computes on a GPU here: on any Mac, or on NVIDIA's where its package for CUDA is installed."""
+    return has_metal() or (has_nvidia_driver() and has_mlx_for_cuda())
+
+
+def has_nvidia_driver() -> bool:
+    """Return whether NVIDIA's driver runs on this machine."""
+    return Path("/dev/nvidiactl").exists()
+
+
+@functools.cache
+def has_mlx_for_cuda() -> bool:
+    """Return whether the MLX that is installed was made for CUDA; `uv run` installs the one for a CPU."""
+    for name in MLX_FOR_CUDA:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return bool(importlib.metadata.version(name))
+    return False
 
 
 def _gguf() -> Path:

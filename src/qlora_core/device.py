@@ -162,8 +162,7 @@ def _remedy_without_mlx() -> str:
     return "`uv sync` installs it."
 
 
-if not has_gpu():
-    flush_denormals()  # before the BLAS and MLX start their threads, which take it over
+flush_denormals()  # before the BLAS and MLX start their threads, which take it over
 BLAS = _load_blas()
 if not has_gpu():
     # MLX walks the graph of a step in layers this wide. Wider ones let the streams, each a part of the micro-batch,

@@ -23,7 +23,7 @@ import numpy as np
 import psutil
 
 from . import awake, console, device
-from .bases import BUILT_IN, built_in_directory
+from .bases import BUILT_IN, built_in_directory, has_nvidia_driver
 from .checks import Finding
 from .device import mx
 from .errors import ModelError, brief
@@ -121,6 +121,9 @@ def _problems(facts: dict[str, Any], runs_dir: Path) -> Iterator[Concern]:
 
 
 def _doubts(facts: dict[str, Any]) -> Iterator[Concern]:
+    if device.ON_CPU and has_nvidia_driver():
+        remedy = "to use the GPU: uv sync --no-group cpu --extra cuda"
+        yield "Device", Finding("warning", "there is an NVIDIA GPU, and the MLX that is installed is for a CPU", remedy)
     if facts["denormal_cost"] > COSTLY:
         found = f"products of denormal numbers take {facts['denormal_cost']:.0f} times as long as others here"
         yield (

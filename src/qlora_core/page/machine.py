@@ -62,6 +62,9 @@ def _problems(disk: int) -> Iterator[str]:
         yield say("MLX is not installed. Run: uv sync")
     elif sys.platform == "linux" and not any(_version(f"mlx-{kind}") != "–" for kind in ("cpu", "cuda-12", "cuda-13")):
         yield say("MLX has nothing to compute with here. Run: uv sync")
+    elif bases.has_nvidia_driver() and not bases.has_gpu():
+        yield say("There is an NVIDIA GPU, and the MLX that is installed is for a CPU. To use the GPU: "
+                  "uv sync --no-group cpu --extra cuda")  # fmt: skip
     if sys.platform == "darwin" and platform.machine() != "arm64":
         yield say("This Python is for Intel processors: MLX wants one for Apple silicon. Install an arm64 Python.")
     if not bases.has_gpu() and importlib.util.find_spec("scipy_openblas32") is None:
