@@ -78,9 +78,10 @@ def watched(token: str, directory: str) -> Iterator[None]:
 def named_processes(token: str) -> list[psutil.Process]:
     """Living processes whose token begins so, but for this one."""
     found = []
-    for process in psutil.process_iter():
+    for pid in psutil.pids():  # `process_iter` remembers, and would take a number for the process that had it before
         with contextlib.suppress(psutil.Error, OSError):
-            if process.pid != os.getpid() and process.environ().get(TOKEN, "").startswith(token):
+            process = psutil.Process(pid)
+            if pid != os.getpid() and process.environ().get(TOKEN, "").startswith(token):
                 found.append(process)
     return found
 

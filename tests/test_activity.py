@@ -6,7 +6,6 @@ import io
 import json
 import re
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 from conftest import ROOT
 from harness import create_run, train, write_pair
+from processes import wait_until
 
 from qlora_core import console, spent, trainer
 from qlora_core.activity import STAGES, Activity, doing, watching
@@ -166,10 +166,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def until(found: Callable[[], bool]) -> None:
     """Wait for something that another thread does."""
-    deadline = time.monotonic() + 60
-    while not found():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(found)
 
 
 @pytest.mark.usefixtures("impatient")

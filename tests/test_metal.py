@@ -7,10 +7,10 @@ import dataclasses
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
+import processes
 import pytest
 from conftest import ROOT
 from harness import create_run, events, train, write_pair
@@ -20,7 +20,6 @@ from qlora_core.batching import Rounding
 from qlora_core.device import Kernels
 from qlora_core.runs import Run
 
-PATIENCE = 120  # seconds after which something that does not happen fails the test
 ON_AN_M1 = Kernels("metal", "float16", "quantised", rounding=Rounding(32, 32, (128, 256), 1.05), compiled=True)
 SETTINGS = {"batch_size": 4, "max_steps": 4, "epochs": 2, "warmup_steps": 1, "learning_rate": 1e-2, "eval_every": 2,
             "save_every": 2, "samples": 1, "max_answer_tokens": 2}  # fmt: skip
@@ -44,7 +43,7 @@ def scripted(tmp_path_factory: pytest.TempPathFactory, as_an_m1: dict[str, str],
     """What the plain script trained; only for reading."""
     root = tmp_path_factory.mktemp("scripted")
     command = [sys.executable, ROOT / "apps/train.py", *flags(model, sources, root, "script")]
-    ended = subprocess.run(command, cwd=root, env=as_an_m1, capture_output=True, text=True, timeout=PATIENCE)
+    ended = processes.run(command, cwd=root, env=as_an_m1, text=True)
     assert ended.returncode == 0, ended.stderr
     assert ("Metal (Apple M1)" in ended.stdout, ended.stderr) == (True, "")
     return Run(root / "script")
@@ -66,7 +65,7 @@ def commands(environment: dict[str, str], directory: Path, *each: list[str]) -> 
         "    print(json.dumps(said.getvalue()))\n"
     )
     command = [sys.executable, "-c", script, json.dumps([list(map(str, one)) for one in each])]
-    ended = subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+    ended = processes.run(command, cwd=directory, env=environment, text=True)
     assert ended.returncode == 0, ended.stderr
     return [json.loads(line) for line in ended.stdout.splitlines()]
 
@@ -140,11 +139,9 @@ def test_the_pages_worker_trains_there(plan: Callable, model: Path, as_an_m1: di
     for name in ("PYTHONPATH", "MLX_DISABLE_COMPILE"):
         monkeypatch.setenv(name, as_an_m1[name])
     tracker, planned = plan(model=str(model), run="page", **{**SETTINGS, "samples": 0})
-    run, end = planned.run, time.monotonic() + PATIENCE
+    run = planned.run
     jobs.start(tracker, planned)
-    while run.alive:
-        assert time.monotonic() < end, jobs.last_words(run)
-        time.sleep(0.05)
+    processes.wait_until(lambda: not run.alive, lambda: jobs.last_words(run))
     assert run.state == "completed", jobs.last_words(run)
     (started,) = events(run, "start")
     assert (started["device"], started["kernels"]["dtype"]) == ("Metal (Apple M1)", "float16")

@@ -58,7 +58,7 @@ class Page:
 
     def ask(self, method: str, path: str, **headers: str) -> http.client.HTTPResponse:
         """Ask as it is, without what a library would add."""
-        connection = http.client.HTTPConnection(self.host, self.port, timeout=60)
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=600)
         connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
         for name, value in {"host": self.named, **headers}.items():
             if value is not None:
