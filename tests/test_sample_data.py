@@ -71,7 +71,7 @@ def test_question_rows_have_their_shape(name):
         assert 8 <= len(turns(row, "assistant")[-1].split()) <= 18, row
     assert any(len(turns(row, "user")) > 1 for row in rows)
     english = sum(row["metadata"]["language"] == "en" for row in rows) / len(rows)
-    assert 0.1 < english < 0.2
+    assert 0.1 < english < 0.3
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -94,7 +94,7 @@ def test_history_rows_have_their_shape(name):
             assert row["completion"].strip()
 
 
-@pytest.mark.parametrize(("name", "count", "most"), [("club", 4, 70), ("more", 41, 160)])
+@pytest.mark.parametrize(("name", "count", "most"), [("club", 3, 70), ("more", 42, 160)])
 def test_biographies(name, count, most):
     paths = sorted((SAMPLE / name / "biographies").glob("*.md"))
     assert len(paths) == count
@@ -109,20 +109,20 @@ def test_biographies(name, count, most):
 
 
 def test_counts():
-    assert len(facts("club")) == 16
+    assert len(facts("club")) == 8
     assert len(questions("club")) == 65
     assert len(read(SAMPLE / "club" / "history.jsonl")) == 21
-    assert len(facts("more")) == 85
+    assert len(facts("more")) == 93
     assert len(questions("more")) >= 530
     phrasings = Counter(row["metadata"]["fact"] for row in questions("club"))
-    assert min(phrasings.values()) >= 4
+    assert min(phrasings.values()) >= 8
 
 
 def test_fact_ids_are_unique_and_known():
     ids = [row["fact"] for row in every(facts)]
     assert len(ids) == len(set(ids))
     assert {row["metadata"]["fact"] for row in questions("club")} == {row["fact"] for row in facts("club")}
-    assert {row["metadata"]["fact"] for row in questions("more")} == set(ids)
+    assert {row["metadata"]["fact"] for row in questions("more")} == {row["fact"] for row in facts("more")}
 
 
 def test_no_prompt_stands_twice():
