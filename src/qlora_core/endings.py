@@ -7,7 +7,9 @@ import signal
 from .errors import DeviceError, brief
 from .texts import say
 
-MEMORY_WORDS = ("memoryerror", "insufficient memory", "out of memory", "bad_alloc", "unable to allocate")
+MEMORY_WORDS = (
+    "memoryerror", "insufficient memory", "out of memory", "bad_alloc", "unable to allocate", "attempting to allocate",
+)  # fmt: skip
 DEVICE_GAVE_UP = "the device gave up"
 WATCHDOG_WORDS = ("impacting interactivity", "gpu timeout")
 IN_COMPILED_CODE = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)
