@@ -18,11 +18,11 @@ from harness import Killed, adapters_of, at_step, create_run, kill, mx, train, w
 from tiny import write_model
 
 from qlora_core import trainer
-from qlora_core.adapters import adapter_base
 from qlora_core.bench.prepare import dequantise
 from qlora_core.headers import weight_files
 from qlora_core.model import read_tensors
 from qlora_core.runs import Run
+from qlora_core.weights import loaded_directory
 
 ROOT = Path(__file__).parent.parent
 ORACLE = Path(__file__).parent / "torch_oracle.py"
@@ -72,7 +72,7 @@ def train_and_note(run: Run, directory: Path, at: list[int], monkeypatch: pytest
 
 def dense_base(run: Run, directory: Path) -> Path:
     """A run's base as Hugging Face's libraries read it, dequantised."""
-    source = run.base().path if run.config().base.quantize == "none" else adapter_base(run.path / "best")
+    source = loaded_directory(run.base(), "float32")
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     quantization = config.pop("quantization", {})
     config.pop("quantization_config", None)
