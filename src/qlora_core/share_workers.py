@@ -107,10 +107,14 @@ class ShareWorkers:
         count: of workers.
         adapters: of the trainer's model.
         lost: is called when a worker is gone.
+
+    Attributes:
+        engaged: whether they compute; until they have loaded, and when they are gone, they do not.
     """
 
     def __init__(self, setup: Setup, count: int, adapters: AdapterVector, lost: Callable[[], None]) -> None:
         self._adapters, self._lost = adapters, lost
+        self.engaged = False
         self._workers = [_start() for _ in range(count)]
         self._loading = list(self._workers)
         self._sent: list[mx.array] = []
@@ -130,6 +134,10 @@ class ShareWorkers:
                 self._loading[0][0].recv()
                 self._loading.pop(0)
         return bool(self._workers) and not self._loading
+
+    def engage(self) -> None:
+        """Let them compute if they can, before a step: within one, threads of the BLAS must not change."""
+        self.engaged = self.are_ready()
 
     def compute(self, request: Request, trained: dict[str, Any], own: Own) -> list[Computed] | None:
         """Compute the shares of a request, some of them in each process at the same time.
@@ -177,6 +185,7 @@ class ShareWorkers:
             process.wait()
         self._workers.clear()
         self._loading.clear()
+        self.engaged = False
         for told in self._memory.values():
             told.update(active=0, process=0)
 

@@ -407,9 +407,10 @@ def _summed(session: Session, group: Sequence[Sequence[int]]) -> tuple[mx.array,
     """Loss of the next step's rows and its gradient `(parameters,)`, summed over all target tokens."""
     mx.random.seed(_dropout_seed(session.config.train.seed, session.progress.step + 1))
     loss, gradient = mx.array(0.0), mx.array(0.0)
-    workers = _ready_workers(session)
+    if session.workers:
+        session.workers.engage()
     for shares in _rounds(session, session.train_rows, group):
-        part_loss, part_gradient = _micro_batch(session, shares, workers)  # laid out while the one before is computed
+        part_loss, part_gradient = _micro_batch(session, shares)  # laid out while the one before is computed
         mx.eval(loss, gradient)  # one at a time is in memory
         _share_cores_of_round(session, shares)
         loss, gradient = loss + part_loss, gradient + part_gradient
@@ -464,26 +465,20 @@ def _rounds(
             yield [[found[i] for i in share] for share in shares]
 
 
-def _micro_batch(
-    session: Session, shares: Sequence[Sequence[TokenRow]], workers: ShareWorkers | None
-) -> tuple[mx.array, mx.array]:
+def _micro_batch(session: Session, shares: Sequence[Sequence[TokenRow]]) -> tuple[mx.array, mx.array]:
     """Summed loss of some rows and its gradient `(parameters,)`, a share of the rows in each process or stream."""
-    computed = _by_workers(session, shares, workers, gradients=True)
+    computed = _by_workers(session, shares, gradients=True)
     computed = computed or _on_streams(session, shares, session.passes.loss_and_gradient)
     losses, gradients = zip(*computed, strict=True)
     return sum(losses), sum(gradients[1:], gradients[0])
 
 
-def _ready_workers(session: Session) -> ShareWorkers | None:
-    """The workers, once they have loaded; to ask between two steps, since threads of the BLAS are shared out anew."""
-    return session.workers if session.workers and session.workers.are_ready() else None
-
-
 def _by_workers(
-    session: Session, shares: Sequence[Sequence[TokenRow]], workers: ShareWorkers | None, *, gradients: bool
+    session: Session, shares: Sequence[Sequence[TokenRow]], *, gradients: bool
 ) -> list[tuple[mx.array, mx.array | None]] | None:
     """Loss and gradient of each share, computed already, some of them in each process; None where that is not to be."""
-    if not workers or len(shares) == 1:
+    workers = session.workers
+    if workers is None or not workers.engaged or len(shares) == 1:
         return None
     request = Request(list(map(list, shares)), gradients, session.prefix, _threads_of_round(session, shares))
     device.set_blas_threads(request.threads)
@@ -640,10 +635,12 @@ def validate_model(session: Session) -> float:
 def _validation_loss(session: Session, some: Sequence[int]) -> float:
     """Of some validation rows, summed over their target tokens, nats."""
     session.model.eval()
-    loss, workers = 0.0, _ready_workers(session)
+    loss = 0.0
+    if session.workers:
+        session.workers.engage()
     for shares in _rounds(session, session.val_rows, [some]):
         _share_cores_of_round(session, shares)
-        if computed := _by_workers(session, shares, workers, gradients=False):
+        if computed := _by_workers(session, shares, gradients=False):
             losses = [one for one, _ in computed]
         else:
             losses = _on_streams(session, shares, session.passes.loss)

@@ -36,6 +36,9 @@ ALLOWED = {
     ("bench/torchpeft.py", "torch"): "in a process of its own, which opens safetensors alone",
     ("bench/torchpeft.py", "load_file"): "of the safetensors library, in Rust",
     ("device.py", "ctypes"): "opens the BLAS",
+    ("denormals.py", "ctypes"): "asks libm to flush denormal numbers",
+    ("device_lock.py", "ctypes"): "asks macOS for the machine's id",
+    ("exported/inference.py", "ctypes"): "asks libm to flush denormal numbers",
     ("memory.py", "ctypes"): "asks macOS for the footprint of the process",
 }
 
