@@ -98,7 +98,10 @@ def test_the_plain_script_trains_as_an_m1_would(scripted: Run, model: Path, sour
 def test_it_answers_is_judged_and_exported_there(scripted: Run, as_an_m1: dict[str, str], tmp_path: Path) -> None:
     run = scripted.path
     asked = ["generate", run, "--prompt", "1?", "2?", "--max-tokens", "3", "--json"]
-    exported = [["export", run, "--to", kind, "--out", tmp_path / kind, "--json"] for kind in ("peft", "fused")]
+    exported = [
+        ["export", run, "--to", "peft", "--out", tmp_path / "peft", "--json"],
+        ["export", run, "--to", "fused", "--dequantize", "--out", tmp_path / "fused", "--json"],
+    ]
     answers, evaluation, peft, fused = commands(as_an_m1, tmp_path, asked, ["evaluate", run, "--json"], *exported)
     assert [pair["prompt"] for pair in json.loads(answers)["answers"]] == ["1?", "2?"]
     assert json.loads(evaluation)["adapters"] == "best"
