@@ -74,7 +74,7 @@ def test_training_tells_its_story(tiny_model, tiny_rows, qlora, tmp_path):
     done = qlora("train", "--run", "club", *training(tiny_model), "--data", tiny_rows)
     assert done.status == 0
     told = [
-        "QLoRA Notebook", "EPOCH 1/2", "[Memory] Epoch 1 start: ", "Epoch 1 - Avg Loss: ", "Val Loss: ",
+        "EPOCH 1/2", "[Memory] Epoch 1 start: ", "Epoch 1 - Avg Loss: ", "Val Loss: ",
         "✓ Best model saved", "✓ Checkpoint saved (step 3)", "✓ Epoch 1 complete", "EPOCH 2/2", "✓ Epoch 2 complete",
         "uv run qlora generate club",
     ]  # fmt: skip
