@@ -89,11 +89,13 @@ def train(job: Job, rows: Rows, watch: Watch) -> dict[str, Any]:
             session.progress.step += 1
             if step.tokens != watch.steps[-1]["tokens"]:
                 raise TrainingError(f"a step saw {step.tokens} tokens of rows that have {watch.steps[-1]['tokens']}.")
+        memory = session.monitor.sample()
         return {
             "kernels": dataclasses.asdict(session.kernels),
             "layout": session.layout,
             "prefix_tokens": len(session.prefix),
-            "peak_bytes": mx.get_peak_memory(),
+            "peak_bytes": memory.peak,
+            "process_peak_bytes": memory.process_peak,  # with that of processes beside this one
         }
 
 
