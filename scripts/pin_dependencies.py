@@ -97,7 +97,7 @@ def _resolve_run(place: Path, text: str) -> set[str]:
 
 
 def _resolve_build(place: Path, text: str) -> set[str]:
-    """What builds the project; `editables` is what hatchling asks for when it builds one that can be edited."""
+    """Return what builds the project; `editables` is what hatchling asks for when it builds one that can be edited."""
     project = tomllib.loads(text)
     wanted = [*project["build-system"]["requires"], "editables"]
     pinned = project["tool"]["uv"].get("build-constraint-dependencies", [])

@@ -45,7 +45,7 @@ def main() -> int:
 
 
 def differences(pinned: Iterable[str], newest: Iterable[str]) -> Iterator[str]:
-    """What was pinned and what would be, a line a package."""
+    """Return what was pinned and what would be, a line a package."""
     old, new = _versions(pinned), _versions(newest)
     for name in sorted(old | new):
         if old.get(name) != new.get(name):

@@ -1,4 +1,4 @@
-"""What is being done right now, where that may take some seconds: said by whoever does it, heard by whoever shows it.
+"""Say what is being done right now, where that may take some seconds: by whoever does it, to whoever shows it.
 
 A thread hears of its own work alone, and nobody has to hand a listener down to a matrix that is quantised. Knows
 neither those who do something nor those who show it.

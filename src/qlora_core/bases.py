@@ -377,7 +377,7 @@ def built_in_directory() -> Path:
 
 
 def has_metal() -> bool:
-    """Whether MLX computes on Apple's GPU here."""
+    """Return whether MLX computes on Apple's GPU here."""
     return sys.platform == "darwin"
 
 

@@ -23,7 +23,7 @@ REPORT = "If you did nothing unusual, report it with all of these lines."
 
 
 class Finding(NamedTuple):
-    """What a check found.
+    """The finding of a check.
 
     Attributes:
         state: `ok`, `warning` or `failed`.
@@ -52,7 +52,7 @@ class Check:
 
 
 class NotTried(Exception):
-    """What a check needs is not there, since one before it failed; it says which."""
+    """A check lacks what it needs, since one before it failed; it says which."""
 
 
 class Checks:
@@ -107,7 +107,7 @@ class Checks:
         return sum(check.state == state for check in self.made)
 
     def verdict(self) -> str:
-        """What all of it says."""
+        """Return what all of it says."""
         failed, doubtful = self.count("failed"), self.count("warning")
         begun = "Interrupted; of what was tried by then, " if self.interrupted else ""
         if failed:

@@ -605,7 +605,7 @@ def export_rows(made: dict[str, Any]) -> dict[str, str]:
 
 
 def _merged(fused: dict[str, Any]) -> str:
-    """What merging changed."""
+    """Return what merging changed."""
     tuned = f"validation loss {fused['tuned_loss']:.4f} with the adapters"
     if fused["not_judged"]:
         return f"{tuned}; merged, not judged: {fused['not_judged']}"

@@ -146,7 +146,7 @@ OLDEST_MACOS = 14  # that MLX has packages for
 
 
 def _remedy_without_mlx() -> str:
-    """What gets MLX onto this machine, where it cannot be imported."""
+    """Return what gets MLX onto this machine, where it cannot be imported."""
     if sys.platform == "darwin" and platform.machine() != "arm64":
         return (
             "This Python is for Intel processors, for which MLX is not made. On Apple silicon it runs under Rosetta: "

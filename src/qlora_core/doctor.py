@@ -1,4 +1,4 @@
-"""What this machine can do: device, BLAS, how fast products are, memory, power, versions, browser, hub, built-in model.
+"""Look at this machine: device, BLAS, how fast products are, memory, power, versions, browser, hub, built-in model.
 
 Light enough to be run at any time: some seconds, and no model is loaded.
 """
@@ -201,7 +201,7 @@ def power() -> Finding:
 
 
 def _low_power_mode() -> bool:
-    """Whether macOS saves power. Written from `pmset`'s manual, not yet run."""
+    """Return whether macOS saves power. Written from `pmset`'s manual, not yet run."""
     if sys.platform != "darwin":
         return False
     try:
@@ -212,7 +212,7 @@ def _low_power_mode() -> bool:
 
 
 def browser() -> Finding:
-    """What the page would be opened in."""
+    """Return what the page would be opened in."""
     remedy = f"`qlora app` prints the page's address; elsewhere it opens after `ssh -L {PORT}:localhost:{PORT} MACHINE`"
     if sys.platform == "darwin":
         return Finding("ok", "the system's own")

@@ -1,4 +1,4 @@
-"""Whether the device computes rightly, and how fast: MLX's kernels against plain arithmetic in numpy's float64.
+"""Check whether the device computes rightly, and how fast: MLX's kernels against plain arithmetic in numpy's float64.
 
 In both directions and in the dtypes that training uses there. On Metal also whether sustained work survives a display
 that is in use, which macOS may put first.
@@ -36,7 +36,7 @@ WRONG = "this kernel is wrong on this device: look for a newer MLX, and report i
 
 
 def device_checks() -> Iterator[Checked]:
-    """What says whether this device can be trusted, and how fast it is."""
+    """Return what says whether this device can be trusted, and how fast it is."""
     yield "memory readers", memory_readers
     yield "disk: made durable", durable_writes
     for dtype in dtypes():
@@ -51,7 +51,7 @@ def device_checks() -> Iterator[Checked]:
 
 
 def dtypes() -> Sequence[str]:
-    """What training computes in here."""
+    """Return what training computes in here."""
     return ("float32",) if device.ON_CPU else ("float16", "bfloat16", "float32")
 
 
@@ -59,7 +59,7 @@ def dtypes() -> Sequence[str]:
 
 
 def memory_readers() -> Finding:
-    """Whether what is said of this process's memory grows by an array that it takes."""
+    """Return whether what is said of this process's memory grows by an array that it takes."""
     monitor = MemoryMonitor(counters=device.memory_counters)
     device.clear_cache()
     before = monitor.sample()

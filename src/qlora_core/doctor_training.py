@@ -114,7 +114,7 @@ class Trial:
         self._answers: list[str] = []
 
     def checks(self) -> Iterator[Checked]:
-        """What is tried, in order: each needs those before."""
+        """Return what is tried, in order: each needs those before."""
         yield f"{self.shape}: loss and gradient", self.computes
         yield f"{self.shape}: learns", self.learns
         yield f"{self.shape}: cut, then resumed", self.resumes
@@ -254,7 +254,7 @@ def _with(warned: list[str], value: str) -> Finding:
 
 
 def _write_rows(directory: Path) -> Path:
-    """What is taught, twice: to train and to validate on, as a user's own pair of files."""
+    """Return what is taught, twice: to train and to validate on, as a user's own pair of files."""
     directory.mkdir(exist_ok=True)
     for name, mark in (("train.jsonl", ""), ("valid.jsonl", "?")):
         rows = [
@@ -307,7 +307,7 @@ def _losses(run: Run) -> list[float]:
 
 
 def _same_state(one: Run, other: Run) -> bool:
-    """Whether adapters and optimizer state of two runs' last checkpoints are equal to the bit."""
+    """Return whether adapters and optimizer state of two runs' last checkpoints are equal to the bit."""
     for name in ("adapters.safetensors", "optimizer.safetensors"):
         found, wanted = (read_tensors(run.path / "checkpoints" / f"{STEPS:06d}" / name) for run in (one, other))
         if found.keys() != wanted.keys() or any(_bytes(found[key]) != _bytes(wanted[key]) for key in wanted):

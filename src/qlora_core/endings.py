@@ -30,7 +30,7 @@ def out_of_memory(status: int | None, log: str) -> bool:
 
 
 def ended_by_watchdog(log: str) -> bool:
-    """Whether macOS ended work on the GPU that also draws the display."""
+    """Return whether macOS ended work on the GPU that also draws the display."""
     return _says(log, WATCHDOG_WORDS)
 
 
@@ -39,7 +39,7 @@ def _says(log: str, words: tuple[str, ...]) -> bool:
 
 
 def device_failure(error: BaseException) -> DeviceError | None:
-    """What to tell of an error where the device gave up, as MLX says it, with the remedy; None for any other.
+    """Return what to tell of an error where the device gave up, as MLX says it, with the remedy; None for any other.
 
     Since 0.32 a command buffer that fails on Metal is such an error, and does not end the process.
     """

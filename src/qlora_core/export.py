@@ -129,7 +129,7 @@ def _not_ours(directory: Path) -> str:
 
 
 def _content(directory: Path) -> list[Path]:
-    """What lies in a directory, but for what file managers leave everywhere."""
+    """Return what lies in a directory, but for what file managers leave everywhere."""
     return [path for path in directory.iterdir() if not left_by_file_manager(path.name)]
 
 

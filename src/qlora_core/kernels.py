@@ -279,7 +279,7 @@ ROUNDED_AWAY = {"float16": 5e-3, "bfloat16": 3e-2, "float32": 2e-3}  # relative;
 
 @functools.cache
 def quantised_products_are_right(dtype: str, *, bits: int, group_size: int, mode: str = "affine") -> bool:
-    """Whether MLX multiplies quantised weights here as it does dequantised ones, forwards and backwards.
+    """Return whether MLX multiplies quantised weights here as it does dequantised ones, forwards and backwards.
 
     For few rows and for many, which are different kernels. That of the backward pass was wrong on an M5 before MLX
     0.32.1, without anything being said. Not yet run on Metal.

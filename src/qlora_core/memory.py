@@ -127,7 +127,7 @@ def swap_bytes() -> int:
 
 
 def _vm_stat() -> str:
-    """What macOS's `vm_stat` prints; empty where it does not answer."""
+    """Return what macOS's `vm_stat` prints; empty where it does not answer."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         # descriptors stay open: Python then spawns it, and does not fork a process whose GPU is at work
         return subprocess.run([VM_STAT], capture_output=True, text=True, timeout=5, check=True, close_fds=False).stdout

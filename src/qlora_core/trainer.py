@@ -685,7 +685,7 @@ def _sample(session: Session, writer: RunWriter, epoch: int) -> None:
 
 @contextlib.contextmanager
 def _spared(writer: RunWriter, problem: str, *, trained: bool = False, **fields: int) -> Iterator[None]:
-    """What goes wrong inside the block is a warning: whatever it is, hours of training are worth more.
+    """Return what goes wrong inside the block is a warning: whatever it is, hours of training are worth more.
 
     But for a device that gave up, unless all was `trained` and saved: what comes after it would not be sound.
     """

@@ -180,7 +180,7 @@ def _state_line(snapshot: Snapshot) -> mo.Html:
 
 
 def _work_line(snapshot: Snapshot) -> list[mo.Html]:
-    """What the trainer is doing, where that is no step and takes long enough to be seen."""
+    """Return what the trainer is doing, where that is no step and takes long enough to be seen."""
     work = snapshot.status.get("work")
     if not snapshot.alive or not work or work["stage"] not in STAGES:  # of a later version, say
         return []
