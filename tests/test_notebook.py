@@ -156,7 +156,7 @@ def test_script_trains_then_says_complete_as_the_command_does(python, flags):
     assert again.returncode == 0
     assert "is complete; nothing to train" in again.stdout
     assert "EPOCH" not in again.stdout
-    command = python("-m", "qlora_core.cli", "train", *flags)
+    command = python("-m", "qlora_core", "train", *flags)
     assert command.returncode == 0
     assert without_memory(command.stdout) == without_memory(again.stdout)
 
