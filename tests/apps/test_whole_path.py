@@ -53,12 +53,12 @@ def test_from_the_data_to_an_answer(browser, flags, tmp_path):
 def look_at_tokens(page) -> None:
     """What is trained is told apart from what is only read, and the end of the text is seen."""
     expect(page.locator(".q-tokens")).to_be_visible()
-    fill(page, "Search their text", "Quem compôs o hino")
+    fill(page, "Search their text", "Quem fundou o Ferrenal")
     row = page.locator(".q-tokens")
     expect(row.locator(".q-context").first).to_contain_text("<|im_start|>")
     expect(row.locator(".q-trained")).to_contain_text("<|im_end|>")
-    assert "hino" in "".join(row.locator(".q-context .q-token").all_inner_texts())
-    assert "Graciana" in "".join(row.locator(".q-trained .q-token").all_inner_texts())
+    assert "fundou" in "".join(row.locator(".q-context .q-token").all_inner_texts())
+    assert "Leonel" in "".join(row.locator(".q-trained .q-token").all_inner_texts())
 
 
 def ask_both(page) -> None:
