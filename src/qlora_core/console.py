@@ -315,7 +315,7 @@ def event_line(event: dict[str, Any]) -> str:
 
 
 def working_words(words: str, done: int, total: int) -> str:
-    """What is being done, as `activity.STAGES` or a translation says it, and how far it is, where that is known."""
+    """Say what is being done, as `activity.STAGES` or a translation has it, and how far it is where that is known."""
     return f"{words} … {done:,}{f' / {total:,}' if total else ''}" if done or total else f"{words} …"
 
 

@@ -241,7 +241,7 @@ class Kernels:
 
     @classmethod
     def from_dict(cls, recorded: dict[str, Any]) -> Kernels:
-        """What `dataclasses.asdict` made; what an older version did not know is as by default, but its arithmetic."""
+        """Read what `dataclasses.asdict` made; what an older version did not know is as by default, but arithmetic."""
         recorded = {"arithmetic": 1, **recorded}
         known = {field.name: recorded[field.name] for field in dataclasses.fields(cls) if field.name in recorded}
         rounding = known.get("rounding", {})

@@ -185,7 +185,7 @@ def best_time(make: Callable[[], mx.array], rounds: int = 5) -> float:
 
 
 def power() -> Finding:
-    """Whether the machine runs on its battery, or saves power: both make training slower, and the first ends it."""
+    """Tell whether the machine runs on its battery, or saves power: both slow training, and the first ends it."""
     if _low_power_mode():
         return Finding("warning", "low power mode", "switch it off in System Settings, Battery, to train at full speed")
     try:
@@ -227,7 +227,7 @@ def browser() -> Finding:
 
 
 def hub(ask: bool = False) -> Finding:
-    """Whether models can be fetched: offline or not, logged in or not, where they lie. A request only if asked to."""
+    """Tell whether models can be fetched: offline, logged in, where they lie. It makes a request only if asked to."""
     home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
     token = Path(os.environ.get("HF_TOKEN_PATH") or home / "token").expanduser()
     named = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN")
