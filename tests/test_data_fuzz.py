@@ -4,6 +4,7 @@
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from qlora_core.config import DataConfig
 from qlora_core.data.reading import Reading, Unit
 from qlora_core.data.records import texts_of
 from qlora_core.data.sources import Source
+from qlora_core.denormals import are_flushed, flush_denormals
 from qlora_core.tokens import ChatTokenizer, make_dataset
 
 FORMS = (".jsonl", ".json", ".csv", ".tsv", ".md", ".txt", ".html", ".docx", ".pdf", ".epub", ".parquet")
@@ -50,6 +52,15 @@ lines = st.lists((rows | values).map(json.dumps), max_size=6).map("\n".join)
 spliced = st.tuples(lines, st.binary(max_size=8), st.integers(0, 400)).map(
     lambda parts: parts[0].encode()[: parts[2]] + parts[1] + parts[0].encode()[parts[2] :]
 )
+
+
+@pytest.fixture(autouse=True)
+def denormals() -> Iterator[None]:
+    """Let hypothesis make up denormal numbers: a test before this one may have had the thread flush them."""
+    flushed = are_flushed()
+    flush_denormals(False)
+    yield
+    flush_denormals(flushed)
 
 
 def examples(request: pytest.FixtureRequest) -> int:
