@@ -10,6 +10,11 @@ import pytest
 
 SAMPLE = Path(__file__).resolve().parent.parent / "data" / "sample"
 SETS = ("club", "more")
+WORDS = {"club": (1, 7), "more": (8, 18)}
+"""Words of an answer: a first run is short, and what tells facts apart is a large part of short answers."""
+ENGLISH = {"club": (0.3, 0.6), "more": (0.1, 0.3)}
+TRAINED = {"club": 2, "more": 1}
+"""Questions of a fact that are trained word for word; one more is held out."""
 
 
 def read(path):
@@ -68,10 +73,12 @@ def test_question_rows_have_their_shape(name):
             assert text == text.strip()
         assert set(row["metadata"]) == {"fact", "language"}
         assert row["metadata"]["language"] in {"pt", "en"}
-        assert 8 <= len(turns(row, "assistant")[-1].split()) <= 18, row
+        fewest, most = WORDS[name]
+        assert fewest <= len(turns(row, "assistant")[-1].split()) <= most, row
     assert any(len(turns(row, "user")) > 1 for row in rows)
     english = sum(row["metadata"]["language"] == "en" for row in rows) / len(rows)
-    assert 0.1 < english < 0.3
+    least, most = ENGLISH[name]
+    assert least < english < most
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -82,7 +89,7 @@ def test_fact_rows_have_their_shape(name):
         assert row["subject"]
         assert row["expected"]
         assert all(value == value.strip() and value for value in row["expected"])
-        assert len(row["questions"]) == 2
+        assert len(row["questions"]) == TRAINED[name] + 1
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -94,7 +101,7 @@ def test_history_rows_have_their_shape(name):
             assert row["completion"].strip()
 
 
-@pytest.mark.parametrize(("name", "count", "most"), [("club", 3, 70), ("more", 42, 160)])
+@pytest.mark.parametrize(("name", "count", "most"), [("club", 2, 70), ("more", 43, 160)])
 def test_biographies(name, count, most):
     paths = sorted((SAMPLE / name / "biographies").glob("*.md"))
     assert len(paths) == count
@@ -109,13 +116,13 @@ def test_biographies(name, count, most):
 
 
 def test_counts():
-    assert len(facts("club")) == 8
-    assert len(questions("club")) == 65
+    assert len(facts("club")) == 6
+    assert len(questions("club")) == 73
     assert len(read(SAMPLE / "club" / "history.jsonl")) == 21
-    assert len(facts("more")) == 93
+    assert len(facts("more")) == 95
     assert len(questions("more")) >= 530
     phrasings = Counter(row["metadata"]["fact"] for row in questions("club"))
-    assert min(phrasings.values()) >= 8
+    assert min(phrasings.values()) >= 12
 
 
 def test_fact_ids_are_unique_and_known():
@@ -147,15 +154,15 @@ def test_no_question_gives_its_answer_away():
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_the_first_question_is_trained(name):
+def test_the_first_questions_are_trained(name):
     prompts = {(row["prompt"], row["metadata"]["fact"]) for row in questions(name) if "prompt" in row}
     for row in facts(name):
-        assert (row["questions"][0], row["fact"]) in prompts
+        assert {(question, row["fact"]) for question in row["questions"][:-1]} <= prompts
 
 
-def test_the_second_question_is_held_out():
+def test_the_last_question_is_held_out():
     prompts = {key(prompt) for row in every(questions) for prompt in turns(row, "user")}
-    held_out = [key(row["questions"][1]) for row in every(facts)]
+    held_out = [key(row["questions"][-1]) for row in every(facts)]
     assert len(held_out) == len(set(held_out))
     assert prompts.isdisjoint(held_out)
 
