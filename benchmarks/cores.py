@@ -92,8 +92,13 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
                 seconds, after = time.perf_counter() - began, psutil.cpu_times()
             peak = session.monitor.sample().process_peak
             trainer.end_workers(session)
-    used = after.user + after.system - before.user - before.system
+    used = _computed(after) - _computed(before)
     return {"tokens_per_second": tokens / seconds, "cores": used / seconds, "gb": peak / 1e9, "loss": step.loss}
+
+
+def _computed(times: Any) -> float:
+    """Seconds that cores were not idle, whoever used them and however nicely."""
+    return sum(times) - times.idle - getattr(times, "iowait", 0) - getattr(times, "guest", 0)
 
 
 @contextlib.contextmanager
