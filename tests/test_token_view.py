@@ -92,16 +92,16 @@ def test_control_tokens_are_named_and_those_that_data_spells_are_not(tokenizer):
     assert pieces({"text": "b"}, tokenizer, LONG)[-1] == Piece("<|im_end|>", 258, "trained", special=True)
 
 
-def test_a_template_that_leaves_the_reply_out_is_seen(tmp_path):
-    """It writes the question twice; nothing that the row answers is among what is trained."""
+def test_a_template_that_leaves_the_reply_out_says_so(tmp_path):
+    """It writes the question twice; nothing that the row answers would be among what is trained."""
     model = write_model(tmp_path / "wrong")
     settings = json.loads((model / "tokenizer_config.json").read_text(encoding="utf-8"))
     settings["chat_template"] = (
         "{% for m in messages %}{{ '<|im_start|>' + messages[0]['content'] + '<|im_end|>' }}{% endfor %}"
     )
     (model / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
-    shown = pieces(turns("why", "yes"), ChatTokenizer(model), LONG)
-    assert "yes" not in text_of([piece for piece in shown if piece.kind == "trained"])
+    with pytest.raises(DataError, match="leaves out the answer of turn 2"):
+        pieces(turns("why", "yes"), ChatTokenizer(model), LONG)
 
 
 def test_a_template_of_another_kind_shows_in_the_pieces(tiny_model, tmp_path):
