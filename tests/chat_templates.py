@@ -496,8 +496,8 @@ def without_special(made: Tokenizer) -> Tokenizer:
     return Tokenizer.from_str(json.dumps(content))
 
 
-def write(directory: Path, published: Published, kind: str) -> Path:
-    """A model directory without weights."""
+def write(directory: Path, published: Published, kind: str, family: str = "") -> Path:
+    """A model directory's tokeniser and template; weights of a family that lie there get its end of text."""
     directory.mkdir(parents=True, exist_ok=True)
     made = make_tokenizer(kind, published.special, published.plain)
     made.save(str(directory / "tokenizer.json"))
@@ -505,7 +505,13 @@ def write(directory: Path, published: Published, kind: str) -> Path:
     (directory / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     ends = [made.token_to_id(published.eos)] + ([made.token_to_id(published.end)] if published.listed else [])
     (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}), encoding="utf-8")
-    (directory / "config.json").write_text(json.dumps({"model_type": "llama"}), encoding="utf-8")
+    config = {"model_type": "llama"}
+    if family:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        config |= {"model_type": family, "eos_token_id": ends[0]}
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+        (directory / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return directory
 
 

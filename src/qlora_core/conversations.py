@@ -76,7 +76,7 @@ class Conversation:
 
 def fit(
     messages: Sequence[Message],
-    tools: Sequence[Any] | None,
+    tools: Sequence[Any] | str | None,
     abilities: Abilities,
     reasoning: Reasoning = "train",
     *,
@@ -93,7 +93,7 @@ def fit(
         move_system: put a system text into the question behind it although the template can write one.
     """
     notes: set[Note] = set()
-    turns = len(messages)
+    turns, tools = len(messages), _listed(tools)
     if any(message["role"] == "system" for message in messages) and (move_system or not abilities.system):
         if any(message["role"] == "system" and (message.get("content") or "").strip() for message in messages):
             notes.add("system")
@@ -109,7 +109,7 @@ def fit(
     for place, message in enumerate(messages):
         role = message["role"]
         if role == "assistant":
-            if message.get("train", True) is not False:
+            if is_target(message):
                 targets.append(place)
             message, thought = _with_reasoning(message, abilities, reasoning, notes)
             thinks[place] = thought if abilities.thinks else None
@@ -118,13 +118,28 @@ def fit(
         if len(message) > 2 or role == "tool" or message.get("content") is None:
             message = ids.given({"content": "", **{key: message[key] for key in PASSED if _is_there(message, key)}})
         fitted.append(message)
-    passed = list(tools) if tools and abilities.tools == "apart" else None
+    passed = tools if tools and abilities.tools == "apart" else None
     before = turns - len(fitted)
     return Conversation(fitted, passed, tuple(targets), thinks, frozenset(unsaid), frozenset(notes), before)
 
 
+def is_target(message: Message) -> bool:
+    """Whether a turn is an answer that is trained: one that is not marked as context."""
+    return message["role"] == "assistant" and message.get("train") not in (False, 0)
+
+
 def _is_there(message: Message, key: str) -> bool:
     return message.get(key) is not None and message[key] != []
+
+
+def _listed(tools: Any) -> list[Any]:
+    """Tools as a list, also where they are its JSON."""
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools)
+        except (ValueError, RecursionError):
+            tools = [tools] if tools.strip() else []
+    return list(tools) if isinstance(tools, list | tuple) else [tools] if tools else []
 
 
 def _with_system_moved(messages: Sequence[Message]) -> list[Message]:

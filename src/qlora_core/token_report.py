@@ -352,19 +352,17 @@ def _other_skipped(skipped: Sequence[tuple[str, str]]) -> str:
 
 
 WRITTEN = {
-    "altered": "holds words that the model's chat template leaves out or writes otherwise; see which among the tokens "
-    "of the row",
-    "unmarked": "has an answer that the model's chat template does not mark as the model's own ({% generation %}): it "
-    "is read, not trained",
-    "tools": "names tools, for which the model's chat template has no place: they are left out. Give a template that "
-    "has one with --template",
-    "system": "has a system text that the model's chat template refuses: it is written before the question behind it, "
-    "now and in every answer later",
-    "dropped": "has reasoning before an answer, which is left out (--reasoning drop)",
-    "apart": "becomes several rows, an answer each, since the model's chat template writes an answer, or what asks for "
-    "it, otherwise when more follows",
+    "altered": "words that the model's chat template leaves out or writes otherwise; see which among the row's tokens",
+    "unmarked": "an answer that the model's chat template does not mark as the model's own ({% generation %}) is read, "
+    "not trained",
+    "tools": "tools, for which the model's chat template has no place, are left out; give one that has with --template",
+    "system": "a system text, which the model's chat template refuses, is written before the question behind it, here "
+    "and when the model is asked",
+    "dropped": "reasoning before an answer is left out (--reasoning drop)",
+    "apart": "each answer makes a row, since the model's chat template writes an answer, or what asks for it, otherwise "
+    "when more follows",
 }
-"""What a row has, by the notes of `tokens`; of reasoning see `_reasons`."""
+"""What was done with a row, by the notes of `tokens`; of reasoning see `_reasons`."""
 
 
 def _both(*notes: Sequence[tuple[Note, int, str]]) -> dict[str, tuple[int, str]]:
@@ -378,7 +376,7 @@ def _both(*notes: Sequence[tuple[Note, int, str]]) -> dict[str, tuple[int, str]]
 
 def _written_otherwise(notes: dict[str, tuple[int, str]], conversations: int) -> list[str]:
     said = [
-        f"{_many(count, 'row')}, the first {first}: each {WRITTEN[what]}"
+        f"{_many(count, 'row')}, {'' if count == 1 else 'the first '}{first}: {WRITTEN[what]}"
         for what, (count, first) in notes.items()
         if what in WRITTEN
     ]
@@ -387,14 +385,14 @@ def _written_otherwise(notes: dict[str, tuple[int, str]], conversations: int) ->
 
 def _reasons(noted: tuple[int, str], conversations: int) -> str:
     count, first = noted
-    said = f"{count:,} of {conversations:,} conversations have reasoning before an answer, the first {first}: "
+    has, where = ("has", first) if count == 1 else ("have", f"the first {first}")
+    said = f"{count:,} of {conversations:,} conversations {has} reasoning before an answer, {where}: "
     said += "it is trained with the answer, or what --reasoning says (keep: read, not trained; drop: left out)"
     if count == conversations:
         return said
-    most = "most have it, so that the model is asked to reason" if 2 * count > conversations else (
-        "most have none, so that the model is asked for answers without, where its template can say so"
-    )  # fmt: skip
-    return f"{said}; {most}"
+    if 2 * count > conversations:
+        return f"{said}; most have it, so that the model is asked to reason"
+    return f"{said}; most have none, so that the model is asked for answers without, where its template can say so"
 
 
 def _tiny_answers(rows: _Corpus) -> str:

@@ -29,7 +29,7 @@ from .activity import doing
 from .bases import find_tokenizer
 from .chat_template import ChatTemplate, Script, read_template
 from .config import BaseConfig, Reasoning
-from .conversations import Conversation, Message, Note, fit
+from .conversations import Conversation, Message, Note, fit, is_target
 from .errors import DataError, ModelError, brief, shown
 from .foreign import TABLE_BYTES, is_whole, read_object, read_text
 from .parallel import in_processes, processes
@@ -662,7 +662,7 @@ def _why_nothing(row: dict[str, Any], encoded: TokenRow, max_seq_length: int) ->
     answers = [message for message in row.get("messages", ()) if message["role"] == "assistant"]
     if not answers:
         return "nothing to train: no answer"
-    if all(message.get("train", True) is False for message in answers):
+    if not any(map(is_target, answers)):
         return "nothing to train: every answer is marked as not to be trained"
     return "nothing to train: the model's chat template marks no part of an answer with {% generation %}"
 
