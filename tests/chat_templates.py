@@ -227,6 +227,13 @@ QWEN_3 = (
 {%- endif %}
 """
 )
+QWEN_3_ALWAYS = QWEN_3.replace(
+    """'<|im_start|>assistant\\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}
+""",
+    """'<|im_start|>assistant\\n<think>\\n' }}
+""",
+)
 QWEN_3_WITHOUT_SWITCH = QWEN_3.replace("enable_thinking is defined and enable_thinking is false", "false")
 _IN_TURN = (
     "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('user and assistant take turns') }}"
@@ -433,6 +440,9 @@ PUBLISHED = {
     "Qwen3 without a switch": Published(
         QWEN_3_WITHOUT_SWITCH, IM, "<|im_end|>", "<|im_end|>", plain=THINK, calls=True, thinks=True
     ),
+    "Qwen3 that always thinks": Published(
+        QWEN_3_ALWAYS, IM, "<|im_end|>", "<|im_end|>", plain=THINK, calls=True, thinks=True
+    ),
     "Gemma 2": Published(GEMMA_2, TURNS, "<end_of_turn>", "<eos>", "<bos>", system=False, models=("gemma-2-2b",)),
     "Gemma 3": Published(GEMMA_3, TURNS, "<end_of_turn>", "<eos>", "<bos>", models=("gemma-3-1b",)),
     "Phi-3, first": Published(PHI_3_FIRST, PHI, "<|end|>", "<|endoftext|>", "<|endoftext|>", system=False),
@@ -578,10 +588,12 @@ def expected(published: Published, messages: Sequence[dict[str, Any]], tools: An
                 said = lead + words + published.end
         else:
             prompt, said = whole[: whole.index(words)], whole[whole.index(words) :]
-        for empty in ("<think>\n\n</think>\n\n", "<think>\n\n</think>\n") if thinks is False else ():
+        for empty in ("<think>\n\n</think>\n\n", "<think>\n\n</think>\n", "\n</think>\n\n") if thinks is False else ():
             if said.startswith(empty):
                 prompt, said = prompt + empty, said.removeprefix(empty)
-        if prompt.endswith("<think>\n"):  # what is said goes on from there, though the template then leaves it out
+        if prompt.endswith("<think>\n") and not whole.startswith(
+            prompt
+        ):  # what is said goes on from there, though the template then leaves it out
             said = (words + published.end).removeprefix("<think>\n")
         found.append((prompt, said[: said.index(published.end) + len(published.end)]))
     return found

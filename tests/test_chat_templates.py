@@ -325,7 +325,7 @@ REASONS = [name for name, published in PUBLISHED.items() if published.thinks]
 def test_reasoning_is_trained_kept_or_dropped(made, name, answer):
     row, end = {"messages": [QUESTION, answer], "source": "a:1"}, PUBLISHED[name].end
     whole = "twicethree\n</think>\n\nSix." + end
-    opened = "" if name == "opens a thought" else "<think>\n"
+    opened = "" if name in ("opens a thought", "Qwen3 that always thinks") else "<think>\n"
     assert said(made(name), row) == [opened + whole]
     assert said(made(name, reasoning="keep"), row) == ["Six." + end]
     assert said(made(name, reasoning="drop"), row) == ["Six." + end]
@@ -349,7 +349,8 @@ def test_rows_without_reasoning_ask_for_answers_without(made, name):
     from chat_templates import Plain
 
     assert Plain(asking)([QUESTION], ask=True) == prompt
-    assert Plain(asking)([QUESTION], ask=True, enable_thinking=True).endswith("assistant\n") or "switch" in name
+    if "enable_thinking" in PUBLISHED[name].text:
+        assert Plain(asking)([QUESTION], ask=True, enable_thinking=True).endswith("assistant\n")
     make_dataset([{"messages": [QUESTION, THOUGHT]}], tokenizer, 512)
     assert tokenizer.thinks is True
     assert tokenizer.asking_template == PUBLISHED[name].text

@@ -524,7 +524,7 @@ _TOOL = {
     "function": {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {}}},
 }
 _CALL = {"type": "function", "id": "a1b2c3d4e", "function": {"name": "f", "arguments": {}}}
-_EMPTY_THOUGHT = re.compile(r"\s*<think>\s*</think>\s*")
+_EMPTY_THOUGHT = re.compile(r"\s*(<think>\s*)?</think>\s*")  # which the request may have opened
 _OPENED, _OPENING = re.compile(r"<think>\s*$"), re.compile(r"\s*<think>\s*(?=.*</think>)", re.DOTALL)
 MOST_LOOKED_AT = 200  # turns of a conversation that is tried with other words
 

@@ -359,8 +359,8 @@ WRITTEN = {
     "system": "a system text, which the model's chat template refuses, is written before the question behind it, here "
     "and when the model is asked",
     "dropped": "reasoning before an answer is left out (--reasoning drop)",
-    "apart": "each answer makes a row, since the model's chat template writes an answer, or what asks for it, otherwise "
-    "when more follows",
+    "apart": "each answer makes a row, since the model's chat template writes an answer, or what asks for it, "
+    "otherwise when more follows",
 }
 """What was done with a row, by the notes of `tokens`; of reasoning see `_reasons`."""
 
