@@ -511,7 +511,13 @@ def write(directory: Path, published: Published, kind: str, family: str = "") ->
     directory.mkdir(parents=True, exist_ok=True)
     made = make_tokenizer(kind, published.special, published.plain)
     made.save(str(directory / "tokenizer.json"))
-    settings = {"bos_token": published.bos, "eos_token": published.eos, "chat_template": published.text}
+    added = {
+        str(i): {"content": token.content, "special": token.special, "normalized": False}
+        | dict.fromkeys(("lstrip", "rstrip", "single_word"), False)
+        for i, token in made.get_added_tokens_decoder().items()
+    }
+    settings: dict[str, Any] = {"bos_token": published.bos, "eos_token": published.eos, "chat_template": published.text}
+    settings["added_tokens_decoder"] = added
     (directory / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     ends = [made.token_to_id(published.eos)] + ([made.token_to_id(published.end)] if published.listed else [])
     (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}), encoding="utf-8")

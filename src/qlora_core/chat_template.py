@@ -393,7 +393,10 @@ class ChatTemplate:
         if not last or last > MOST_LOOKED_AT:
             return
         shape = tuple(
-            (m["role"], "tool_calls" in m, "reasoning_content" in m, "tools" in m) for m in conversation.messages[:last]
+            (m["role"], False, False, False)
+            if len(m) == 2
+            else (m["role"], "tool_calls" in m, "reasoning_content" in m, "tools" in m)
+            for m in conversation.messages[:last]
         )
         for place in self._omitted(shape, bool(conversation.tools), conversation.thinks.get(last)):
             message = conversation.messages[place]

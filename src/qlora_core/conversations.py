@@ -92,6 +92,8 @@ def fit(
         reasoning: what becomes of an answer's reasoning.
         move_system: put a system text into the question behind it although the template can write one.
     """
+    if not tools and not move_system and (places := _plain_answers(messages, abilities)) is not None:
+        return Conversation(messages, None, places, dict.fromkeys(places, False if abilities.thinks else None))
     notes: set[Note] = set()
     turns, tools = len(messages), _listed(tools)
     if any(message["role"] == "system" for message in messages) and (move_system or not abilities.system):
@@ -121,6 +123,20 @@ def fit(
     passed = tools if tools and abilities.tools == "apart" else None
     before = turns - len(fitted)
     return Conversation(fitted, passed, tuple(targets), thinks, frozenset(unsaid), frozenset(notes), before)
+
+
+def _plain_answers(messages: Sequence[Message], abilities: Abilities) -> tuple[int, ...] | None:
+    """Places of the answers, where all messages are texts and nothing else, as in nearly every row; else None."""
+    places = []
+    for place, message in enumerate(messages):
+        role, content = message["role"], message.get("content")
+        if len(message) != 2 or content is None or role == "tool" or (role == "system" and not abilities.system):
+            return None
+        if role == "assistant":
+            if "</think>" in content:
+                return None
+            places.append(place)
+    return tuple(places)
 
 
 def is_target(message: Message) -> bool:

@@ -5,6 +5,7 @@ Knows tokens, nothing of how they are shown.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -59,7 +60,7 @@ def pieces(row: dict[str, Any], tokenizer: ChatTokenizer, max_seq_length: int) -
 def _pieces(encoded: EncodedText, tokenizer: ChatTokenizer, max_seq_length: int) -> list[Piece]:
     kinds: list[PieceKind] = ["trained" if trained else "context" for trained in encoded.trained[:max_seq_length]]
     kinds += ["cut"] * (len(encoded.ids) - len(kinds))
-    texts = _texts(encoded.text, encoded.places.tolist())
+    texts = _texts(encoded.text, encoded.places)
     texts += [""] * (len(kinds) - len(texts))  # an end of text that was appended
     names = tokenizer.control_names
     return [
@@ -68,7 +69,7 @@ def _pieces(encoded: EncodedText, tokenizer: ChatTokenizer, max_seq_length: int)
     ]
 
 
-def _texts(text: str, places: list[list[int]]) -> list[str]:
+def _texts(text: str, places: Sequence[tuple[int, int]]) -> list[str]:
     """Each token's own part of the text: what lies between the end of those before it and its own end.
 
     What no token stands for, since the tokeniser drops it, goes with the token behind it, or the last one.

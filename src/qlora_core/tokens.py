@@ -16,6 +16,7 @@ import itertools
 import json
 import re
 import weakref
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from tokenizers import Tokenizer
 
 from .activity import doing
 from .bases import find_tokenizer
+from .borders import Borders
 from .chat_template import ChatTemplate, Script, read_template
 from .config import BaseConfig, Reasoning
 from .conversations import Conversation, Message, Note, fit, is_target
@@ -38,9 +40,6 @@ from .token_rows import TokenRow, TokenRows
 PARALLEL_ROWS = 20_000  # fewer rows are encoded before worker processes have started
 CHUNK_ROWS = 2_000  # rows a task of a worker process: a tenth of a second
 HIGHEST_ID = (1 << 24) - 1  # of a token: 60 times as many as the largest vocabulary known
-ANCHORS = ("\n", "a", ")", "0", ".", " ")
-"""Texts to encode another behind, for its ids where it goes on; the first with which it shares no token is taken."""
-CONTEXT_KEPT, CONTEXTS = 64, 4096  # characters of a text before an answer that is remembered, and how many are
 WORD_JOINER = "\u2060"  # breaks a control token spelled out in somebody's text, and is invisible
 
 
@@ -52,15 +51,15 @@ class EncodedText:
         text: that the model sees.
         ids: int32, `(tokens,)`; an end of text that was appended is the last.
         trained: bool, `(tokens,)`.
-        places: int64, `(tokens, 2)`: where in the text each token begins and ends; an end that was appended has none.
-            Tokens that share a character have it in common.
+        places: where in the text each token begins and ends; an end that was appended has none. Tokens that share a
+            character have it in common.
         ended: whether each answer has the token that ends it.
     """
 
     text: str
     ids: np.ndarray
     trained: np.ndarray
-    places: np.ndarray
+    places: Sequence[tuple[int, int]]
     ended: bool = True
 
 
@@ -118,13 +117,12 @@ class ChatTokenizer:
             i: self._tokenizer.id_to_token(i) for i in self.eos_ids
         }
         self.control_tokens = sorted((token.content for _, token in added if token.special), key=len, reverse=True)
-        self._first_letters = {token[0] for token in self.control_tokens}
+        letters = re.escape("".join(sorted({token[0] for token in self.control_tokens})))
+        self._may_spell = re.compile(f"[{letters}]" if letters else r"(?!)").search
         highest = max([*self._tokenizer.get_vocab().values(), *self.eos_ids])
         if highest > HIGHEST_ID:
             raise ModelError(f"{path}: has the token id {highest}; at most {HIGHEST_ID} is believed.")
-        self._is_added = np.zeros(highest + 1, bool)
-        self._is_added[list(self._tokenizer.get_added_tokens_decoder())] = True
-        self._contexts: dict[tuple[str, bool], np.ndarray] = {}
+        self._borders = Borders(self._tokenizer)
         self.own_template = self._own_template(settings)
         begin, joins = self._begins_with_bos(), self._joins_blanks()
         self.template_text = read_template(template, self.own_template, begin=begin, joins=joins)
@@ -135,8 +133,7 @@ class ChatTokenizer:
             raise ModelError(f"{self.directory}: {whose} cannot be read: {error}") from None
         self._listed_ends = self.eos_ids
         self.eos_ids = self._with_written_end()
-        self._ends_text = np.zeros(highest + 1, bool)
-        self._ends_text[list(self.eos_ids)] = True
+        self._vocabulary = highest + 1
 
     def _with_written_end(self) -> tuple[int, ...]:
         """The ids that end an answer with the control token that the template writes right behind one, listed or not.
@@ -235,8 +232,9 @@ class ChatTokenizer:
         """
         if add_generation_prompt:
             return self._prompt(messages).text
-        safe = self._disarmed(messages)
-        return self._fitting(safe, None, lambda conversation: self._template.conversation(conversation)[0])[1]
+        return self._fitting(
+            self._safe(messages), None, lambda conversation: self._template.conversation(conversation)[0]
+        )[1]
 
     def _fitting(self, messages: Sequence[Message], tools: Any, make: Callable[[Conversation], Any]) -> tuple[Any, Any]:
         """What `make` makes of messages, their control tokens broken up, once fit for the template; that before it.
@@ -261,10 +259,20 @@ class ChatTokenizer:
     def _fit(self, messages: Sequence[Message], tools: Any, *, move_system: bool = False) -> Conversation:
         return fit(messages, tools, self._template.abilities, self.reasoning, move_system=move_system)
 
+    def _safe(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """Messages with all control tokens in their texts broken up; themselves where there are none."""
+        for message in messages:
+            for part in message.values():
+                if part is not None and (not isinstance(part, str) or self._may_spell(part)):
+                    return self._disarmed(messages)
+        return messages
+
     def _disarmed(self, value: Any) -> Any:
         """A value with all control tokens in its texts broken up; itself where there are none."""
         if isinstance(value, str):
-            return self.disarm(value)
+            return self.disarm(value) if self._may_spell(value) else value
+        if value is None:
+            return None
         if isinstance(value, dict):
             made = {self._disarmed(key): self._disarmed(part) for key, part in value.items()}
             same = all(a is b and made[a] is part for (a, part), b in zip(value.items(), made, strict=False))
@@ -279,14 +287,14 @@ class ChatTokenizer:
 
         A text that spells none comes back itself, not a copy.
         """
-        if any(letter in text for letter in self._first_letters):  # a model may have hundreds of control tokens
+        if self._may_spell(text):  # a model may have hundreds of control tokens
             for token in self.control_tokens:
                 if token in text:
                     text = text.replace(token, token[0] + WORD_JOINER + token[1:])
         return text
 
     def _prompt(self, messages: Sequence[Message], tools: Any = None) -> Script:
-        safe = self._disarmed(messages), self._disarmed(tools)
+        safe = self._safe(messages), self._disarmed(tools)
         return self._fitting(*safe, lambda conversation: self._template.prompt(conversation, self.thinks))[1]
 
     def encode_prompt(self, prompt: str | Sequence[Message], tools: Sequence[Any] | None = None) -> list[int]:
@@ -301,7 +309,7 @@ class ChatTokenizer:
         """
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         script = self._prompt(messages, tools)
-        return self._encoded(script.text, script.begins).ids.tolist()
+        return self._borders.encode(script.text, script.begins).ids
 
     # Rows -------------------------------------------------------------------------------------------------------
 
@@ -345,7 +353,7 @@ class ChatTokenizer:
         if "messages" not in row:
             text = self.disarm(row["text"])
             return [self._encoded_running(text)], frozenset(), text is not row["text"]
-        messages, tools = self._disarmed(row["messages"]), self._disarmed(row.get("tools"))
+        messages, tools = self._safe(row["messages"]), self._disarmed(row.get("tools"))
         armed = messages is not row["messages"] or tools is not row.get("tools")
         conversation, (scripts, notes) = self._fitting(messages, tools, self._template.scripts)
         texts = [self._encoded_script(script) for script in scripts]
@@ -361,93 +369,31 @@ class ChatTokenizer:
             ids.append(self.eos_ids[0])
         trained = np.ones(len(ids), bool)
         trained[0] = False
-        return EncodedText(text, np.asarray(ids, np.int32), trained, np.asarray(encoding.offsets).reshape(-1, 2))
+        return EncodedText(text, np.asarray(ids, np.int32), trained, encoding.offsets)
 
     def _encoded_script(self, script: Script) -> EncodedText:
         """A script's ids, and its answers up to the tokens that end them."""
-        encoded = self._encoded(script.text, script.begins)
-        if not len(encoded.ids):
+        ids, places = self._borders.encode(script.text, script.begins)
+        if not ids:
             raise DataError("the model's chat template writes nothing for this conversation")
-        first, last = encoded.places.T
-        ends_text, ended = self._ends_text[encoded.ids], True
+        trained, ends = np.zeros(len(ids), bool), [last for _, last in places]
+        ended = True
         for start, stop in script.targets:
-            inside = (first >= start) & (last > start) & (last <= stop)
-            if not inside.any():
+            first, last = bisect_right(ends, start), bisect_right(ends, stop)
+            while first < last and places[first][0] < start:  # a token that takes the blank behind it
+                first += 1
+            if first == last:
                 continue
-            end = (inside & ends_text).argmax()
-            behind = len(inside) - inside[::-1].argmax()  # the token behind the last, where a mark ends before the end
-            if inside[end] and ends_text[end]:
-                inside[end + 1 :] = False  # what a template writes behind it (a line feed) is not the model's to say
-            elif behind < len(inside) and ends_text[behind]:
-                inside[behind] = True
-            else:
-                ended = ended and behind == len(inside)
-            encoded.trained[inside] = True
-        encoded.trained[0] = False
-        if encoded.trained[-1] and not ends_text[-1]:
-            ids = np.append(encoded.ids, np.int32(self.eos_ids[0]))
-            return EncodedText(script.text, ids, np.append(encoded.trained, True), encoded.places, ended)
-        return dataclasses.replace(encoded, ended=ended)
-
-    # Borders ----------------------------------------------------------------------------------------------------
-
-    def _encoded(self, text: str, begins: Sequence[int], *, after: bool = False) -> EncodedText:
-        """The ids of a text, with a border of tokens where each answer begins, as in what the model is given.
-
-        Args:
-            text: of a script.
-            begins: where in it answers begin, in order.
-            after: whether it goes on behind another text.
-        """
-        ids, places = self._ids_after(text) if after else self._ids(text)
-        for number, begin in enumerate(begins):
-            if 0 < begin < len(text) and not self._is_border(text, ids, places, begin, after=after):
-                head = self._encoded(text[:begin], begins[:number], after=after)
-                tail = self._encoded(text[begin:], [other - begin for other in begins[number + 1 :]], after=True)
-                ids = np.concatenate([head.ids, tail.ids])
-                places = np.concatenate([head.places, tail.places + begin])
-                break
-        return EncodedText(text, ids, np.zeros(len(ids), bool), places)
-
-    def _ids(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        ids = np.asarray(encoding.ids, np.int32)
-        places = np.fromiter(itertools.chain.from_iterable(encoding.offsets), np.int64, 2 * len(ids))
-        return ids, places.reshape(-1, 2)
-
-    def _ids_after(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of a text that goes on behind another: without the blank that some tokenisers put before a text."""
-        for anchor in ANCHORS:
-            known, _ = self._ids(anchor)
-            ids, places = self._ids(anchor + text)
-            count = len(known)
-            alike = len(ids) >= count and np.array_equal(ids[:count], known)
-            if alike and (places[:count] <= len(anchor)).all() and (places[count:, 1] > len(anchor)).all():
-                return ids[count:], np.maximum(places[count:] - len(anchor), 0)
-        return self._ids(text)
-
-    def _is_border(self, text: str, ids: np.ndarray, places: np.ndarray, begin: int, *, after: bool) -> bool:
-        """Whether the ids up to a place in a text are those of the text up to there.
-
-        A token that was added to the vocabulary is split off first, so that what stands before one changes nothing.
-        """
-        count = int(np.searchsorted(places[:, 1], begin, "right"))
-        added = np.flatnonzero(self._is_added[ids[:count]])
-        since = int(added[-1]) if len(added) else 0
-        start = int(places[since, 0]) if len(added) else 0
-        alone = self._ids_of_context(text[start:begin], after and not len(added))
-        return np.array_equal(ids[since:count], alone)
-
-    def _ids_of_context(self, text: str, after: bool) -> np.ndarray:
-        """Ids of the text before an answer; a short one, such as the name of who speaks, comes again and again."""
-        if len(text) > CONTEXT_KEPT:
-            return (self._ids_after(text) if after else self._ids(text))[0]
-        key = (text, after)
-        if key not in self._contexts:
-            if len(self._contexts) > CONTEXTS:
-                self._contexts.clear()
-            self._contexts[key] = (self._ids_after(text) if after else self._ids(text))[0]
-        return self._contexts[key]
+            # what a template writes behind an end (a line feed) is not the model's to say; where a mark ends before
+            # the end, that is the token behind the last
+            end = next((i for i in range(first, min(last + 1, len(ids))) if ids[i] in self.eos_ids), None)
+            ended = ended and (end is not None or last == len(ids))
+            trained[first : last if end is None else end + 1] = True
+        trained[0] = False
+        if trained[-1] and ids[-1] not in self.eos_ids:
+            ids.append(self.eos_ids[0])
+            trained = np.append(trained, True)
+        return EncodedText(script.text, np.asarray(ids, np.int32), trained, places, ended)
 
     def text_of_row(self, row: dict[str, Any]) -> str:
         """A prepared row as the text the model sees, for a trainer that renders no conversation itself.
@@ -470,7 +416,7 @@ class ChatTokenizer:
     @property
     def vocabulary(self) -> int:
         """Ids that the tokeniser may give: one more than the highest."""
-        return len(self._ends_text)
+        return self._vocabulary
 
 
 def _read_tokenizer(content: bytes) -> Tokenizer:
