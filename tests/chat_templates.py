@@ -462,7 +462,14 @@ WORDS = (
     "Where is the key? Under the stone. Which stone? The grey one. Q: A: user assistant model system Be brief. Green "
     '(Green) "Green" [INST] [/INST](the ](  ** - ### Prompt: ### Response: [/INST] Under [/INST](x [/INST]"the ]" '
 )
-KINDS = ("bytes", "byte pairs", "byte pairs, blank first", "SentencePiece", "SentencePiece, older")
+KINDS = (
+    "bytes",
+    "byte pairs",
+    "byte pairs, blank first",
+    "SentencePiece",
+    "SentencePiece, older",
+    "SentencePiece, no blank first",
+)
 
 
 def make_tokenizer(kind: str, special: Sequence[str], plain: Sequence[str]) -> Tokenizer:
@@ -492,7 +499,10 @@ def make_tokenizer(kind: str, special: Sequence[str], plain: Sequence[str]) -> T
         if kind == "SentencePiece":
             made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
         else:
-            made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+            blanks = normalizers.Replace(" ", "▁")
+            made.normalizer = (
+                normalizers.Sequence([normalizers.Prepend("▁"), blanks]) if kind.endswith("older") else blanks
+            )
             made.pre_tokenizer = None
     made.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     made.add_tokens([AddedToken(token, special=False, normalized=False) for token in plain])

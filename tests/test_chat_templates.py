@@ -394,6 +394,9 @@ def test_earlier_turns_keep_their_reasoning_in_rows_of_their_own(made):
     )
     assert dataset.origins(1).tolist() == [0, 0]
     assert "twice two" not in tokenizer.decode(dataset.rows[1].ids)  # as the model is given it
+    texts = tokenizer.texts_of_row(row)  # for other trainers
+    assert ["twice two" in text for text in texts] == [True, False]
+    assert ["twice three" in text for text in texts] == [False, True]
 
 
 # Tools ----------------------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ ROWS = [
 def test_pieces_are_the_text_and_the_mask_of_training(either, row, most):
     shown = pieces(row, either, most)
     added = either.eos_token if "text" in row else ""
-    assert text_of(shown) == either.text_of_row(row) + added
+    assert text_of(shown) == "".join(either.texts_of_row(row)) + added
     kept = [piece for piece in shown if piece.kind != "cut"]
     assert [piece.kind for piece in shown] == [p.kind for p in kept] + ["cut"] * (len(shown) - len(kept))
     encoded = either.encode_row(row, most)
@@ -72,7 +72,7 @@ def test_pieces_are_the_text_and_the_mask_of_training(either, row, most):
 def test_whatever_is_written_no_letter_is_lost(tokenizer, texts, most):
     row = turns(*texts[: len(texts) // 2 * 2])
     shown = pieces(row, tokenizer, most)
-    assert text_of(shown) == tokenizer.text_of_row(row)
+    assert text_of(shown) == "".join(tokenizer.texts_of_row(row))
     assert sum(piece.kind != "cut" for piece in shown) <= most
 
 

@@ -165,7 +165,7 @@ def _data(arguments: argparse.Namespace) -> int:
         described = describe(*datasets, tokenizer, length)
         prepared.report.tokens = described.as_dict()
     if arguments.reader == "mlx-lm":
-        data.save_rendered(prepared, arguments.out, tokenizer.text_of_row)
+        data.save_rendered(prepared, arguments.out, tokenizer.texts_of_row)
     else:
         prepared.save(arguments.out)
     if arguments.json:

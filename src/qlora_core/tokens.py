@@ -395,15 +395,13 @@ class ChatTokenizer:
             trained = np.append(trained, True)
         return EncodedText(script.text, np.asarray(ids, np.int32), trained, places, ended)
 
-    def text_of_row(self, row: dict[str, Any]) -> str:
-        """A prepared row as the text the model sees, for a trainer that renders no conversation itself.
-
-        Of a conversation that becomes several rows, the last one's.
+    def texts_of_row(self, row: dict[str, Any]) -> list[str]:
+        """A prepared row as the texts that the model sees, for a trainer that renders no conversation itself.
 
         Raises:
             DataError: the template refuses the row.
         """
-        return self.texts_of(row)[0][-1].text
+        return [encoded.text for encoded in self.texts_of(row)[0]]
 
     def count(self, text: str) -> int:
         """Tokens of a text without begin or end."""
