@@ -165,7 +165,7 @@ def _data(arguments: argparse.Namespace) -> int:
         described = describe(*datasets, tokenizer, length)
         prepared.report.tokens = described.as_dict()
     if arguments.reader == "mlx-lm":
-        data.save_rendered(prepared, arguments.out, tokenizer.text_of_row)
+        data.save_rendered(prepared, arguments.out, tokenizer.texts_of_row)
     else:
         prepared.save(arguments.out)
     if arguments.json:
@@ -190,6 +190,7 @@ def _runs(arguments: argparse.Namespace) -> int:
 
 
 def _generate(arguments: argparse.Namespace) -> int:
+    from .evaluate import shared_system
     from .generate import answer, stream
     from .session import load_for_answers
 
@@ -199,6 +200,9 @@ def _generate(arguments: argparse.Namespace) -> int:
         raise QLoraError(f"{arguments.prompts}: holds no question. Wanted one a line.")
     model, tokenizer = load_for_answers(run, base=arguments.base)
     system = [{"role": "system", "content": arguments.system}] if arguments.system else []
+    if not system and (trained := shared_system(run)):
+        told = f"· all rows were trained with a system text, and this asks without it: --system {shlex.quote(trained)}"
+        print(console.one_line(told, 300), file=sys.stderr)
     conversations = [[*system, {"role": "user", "content": prompt}] for prompt in prompts]
     sampling = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Sampling)}
     if len(prompts) == 1 and not arguments.json:

@@ -23,6 +23,8 @@ Role = Literal["result", "length", "pace", "place"]
 
 Two runs that differ in a `result` setting are different runs; the other roles may change when a run is resumed.
 """
+Reasoning = Literal["train", "keep", "drop"]
+"""What becomes of the reasoning that stands before an answer: trained with it, read but not trained, or left out."""
 
 
 def knob(
@@ -62,6 +64,11 @@ class BaseConfig:
         "(### Prompt: / ### Response:); pergunta (### Pergunta: / ### Resposta:); a text of your own with {prompt} and "
         "{response} in it; or a .jinja file.",
         role="place",
+    )
+    reasoning: Reasoning = knob(  # noqa: RUF009 - ruff does not see that it is one of three words
+        "train",
+        "What becomes of the reasoning before an answer (<think>, reasoning_content): trained with the answer, kept to "
+        "be read but not trained, or dropped. Where most answers have none, the model is asked not to reason.",
     )
 
 

@@ -174,6 +174,10 @@ def recall_lines(evaluation: dict[str, Any]) -> str:
     return "\n".join(["Recall of facts", *lines]) if lines else ""
 
 
+NOTHING_ASKED = """  Nothing was asked: no row is a question with its answer in words, and there is no fact sheet.
+  qlora generate asks what you like; --sample-prompts asks while it learns, --facts at the end."""
+
+
 def answers_side_by_side(evaluation: dict[str, Any], count: int = SHOWN_ANSWERS) -> str:
     """Some questions with the answers of base and tuned model, spread over the whole list."""
     questions = evaluation["questions"]
@@ -195,6 +199,8 @@ def final_summary(run: Run) -> str:
     parts = []
     if evaluation and evaluation["questions"]:
         parts += [section("Generation test"), answers_side_by_side(evaluation), recall_lines(evaluation)]
+    elif evaluation:
+        parts += [section("Generation test"), NOTHING_ASKED]
     if numbers:
         parts += [block("Summary", {"State": run.state, **performance(numbers), **places(run)})]
     return "\n".join(part for part in [*parts, next_commands(run)] if part)

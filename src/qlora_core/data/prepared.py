@@ -157,19 +157,20 @@ class PreparedData:
             (directory / FACTS_FILE).unlink(missing_ok=True)
 
 
-def save_rendered(prepared: PreparedData, directory: Path, render: Callable[[dict[str, Any]], str]) -> None:
+def save_rendered(prepared: PreparedData, directory: Path, render: Callable[[dict[str, Any]], Iterable[str]]) -> None:
     """Write the rows as mlx-lm's own trainer reads them: `{"text": …}`, in `train.jsonl` and `valid.jsonl`.
 
     Args:
         prepared: the rows.
         directory: where to.
-        render: a row as the model's text.
+        render: a row as the texts that a model learns it from, nearly always one.
     """
     sides = dict(zip(PAIRS[1], (prepared.train, prepared.validation), strict=True))
     with replacing_all(directory, list(sides)) as paths:
         for name, rows in sides.items():
             with paths[name].open("w", encoding="utf-8", newline="\n") as file:
-                file.writelines(json.dumps({"text": render(row)}, ensure_ascii=False) + "\n" for row in rows)
+                texts = itertools.chain.from_iterable(map(render, rows))
+                file.writelines(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
 
 
 def json_lines(rows: Sequence[dict[str, Any]]) -> str:
