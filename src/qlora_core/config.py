@@ -73,7 +73,14 @@ class DataConfig:
         ("data/sample/club",), "Files and directories to train on.", role="place", essential=True
     )
     columns: tuple[str, ...] = knob(
-        (), "Names of columns that are not recognised, as in prompt=Frage completion=Antwort; also text=, messages=."
+        (),
+        "Names of columns that are not recognised, as in prompt=Frage completion=Antwort; also text=, messages=, "
+        "system=, context=, options=, history=, reasoning=, tools=.",
+    )
+    own_split: bool = knob(
+        True,
+        "Keep to the split that names of files and folders, keys or a column split tell; what is for testing is left "
+        "out.",
     )
     val_fraction: float = knob(
         0.05,

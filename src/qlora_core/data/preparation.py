@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import json
 import os
 import shutil
@@ -26,7 +25,7 @@ from .assembly import TRAIN, UNDECIDED, VALIDATION, Table, assemble
 from .facts import read_facts
 from .passages import check_template
 from .prepared import PreparedData, json_lines
-from .reading import Part, Reading, Unit
+from .reading import Part, Reading, Unit, can_be_cut
 from .records import Findings, writable
 from .report import DataReport
 from .shapes import ACCEPTED, columns_of
@@ -35,11 +34,12 @@ from .sources import (
     REPORT_FILE,
     TRAIN_FILE,
     VAL_FILE,
+    OwnSplit,
     Source,
     find_sources,
     is_prepared,
     lettering_of,
-    own_pairs,
+    own_split,
     packing_of,
     pieces_of,
 )
@@ -106,8 +106,7 @@ def prepare(
 class _Plan:
     """Which files are read as what."""
 
-    pairs: list[tuple[Source, Source]]
-    loose: list[Source]
+    own: OwnSplit
     sheets: list[Path]
     skipped: Findings = field(default_factory=Findings)
 
@@ -118,24 +117,28 @@ class _Plan:
         named = [Path(config.facts).expanduser()] if config.facts else []
         sheets = named or [source.path for source in sources if source.path.name == FACTS_FILE]
         rows = [s for s in sources if s.path.name != FACTS_FILE and s.path not in sheets]
-        pairs, loose = own_pairs(rows, config.data, skipped)
-        return cls(pairs, loose, sheets, skipped)
+        return cls(own_split(rows, config.data, skipped, by_name=config.own_split), sheets, skipped)
+
+    @property
+    def sources(self) -> list[Source]:
+        """Every file of rows and documents, validation first, so that none of its rows is trained."""
+        return [*self.own.validation, *self.own.train, *self.own.loose]
 
     @property
     def files(self) -> tuple[Path, ...]:
         """Every file that is read."""
-        return (*(s.path for s in itertools.chain(*self.pairs)), *(s.path for s in self.loose), *self.sheets)
+        return (*(source.path for source in self.sources), *self.sheets)
 
     def units(self) -> Iterator[tuple[int, Unit]]:
-        """What is read, with the side it falls on: validation first, so that none of its rows is trained."""
-        decided = [(VALIDATION, source) for _, source in self.pairs] + [(TRAIN, source) for source, _ in self.pairs]
-        for side, source in decided:
+        """What is read, with the side it falls on."""
+        whole = self.own.complete
+        sides = [(VALIDATION, source) for source in self.own.validation]
+        sides += [(TRAIN if whole else UNDECIDED, source) for source in self.own.train]
+        for side, source in sides:
             prepared = _is_ours(source, TRAIN_FILE, VAL_FILE)
-            yield from ((side, unit) for unit in _units(source, as_it_stands=True, prepared=prepared))
-        for source in self.loose:
-            prepared = _is_ours(source, TRAIN_FILE)
-            side = TRAIN if prepared else UNDECIDED
-            yield from ((side, unit) for unit in _units(source, as_it_stands=prepared, prepared=prepared))
+            yield from ((side, unit) for unit in _units(source, as_it_stands=whole, prepared=prepared))
+        for source in self.own.loose:
+            yield from ((UNDECIDED, unit) for unit in _units(source))
 
 
 def _is_ours(source: Source, *names: str) -> bool:
@@ -145,7 +148,7 @@ def _is_ours(source: Source, *names: str) -> bool:
 
 def _units(source: Source, **options: bool) -> Iterator[Unit]:
     whole = source.form not in (".jsonl", ".ndjson") or source.path.stat().st_size < 2 * PIECE
-    if whole or packing_of(source.path) or not lettering_of(source.path).plain:
+    if whole or packing_of(source.path) or not lettering_of(source.path).plain or not can_be_cut(source):
         yield Unit(source, **options)
     else:
         yield from (Unit(source, piece, **options) for piece in pieces_of(source.path, PIECE))
@@ -198,11 +201,12 @@ def _write(
     progress: Callable[[int], None] | None,
 ) -> None:
     """Fill a directory with prepared files."""
-    report = DataReport(sources=list(map(writable, config.data)), own_split=bool(plan.pairs))
+    report = DataReport(sources=list(map(writable, config.data)), own_split=plan.own.complete)
     report.skipped_files.extend(plan.skipped)
     facts = read_facts(plan.sheets, report)
     spool = directory / "rows.jsonl"
-    if not (plan.pairs or plan.loose):
+    report.bytes = sum(found.st_size for path in plan.files if (found := _stat(path)))
+    if not plan.sources:
         raise DataError(_nothing_usable(report))
     parts = _parts(plan, Reading(config, tokenizer.directory))
     with doing("reading") as tick:
@@ -211,7 +215,7 @@ def _write(
     spool.unlink()
     if not report.train:
         raise DataError(_nothing_usable(report))
-    report.look_again()
+    report.look_again(config)
     if facts:
         (directory / FACTS_FILE).write_text(json_lines(facts), encoding="utf-8", newline="\n")
     report.write(directory / REPORT_FILE)
@@ -241,6 +245,11 @@ def _size(unit: Unit) -> int:
 
 
 def _nothing_usable(report: DataReport) -> str:
-    reasons = [f"  {r.where}: {r.reason}" for r in [*report.rejected, *report.skipped_files][:5]]
+    refused = [*report.rejected, *report.skipped_files, *report.marked]
+    reasons = [f"  {r.where}: {r.reason}" for r in refused[:5]]
+    if report.test_rows:
+        reasons.append(f"  {report.test_rows} rows are for testing, as they say themselves. If not: --no-own-split")
+    if report.validation:
+        reasons.append(f"  {report.validation} rows are for validation by their name. If not: --no-own-split")
     found = f"{report.read} rows in {report.files} files, none usable"
     return "\n".join([f"{', '.join(report.sources)}: {found}.", *reasons, ACCEPTED])
