@@ -174,7 +174,7 @@ def test_a_thought_is_kept_apart_from_the_answer(row):
 
 
 def test_a_thought_that_belongs_to_no_answer_is_listed():
-    assert unused({"messages": [*SAID, *SAID], "reasoning": "She did."}) == {"reasoning": True}
+    assert unused({"messages": [*SAID, *SAID], "reasoning": "She did it."}) == {"reasoning": True}
     assert unused({"messages": [{**SAID[0], "thought": "He did it."}, SAID[1]]}) == {"messages[].thought": True}
 
 
@@ -328,7 +328,8 @@ def test_a_prompt_of_turns_goes_on_in_its_completion():
 @pytest.mark.parametrize(
     "mark",
     [{"weight": 0}, {"weight": 0.0}, {"weight": "0"}, {"train": False}, {"train": "False"}, {"training": False},
-     {"trainable": False}, {"loss": False}, {"loss_weight": 0.0}, {"loss_mask": 0}, {"masked": True},
+     {"trainable": False}, {"loss": False}, {"label": False}, {"is_correct": False}, {"loss_weight": 0.0},
+     {"loss_mask": 0}, {"masked": True},
      {"train_detail": [{"begin_offset": 0, "end_offset": 3, "train": False}]}],
 )  # fmt: skip
 def test_a_turn_that_is_marked_is_context(mark):
@@ -344,6 +345,7 @@ def test_a_turn_that_is_marked_is_context(mark):
 @pytest.mark.parametrize(
     "mark",
     [{"label": False}, {"label": "False"}, {"kto_tag": False}, {"weight": 0}, {"train": False}, {"is_correct": False},
+     {"loss": False},
      {"rejected": True}, {"chosen": False}, {"deleted": True}],
 )  # fmt: skip
 @pytest.mark.parametrize("row", [{"prompt": "Who?", "completion": "Ana."}, {"messages": list(SAID)}])
@@ -363,6 +365,11 @@ def test_what_may_be_a_mark_and_may_be_none_is_listed():
     assert unused({"prompt": "Who?", "completion": "Ana.", "label": 0}) == {"label": False}
     assert unused({"text": "It rained.", "label": 0}) == {"label": False}
     assert unused({"prompt": "Who?", "completion": "Ana.", "approved": False}) == {"approved": False}
+    assert unused({"prompt": "Who?", "completion": "Ana.", "quality": "bad"}) == {"quality": False}
+    assert unused({"prompt": "Who?", "completion": "Ana.", "loss_mask": [0, 1]}) == {"loss_mask": False}
+    assert unused({"prompt": "Who?", "completion": "Ana.", "weight": 0.5}) == {"weight": False}
+    assert unused({"prompt": "Who?", "completion": "Ana.", "loss": 2.5, "weight": 1}).keys() <= {"loss"}
+    assert unused({"messages": [SAID[0], {**SAID[1], "loss_mask": [0, 1]}]}) == {"messages[].loss_mask": False}
     weighed = {"messages": [SAID[0], {**SAID[1], "weight": 0.5}]}
     assert unused(weighed) == {"messages[].weight": False}
 

@@ -101,6 +101,7 @@ def test_only_the_first_line_loses_its_mark(write):
         ('{\n"a":1}', [(1, {"a": 1})]),
         ('{"data":[{"a":1},{"a":2}]}', [(1, {"a": 1}), (1, {"a": 2})]),
         ('{"train":[{"a":1}],"test":[{"a":2}]}', [(1, {"a": 1}), (1, {"a": 2})]),
+        ('{"0":{"a":1},"1":{"a":2}}', [(1, {"a": 1}), (1, {"a": 2})]),
         ('{"data":[{"a":1}],"b":2}', [(1, {"data": [{"a": 1}], "b": 2})]),
         ('{"messages":[{"role":"user"}]}', [(1, {"messages": [{"role": "user"}]})]),
         ('{"a":1}\n{"a":', [(1, {"a": 1}), (2, "not JSON: Expecting value at column 6")]),  # lines after all

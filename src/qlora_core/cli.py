@@ -165,7 +165,11 @@ def _data(arguments: argparse.Namespace) -> int:
         described = describe(*datasets, tokenizer, length)
         prepared.report.tokens = described.as_dict()
     if arguments.reader == "mlx-lm":
-        data.save_rendered(prepared, arguments.out, tokenizer.text_of_row)
+        if left_out := data.save_rendered(prepared, arguments.out, tokenizer.text_of_row):
+            prepared.report.warnings.append(
+                f"{left_out} rows hold an answer that is marked as not to be trained. mlx-lm would train it, so that "
+                "they are left out."
+            )
     else:
         prepared.save(arguments.out)
     lost = prepared.report.lost_share > data.MOST_LOST

@@ -73,16 +73,19 @@ MEDIA = (
 SPLIT = "split"
 TURN_MARKS = ("weight", "loss_weight", "train", "training", "trainable", "loss", "loss_mask", "review_result")
 ROW_MARKS = (
-    "weight", "loss_weight", "train", "training", "trainable", "label", "kto_tag", "is_correct", "correct", "accepted",
-    "is_accepted", "desirable", "is_chosen",
+    "weight", "loss_weight", "train", "training", "trainable", "loss", "label", "kto_tag", "is_correct", "correct",
+    "accepted", "is_accepted", "desirable", "is_chosen",
 )  # fmt: skip
 """Marks that say by 0 or false that something is not to be trained, on a turn and on a row."""
 
 INVERSE_MARKS = ("masked", "mask", "rejected", "is_rejected", "deleted")
 """Marks that say so by true."""
 
-TRUTH_ONLY = frozenset(("label", "kto_tag", "is_correct", "correct", "accepted", "is_accepted", "desirable"))
-"""Marks that are none where they are numbers: those are classes, or scores."""
+JUDGING = frozenset(("label", "kto_tag", "is_correct", "correct", "accepted", "is_accepted", "desirable", "is_chosen"))
+"""Marks that are none where they are numbers, which are classes or scores, nor beside a text, which is of a class."""
+
+_JUDGEMENTS = ("quality", "rating", "verdict", "correctness", "feedback", "rank", "vote", "judgement", "judgment")
+_MASKS = ("loss_mask", "mask", "train_mask", "label_mask", "weights")
 
 BOOKKEEPING = frozenset(
     (
@@ -97,10 +100,11 @@ _BOOKKEEPING_END = re.compile(r"_(?:id|ids|url|date|time|at|by|hash)$|[a-z]Id$")
 TELLING = frozenset(
     (
         *CONVERSATIONS, *ASKED_WITH_OPTIONS, *ANSWERED_WITH_OPTIONS, *SYSTEM, *CONTEXTS, *OPTIONS, *HISTORY, *REASONING,
-        *TOOLS, *CHOSEN, *REJECTED, *MEDIA, "text", "content", "value", "reference", "references",
+        *TOOLS, *CHOSEN, *REJECTED, *MEDIA, *_JUDGEMENTS, *_MASKS, "text", "content", "value", "reference",
+        "references",
     )
 )  # fmt: skip
-"""Names that always hold content, however short it is."""
+"""Names whose values always count, however short they are: content, or what may say that it is not to be trained."""
 
 MAPPED = (
     "messages", "system", "prompt", "completion", "text", "context", "options", "history", "reasoning", "tools",
@@ -143,7 +147,8 @@ def content_length(name: str, value: Any, depth: int = 0) -> int:
     if isinstance(value, list | tuple):
         texts = [inner for inner in value if isinstance(inner, str)]
         others = [inner for inner in value if isinstance(inner, list | tuple | dict)]
-        return content_length(name, " ".join(texts)) + sum(content_length(name, inner, depth + 1) for inner in others)
+        length = content_length(name, " ".join(texts)) + sum(content_length(name, one, depth + 1) for one in others)
+        return length or int(plain in TELLING and len(value) > 0)
     return 0 if value is None else int(plain in TELLING)
 
 

@@ -59,7 +59,6 @@ STRETCH = 5  # passages; a long section of a book is held out by so many
 PEEK = 1000  # rows that tell whether a file is of questions or of running text
 FEW = 5  # in a file of running text, at most one of so many rows has a question
 
-_MAY_BE_A_MESSAGE = frozenset(("role", "replies", "prompt"))  # keys; a quick look for nearly all rows
 HALF_PAIR = "half of a surrogate pair: the text was cut inside a character"
 # made once: `json.dumps` makes one for every call; tables hold dates and bytes, which JSON has not
 _ENCODE = json.JSONEncoder(ensure_ascii=False, default=lambda value: str(value)[:LONG]).encode
@@ -105,6 +104,11 @@ class Part:
     answers: np.ndarray
     splits: np.ndarray
     report: DataReport
+
+
+def _may_be_a_message(row: dict[str, Any]) -> bool:
+    """Take a quick look, which nearly all rows fail."""
+    return "role" in row or "replies" in row or type(row.get("prompt")) is dict
 
 
 def can_be_cut(source: Source) -> bool:
@@ -222,7 +226,7 @@ class _Reader:
                 self.report.read += 1
                 if self.columns and isinstance(row, dict):
                     self.report.columns.update(theirs for _, theirs in self.columns if has_column(row, theirs))
-                if type(row) is dict and not _MAY_BE_A_MESSAGE.isdisjoint(row) and not self.unit.prepared:
+                if type(row) is dict and _may_be_a_message(row) and not self.unit.prepared:
                     if is_one_message(row):
                         messages.add(number, row)
                         continue

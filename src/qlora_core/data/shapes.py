@@ -9,10 +9,11 @@ from typing import Any
 
 from .columns import (
     INVERSE_MARKS,
+    JUDGING,
     MAPPED,
+    OPTIONS,
     PAIRS,
     TELLING,
-    TRUTH_ONLY,
     Columns,
     Layout,
     columns_of,
@@ -107,6 +108,11 @@ def shape(row: Any, columns: Columns, clean: Clean) -> Shaped:
     return _Row(row, layout, columns, clean).shaped()
 
 
+def _is_plain_mark(value: Any) -> bool:
+    """Whether a mark is true or 1, and so says nothing that is not done."""
+    return value is None or value == 1 or is_truth(value) or (isinstance(value, str) and value.strip() in ("", "1"))
+
+
 def _are_turns(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(turn, dict) and _speaks(turn) for turn in value)
 
@@ -122,7 +128,7 @@ def _unrecognised(row: dict[str, Any]) -> str:
 
 
 def _without_nulls(row: dict[str, Any], columns: Columns) -> dict[str, Any]:
-    filled = {key: v for key, v in row.items() if v is not None or key.strip().casefold() not in TELLING}
+    filled = {key: v for key, v in row.items() if v is not None or key.strip().casefold() not in _ABSENT_IF_NULL}
     if not layout_of(tuple(filled), columns) and (layout := layout_of(tuple(row), columns)):
         name = next(key for key in (layout.messages, layout.answered, layout.chosen, layout.text) if key)
         wanted = "a list of {role, content}" if layout.messages else "a text"
@@ -231,10 +237,12 @@ class _Row:
 
     def _unused(self, content: dict[str, Any]) -> tuple[tuple[str, bool], ...]:
         for key in self.layout.left:
-            if key not in self.layout.marks and key != self.layout.split:
+            if key == self.layout.split:
+                continue
+            if key not in self.layout.marks:
                 self.noted.leave(key, key, self.row[key])
-            elif key in self.layout.marks and not is_truth(self.row[key]):
-                self.noted.leave(key, "text", self.row[key] if key.strip().casefold() in TRUTH_ONLY else None)
+            elif not _is_plain_mark(self.row[key]):
+                self.noted.leave(key, "text", self.row[key])
         if not self.noted.unused:
             return ()
         asked = [m["content"] for m in content.get("messages", ()) if m["role"] == "user"] or [content.get("text", "")]
@@ -246,8 +254,10 @@ class _Row:
     def _refuse_marked(self) -> None:
         for key in self.layout.marks:
             value, name = self.row[key], key.strip().casefold()
-            if name in TRUTH_ONLY and (not is_truth(value) or self.layout.text):
+            if name in JUDGING and (not is_truth(value) or self.layout.text):
                 continue  # a class of its text, or a number that says how good it is
+            if name == "loss" and not is_truth(value):
+                continue  # what was measured
             if says_yes(value) if name in INVERSE_MARKS else says_no(value):
                 raise MarkedError(f"marked as not to be trained: {key} {as_text(value)}")
 
@@ -434,6 +444,7 @@ _ALONE = (
     "is one message of a conversation, and nothing says which: join the messages to rows, or give each a "
     '"message_id" and a "parent_id", or a "conversation_id"'
 )
+_ABSENT_IF_NULL = TELLING - frozenset(OPTIONS)  # a question of choice without its options cannot be answered
 _BOTH = ("user", "assistant")
 _PLACEHOLDER = re.compile(
     r"<\|(?:image|video|audio|vision)\w*\|>|(?m:^[ \t]*<image(?:_?\d+)?>|<image(?:_?\d+)?>[ \t]*$)"

@@ -364,8 +364,13 @@ def _is_turn(row: dict[str, Any]) -> bool:
     return "role" in row or "from" in row
 
 
+def _numbers_rows(value: dict[str, Any]) -> bool:
+    """Whether an object holds rows by their numbers, `{"0": {…}, "1": {…}}`."""
+    return bool(value) and all(key.isdecimal() and isinstance(row, dict) for key, row in value.items())
+
+
 def _rows_within(value: Any, line: int) -> Iterator[Row]:
-    """A row; or the rows of an object that holds nothing but lists of them, `{"data": […]}`."""
+    """A row; or the rows of an object that holds nothing but lists of them, `{"data": […]}`, or rows by number."""
     lists = {key: item for key, item in value.items() if isinstance(item, list)} if isinstance(value, dict) else {}
     if (
         any(lists.values())
@@ -373,6 +378,8 @@ def _rows_within(value: Any, line: int) -> Iterator[Row]:
         and all(isinstance(row, dict) and not _is_turn(row) for item in lists.values() for row in item)
     ):
         yield from ((line, Listed(row, key)) for key, item in lists.items() for row in item)
+    elif isinstance(value, dict) and _numbers_rows(value):
+        yield from ((line, row) for row in value.values())
     else:
         yield line, value
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from .columns import INVERSE_MARKS, REASONING, TURN_MARKS, content_length, listed, says_no, says_yes
+from .columns import INVERSE_MARKS, JUDGING, REASONING, TURN_MARKS, content_length, is_truth, listed, says_no, says_yes
 from .records import MarkedError, Written
 
 ROLES = {
@@ -42,7 +42,7 @@ _CALL_PARTS = ("tool_use", "tool_call", "function_call")
 _RESULT_PARTS = ("tool_result", "tool_response", "function_call_output", "observation")
 _THOUGHT_PARTS = ("reasoning", "thinking", "thought")
 _NO_TEXT = ("image", "audio", "video", "file", "document", "media")
-_MARKS = (*TURN_MARKS, *INVERSE_MARKS, "train_detail")
+_MARKS = (*TURN_MARKS, *JUDGING, *INVERSE_MARKS, "train_detail")
 
 Clean = Callable[[str], str]
 
@@ -256,10 +256,15 @@ class _Turn:
             if answers and (mark := _mark(key, value)):
                 message["train"] = False
                 self.noted.marks.append(mark)
-            elif key in ("weight", "loss_weight") and isinstance(value, float | int) and value not in (0, 1):
-                self.noted.unused[f"{self.name}[].{key}"] = 1
+            elif (key != "train_detail" and not (says_yes(value) or says_no(value))) or _is_share(value):
+                self.noted.leave(f"{self.name}[].{key}", "text", value)
             elif not answers and key not in INVERSE_MARKS and value is True:
                 self.noted.marks.append(f"{key} true of a {message['role']} turn, which is never trained")
+
+
+def _is_share(value: Any) -> bool:
+    """Whether a mark is a number that is neither 0 nor 1, which stands for more or less of a turn."""
+    return isinstance(value, float | int) and value > 0 and value != 1
 
 
 def _mark(key: str, value: Any) -> str:
@@ -268,6 +273,8 @@ def _mark(key: str, value: Any) -> str:
         parts = value if isinstance(value, list) else []
         off = any(isinstance(part, dict) and says_no(part.get("train")) for part in parts)
         return "train_detail with a part that is not trained" if off else ""
+    if key in JUDGING and not is_truth(value):
+        return ""
     off = says_yes(value) if key in INVERSE_MARKS else says_no(value)
     return f"{key} {as_text(value)}" if off else ""
 
