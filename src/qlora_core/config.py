@@ -70,7 +70,10 @@ class DataConfig:
     """What is read, split and cut."""
 
     data: tuple[str, ...] = knob(
-        ("data/sample/club",), "Files and directories to train on.", role="place", essential=True
+        ("data/sample/club",),
+        "Files and directories to train on; hf:OWNER/NAME, or hf:OWNER/NAME:SPLIT, for a data set of the hub.",
+        role="place",
+        essential=True,
     )
     columns: tuple[str, ...] = knob(
         (),

@@ -71,6 +71,7 @@ def data_counts(report: DataReport) -> dict[str, str]:
     mended = ", ".join(f"{kind} {count}" for kind, count in report.mended.most_common())
     return {
         "Sources": ", ".join(report.sources),
+        "Licence": "; ".join(report.licences),
         "Read": f"{report.files} files: {report.read} rows, {report.documents} documents"
         + "".join(f"; {count} in {name}" for name, count in report.encodings.items()),
         "Joined": f"{report.joined_lines} lines of running text" if report.joined_lines else "",

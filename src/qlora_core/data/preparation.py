@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from ..storage import cache_directory, publishing
 from ..tokens import ChatTokenizer
 from .assembly import TRAIN, UNDECIDED, VALIDATION, Table, assemble
 from .facts import read_facts
+from .from_hub import fetched
 from .passages import check_template
 from .prepared import PreparedData, json_lines
 from .reading import Part, Reading, Unit, can_be_cut
@@ -82,24 +83,33 @@ def prepare(
         except ValueError as error:
             raise ConfigError(f"question: {error}") from None
     began = time.time()
+    named, config = config.data, replace(config, data=(here := fetched(config.data)).sources)
     plan = _Plan.of(config, output)
     state = _state(plan, config, tokenizer)
     place = cache_directory() / "data"
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
     if any(changed / 1e9 > began - SETTLED for _, _, changed, _ in state["files"]):
         with tempfile.TemporaryDirectory(dir=place, prefix=".") as fresh:  # rows stay readable when it is gone
-            _write(plan, config, tokenizer, Path(fresh), progress)
+            _write(plan, config, tokenizer, Path(fresh), progress, _Origin(named, here.licences))
             return PreparedData(Path(fresh), plan.files)
     directory = place / hashlib.sha256(json.dumps(state).encode()).hexdigest()[:32]
     with _publishing:
         known = (directory / REPORT_FILE).is_file()
         if not known:
             with publishing(directory) as fresh:
-                _write(plan, config, tokenizer, fresh, progress)
+                _write(plan, config, tokenizer, fresh, progress, _Origin(named, here.licences))
         with contextlib.suppress(OSError):  # somebody else may be clearing up at the same time
             directory.touch()
             _forget_oldest(place)
         return PreparedData(directory, plan.files, reused=known)
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """What the user named, and the licences of what was fetched for it."""
+
+    named: tuple[str, ...]
+    licences: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -199,9 +209,11 @@ def _write(
     tokenizer: ChatTokenizer,
     directory: Path,
     progress: Callable[[int], None] | None,
+    origin: _Origin,
 ) -> None:
     """Fill a directory with prepared files."""
-    report = DataReport(sources=list(map(writable, config.data)), own_split=plan.own.complete)
+    named, licences = list(map(writable, origin.named)), list(map(writable, origin.licences))
+    report = DataReport(sources=named, licences=licences, own_split=plan.own.complete)
     report.skipped_files.extend(plan.skipped)
     facts = read_facts(plan.sheets, report)
     spool = directory / "rows.jsonl"

@@ -25,6 +25,7 @@ class DataReport:
 
     Attributes:
         sources: what was named.
+        licences: of data sets of the hub, as they say themselves.
         files: files that were read.
         documents: of those, documents.
         encodings: files in another encoding than UTF-8, `{encoding: files}`.
@@ -66,6 +67,7 @@ class DataReport:
     """
 
     sources: list[str] = field(default_factory=list)
+    licences: list[str] = field(default_factory=list)
     files: int = 0
     documents: int = 0
     encodings: Counter[str] = field(default_factory=Counter)

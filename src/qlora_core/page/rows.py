@@ -167,6 +167,7 @@ def _facts(report: DataReport) -> dict[str, str]:
     sheets = ", ".join(report.fact_sheets)
     return {
         say("Sources"): "\n".join(report.sources),
+        say("Licence"): "\n".join(report.licences),
         say("Read"): read,
         say("Encodings"): _counts(report.encodings),
         say("Shapes"): _counts(report.shapes),
