@@ -399,6 +399,19 @@ def test_what_holds_content_is_listed(name, value):
     assert content_length(name, value) > 0
 
 
+def test_what_the_row_says_anyway_is_not_listed():
+    row = {"messages": [{"role": "user", "content": "Who won it?"}, SAID[1]], "prompt": "Who won it?"}
+    assert unused(row) == {}
+    assert unused({**row, "prompt": "Who lost it?"}) == {"prompt": True}
+
+
+def test_turns_may_stand_as_lists_of_roles_and_contents():
+    row = {"messages": {"role": ["user", "assistant"], "content": ["Who?", "Ana."]}}
+    assert turns(row) == [("user", "Who?"), ("assistant", "Ana.")]
+    with pytest.raises(ValueError, match="found an object"):
+        shaped({"messages": {"role": ["user"], "content": []}})
+
+
 def test_keys_beside_the_content_of_a_turn_and_of_a_part_are_listed():
     part = {"type": "text", "text": "Ana.", "citations": [{"title": "The cup of 1931"}]}
     row = {"messages": [{**SAID[0], "mood": "rather cross"}, {"role": "assistant", "content": [part]}]}

@@ -535,6 +535,21 @@ def test_what_is_used_for_nothing_is_listed_with_its_share_and_length(write, tmp
     assert PreparedData(tmp_path / "out").report == prepared.report
 
 
+@pytest.mark.parametrize(
+    ("beside", "remedy"),
+    [
+        ({"answer": "42"}, "If that is the answer: --columns completion=answer."),
+        ({"quality": "bad"}, "Rows that `quality` calls bad are trained: take them out."),
+        ({"note": "Told at length."}, "If the answer needs it: --columns context=note."),
+    ],
+)
+def test_what_is_used_for_nothing_has_a_remedy_of_its_kind(write, beside, remedy):
+    (warning,) = everything(
+        write("a.jsonl", [{"problem": "6 x 7?", "solution": "Six sevens.", **beside}])
+    ).report.warnings
+    assert warning.endswith(remedy)
+
+
 def test_the_remedy_for_a_question_beside_a_text_works(write, tmp_path):
     path = write("a.jsonl", [{"prompt": "Who rowed?", "text": "Rui did."}])
     (warning,) = (w for w in everything(path).report.warnings if "used for nothing" in w)

@@ -58,9 +58,13 @@ REASONING = (
     "chain_of_thought", "rationale",
 )  # fmt: skip
 TOOLS = ("tools", "functions")
-CHOSEN = ("chosen", "chosen_response", "response_chosen", "preferred", "preferred_output", "response_j")
+CHOSEN = (
+    "chosen", "chosen_response", "response_chosen", "chosen_messages", "chosen_answer", "preferred", "preferred_output",
+    "response_j",
+)  # fmt: skip
 REJECTED = (
-    "rejected", "rejected_response", "response_rejected", "dispreferred", "non_preferred_output", "response_k",
+    "rejected", "rejected_response", "response_rejected", "rejected_messages", "rejected_answer", "dispreferred",
+    "non_preferred_output", "response_k",
 )  # fmt: skip
 """The better and the worse of two answers; the worse one is never trained."""
 
@@ -158,6 +162,17 @@ def _keeps_books(name: str, text: str) -> bool:
     if name.strip().casefold() in BOOKKEEPING or _BOOKKEEPING_END.search(name):
         return True
     return not _TWO_WORDS.search(text)
+
+
+def judges(name: str) -> bool:
+    """Whether a column of this name may say that a row is not to be trained, in words or numbers of its own."""
+    plain = name.strip().casefold()
+    return plain in (*ROW_MARKS, *INVERSE_MARKS, *_JUDGEMENTS, *_MASKS)
+
+
+def is_said(value: Any, texts: Iterable[str]) -> bool:
+    """Whether a value is a text of two words or more that stands in others word for word."""
+    return isinstance(value, str) and bool(_TWO_WORDS.search(value)) and any(value.strip() in text for text in texts)
 
 
 def says_no(value: Any) -> bool:

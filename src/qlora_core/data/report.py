@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import DataConfig
+from .columns import ANSWERED, judges
 from .records import Findings, Rejected
 
 MANY = 8  # columns or marks that a warning names
@@ -262,8 +263,12 @@ class Unused:
     @property
     def remedy(self) -> str:
         """What to do where it belongs to the row."""
-        if "[" in self.column or self.beside == "messages":
+        if "[" in self.column or (self.beside == "messages" and not judges(self.column)):
             return "What belongs to a conversation must stand in the content of one of its turns."
+        if judges(self.column):
+            return f"Rows that `{self.column}` calls bad are trained: take them out."
+        if self.column.strip().casefold() in ANSWERED:
+            return f"If that is the answer: --columns completion={self.column}."
         if self.beside == "text":
             return f"If that is a question that the text answers: --columns prompt={self.column} completion=text."
         return f"If the answer needs it: --columns context={self.column}."

@@ -18,6 +18,7 @@ from .columns import (
     Layout,
     columns_of,
     content_length,
+    is_said,
     is_truth,
     layout_of,
     listed,
@@ -26,7 +27,7 @@ from .columns import (
     unknown_columns,
 )
 from .options import Options
-from .records import MarkedError
+from .records import MarkedError, texts_of
 from .threads import speaks
 from .turns import ROLES, Noted, as_text, check_answers, conversation, kind, tools_of, unpacked
 
@@ -240,7 +241,8 @@ class _Row:
             if key == self.layout.split:
                 continue
             if key not in self.layout.marks:
-                self.noted.leave(key, key, self.row[key])
+                if not is_said(self.row[key], texts_of(content)):
+                    self.noted.leave(key, key, self.row[key])
             elif not _is_plain_mark(self.row[key]):
                 self.noted.leave(key, "text", self.row[key])
         if not self.noted.unused:

@@ -91,6 +91,8 @@ def conversation(turns: Any, name: str, clean: Clean, noted: Noted) -> list[dict
         ValueError: what is wrong with it.
     """
     turns = unpacked(turns)
+    if isinstance(turns, dict) and turns and all(isinstance(one, list) for one in turns.values()):
+        turns = _by_turn(turns)
     if not isinstance(turns, list) or not turns:
         found = "an empty list" if turns == [] else kind(turns)
         raise ValueError(f'"{name}" must be a list of {{role, content}}, found {found}')
@@ -108,6 +110,12 @@ def conversation(turns: Any, name: str, clean: Clean, noted: Noted) -> list[dict
         for message in _Turn(turn, number, name, clean, noted).messages():
             _put(messages, message)
     return messages
+
+
+def _by_turn(lists: dict[str, list[Any]]) -> Any:
+    """Turns that stand as a list of roles and a list of contents; the lists themselves where they differ in length."""
+    same = len({len(one) for one in lists.values()}) == 1
+    return [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)] if same else lists
 
 
 def check_answers(messages: Iterable[dict[str, Any]], noted: Noted) -> None:
