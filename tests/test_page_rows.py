@@ -101,6 +101,17 @@ def test_report_names_what_was_refused_and_why_as_text(prepare):
     assert "&lt;script&gt;" in html
 
 
+def test_report_names_what_is_used_for_nothing_and_what_is_marked(prepare):
+    row = {"question": "a", "answer": "b", MARKUP: "Told at length."}
+    prepared, *_ = prepare([row, {"question": "c", "answer": "d", "label": False}])
+    html = rows.data_report(prepared).text
+    assert "Columns with content that is used for nothing" in html
+    assert "&lt;script&gt;" in html
+    assert "50%" in html
+    assert "<script>" not in html
+    assert "marked as not to be trained: label false" in html
+
+
 def test_many_findings_are_folded_and_those_not_shown_are_counted():
     findings = Findings()
     for place in range(1500):
@@ -218,6 +229,15 @@ def test_a_row_with_html_in_it_is_text(prepare, tokenizer):
     assert "<b " not in html
     assert "onmouseover=&#34;x" in html
     assert "rows.jsonl:1" in html
+
+
+def test_a_turn_shows_what_it_thinks_and_calls_and_that_it_is_context():
+    call = {"type": "function", "function": {"name": "tide", "arguments": {"port": "Aveiro"}}}
+    turn = {"role": "assistant", "content": "", "reasoning_content": "Hm.", "tool_calls": [call], "train": False}
+    written = '{"name": "tide", "arguments": {"port": "Aveiro"}}'
+    role = "assistant, not trained"
+    assert row_browser._said(turn) == [(f"{role}, thinking", "Hm."), (f"{role}, calling a tool", written)]
+    assert row_browser._said({"role": "user", "content": ""}) == [("user", "")]
 
 
 def test_a_row_that_cannot_be_trained_says_why(prepare, tokenizer):

@@ -77,10 +77,20 @@ class DataConfig:
     """What is read, split and cut."""
 
     data: tuple[str, ...] = knob(
-        ("data/sample/club",), "Files and directories to train on.", role="place", essential=True
+        ("data/sample/club",),
+        "Files and directories to train on; hf:OWNER/NAME, or hf:OWNER/NAME:SPLIT, for a data set of the hub.",
+        role="place",
+        essential=True,
     )
     columns: tuple[str, ...] = knob(
-        (), "Names of columns that are not recognised, as in prompt=Frage completion=Antwort; also text=, messages=."
+        (),
+        "Names of columns that are not recognised, as in prompt=Frage completion=Antwort; also text=, messages=, "
+        "system=, context=, options=, history=, reasoning=, tools=.",
+    )
+    own_split: bool = knob(
+        True,
+        "Keep to the split that names of files and folders, keys or a column split tell; what is for testing is left "
+        "out.",
     )
     val_fraction: float = knob(
         0.05,

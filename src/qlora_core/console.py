@@ -71,9 +71,13 @@ def data_counts(report: DataReport) -> dict[str, str]:
     mended = ", ".join(f"{kind} {count}" for kind, count in report.mended.most_common())
     return {
         "Sources": ", ".join(report.sources),
+        "Licence": "; ".join(report.licences),
         "Read": f"{report.files} files: {report.read} rows, {report.documents} documents"
         + "".join(f"; {count} in {name}" for name, count in report.encodings.items()),
         "Joined": f"{report.joined_lines} lines of running text" if report.joined_lines else "",
+        "Conversations": f"{report.conversations} made of {report.joined_messages} rows"
+        if report.conversations
+        else "",
         "Passages": f"{report.passages} made of running text and documents" if report.passages else "",
         "Questions": f"{report.questions} asked for the documents" if report.questions else "",
         "Mended": f"texts: {mended}" if mended else "",
@@ -85,6 +89,9 @@ def data_counts(report: DataReport) -> dict[str, str]:
         else "",
         "Not read": _findings(report.skipped_files, "files"),
         "Rejected": _findings(report.rejected, "rows"),
+        "Marked": _findings(report.marked, "rows left out, as their author says"),
+        "For testing": f"{report.test_rows} rows left out" if report.test_rows else "",
+        "Not used": "\n".join(column.described for column in report.unused_columns),
         "Not facts": _findings(report.rejected_facts, "rows"),
         "Look at": _warnings(report.warnings),
         "Rows": f"{report.train} to train, {report.validation} to validate ({split})",

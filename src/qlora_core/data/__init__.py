@@ -4,17 +4,19 @@
        └─► documents ─► passages ──┴─► reading ─► assembly ─► prepared
                                                   (duplicates, splits)
 
-`sources` finds files and unpacks them; `tables` makes rows of them and `shapes` recognises each; `documents` finds
-title and blocks, `passages` cuts them so that they read well; `cleaning` mends every text. `reading` does all that for
-one file, in this process or another; `assembly` puts the parts together, and `preparation` says which, and whether
-they were read before. Bad input is reported with file and line, never raised, and the sources are never written to. No
-part knows mlx; of models only the tokeniser is asked, for the length of a passage.
+`sources` finds files, sorts them by the user's own split and unpacks them; `tables` makes rows of them and `shapes`
+recognises each, by the names in `columns`, with `turns` for conversations and `options` for questions of choice;
+`threads` joins messages that stand one a row; `documents` finds title and blocks, `passages` cuts them so that they
+read well; `cleaning` mends every text. `reading` does all that for one file, in this process or another; `assembly`
+puts the parts together, and `preparation` says which, and whether they were read before. Bad input is reported with
+file and line, never raised, and the sources are never written to. No part knows mlx; of models only the tokeniser is
+asked, for the length of a passage.
 """
 
 from .preparation import prepare
 from .prepared import PreparedData, Rows, save_rendered
 from .records import Findings, Rejected
-from .report import DataReport
+from .report import MOST_LOST, DataReport, Unused
 from .shapes import ACCEPTED
 from .sources import FACTS_FILE, REPORT_FILE, TRAIN_FILE, VAL_FILE
 from .splits import ENOUGH_REPLIES, split
@@ -23,6 +25,7 @@ __all__ = [
     "ACCEPTED",
     "ENOUGH_REPLIES",
     "FACTS_FILE",
+    "MOST_LOST",
     "REPORT_FILE",
     "TRAIN_FILE",
     "VAL_FILE",
@@ -31,6 +34,7 @@ __all__ = [
     "PreparedData",
     "Rejected",
     "Rows",
+    "Unused",
     "prepare",
     "save_rendered",
     "split",

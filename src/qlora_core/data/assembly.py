@@ -16,12 +16,16 @@ import numpy as np
 from ..config import DataConfig
 from .duplicates import alike, components, members, near_duplicates, shared_across
 from .prepared import Rows
-from .reading import Part
+from .reading import SPLITS, Part
 from .records import said_in
 from .report import DataReport
+from .sources import TRAINING, VALIDATING
 from .splits import split
 
-TRAIN, VALIDATION, UNDECIDED = 0, 1, 2
+TRAIN, VALIDATION, UNDECIDED, NOT_HELD_OUT = 0, 1, 2, 3
+"""Sides; the last one is that of a row that says it is for training: it may be held out where nothing else is."""
+
+_SIDE_SAID = {TRAINING: NOT_HELD_OUT, VALIDATING: VALIDATION}
 NEARLY = 0.8  # share of two texts' pieces; `near_duplicates = "drop"` takes what is more alike for one
 
 
@@ -55,19 +59,23 @@ class Table:
                 file.writelines(part.lines)
                 report.add(part.report)
                 digests = np.frombuffer(part.digests, np.uint64).reshape(-1, 4)
-                sides = np.full(len(digests), side, np.int8)
+                said = np.array([_SIDE_SAID.get(split, side) for split in SPLITS], np.int8)
+                sides = said[part.splits]
                 columns.append((digests, part.bands, part.groups, part.answers, sides))
                 rows += len(digests)
                 if progress:
                     progress(rows)
-        return cls(*(np.concatenate(column) for column in zip(*columns, strict=True)))
+        made = cls(*(np.concatenate(column) for column in zip(*columns, strict=True)))
+        report.own_split |= bool((made.sides == VALIDATION).any())
+        made.sides[made.sides == NOT_HELD_OUT] = TRAIN if report.own_split else UNDECIDED
+        return made
 
     def __len__(self) -> int:
         return len(self.digests)
 
     def first_of_equals(self) -> np.ndarray:
-        """bool, `(rows,)`: True for a row whose content stands nowhere before it."""
-        order = np.lexsort((np.arange(len(self)), *self.digests.T))
+        """bool, `(rows,)`: True for a row whose content stands nowhere before it, nor among those to validate on."""
+        order = np.lexsort((np.arange(len(self)), self.sides != VALIDATION, *self.digests.T))
         ordered = self.digests[order]
         first = np.ones(len(self), bool)
         first[order[1:]] = (ordered[1:] != ordered[:-1]).any(axis=1)
@@ -135,12 +143,15 @@ def _sides(rows: Table, config: DataConfig) -> np.ndarray:
     if not undecided.any():
         return held_out
     together = components(np.column_stack([rows.bands, rows.groups]))
+    places = rows.places
+    if undecided.all() and not together.any():  # a document that is all there is gives some of its passages
+        together, places = components(rows.bands), rows.digests[:, 0] / 2.0**64
     held_out |= undecided & members(together, together[held_out])  # what validation knows is not to be trained
     free = np.flatnonzero(undecided & ~members(together, together[~undecided]))
     first = np.zeros(len(rows), np.int64)  # among the free rows, where a group begins
     first[together[free[::-1]]] = np.arange(len(free))[::-1]
     held_out[free] = split(
-        rows.places[free],
+        places[free],
         first[together[free]],
         (rows.answers & (rows.groups == 0))[free],
         val_fraction=config.val_fraction,

@@ -6,11 +6,13 @@ out is compact: lines ready to be written, with the few numbers about each that 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import itertools
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +23,7 @@ import numpy as np
 from ..config import DataConfig
 from ..tokens import ChatTokenizer
 from .cleaning import clean, language_of, personal_data
+from .columns import LONG, has_column, layout_of
 from .documents import read_document
 from .duplicates import BANDS, signatures
 from .encoding import detect
@@ -29,6 +32,7 @@ from .records import (
     Block,
     Document,
     Fragment,
+    MarkedError,
     Record,
     UnusableError,
     composed,
@@ -38,10 +42,11 @@ from .records import (
     writable,
 )
 from .report import DataReport
-from .shapes import columns_of, shape, unknown_columns
-from .sources import BrokenOffError, Source, first_bytes, read_whole
+from .shapes import Shaped, columns_of, shape, unknown_columns
+from .sources import TESTING, TRAINING, VALIDATING, BrokenOffError, Source, first_bytes, read_whole, split_in
 from .structure import find_structure
-from .tables import read_rows
+from .tables import Listed, are_lines, read_rows
+from .threads import Messages, Thread, is_one_message, root_of, tree_threads
 
 DOCUMENT_LIMIT = 1 << 28  # 256 MB
 BOOK = 20  # passages; a document of more is split by its sections, and no longer kept on one side as a whole
@@ -49,8 +54,14 @@ LINES_AT_ONCE = 100_000  # of running text
 ROWS_A_PART = 20_000
 WRITTEN = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".md", ".markdown", ".html", ".htm", ".xhtml")
 
+SPLITS = ("", TRAINING, VALIDATING)  # what is for testing goes no further
+STRETCH = 5  # passages; a long section of a book is held out by so many
+PEEK = 1000  # rows that tell whether a file is of questions or of running text
+FEW = 5  # in a file of running text, at most one of so many rows has a question
+
 HALF_PAIR = "half of a surrogate pair: the text was cut inside a character"
-_ENCODE = json.JSONEncoder(ensure_ascii=False).encode  # made once: `json.dumps` makes one for every call
+# made once: `json.dumps` makes one for every call; tables hold dates and bytes, which JSON has not
+_ENCODE = json.JSONEncoder(ensure_ascii=False, default=lambda value: str(value)[:LONG]).encode
 Piece = TypeVar("Piece", Fragment, Block)
 
 
@@ -82,6 +93,7 @@ class Part:
         bands: uint64, `(rows, duplicates.BANDS)`.
         groups: uint64, `(rows,)`: a hash of the document a row belongs to; 0: none.
         answers: bool, `(rows,)`: whether a prompt is answered, instead of text going on.
+        splits: int8, `(rows,)`: the place in `SPLITS` of what a row says of its own split.
         report: counts and findings.
     """
 
@@ -90,7 +102,20 @@ class Part:
     bands: np.ndarray
     groups: np.ndarray
     answers: np.ndarray
+    splits: np.ndarray
     report: DataReport
+
+
+def _may_be_a_message(row: dict[str, Any]) -> bool:
+    """Take a quick look, which nearly all rows fail."""
+    return "role" in row or "replies" in row or type(row.get("prompt")) is dict
+
+
+def can_be_cut(source: Source) -> bool:
+    """Whether the lines of a file can be read in pieces: each is a row, and none belongs to another one."""
+    with contextlib.suppress(ValueError, OSError):
+        return are_lines(source) and not is_one_message(next(read_rows(source, lambda _: ""), (0, None))[1])
+    return False
 
 
 @dataclass(frozen=True)
@@ -141,7 +166,7 @@ class _Reader:
         The records themselves are not kept, which spares the memory and its collector.
         """
         compared = self.config.near_duplicates != "ignore"
-        lines, digests, texts, groups, answers = [], [], [], [], []
+        lines, digests, texts, groups, answers, splits = [], [], [], [], [], []
         taken = 0
         for record in records:
             taken += 1
@@ -154,6 +179,7 @@ class _Reader:
             digests.append(digest)
             groups.append(_hash(record.group) if record.group else 0)
             answers.append(record.answers)
+            splits.append(SPLITS.index(record.split) if record.split else 0)
             if compared:
                 texts.append(said_in(record.content))
         report, self.report = self.report, DataReport()
@@ -163,6 +189,7 @@ class _Reader:
             bands=signatures(texts) if compared else np.zeros((len(lines), BANDS), np.uint64),
             groups=np.array(groups, np.uint64),
             answers=np.array(answers, bool),
+            splits=np.array(splits, np.int8),
             report=report,
         )
         return part, taken
@@ -193,9 +220,19 @@ class _Reader:
         self._note_encoding()
         check = functools.partial(unknown_columns, columns=self.columns)
         running: list[Fragment] = []
+        messages = Messages()
         try:
             for number, row in read_rows(self.unit.source, check, self.unit.piece):
                 self.report.read += 1
+                if self.columns and isinstance(row, dict):
+                    self.report.columns.update(theirs for _, theirs in self.columns if has_column(row, theirs))
+                if type(row) is dict and _may_be_a_message(row) and not self.unit.prepared:
+                    if is_one_message(row):
+                        messages.add(number, row)
+                        continue
+                    if root := root_of(row):
+                        yield from self._tree(root, number)
+                        continue
                 record, is_line = self._recognised(row, f"{self.name}:{number}")
                 if record and is_line and not self.unit.as_it_stands:
                     running.append(Fragment(record.content["text"], str(number)))
@@ -204,25 +241,100 @@ class _Reader:
                 if len(running) >= LINES_AT_ONCE:
                     yield from self._running(running)
                     running = []
-        except (BrokenOffError, OSError) as error:
+        except BrokenOffError as error:
+            self.report.unread += error.unread
+            self.report.skipped_files.add(self.name, str(error))
+        except OSError as error:
             self.report.skipped_files.add(self.name, str(error))
         yield from self._running(running)
+        yield from self._threads(messages)
 
     def _recognised(self, row: Any, where: str) -> tuple[Record | None, bool]:
-        """The record of a row, and whether it is a line of running text; None when it is rejected."""
+        """The record of a row, and whether it is a line of running text; None when it is not used."""
         try:
             if isinstance(row, UnusableError):
+                self.report.unreadable += 1
                 raise row
             if self.unit.prepared and isinstance(row, dict):
                 where = str(row.pop("source", where))
             shaped = shape(row, self.columns, str if self.unit.prepared else self._clean)
+            if shaped.blank and self._mostly_questions:
+                raise ValueError(f"the {shaped.blank} is empty, and most rows of the file have one")
+        except MarkedError as error:
+            self.kinds = []
+            self.report.marked.add(where, str(error), _sample(row))
+            return None, False
         except ValueError as error:
             self.kinds = []
             self.report.rejected.add(where, str(error), getattr(error, "sample", "") or _sample(row))
             return None, False
-        record = Record(shaped.content, where, shaped.metadata)
+        if not self.unit.prepared and (shaped.unused or shaped.marks or shaped.guesses):
+            self._note_what_is_beside(shaped)
+        split = self._split_of(row, shaped)
+        if split == TESTING:
+            self.kinds = []
+            self.report.test_rows += 1
+            return None, False
+        record = Record(shaped.content, where, shaped.metadata, split=split)
         self._note_repairs(where, texts_of(record.content)[-1])
         return record, shaped.running
+
+    def _note_what_is_beside(self, shaped: Shaped) -> None:
+        """Count what is used for nothing, and what is marked as not to be trained."""
+        for name, longer in shaped.unused:
+            self.report.unused[f"{shaped.beside} {name}"] += 1
+            self.report.unused_longer[f"{shaped.beside} {name}"] += longer
+        self.report.marks.update(shaped.marks)
+        self.report.guesses.update(shaped.guesses)
+
+    def _split_of(self, row: Any, shaped: Shaped) -> str:
+        if not self.config.own_split or self.unit.prepared:
+            return ""
+        said = shaped.split or (row.key if isinstance(row, Listed) else "")
+        return split_in(said) if said else ""
+
+    @functools.cached_property
+    def _mostly_questions(self) -> bool:
+        """Whether the file is of questions, so that a row without one has a gap, and is no line of running text."""
+        asked = blank = 0
+        with contextlib.suppress(ValueError, OSError):
+            for _, row in itertools.islice(read_rows(self.unit.source, lambda _: ""), PEEK):
+                layout = layout_of(tuple(row), self.columns) if isinstance(row, dict) else None
+                if layout and layout.asked and not layout.messages:
+                    filled = bool(str(row[layout.asked] or "").strip())
+                    asked, blank = asked + filled, blank + (not filled)
+        return asked * FEW > asked + blank
+
+    # Conversations that stand in several rows, or in a tree
+
+    def _threads(self, messages: Messages) -> Iterator[Record]:
+        """The conversations of messages that stand one a row."""
+        for thread in messages.threads():
+            self.report.joined_messages += len(thread.turns) - thread.given
+            yield from self._thread(thread)
+        for place, reason in messages.unanswered:
+            self.report.rejected.add(f"{self.name}:{place}", reason)
+
+    def _tree(self, root: dict[str, Any], number: int) -> Iterator[Record]:
+        """The conversations of a row that is a tree of replies."""
+        try:
+            threads = list(tree_threads(root, number))
+        except ValueError as error:
+            self.report.rejected.add(f"{self.name}:{number}", str(error), _sample(root))
+            return
+        self.report.joined_messages += 1
+        for thread in threads:
+            yield from self._thread(thread)
+
+    def _thread(self, thread: Thread) -> Iterator[Record]:
+        self.report.conversations += 1
+        where = f"{self.name}:{place_range(str(thread.places[0]), str(thread.places[-1]))}"
+        record, _ = self._recognised({"messages": thread.turns}, where)
+        if record:
+            for message in record.content["messages"][: thread.given]:
+                if message["role"] == "assistant":  # an earlier conversation trains it
+                    message["train"] = False
+            yield dataclasses.replace(record, group=f"{composed(self.path.name)}\0{thread.root}")
 
     def _clean(self, text: str) -> str:
         cleaned, kinds = clean(text, self.config.repair)
@@ -281,8 +393,13 @@ class _Reader:
         passages = list(make_passages(head, blocks, _counter(self.tokenizer), limit))
         self._note_repairs(self.name, passages[0].body if passages else "")
         group = composed(self.path.name) if title else ""  # where the file lies must not decide the split
+        of_section = Counter(passage.section for passage in passages)
+        seen: Counter[str] = Counter()
         for passage in passages:
             section = passage.section if len(passages) > BOOK else ""
+            if of_section[passage.section] > BOOK:  # a book without chapters, or with long ones
+                section = f"{section}\0{seen[passage.section] // STRETCH}"
+                seen[passage.section] += 1
             self.report.passages += 1
             yield Record(
                 content={"text": passage.text},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections.abc import Iterator
@@ -20,12 +21,14 @@ class Record:
         source: file:line, or file:first-last of joined lines.
         metadata: what else the row carried.
         group: rows of one group stay on one side of the split (the passages of one document).
+        split: which one it is for, as it says itself; "" where it does not.
     """
 
     content: dict[str, Any]
     source: str
     metadata: dict[str, Any] = field(default_factory=dict)
     group: str = ""
+    split: str = ""
 
     @property
     def answers(self) -> bool:
@@ -34,17 +37,25 @@ class Record:
 
 
 def texts_of(content: dict[str, Any]) -> list[str]:
-    """Every text of a row's content, in order."""
+    """Every text of a row's content, in order; of a message its thoughts and its calls too."""
     if "text" in content:
         return [content["text"]]
-    return [message["content"] for message in content["messages"]]
+    return [text for message in content["messages"] for text in _said(message)]
 
 
 def said_in(content: dict[str, Any]) -> str:
     """The text that tells a row from others: all of it but what the system says, which many rows may share."""
     if "text" in content:
         return content["text"]
-    return "\n".join(message["content"] for message in content["messages"] if message["role"] != "system")
+    return "\n".join(text for message in content["messages"] if message["role"] != "system" for text in _said(message))
+
+
+def _said(message: dict[str, Any]) -> list[str]:
+    if len(message) == 2:
+        return [message["content"]]
+    calls = [json.dumps(call["function"], ensure_ascii=False) for call in message.get("tool_calls", ())]
+    thought = [message["reasoning_content"]] if "reasoning_content" in message else []
+    return [*thought, message["content"], *calls]
 
 
 def writable(text: str) -> str:
@@ -111,6 +122,25 @@ class UnusableError(ValueError):
     def __init__(self, reason: str, sample: str = "") -> None:
         super().__init__(reason)
         self.sample = sample
+
+
+class MarkedError(ValueError):
+    """What says that a row is not to be trained, as its author marked it."""
+
+
+class Written(float):
+    """A number of a file with the text that stands for it there: 1.50 stays "1.50"."""
+
+    __slots__ = ("text",)
+
+    def __new__(cls, text: str) -> Written:
+        """Read the number."""
+        made = super().__new__(cls, text)
+        made.text = text
+        return made
+
+    def __reduce__(self) -> tuple[type[Written], tuple[str]]:
+        return Written, (self.text,)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from markupsafe import Markup
 
 from ..config import RunConfig
 from ..data import PreparedData, Rows
+from ..data.records import texts_of
 from ..errors import DataError
 from ..texts import say
 from ..token_view import Piece, parts
@@ -135,7 +136,7 @@ def _holds(line: bytes, written: str, sought: str) -> bool:
     if written not in plain(line.decode("utf-8", "replace")):
         return False
     row = json.loads(line)
-    texts = [text for turn in row.get("messages", ()) for text in _texts_of(turn)] or [row.get("text", "")]
+    texts = texts_of(row) if "messages" in row or "text" in row else []
     return any(sought in plain(text) for text in (*texts, row.get("source", "")))
 
 
@@ -230,9 +231,9 @@ def _turns(row: Mapping[str, Any], *, fold: bool) -> mo.Html:
     """Who says what, as it was prepared."""
     turns = row.get("messages") or [{"role": say("text"), "content": row["text"]}]
     lines = [
-        put('<div><dt>{}</dt><dd dir="auto">{}</dd></div>', turn["role"], _shortened(text))
+        put('<div><dt>{}</dt><dd dir="auto">{}</dd></div>', heading, _shortened(text))
         for turn in turns[:TURNS]
-        for text in _texts_of(turn)
+        for heading, text in _said(turn)
     ]
     parts = [shown(put('<dl class="q-turns">{}</dl>', joined(lines)))]
     if len(turns) > TURNS:
@@ -241,10 +242,15 @@ def _turns(row: Mapping[str, Any], *, fold: bool) -> mo.Html:
     return folded(say("As text"), both) if fold else both
 
 
-def _texts_of(turn: Mapping[str, Any]) -> list[str]:
-    """What a turn says: its reasoning, its words, and its calls as JSON."""
-    calls = [json.dumps(call, ensure_ascii=False) for call in turn.get("tool_calls") or ()]
-    return [text for text in (turn.get("reasoning_content"), turn.get("content"), *calls) if text] or [""]
+def _said(turn: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a turn thinks, says and calls, each with who and how."""
+    role = turn["role"] if turn.get("train", True) else say("{role}, not trained", role=turn["role"])
+    thought = turn.get("reasoning_content")
+    calls = turn.get("tool_calls", ())
+    said = [(say("{role}, thinking", role=role), thought)] if thought else []
+    said += [(role, turn["content"])] if turn["content"] or not (thought or calls) else []
+    written = (json.dumps(call["function"], ensure_ascii=False) for call in calls)
+    return [*said, *((say("{role}, calling a tool", role=role), call) for call in written)]
 
 
 def _shortened(text: str) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..charts import GREY, TRAINING, Chart, for_page
 from ..config import RunConfig, settings
-from ..data import DataReport, Findings, PreparedData
+from ..data import DataReport, Findings, PreparedData, Unused
 from ..texts import say
 from ..token_report import ShownRow, TokenReport
 from ..tokens import TokenDataset
@@ -126,6 +126,7 @@ def data_report(prepared: PreparedData) -> mo.Html:
     found = [
         (say("Rejected rows"), report.rejected),
         (say("Files that were not read"), report.skipped_files),
+        (say("Rows left out, as their author marked them"), report.marked),
         (say("Rows of fact sheets that cannot be used"), report.rejected_facts),
     ]
     kept = [
@@ -135,9 +136,25 @@ def data_report(prepared: PreparedData) -> mo.Html:
     ]
     parts: list[Any] = [figures(cards), *(note(warning, "warn") for warning in report.warnings)]
     parts += [_findings(title, findings) for title, findings in found if findings.count]
+    if unused := report.unused_columns:
+        parts.append(_unused(unused))
     parts += [_folded_findings(title, findings) for title, findings in kept if findings.count]
     parts.append(folded(say("What was done"), fact_table(_facts(report))))
     return mo.vstack(parts, gap=0.75)
+
+
+def _unused(columns: Sequence[Unused]) -> mo.Html:
+    """Columns whose content is used for nothing, with how much of it there is."""
+    share, longer = say("Share of the rows"), say("Longer than the prompt")
+    rows = [
+        {
+            say("Column"): column.column,
+            share: f"{column.share:.0%}",
+            longer: say("yes") if column.longer_than_prompt else say("no"),
+        }
+        for column in columns[:MANY]
+    ]
+    return mo.vstack([small(say("Columns with content that is used for nothing")), row_table(rows, [share])], gap=0.25)
 
 
 def _facts(report: DataReport) -> dict[str, str]:
@@ -150,10 +167,18 @@ def _facts(report: DataReport) -> dict[str, str]:
     sheets = ", ".join(report.fact_sheets)
     return {
         say("Sources"): "\n".join(report.sources),
+        say("Licence"): "\n".join(report.licences),
         say("Read"): read,
         say("Encodings"): _counts(report.encodings),
         say("Shapes"): _counts(report.shapes),
         say("Joined"): _if(report.joined_lines, say("{count} lines of running text", count=f"{report.joined_lines:,}")),
+        say("Threads"): _if(
+            report.conversations,
+            say("{count} made of {rows} rows", count=f"{report.conversations:,}", rows=f"{report.joined_messages:,}"),
+        ),
+        say("Marked as not to be trained"): _counts(report.marks),
+        say("Taken to be so"): _counts(report.guesses),
+        say("For testing"): _if(report.test_rows, say("{count} left out", count=f"{report.test_rows:,}")),
         say("Passages"): _if(
             report.passages, say("{count} made of running text and documents", count=f"{report.passages:,}")
         ),
