@@ -15,7 +15,7 @@ asked, for the length of a passage.
 
 from .preparation import prepare
 from .prepared import PreparedData, Rows, save_rendered
-from .records import Findings, Rejected
+from .records import Findings, Rejected, texts_of
 from .report import MOST_LOST, DataReport, Unused
 from .shapes import ACCEPTED
 from .sources import FACTS_FILE, REPORT_FILE, TRAIN_FILE, VAL_FILE
@@ -38,4 +38,5 @@ __all__ = [
     "prepare",
     "save_rendered",
     "split",
+    "texts_of",
 ]

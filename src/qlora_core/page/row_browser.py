@@ -20,8 +20,7 @@ import numpy as np
 from markupsafe import Markup
 
 from ..config import RunConfig
-from ..data import PreparedData, Rows
-from ..data.records import texts_of
+from ..data import PreparedData, Rows, texts_of
 from ..errors import DataError
 from ..texts import say
 from ..token_view import Piece, parts
