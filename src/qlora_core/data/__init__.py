@@ -17,11 +17,10 @@ from .records import Findings, Rejected
 from .report import DataReport
 from .shapes import ACCEPTED
 from .sources import FACTS_FILE, REPORT_FILE, TRAIN_FILE, VAL_FILE
-from .splits import ENOUGH_REPLIES, split
+from .splits import split
 
 __all__ = [
     "ACCEPTED",
-    "ENOUGH_REPLIES",
     "FACTS_FILE",
     "REPORT_FILE",
     "TRAIN_FILE",

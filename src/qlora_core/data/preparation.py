@@ -23,6 +23,7 @@ from ..parallel import in_processes
 from ..storage import cache_directory, publishing
 from ..tokens import ChatTokenizer
 from .assembly import TRAIN, UNDECIDED, VALIDATION, Table, assemble
+from .decisions import Decisions
 from .facts import read_facts
 from .passages import check_template
 from .prepared import PreparedData, json_lines
@@ -76,6 +77,7 @@ def prepare(
         ConfigError: a column or a question is not written as it must be.
     """
     columns_of(config.columns)
+    Decisions.read(config.decide)
     if config.question:
         try:
             check_template(config.question)
@@ -200,6 +202,8 @@ def _write(
     """Fill a directory with prepared files."""
     report = DataReport(sources=list(map(writable, config.data)), own_split=bool(plan.pairs))
     report.skipped_files.extend(plan.skipped)
+    for text in Decisions.read(config.decide).unknown(plan.files):
+        report.doubts.add(f"--decide {text}", "is about none of the files that are read")
     facts = read_facts(plan.sheets, report)
     spool = directory / "rows.jsonl"
     if not (plan.pairs or plan.loose):
@@ -211,7 +215,7 @@ def _write(
     spool.unlink()
     if not report.train:
         raise DataError(_nothing_usable(report))
-    report.look_again()
+    report.look_again(config)
     if facts:
         (directory / FACTS_FILE).write_text(json_lines(facts), encoding="utf-8", newline="\n")
     report.write(directory / REPORT_FILE)
