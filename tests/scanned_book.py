@@ -21,14 +21,16 @@ WHO = (
     "o massagista Zacarias",
 )  # fmt: skip
 DID = (
-    "guardou a primeira bola da equipa", "pintou de branco as balizas do campo", "escreveu a ata numa folha de embrulho",
-    "emprestou a carroça ao clube", "vendeu rifas à porta da igreja", "apostou um queijo no resultado",
+    "guardou a primeira bola da equipa", "pintou de branco as balizas do campo",
+    "escreveu a ata numa folha de embrulho", "emprestou a carroça ao clube",
+    "vendeu rifas à porta da igreja", "apostou um queijo no resultado",
     "remendou as redes com fio de pesca", "levou a equipa ao comboio da manhã", "contou as moedas da bilheteira",
     "esperou pela equipa junto ao rio", "trouxe da cidade um apito novo", "tocou o sino depois da vitória",
     "mandou calar a bancada inteira",
 )  # fmt: skip
 WHEN = (
-    "no inverno mais frio de que há memória", "na véspera da festa da padroeira", "quando a equipa ainda não tinha campo",
+    "no inverno mais frio de que há memória", "na véspera da festa da padroeira",
+    "quando a equipa ainda não tinha campo",
     "depois de uma derrota que ninguém quis comentar", "num domingo em que a primeira chuva parou tudo",
     "antes de chegar a luz à vila", "no ano em que a estrada foi aberta",
 )  # fmt: skip
@@ -110,7 +112,12 @@ def _with_faults(lines: list[str]) -> list[str]:
         found.append(f"| {line}" if number % 41 == 40 and line[0].islower() else line)
     at = next(place for place, line in enumerate(found) if line.startswith("Assim terminou") or "episódio 110" in line)
     found[at] = found[at].replace("episódio 110", "episódio 11O")
-    return [*found[:-4], "Ficou em 1.0 lugar no torneio de 19O4,", "com 2O golos, e em 2.0 lugar no de 1905.", *found[-4:]]
+    return [
+        *found[:-4],
+        "Ficou em 1.0 lugar no torneio de 19O4,",
+        "com 2O golos, e em 2.0 lugar no de 1905.",
+        *found[-4:],
+    ]
 
 
 def write_book(path: Path) -> Path:
@@ -168,12 +175,16 @@ def write_biographies(folder: Path, count: int = len(NAMES)) -> Path:
     for number in range(count):
         text = biography(number)
         if number == 2:
-            text = f"Claro! Aqui tens a versão em Markdown da biografia:\n\n```markdown\n{text}```\n\nEspero que ajude!\n"
+            text = (
+                f"Claro! Aqui tens a versão em Markdown da biografia:\n\n```markdown\n{text}```\n\nEspero que ajude!\n"
+            )
         (folder / f"vida-{number:02}.md").write_text(text, encoding="utf-8")
     (folder / "campo.md").write_text(
         "# Campo da Eira\n\nFoi inaugurado em 1931, com uma bancada de tábuas e um portão verde.\n", encoding="utf-8"
     )
-    (folder / "pagina.md").write_text("**Página 1**\n\nTexto que veio de uma folha solta da gaveta.\n", encoding="utf-8")
+    (folder / "pagina.md").write_text(
+        "**Página 1**\n\nTexto que veio de uma folha solta da gaveta.\n", encoding="utf-8"
+    )
     return folder
 
 

@@ -85,7 +85,9 @@ class DataConfig:
     val_from: Literal["all", "replies"] = knob(
         "all", "Validate on rows of every kind, or on replies alone, so that no passage of a text is held out."
     )
-    keep_documents: bool = knob(True, "Keep the passages of a short document, or of a section, on one side of the split.")
+    keep_documents: bool = knob(
+        True, "Keep the passages of a short document, or of a section, on one side of the split."
+    )
     max_seq_length: int = knob(
         512, "Longest row, prompt and reply together; what is beyond is cut.", ge=16, le=131072, unit="tokens"
     )
@@ -113,7 +115,8 @@ class DataConfig:
         "keep", "Passages that answer a question word for word: also train them as text, or as the answer alone."
     )
     tables: Literal["sentences", "rows"] = knob(
-        "sentences", "Tables in documents: a sentence for each row, with the names of its columns, or rows as they stand."
+        "sentences",
+        "Tables in documents: a sentence for each row, with the names of its columns, or rows as they stand.",
     )
     scans: Literal["sure", "all", "keep"] = knob(
         "sure", "Words and figures that scanning broke: mend what is sure, also what is only likely, or nothing."

@@ -25,7 +25,7 @@ from .splits import split
 
 TRAIN, VALIDATION, UNDECIDED = 0, 1, 2
 NEARLY = 0.8  # share of two texts' pieces; `near_duplicates = "drop"` takes what is more alike for one
-LARGE = 0.2  # of all rows: a source of more that gives none to validation is named
+LARGE, ENOUGH = 0.2, 20  # of all rows, and rows: a source of more that gives none to validation is named
 
 
 @dataclass
@@ -180,10 +180,11 @@ def _several_answers(stored: Rows, table: Table, kept: np.ndarray, config: DataC
     several = places[np.isin(table.prompts[places], values[counts > 1])]
     if not len(several):
         return
-    several = several[np.argsort(table.prompts[several], kind="stable")]
+    _, begins, inverse = np.unique(table.prompts[several], return_index=True, return_inverse=True)
+    several = several[np.lexsort((several, begins[inverse]))]  # question by question, as they are first asked
     first = np.concatenate([[True], table.prompts[several][1:] != table.prompts[several][:-1]])
     report.several_answers, report.questions_with_several = len(several), int(first.sum())
-    for place in several[np.sort(np.argsort(several)[:LISTED])].tolist():
+    for place in several[:LISTED].tolist():
         row = stored[place]
         asked = next((m["content"] for m in reversed(row["messages"]) if m["role"] == "user"), "")
         report.conflicting.add(row["source"], row["messages"][-1]["content"][:160] or "a call", asked)
@@ -240,13 +241,22 @@ def _drop_copies(
 def _known_from_copies(
     stored: Rows, table: Table, kept: np.ndarray, held_out: np.ndarray, copies: list[tuple[int, int, float]]
 ) -> list[int]:
-    """Rows to train that say what a validation row from a copy of their source says."""
+    """Rows to train that say what a validation row from a copy of their source says, and none of its other rows."""
+    beside: dict[int, set[int]] = {}
+    for one, other, _ in copies:
+        beside.setdefault(one, set()).add(other)
+        beside.setdefault(other, set()).add(one)
+    runs = {}
+    for source in beside:
+        here = kept & (table.sources == source)
+        runs[source] = np.setdiff1d(
+            _runs_in(stored, np.flatnonzero(here & held_out)), _runs_in(stored, np.flatnonzero(here & ~held_out))
+        )
     known = []
-    for source in sorted({place for pair in copies for place in pair[:2]}):
-        others = [other for pair in copies if source in pair[:2] for other in pair[:2] if other != source]
-        runs = _runs_in(stored, np.flatnonzero(kept & held_out & np.isin(table.sources, others)))
+    for source, others in sorted(beside.items()):
         trained = kept & ~held_out & (table.sources == source) & (table.sides == UNDECIDED)
-        known += _covered(stored, np.flatnonzero(trained), runs, OVERLAP, RUN)
+        held = np.unique(np.concatenate([runs[other] for other in sorted(others)]))
+        known += _covered(stored, np.flatnonzero(trained), held, OVERLAP, RUN)
     return known
 
 
@@ -307,7 +317,7 @@ def _look_at_sources(rows: Table, held_out: np.ndarray, config: DataConfig, repo
     report.by_source = {names[place]: [int(counts[place]), int(validated[place])] for place in order.tolist()}
     if not report.validation or report.own_split or len(names) < 2:
         return
-    for place in np.flatnonzero((counts > LARGE * len(rows)) & (validated == 0)).tolist():
+    for place in np.flatnonzero((counts > max(LARGE * len(rows), ENOUGH)) & (validated == 0)).tolist():
         report.unvalidated[names[place]] = _remedy(rows, pools == place, int(counts[place]), config)
 
 
@@ -317,8 +327,8 @@ def _remedy(rows: Table, here: np.ndarray, count: int, config: DataConfig) -> st
         return "--val-from all"
     groups = np.where(rows.groups[here] > 0, rows.groups[here], rows.digests[here, 0])
     sizes = np.unique(groups, return_counts=True)[1]
-    if (sizes <= count / 2).sum() == 0:
-        return "--no-keep-documents"
     if config.val_rows:
-        return f"--val-rows {2 * config.val_rows}, or --val-fraction instead"
-    return f"--val-fraction {min(0.5, np.ceil(100 / count + 1) / 100):g}"
+        return "--val-rows 0 --val-fraction 0.05 takes a row of every large source at least"
+    alone = "--no-keep-documents" if (sizes <= count / 2).sum() == 0 else ""
+    larger = f"--val-fraction {min(0.5, np.ceil(100 / count + 1) / 100):g}" if count * config.val_fraction < 1 else ""
+    return f"{alone} {larger}".strip()

@@ -393,14 +393,15 @@ _CAPTION = re.compile(
 def prose_of(body: str) -> str:
     """What of a passage answers a question: from its first prose on, without a label at its end; "" if it has none.
 
-    Where half of the lines are items of lists, only the prose before the first of them.
+    A heading among its lines ends it: what stands below is about something else. Where half of the lines are items of
+    lists, only the prose before the first of them counts.
     """
     lines = body.split("\n")
     first = next((place for place, line in enumerate(lines) if _is_prose(line)), len(lines))
-    lines = lines[first:]
+    lines = list(itertools.takewhile(lambda line: _ITEM.match(line) or not _is_label(line), lines[first:]))
     if 2 * sum(bool(_ITEM.match(line)) for line in lines) >= len(lines):
         lines = list(itertools.takewhile(_is_prose, lines))
-    while lines and not _ITEM.match(lines[-1]) and (lines[-1].rstrip().endswith(":") or _is_label(lines[-1])):
+    while lines and lines[-1].rstrip().endswith(":"):
         lines.pop()
     return "\n".join(lines)
 
@@ -413,4 +414,4 @@ def _is_prose(line: str) -> bool:
 
 def _is_label(line: str) -> bool:
     """Whether a line is a few words that end no sentence."""
-    return not ends_sentence(line) and len(line) < 60 and not line.rstrip().endswith((",", ";"))
+    return not ends_sentence(line) and len(line) < 60 and not line.rstrip().endswith((",", ";", ":"))

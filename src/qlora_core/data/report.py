@@ -179,7 +179,7 @@ class DataReport:
                 "the same. `doubts` in the report names the copies: keep one of them."
             )
         if self.doubts.count:
-            yield f"{self.doubts.count} guesses may be wrong; the report's `doubts` say how each is decided."
+            yield f"Guesses that may be wrong: {self.doubts.count}; `doubts` in the report says how each is decided."
         if config.question and not self.questions and (self.documents or self.joined_lines):
             reason = next((found.reason for found in self.unasked), "there is no document with a title")
             yield f"--question asked nothing: {reason}."

@@ -418,7 +418,7 @@ def _growing(numbers: list[tuple[int, int]]) -> Iterator[int]:
         numbers = [number for number in numbers if number not in taken]
 
 
-def _mark_running_heads(lines: Sequence[_Line], labels: set[str]) -> None:
+def _mark_running_heads(lines: Sequence[_Line], labels: set[str], distance: int = APART) -> None:
     places: dict[str, list[int]] = defaultdict(list)
     for index, line in enumerate(lines):
         if not line.reason and len(line.key) > 2 and not ends_sentence(line.text) and line.text[-1] not in ",;:":
@@ -428,7 +428,7 @@ def _mark_running_heads(lines: Sequence[_Line], labels: set[str]) -> None:
     known = labels | {line.key for line in lines[:8]}
     for key, where in places.items():
         steps = sorted(b - a for a, b in itertools.pairwise(where))
-        if len(where) < REPEATED or steps[len(steps) // 2] < APART:
+        if len(where) < REPEATED or steps[len(steps) // 2] < distance:
             continue
         beside = [_beside_page(lines, index) for index in where]
         inside = [_inside(*_text_around(lines, index)) for index in where]
@@ -576,7 +576,7 @@ def without_page_debris(blocks: Sequence[Block], debris: Findings, where: str) -
     if len(lines) < LONG_SECTION // 3:
         return list(blocks)
     _mark_page_numbers(lines)
-    _mark_running_heads(lines, set())
+    _mark_running_heads(lines, set(), distance=2)  # a paragraph is many lines
     _mark_broken_heads(lines, "", debris, where)
     kept: list[Block] = []
     broken = False

@@ -7,6 +7,7 @@ import unicodedata
 from typing import NamedTuple
 
 PERSON, THING, NONE = "person", "thing", "none"
+OPENING = 600  # characters of a document that tell what it is about
 
 _LITTLE = (
     "de", "da", "do", "das", "dos", "e", "del", "la", "las", "los", "el", "van", "von", "der", "den", "di", "y", "of",
@@ -40,9 +41,9 @@ _THING = re.compile(
 )
 _LIFE = re.compile(
     r"\b(?:nasceu|nascid[oa]|faleceu|morreu|casou|estreou-se|was born|born (?:in|on)|died|nació|née? (?:à|en|le)|"
-    r"geboren|"
-    r"(?:jogador|avançad|médi[oa]|defesa|extremo|guarda-redes|treinador|dirigente|presidente|capit|roupeir|goalkeeper|"
-    r"striker|defender|midfielder|coach)\w*)\b",
+    r"geboren)\b|(?:^\W*|\b(?:foi|era|é|was|is) (?:um |uma |o |a |an |the )?)"
+    r"(?:jogador|avançad|médi[oa]|defesa|extremo|guarda-redes|treinador|dirigente|presidente|capit|roupeir|carteir|"
+    r"goalkeeper|striker|defender|midfielder|coach)\w*\b",
     re.IGNORECASE,
 )
 _FOUNDED = re.compile(
@@ -78,12 +79,14 @@ def find_subject(title: str, text: str) -> Subject:
     if not plain or _PAGE.search(plain):
         return Subject(plain, NONE, True)
     name = _named(_LEAD.sub("", plain))
-    thing, life, founded = _THING.search(name), _LIFE.search(text), _FOUNDED.search(text)
+    thing, life, founded = _THING.search(name), _LIFE.search(text[:OPENING]), _FOUNDED.search(text[:OPENING])
+    if thing and not thing.start():  # Campo da Eira, Presidentes do Grémio
+        return Subject(name, THING, True)
     if not _is_name(name) or (thing and not life):
         return Subject(name, THING, bool(thing or not _capitals(name)))
     if founded and not life:
         return Subject(name, THING, True)
-    if life and not founded and not thing:
+    if life and not founded:
         return Subject(name, PERSON, True)
     return Subject(name, THING if thing else PERSON, len(name.split()) > 1 and not thing and not founded)
 
@@ -126,7 +129,7 @@ def _is_name(text: str) -> bool:
 
 
 def _capital(word: str) -> bool:
-    letter = next((char for char in word if char.isalpha()), "")
+    letter = next((char for char in re.sub("^d['’]", "", word) if char.isalpha()), "")
     return not letter or letter.isupper() or not (letter.isupper() or letter.islower())
 
 

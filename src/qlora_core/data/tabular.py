@@ -1,4 +1,4 @@
-"""Tables inside documents to sentences, one a row, each with the names of its columns. Knows cells, nothing of files."""
+"""Tables inside documents to sentences, one a row, with the names of the columns. Knows cells, nothing of files."""
 
 from __future__ import annotations
 
