@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -209,6 +210,20 @@ def test_a_numeral_that_is_lost_is_asked_about():
     assert ["chapter IV was not found" in found.reason.replace("the number of ", "") for found in hints.doubts] == [
         True
     ]
+
+
+def test_figures_with_a_name_below_count_chapters_and_other_figures_pages():
+    lines = []
+    for number, name in enumerate(["A horta e o rio", "O trator azul", "As três noites"], 1):
+        text = [*prose(number), *prose(number + 10)]
+        lines += [str(number), name, *text[:3], str(20 + number), *text[3:]]
+    _, blocks, debris = structure(lines)
+    assert [block.text for block in blocks if block.level] == [
+        "1 – A horta e o rio",
+        "2 – O trator azul",
+        "3 – As três noites",
+    ]
+    assert [(found.reason, found.sample) for found in debris] == [("page number", str(20 + n)) for n in (1, 2, 3)]
 
 
 def test_contents_behind_the_text_name_the_chapters():
@@ -612,8 +627,8 @@ def shared_runs(prepared: data.PreparedData) -> list[float]:
 
 def write_story(path: Path, paragraph: int, first: int = 0) -> Path:
     """A long text whose every word is its own, as Markdown with paragraphs of so many sentences."""
-    numbers = range(first, first + 600)
-    sentences = [" ".join(f"p{(number * 31 + at * 7919) % 99991:05}" for at in range(14)) + "." for number in numbers]
+    words = [hashlib.sha256(str(first * 14 + at).encode()).hexdigest()[:6] for at in range(600 * 14)]
+    sentences = [" ".join(words[at : at + 14]) + "." for at in range(0, len(words), 14)]
     chapters = [sentences[at : at + 60] for at in range(0, 600, 60)]
     parts = []
     for number, chapter in enumerate(chapters):

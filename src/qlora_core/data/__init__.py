@@ -5,10 +5,14 @@
                                                   (duplicates, splits)
 
 `sources` finds files and unpacks them; `tables` makes rows of them and `shapes` recognises each; `documents` finds
-title and blocks, `passages` cuts them so that they read well; `cleaning` mends every text. `reading` does all that for
-one file, in this process or another; `assembly` puts the parts together, and `preparation` says which, and whether
-they were read before. Bad input is reported with file and line, never raised, and the sources are never written to. No
-part knows mlx; of models only the tokeniser is asked, for the length of a passage.
+title and blocks, `passages` cuts them so that they read well; `cleaning` mends every text. Of a text that only has
+lines `structure` finds the headings and what belongs to the page (with `numerals` and `heads`), after `chatter` took
+out what was said to a chat program, `scans` mended what scanning broke, and `tabular` made sentences of tables.
+`subjects` tells whom or what is asked about, `copies` which sources hold one text. What was guessed is in the report,
+and the setting `decide` (`decisions`) answers it. `reading` does all that for one file, in this process or another;
+`assembly` puts the parts together, and `preparation` says which, and whether they were read before. Bad input is
+reported with file and line, never raised, and the sources are never written to. No part knows mlx; of models only the
+tokeniser is asked, for the length of a passage.
 """
 
 from .preparation import prepare

@@ -186,8 +186,8 @@ def _several_answers(stored: Rows, table: Table, kept: np.ndarray, config: DataC
     report.several_answers, report.questions_with_several = len(several), int(first.sum())
     for place in several[:LISTED].tolist():
         row = stored[place]
-        asked = next((m["content"] for m in reversed(row["messages"]) if m["role"] == "user"), "")
-        report.conflicting.add(row["source"], row["messages"][-1]["content"][:160] or "a call", asked)
+        asked = next((m.get("content") for m in reversed(row["messages"]) if m["role"] == "user"), "") or ""
+        report.conflicting.add(row["source"], (row["messages"][-1].get("content") or "a call")[:160], asked)
     report.conflicting.count = len(several)
     if config.several_answers != "keep":
         kept[several[~first] if config.several_answers == "first" else several] = False

@@ -7,6 +7,7 @@ run, by its hash, is kept of each row (Broder, 1997). Rows are then compared by 
 
 from __future__ import annotations
 
+import itertools
 import re
 import zlib
 from collections.abc import Iterable, Sequence
@@ -62,12 +63,10 @@ def find_copies(marks: Sequence[np.ndarray]) -> list[tuple[int, int, float]]:
     starts = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]]))
     counts = np.diff(np.append(starts, len(values)))
     shared: dict[tuple[int, int], int] = {}
-    for start, count in zip(starts.tolist(), counts.tolist(), strict=True):
-        if 1 < count <= COMMON:
-            having = owners[start : start + count].tolist()
-            for place, one in enumerate(having):
-                for other in having[place + 1 :]:
-                    shared[one, other] = shared.get((one, other), 0) + 1
+    common = (counts > 1) & (counts <= COMMON)
+    for start, count in zip(starts[common].tolist(), counts[common].tolist(), strict=True):
+        for pair in itertools.combinations(owners[start : start + count].tolist(), 2):
+            shared[pair] = shared.get(pair, 0) + 1
     found = []
     for (one, other), count in sorted(shared.items()):
         least = int(min(sizes[one], sizes[other]))

@@ -418,7 +418,7 @@ def _prompt(content: dict[str, Any]) -> int:
     last = next((place for place in range(len(turns) - 1, -1, -1) if turns[place]["role"] == "assistant"), 0)
     if not last:
         return 0
-    asked = "\0".join([text for turn in turns[:last] for text in (turn["role"], turn["content"] or "")])
+    asked = "\0".join([text for turn in turns[:last] for text in (turn["role"], turn.get("content") or "")])
     return int.from_bytes(hashlib.blake2b(asked.encode(), digest_size=8).digest(), "little") | 1
 
 

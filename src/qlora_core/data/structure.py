@@ -154,6 +154,7 @@ class _Line:
     level: int = 0
     last: str = ""
     ends: bool = False  # the section before it ends here, although no heading says so
+    number: int = 0  # of the chapter that begins with this line, which is a figure
 
 
 @dataclass
@@ -400,8 +401,28 @@ def _mark_page_numbers(lines: Sequence[_Line]) -> None:
             arabic.append((index, int(line.text)))
         elif line.text in ROMAN:
             roman.append((index, ROMAN[line.text]))
+    chapters = _numbered_chapters(lines, arabic)
+    for index, value in chapters:
+        lines[index].number = value
+    arabic = [number for number in arabic if number not in chapters]
     for index in [*_growing(arabic), *_growing(roman)]:
         lines[index].reason = PAGE
+
+
+def _numbered_chapters(lines: Sequence[_Line], numbers: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Those of the numbers that count chapters: 1, 2, 3 …, each between two sentences, with a name of its own below."""
+    found: list[tuple[int, int]] = []
+    names = set[str]()
+    for index, value in numbers:
+        if value != len(found) + 1 or index + 2 >= len(lines):
+            continue
+        before, name, text = lines[index - 1] if index else None, lines[index + 1], lines[index + 2]
+        anew = before is None or before.reason or ends_sentence(before.text)
+        named = len(name.text) <= SHORT // 2 and name.text[0].isupper() and not ends_sentence(name.text)
+        if anew and named and not begins_low(text.text) and name.key not in names and not _little(name.text):
+            found.append((index, value))
+            names.add(name.key)
+    return found if len(found) > 2 else []
 
 
 def _growing(numbers: list[tuple[int, int]]) -> Iterator[int]:
@@ -418,17 +439,18 @@ def _growing(numbers: list[tuple[int, int]]) -> Iterator[int]:
         numbers = [number for number in numbers if number not in taken]
 
 
-def _mark_running_heads(lines: Sequence[_Line], labels: set[str], distance: int = APART) -> None:
+def _mark_running_heads(lines: Sequence[_Line], labels: set[str], *, paragraphs: bool = False) -> None:
+    """Mark what stands again and again beside page numbers or inside sentences; of lines, or of whole paragraphs."""
     places: dict[str, list[int]] = defaultdict(list)
     for index, line in enumerate(lines):
         if not line.reason and len(line.key) > 2 and not ends_sentence(line.text) and line.text[-1] not in ",;:":
             if begins_low(line.text) or SPEECH.match(line.text) or line.text[0] in _QUOTES:
                 continue
             places[line.key].append(index)
-    known = labels | {line.key for line in lines[:8]}
+    known = labels if paragraphs else labels | {line.key for line in lines[:8]}
     for key, where in places.items():
         steps = sorted(b - a for a, b in itertools.pairwise(where))
-        if len(where) < REPEATED or steps[len(steps) // 2] < distance:
+        if len(where) < REPEATED or steps[len(steps) // 2] < (2 if paragraphs else APART):
             continue
         beside = [_beside_page(lines, index) for index in where]
         inside = [_inside(*_text_around(lines, index)) for index in where]
@@ -576,7 +598,7 @@ def without_page_debris(blocks: Sequence[Block], debris: Findings, where: str) -
     if len(lines) < LONG_SECTION // 3:
         return list(blocks)
     _mark_page_numbers(lines)
-    _mark_running_heads(lines, set(), distance=2)  # a paragraph is many lines
+    _mark_running_heads(lines, set(), paragraphs=True)
     _mark_broken_heads(lines, "", debris, where)
     kept: list[Block] = []
     broken = False
@@ -721,7 +743,7 @@ def _is_author(text: str) -> bool:
 
 def _mark_chapters(lines: list[_Line], contents: _Contents, where: str, hints: Hints) -> None:
     """Mark the headings that say what they are, or that the contents list; a chapter's name joins its number."""
-    numerals = [(index, value) for index, line in enumerate(lines) if (value := numeral_in(line.text))]
+    numerals = [(index, value) for index, line in enumerate(lines) if (value := line.number or numeral_in(line.text))]
     numerals = [(index, value) for index, value in numerals if not _within(lines, index, index + 1)]
     chapters = dict(chapters_among(numerals))
     _ask_for_missing(list(chapters.values()), lines, where, hints)
@@ -751,7 +773,7 @@ def _mark_chapters(lines: list[_Line], contents: _Contents, where: str, hints: H
         for part in below:
             part.reason, line.last = NAME, part.place
         name = name or " ".join(part.text for part in below) or contents.names.get(chapters.get(index, 0), "")
-        number = match["first"] if match else written(chapters[index]) if index in chapters else line.text
+        number = match["first"] if match else _numeral(line, chapters.get(index, 0))
         number = _proper(number) if bare_number or named or section else number
         in_part = bool(match and _PART.match(line.text)) or (in_part and not section)
         line.text = " – ".join(filter(None, (number, name)))
@@ -760,6 +782,11 @@ def _mark_chapters(lines: list[_Line], contents: _Contents, where: str, hints: H
             parts.add(index)
     for index in parts:  # chapters lie below the parts
         lines[index].level += 1
+
+
+def _numeral(line: _Line, number: int) -> str:
+    """The number of a chapter as it should stand; of another heading, its text."""
+    return line.text if line.number or not number else written(number)
 
 
 def _ask_for_missing(numbers: list[int], lines: list[_Line], where: str, hints: Hints) -> None:

@@ -41,15 +41,18 @@ _THING = re.compile(
 )
 _LIFE = re.compile(
     r"\b(?:nasceu|nascid[oa]|faleceu|morreu|casou|estreou-se|was born|born (?:in|on)|died|nació|née? (?:à|en|le)|"
-    r"geboren)\b|(?:^\W*|\b(?:foi|era|é|was|is) (?:um |uma |o |a |an |the )?)"
+    r"geboren|jogou|treinou|trabalhou|(?:filh|net|irm)[oaã]o? d[eo]|conhecid[oa] (?:como|por)|chamavam-lhe|he|she|"
+    r"(?:son|daughter|brother|sister) of)\b|(?:^\W*|\b(?:foi|era|é|was|is) (?:um |uma |o |a |an |the )?)"
     r"(?:jogador|avançad|médi[oa]|defesa|extremo|guarda-redes|treinador|dirigente|presidente|capit|roupeir|carteir|"
-    r"goalkeeper|striker|defender|midfielder|coach)\w*\b",
+    r"fundador|s[óo]ci[oa]|professor|operári|pescador|sapateir|goalkeeper|striker|defender|midfielder|coach|teacher|"
+    r"founder|[^\W\d_]{4,}ista)\w*\b",
     re.IGNORECASE,
 )
 _FOUNDED = re.compile(
     r"\b(?:foi (?:fundad|inaugurad|construíd|criad|disputad|erguid)[oa]s?|founded|inaugurated|was built|opened in|"
     r"wurde gegründet|fut fondée?|fue fundad[oa])\b|"
-    r"^(?:aldeia|vila|cidade|clube|campo|rio|ribeira|capela|village|town|club)\b",
+    r"^\W*(?:(?:é|foi|era|was|is) )?(?:uma? |o |a |an |the )?(?:pequen[oa] |small )?"
+    r"(?:aldeia|vila|cidade|clube|campo|rio|ribeira|capela|freguesia|village|town|club|river|ground)\b",
     re.IGNORECASE,
 )
 
@@ -82,13 +85,11 @@ def find_subject(title: str, text: str) -> Subject:
     thing, life, founded = _THING.search(name), _LIFE.search(text[:OPENING]), _FOUNDED.search(text[:OPENING])
     if thing and not thing.start():  # Campo da Eira, Presidentes do Grémio
         return Subject(name, THING, True)
-    if not _is_name(name) or (thing and not life):
+    if not _is_name(name.title() if name.islower() else name) or (thing and not life):  # a file's name is low
         return Subject(name, THING, bool(thing or not _capitals(name)))
-    if founded and not life:
-        return Subject(name, THING, True)
-    if life and not founded:
-        return Subject(name, PERSON, True)
-    return Subject(name, THING if thing else PERSON, len(name.split()) > 1 and not thing and not founded)
+    if bool(founded) != bool(life):
+        return Subject(name, PERSON if life else THING, True)
+    return Subject(name, THING if thing else PERSON, False)
 
 
 def plain_title(text: str) -> str:
