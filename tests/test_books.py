@@ -625,21 +625,20 @@ def shared_runs(prepared: data.PreparedData) -> list[float]:
     return [len(own & trained) / len(own) for row in prepared.validation if (own := runs(said(row)))]
 
 
-def write_story(path: Path, paragraph: int, first: int = 0) -> Path:
-    """A long text whose every word is its own, as Markdown with paragraphs of so many sentences."""
+def write_story(path: Path, first: int = 0, chapter: int = 60) -> Path:
+    """A long text whose every word is its own, as Markdown with chapters of so many sentences."""
     words = [hashlib.sha256(str(first * 14 + at).encode()).hexdigest()[:6] for at in range(600 * 14)]
     sentences = [" ".join(words[at : at + 14]) + "." for at in range(0, len(words), 14)]
-    chapters = [sentences[at : at + 60] for at in range(0, 600, 60)]
-    parts = []
-    for number, chapter in enumerate(chapters):
-        parts.append(f"## Parte {number} do livro")
-        parts += [" ".join(s.capitalize() for s in chapter[at : at + paragraph]) for at in range(0, 60, paragraph)]
-    path.write_text("# Livro\n\n" + "\n\n".join(parts) + "\n", encoding="utf-8")
+    parts = ["# Livro"]
+    for start in range(0, 600, chapter):
+        parts.append(f"## Parte {start} do livro")
+        parts += [" ".join(map(str.capitalize, sentences[at : at + 4])) for at in range(start, start + chapter, 4)]
+    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return path
 
 
 def test_no_validation_row_is_trained_through_a_second_copy(read, tmp_path):
-    one, other = write_story(tmp_path / "livro.md", 3), write_story(tmp_path / "texto.md", 8)
+    one, other = write_story(tmp_path / "livro.md"), write_story(tmp_path / "texto.md", chapter=50)
     prepared = read(one, other, val_fraction=0.1)
     report = prepared.report
     assert report.validation >= 10
@@ -654,7 +653,7 @@ def test_no_validation_row_is_trained_through_a_second_copy(read, tmp_path):
 
 
 def test_rows_keep_their_sides_when_a_copy_comes(read, tmp_path):
-    one, other = write_story(tmp_path / "livro.md", 3), write_story(tmp_path / "a-copia.md", 8)
+    one, other = write_story(tmp_path / "livro.md"), write_story(tmp_path / "a-copia.md", chapter=50)
     alone, both = read(one, val_fraction=0.1), read(one, other, val_fraction=0.1)
     validated = {row["text"] for row in alone.validation}
     assert validated <= {row["text"] for row in both.validation}
@@ -665,7 +664,7 @@ def test_rows_keep_their_sides_when_a_copy_comes(read, tmp_path):
     "settings", [{"near_duplicates": "drop"}, {"decide": ("copy:texto.md=drop",)}], ids=["setting", "decision"]
 )
 def test_a_copy_is_left_out_where_that_was_asked(read, tmp_path, settings):
-    one, other = write_story(tmp_path / "livro.md", 3), write_story(tmp_path / "texto.md", 8)
+    one, other = write_story(tmp_path / "livro.md"), write_story(tmp_path / "texto.md", chapter=50)
     prepared = read(one, other, val_fraction=0.1, **settings)
     assert {row["source"].split(":")[0] for row in rows_of(prepared)} == {str(one)}
     assert prepared.report.copies_dropped > 30
@@ -678,8 +677,8 @@ def contents_of(rows) -> list[str]:
 
 
 def test_texts_of_one_subject_are_no_copies(read, tmp_path):
-    write_story(tmp_path / "one.md", 4)
-    write_story(tmp_path / "other.md", 4, first=580)  # a thirtieth of it stands in the first one, too
+    write_story(tmp_path / "one.md")
+    write_story(tmp_path / "other.md", first=580)  # a thirtieth of it stands in the first one, too
     assert not any("holds the text" in found.reason for found in read(tmp_path).report.doubts)
 
 
@@ -688,7 +687,7 @@ def test_texts_of_one_subject_are_no_copies(read, tmp_path):
 
 def test_validation_covers_every_large_source_and_sides_stay(read, tmp_path):
     lives = corpus.write_biographies(tmp_path / "vidas")
-    story = write_story(tmp_path / "livro.md", 4)
+    story = write_story(tmp_path / "livro.md")
     questions = corpus.write_questions(tmp_path / "perguntas.jsonl")
     alone = {path: read(path) for path in (lives, story, questions)}
     together = read(story, questions, lives)
@@ -704,13 +703,13 @@ def test_validation_covers_every_large_source_and_sides_stay(read, tmp_path):
 
 
 def test_a_passage_and_the_question_it_answers_are_on_one_side(read, tmp_path):
-    prepared = read(write_story(tmp_path / "livro.md", 4), question="en", val_fraction=0.2)
+    prepared = read(write_story(tmp_path / "livro.md"), question="en", val_fraction=0.2)
     assert any("messages" in row for row in prepared.validation)
     assert max(shared_runs(prepared)) < 0.1
 
 
 def test_replies_alone_are_validated_where_that_was_asked(read, tmp_path):
-    story, questions = write_story(tmp_path / "livro.md", 4), corpus.write_questions(tmp_path / "perguntas.jsonl")
+    story, questions = write_story(tmp_path / "livro.md"), corpus.write_questions(tmp_path / "perguntas.jsonl")
     prepared = read(story, questions, val_from="replies")
     assert prepared.report.validation > 0
     assert all("messages" in row for row in prepared.validation)

@@ -220,13 +220,22 @@ def _drop_copies(
     for one, other, share in copies:
         names = (table.names[one], table.names[other])
         answers = [decisions.find(COPY, name) for name in names]
-        if "drop" not in answers:
-            report.doubts.add(
-                names[1],
-                f"holds the text of {names[0]}: of every 100 runs of {RUN} words in the shorter one, the other has "
-                f"{round(100 * share)}. Both are trained, and no row on what the other's validation rows say",
-                choices=[choice(COPY, names[1], "drop"), choice(COPY, names[0], "drop"), ("near_duplicates", "drop")],
-            )
+        if any(answers):
+            continue
+        dropped = config.near_duplicates == "drop"
+        done = (
+            "what it repeats was left out"
+            if dropped
+            else "both are trained, but no row that says what a validation row of the other says"
+        )
+        keep = [choice(COPY, names[1], "keep")]
+        drop = [choice(COPY, names[1], "drop"), choice(COPY, names[0], "drop"), ("near_duplicates", "drop")]
+        report.doubts.add(
+            names[1],
+            f"holds the text of {names[0]}: of every 100 runs of {RUN} words in the shorter one, the other has "
+            f"{round(100 * share)}; {done}",
+            choices=keep if dropped else drop + keep,
+        )
     named = [place for place, name in enumerate(table.names) if decisions.find(COPY, name) == "drop"]
     gone = kept & np.isin(table.sources, named)
     if config.near_duplicates == "drop":
@@ -314,6 +323,7 @@ def _look_at_sources(rows: Table, held_out: np.ndarray, config: DataConfig, repo
     counts = np.bincount(pools, minlength=len(names))
     validated = np.bincount(pools[held_out], minlength=len(names))
     order = np.argsort(-counts, kind="stable")[:LISTED]
+    order = order[counts[order] > 0]
     report.by_source = {names[place]: [int(counts[place]), int(validated[place])] for place in order.tolist()}
     if not report.validation or report.own_split or len(names) < 2:
         return
