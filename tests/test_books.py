@@ -330,6 +330,7 @@ def scanned(*lines: str, scans: str = "sure") -> list[str]:
         ("ganhou 1O jogos e 2OO5 sócios", "ganhou 10 jogos e 2005 sócios"),
         ("em 19l4 foi em 3.0 lugar", "em 1914 foi em 3.º lugar"),
         ("· o 1o de maio e H2O", "· o 1o de maio e H2O"),
+        ("bebeu 10l de água e 2o copo", "bebeu 10l de água e 2o copo"),
         ("viu aequipa passar", "viu a equipa passar"),
         ("gritou daequipa toda", "gritou da equipa toda"),
         ("/ /\to fim", "o fim"),

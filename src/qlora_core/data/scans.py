@@ -15,13 +15,14 @@ from .records import Findings, Fragment
 
 SPECK, FIGURE, ORDINAL, GLUED = "specks", "letters in numbers", "ordinals", "words run together"
 SIGNS = 3  # lines with specks, figures or ordinals that make a text a scanned one
+LONGEST = 1000  # characters: what is longer is no line of a page
 FREQUENT = 3  # times that the second part of a word stands alone
 
 _MARKS = r"/\\|~^_¬¦`´■□¤"
 _BEFORE = re.compile(rf"^(?:[{_MARKS}]+|['’‘.,;:°]+(?=\s))(?:\s+(?:[{_MARKS}'’‘.,;:°]+(?=\s)))*\s+(?=\S)")
 _AFTER = re.compile(rf"(?:\s+[{_MARKS}'’‘]+)+$")
 _NOTHING = re.compile(rf"[\s{_MARKS}'’‘.,;:°]*[{_MARKS}][\s{_MARKS}'’‘.,;:°]*")
-_FIGURE = re.compile(r"(?<![^\W_])(?=[\dOol]*\d)(?=[\dol]*[Ool])\d[\dOol]*(?![^\W_])")
+_FIGURE = re.compile(r"(?<![^\W_])(?=\d+[Ool])\d(?:[\dO]|[ol](?=[\dO]))*(?![^\W_])")  # 10l are litres, 1o is an ordinal
 _ORDINAL = re.compile(r"(?<![\d.,])(\d{1,3})\.[0oO](?=\s+(?:de\s+)?[^\W\d_])")
 _DECIMAL = re.compile(r"(?<![\d.,])\d+\.[1-9]\d?(?![\d.])")
 _WORD = re.compile(r"[^\W\d_]+")
@@ -70,7 +71,7 @@ def mend_scan(lines: Sequence[Fragment], scans: str = "sure") -> Scan:
     words = Counter(word for line in lines for word in map(str.casefold, _WORD.findall(line.text)))
     scan = Scan([])
     for line in lines:
-        if _NOTHING.fullmatch(line.text):
+        if _is_speck(line.text):
             scan.specks.append(line)
             continue
         text, kinds = _mended(line.text, ordinals)
@@ -95,10 +96,14 @@ def _is_scanned(lines: Sequence[Fragment]) -> bool:
     found = 0
     for line in lines:
         text = line.text
-        found += bool(_NOTHING.fullmatch(text) or _BEFORE.match(text) or _FIGURE.search(text) or _ORDINAL.search(text))
+        found += bool(_is_speck(text) or _BEFORE.match(text) or _FIGURE.search(text) or _ORDINAL.search(text))
         if found >= SIGNS:
             return True
     return False
+
+
+def _is_speck(text: str) -> bool:
+    return len(text) < 40 and bool(_NOTHING.fullmatch(text))
 
 
 def _mended(text: str, ordinals: bool) -> tuple[str, list[str]]:
@@ -114,15 +119,14 @@ def _mended(text: str, ordinals: bool) -> tuple[str, list[str]]:
 
 
 def _without_specks(text: str) -> str:
+    if len(text) > LONGEST:
+        return text
     return _AFTER.sub("", _BEFORE.sub("", _TAB.sub(" ", text))).strip()
 
 
 def _figures(found: re.Match[str]) -> str:
-    """Digits for the letters among digits; a lone o at the end is that of an ordinal, and stays."""
-    text = found[0]
-    if re.fullmatch(r"\d+o", text):
-        return text
-    return text.translate(str.maketrans("Ool", "001"))
+    """Digits for the letters among digits."""
+    return found[0].translate(str.maketrans("Ool", "001"))
 
 
 def _parted(

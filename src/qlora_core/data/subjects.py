@@ -7,6 +7,7 @@ import unicodedata
 from typing import NamedTuple
 
 PERSON, THING, NONE = "person", "thing", "none"
+LONGEST = 300  # characters of a title that are looked at
 OPENING = 600  # characters of a document that tell what it is about
 
 _LITTLE = (
@@ -78,7 +79,7 @@ def find_subject(title: str, text: str) -> Subject:
         title: the whole of it, with its headline.
         text: how the document begins.
     """
-    plain = _NUMBERED.sub("", plain_title(title))
+    plain = _NUMBERED.sub("", plain_title(title[:LONGEST]))
     if not plain or _PAGE.search(plain):
         return Subject(plain, NONE, True)
     name = _named(_LEAD.sub("", plain))
