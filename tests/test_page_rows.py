@@ -10,7 +10,7 @@ import pytest
 from qlora_core import data
 from qlora_core.config import DataConfig, RunConfig, from_flat
 from qlora_core.data import Findings
-from qlora_core.page import row_browser, rows
+from qlora_core.page import doubts, row_browser, rows
 from qlora_core.page.problems import Problem
 from qlora_core.token_report import describe
 from qlora_core.token_view import Piece
@@ -281,3 +281,54 @@ def test_a_long_row_is_shown_in_parts():
     assert html.count("<wbr>") == most
     assert "2,900 tokens before these" in html
     assert "6,500 more tokens" in html
+
+
+# What was guessed -----------------------------------------------------------------------------------------------
+
+
+def test_a_guess_has_buttons_that_show_its_rows_and_that_decide_it(prepare):
+    prepared, *_ = prepare([turns("who", "Ana"), turns("who", "Rui"), turns("when", MARKUP)])
+    prepared.report.doubts.add(
+        f"a{MARKUP}.md",
+        "was taken for a person",
+        "Lua",
+        [("decide", "subject:a.md=thing"), ("decide", "title:a.md=b=c")],
+    )
+    chosen, sought = [], []
+    elements = doubts.buttons(prepared, chosen.append, sought.append)
+    assert list(elements.elements) == [
+        "forget", "show 0", "use 0 0", "use 0 1", "show 1", "use 1 0", "use 1 1",
+    ]  # fmt: skip
+    html = doubts.panel(prepared, elements, ()).text
+    assert "&lt;script&gt;" in html
+    assert "<script>" not in html
+    assert "Ana / Rui" in html
+    assert doubts.panel(prepare([turns("a", "b")])[0], elements, ()) is None
+    for name in elements.elements:
+        elements.elements[name]._on_click(None)
+    assert sought == [f"a{MARKUP}.md", "who"]
+    made: tuple = ()
+    for change in chosen[1:]:
+        made = change(made)
+    assert made == (("decide", "subject:a.md=thing"), ("decide", "title:a.md=b=c"), ("several_answers", "drop"))
+    assert chosen[0](made) == ()
+
+
+def test_what_is_chosen_is_a_setting():
+    config = doubts.with_choices(RunConfig(), [("decide", "copy:a.md=drop"), ("scans", "all")])
+    assert (config.data.decide, config.data.scans) == (("copy:a.md=drop",), "all")
+    assert doubts.with_choices(RunConfig(), ()) == RunConfig()
+
+
+@pytest.mark.parametrize(
+    ("choice", "said"),
+    [
+        (("decide", "title:a.txt=Fifty Years"), "Fifty Years"),
+        (("decide", "copy:b.txt=drop"), "leave out b.txt"),
+        (("decide", "subject:a.md=thing"), "a thing"),
+        (("decide", "section:a.md=go on"), "it goes on"),
+        (("near_duplicates", "drop"), "--near-duplicates drop"),
+    ],
+)
+def test_a_choice_in_a_few_words(choice, said):
+    assert doubts.answer(choice) == said

@@ -84,6 +84,15 @@ def data_counts(report: DataReport) -> dict[str, str]:
         "Page debris": _findings(report.debris, "lines left out"),
         "Duplicates": f"{report.duplicates} left out" if report.duplicates else "",
         "Nearly equal": nearly,
+        "Several": f"{report.questions_with_several} questions have several answers, in {report.several_answers} rows"
+        + (f", {report.several_answers_dropped} left out" if report.several_answers_dropped else "")
+        if report.several_answers
+        else "",
+        "Copies": f"{report.copies_dropped + report.copies_left_out} rows left out"
+        if report.copies_dropped + report.copies_left_out
+        else "",
+        "Not asked": _findings(report.unasked, "documents and sections"),
+        "Guessed": _guesses(report.doubts),
         "One pattern": f"{report.patterned} rows with the same words around other names or numbers"
         if report.patterned
         else "",
@@ -101,6 +110,16 @@ def data_counts(report: DataReport) -> dict[str, str]:
 
 def _warnings(warnings: Iterable[str]) -> str:
     return "\n".join(textwrap.fill(f"! {warning}", 88, subsequent_indent="  ") for warning in warnings)
+
+
+def _guesses(found: Findings, shown: int = 5) -> str:
+    """What was guessed, and the flags that decide it."""
+    lines = []
+    for each in found.listed[:shown]:
+        flags = [f"--{setting.replace('_', '-')} {shlex.quote(value)}" for setting, value in each.choices]
+        lines.append(f"{each.where}: {each.reason}" + (f". To decide: {' or '.join(flags)}" if flags else ""))
+    more = [f"… and {found.count - shown} more, in {REPORT_FILE}"] if found.count > shown else []
+    return "\n".join(lines + more)
 
 
 def _findings(found: Findings, what: str, shown: int = 5) -> str:

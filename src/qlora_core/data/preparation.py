@@ -22,6 +22,7 @@ from ..parallel import in_processes
 from ..storage import cache_directory, publishing
 from ..tokens import ChatTokenizer
 from .assembly import TRAIN, UNDECIDED, VALIDATION, Table, assemble
+from .decisions import Decisions
 from .facts import read_facts
 from .from_hub import fetched
 from .passages import check_template
@@ -77,6 +78,7 @@ def prepare(
         ConfigError: a column or a question is not written as it must be.
     """
     columns_of(config.columns)
+    Decisions.read(config.decide)
     if config.question:
         try:
             check_template(config.question)
@@ -215,6 +217,8 @@ def _write(
     named, licences = list(map(writable, origin.named)), list(map(writable, origin.licences))
     report = DataReport(sources=named, licences=licences, own_split=plan.own.complete)
     report.skipped_files.extend(plan.skipped)
+    for text in Decisions.read(config.decide).unknown(plan.files):
+        report.doubts.add(f"--decide {text}", "is about none of the files that are read")
     facts = read_facts(plan.sheets, report)
     spool = directory / "rows.jsonl"
     report.bytes = sum(found.st_size for path in plan.files if (found := _stat(path)))

@@ -15,19 +15,22 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
 import numpy as np
 
 from ..config import DataConfig
 from ..tokens import ChatTokenizer
+from .chatter import chatter_in
 from .cleaning import clean, language_of, personal_data
 from .columns import LONG, has_column, layout_of
+from .copies import marks_of
+from .decisions import SECTION, SUBJECT, TITLE, Decisions, choice
 from .documents import read_document
 from .duplicates import BANDS, signatures
 from .encoding import detect
-from .passages import make_passages, question_rows
+from .passages import TEMPLATES, Asked, Passage, ask, make_passages
 from .records import (
     Block,
     Document,
@@ -42,10 +45,13 @@ from .records import (
     writable,
 )
 from .report import DataReport
+from .scans import SPECK, mend_scan, report_scan
 from .shapes import Shaped, columns_of, shape, unknown_columns
 from .sources import TESTING, TRAINING, VALIDATING, BrokenOffError, Source, first_bytes, read_whole, split_in
-from .structure import find_structure
+from .structure import Hints, find_structure, saved_as_lines, without_page_debris
+from .subjects import NONE, PERSON, THING, find_subject
 from .tables import Listed, are_lines, read_rows
+from .tabular import tables_in, with_sentences
 from .threads import Messages, Thread, is_one_message, root_of, tree_threads
 
 DOCUMENT_LIMIT = 1 << 28  # 256 MB
@@ -55,7 +61,6 @@ ROWS_A_PART = 20_000
 WRITTEN = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".md", ".markdown", ".html", ".htm", ".xhtml")
 
 SPLITS = ("", TRAINING, VALIDATING)  # what is for testing goes no further
-STRETCH = 5  # passages; a long section of a book is held out by so many
 PEEK = 1000  # rows that tell whether a file is of questions or of running text
 FEW = 5  # in a file of running text, at most one of so many rows has a question
 
@@ -94,6 +99,10 @@ class Part:
         groups: uint64, `(rows,)`: a hash of the document a row belongs to; 0: none.
         answers: bool, `(rows,)`: whether a prompt is answered, instead of text going on.
         splits: int8, `(rows,)`: the place in `SPLITS` of what a row says of its own split.
+        prompts: uint64, `(rows,)`: a hash of what stands before the last answer; 0: nothing does.
+        marks: the runs of words by which copies of the file are found (`copies.marks_of`).
+        name: of the file.
+        kind: what a document shares with the others of its folder; "" for a file of rows.
         report: counts and findings.
     """
 
@@ -103,6 +112,10 @@ class Part:
     groups: np.ndarray
     answers: np.ndarray
     splits: np.ndarray
+    prompts: np.ndarray
+    marks: np.ndarray
+    name: str
+    kind: str
     report: DataReport
 
 
@@ -150,23 +163,26 @@ class _Reader:
         self.path = self.unit.source.path
         self.name = writable(str(self.path))
         self.columns = columns_of(self.config.columns)
+        self.decisions = Decisions.read(self.config.decide)
         self.kinds: list[str] = []  # repairs of the row at hand
 
     def parts(self) -> Iterator[Part]:
         """The unit's rows, `ROWS_A_PART` at a time; the last part may be empty, but its report counts."""
         records = self._records()
-        taken = ROWS_A_PART
+        taken, first = ROWS_A_PART, self.unit.piece[0] == 0
         while taken == ROWS_A_PART:
-            part, taken = self._part(itertools.islice(records, ROWS_A_PART))
+            part, taken = self._part(itertools.islice(records, ROWS_A_PART), first)
+            first = False
             yield part
 
-    def _part(self, records: Iterable[Record]) -> tuple[Part, int]:
-        """Rows as lines and numbers, and how many records they were.
+    def _part(self, records: Iterable[Record], first: bool) -> tuple[Part, int]:
+        """Rows as lines and numbers, and how many records they were; copies are found by the first part of a file.
 
         The records themselves are not kept, which spares the memory and its collector.
         """
         compared = self.config.near_duplicates != "ignore"
-        lines, digests, texts, groups, answers, splits = [], [], [], [], [], []
+        lines, digests, texts, groups, answers = [], [], [], [], []
+        splits, prompts, marked = [], [], []
         taken = 0
         for record in records:
             taken += 1
@@ -180,8 +196,11 @@ class _Reader:
             groups.append(_hash(record.group) if record.group else 0)
             answers.append(record.answers)
             splits.append(SPLITS.index(record.split) if record.split else 0)
+            prompts.append(_prompt(record.content))
             if compared:
                 texts.append(said_in(record.content))
+                if first and not record.answers:
+                    marked.append(texts[-1])
         report, self.report = self.report, DataReport()
         part = Part(
             lines=lines,
@@ -190,6 +209,10 @@ class _Reader:
             groups=np.array(groups, np.uint64),
             answers=np.array(answers, bool),
             splits=np.array(splits, np.int8),
+            prompts=np.array(prompts, np.uint64),
+            marks=marks_of(marked),
+            name=self.name,
+            kind=folder_of(self.name) if self.unit.source.is_document else "",
             report=report,
         )
         return part, taken
@@ -378,39 +401,116 @@ class _Reader:
         yield from records
 
     def _passages(self, document: Document, title: str) -> Iterator[Record]:
-        """The passages of a document, or of running text, which has no title of its own.
-
-        A document is a group of the split; a book is split by its sections, and running text passage by passage.
-        """
-        found, blocks = document.title, list(document.blocks)
-        if document.lines:
-            lines, where = self._cleaned(document.lines), self.name
-            within, blocks = find_structure(lines, self.report.debris, where, drop_debris=self.config.drop_debris)
-            found = found or within
+        """The passages of a document, or of running text, which has no title of its own, and questions about them."""
+        found, blocks = self._structured(document)
         limit = min(self.config.passage_tokens, self.config.max_seq_length - 2)  # begin and end of text
-        blocks = self._cleaned(blocks)
         head = self._clean(found) or self._clean(title)
         passages = list(make_passages(head, blocks, _counter(self.tokenizer), limit))
         self._note_repairs(self.name, passages[0].body if passages else "")
-        group = composed(self.path.name) if title else ""  # where the file lies must not decide the split
-        of_section = Counter(passage.section for passage in passages)
-        seen: Counter[str] = Counter()
-        for passage in passages:
-            section = passage.section if len(passages) > BOOK else ""
-            if of_section[passage.section] > BOOK:  # a book without chapters, or with long ones
-                section = f"{section}\0{seen[passage.section] // STRETCH}"
-                seen[passage.section] += 1
+        asked = self._asked(passages, is_document=bool(title))
+        answered = {id(each.passage) for each in asked if each.whole}
+        self.report.answered_passages += len(answered)
+        groups = self._groups(passages, is_document=bool(title), asked=bool(asked))
+        for passage, group in zip(passages, groups, strict=True):
+            if id(passage) in answered and self.config.asked_passages == "drop":
+                continue
             self.report.passages += 1
             yield Record(
                 content={"text": passage.text},
                 source=f"{self.name}:{place_range(passage.first, passage.last)}" if passage.first else self.name,
                 metadata=document.metadata | {k: v for k in ("title", "section") if (v := getattr(passage, k))},
-                group=group and f"{group}\0{section}",
+                group=group,
             )
-        if self.config.question and title:
-            for row in question_rows(passages, self.config.question):
-                self.report.questions += 1
-                yield Record(row, self.name, document.metadata | {"title": passages[0].title}, group=f"{group}\0")
+        group_of = {id(passage): group for passage, group in zip(passages, groups, strict=True)}
+        for each in asked:
+            self.report.questions += 1
+            yield Record(
+                each.row, self.name, document.metadata | {"title": each.passage.title}, group_of[id(each.passage)]
+            )
+
+    def _structured(self, document: Document) -> tuple[str, list[Block]]:
+        """Title and blocks of a document, without what belongs to a page, to a scan or to a chat program."""
+        title = self.decisions.find(TITLE, self.name) or document.title
+        dropping = self.config.drop_debris
+        sentences = self.config.tables == "sentences"
+        if dropping and title and (reason := chatter_in([title, ""]).get(0)):
+            self.report.debris.add(self.name, reason, title)
+            title = ""
+        lines = self._cleaned(document.lines)
+        if not lines:
+            blocks = [with_sentences(block) if sentences else block for block in document.blocks]
+            blocks = self._cleaned(blocks)
+            lines = saved_as_lines(blocks) if dropping else []
+        if not lines:
+            if dropping:
+                blocks = self._without_chatter(blocks)
+                blocks = without_page_debris(blocks, self.report.debris, self.name)
+            return title, blocks
+        if dropping:
+            lines = self._without_chatter(lines)
+        lines = tables_in(lines, sentences)
+        scan = mend_scan(lines, self.config.scans)
+        report_scan(scan, self.name, self.report.mended, self.report.mended_rows, self.report.doubts)
+        for speck in scan.specks:
+            self.report.debris.add(f"{self.name}:{speck.place}", SPECK, speck.text)
+        decided = self.decisions.find(TITLE, self.name)
+        hints = Hints(decided, self.decisions.find(SECTION, self.name), self.report.doubts)
+        within, blocks = find_structure(scan.lines, self.report.debris, self.name, drop_debris=dropping, hints=hints)
+        return title or within, blocks
+
+    def _without_chatter(self, pieces: Sequence[Piece]) -> list[Piece]:
+        """Without what was said to a chat program, or by it, before and behind the text."""
+        paragraphs = [
+            list(run) for filled, run in itertools.groupby(pieces, key=lambda piece: bool(piece.text)) if filled
+        ]
+        if len(paragraphs) == 1:  # no empty lines: a line or a block is a paragraph
+            paragraphs = [[piece] for piece in pieces]
+        found = chatter_in([" ".join(piece.text for piece in each) for each in paragraphs])
+        gone = {id(piece) for place in found for piece in paragraphs[place]}
+        for place, reason in sorted(found.items()):
+            for piece in paragraphs[place]:
+                self.report.debris.add(f"{self.name}:{piece.place}" if piece.place else self.name, reason, piece.text)
+        return [piece for piece in pieces if id(piece) not in gone]
+
+    def _asked(self, passages: Sequence[Passage], *, is_document: bool) -> list[Asked]:
+        """The questions of the setting `question`; about what nothing is asked is told."""
+        template = self.config.question
+        if not template or not passages:
+            return []
+
+        def tell(about: str, reason: str) -> None:
+            self.report.unasked.add(self.name, reason, about)
+
+        if not passages[0].title:
+            tell("", "it has no title to ask about: say it with --decide title:FILE=TEXT")
+            return []
+        kind = self.decisions.find(SUBJECT, self.name) or ("" if is_document else THING)
+        subject = find_subject(passages[0].title, "\n".join(passage.body for passage in passages[:3]))
+        if not kind and not subject.sure and template in TEMPLATES:
+            others = [each for each in (PERSON, THING, NONE) if each != subject.kind]
+            self.report.doubts.add(
+                self.name,
+                f"“{subject.name}” was taken for a {subject.kind}, and asked about as one",
+                passages[0].title,
+                [choice(SUBJECT, self.name, each) for each in others],
+            )
+        return list(ask(passages, template, kind=kind, about_all=is_document and len(passages) <= BOOK, unasked=tell))
+
+    def _groups(self, passages: Sequence[Passage], *, is_document: bool, asked: bool) -> list[str]:
+        """The group of each passage: its document; in a book its section; in a long section the passage alone.
+
+        Running text is split passage by passage. Where the file lies must not decide the split, its name may.
+        """
+        name, sizes = composed(self.path.name), Counter(passage.section for passage in passages)
+        groups = []
+        for passage in passages:
+            section = passage.section if len(passages) > BOOK else ""
+            alone = not self.config.keep_documents or ((section or len(passages) > BOOK) and sizes[section] > BOOK)
+            if not is_document:
+                groups.append(f"\0{passage.text}" if asked else "")
+            else:
+                groups.append(f"{name}\0{section}\0{passage.body}" if alone else f"{name}\0{section}")
+        return groups
 
     def _cleaned(self, pieces: Iterable[Piece]) -> list[Piece]:
         return [dataclasses.replace(piece, text=self._clean(piece.text)) for piece in pieces]
@@ -421,6 +521,22 @@ def _encode(record: Record) -> tuple[bytes, bytes]:
     content = _ENCODE(record.content).encode()
     rest = _ENCODE({"source": record.source, "metadata": record.metadata}).encode()
     return content[:-1] + b", " + rest[1:] + b"\n", hashlib.sha256(content).digest()
+
+
+def _prompt(content: dict[str, Any]) -> int:
+    """A hash of what is said before the last answer; 0 where nothing is."""
+    turns = content.get("messages", ())
+    last = next((place for place in range(len(turns) - 1, -1, -1) if turns[place]["role"] == "assistant"), 0)
+    if not last:
+        return 0
+    asked = "\0".join([text for turn in turns[:last] for text in (turn["role"], turn.get("content") or "")])
+    return int.from_bytes(hashlib.blake2b(asked.encode(), digest_size=8).digest(), "little") | 1
+
+
+def folder_of(name: str) -> str:
+    """The name that the documents of a folder share: the folder and their suffix."""
+    path = PurePath(name)
+    return str(path.parent / f"*{path.suffix}")
 
 
 def _hash(group: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,10 +78,12 @@ class Fragment:
     Attributes:
         text: without white space around it.
         place: where it stands in its file: a line ("12") or, in a PDF, a page ("page 3").
+        level: of a heading that the format itself tells, 1 to 6; 0 for everything else.
     """
 
     text: str
     place: str
+    level: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +92,15 @@ class Block:
 
     Attributes:
         text: plain text without markup, lines separated by line feeds.
-        level: of a heading, 1 to 6; 0 for everything else.
+        level: of a heading, 1 to 6; 0 for everything else. A heading without text ends the section before it.
         place: where it begins in its file: a line ("12"), a page ("page 3"), or "" where the format has neither.
+        table: of a table, its rows of cells, the names of the columns first; the text says the same in lines.
     """
 
     text: str
     level: int = 0
     place: str = ""
+    table: tuple[tuple[str, ...], ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -145,11 +149,15 @@ class Written(float):
 
 @dataclass(frozen=True)
 class Rejected:
-    """Something that was not used, or is worth a look: where, why, and how it begins."""
+    """Something that was not used, or is worth a look: where, why, and how it begins.
+
+    Of what was guessed, `choices` are the settings that decide it, each `(setting, value)`.
+    """
 
     where: str
     reason: str
     sample: str = ""
+    choices: tuple[tuple[str, str], ...] = ()
 
 
 def place_range(first: str, last: str) -> str:
@@ -171,11 +179,12 @@ class Findings:
     count: int = 0
     listed: list[Rejected] = field(default_factory=list)
 
-    def add(self, where: str, reason: str, sample: str = "") -> None:
+    def add(self, where: str, reason: str, sample: str = "", choices: Sequence[tuple[str, str]] = ()) -> None:
         """Count one, and keep it while there is room."""
         self.count += 1
         if len(self.listed) < LISTED:
-            self.listed.append(Rejected(writable(where), writable(reason), writable(sample[:80])))
+            written = tuple((setting, writable(value)) for setting, value in choices)
+            self.listed.append(Rejected(writable(where), writable(reason), writable(sample[:80]), written))
 
     def extend(self, others: Findings) -> None:
         """Take over those of another part."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ class DataReport:
     """What became of the sources.
 
     Every row is accounted for: read + passages + questions + conversations = train + validation + test_rows +
-    duplicates + near_duplicates_dropped + rejected + marked + joined_lines + joined_messages.
+    duplicates + near_duplicates_dropped + several_answers_dropped + copies_dropped + copies_left_out + rejected +
+    marked + joined_lines + joined_messages.
 
     Attributes:
         sources: what was named.
@@ -43,6 +44,16 @@ class DataReport:
         near_duplicates: rows that say nearly the same as an earlier one.
         patterned: rows that only seem to, since many are written to one pattern (see `duplicates.near_duplicates`).
         near_duplicates_dropped: of those, how many were left out because of `near_duplicates`.
+        questions_with_several: questions that are answered in several ways; `conflicting` names their rows.
+        several_answers: their rows.
+        several_answers_dropped: of those, how many were left out because of the setting of that name.
+        copies_dropped: rows of a source left out since another holds its text, as the settings say.
+        copies_left_out: rows not trained since a validation row from a copy of their source says the same.
+        doubts: what was guessed, with the settings that decide it.
+        unasked: documents and sections about which `question` asks nothing, and why.
+        by_source: rows of each source, and how many of them are validated: `{source: [rows, validated]}`.
+        unvalidated: large sources of which no row is validated, with what changes it.
+        answered_passages: passages that a question of `question` repeats word for word.
         rejected: rows that cannot be used.
         unreadable: of those, rows that are not even JSON, or no row of a table.
         marked: rows that are left out since their author marked them so (`label` false, `weight` 0 and the like).
@@ -61,6 +72,7 @@ class DataReport:
         train, validation: rows written.
         own_split: whether files came with a split of their own.
         leakage: rows of validation that training knows: equal, nearly equal, of the same document.
+        questions_on_both_sides: rows of validation whose question is trained with another answer.
         fact_sheets, rejected_facts: sheets of facts, and their rows that cannot be used.
         tokens: what the model will make of the rows (`TokenReport.as_dict()`), where it was asked.
         warnings: what should be looked at, each with a remedy.
@@ -85,6 +97,17 @@ class DataReport:
     near_duplicates: int = 0
     patterned: int = 0
     near_duplicates_dropped: int = 0
+    questions_with_several: int = 0
+    several_answers: int = 0
+    several_answers_dropped: int = 0
+    conflicting: Findings = field(default_factory=Findings)
+    copies_dropped: int = 0
+    copies_left_out: int = 0
+    doubts: Findings = field(default_factory=Findings)
+    unasked: Findings = field(default_factory=Findings)
+    by_source: dict[str, list[int]] = field(default_factory=dict)
+    unvalidated: dict[str, str] = field(default_factory=dict)
+    answered_passages: int = 0
     rejected: Findings = field(default_factory=Findings)
     unreadable: int = 0
     marked: Findings = field(default_factory=Findings)
@@ -103,6 +126,7 @@ class DataReport:
     validation: int = 0
     own_split: bool = False
     leakage: dict[str, int] = field(default_factory=dict)
+    questions_on_both_sides: int = 0
     fact_sheets: list[str] = field(default_factory=list)
     rejected_facts: Findings = field(default_factory=Findings)
     tokens: dict[str, Any] | None = None
@@ -162,37 +186,37 @@ class DataReport:
         return max(self.unreadable / max(self.read, 1), min(1.0, self.unread / max(self.bytes, 1)))
 
     def look_again(self, config: DataConfig) -> None:
-        """Fill `warnings` from the counts and the settings."""
+        """Fill `warnings` from the counts; each remedy that is named changes what the settings are."""
+        self.warnings = [
+            *self._lost(),
+            *self._left_aside(config.columns),
+            *self._of_content(),
+            *self._of_guesses(config),
+            *self._of_the_split(config),
+        ]
+
+    def _of_content(self) -> Iterator[str]:
         total = self.train + self.validation
-        found = [*self._lost(), *self._left_aside(config.columns)]
         if leaking := self.leakage.get("equal", 0) + self.leakage.get("nearly_equal", 0):
-            found.append(
+            yield (
                 f"{leaking} of {self.validation} validation rows say what a training row says: the loss on them "
                 "flatters. Take them out of your validation file, or let the split be made here."
             )
         if self.personal_data.count:
-            found.append(
+            yield (
                 f"Rows that seem to hold an e-mail address or a telephone number: {self.personal_data.count}. "
                 "The model may repeat them; `personal_data` in the report lists them."
             )
         if lost := self.mended["lost characters"]:
-            found.append(
+            yield (
                 f"Texts with the sign U+FFFD, where characters were lost before the file was written: {lost}. "
                 "Export them again, as UTF-8."
             )
         if self.near_duplicates > total / 2:
-            found.append(
+            yield (
                 f"{self.near_duplicates} of {total} rows say nearly what another one says, and stay "
                 "on its side of the split. If they only repeat it: --near-duplicates drop."
             )
-        if not self.validation and total > 1 and not self.own_split:
-            found.append(
-                "No row can be held out, so that there is no validation loss: all say nearly the same. Give rows of "
-                "your own: a file validation.jsonl beside train.jsonl."
-                if config.val_fraction or config.val_rows
-                else "No row is held out, so that there is no validation loss: --val-fraction 0.05 or --val-rows 20."
-            )
-        self.warnings = found
 
     def _lost(self) -> list[str]:
         found = []
@@ -231,6 +255,53 @@ class DataReport:
         if missing and self.read:
             found.append(f"No row has the column that is named: --columns {' '.join(missing)}. See how it is written.")
         return found
+
+    def _of_guesses(self, config: DataConfig) -> Iterator[str]:
+        if self.several_answers and config.several_answers == "keep":
+            yield (
+                f"{self.questions_with_several} questions have several different answers, in {self.several_answers} "
+                "rows: the model learns none of them well. `conflicting` in the report lists them; mend them, or "
+                "--several-answers first (or drop)."
+            )
+        if self.questions_on_both_sides:
+            yield (
+                f"{self.questions_on_both_sides} validation rows ask what is trained with another answer: the loss on "
+                "them says little. Take them out of your validation file, or let the split be made here."
+            )
+        if self.copies_left_out:
+            yield (
+                f"{self.copies_left_out} rows are not trained, since a validation row from a copy of their source says "
+                "the same. `doubts` in the report names the copies: keep one of them."
+            )
+        if self.doubts.count:
+            yield f"Guesses that may be wrong: {self.doubts.count}; `doubts` in the report says how each is decided."
+        if config.question and not self.questions and (self.documents or self.joined_lines):
+            reason = next((found.reason for found in self.unasked), "there is no document with a title")
+            yield f"--question asked nothing: {reason}."
+        if self.answered_passages and config.asked_passages == "keep":
+            yield (
+                f"{self.answered_passages} passages are trained twice, as text and as the answer to a question: "
+                "--asked-passages drop trains the answers alone."
+            )
+
+    def _of_the_split(self, config: DataConfig) -> Iterator[str]:
+        for source, remedy in self.unvalidated.items():
+            rows = self.by_source.get(source, [0])[0]
+            yield (
+                f"{source} gives {rows} of {self.train + self.validation} rows, and none of them is validated: the "
+                f"validation loss says nothing of it. {remedy}"
+            )
+        if not self.validation and self.train > 1 and not self.own_split:
+            if not config.val_fraction and not config.val_rows:
+                remedy = "--val-fraction 0.05 or --val-rows 20."
+            elif config.val_from == "replies":
+                remedy = "there is none with a prompt and an answer. --val-from all"
+            else:
+                remedy = "all belong to one document, or say nearly the same. "
+                remedy += (
+                    "--no-keep-documents" if config.keep_documents else "Give some: validation.jsonl by train.jsonl."
+                )
+            yield f"No row is held out, so that there is no validation loss: {remedy}"
 
 
 @dataclass(frozen=True)

@@ -58,15 +58,15 @@ class Found:
     searched: int | None = None
 
 
-def row_form() -> mo.ui.dictionary:
-    """Which rows to look at."""
+def row_form(text: str = "") -> mo.ui.dictionary:
+    """Which rows to look at; `text` is what is searched for at first."""
     sides = {say("Rows to train"): "train", say("Rows to validate"): "validation"}
     only = {say("All"): "all", say("Only cut"): "cut", say("Only those that cannot be trained"): "skipped"}
     return mo.ui.dictionary(
         {
             "side": mo.ui.dropdown(sides, value=next(iter(sides)), label=say("Rows"), full_width=True),
             "only": mo.ui.dropdown(only, value=next(iter(only)), label=say("Which"), full_width=True),
-            "text": mo.ui.text(label=say("Search their text"), full_width=True),
+            "text": mo.ui.text(text, label=say("Search their text"), full_width=True),
         }
     )
 

@@ -24,7 +24,7 @@ def read_markdown(content: bytes) -> Document:
     """Each block with its line; front matter becomes metadata."""
     from markdown_it import MarkdownIt
 
-    metadata, text = _front_matter(decode(content)[0])
+    metadata, text = _front_matter(_without_fence(decode(content)[0]))
     # the preset stops at 20 and loses what is deeper
     tokens = MarkdownIt("commonmark", {"maxNesting": 100}).enable(["table", "strikethrough"]).parse(text)
     outline, line = Outline(), 1
@@ -44,10 +44,33 @@ def read_markdown(content: bytes) -> Document:
                 outline.start(token.tag, int(token.attrs.get("start", 1)))
             else:
                 outline.end(token.tag)
-    blocks = outline.blocks()
+    blocks = [replace(block, text=_without_stray_marks(block.text)) for block in outline.blocks()]
     if blocks and not any(block.level for block in blocks) and _begins_with_title(tokens, blocks[0]):
         blocks[0] = replace(blocks[0], text=without_emoji(blocks[0].text), level=1)
     return titled(blocks, metadata.get("title", ""), metadata)
+
+
+_FENCE = re.compile(
+    r"^(?P<fence>`{3,}|~{3,})(?:markdown|md)[ \t]*\n(?P<inside>.*?)\n(?P=fence)[ \t]*$", re.MULTILINE | re.DOTALL
+)
+
+
+def _without_fence(text: str) -> str:
+    """The text of a file that is one fence of Markdown, as chat programs write it; its lines keep their numbers."""
+    match = _FENCE.search(text.replace("\r\n", "\n"))
+    if not match or 2 * len(match["inside"]) < len(text):
+        return text
+    text = match.string
+    return f"{text[: match.start()]}\n{match['inside']}\n{text[match.end() :]}"
+
+
+def _without_stray_marks(text: str) -> str:
+    """Lines without two stars at an end that have no partner."""
+    if "**" not in text:
+        return text
+    return "\n".join(
+        re.sub(r"^\s*\*\*\s*|\s*\*\*\s*$", "", line) if line.count("**") == 1 else line for line in text.split("\n")
+    )
 
 
 def _inline(token: Any) -> str:

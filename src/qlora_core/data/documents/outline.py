@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..records import Block, Document
+from ..tabular import guessed_table
 
 DEEPEST = 12  # lists and tables inside one another; below, their text stays and their shape goes
 
@@ -86,6 +87,7 @@ class _Open:
     first: int = 1
     rows: list[list[list[Block]]] = field(default_factory=list)
     layout: bool = False
+    named: bool = False  # its first row names the columns
 
     def blocks(self) -> list[Block]:
         """One block; or what is inside, where a list or table only arranges text with headings of its own."""
@@ -93,7 +95,11 @@ class _Open:
         box = self.tag == "table" and [len(row) for row in self.rows] == [1]
         if not inside or not self.tag or self.layout or box or any(block.level for block in inside):
             return inside
-        return [Block("\n".join(self._table() if self.tag == "table" else self._items()), place=inside[0].place)]
+        if self.tag != "table":
+            return [Block("\n".join(self._items()), place=inside[0].place)]
+        cells = [tuple(one_line(" ".join(block.text for block in cell)) for cell in row) for row in self.rows]
+        table = tuple(cells if self.named else guessed_table(cells))
+        return [Block("\n".join(self._table()), place=inside[0].place, table=table)]
 
     def _items(self) -> Iterator[str]:
         for number, row in enumerate(self.rows, self.first):
@@ -136,6 +142,7 @@ class Outline:
         elif tag in ("td", "th") and last.tag == "table":
             last.rows = last.rows or [[]]
             last.rows[-1].append([])
+            last.named |= tag == "th" and len(last.rows) == 1
 
     def text(self, text: str, place: str) -> None:
         """Text, in which a line feed ends a line."""

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from ..encoding import decode
 from ..records import Document, Fragment
+from ..tabular import barred
 from .outline import UnreadableError, one_line, without_emoji
 
 _NO_TITLE = re.compile(  # a file name, what programs put there, or nothing that is a word
@@ -34,7 +35,7 @@ def _fragments(lines: Iterable[tuple[str, str]]) -> list[Fragment]:
 
 def read_text(content: bytes) -> Document:
     """Every line with its number."""
-    lines = enumerate(decode(content)[0].split("\n"), 1)
+    lines = enumerate(barred(decode(content)[0].split("\n")), 1)
     return Document(lines=tuple(_fragments((text, str(number)) for number, text in lines)))
 
 
