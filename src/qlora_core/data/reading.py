@@ -39,7 +39,7 @@ from .records import (
 )
 from .report import DataReport
 from .shapes import columns_of, shape, unknown_columns
-from .sources import BrokenOffError, Source, first_bytes, read_whole
+from .sources import BrokenOffError, Source, first_bytes, read_whole, title_of
 from .structure import find_structure
 from .tables import read_rows
 
@@ -259,8 +259,7 @@ class _Reader:
         self.report.documents += 1
         self._note_encoding()
         document = read_document(self.unit.source.form, read_whole(self.path, DOCUMENT_LIMIT))
-        name = composed(self.path.name).partition(".")[0].replace("-", " ").replace("_", " ")
-        records = list(self._passages(document, title=name))
+        records = list(self._passages(document, title=title_of(self.path)))
         if not records:
             raise ValueError("holds no text")
         yield from records
