@@ -178,7 +178,7 @@ def _read(lines: Iterable[Fragment]) -> Iterator[_Line]:
             if text:
                 yield _Line(text, fragment.place, gap, _key(text), reason, last=fragment.place, own=ruled)
             ruled = reason == RULE or (ruled and not text)
-            gap = ruled or not text
+            gap = bool(reason) or ruled or not text
 
 
 def _key(text: str) -> str:
