@@ -528,6 +528,17 @@ def test_an_item_of_a_list_does_not_take_the_paragraph_behind_a_gap():
     assert texts(lines)[1:3] == ["- Note on page 6, Monday", "ask the harbour master"]
 
 
+def test_code_that_is_cut_keeps_what_indents_its_lines():
+    code = "\n\n".join(f"def tide_{n}(port):\n    for wave in port:\n        yield wave.height * {n}" for n in range(9))
+    found = list(make_passages("Tides", [Block(code, verbatim=True)], count, 60))
+    assert len(found) > 2
+    assert "\n".join(passage.body for passage in found).replace("\n\n", "\n") == code.replace("\n\n", "\n")
+    assert all(passage.body.startswith("def ") for passage in found)
+    nested = "- " + "\n  - ".join(f"rope number {n} lies in the loft." for n in range(30))
+    found = list(make_passages("", [Block(nested)], count, 60))
+    assert "\n".join(passage.body for passage in found) == nested
+
+
 def test_a_caption_is_a_paragraph():
     caption = "Fotografia: a equipa de 1952, diante do celeiro."
     assert caption in texts([*PROSE, caption, *PROSE])

@@ -270,6 +270,8 @@ class _Reader:
         A document is a group of the split; a book is split by its sections, and running text passage by passage.
         """
         found, blocks = document.title, list(document.blocks)
+        for place, reason, sample in document.left_out:
+            self.report.debris.add(f"{self.name}:{place}" if place else self.name, reason, sample)
         if document.lines:
             lines, where = self._cleaned(document.lines), self.name
             within, blocks = find_structure(lines, self.report.debris, where, drop_debris=self.config.drop_debris)
