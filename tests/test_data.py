@@ -1,6 +1,7 @@
 """From files to rows: what is accepted, joined, refused and split, and a report that adds up."""
 
 import contextlib
+import gzip
 import hashlib
 import json
 import os
@@ -228,6 +229,29 @@ def test_page_debris_is_left_out_and_named(write):
     assert listed(prepared.report.debris) == [(f"{path}:2", "page number")]
     assert "- 12 -" in everything(path, drop_debris=False).train[0]["text"]
     assert adds_up(prepared.report)
+
+
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [
+        ("Sra. Prof. Lima.md", "Sra. Prof. Lima"),
+        ("2023.11.05 atas.txt", "2023.11.05 atas"),
+        ("Vila-Nova de Baixo.html", "Vila-Nova de Baixo"),
+        ("Ana-Rita_Lima.md", "Ana-Rita Lima"),
+        ("COVID-19.md", "COVID-19"),
+        ("chapter-2.md", "chapter 2"),
+        ("2023-11-05.md", "2023-11-05"),
+        ("2023-11-05-first-meeting.md", "2023-11-05 first meeting"),
+        ("rosa-maria-lima.md", "rosa maria lima"),
+        ("Rosa_Lima v1.2.MD", "Rosa Lima v1.2"),
+        ("notes.final.md.gz", "notes.final"),
+        ("Boats 0123456789abcdef0123456789abcdef.md", "Boats"),
+    ],
+)
+def test_a_document_without_a_title_has_that_of_its_file(write, name, title):
+    content = gzip.compress(b"Some text.") if name.endswith(".gz") else b"Some text."
+    (row,) = everything(write(name, content)).train
+    assert row["metadata"]["title"] == title
 
 
 @pytest.mark.parametrize("repair", [True, False])

@@ -150,26 +150,35 @@ def _pieces(block: Block, count: Callable[[str], int], room: int) -> list[_Piece
     if cost <= room // 4:
         return [_Piece(block.text, "\n", cost, block.place, opening)]
     pieces: list[_Piece] = []
-    for start, sentence in _sentences(block.text):
+    for start, sentence in _lines_of_code(block.text) if block.verbatim else _sentences(block.text):
         for part, (mark, text, tokens) in enumerate(_fitting(sentence, start, count, room - 1)):
             cost = tokens + 1
             last = pieces[-1] if pieces else None
             if last and last.cost + cost <= max(room // 16, 2):
                 pieces[-1] = last._replace(text=f"{last.text}{mark}{text}", cost=last.cost + cost)
             else:
-                cut = 0.5 if part else 0.25
+                cut = 0.5 if part else 0.05 if "\n\n" in mark and text[0] not in " \t" else 0.25
                 pieces.append(_Piece(text, mark if last else "\n", cost, block.place, cut if last else opening))
     for lone in (1, -1) if len(pieces) > 1 else ():  # a sentence of a paragraph is left alone
         pieces[lone] = pieces[lone]._replace(cut=pieces[lone].cut + 0.15)
     return pieces
 
 
+def _lines_of_code(text: str) -> Iterator[tuple[str, str]]:
+    """Lines with what indents them, each with the line feeds before it."""
+    before = ""
+    for match in re.finditer(r"([^\n]+)(\n*)", text):
+        yield before, match[1]
+        before = match[2]
+
+
 def _sentences(text: str) -> Iterator[tuple[str, str]]:
-    """Lines and sentences, each with the white space before it."""
+    """Lines, with what indents them, and sentences, each with the white space before it."""
     start, before = 0, ""
     for match in STOP.finditer(text):
         mark = match[0].lstrip(".!?…。！？»”’\"')]")
-        stop = match.end()
+        mark = mark[: mark.rfind("\n") + 1] or mark
+        stop = match.end() - (len(match[0]) - match[0].rfind("\n") - 1 if "\n" in mark else 0)
         abbreviated = is_abbreviated(text[max(start, stop - 24) : stop].rstrip() or "…")
         if "\n" not in mark and (abbreviated or begins_low(text[stop : stop + 8])):
             continue

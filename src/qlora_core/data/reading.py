@@ -47,7 +47,7 @@ from .records import (
 from .report import DataReport
 from .scans import SPECK, mend_scan, report_scan
 from .shapes import Shaped, columns_of, shape, unknown_columns
-from .sources import TESTING, TRAINING, VALIDATING, BrokenOffError, Source, first_bytes, read_whole, split_in
+from .sources import TESTING, TRAINING, VALIDATING, BrokenOffError, Source, first_bytes, read_whole, split_in, title_of
 from .structure import Hints, find_structure, saved_as_lines, without_page_debris
 from .subjects import NONE, PERSON, THING, find_subject
 from .tables import Listed, are_lines, read_rows
@@ -394,14 +394,15 @@ class _Reader:
         self.report.documents += 1
         self._note_encoding()
         document = read_document(self.unit.source.form, read_whole(self.path, DOCUMENT_LIMIT))
-        name = composed(self.path.name).partition(".")[0].replace("-", " ").replace("_", " ")
-        records = list(self._passages(document, title=name))
+        records = list(self._passages(document, title=title_of(self.path)))
         if not records:
             raise ValueError("holds no text")
         yield from records
 
     def _passages(self, document: Document, title: str) -> Iterator[Record]:
         """The passages of a document, or of running text, which has no title of its own, and questions about them."""
+        for place, reason, sample in document.left_out:
+            self.report.debris.add(f"{self.name}:{place}" if place else self.name, reason, sample)
         found, blocks = self._structured(document)
         limit = min(self.config.passage_tokens, self.config.max_seq_length - 2)  # begin and end of text
         head = self._clean(found) or self._clean(title)

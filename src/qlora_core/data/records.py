@@ -95,12 +95,14 @@ class Block:
         level: of a heading, 1 to 6; 0 for everything else. A heading without text ends the section before it.
         place: where it begins in its file: a line ("12"), a page ("page 3"), or "" where the format has neither.
         table: of a table, its rows of cells, the names of the columns first; the text says the same in lines.
+        verbatim: whether its lines are code, to be kept as they are, and no sentences.
     """
 
     text: str
     level: int = 0
     place: str = ""
     table: tuple[tuple[str, ...], ...] = field(default=(), compare=False)
+    verbatim: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,12 +114,14 @@ class Document:
         blocks: of a format that says what a heading and a paragraph is; the heading that gave the title is left out.
         lines: of a format that only has lines (plain text, PDF).
         metadata: what the document says of itself (author, date, front matter).
+        left_out: what its reader took for no text of it: place, reason and beginning of each.
     """
 
     title: str = ""
     blocks: tuple[Block, ...] = ()
     lines: tuple[Fragment, ...] = ()
     metadata: dict[str, Any] = field(default_factory=dict)
+    left_out: tuple[tuple[str, str, str], ...] = ()
 
 
 class UnusableError(ValueError):

@@ -20,8 +20,9 @@ from typing import Any, BinaryIO
 from ..errors import DataError
 from ..storage import finish_replacing, left_by_file_manager
 from .documents import SUFFIXES as DOCUMENTS
+from .documents.outline import one_line
 from .encoding import detect
-from .records import Findings
+from .records import Findings, composed
 
 TRAIN_FILE, VAL_FILE, REPORT_FILE, FACTS_FILE = (
     "train_data.jsonl",
@@ -115,6 +116,25 @@ def form_of(path: Path) -> str:
     for packed in PACKED:
         name = name.removesuffix(packed)
     return Path(name).suffix
+
+
+def title_of(path: Path) -> str:
+    """What a file's name says that it is about: without suffixes that are known, composed, with blanks for underscores.
+
+    A hyphen is a part of a name or of a date; but where there is no blank, one before a small letter parts words.
+    """
+    name = composed(path.name)
+    packed = next((suffix for suffix in PACKED if name.lower().endswith(suffix)), "")
+    name = name[: len(name) - len(packed)]
+    known = next((suffix for suffix in (*TABLES, *DOCUMENTS) if name.lower().endswith(suffix)), "")
+    name = _NOTION_ID.sub("", name[: len(name) - len(known)])
+    if " " not in name:
+        before_digits = r"|(?<!\d)-(?=\d)" if name == name.lower() else ""
+        name = re.sub(rf"-(?=[^\W\d_A-ZÀ-Þ]|$){before_digits}", " ", name)
+    return one_line(name.replace("_", " "))
+
+
+_NOTION_ID = re.compile(r" [0-9a-f]{32}$")  # what Notion puts behind the name of every page
 
 
 def _reason_to_skip(path: Path, *, in_directory: bool) -> str:

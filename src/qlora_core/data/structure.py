@@ -17,13 +17,25 @@ from .decisions import SECTION, choice
 from .decisions import TITLE as TITLE_OF
 from .heads import bare, nearly, without_heads
 from .numerals import ROMAN, chapters_among, longest_growing, numeral_in, written
-from .prose import SPEECH, begins_low, ends_sentence, is_abbreviated
+from .prose import (
+    SPEECH,
+    begins_low,
+    columns,
+    ends_sentence,
+    is_abbreviated,
+    is_unspaced,
+    joint,
+    keep_their_lines,
+    starts_of_turns,
+)
 from .records import Block, Findings, Fragment, place_range
 
 SHORT = 80  # characters: what is longer is no heading and no running head
 REPEATED = 4  # times a running head is seen at least
 APART = 6  # lines between running heads; a refrain comes back sooner
 SHORT_LINE = 0.8  # of a full line: a sentence that ends before it ends a paragraph
+FULL_LINE = 0.8  # of the usual width: a line that was broken because it was full, in a script without small letters
+MARGIN = 20  # columns: what is narrower is no running text
 FRONT_LINES = 80  # a title page and an imprint are no longer
 LONG_SECTION = 150  # lines: thanks, a dedication or a preface that seem longer have ended without a sign
 
@@ -69,7 +81,7 @@ BACK = re.compile(
 )
 
 TITLE, NAME = "title", "name"  # lines that became a title, or a part of a heading
-PAGE, HEAD, FRONT, CONTENTS, LEGAL, CONTACT, END, SOURCES = (
+PAGE, HEAD, FRONT, CONTENTS, LEGAL, CONTACT, END, SOURCES, RULE, TIME = (
     "page number",
     "running head",
     "front matter",
@@ -78,6 +90,8 @@ PAGE, HEAD, FRONT, CONTENTS, LEGAL, CONTACT, END, SOURCES = (
     "contact details",
     "end mark",
     "bibliography or index",
+    "rule",
+    "time of a subtitle",
 )
 
 # "Primeira parte" is the half of a match, PRIMEIRA PARTE that of a book
@@ -137,6 +151,8 @@ _CAPTION = re.compile(
     r"\[?(?:foto|fotografia|legenda|imagem|figura|fig\.|na foto|photo|picture)\b[^.]{0,20}[:–—]", re.IGNORECASE
 )
 _ITEM = re.compile(r"[-•▪*·]\s|\d{1,2}[.)]\s")
+_RULE = re.compile(r"([=_~#-])\1{4,}")
+_TIME = re.compile(r"(?:\d{1,3}:)?\d{1,2}:\d\d[.,]\d{1,3}\s*-->\s*(?:\d{1,3}:)?\d{1,2}:\d\d[.,]\d{1,3}(?:\s+\w+:\S+)*")
 
 
 # Lines to blocks ------------------------------------------------------------------------------------------------
@@ -148,12 +164,13 @@ class _Line:
 
     text: str
     place: str
-    gap: bool  # an empty line stands before it
+    gap: bool  # an empty line or a rule stands before it
     key: str  # what running heads and headings are compared by
     reason: str = ""
     level: int = 0
     last: str = ""
     ends: bool = False  # the section before it ends here, although no heading says so
+    own: bool = False  # its writer began it, and no margin did
     number: int = 0  # of the chapter that begins with this line, which is a figure
 
 
@@ -224,12 +241,14 @@ def find_structure(
 
 
 def _read(lines: Iterable[Fragment]) -> Iterator[_Line]:
-    gap = False
+    gap = ruled = False
     for fragment in lines:
         for text in map(str.strip, fragment.text.split("\n")):
+            reason = RULE if _RULE.fullmatch(text) else TIME if _TIME.fullmatch(text) else ""
             if text:
-                yield _Line(text, fragment.place, gap, _key(text), level=fragment.level, last=fragment.place)
-            gap = not text
+                yield _Line(text, fragment.place, gap, _key(text), reason, fragment.level, fragment.place, own=ruled)
+            ruled = reason == RULE or (ruled and not text)
+            gap = bool(reason) or ruled or not text
 
 
 def _key(text: str) -> str:
@@ -861,6 +880,7 @@ def _mark_capitals(lines: list[_Line]) -> None:
 
 
 def _blocks(lines: list[_Line]) -> Iterator[Block]:
+    _mark_own_lines([line for line in lines if not line.level])
     texts = [line.text for line in lines if not line.level]
     ended = sum(map(ends_sentence, texts))
     wrapped = 5 * sum(map(begins_low, texts)) >= 2 * len(texts) and _width([*map(len, texts)]) > SHORT // 3
@@ -872,6 +892,19 @@ def _blocks(lines: list[_Line]) -> Iterator[Block]:
             yield from (Block(line.text, level, place_range(line.place, line.last)) for line in members)
         else:
             yield from _paragraphs(members, prose, words)
+
+
+def _mark_own_lines(lines: list[_Line]) -> None:
+    """Mark the lines that are no continuation of the one before them, whatever they begin with."""
+    groups: list[list[_Line]] = []
+    for line, turn in zip(lines, starts_of_turns([line.text for line in lines]), strict=True):
+        line.own |= turn
+        if line.gap or not groups:
+            groups.append([])
+        groups[-1].append(line)
+    for group, kept in zip(groups, keep_their_lines([[line.text for line in group] for group in groups]), strict=True):
+        for line in group if kept else ():
+            line.own = True
 
 
 def _paragraphs(lines: list[_Line], prose: bool, words: Counter[str]) -> Iterator[Block]:
@@ -904,7 +937,7 @@ def _keeps_hyphen(start: str, rest: str, words: Counter[str]) -> bool:
 
 def _breaks(lines: list[_Line], prose: bool) -> Iterator[str]:
     """What stands between each line and the one before it: a blank, a line feed, or the end of a paragraph."""
-    ended, low, size = ([f(line.text) for line in lines] for f in (ends_sentence, begins_low, len))
+    ended, low, size = ([f(line.text) for line in lines] for f in (ends_sentence, begins_low, columns))
     listed = [*_listed(lines, ended, low), False]
     usual = _width(size)
     speech = bool(SPEECH.match(lines[0].text))
@@ -915,7 +948,14 @@ def _breaks(lines: list[_Line], prose: bool) -> Iterator[str]:
         spoken = SPEECH.match(line.text) and (ended[index - 1] or line.text[0] == "—" or before.text[-1] == ":")
         mark = " "
         if line.gap:
-            mark = " " if low[index] and not ended[index - 1] and prose else "\n\n"
+            goes_on = low[index] and not ended[index - 1] and prose and not (line.own or _ITEM.match(before.text))
+            mark = " " if goes_on else "\n\n"
+        elif line.own:
+            mark = "\n"
+        elif _caseless(line.text) and size[index - 1] >= FULL_LINE * width > MARGIN and not all(ended[:-1]):
+            mark = joint(before.text, line.text)
+        elif is_unspaced(line.text):
+            mark = "\n\n" if ended[index - 1] else "\n"
         elif not prose or (_ITEM.match(line.text) and (_ITEM.match(before.text) or before.text[-1] == ":")):
             mark = "\n"
         elif spoken:
@@ -953,6 +993,12 @@ def _listed(lines: list[_Line], ended: list[bool], low: list[bool]) -> list[bool
                 found[start:index] = [True] * run
             start = index + 1
     return found
+
+
+def _caseless(text: str) -> bool:
+    """Whether a line begins in a script that has no small letters, so that they cannot tell what goes on."""
+    first = next(filter(str.isalpha, text), "")
+    return first.lower() == first.upper() and bool(first)
 
 
 def _open(text: str) -> bool:
