@@ -211,7 +211,7 @@ def test_a_template_that_is_not_the_models_goes_along(tiny_model, tmp_path, own)
 def test_an_export_asks_as_the_run_was_trained(tmp_path, name):
     """Without reasoning, with a system text before the question where it is refused, and up to an end not listed."""
     published = PUBLISHED[name]
-    base = write_model(tmp_path / "base", vocab_size=320)
+    base = write_model(tmp_path / "base", seed=100 + len(name))  # what is quantised is kept by weights alone
     write_published(base, published, "bytes", family="llama")
     row = {"messages": [{"role": "user", "content": "red?"}, {"role": "assistant", "content": "rosa"}]}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
