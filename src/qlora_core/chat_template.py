@@ -507,9 +507,12 @@ class ChatTemplate:
         return last, last[: _common(last, inner)]
 
     def without_reasoning(self) -> str:
-        """The text of this template that asks for answers without reasoning where nothing else is said."""
+        """The text of this template that asks for answers without reasoning, whatever else is said.
+
+        mlx-lm says otherwise to every template of a model that can reason.
+        """
         if self._switches:
-            return "{% if enable_thinking is not defined %}{% set enable_thinking = false %}{% endif %}" + self._text
+            return "{% set enable_thinking = false %}" + self._text
         if self.empty_thought:
             thought = json.dumps(self.empty_thought)
             return f"{self._text.removesuffix(chr(10))}{{% if add_generation_prompt %}}{{{{ {thought} }}}}{{% endif %}}"
