@@ -257,6 +257,16 @@ def test_a_system_text_between_the_turns_goes_into_the_question_behind_it(made):
     assert [what for what, *_ in dataset.notes] == ["system"]
 
 
+def test_a_system_text_that_is_left_out_goes_into_the_question_behind_it(made):
+    """SmolLM3's template looks for one at the beginning only."""
+    tokenizer, talk = made("SmolLM3"), [QUESTION, ANSWER, SYSTEM, QUESTION, ANSWER]
+    dataset = make_dataset([{"messages": talk}], tokenizer, 512)
+    assert [what for what, *_ in dataset.notes] == ["system"]
+    prompt = tokenizer.encode_prompt(talk[:-1])
+    assert dataset.rows[0].ids[: len(prompt)].tolist() == prompt
+    assert "Be brief.\n\nWhich day?" in tokenizer.decode(prompt)
+
+
 def test_a_refusal_that_is_not_about_the_system_text_keeps_its_words(made):
     assert reasons(made("Gemma 2"), SYSTEM, QUESTION, QUESTION, ANSWER) == [
         "the model's chat template refuses this conversation: user and assistant take turns"
@@ -349,8 +359,7 @@ def test_rows_without_reasoning_ask_for_answers_without(made, name):
     from chat_templates import Plain
 
     assert Plain(asking)([QUESTION], ask=True) == prompt
-    if "enable_thinking" in PUBLISHED[name].text:
-        assert Plain(asking)([QUESTION], ask=True, enable_thinking=True).endswith("assistant\n")
+    assert Plain(asking)([QUESTION], ask=True, enable_thinking=True) == prompt  # as mlx-lm says without being asked
     make_dataset([{"messages": [QUESTION, THOUGHT]}], tokenizer, 512)
     assert tokenizer.thinks is True
     assert tokenizer.asking_template == PUBLISHED[name].text

@@ -211,7 +211,7 @@ def test_a_template_that_is_not_the_models_goes_along(tiny_model, tmp_path, own)
 def test_an_export_asks_as_the_run_was_trained(tmp_path, name):
     """Without reasoning, with a system text before the question where it is refused, and up to an end not listed."""
     published = PUBLISHED[name]
-    base = write_model(tmp_path / "base", vocab_size=320)
+    base = write_model(tmp_path / "base", seed=100 + len(name))  # what is quantised is kept by weights alone
     write_published(base, published, "bytes", family="llama")
     row = {"messages": [{"role": "user", "content": "red?"}, {"role": "assistant", "content": "rosa"}]}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
@@ -219,9 +219,11 @@ def test_an_export_asks_as_the_run_was_trained(tmp_path, name):
     run = create_run(tmp_path / "runs", base, tmp_path / "rows.jsonl", run="small", **settings)
     train(run)
     model, tokenizer = load_for_answers(run)
-    assert answer(model, tokenizer, ["red?"], max_tokens=12) == ["rosa"]
+    (answered,) = answer(model, tokenizer, ["red?"], max_tokens=128)
+    assert answered.endswith("rosa")  # and ended there, without a thought
+    assert "think" not in answered
     export_run(run, tmp_path / "out", to="adapter")
-    assert ask(tmp_path / "out", "red?")[1]["response"] == "rosa"
+    assert ask(tmp_path / "out", "red?")[1]["response"] == answered
     prompt = tokenizer.encode_prompt([{"role": "system", "content": "oi"}, {"role": "user", "content": "red?"}])
     script = (
         f"import json, sys; sys.path.insert(0, {str(tmp_path / 'out')!r}); from inference import encode, load\n"

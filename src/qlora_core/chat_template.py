@@ -198,9 +198,10 @@ class ChatTemplate:
             thinks: whether the answer is to begin with reasoning; None: as the template has it.
 
         Raises:
-            DataError: the template refuses it.
+            DataError: the template refuses it, or leaves out a part of it.
             ModelError: see `render`.
         """
+        self._look_at_context(conversation, len(conversation.messages), thinks)
         text, ends = self.conversation(conversation) if self._turns else ("", [])
         if ends and (begins := self._begins(text, conversation, ends)) is not None:
             return Script(text + self._request, begins)
@@ -239,8 +240,9 @@ class ChatTemplate:
         text, ends = self.conversation(conversation)
         if not text:
             raise DataError("the model's chat template writes nothing for this conversation")
-        notes: set[str] = set()
-        self._look_at_context(conversation, notes)
+        last = max(conversation.targets, default=0)
+        altered = self._look_at_context(conversation, last, conversation.thinks.get(last))
+        notes = {"altered"} if altered else set()
         begins = self._begins(text, conversation, ends) if ends and not apart and not conversation.unsaid else None
         if begins is not None:
             spans = [(ends[place] + len(self._request), ends[place + 1]) for place in conversation.targets]
@@ -383,30 +385,34 @@ class ChatTemplate:
 
     # What it leaves out -----------------------------------------------------------------------------------------
 
-    def _look_at_context(self, conversation: Conversation, notes: set[str]) -> None:
-        """Refuse a conversation of which the last answer's prompt leaves a turn out.
+    def _look_at_context(self, conversation: Conversation, last: int, thinks: bool | None) -> bool:
+        """Refuse a conversation of which what asks for the turn `last` leaves a turn out.
+
+        Returns:
+            Whether it leaves out the words of an earlier answer, beside a call say.
 
         Raises:
-            DataError: which turn that is.
+            DataError: which other turn it leaves out.
         """
-        last = max(conversation.targets, default=0)
+        altered = False
         if not last or last > MOST_LOOKED_AT:
-            return
+            return altered
         shape = tuple(
             (m["role"], False, False, False)
             if len(m) == 2
             else (m["role"], "tool_calls" in m, "reasoning_content" in m, "tools" in m)
             for m in conversation.messages[:last]
         )
-        for place in self._omitted(shape, bool(conversation.tools), conversation.thinks.get(last)):
+        for place in self._omitted(shape, bool(conversation.tools), thinks):
             message = conversation.messages[place]
             if not (message.get("content") or "").strip():
                 continue
             if message["role"] == "assistant":
-                notes.add("altered")
+                altered = True
                 continue
             turn = f"turn {conversation.number(place)} ({message['role']})"
             raise DataError(f"the model's chat template leaves out {turn}, which the answers may need")
+        return altered
 
     def _look_at_answer(self, conversation: Conversation, place: int, said: str, notes: set[str]) -> None:
         """Refuse an answer that is not written at all, and note one that is written otherwise.
@@ -501,9 +507,12 @@ class ChatTemplate:
         return last, last[: _common(last, inner)]
 
     def without_reasoning(self) -> str:
-        """The text of this template that asks for answers without reasoning where nothing else is said."""
+        """The text of this template that asks for answers without reasoning, whatever else is said.
+
+        mlx-lm says otherwise to every template of a model that can reason.
+        """
         if self._switches:
-            return "{% if enable_thinking is not defined %}{% set enable_thinking = false %}{% endif %}" + self._text
+            return "{% set enable_thinking = false %}" + self._text
         if self.empty_thought:
             thought = json.dumps(self.empty_thought)
             return f"{self._text.removesuffix(chr(10))}{{% if add_generation_prompt %}}{{{{ {thought} }}}}{{% endif %}}"

@@ -2,8 +2,8 @@
 
 What is trained continues the ids that the model is given when it is asked: where the tokeniser would join the end of a
 request and the beginning of an answer to one token, they are encoded apart. Knows chat templates, the tokeniser and the
-loss mask. Uses `tokenizers` and jinja2's sandbox; knows nothing of mlx and
-does not import transformers, so that the page can show what will be trained.
+loss mask. Uses `tokenizers` and jinja2's sandbox; knows nothing of mlx and does not import transformers, so that the
+page can show what will be trained.
 """
 
 from __future__ import annotations
