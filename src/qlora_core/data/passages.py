@@ -159,7 +159,7 @@ def _pieces(block: Block, count: Callable[[str], int], room: int) -> list[_Piece
             else:
                 cut = 0.5 if part else 0.05 if "\n\n" in mark and text[0] not in " \t" else 0.25
                 pieces.append(_Piece(text, mark if last else "\n", cost, block.place, cut if last else opening))
-    for lone in (1, -1) if len(pieces) > 1 else ():  # a sentence of a paragraph is left alone
+    for lone in (1, -1) if len(pieces) > 1 and not block.verbatim else ():  # a sentence of a paragraph is left alone
         pieces[lone] = pieces[lone]._replace(cut=pieces[lone].cut + 0.15)
     return pieces
 

@@ -94,15 +94,15 @@ class Block:
         text: plain text without markup, lines separated by line feeds.
         level: of a heading, 1 to 6; 0 for everything else. A heading without text ends the section before it.
         place: where it begins in its file: a line ("12"), a page ("page 3"), or "" where the format has neither.
-        table: of a table, its rows of cells, the names of the columns first; the text says the same in lines.
         verbatim: whether its lines are code, to be kept as they are, and no sentences.
+        table: of a table, its rows of cells, the names of the columns first; the text says the same in lines.
     """
 
     text: str
     level: int = 0
     place: str = ""
-    table: tuple[tuple[str, ...], ...] = field(default=(), compare=False)
     verbatim: bool = False
+    table: tuple[tuple[str, ...], ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)

@@ -297,10 +297,7 @@ class DataReport:
             elif config.val_from == "replies":
                 remedy = "there is none with a prompt and an answer. --val-from all"
             else:
-                remedy = "all belong to one document, or say nearly the same. "
-                remedy += (
-                    "--no-keep-documents" if config.keep_documents else "Give some: validation.jsonl by train.jsonl."
-                )
+                remedy = "all say nearly the same. Give rows of your own: a file validation.jsonl beside train.jsonl."
             yield f"No row is held out, so that there is no validation loss: {remedy}"
 
 
