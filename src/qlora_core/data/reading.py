@@ -527,10 +527,12 @@ def _encode(record: Record) -> tuple[bytes, bytes]:
 def _prompt(content: dict[str, Any]) -> int:
     """A hash of what is said before the last answer; 0 where nothing is."""
     turns = content.get("messages", ())
-    last = next((place for place in range(len(turns) - 1, -1, -1) if turns[place]["role"] == "assistant"), 0)
-    if not last:
+    last = len(turns) - 1
+    while last > 0 and turns[last]["role"] != "assistant":
+        last -= 1
+    if last < 1:
         return 0
-    asked = "\0".join([text for turn in turns[:last] for text in (turn["role"], turn.get("content") or "")])
+    asked = "\0".join([turn.get("content") or "" for turn in turns[:last]])
     return int.from_bytes(hashlib.blake2b(asked.encode(), digest_size=8).digest(), "little") | 1
 
 

@@ -146,7 +146,8 @@ _SLOGAN = re.compile(
     r"[!?…:;«»“”\"]|\b(?:que|porque|quando|como|nunca|sempre|which|who|that|when|never|always)\b", re.IGNORECASE
 )
 _GENERAL = re.compile(
-    r"(?:em )?(?:números?|frases?|curiosidades|conclusão|resumo|introdução|notas?|fontes?|referências|galeria|imagens|"
+    r"(?:em )?(?:agradecimentos|dedicatória|prefácio|posfácio|prólogo|epílogo|acknowledge?ments|preface|foreword|"
+    r"números?|frases?|curiosidades|conclusão|resumo|introdução|notas?|fontes?|referências|galeria|imagens|"
     r"sumário|ficha(?: técnica)?|dados|factos|números|legenda|ligações|bibliografia|extras?|mais|outros|diversos|"
     r"(?:in )?(?:numbers|figures)|quotes?|trivia|conclusion|summary|introduction|notes?|sources?|references|gallery|"
     r"images|facts|links|bibliography|misc|others?|more)",
