@@ -72,6 +72,7 @@ class _Piece(NamedTuple):
     cost: int
     place: str
     cut: float  # what is lost where a passage begins with it
+    code: bool = False
 
 
 @dataclass(slots=True)
@@ -158,8 +159,9 @@ def _pieces(block: Block, count: Callable[[str], int], room: int) -> list[_Piece
                 pieces[-1] = last._replace(text=f"{last.text}{mark}{text}", cost=last.cost + cost)
             else:
                 cut = 0.5 if part else 0.05 if "\n\n" in mark and text[0] not in " \t" else 0.25
-                pieces.append(_Piece(text, mark if last else "\n", cost, block.place, cut if last else opening))
-    for lone in (1, -1) if len(pieces) > 1 and not block.verbatim else ():  # a sentence of a paragraph is left alone
+                cut = cut if last else opening
+                pieces.append(_Piece(text, mark if last else "\n", cost, block.place, cut, block.verbatim))
+    for lone in (1, -1) if len(pieces) > 1 and not block.verbatim else ():  # one sentence of a paragraph, by itself
         pieces[lone] = pieces[lone]._replace(cut=pieces[lone].cut + 0.15)
     return pieces
 
@@ -232,7 +234,7 @@ def _divided(title: str, section: _Section) -> Iterator[Passage]:
     pieces = section.pieces
     cuts = [0.0]
     for before, piece in itertools.pairwise(pieces):
-        open_end = 0.8 if begins_low(piece.text) else 0.4 if before.text.endswith(":") else 0.2
+        open_end = 0.8 if begins_low(piece.text) and not piece.code else 0.4 if before.text.endswith(":") else 0.2
         cuts.append(piece.cut + (0.0 if ends_sentence(before.text) else open_end))
     for start, stop in _distribute([piece.cost for piece in pieces], section.room, cuts):
         yield _passage(title, section.name, _text(pieces[start:stop]), pieces[start], pieces[stop - 1])
