@@ -213,9 +213,17 @@ def paths(start):
 
 
 @app.cell
-def directories(data_form, source_list, start):
+def chosen_guesses():
+    # What was chosen among the guesses below, and the text that "Show" looks for in the rows
+    get_chosen, set_chosen = mo.state(())
+    get_sought, set_sought = mo.state("")
+    return get_chosen, get_sought, set_chosen, set_sought
+
+
+@app.cell
+def directories(data_form, get_chosen, source_list, start):
     CHECKPOINTS_DIR = Path(data_form.value.get("runs_dir", start.place.runs_dir))
-    data_config = attempt(page.rows.read_data_form, start, data_form.value, source_list.value)
+    data_config = attempt(page.rows.read_data_form, start, data_form.value, source_list.value, get_chosen())
     page.complain(data_config) or page.view(page.rows.nothing_chosen, source_list.value)
     return CHECKPOINTS_DIR, data_config
 
@@ -359,8 +367,20 @@ def row_browser_heading():
 
 
 @app.cell
-def row_form():
-    row_form = page.row_browser.row_form()
+def guess_buttons(prepared, set_chosen, set_sought):
+    guess_buttons = attempt(page.doubts.buttons, prepared, set_chosen, set_sought)
+    return (guess_buttons,)
+
+
+@app.cell
+def guesses(get_chosen, guess_buttons, prepared):
+    page.view(page.doubts.panel, prepared, guess_buttons, get_chosen())
+    return
+
+
+@app.cell
+def row_form(get_sought):
+    row_form = page.row_browser.row_form(get_sought())
     row_part = page.row_browser.part_form()
     return row_form, row_part
 

@@ -1,4 +1,4 @@
-"""A hub on this machine that holds one repository, and fails as it is told to; it speaks what huggingface_hub asks."""
+"""A hub on this machine: one repository, a model or a data set; fails as told, and speaks as huggingface_hub asks."""
 
 import hashlib
 import json
@@ -71,7 +71,7 @@ def _entry(name: str, content: bytes) -> dict[str, Any]:
 
 
 def is_large(name: str) -> bool:
-    return name.endswith((".safetensors", ".bin", ".gguf", "tokenizer.json"))
+    return name.endswith((".safetensors", ".bin", ".gguf", "tokenizer.json", ".parquet"))
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -89,6 +89,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return self.answer(status, b"", {"X-Error-Message" if " " in code else "X-Error-Code": code})
         if path.startswith("/elsewhere/"):
             return self.send_large(path.rsplit("/", 1)[-1])
+        path = path.replace("/api/datasets/", "/api/models/").replace(f"/datasets/{REPOSITORY}/", f"/{REPOSITORY}/")
         if not path.startswith((f"/api/models/{REPOSITORY}", f"/{REPOSITORY}/resolve/")):
             return self.answer(401, b"", {"X-Error-Code": "RepoNotFound"})
         if (revision := re.search(r"/revision/(.+)", path)) and revision[1] not in ("main", "v1", hub.commit):

@@ -20,6 +20,30 @@ def test_line_ends_and_the_white_space_around_are_no_repair(repair):
 
 
 @pytest.mark.parametrize("repair", [True, False])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "    total += wave\n    return total",
+        "    return total",
+        "\treturn total",
+        "  yield wave",
+        "        break\n    return waves\n\ndef tide():\n    pass",
+        "    moor()\nprint(boat)",
+        "  - oars\n  - rope",
+    ],
+)
+def test_what_indents_the_first_line_of_code_stays(code, repair):
+    assert clean(f"\n \n{code}\n\n", repair) == (code, ())
+
+
+@pytest.mark.parametrize(
+    "text", [" yes", " Yes:\n  - oars", "  Yes.\nNo.", "  Yes.", " \t yes", "\u3000昔", "\xa0\xa0yes"]
+)
+def test_white_space_that_indents_nothing_goes(text):
+    assert clean(text) == (text.strip(), ())
+
+
+@pytest.mark.parametrize("repair", [True, False])
 def test_nul_goes_whatever_was_asked_for(repair):
     assert clean("\0 u\0m", repair) == ("um", ("control characters",))
 

@@ -281,6 +281,45 @@ def test_data_for_mlx_lm_is_text_in_its_own_files(tiny_rows, tiny_model, qlora, 
     assert "mlx_lm.lora --train --model MODEL --data out" in done.out
 
 
+def test_too_much_that_cannot_be_read_is_an_error_and_the_rest_is_written(qlora, tmp_path):
+    good = '{"prompt": "Who?", "completion": "Ana %d"}\n'
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(good % i for i in range(20)) + '{"prompt": "Who\n', encoding="utf-8")
+    done = qlora("data", rows, "--out", "few", "--no-tokens")
+    assert done.status == 0
+    assert "1 of 21 rows could not be read" in " ".join(done.out.split())
+    rows.write_text(good % 1 + '{"prompt": "Who\n', encoding="utf-8")
+    done = qlora("data", rows, "--out", "many", "--no-tokens")
+    assert done.status == 1
+    assert "error: 50% of the data could not be read, more than 10%" in done.err
+    assert (tmp_path / "many" / "train_data.jsonl").read_text(encoding="utf-8").count("\n") == 1
+
+
+def test_what_is_marked_or_used_for_nothing_is_told(qlora, tmp_path):
+    rows = [
+        {"prompt": "Who?", "completion": "Rui", "label": False},
+        {"prompt": "Who?", "completion": "Ana", "why": "She did."},
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    told = " ".join(qlora("data", "rows.jsonl", "--out", "out", "--no-tokens").out.split())
+    assert "Marked 1 rows left out, as their author says rows.jsonl:1: marked as not to be trained: label false" in told
+    assert "Not used `why` (in 50% of the rows, longer than the prompt)" in told
+
+
+def test_for_mlx_lm_rows_with_a_marked_answer_are_left_out(tiny_model, qlora, tmp_path):
+    said = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Bad.", "weight": 0}] * 2
+    rows = [
+        {"messages": [*said[:3], {"role": "assistant", "content": "Ana."}]},
+        {"prompt": "Who?", "completion": "Rui."},
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    told = qlora(
+        "data", "rows.jsonl", "--out", "out", "--for", "mlx-lm", "--model", tiny_model, "--val-fraction", 0
+    ).out
+    assert "1 rows hold an answer that is marked" in " ".join(told.split())
+    assert "Bad." not in (tmp_path / "out" / "train.jsonl").read_text(encoding="utf-8")
+
+
 def test_whatever_data_does_not_use_is_told(tiny_rows, qlora, tmp_path):
     (tmp_path / "facts.jsonl").write_text("{}\n", encoding="utf-8")
     (tmp_path / "scan.png").touch()

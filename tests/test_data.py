@@ -1,6 +1,7 @@
 """From files to rows: what is accepted, joined, refused and split, and a report that adds up."""
 
 import contextlib
+import gzip
 import hashlib
 import json
 import os
@@ -65,9 +66,11 @@ def contents(rows) -> list[str]:
 
 
 def adds_up(report: data.DataReport) -> bool:
-    left_out = report.duplicates + report.near_duplicates_dropped + report.rejected.count
-    there = report.train + report.validation + left_out + report.joined_lines
-    return report.read + report.passages + report.questions == there
+    left_out = report.duplicates + report.near_duplicates_dropped + report.rejected.count + report.marked.count
+    there = (
+        report.train + report.validation + report.test_rows + left_out + report.joined_lines + report.joined_messages
+    )
+    return report.read + report.passages + report.questions + report.conversations == there
 
 
 def listed(findings: Findings) -> list[tuple[str, str]]:
@@ -144,7 +147,7 @@ def test_lines_as_other_programs_write_them(write, content, count):
         (b'{"text": NaN}', '"text" must be a text, found null'),
         (b'{"text": 5}', '"text" must be a text, found a number'),
         (b'{"text": " \\n "}', "the text is empty"),
-        (b'{"prompt": "?", "completion": true}', '"completion" must be a text, found true or false'),
+        (b'{"prompt": "?", "completion": [true]}', '"completion" must be a text, found a list'),
         (b'{"prompt": ["?"], "completion": "a"}', '"prompt" must be a text, found a list'),
         (b'{"prompt": "?", "completion": ""}', "the completion is empty"),
         (b'{"messages": "hi"}', '"messages" must be a list of {role, content}, found a text'),
@@ -226,6 +229,29 @@ def test_page_debris_is_left_out_and_named(write):
     assert listed(prepared.report.debris) == [(f"{path}:2", "page number")]
     assert "- 12 -" in everything(path, drop_debris=False).train[0]["text"]
     assert adds_up(prepared.report)
+
+
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [
+        ("Sra. Prof. Lima.md", "Sra. Prof. Lima"),
+        ("2023.11.05 atas.txt", "2023.11.05 atas"),
+        ("Vila-Nova de Baixo.html", "Vila-Nova de Baixo"),
+        ("Ana-Rita_Lima.md", "Ana-Rita Lima"),
+        ("COVID-19.md", "COVID-19"),
+        ("chapter-2.md", "chapter 2"),
+        ("2023-11-05.md", "2023-11-05"),
+        ("2023-11-05-first-meeting.md", "2023-11-05 first meeting"),
+        ("rosa-maria-lima.md", "rosa maria lima"),
+        ("Rosa_Lima v1.2.MD", "Rosa Lima v1.2"),
+        ("notes.final.md.gz", "notes.final"),
+        ("Boats 0123456789abcdef0123456789abcdef.md", "Boats"),
+    ],
+)
+def test_a_document_without_a_title_has_that_of_its_file(write, name, title):
+    content = gzip.compress(b"Some text.") if name.endswith(".gz") else b"Some text."
+    (row,) = everything(write(name, content)).train
+    assert row["metadata"]["title"] == title
 
 
 @pytest.mark.parametrize("repair", [True, False])
@@ -499,6 +525,107 @@ def test_no_row_is_on_both_sides(write):
     assert train.isdisjoint(validation)
     assert len(train | validation) == 100
     assert adds_up(prepared.report)
+
+
+# What is left out, and what is used for nothing ----------------------------------------------------------------------
+
+
+def test_a_row_that_is_marked_is_counted_and_named(write):
+    rows = [{"prompt": "Who?", "completion": name, "label": name == "Ana"} for name in ("Rui", "Ana")]
+    path = write("a.jsonl", rows)
+    prepared = everything(path)
+    assert contents(prepared.train) == contents([question("Who?", "Ana")])
+    assert listed(prepared.report.marked) == [(f"{path}:1", "marked as not to be trained: label false")]
+    assert any("1 rows are left out since they are marked" in warning for warning in prepared.report.warnings)
+    assert adds_up(prepared.report)
+    with pytest.raises(DataError, match="marked as not to be trained: label false"):
+        everything(write("b.jsonl", rows[:1]))
+
+
+def test_what_is_used_for_nothing_is_listed_with_its_share_and_length(write, tmp_path):
+    rows = [{"question": f"{i}?", "answer": "So.", "id": i, **({"story": "A long one, told at length."} if i else {})}
+            for i in range(4)]  # fmt: skip
+    prepared = everything(write("a.jsonl", rows))
+    wanted = {"column": "story", "beside": "question", "rows": 3, "share": 0.75, "longer_rows": 3,
+              "longer_than_prompt": True}  # fmt: skip
+    assert prepared.report.as_dict()["unused"] == [wanted]
+    (warning,) = (w for w in prepared.report.warnings if "used for nothing" in w)
+    assert "`story` (in 75% of the rows, longer than the prompt)" in warning
+    assert "--columns context=story" in warning
+    mended = everything(tmp_path / "a.jsonl", columns=("context=story",))
+    assert contents(mended.train)[1] == contents([question("1?\n\nA long one, told at length.", "So.")])[0]
+    assert not mended.report.unused
+    prepared.save(tmp_path / "out")
+    assert PreparedData(tmp_path / "out").report == prepared.report
+
+
+@pytest.mark.parametrize(
+    ("beside", "remedy"),
+    [
+        ({"answer": "42"}, "If that is the answer: --columns completion=answer."),
+        ({"quality": "bad"}, "Rows that `quality` calls bad are trained: take them out."),
+        ({"note": "Told at length."}, "If the answer needs it: --columns context=note."),
+    ],
+)
+def test_what_is_used_for_nothing_has_a_remedy_of_its_kind(write, beside, remedy):
+    (warning,) = everything(
+        write("a.jsonl", [{"problem": "6 x 7?", "solution": "Six sevens.", **beside}])
+    ).report.warnings
+    assert warning.endswith(remedy)
+
+
+def test_the_remedy_for_a_question_beside_a_text_works(write, tmp_path):
+    path = write("a.jsonl", [{"prompt": "Who rowed?", "text": "Rui did."}])
+    (warning,) = (w for w in everything(path).report.warnings if "used for nothing" in w)
+    assert "--columns prompt=prompt completion=text" in warning
+    prepared = everything(path, columns=("prompt=prompt", "completion=text"))
+    assert contents(prepared.train) == contents([question("Who rowed?", "Rui did.")])
+
+
+def test_a_column_that_no_row_has_is_told(write):
+    path = write("a.jsonl", questions(2))
+    assert any("--columns prompt=Frage" in w for w in everything(path, columns=("prompt=Frage",)).report.warnings)
+    known = everything(write("b.csv", "Frage,answer\nWer?,Ana\n"), columns=("prompt=frage",))
+    assert contents(known.train) == contents([question("Wer?", "Ana")])
+    assert not known.report.warnings
+
+
+def test_a_question_that_is_empty_among_others_is_refused(write):
+    path = write("a.csv", "question,answer\nWho?,Rui\n,Ana kept the log.\nWhere?,Here\n,It was called Star.\n")
+    prepared = everything(path)
+    assert [where for where, _ in listed(prepared.report.rejected)] == [f"{path}:3", f"{path}:5"]
+    assert "the question is empty, and most rows of the file have one" in prepared.report.rejected.listed[0].reason
+    assert contents(prepared.train) == contents([question("Who?", "Rui"), question("Where?", "Here")])
+    assert adds_up(prepared.report)
+
+
+def test_running_text_stays_so_beside_a_few_questions(write):
+    lines = lines_of_text(*(f"Line {i} of the book." for i in range(20)))
+    prepared = everything(write("a.jsonl", [*lines, {"prompt": "Who?", "completion": "Ana"}]))
+    assert (prepared.report.joined_lines, prepared.report.rejected.count) == (20, 0)
+
+
+def test_values_that_json_has_not_are_kept_as_texts(write, tmp_path):
+    import datetime
+
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [{"question": "Who?", "answer": "Ana", "day": datetime.date(1931, 5, 3), "raw": b"x" * 500}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    (row,) = everything(tmp_path / "a.parquet").train
+    assert row["metadata"]["day"] == "1931-05-03"
+    assert len(row["metadata"]["raw"]) <= 100
+
+
+def test_what_could_not_be_read_is_counted_and_its_share_told(write):
+    report = everything(write("a.jsonl", '{"prompt": "?", "completion": "a"}\n{"prompt": "?", "com\n')).report
+    assert (report.unreadable, report.lost_share) == (1, 0.5)
+    assert any("1 of 2 rows could not be read" in warning for warning in report.warnings)
+    broken = write("b.json", '[{"prompt": "?", "completion": "a"},\n{"prompt": "?", "completion": "' + "x" * 200)
+    report = everything(broken).report
+    assert report.unread > 200
+    assert report.lost_share > 0.5
 
 
 # Splits of the user's own --------------------------------------------------------------------------------------------

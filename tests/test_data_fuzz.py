@@ -20,7 +20,9 @@ from qlora_core.tokens import ChatTokenizer, make_dataset
 
 FORMS = (".jsonl", ".json", ".csv", ".tsv", ".md", ".txt", ".html", ".docx", ".pdf", ".epub", ".parquet")
 NAMES = ("messages", "conversations", "role", "content", "from", "value", "prompt", "completion", "text", "question",
-         "answer", "instruction", "input", "output", "system", "metadata", "source", "Pergunta", "data")  # fmt: skip
+         "answer", "instruction", "input", "output", "system", "metadata", "source", "Pergunta", "data", "context",
+         "history", "options", "reasoning", "tools", "tool_calls", "weight", "train", "label", "chosen", "rejected",
+         "split", "parent_id", "message_id", "replies", "name", "arguments", "type")  # fmt: skip
 WORDS = (
     "user",
     "assistant",
@@ -76,10 +78,11 @@ def check(content: bytes, form: str, directory: Path, tokenizer: ChatTokenizer) 
     for part in parts[1:]:
         report.add(part.report)
     there = len(made) + report.rejected.count + report.joined_lines
-    assert report.read + report.passages + report.questions == there
+    there += report.marked.count + report.test_rows + report.joined_messages
+    assert report.read + report.passages + report.questions + report.conversations == there
     assert all(found.reason for found in [*report.rejected, *report.skipped_files])
     for row in made:
-        assert set(row) - {"messages", "text"} == {"source", "metadata"}
+        assert set(row) - {"messages", "text", "tools"} == {"source", "metadata"}
         assert row["source"].startswith(str(path))
         assert any(text.strip() for text in texts_of(row))
     dataset = make_dataset(made, tokenizer, 64)

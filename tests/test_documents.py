@@ -89,7 +89,7 @@ def test_markdown_has_two_suffixes_in_either_case(suffix):
         ("Marcou `3` golos\nna Taça.", ["Marcou 3 golos na Taça."]),
         ("Marcou  \nna Taça\\\ne na Liga<br/>também.", ["Marcou\nna Taça\ne na Liga\ntambém."]),
         ("> Nunca desisti,\n> disse.\n>\n> > Nunca!", ["Nunca desisti, disse.", "Nunca!"]),
-        ("```text\nBenedita 3\n\nCalhetas 0\n```", ["Benedita 3\nCalhetas 0"]),
+        ("```text\nBenedita 3\n\nCalhetas 0\n```", ["Benedita 3\n\nCalhetas 0"]),
         ("Antes\n\n---\n\n***\n\ndepois", ["Antes", "depois"]),
         ("<!-- rascunho\n\nfalta a data -->\n\nTexto", ["Texto"]),
         ("<script>\nlet golos = 3 < 4;\n</script>\n\nTexto", ["Texto"]),
@@ -178,6 +178,107 @@ def test_lines_that_only_look_like_front_matter_are_text(text):
         assert (word in "\n".join(texts(found))) == (word in text)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "A net of 4*7*2 knots.",
+        "The area is a*b*c, or 2**8 with **kwargs and *args.",
+        "It is $a_1*b_1*c_1$ or $f^*$ and $g^*$.",
+        "So $$x_i * y_i = \\{1\\}$$ holds, and \\(u_1*v_1 = w_1\\) too.",
+        "Prices: $5*2 and $6*3.",
+        "names like tide_of_day and __init__ stay",
+        "A Net<Rope> and a Map<String, List<Object>>; give <boat> and <input>, press <Esc>.",
+        "if a<b and c>d then <<=",
+        "A List<Object> and a <title>",
+        "[Rosa]: sim",
+    ],
+)
+def test_signs_of_formulas_and_code_are_no_markup(text):
+    assert texts(markdown(text)) == [text.replace("\\\\", "\\")]
+
+
+def test_a_formula_on_lines_of_its_own_is_no_list_and_no_heading():
+    formula = "$$\na_1 * b_1\n- c_1\n= d_1\n$$"
+    assert texts(markdown(f"So:\n\n{formula}\n\nThat is all.")) == ["So:", formula, "That is all."]
+    formula = "\\begin{align}\na &= b * c * d\n\\end{align}"
+    assert texts(markdown(f"So:\n\n{formula}")) == ["So:", formula]
+
+
+def test_tags_that_html_knows_still_go_and_others_stay_in_html_too():
+    assert texts(markdown('A <b>bold</b> <a id="x"/>word<br>and <i>more</i>')) == ["A bold word\nand more"]
+    assert texts(markdown("<port>\n\nGive <tide> first.")) == ["<port>", "Give <tide> first."]
+    assert texts(markdown("<div>\nA List<Tide> is <b>here</b>\n</div>")) == ["A List<Tide> is here"]
+
+
+CODE = "def moor(boats):\n    for boat in boats:\n        if boat.free:\n            yield boat\n\n    return 'a.b. c'"
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        f"Text\n\n```python\n{CODE}\n```",
+        f"Text\n\n~~~\n{CODE}\n~~~",
+        "Text\n\n" + "\n".join(f"    {line}" if line else "" for line in CODE.split("\n")),
+        "Text\n\n> ```\n" + "\n".join(f"> {line}" for line in CODE.split("\n")) + "\n> ```",
+    ],
+)
+def test_code_keeps_its_lines(written):
+    assert markdown(written).blocks[1] == Block(CODE, 0, markdown(written).blocks[1].place, verbatim=True)
+    assert texts(page(f"<p>Text</p><pre><code>{CODE}</code></pre>")) == ["Text", CODE]
+    assert texts(markdown("- Text\n\n  ```\n  if a:\n      b\n  ```"))[0].endswith("if a:\n      b")
+
+
+def test_the_numbers_of_a_list_are_the_writers():
+    assert texts(markdown("1994. Founded.\n1998. Refounded.\n2003. Closed.")) == [
+        "1994. Founded.\n1998. Refounded.\n2003. Closed."
+    ]
+    assert texts(markdown("1. a\n1. b")) == ["1. a\n2. b"]
+
+
+OBSIDIAN = """\
+[[Rosa Lima|Rosa]] mended nets with [[Zeca]]. ![[net.png]] See [[Log 1950#May]] and [[Log 1951#^a1b2c3|there]].
+
+> [!warning]- Careful
+> The floor is rotten.
+
+She spoke ==little==. %%never print this%% ^para-7
+
+%%
+nor this, *at all*
+%%
+
+Code: `%%kept%% [[kept]] ==kept==`, and 5%% of 10%% too.
+"""
+
+
+def test_marks_of_obsidian_go_and_hidden_comments_are_left_out():
+    found = markdown(OBSIDIAN)
+    assert texts(found) == [
+        "Rosa mended nets with Zeca. See Log 1950 > May and there.",
+        "Careful The floor is rotten.",
+        "She spoke little.",
+        "Code: %%kept%% [[kept]] ==kept==, and 5%% of 10%% too.",
+    ]
+    assert [each[:2] for each in found.left_out] == [("6", "hidden comment"), ("8", "hidden comment")]
+    assert found.blocks[-1].place == "12"
+
+
+def test_numbers_of_notes_in_markdown_go_and_the_notes_stay():
+    found = markdown("She left in 1950[^1] and in 1962<sup>2</sup>.\n\n[^1]: The register says 1951.\n\nThe rest [^x].")
+    assert texts(found) == ["She left in 1950 and in 1962.", "The register says 1951.", "The rest [^x]."]
+
+
+def test_lines_of_markdown_are_joined_as_their_script_does():
+    assert texts(markdown("旧仓库里很久没有人进\n去过。")) == ["旧仓库里很久没有人进去过。"]
+    assert texts(page("<p>旧仓库里很久没有人进\n  去过。</p>")) == ["旧仓库里很久没有人进去过。"]
+    assert texts(markdown("the net is dry,\nthe floats are green,\nand nobody\nwill mend them\nnow")) == [
+        "the net is dry,\nthe floats are green,\nand nobody\nwill mend them\nnow"
+    ]
+    assert texts(markdown("Ana: where?\nRui: there\nAna: when?\nRui: now")) == [
+        "Ana: where?\nRui: there\nAna: when?\nRui: now"
+    ]
+
+
 def test_deep_quotations_are_text_and_deeper_ones_do_no_harm():
     assert texts(markdown("> " * 40 + "Évora\n\nTexto")) == ["Évora", "Texto"]
     assert texts(markdown("> " * 5000 + "Évora\n\nTexto"))[-1] == "Texto"
@@ -199,7 +300,7 @@ def test_html_becomes_a_title_and_blocks_with_their_lines():
         ("<p>Um<p>Dois<br>linhas", ["Um", "Dois\nlinhas"]),  # not closed
         ("solto <i>no</i> corpo<div>e numa <span>caixa</span><p>dentro</p>e depois</div>", 
          ["solto no corpo", "e numa caixa", "dentro", "e depois"]),
-        ("<blockquote>Nunca!</blockquote><pre>Évora  3\n\n  Calhetas 0</pre>", ["Nunca!", "Évora 3\nCalhetas 0"]),
+        ("<blockquote>Nunca!</blockquote><pre>Évora  3\n\n  Calhetas 0</pre>", ["Nunca!", "Évora  3\n\n  Calhetas 0"]),
         ("<dl><dt>Nome<dd>Ana</dl><figure><img alt=x><figcaption>Golo</figcaption></figure>", ["Nome", "Ana", "Golo"]),
         ("<ul><li>Capitã<ol start=4><li>um<li>dois</ol></li><li><p>Campeã</p><p>mais</p></ul>",
          ["- Capitã\n  4. um\n  5. dois\n- Campeã\n  mais"]),
@@ -228,6 +329,31 @@ def test_structure_of_html(written, read):
 )  # fmt: skip
 def test_what_is_not_the_text_of_a_page_is_dropped(dropped):
     assert texts(page(f"<p>Antes</p>{dropped}<p>depois</p>")) == ["Antes", "depois"]
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ('He rowed<a epub:type="noteref" href="#n1">1</a> home.', "He rowed home."),
+        ('In 1950<sup><a href="#f2">2</a></sup> he left.', "In 1950 he left."),
+        ('In 1950<a class="footnote-ref" href="#fn3"><sup>3</sup></a> he left.', "In 1950 he left."),
+        ('In 1950<sup id="cite_ref-4" class="reference"><a href="#cite_note-4">[4]</a></sup>.', "In 1950."),
+        ('He left in 1950<a href="notes.xhtml#note5">5</a>.', "He left in 1950."),
+        ("In 1950<sup>6</sup> he left<sup>7</sup>.", "In 1950 he left."),
+        ("An area of 12 m<sup>2</sup>, or 10<sup>6</sup> and 2<sup>n</sup>.", "An area of 12 m², or 10⁶ and 2ⁿ."),
+        ("x<sup>n+1</sup> on the 1<sup>st</sup>, n.<sup>o</sup> 3", "x^(n+1) on the 1st, n.o 3"),
+        ('See chapter <a href="c5.xhtml#p3">5</a>.', "See chapter 5."),
+        ("<ruby>港<rt>みなと</rt></ruby>の船", "港の船"),
+        ("<math><msup><mi>x</mi><mn>2</mn></msup></math> is a square", "x^2 is a square"),
+    ],
+)
+def test_what_is_raised_says_what_it_means(written, read):
+    assert texts(page(f"<p>{written}</p>")) == [read]
+
+
+def test_notes_of_a_page_stay_at_their_place():
+    note = '<aside epub:type="footnote" id="n1"><p><a href="#r1">1</a>. So he said. <a href="#r1">↩</a></p></aside>'
+    assert texts(page(f"<p>He left.</p>{note}<p>End.</p>")) == ["He left.", "1. So he said.", "End."]
 
 
 def test_header_and_footer_of_an_article_stay():
@@ -719,9 +845,10 @@ SAMPLES = samples()
 def well_made(document: Document) -> bool:
     """Whether what follows can rely on it: clean text, levels and something to read."""
     blocks = [block for block in document.blocks if block.text and 0 <= block.level <= 6]
-    every_line = [line for text in (document.title, *texts(document), *lines(document)) for line in text.split("\n")]
+    prose = [block.text for block in blocks if not (block.verbatim or "\n  " in block.text)]  # code, also in a list
+    every_line = [line for text in (document.title, *prose, *lines(document)) for line in text.split("\n")]
     stripped = all(" ".join(line.split()) == line.lstrip(" ") for line in every_line)
-    full = all(line.strip() for text in texts(document) for line in text.split("\n"))
+    full = all(line.strip() for text in prose for line in text.split("\n"))
     return stripped and full and len(blocks) == len(document.blocks) and bool(document.blocks or document.lines)
 
 

@@ -8,7 +8,10 @@ import pytest
 from harness import create_run, train, write_pair
 from tiny import TAUGHT
 
-from qlora_core.evaluate import SAMPLES, evaluate_run, recall, says
+from qlora_core import console
+from qlora_core.cli import main
+from qlora_core.config import PaceConfig
+from qlora_core.evaluate import SAMPLES, _samples, evaluate_run, recall, says
 from qlora_core.runs import Run
 from qlora_core.session import load_for_answers
 
@@ -116,7 +119,7 @@ def test_evaluating_again_gives_the_same(trained: Run, tmp_path: Path) -> None:
 
 
 def test_rows_without_a_question_are_not_asked(tmp_path: Path, tiny_model: Path) -> None:
-    """Running text has no question; of a longer conversation the answer would hang on what came before."""
+    """Running text has no question; one that was asked already is not asked again."""
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     rows = [{"text": "some text"}, {"messages": [*turns, *turns]}, {"messages": turns}]
     source = tmp_path / "rows.jsonl"
@@ -124,3 +127,51 @@ def test_rows_without_a_question_are_not_asked(tmp_path: Path, tiny_model: Path)
     run = create_run(tmp_path / "runs", tiny_model, source, max_steps=1, val_fraction=0.0)
     train(run)
     assert [question["question"] for question in run.evaluation()["questions"]] == ["a"]
+
+
+SYSTEM = {"role": "system", "content": "You keep the lighthouse."}
+
+
+def run_of(tmp_path: Path, model: Path, rows: list[dict], **settings) -> Run:
+    source = tmp_path / "rows.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return create_run(tmp_path / "runs", model, source, max_steps=1, **settings)
+
+
+def talk(*texts: str) -> list[dict[str, str]]:
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+
+
+def test_rows_with_a_system_text_are_asked_with_it(
+    tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"messages": [SYSTEM, *talk(f"When is lamp {i} lit?", f"At {i}.", "And then?", "Later.")]} for i in range(6)
+    ]
+    run = run_of(tmp_path, tiny_model, rows, val_fraction=0.0)
+    train(run)
+    asked = {question["question"]: question["reference"] for question in run.evaluation()["questions"]}
+    assert asked == {f"When is lamp {i} lit?": f"At {i}." for i in range(6)}
+    assert {sample["question"] for sample in run.samples()} <= set(asked)
+    prompts = [prompt for _, _, prompt in _samples(run, PaceConfig())]
+    assert main(["generate", run.name, "--runs-dir", str(run.path.parent), "--prompt", "x", "--max-tokens", "1"]) == 0
+    assert "--system 'You keep the lighthouse.'" in capsys.readouterr().err
+    assert prompts
+    assert all(prompt[0] == SYSTEM and len(prompt) == 2 for prompt in prompts)
+
+
+def test_questions_of_ones_own_come_with_the_system_text_that_all_rows_have(tmp_path: Path, tiny_model: Path) -> None:
+    rows = [{"messages": [SYSTEM, *talk(f"{i}?", "yes")]} for i in range(6)]
+    facts = tmp_path / "sheet.jsonl"
+    facts.write_text(json.dumps({"expected": ["noon"], "questions": ["When?"]}) + "\n", encoding="utf-8")
+    run = run_of(tmp_path, tiny_model, rows, facts=str(facts))
+    wanted = [SYSTEM, {"role": "user", "content": "When?"}]
+    assert [prompt for _, _, prompt in _samples(run, PaceConfig())] == [wanted]
+    assert [prompt for _, _, prompt in _samples(run, PaceConfig(sample_prompts=("When?",)))] == [wanted]
+
+
+def test_that_there_was_nothing_to_ask_is_said(tmp_path: Path, tiny_model: Path) -> None:
+    run = run_of(tmp_path, tiny_model, [{"text": f"The lamp of tower {i} is lit."} for i in range(4)])
+    train(run)
+    assert run.evaluation()["questions"] == []
+    assert console.NOTHING_ASKED in console.final_summary(run)

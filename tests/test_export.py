@@ -18,6 +18,8 @@ from types import ModuleType
 import numpy as np
 import processes
 import pytest
+from chat_templates import PUBLISHED
+from chat_templates import write as write_published
 from harness import create_run, difference, textbook_loss, train, write_pair, write_quantised
 from safetensors.numpy import load_file, save_file
 from tiny import TAUGHT, write_model
@@ -203,6 +205,38 @@ def test_a_template_that_is_not_the_models_goes_along(tiny_model, tmp_path, own)
     assert "### Pergunta:" in tokenizer.render([{"role": "user", "content": "?"}])
     assert ask_many(tmp_path / "out") == answer(model, tokenizer, QUESTIONS, max_tokens=12)
     assert "does not know `chat_template.jinja`" in (tmp_path / "out" / "INTEGRATION.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["Qwen3", "Qwen3 without a switch", "Gemma 2", "ChatML of a base"])
+def test_an_export_asks_as_the_run_was_trained(tmp_path, name):
+    """Without reasoning, with a system text before the question where it is refused, and up to an end not listed."""
+    published = PUBLISHED[name]
+    base = write_model(tmp_path / "base", seed=100 + len(name))  # what is quantised is kept by weights alone
+    write_published(base, published, "bytes", family="llama")
+    row = {"messages": [{"role": "user", "content": "red?"}, {"role": "assistant", "content": "rosa"}]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    settings = {"epochs": 40, "val_fraction": 0.0, "max_answer_tokens": 8, "learning_rate": 0.01}
+    run = create_run(tmp_path / "runs", base, tmp_path / "rows.jsonl", run="small", **settings)
+    train(run)
+    model, tokenizer = load_for_answers(run)
+    (answered,) = answer(model, tokenizer, ["red?"], max_tokens=128)
+    assert answered.endswith("rosa")  # and ended there, without a thought
+    assert "think" not in answered
+    export_run(run, tmp_path / "out", to="adapter")
+    assert ask(tmp_path / "out", "red?")[1]["response"] == answered
+    prompt = tokenizer.encode_prompt([{"role": "system", "content": "oi"}, {"role": "user", "content": "red?"}])
+    script = (
+        f"import json, sys; sys.path.insert(0, {str(tmp_path / 'out')!r}); from inference import encode, load\n"
+        "messages = [{'role': 'system', 'content': 'oi'}, {'role': 'user', 'content': 'red?'}]\n"
+        "print(json.dumps(encode(load()[1], messages)))"
+    )
+    done = processes.run([sys.executable, "-B", "-c", script], check=True)
+    assert json.loads(done.stdout) == prompt
+    if name == "ChatML of a base":
+        export_run(run, tmp_path / "fused", to="fused")
+        listed = json.loads((tmp_path / "fused" / "generation_config.json").read_text(encoding="utf-8"))
+        assert listed["eos_token_id"] == list(tokenizer.eos_ids)
+        assert ask(tmp_path / "fused", "red?")[1]["status"] == "ok"
 
 
 # inference.py ---------------------------------------------------------------------------------------------------

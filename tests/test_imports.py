@@ -7,8 +7,9 @@ import qlora_core
 
 SOURCE = Path(qlora_core.__file__).parent
 WITHOUT_MLX = [
-    "errors", "denormals", "storage", "config", "data", "parallel", "sandbox", "chat_template", "token_rows", "tokens",
-    "token_report", "token_view", "memory", "guard", "pace", "projections", "foreign", "headers", "seals",
+    "errors", "denormals", "storage", "config", "data", "parallel", "sandbox", "conversations", "chat_template",
+    "borders", "token_rows", "tokens", "token_report", "token_view", "memory", "guard", "pace", "projections",
+    "foreign", "headers", "seals",
     "hub_failures", "hub", "sampling", "bases", "adapters", "fit", "presets", "run_files", "metrics", "locks", "runs",
     "device_lock", "awake", "endings", "jobs", "worker", "supervisor", "texts", "advice", "first_words", "activity",
     "spent", "console", "cli",

@@ -10,7 +10,7 @@ import pytest
 from qlora_core import data
 from qlora_core.config import DataConfig, RunConfig, from_flat
 from qlora_core.data import Findings
-from qlora_core.page import row_browser, rows
+from qlora_core.page import doubts, row_browser, rows
 from qlora_core.page.problems import Problem
 from qlora_core.token_report import describe
 from qlora_core.token_view import Piece
@@ -99,6 +99,17 @@ def test_report_names_what_was_refused_and_why_as_text(prepare):
     assert "not JSON" in html
     assert "<script>" not in html
     assert "&lt;script&gt;" in html
+
+
+def test_report_names_what_is_used_for_nothing_and_what_is_marked(prepare):
+    row = {"question": "a", "answer": "b", MARKUP: "Told at length."}
+    prepared, *_ = prepare([row, {"question": "c", "answer": "d", "label": False}])
+    html = rows.data_report(prepared).text
+    assert "Columns with content that is used for nothing" in html
+    assert "&lt;script&gt;" in html
+    assert "50%" in html
+    assert "<script>" not in html
+    assert "marked as not to be trained: label false" in html
 
 
 def test_many_findings_are_folded_and_those_not_shown_are_counted():
@@ -220,6 +231,15 @@ def test_a_row_with_html_in_it_is_text(prepare, tokenizer):
     assert "rows.jsonl:1" in html
 
 
+def test_a_turn_shows_what_it_thinks_and_calls_and_that_it_is_context():
+    call = {"type": "function", "function": {"name": "tide", "arguments": {"port": "Aveiro"}}}
+    turn = {"role": "assistant", "content": "", "reasoning_content": "Hm.", "tool_calls": [call], "train": False}
+    written = '{"name": "tide", "arguments": {"port": "Aveiro"}}'
+    role = "assistant, not trained"
+    assert row_browser._said(turn) == [(f"{role}, thinking", "Hm."), (f"{role}, calling a tool", written)]
+    assert row_browser._said({"role": "user", "content": ""}) == [("user", "")]
+
+
 def test_a_row_that_cannot_be_trained_says_why(prepare, tokenizer):
     html = view(prepare([turns("a", "b"), turns("long" * 30, "b")]), tokenizer, only="skipped")
     assert "the prompt fills max_seq_length 100" in html
@@ -261,3 +281,54 @@ def test_a_long_row_is_shown_in_parts():
     assert html.count("<wbr>") == most
     assert "2,900 tokens before these" in html
     assert "6,500 more tokens" in html
+
+
+# What was guessed -----------------------------------------------------------------------------------------------
+
+
+def test_a_guess_has_buttons_that_show_its_rows_and_that_decide_it(prepare):
+    prepared, *_ = prepare([turns("who", "Ana"), turns("who", "Rui"), turns("when", MARKUP)])
+    prepared.report.doubts.add(
+        f"a{MARKUP}.md",
+        "was taken for a person",
+        "Lua",
+        [("decide", "subject:a.md=thing"), ("decide", "title:a.md=b=c")],
+    )
+    chosen, sought = [], []
+    elements = doubts.buttons(prepared, chosen.append, sought.append)
+    assert list(elements.elements) == [
+        "forget", "show 0", "use 0 0", "use 0 1", "show 1", "use 1 0", "use 1 1",
+    ]  # fmt: skip
+    html = doubts.panel(prepared, elements, ()).text
+    assert "&lt;script&gt;" in html
+    assert "<script>" not in html
+    assert "Ana / Rui" in html
+    assert doubts.panel(prepare([turns("a", "b")])[0], elements, ()) is None
+    for name in elements.elements:
+        elements.elements[name]._on_click(None)
+    assert sought == [f"a{MARKUP}.md", "who"]
+    made: tuple = ()
+    for change in chosen[1:]:
+        made = change(made)
+    assert made == (("decide", "subject:a.md=thing"), ("decide", "title:a.md=b=c"), ("several_answers", "drop"))
+    assert chosen[0](made) == ()
+
+
+def test_what_is_chosen_is_a_setting():
+    config = doubts.with_choices(RunConfig(), [("decide", "copy:a.md=drop"), ("scans", "all")])
+    assert (config.data.decide, config.data.scans) == (("copy:a.md=drop",), "all")
+    assert doubts.with_choices(RunConfig(), ()) == RunConfig()
+
+
+@pytest.mark.parametrize(
+    ("choice", "said"),
+    [
+        (("decide", "title:a.txt=Fifty Years"), "Fifty Years"),
+        (("decide", "copy:b.txt=drop"), "leave out b.txt"),
+        (("decide", "subject:a.md=thing"), "a thing"),
+        (("decide", "section:a.md=go on"), "it goes on"),
+        (("near_duplicates", "drop"), "--near-duplicates drop"),
+    ],
+)
+def test_a_choice_in_a_few_words(choice, said):
+    assert doubts.answer(choice) == said

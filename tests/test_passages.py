@@ -447,6 +447,98 @@ def test_a_name_broken_by_a_line_is_joined():
     assert "o guarda-redes Abel Torrão" in texts([*PROSE[:4], "entretanto, chegava o guarda-redes Abel", "Torrão."])[0]
 
 
+@pytest.mark.parametrize(
+    ("between", "lines"),
+    [
+        ("", ["港の古い倉庫には長いあいだ誰も入ら", "なかった。ある朝、漁師の娘が鍵を見つ", "けて、重い戸を開けた。"]),
+        ("", ["旧仓库里很久没有人进去过。一天早晨渔夫", "的女儿找到了钥匙，推开了那扇沉重的木门", "，里面有一条船。"]),
+        ("", ["ชาวประมงเก่าแก่เดินไปที่ท่าเรือทุกเช้าเพื่อดูเรือที่", "กลับเข้าฝั่งและพูดคุยกับเพื่อนของเขาเรื่องลมและ", "คลื่น"]),
+        (" ", ["부두의 낡은 창고에는 오랫동안 아무도", "들어가지 않았다. 어느 날 아침 어부의 딸이", "열쇠를 찾았다."]),
+        (" ", ["ظل المستودع القديم مغلقا زمنا طويلا حتى", "وجدت ابنة الصياد المفتاح ذات صباح وفتحت", "الباب الثقيل."]),
+    ],
+)  # fmt: skip
+def test_full_lines_of_a_script_without_small_letters_are_one(between, lines):
+    assert texts(lines) == [between.join(lines)]
+
+
+def test_short_lines_of_chinese_stay_apart():
+    lines = ["白日依山盡", "黃河入海流", "欲窮千里目", "更上一層樓"]
+    assert texts(lines) == ["\n".join(lines)]
+
+
+VERSE = [
+    ["the net is dry,", "the floats are green with age,", "and nobody", "will mend them now;"],
+    ["the boat leans over,", "its name is nearly gone,", "two gulls", "have taken the bow."],
+]
+
+
+def test_verse_in_small_letters_keeps_its_lines():
+    assert texts([*VERSE[0], "", *VERSE[1]]) == ["\n".join(stanza) for stanza in VERSE]
+    assert texts(["a rope", "coiled", "", "around a post", "of iron", "", "waits", "for the tide"]) == [
+        "a rope\ncoiled", "around a post\nof iron", "waits\nfor the tide",
+    ]  # fmt: skip
+
+
+def test_verse_between_paragraphs_keeps_its_lines():
+    verses = ["ó mar de longe,", "ó barco meu,", "quem te levou", "não me esqueceu"]
+    found = texts([*PROSE, "", *verses, "", *PROSE])
+    assert found == [" ".join(PROSE), "\n".join(verses), " ".join(PROSE)]
+
+
+def test_an_address_keeps_its_lines():
+    address = ["casa do povo", "rua da ladeira, 3", "vila de baixo"]
+    assert texts([*PROSE, "", *address, "", *PROSE])[1] == "\n".join(address)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["Nurse: where did he go?", "Cook: down to the quay", "Nurse: in this rain?", "Cook: in this rain."],
+        ["user: where is the net", "assistant: in the loft", "user: and the oars?", "assistant: there too"],
+        ["[08:01] <ana> the tide turns", "[08:02] <rui> so does the wind", "[08:04] <ana> then go"],
+        ["2021-05-01 bought a rope", "2021-05-03 sold the old net", "2021-05-09 rain, no fishing"],
+        ["1/5/2021, 08:01 - Ana: the tide turns", "1/5/2021, 08:02 - Rui: so does the wind"],
+        ["甲：船在哪里？", "乙：在码头。", "甲：谁的船？", "乙：渔夫的。"],
+    ],
+)
+def test_lines_that_begin_alike_are_not_joined(lines):
+    assert "\n".join(texts(lines)).split("\n") == lines
+
+
+def test_a_word_and_a_colon_at_the_beginning_of_a_line_of_prose_change_nothing():
+    lines = [*PROSE, "e a resposta veio logo, seca e sem", "recurso: não havia comboio de volta.", *PROSE[:7], PROSE[7]]
+    assert "seca e sem recurso: não havia" in texts(lines)[0]
+
+
+def test_a_rule_parts_paragraphs_and_a_time_of_a_subtitle_goes():
+    lines = [
+        "Bought in spring",
+        "==========",
+        "sold in autumn",
+        "",
+        "00:01:02,000 --> 00:01:04,500",
+        "and that was all",
+    ]
+    assert texts(lines)[:2] == ["Bought in spring", "sold in autumn"]
+    assert reasons(lines) == {2: "rule", 5: "time of a subtitle"}
+
+
+def test_an_item_of_a_list_does_not_take_the_paragraph_behind_a_gap():
+    lines = [*PROSE, "", "- Note on page 6, Monday", "", "ask the harbour master", "", *PROSE]
+    assert texts(lines)[1:3] == ["- Note on page 6, Monday", "ask the harbour master"]
+
+
+def test_code_that_is_cut_keeps_what_indents_its_lines():
+    code = "\n\n".join(f"def tide_{n}(port):\n    for wave in port:\n        yield wave.height * {n}" for n in range(9))
+    found = list(make_passages("Tides", [Block(code, verbatim=True)], count, 60))
+    assert len(found) > 2
+    assert "\n".join(passage.body for passage in found).replace("\n\n", "\n") == code.replace("\n\n", "\n")
+    assert all(passage.body.startswith("def ") for passage in found)
+    nested = "- " + "\n  - ".join(f"rope number {n} lies in the loft." for n in range(30))
+    found = list(make_passages("", [Block(nested)], count, 60))
+    assert "\n".join(passage.body for passage in found) == nested
+
+
 def test_a_caption_is_a_paragraph():
     caption = "Fotografia: a equipa de 1952, diante do celeiro."
     assert caption in texts([*PROSE, caption, *PROSE])

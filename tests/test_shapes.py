@@ -117,7 +117,7 @@ def test_a_table_of_unknown_columns_says_what_to_do():
         ),
         (
             {"messages": [{"role": "assistant", "content": None, "tool_calls": [{}]}]},
-            "turn 1 calls a tool and says nothing",
+            "turn 1 has a call of a tool that is not",
         ),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "turn 1 holds something that is not text"),
         ({"messages": [{"role": "assistant", "content": ""}]}, "turn 1 is an assistant turn without an answer"),

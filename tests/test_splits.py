@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from qlora_core.data import ENOUGH_REPLIES, split
+from qlora_core.data import split
 
 
 def places(count: int, start: int = 0) -> np.ndarray:
@@ -15,9 +15,9 @@ def places(count: int, start: int = 0) -> np.ndarray:
 
 
 def held_out(where: np.ndarray, fraction: float = 0.1, **options) -> np.ndarray:
-    """All rows are replies, and each is alone in its group, unless said otherwise."""
-    options = {"groups": np.arange(len(where)), "replies": np.ones(len(where), bool), **options}
-    return split(where, options.pop("groups"), options.pop("replies"), val_fraction=fraction, **options)
+    """All rows are of one source, and each is alone in its group, unless said otherwise."""
+    options = {"groups": np.arange(len(where)), "sources": np.zeros(len(where), int), **options}
+    return split(where, options.pop("groups"), options.pop("sources"), val_fraction=fraction, **options)
 
 
 def test_a_row_stays_on_its_side_whatever_the_order():
@@ -47,12 +47,31 @@ def test_two_rows_are_one_and_one_although_both_fall_to_validation():
     assert all(held_out(places(2, 2 * i), 0.5).sum() == 1 for i in range(200))
 
 
-@pytest.mark.parametrize(("replies", "only_replies"), [(ENOUGH_REPLIES, True), (ENOUGH_REPLIES - 1, False)])
-def test_passages_are_held_out_only_where_replies_are_few(replies, only_replies):
-    answered = np.arange(200 + replies) >= 200
-    chosen = held_out(places(200 + replies), 0.2, replies=answered)
-    assert chosen[answered].any()
-    assert chosen[~answered].any() != only_replies
+def test_every_source_of_a_row_or_more_to_validate_gives_one():
+    """Fifty rows of which none falls low enough: the lowest is taken; of a source of nine none is."""
+    sources = np.repeat([0, 1, 2], [400, 50, 9])
+    where = np.where(sources == 0, places(459), 0.5 + places(459) / 2)
+    chosen = held_out(where, 0.1, sources=sources)
+    assert [chosen[sources == source].sum() for source in (1, 2)] == [1, 0]
+    assert chosen[np.argmin(np.where(sources == 1, where, 1))]
+
+
+def test_a_source_keeps_its_sides_when_others_come():
+    for first in (0, 500):
+        alone = held_out(places(60, first), 0.05)
+        sources = np.repeat([0, 1], [60, 300])
+        both = held_out(np.concatenate([places(60, first), places(300, 9000)]), 0.05, sources=sources)
+        assert (alone == both[:60]).all()
+        assert alone.any()
+
+
+def test_a_large_group_of_a_source_is_not_held_out_for_it():
+    """A chapter of thirty of forty rows stays to train, although it falls lower than the others."""
+    groups = np.concatenate([np.zeros(30, int), np.arange(30, 40), np.arange(40, 240)])
+    sources = np.repeat([0, 1], [40, 200])
+    where = np.concatenate([np.full(30, 0.3), np.linspace(0.5, 0.9, 10), places(200)])
+    chosen = held_out(where, 0.1, groups=groups, sources=sources)
+    assert np.flatnonzero(chosen[:40]).tolist() == [30]
 
 
 def test_a_group_is_on_one_side():

@@ -17,6 +17,10 @@ from qlora_core.data.records import UnusableError
 from qlora_core.data.sources import BrokenOffError, Source, form_of, pieces_of, read_lines
 from qlora_core.data.tables import read_rows
 
+COMMA, VALUE = "not JSON: Expecting ',' delimiter at column {}", "not JSON: Expecting value at column {}"
+QUOTE = "not a row of a table: ',' expected after '\"'"
+OPEN = "not a row of a table: a quotation mark is opened and never closed"
+
 
 @pytest.fixture
 def write(tmp_path):
@@ -97,11 +101,30 @@ def test_only_the_first_line_loses_its_mark(write):
         ('{\n"a":1}', [(1, {"a": 1})]),
         ('{"data":[{"a":1},{"a":2}]}', [(1, {"a": 1}), (1, {"a": 2})]),
         ('{"train":[{"a":1}],"test":[{"a":2}]}', [(1, {"a": 1}), (1, {"a": 2})]),
+        ('{"0":{"a":1},"1":{"a":2}}', [(1, {"a": 1}), (1, {"a": 2})]),
         ('{"data":[{"a":1}],"b":2}', [(1, {"data": [{"a": 1}], "b": 2})]),
         ('{"messages":[{"role":"user"}]}', [(1, {"messages": [{"role": "user"}]})]),
         ('{"a":1}\n{"a":', [(1, {"a": 1}), (2, "not JSON: Expecting value at column 6")]),  # lines after all
         ('[{"a":1},\n\n{"a":', [(1, {"a": 1}), "breaks off at line 3 (not JSON: Expecting value at column 6)"]),
-        ('[{"a":1},{"b":1,"b":2}]', [(1, {"a": 1}), "breaks off at line 1 (the key 'b' stands twice)"]),
+        ('[{"a":1},{"b":1,"b":2},{"c":3}]', [(1, {"a": 1}), (1, "the key 'b' stands twice"), (1, {"c": 3})]),
+        ('// by hand\n[{"a":1,}, /* no */\n{"a":[2,],},\n]', [(2, {"a": 1}), (3, {"a": [2]})]),
+        ('[{"a":"http://x // y,]"},\n{"a":2,}]', [(1, {"a": "http://x // y,]"}), (2, {"a": 2})]),
+        (
+            '[{"a":1},\n{"a":"b"c"},\n{"a":3}]',
+            [(1, {"a": 1}), (2, COMMA.format(9)), (3, {"a": 3})],
+        ),
+        (
+            '[\n{"a":1},\n{"a":"b,"c":2},\n{"a":3}]',
+            [(2, {"a": 1}), (3, COMMA.format(10)), (4, {"a": 3})],
+        ),
+        ('[{"a":1},\n{"b":\n\'x\'},\n{"a":3}]', [(1, {"a": 1}), (2, VALUE.format(1) + " (lines 2-3)"), (4, {"a": 3})]),
+        ('[{"a":1}, nothing, {"a":2}]', [(1, {"a": 1}), (1, VALUE.format(11)), (1, {"a": 2})]),
+        (
+            '{"data":[{"a":1},{"a":tru},{"a":3}]}',
+            [(1, {"a": 1}), (1, VALUE.format(23)), (1, {"a": 3})],
+        ),
+        ('[[{"role":"user"}],[{"role":"user"}]]', [(1, [{"role": "user"}]), (1, [{"role": "user"}])]),
+        ('[{"a":1}]\n[{"a":2}]', [(1, {"a": 1}), (2, {"a": 2})]),
         ('{"a":' * 100_000, ["breaks off at line 1 (brackets nested too deeply)"]),
     ],
 )
@@ -136,6 +159,12 @@ def test_one_row_that_never_ends_is_given_up(write, monkeypatch):
         ("a,b\n\n,\n1\n", [(4, {"a": "1", "b": ""})]),
         ("a,b,\n1,2,\n", [(2, {"a": "1", "b": "2"})]),
         ("a,b\n1,2,3\n4,5\n", [(2, "3 cells where the header names 2 columns"), (3, {"a": "4", "b": "5"})]),
+        ('a,b\nx,"y\n1,2\n3,4\n', [(2, OPEN), (3, {"a": "1", "b": "2"}), (4, {"a": "3", "b": "4"})]),
+        ('a,b\n"x" is,1\n3,"4"\n', [(2, {"a": '"x" is', "b": "1"}), (3, {"a": "3", "b": "4"})]),
+        (
+            'a,b\nx,"y\n1,"2\n3,4\n',
+            [(2, QUOTE), (3, OPEN), (4, {"a": "3", "b": "4"})],
+        ),
         ("a,a\n1,2\n", ["two of its columns are named 'a'"]),
         ('"a\n', ["its first line is no header: unexpected end of data"]),
         ("", []),
@@ -143,6 +172,59 @@ def test_one_row_that_never_ends_is_given_up(write, monkeypatch):
 )
 def test_a_csv_file(write, content, found):
     assert rows_of(write("rows.csv", content)) == found
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (
+            'a\tb\n"x\t1\ny\t2\nz "w"\t3\n',
+            [(2, {"a": '"x', "b": "1"}), (3, {"a": "y", "b": "2"}), (4, {"a": 'z "w"', "b": "3"})],
+        ),
+        ('a\tb\n"x\t1\ny"\t2\n', [(2, {"a": '"x', "b": "1"}), (3, {"a": 'y"', "b": "2"})]),
+        ('a\tb\nx\t"1\n', [(2, {"a": "x", "b": '"1'})]),
+        ('a\tb\n"x ""y"" z"\t1\n', [(2, {"a": 'x "y" z', "b": "1"})]),
+        ('a\tb\n"two\nlines"\t1\n', [(2, {"a": "two\nlines", "b": "1"})]),
+        ('a\tb\n"a\ttab"\t1\n', [(2, {"a": "a\ttab", "b": "1"})]),
+    ],
+)
+def test_a_quotation_mark_between_tabs_is_a_letter_unless_it_holds_a_cell_together(write, content, found):
+    assert rows_of(write("rows.tsv", content)) == found
+
+
+def test_the_sample_of_a_row_that_is_none_is_its_line(write):
+    path = write("rows.csv", 'a,b\nx,"never closed\n')
+    ((_, error),) = read_rows(Source(path, ".csv"), lambda _: "")
+    assert error.sample == 'x,"never closed'
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ('[{"a":1},{"a":2}]', [(1, {"a": 1}), (1, {"a": 2})]),
+        ('{\n "a": 1\n}\n{\n "a": 2\n}\n', [(1, {"a": 1}), (4, {"a": 2})]),
+        ('[{"a":1},\n{"a":2}]\n', [(1, {"a": 1}), (2, {"a": 2})]),
+        ('// by hand\n{"a":1}\n', [(2, {"a": 1})]),
+        ('{"a":1},\n{"a":2,},\n', [(1, {"a": 1}), (2, {"a": 2})]),
+        ('{"a":\n{"a":2}\n', [(1, "not JSON: Expecting value at column 6"), (2, {"a": 2})]),
+        ('[{"role":"user"}]\n[{"role":"user"}]\n', [(1, [{"role": "user"}]), (2, [{"role": "user"}])]),
+        ("[1, 2]\n", [(1, [1, 2])]),
+    ],
+)
+def test_a_jsonl_file_that_is_written_otherwise(write, content, found):
+    assert rows_of(write("rows.jsonl", content)) == found
+
+
+def test_what_is_lost_behind_a_break_is_counted(write):
+    content = '[{"a":1},\n{"a":"ção' + "x" * 100
+    with pytest.raises(BrokenOffError) as error:
+        list(read_rows(Source(write("rows.json", content), ".json"), lambda _: ""))
+    assert error.value.unread == len('{"a":"ção'.encode()) + 100
+
+
+def test_a_number_keeps_how_it_is_written(write):
+    ((_, row),) = read_rows(Source(write("rows.jsonl", '{"a": 1.50, "b": 1e3}'), ".jsonl"), lambda _: "")
+    assert (row["a"].text, row["b"].text, row["a"]) == ("1.50", "1e3", 1.5)
 
 
 def test_a_cell_larger_than_any_row_spoils_only_its_row(write, monkeypatch):

@@ -57,7 +57,7 @@ ROWS = [
 def test_pieces_are_the_text_and_the_mask_of_training(either, row, most):
     shown = pieces(row, either, most)
     added = either.eos_token if "text" in row else ""
-    assert text_of(shown) == either.text_of_row(row) + added
+    assert text_of(shown) == "".join(either.texts_of_row(row)) + added
     kept = [piece for piece in shown if piece.kind != "cut"]
     assert [piece.kind for piece in shown] == [p.kind for p in kept] + ["cut"] * (len(shown) - len(kept))
     encoded = either.encode_row(row, most)
@@ -72,7 +72,7 @@ def test_pieces_are_the_text_and_the_mask_of_training(either, row, most):
 def test_whatever_is_written_no_letter_is_lost(tokenizer, texts, most):
     row = turns(*texts[: len(texts) // 2 * 2])
     shown = pieces(row, tokenizer, most)
-    assert text_of(shown) == tokenizer.text_of_row(row)
+    assert text_of(shown) == "".join(tokenizer.texts_of_row(row))
     assert sum(piece.kind != "cut" for piece in shown) <= most
 
 
@@ -92,16 +92,16 @@ def test_control_tokens_are_named_and_those_that_data_spells_are_not(tokenizer):
     assert pieces({"text": "b"}, tokenizer, LONG)[-1] == Piece("<|im_end|>", 258, "trained", special=True)
 
 
-def test_a_template_that_leaves_the_reply_out_is_seen(tmp_path):
-    """It writes the question twice; nothing that the row answers is among what is trained."""
+def test_a_template_that_leaves_the_reply_out_says_so(tmp_path):
+    """It writes the question twice; nothing that the row answers would be among what is trained."""
     model = write_model(tmp_path / "wrong")
     settings = json.loads((model / "tokenizer_config.json").read_text(encoding="utf-8"))
     settings["chat_template"] = (
         "{% for m in messages %}{{ '<|im_start|>' + messages[0]['content'] + '<|im_end|>' }}{% endfor %}"
     )
     (model / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
-    shown = pieces(turns("why", "yes"), ChatTokenizer(model), LONG)
-    assert "yes" not in text_of([piece for piece in shown if piece.kind == "trained"])
+    with pytest.raises(DataError, match="leaves out the answer of turn 2"):
+        pieces(turns("why", "yes"), ChatTokenizer(model), LONG)
 
 
 def test_a_template_of_another_kind_shows_in_the_pieces(tiny_model, tmp_path):

@@ -260,23 +260,35 @@ REASONING = (
 )
 
 
+def trained_texts(tokenizer, row) -> list[list[str]]:
+    """The same of each row that a conversation becomes."""
+    return [trained_text(tokenizer, made) for made in tokenizer.encode_rows(row, 512)[0]]
+
+
 def test_a_template_that_writes_the_last_answer_otherwise(variant):
-    """As Qwen3's, which shows reasoning in the last answer only: an answer is longer alone than with more after it."""
+    """As Qwen3's, which shows reasoning in the last answer only: each answer is trained as it was asked for."""
     tokenizer = variant(chat_template=REASONING)
-    row = tokenizer.encode_row({"messages": turns("a?", "one", "q", "two")}, 512)
-    assert trained_text(tokenizer, row) == ["one<|im_end|>", "(thinks: nothing)\ntwo<|im_end|>"]
+    row = {"messages": turns("a?", "one", "q", "two")}
+    expected = [["(thinks: nothing)\none<|im_end|>"], ["(thinks: nothing)\ntwo<|im_end|>"]]
+    assert trained_texts(tokenizer, row) == expected
+    with pytest.raises(DataError, match="makes 2 texts of this conversation"):
+        tokenizer.encode_row(row, 512)
+    dataset = make_dataset([{"text": "t"}, row, {"text": "t"}], tokenizer, 512)
+    assert dataset.origins(3).tolist() == [0, 1, 1, 2]
+    assert dataset.notes == (("apart", 1, ""),)
 
 
 def test_a_template_that_writes_earlier_answers_longer(variant):
     tokenizer = variant(chat_template=REASONING.replace("and loop.last", "and not loop.last"))
-    row = tokenizer.encode_row({"messages": turns("a?", "one", "q", "two")}, 512)
-    assert trained_text(tokenizer, row) == ["(thinks: nothing)\none<|im_end|>", "two<|im_end|>"]
+    expected = [["one<|im_end|>"], ["two<|im_end|>"]]
+    assert trained_texts(tokenizer, {"messages": turns("a?", "one", "q", "two")}) == expected
 
 
-def test_an_answer_whose_end_does_not_show_is_not_guessed(variant):
+def test_an_answer_that_nothing_ends_is_the_last_of_its_row(variant):
+    """An end of text can be put behind it there, and nowhere else."""
     tokenizer = variant(chat_template=REASONING.replace("<|im_end|>", ""))
-    with pytest.raises(DataError, match="does not show where the answer of turn 2 ends"):
-        tokenizer.encode_row({"messages": turns("a?", "one", "q", "two")}, 512)
+    expected = [["(thinks: nothing)\none\n<|im_end|>"], ["(thinks: nothing)\ntwo\n<|im_end|>"]]
+    assert trained_texts(tokenizer, {"messages": turns("a?", "one", "q", "two")}) == expected
 
 
 def test_a_prompt_with_more_than_the_row_shows(variant):
@@ -292,12 +304,13 @@ ALTERNATE = "{% if messages[0].role != 'user' %}{{ raise_exception('a user begin
 @pytest.mark.parametrize(
     ("template", "reason"),
     [
-        (ALTERNATE, "a user begins"),
+        (ALTERNATE.replace("'user'", "'narrator'"), "a user begins"),
         ("{{ messages[0].content + 1 }}", "can only concatenate"),
         ("{{ messages[0].nothing.at_all }}", "no attribute 'nothing'"),
         ("{{ messages.append(1) }}", "'append' of 'list' object is unsafe"),
         ("{{ ''.__class__.__mro__ }}", "'__class__' of 'str' object is unsafe"),
-        ("{{ messages|length }}" + CHATML, "rewrites what comes before turn 3"),
+        ("{% for m in messages %}{{ m.role }}{% endfor %}", "leaves out turn 2 \\(user\\), which the answers may need"),
+        (CHATML.replace("message['content']", "message['content'][:1]"), "leaves out turn 2 \\(user\\)"),
         ("{% if not messages %}{{ messages[0].role }}{% endif %}", "writes nothing"),
     ],
 )
@@ -391,32 +404,35 @@ COUNTED = (
 )
 TEMPLATES = {
     # one rendering with a mark before each turn is enough
-    "chatml": (CHATML, "turns"),
-    "plain": (from_pattern(PATTERNS["plain"]), "turns"),
-    "gemma": (GEMMA, "turns"),
-    "alternate": (ALTERNATE, "turns"),
-    "stops": (FIRST + "{% endfor %}" + ASK, "turns"),
-    "begins": ("{% if messages[0].content == 'a' %}!{% endif %}" + FIRST + "{% endfor %}" + ASK, "turns"),
+    "chatml": (CHATML, True),
+    "plain": (from_pattern(PATTERNS["plain"]), True),
+    "gemma": (GEMMA, True),
+    "alternate": (ALTERNATE, True),
+    "stops": (FIRST + "{% endfor %}" + ASK, True),
+    "begins": ("{% if messages[0].content == 'a' %}!{% endif %}" + FIRST + "{% endfor %}" + ASK, True),
     # a beginning may differ from what the whole begins with, or the request from turn to turn
-    "llama": (LLAMA, "asks"),
-    "reasoning": (REASONING, "asks"),
-    "last": (FIRST + "{% if loop.last %}!{% endif %}{% endfor %}" + ASK, "asks"),
-    "revindex": (FIRST + "{{ loop.revindex }}{% endfor %}" + ASK, "asks"),
-    "looks ahead": (FIRST + "{{ messages[loop.index0 + 1].role }}{% endfor %}" + ASK, "asks"),
-    "counts": ("{{ messages|length }}" + CHATML, "asks"),
-    "end of the list": ("{{ messages[-1].content }}" + CHATML, "asks"),
-    "filtered": (CHATML.replace("in messages", "in messages if message.content"), "asks"),
-    "a request that varies": (COUNTED + "{% if add_generation_prompt %}{{ n.n }}A:{% endif %}", "asks"),
+    "llama": (LLAMA, False),
+    "reasoning": (REASONING, False),
+    "last": (FIRST + "{% if loop.last %}!{% endif %}{% endfor %}" + ASK, False),
+    "revindex": (FIRST + "{{ loop.revindex }}{% endfor %}" + ASK, False),
+    "looks ahead": (FIRST + "{{ messages[loop.index0 + 1].role }}{% endfor %}" + ASK, False),
+    "counts": ("{{ messages|length }}" + CHATML, False),
+    "end of the list": ("{{ messages[-1].content }}" + CHATML, False),
+    "filtered": (CHATML.replace("in messages", "in messages if message.content"), False),
+    "a request that varies": (COUNTED + "{% if add_generation_prompt %}{{ n.n }}A:{% endif %}", False),
     "a name taken": (
         "{% set bos_token = 'X' %}" + FIRST + "{% endfor %}" + ASK.replace("A", "{{ bos_token }}"),
-        "asks",
+        False,
     ),
     # nothing is known of what depends on the request
-    "asked twice": ("{% if not add_generation_prompt %}!{% endif %}" + CHATML, "whole"),
-    "otherwise": (FIRST + "{% endfor %}" + ASK.replace("{% endif", "{% else %}.{% endif"), "whole"),
-    "behind it": (CHATML + " .", "whole"),
-    "never asks": (FIRST + "{% endfor %}", "whole"),
-    "inherits": ("{% block all %}" + CHATML + "{% endblock %}" + ASK, "whole"),
+    "asked twice": ("{% if not add_generation_prompt %}!{% endif %}" + CHATML, False),
+    "otherwise": (FIRST + "{% endfor %}" + ASK.replace("{% endif", "{% else %}.{% endif"), False),
+    "behind it": (CHATML + " .", False),
+    "never asks": (FIRST + "{% endfor %}", False),
+    "inherits": ("{% block all %}" + CHATML + "{% endblock %}" + ASK, False),
+    # marks, and whether an answer begins with reasoning, are looked at
+    "marks": (CHATML.replace("{{ '<|im_start", "{% generation %}{% endgeneration %}{{ '<|im_start", 1), False),
+    "thinks": (CHATML + "{{ '' if enable_thinking else '' }}", False),
 }
 
 
@@ -430,19 +446,18 @@ def any_messages(rng: random.Random) -> list[dict[str, str]]:
 
 def outcome(tokenizer, row, length):
     try:
-        return tokenizer.encode_row(row, length)
+        return tokenizer.encode_rows(row, length)
     except DataError as error:
         return str(error)
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_saved_renderings_change_neither_a_token_nor_a_refusal(variant, name):
-    text, how = TEMPLATES[name]
+    text, once = TEMPLATES[name]
     quick = variant(chat_template=text)
-    template = quick._template
-    assert ("turns" if template._turns else "asks" if template._asks else "whole") == how
+    assert bool(quick._template._turns) == once
     plain = ChatTokenizer(quick.directory)
-    plain._template._turns = plain._template._asks = None
+    plain._template._turns = None
     rng = random.Random(name)
     for _ in range(200):
         row, length = {"messages": any_messages(rng)}, rng.choice([16, 60, 512])
@@ -607,10 +622,10 @@ def test_every_row_batches_or_is_skipped_for_a_reason(variant, template):
     rows = mixed_rows(350)
     dataset = make_dataset(rows, variant(chat_template=template), 128)
     skipped = dict(dataset.skipped)
-    assert len(dataset) + len(skipped) == len(rows)
     assert all(skipped.values())
-    kept = [row["source"] for row in rows if row["source"] not in skipped]
+    kept = [rows[place]["source"] for place in dataset.origins(len(rows))]
     assert [row.source for row in dataset.rows] == kept
+    assert {*kept, *skipped} == {row["source"] for row in rows}
     assert min(len(kept), len(skipped)) > 50
     for packed in (True, False):
         batch = make_batch(dataset.rows, packed=packed)

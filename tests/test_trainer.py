@@ -430,6 +430,49 @@ def test_a_run_of_another_version_goes_on_with_one_warning(create: Create, arith
     assert "not equal to the bit" in message
 
 
+def with_environment(run: Run, **changes: Any) -> None:
+    """Write what a run records; None leaves an entry out."""
+    merged = {**run.environment(), **changes}
+    kept = {name: value for name, value in merged.items() if value is not None}
+    (run.path / "environment.json").write_text(json.dumps(kept), encoding="utf-8")
+
+
+def test_a_run_that_recorded_no_tokens_goes_on_with_one_warning(create: Create) -> None:
+    """As those of the version before."""
+    run = create()
+    train(run, at_step(1, lambda: run.request("pause")))
+    recorded = run.environment()["rows"]
+    with_environment(run, rows=None)
+    train(run, at_step(2, lambda: run.request("pause")))
+    assert run.environment()["rows"] == recorded
+    assert train(run).state == "completed"
+    (message,) = events(run, "warning", "message")
+    assert message.startswith("the run was begun by an older version, which made other tokens of some conversations")
+
+
+def test_a_run_that_trained_another_number_of_rows_is_refused(create: Create) -> None:
+    run = create()
+    train(run, at_step(1, lambda: run.request("pause")))
+    with_environment(run, rows=None)
+    path = run.path / "metrics.jsonl"
+    count = events(run, "start", "train_rows")[-1]
+    path.write_text(
+        path.read_text(encoding="utf-8").replace(f'"train_rows": {count}', '"train_rows": 3'), encoding="utf-8"
+    )
+    with pytest.raises(
+        RunError, match=rf"an older version, which trained 3 rows where this one trains {count}: .*--fresh"
+    ):
+        train(run)
+
+
+def test_a_run_whose_rows_are_other_tokens_now_is_refused(create: Create) -> None:
+    run = create()
+    train(run, at_step(1, lambda: run.request("pause")))
+    with_environment(run, rows={"tokens": "0" * 64, "thinks": None})
+    with pytest.raises(RunError, match=r"makes other tokens of its rows than the one it began with.*--fresh"):
+        train(run)
+
+
 def test_a_base_that_changed_is_refused(create: Create, tmp_path: Path) -> None:
     model = write_model(tmp_path / "model")
     run = create(model=model)

@@ -165,19 +165,27 @@ def _data(arguments: argparse.Namespace) -> int:
         described = describe(*datasets, tokenizer, length)
         prepared.report.tokens = described.as_dict()
     if arguments.reader == "mlx-lm":
-        data.save_rendered(prepared, arguments.out, tokenizer.text_of_row)
+        if left_out := data.save_rendered(prepared, arguments.out, tokenizer.texts_of_row):
+            prepared.report.warnings.append(
+                f"{left_out} rows hold an answer that is marked as not to be trained. mlx-lm would train it, so that "
+                "they are left out."
+            )
     else:
         prepared.save(arguments.out)
+    lost = prepared.report.lost_share > data.MOST_LOST
     if arguments.json:
         _print_json({**prepared.report.as_dict(), "out": str(arguments.out)})
-        return DONE
+        return ERROR if lost else DONE
     print(console.block("Data", console.data_counts(prepared.report)))
     if described:
         print(console.block("Tokens", console.token_counts(described)))
     print(f"✓ {len(prepared.train)} rows to train, {len(prepared.validation)} to validate, in {arguments.out}")
     command = "mlx_lm.lora --train --model MODEL --data" if arguments.reader == "mlx-lm" else "qlora train --data"
     print(f"Next\n  uv run {command} {shlex.quote(str(arguments.out))}")
-    return DONE
+    if lost:
+        share = f"{prepared.report.lost_share:.0%} of the data could not be read, more than {data.MOST_LOST:.0%}"
+        print(f"error: {share}. What could be is in {arguments.out}; see Rejected and Not read above.", file=sys.stderr)
+    return ERROR if lost else DONE
 
 
 def _runs(arguments: argparse.Namespace) -> int:
@@ -190,6 +198,7 @@ def _runs(arguments: argparse.Namespace) -> int:
 
 
 def _generate(arguments: argparse.Namespace) -> int:
+    from .evaluate import shared_system
     from .generate import answer, stream
     from .session import load_for_answers
 
@@ -199,6 +208,9 @@ def _generate(arguments: argparse.Namespace) -> int:
         raise QLoraError(f"{arguments.prompts}: holds no question. Wanted one a line.")
     model, tokenizer = load_for_answers(run, base=arguments.base)
     system = [{"role": "system", "content": arguments.system}] if arguments.system else []
+    if not system and (trained := shared_system(run)):
+        told = f"· all rows were trained with a system text, and this asks without it: --system {shlex.quote(trained)}"
+        print(console.one_line(told, 300), file=sys.stderr)
     conversations = [[*system, {"role": "user", "content": prompt}] for prompt in prompts]
     sampling = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Sampling)}
     if len(prompts) == 1 and not arguments.json:

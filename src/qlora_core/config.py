@@ -23,6 +23,8 @@ Role = Literal["result", "length", "pace", "place"]
 
 Two runs that differ in a `result` setting are different runs; the other roles may change when a run is resumed.
 """
+Reasoning = Literal["train", "keep", "drop"]
+"""What becomes of the reasoning that stands before an answer: trained with it, read but not trained, or left out."""
 
 
 def knob(
@@ -63,6 +65,11 @@ class BaseConfig:
         "{response} in it; or a .jinja file.",
         role="place",
     )
+    reasoning: Reasoning = knob(  # noqa: RUF009 - ruff does not see that it is one of three words
+        "train",
+        "What becomes of the reasoning before an answer (<think>, reasoning_content): trained with the answer, kept to "
+        "be read but not trained, or dropped. Where most answers have none, the model is asked not to reason.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,18 +77,34 @@ class DataConfig:
     """What is read, split and cut."""
 
     data: tuple[str, ...] = knob(
-        ("data/sample/club",), "Files and directories to train on.", role="place", essential=True
+        ("data/sample/club",),
+        "Files and directories to train on; hf:OWNER/NAME, or hf:OWNER/NAME:SPLIT, for a data set of the hub.",
+        role="place",
+        essential=True,
     )
     columns: tuple[str, ...] = knob(
-        (), "Names of columns that are not recognised, as in prompt=Frage completion=Antwort; also text=, messages=."
+        (),
+        "Names of columns that are not recognised, as in prompt=Frage completion=Antwort; also text=, messages=, "
+        "system=, context=, options=, history=, reasoning=, tools=.",
+    )
+    own_split: bool = knob(
+        True,
+        "Keep to the split that names of files and folders, keys or a column split tell; what is for testing is left "
+        "out.",
     )
     val_fraction: float = knob(
         0.05,
-        "Share of the replies kept for validation, by a hash of each row; of all rows, where replies are few.",
+        "Share of the rows kept for validation, by a hash of each; every source of so many rows gives one at least.",
         ge=0.0,
         le=0.5,
     )
     val_rows: int = knob(0, "Keep about this many rows for validation instead of a share.", ge=0, unit="rows")
+    val_from: Literal["all", "replies"] = knob(
+        "all", "Validate on rows of every kind, or on replies alone, so that no passage of a text is held out."
+    )
+    keep_documents: bool = knob(
+        True, "Keep the passages of a short document, or of a section, on one side of the split."
+    )
     max_seq_length: int = knob(
         512, "Longest row, prompt and reply together; what is beyond is cut.", ge=16, le=131072, unit="tokens"
     )
@@ -101,6 +124,24 @@ class DataConfig:
     repair: bool = knob(True, "Mend wrongly decoded text, Unicode forms and control characters.")
     near_duplicates: Literal["group", "drop", "ignore"] = knob(
         "group", "Rows that say nearly the same: keep on one side of the split, keep only the first, or ignore it."
+    )
+    several_answers: Literal["keep", "first", "drop"] = knob(
+        "keep", "Questions that have several answers: keep them all, keep the first of each, or leave them out."
+    )
+    asked_passages: Literal["keep", "drop"] = knob(
+        "keep", "Passages that answer a question word for word: also train them as text, or as the answer alone."
+    )
+    tables: Literal["sentences", "rows"] = knob(
+        "sentences",
+        "Tables in documents: a sentence for each row, with the names of its columns, or rows as they stand.",
+    )
+    scans: Literal["sure", "all", "keep"] = knob(
+        "sure", "Words and figures that scanning broke: mend what is sure, also what is only likely, or nothing."
+    )
+    decide: tuple[str, ...] = knob(
+        (),
+        "Answers to what the report asks: title:FILE=TEXT, subject:FILE=person, thing or none, section:FILE=end or go "
+        "on, copy:FILE=keep or drop.",
     )
     language: str = knob("", "Leave out rows that are in another language than this one (pt, en, …); default: none.")
     facts: str = knob("", "Fact sheet for measuring recall; default: every facts.jsonl among the data.", role="place")

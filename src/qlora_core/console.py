@@ -71,20 +71,36 @@ def data_counts(report: DataReport) -> dict[str, str]:
     mended = ", ".join(f"{kind} {count}" for kind, count in report.mended.most_common())
     return {
         "Sources": ", ".join(report.sources),
+        "Licence": "; ".join(report.licences),
         "Read": f"{report.files} files: {report.read} rows, {report.documents} documents"
         + "".join(f"; {count} in {name}" for name, count in report.encodings.items()),
         "Joined": f"{report.joined_lines} lines of running text" if report.joined_lines else "",
+        "Conversations": f"{report.conversations} made of {report.joined_messages} rows"
+        if report.conversations
+        else "",
         "Passages": f"{report.passages} made of running text and documents" if report.passages else "",
         "Questions": f"{report.questions} asked for the documents" if report.questions else "",
         "Mended": f"texts: {mended}" if mended else "",
         "Page debris": _findings(report.debris, "lines left out"),
         "Duplicates": f"{report.duplicates} left out" if report.duplicates else "",
         "Nearly equal": nearly,
+        "Several": f"{report.questions_with_several} questions have several answers, in {report.several_answers} rows"
+        + (f", {report.several_answers_dropped} left out" if report.several_answers_dropped else "")
+        if report.several_answers
+        else "",
+        "Copies": f"{report.copies_dropped + report.copies_left_out} rows left out"
+        if report.copies_dropped + report.copies_left_out
+        else "",
+        "Not asked": _findings(report.unasked, "documents and sections"),
+        "Guessed": _guesses(report.doubts),
         "One pattern": f"{report.patterned} rows with the same words around other names or numbers"
         if report.patterned
         else "",
         "Not read": _findings(report.skipped_files, "files"),
         "Rejected": _findings(report.rejected, "rows"),
+        "Marked": _findings(report.marked, "rows left out, as their author says"),
+        "For testing": f"{report.test_rows} rows left out" if report.test_rows else "",
+        "Not used": "\n".join(column.described for column in report.unused_columns),
         "Not facts": _findings(report.rejected_facts, "rows"),
         "Look at": _warnings(report.warnings),
         "Rows": f"{report.train} to train, {report.validation} to validate ({split})",
@@ -94,6 +110,16 @@ def data_counts(report: DataReport) -> dict[str, str]:
 
 def _warnings(warnings: Iterable[str]) -> str:
     return "\n".join(textwrap.fill(f"! {warning}", 88, subsequent_indent="  ") for warning in warnings)
+
+
+def _guesses(found: Findings, shown: int = 5) -> str:
+    """What was guessed, and the flags that decide it."""
+    lines = []
+    for each in found.listed[:shown]:
+        flags = [f"--{setting.replace('_', '-')} {shlex.quote(value)}" for setting, value in each.choices]
+        lines.append(f"{each.where}: {each.reason}" + (f". To decide: {' or '.join(flags)}" if flags else ""))
+    more = [f"… and {found.count - shown} more, in {REPORT_FILE}"] if found.count > shown else []
+    return "\n".join(lines + more)
 
 
 def _findings(found: Findings, what: str, shown: int = 5) -> str:
@@ -174,6 +200,10 @@ def recall_lines(evaluation: dict[str, Any]) -> str:
     return "\n".join(["Recall of facts", *lines]) if lines else ""
 
 
+NOTHING_ASKED = """  Nothing was asked: no row is a question with its answer in words, and there is no fact sheet.
+  qlora generate asks what you like; --sample-prompts asks while it learns, --facts at the end."""
+
+
 def answers_side_by_side(evaluation: dict[str, Any], count: int = SHOWN_ANSWERS) -> str:
     """Some questions with the answers of base and tuned model, spread over the whole list."""
     questions = evaluation["questions"]
@@ -195,6 +225,8 @@ def final_summary(run: Run) -> str:
     parts = []
     if evaluation and evaluation["questions"]:
         parts += [section("Generation test"), answers_side_by_side(evaluation), recall_lines(evaluation)]
+    elif evaluation:
+        parts += [section("Generation test"), NOTHING_ASKED]
     if numbers:
         parts += [block("Summary", {"State": run.state, **performance(numbers), **places(run)})]
     return "\n".join(part for part in [*parts, next_commands(run)] if part)

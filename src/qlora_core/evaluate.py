@@ -6,22 +6,24 @@ question was trained is read from the rows of the run, not declared.
 
 from __future__ import annotations
 
+import itertools
 import json
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 from .activity import doing
 from .config import PaceConfig
 from .device import nn
-from .generate import answer
+from .generate import Prompt, answer
 from .model import base_only
 from .runs import Run, refuse_links
 from .storage import write_json, write_text
 from .tokens import ChatTokenizer
 
 SAMPLES = 6  # questions answered side by side when there is no fact sheet
+ALIKE = 1000  # rows that are looked at for a system text that they share
 
 
 def evaluate_run(
@@ -43,8 +45,8 @@ def evaluate_run(
         RunError: the run is a link, or holds one.
     """
     refuse_links(run.path)
-    questions = list(_questions(run))
-    prompts = [question["question"] for question in questions]
+    asked = list(_questions(run))
+    questions, prompts = [question for question, _ in asked], [prompt for _, prompt in asked]
     with doing("evaluation", 2 * len(prompts)) as tick:
         with base_only(model):
             base = answer(model, tokenizer, prompts, tick=tick, max_tokens=max_tokens)
@@ -73,12 +75,13 @@ def answer_samples(
         step: made so far.
         epoch: that it belongs to, from 1.
     """
-    prompts = sample_prompts(run, config)
-    with doing("samples", len(prompts)) as tick, nullcontext() if step else base_only(model):
-        answers = answer(model, tokenizer, list(prompts), tick=tick, max_tokens=config.max_answer_tokens)
+    asked = _samples(run, config)
+    with doing("samples", len(asked)) as tick, nullcontext() if step else base_only(model):
+        prompts = [prompt for _, _, prompt in asked]
+        answers = answer(model, tokenizer, prompts, tick=tick, max_tokens=config.max_answer_tokens)
     lines = [
         {"step": step, "epoch": epoch, "question": question, "answer": text, "reference": reference}
-        for (question, reference), text in zip(prompts.items(), answers, strict=True)
+        for (question, reference, _), text in zip(asked, answers, strict=True)
     ]
     with (run.path / "samples.jsonl").open("a", encoding="utf-8", newline="\n") as file:
         file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
@@ -89,13 +92,21 @@ def sample_prompts(run: Run, config: PaceConfig) -> dict[str, str]:
 
     The prompts of the settings, else some of the questions that are asked at the end, spread over them.
     """
+    return {question: reference for question, reference, _ in _samples(run, config)}
+
+
+def _samples(run: Run, config: PaceConfig) -> list[tuple[str, str, Prompt]]:
+    """Each question that is asked while it learns, with its answer and all that the model is given."""
     if config.sample_prompts:
-        return dict.fromkeys(config.sample_prompts, "")
-    known = {q["question"]: q["reference"] or " / ".join(q["expected"]) for q in _questions(run)}
-    questions = list(known)
+        system = shared_system(run)
+        return [(question, "", _behind(system, question)) for question in dict.fromkeys(config.sample_prompts)]
+    known = {
+        question["question"]: (question["question"], question["reference"] or " / ".join(question["expected"]), prompt)
+        for question, prompt in _questions(run)
+    }
+    questions = list(known.values())
     count = min(config.samples, len(questions))
-    chosen = [questions[i * len(questions) // count] for i in range(count)]
-    return {question: known[question] for question in chosen}
+    return [questions[i * len(questions) // count] for i in range(count)]
 
 
 def forget_samples(run: Run, step: int) -> None:
@@ -130,20 +141,53 @@ def _plain(text: str) -> str:
     return " ".join(kept.split())
 
 
-def _questions(run: Run) -> Iterable[dict[str, Any]]:
-    """The questions to ask: of the fact sheet, else the first prompts of the validation rows."""
+def shared_system(run: Run) -> str:
+    """The system text that every row that is trained begins with; empty where they have none, or several."""
+    texts = set()
+    for row in itertools.islice(run.train_rows(), ALIKE):
+        first = (row.get("messages") or [{}])[0]
+        texts.add(first["content"] if first.get("role") == "system" else "")
+        if len(texts) > 1:
+            return ""
+    return texts.pop() if texts else ""
+
+
+def _behind(system: str, question: str) -> Prompt:
+    asked = {"role": "user", "content": question}
+    return [{"role": "system", "content": system}, asked] if system else [asked]
+
+
+def _questions(run: Run) -> Iterator[tuple[dict[str, Any], Prompt]]:
+    """What to ask, and all that the model is given: the fact sheet, else how the first conversations begin."""
     facts = run.facts()
     if facts:
         trained = {m["content"] for row in run.train_rows() for m in row.get("messages", ()) if m["role"] == "user"}
+        system = shared_system(run)
         for fact in facts:
             for question in fact["questions"]:
                 phrasing = "trained" if question in trained else "held_out"
-                yield {"question": question, "expected": fact["expected"], "phrasing": phrasing, "reference": ""}
+                told = {"question": question, "expected": fact["expected"], "phrasing": phrasing, "reference": ""}
+                yield told, _behind(system, question)
         return
-    asked = 0
-    for row in [*run.validation_rows(), *run.train_rows()]:
-        messages = row.get("messages", ())
-        if asked < SAMPLES and len(messages) == 2 and messages[0]["role"] == "user":
-            asked += 1
-            reference = messages[1]["content"]
-            yield {"question": messages[0]["content"], "expected": [], "phrasing": "sample", "reference": reference}
+    asked: list[Prompt] = []
+    for prompt, reference in filter(
+        None, map(_first_exchange, itertools.chain(run.validation_rows(), run.train_rows()))
+    ):
+        if len(asked) == SAMPLES:
+            break
+        if prompt not in asked:
+            asked.append(prompt)
+            question = prompt[-1]["content"]
+            yield {"question": question, "expected": [], "phrasing": "sample", "reference": reference}, prompt
+
+
+def _first_exchange(row: dict[str, Any]) -> tuple[list[dict[str, Any]], str] | None:
+    """The beginning of a conversation up to its first question, and the answer; None where it has none in words.
+
+    A row with tools is none: what answers it may be a call.
+    """
+    messages = row.get("messages", ())
+    place = next((i for i, message in enumerate(messages) if message["role"] == "assistant"), 0)
+    if row.get("tools") or not place or messages[place - 1]["role"] != "user" or not messages[place].get("content"):
+        return None
+    return list(messages[:place]), messages[place]["content"]

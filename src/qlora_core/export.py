@@ -142,7 +142,7 @@ def _describe(directory: Path, run: Run, spec: ModelSpec, tokenizer: ChatTokeniz
     write_json(directory / METRICS_FILE, _metrics(run, facts["to"], facts["fused"]))
     facts = facts | {"stored": _stored(facts["fused"]), "curves": curves}
     if facts["to"] != "peft":
-        (directory / "chat_template.jinja").write_text(tokenizer.template_text, encoding="utf-8", newline="\n")
+        (directory / "chat_template.jinja").write_text(tokenizer.asking_template, encoding="utf-8", newline="\n")
         write_guides(directory, facts)
     write_summary(directory, run, spec, facts)
 
@@ -216,7 +216,7 @@ def _facts(run: Run, spec: ModelSpec, tokenizer: ChatTokenizer, out: Path, to: T
         "base_bits": spec.bits,
         "quantized_on_load": bool(spec.quantize_bits),
         "base_as_stored": loaded == spec.path.resolve(),
-        "other_template": tokenizer.template_text != tokenizer.own_template,
+        "other_template": tokenizer.asking_template != tokenizer.own_template,
         "rank": run.config().lora.rank,
         "adapters": run.adapters.name,
         "recall": evaluation["recall"] if evaluation else {},

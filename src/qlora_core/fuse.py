@@ -59,7 +59,7 @@ def fuse_run(run: Run, directory: Path, *, dequantize: bool) -> dict[str, Any]:
     weights = _merged(model, getattr(mx, dtype), dequantize=dequantize)
     del model
     try:
-        _describe(spec, _loaded_from(run, spec), directory, tokenizer.template_text, dequantize=dequantize)
+        _describe(spec, _loaded_from(run, spec), directory, tokenizer, dequantize=dequantize)
         _save(weights, directory, parameters)
     except RuntimeError as error:  # mlx's own, for a full disk say
         if failure := device_failure(error):
@@ -131,7 +131,7 @@ def _shards(weights: dict[str, mx.array]) -> Iterator[list[str]]:
     yield names
 
 
-def _describe(spec: ModelSpec, loaded: Path, directory: Path, template: str, *, dequantize: bool) -> None:
+def _describe(spec: ModelSpec, loaded: Path, directory: Path, tokenizer: ChatTokenizer, *, dequantize: bool) -> None:
     """Write what stands beside the weights; how they are quantised stands beside the base as it was loaded."""
     config = json.loads(((spec.path if dequantize else loaded) / "config.json").read_text(encoding="utf-8"))
     if dequantize:
@@ -141,7 +141,11 @@ def _describe(spec: ModelSpec, loaded: Path, directory: Path, template: str, *, 
         config["quantization"] = {"group_size": spec.quantize_group_size, "bits": spec.quantize_bits, "mode": "affine"}
         config["quantization_config"] = config["quantization"]
     copy_companions(spec.path, directory)
-    (directory / "chat_template.jinja").write_text(template, encoding="utf-8", newline="\n")
+    (directory / "chat_template.jinja").write_text(tokenizer.asking_template, encoding="utf-8", newline="\n")
+    if tokenizer.ends_unlisted:  # other programs would not stop at the token that was trained to end an answer
+        generation = directory / "generation_config.json"
+        listed = json.loads(generation.read_text(encoding="utf-8")) if generation.is_file() else {}
+        write_json(generation, listed | {"eos_token_id": list(tokenizer.eos_ids)})
     write_json(directory / "config.json", config)
 
 

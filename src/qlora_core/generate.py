@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from .device import blas_threads, cores, mx, nn
 from .sampling import Sampling
 from .tokens import ChatTokenizer
 
-Prompt = str | Sequence[dict[str, str]]
+Prompt = str | Sequence[Mapping[str, Any]]
 """A question, or the messages before the answer."""
 
 

@@ -80,6 +80,10 @@ _KEPT = "What has arrived is kept: run the same command again and it goes on fro
 _NOT_WHOLE = "The repository is not whole: take another, or tell its owner."
 
 
+MODEL, DATA = "model", "dataset"
+"""Kinds of repositories, as the hub calls them."""
+
+
 def known_models() -> list[dict[str, Any]]:
     """The aliases as rows of a table: name, repository, licence, download_gb (GB) and gated (true or false)."""
     return [{"name": name, **asdict(alias)} for name, alias in ALIASES.items()]
@@ -103,7 +107,7 @@ def fetch(repository: str, *, weights: bool = True, say: Callable[[str], None] |
     """
     name, _, revision = repository.partition("@")
     with _quiet():
-        path, refusal = _look_up(name, revision or None)
+        path, refusal = _look_up(name, revision or None, "config.json")
         listed = _listed(name, path)
         wanted = _matching(listed, *SETTINGS)
         if weights:
@@ -154,20 +158,46 @@ def arrived_bytes(repository: str) -> int:
     return total
 
 
-def _look_up(name: str, revision: str | None) -> tuple[Path, Exception | None]:
-    """The model's directory, with little more than its configuration, and how the hub failed when asked, if it did."""
+def fetch_data(repository: str, wanted: Callable[[str], bool], say: Callable[[str], None] | None = None) -> Path:
+    """Directory of a hub data set's files, fetched on first use; what broke off goes on where it was.
+
+    Args:
+        repository: OWNER/NAME, or OWNER/NAME@REVISION.
+        wanted: tells by its path in the repository whether a file is fetched.
+        say: takes the one line that stands for a progress bar, as in `fetch`.
+
+    Returns:
+        A directory of the hub's cache, with its README.md; its files are not to be written to.
+
+    Raises:
+        ModelError: there is no such data set, it may not be had, the hub cannot be reached, or the disk is full.
+    """
+    name, _, revision = repository.partition("@")
+    with _quiet():
+        path, refusal = _look_up(name, revision or None, "README.md", DATA)
+        missing = [file for file in _listed(name, path, DATA) if wanted(file) and not (path / file).exists()]
+        if missing:
+            with explained(name, f"its files are not all on this machine yet ({missing[0]} is missing)", kind=DATA):
+                if refusal:
+                    raise refusal
+                _fetch_files(name, path, missing, say or _to_standard_error, DATA)
+    return path
+
+
+def _look_up(name: str, revision: str | None, first: str, kind: str = MODEL) -> tuple[Path, Exception | None]:
+    """The directory, with little more than its first file, and how the hub failed when asked, if it did."""
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
 
     refusal: Exception | None = None
-    with explained(name, "not on this machine yet"):
+    with explained(name, "not on this machine yet", kind=kind):
         try:  # snapshot_download asks without a limit of time, and would wait for ever for a hub that is silent
-            HfApi().model_info(name, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+            HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
         except (HTTPError, OSError, ValueError) as error:
             refusal = error  # no matter if all is here
         try:
             path = snapshot_download(
-                name, revision=revision, allow_patterns="config.json", local_files_only=bool(refusal)
+                name, repo_type=kind, revision=revision, allow_patterns=first, local_files_only=bool(refusal)
             )
         except LocalEntryNotFoundError:
             if refusal:
@@ -176,14 +206,16 @@ def _look_up(name: str, revision: str | None) -> tuple[Path, Exception | None]:
     return Path(path), refusal
 
 
-def _listed(name: str, path: Path) -> list[str]:
+def _listed(name: str, path: Path, kind: str = MODEL) -> list[str]:
     """Files of the repository at the commit of `path`, as the hub told when it was asked; else what they must be."""
     from huggingface_hub import get_cached_repo_tree
     from huggingface_hub.errors import CachedRepoTreeNotFoundError
 
     try:
-        return [file.path for file in get_cached_repo_tree(name, revision=path.name)]
+        return [file.path for file in get_cached_repo_tree(name, repo_type=kind, revision=path.name)]
     except CachedRepoTreeNotFoundError:  # no network, and a cache that an older huggingface_hub wrote
+        if kind == DATA:
+            return [str(file.relative_to(path)) for file in sorted(path.rglob("*")) if file.is_file()]
         return sorted(_indexed(path)) or [file.name for file in path.glob(WEIGHTS)] or ["model.safetensors"]
 
 
@@ -211,11 +243,11 @@ def _no_safetensors(name: str, listed: Sequence[str]) -> NoReturn:
     raise ModelError(f"{name}: no {WEIGHTS}{reason}")
 
 
-def _fetch_files(name: str, path: Path, missing: list[str], say: Callable[[str], None]) -> None:
+def _fetch_files(name: str, path: Path, missing: list[str], say: Callable[[str], None], kind: str = MODEL) -> None:
     """Fetch the files into the hub's cache and link them into `path`."""
     from huggingface_hub import HfApi, constants, hf_hub_download
 
-    files = HfApi().get_paths_info(name, missing, revision=path.name)
+    files = HfApi().get_paths_info(name, missing, repo_type=kind, revision=path.name)
     blobs = path.parents[1] / "blobs"
     blobs.mkdir(parents=True, exist_ok=True)
     left = sum(file.size - _arrived(blobs, file) for file in files)
@@ -228,20 +260,20 @@ def _fetch_files(name: str, path: Path, missing: list[str], say: Callable[[str],
     with saying as tick:
         for number, file in enumerate(sorted(files, key=lambda file: missing.index(file.path))):
             tick(number)
-            with explained(name, f"{file.path} did not arrive whole", _KEPT):
+            with explained(name, f"{file.path} did not arrive whole", _KEPT, kind=kind):
                 try:
                     # hf_hub_download has another way for what is too large for plain HTTP
                     small = file.size <= constants.MAX_HTTP_DOWNLOAD_SIZE
                     if small and file.lfs and _SHA256.fullmatch(file.lfs.sha256):
-                        _fetch_file(name, path.name, file, blobs)
-                    hf_hub_download(name, file.path, revision=path.name)
+                        _fetch_file(name, path.name, file, blobs, kind)
+                    hf_hub_download(name, file.path, repo_type=kind, revision=path.name)
                 except OSError as error:
                     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                         raise
                     raise _no_room(name, blobs, sum(file.size - _arrived(blobs, file) for file in files)) from None
 
 
-def _fetch_file(name: str, commit: str, file: RepoFile, blobs: Path) -> None:
+def _fetch_file(name: str, commit: str, file: RepoFile, blobs: Path, kind: str) -> None:
     """Fetch one file to where hf_hub_download looks for it.
 
     By itself, that throws away what broke off, and tries for minutes to reach a storage that does not answer.
@@ -253,7 +285,7 @@ def _fetch_file(name: str, commit: str, file: RepoFile, blobs: Path) -> None:
 
     blob = blobs / file.lfs.sha256
     partial = blob.with_name(f"{blob.name}.incomplete")
-    url = hf_hub_url(name, file.path, revision=commit)
+    url = hf_hub_url(name, file.path, repo_type=kind, revision=commit)
     headers = {**build_hf_headers(), "Accept-Encoding": "identity"}  # a Range counts the bytes of the file itself
     locks = blobs.parents[1] / ".locks" / blobs.parent.name  # those of hf_hub_download
     locks.mkdir(parents=True, exist_ok=True)

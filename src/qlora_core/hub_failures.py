@@ -16,13 +16,14 @@ GO_ONLINE = (
 
 
 @contextlib.contextmanager
-def explained(name: str, state: str, remedy: str = GO_ONLINE) -> Iterator[None]:
+def explained(name: str, state: str, remedy: str = GO_ONLINE, *, kind: str = "model") -> Iterator[None]:
     """Make a ModelError of what goes wrong inside. Nothing of the error's own text is repeated: it may hold secrets.
 
     Args:
         name: the repository, OWNER/NAME.
         state: what is here and what is not, told where the network or the hub fails.
         remedy: what to do then.
+        kind: of the repository: "model" or "dataset".
 
     Raises:
         ModelError: huggingface_hub, the network or the disk failed inside.
@@ -34,21 +35,23 @@ def explained(name: str, state: str, remedy: str = GO_ONLINE) -> Iterator[None]:
     except (HTTPError, OSError, ValueError) as raised:
         hidden = raised.__cause__ if isinstance(raised, LocalEntryNotFoundError) else None
         error = hidden if isinstance(hidden, Exception) else raised
-        raise ModelError(f"{name}: {_refused(error) or f'{state}; {_broken(error)}. {remedy}'}") from None
+        refused = _refused(error, "data set" if kind == "dataset" else kind)
+        raise ModelError(f"{name}: {refused or f'{state}; {_broken(error)}. {remedy}'}") from None
 
 
-def _refused(error: Exception) -> str | None:
+def _refused(error: Exception, what: str) -> str | None:
     """What the hub, or the disk, has against it, and what to do; None when it is the network or the hub that fails."""
     from huggingface_hub import constants, errors
 
     if isinstance(error, errors.HFValidationError):
-        return "not a model on the hub: wanted OWNER/NAME, in letters, digits, - _ and dots."
+        return f"not a {what} on the hub: wanted OWNER/NAME, in letters, digits, - _ and dots."
     if isinstance(error, errors.GatedRepoError):
-        return "its owner wants a licence to be accepted first. Accept it on the model's page, then `hf auth login`."
+        return f"its owner wants a licence to be accepted first. Accept it on the {what}'s page, then `hf auth login`."
     if isinstance(error, errors.RepositoryNotFoundError):
-        return "the hub has no such model. Misspelt, or private (`hf auth login`)? `qlora models` lists known ones."
+        known = " `qlora models` lists known ones." if what == "model" else ""
+        return f"the hub has no such {what}. Misspelt, or private (`hf auth login`)?{known}"
     if isinstance(error, errors.RevisionNotFoundError):
-        return "the hub has the model, but not that revision. Leave out what follows the @, or correct it."
+        return f"the hub has the {what}, but not that revision. Leave out what follows the @, or correct it."
     if isinstance(error, errors.HfHubHTTPError):
         if error.response.status_code in (401, 403):
             return (

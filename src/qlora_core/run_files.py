@@ -63,10 +63,18 @@ class RecordedKernels(TypedDict):
     arithmetic: NotRequired[Annotated[int, msgspec.Meta(ge=1)]]
 
 
+class RecordedRows(TypedDict):
+    """The rows as tokens, in `environment.json`."""
+
+    tokens: str
+    thinks: NotRequired[bool | None]
+
+
 class Environment(TypedDict):
     """`environment.json`."""
 
     model: Model
+    rows: NotRequired[RecordedRows]
     identity: NotRequired[dict[str, Any]]
     kernels: NotRequired[RecordedKernels]
     versions: NotRequired[dict[str, str]]

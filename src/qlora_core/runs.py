@@ -191,7 +191,15 @@ class Run:
             RunError: it is not what it was when the run began.
             ModelError: it cannot be read.
         """
-        made = ChatTokenizer(Path(self.environment()["model"]["path"]), self.template)
+        environment, reasoning = self.environment(), self.config().base.reasoning
+        thinks = environment.get("rows", {}).get("thinks")
+        made = ChatTokenizer(Path(environment["model"]["path"]), self.template, reasoning, thinks=thinks)
+        recorded = environment["identity"].get("tokeniser and template")
+        if recorded == made.fingerprint_with_blank != made.fingerprint:
+            raise RunError(
+                f"{self.name}: was made by an older version, which did not train the first word of an answer behind a "
+                "template with a blank before {response}. Use --fresh."
+            )
         self.refuse_change("tokeniser and template", made.fingerprint)
         return made
 
@@ -399,6 +407,7 @@ class TrainingPlan:
         data: the prepared rows.
         train_rows: rows that can be trained, of those.
         template_text: the chat template.
+        rows: of them as tokens, see `describe_rows`.
         initial_adapters: the file of adapters to start from, if any.
     """
 
@@ -409,6 +418,7 @@ class TrainingPlan:
     data: PreparedData
     train_rows: int
     template_text: str
+    rows: dict[str, Any]
     initial_adapters: Path | None = None
 
     @property
@@ -420,6 +430,12 @@ class TrainingPlan:
     def done(self) -> bool:
         """True when the run was completed with at least as many steps in view."""
         return self.run.state == "completed" and self.run.status().get("total_steps", 0) >= self.total_steps
+
+
+def describe_rows(train: TokenDataset, validation: TokenDataset) -> dict[str, Any]:
+    """What a run records of its rows as tokens: a digest, and whether their answers begin with reasoning."""
+    digests = f"{train.rows.digest()} {validation.rows.digest()}"
+    return {"tokens": hashlib.sha256(digests.encode()).hexdigest(), "thinks": train.thinks}
 
 
 class TrainingTracker:
@@ -495,7 +511,8 @@ class TrainingTracker:
         if initial:
             check_adapters(initial, model, config.lora)
         template = tokenizer.template_text
-        return TrainingPlan(run, config, identity, model, data, len(train_dataset), template, initial)
+        rows = describe_rows(train_dataset, val_dataset)
+        return TrainingPlan(run, config, identity, model, data, len(train_dataset), template, rows, initial)
 
     def _refuse_twin(self, name: str) -> None:
         """Refuse a name that some file systems, a Mac's for one, cannot tell from that of another run."""
@@ -524,6 +541,7 @@ class TrainingTracker:
             environment = {
                 "identity": plan.identity,
                 "files": {str(path.relative_to(run.path)): describe_file(path) for path in sorted(brought)},
+                "rows": plan.rows,
                 "model": {
                     "name": plan.model.name,
                     "path": str(plan.model.path.resolve()),

@@ -21,7 +21,7 @@ from itertools import chain
 from typing import Any
 
 from jinja2 import Template, TemplateError, nodes
-from jinja2.ext import loopcontrols
+from jinja2.ext import Extension, loopcontrols
 from jinja2.filters import make_attrgetter
 from jinja2.runtime import Context, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
@@ -376,10 +376,19 @@ def _joined(rendering: Rendering, between: str, values: Iterable[Any]) -> str:
 
 
 @pass_context
-def _to_json(rendering: Rendering, value: Any, indent: int | None = None) -> str:
-    _refuse_wide(indent)
+def _to_json(
+    rendering: Rendering,
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: Any = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON with the arguments that transformers gives this filter."""
+    _refuse_wide(indent, *map(len, separators or ()))
+    encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
     pieces, total = [], 0
-    for piece in json.JSONEncoder(ensure_ascii=False, indent=indent).iterencode(value):
+    for piece in encoder.iterencode(value):
         pieces.append(piece)
         total += len(piece)
         rendering.foresee(total)
@@ -406,6 +415,20 @@ class _Namespace(Namespace):
         return "<namespace>"
 
 
+class _Generation(Extension):
+    """`{% generation %}`, with which transformers marks what a model is to learn: a block that writes what it holds.
+
+    No other tag makes a `Scope`, so that these are known by it.
+    """
+
+    tags = frozenset({"generation"})
+
+    def parse(self, parser: Any) -> nodes.Node:
+        """Read the block."""
+        line = next(parser.stream).lineno
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+
 class Sandbox(ImmutableSandboxedEnvironment):
     """jinja2's sandbox with limits."""
 
@@ -413,7 +436,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"*", "**", "%", "/", "//", "-"})  # those of + are put in by the guard
 
     def __init__(self) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols], finalize=_written)
+        extensions = [loopcontrols, _Generation]
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=extensions, finalize=_written)
         kept = {name: _guarded(name, self.filters[name]) for name in _KEPT_FILTERS}
         guards = {"(add)": _add, "(concatenate)": _concatenate, "(slice)": _slice, "(made)": _made,
                   "(counted)": _counted, "(each)": _each}  # fmt: skip

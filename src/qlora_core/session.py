@@ -25,6 +25,7 @@ from .batching import Order
 from .checkpoint import Progress, checkpoint_to_resume, load_checkpoint
 from .config import RunConfig, from_flat
 from .device import Kernels, mx, nn, optim
+from .errors import RunError
 from .guard import MemoryGuard, NormWatch
 from .kernels import dequantise_kept
 from .memory import GB, MemoryMonitor, available_bytes
@@ -41,11 +42,11 @@ from .model import (
 from .pace import Pace
 from .passes import Passes
 from .prefix import NO_PREFIX, common_prefix
-from .runs import Run, RunWriter
+from .runs import Run, RunWriter, describe_rows
 from .share_workers import ShareWorkers
 from .spent import TimeSpent
 from .storage import write_json
-from .tokens import ChatTokenizer, TokenRow, make_dataset
+from .tokens import ChatTokenizer, TokenDataset, TokenRow, make_dataset
 from .trunk import Trunk
 
 
@@ -217,8 +218,11 @@ def open_session(writer: RunWriter, monitor: MemoryMonitor, began: float | None 
         run.refuse_damage()
         checkpoint = _checkpoint(writer)
     tokenizer = run.tokenizer()
-    rows = make_dataset(run.train_rows(), tokenizer, config.data.max_seq_length).rows
-    val_rows = make_dataset(run.validation_rows(), tokenizer, config.data.max_seq_length).rows
+    length = config.data.max_seq_length
+    train, validation = (make_dataset(rows, tokenizer, length) for rows in (run.train_rows(), run.validation_rows()))
+    environment = _with_rows_of_today(writer, environment, train, validation, begun=checkpoint is not None)
+    tokenizer.follow(train)
+    rows, val_rows = train.rows, validation.rows
     kernels = _kernels(writer, environment, spec, monitor)
     at_once = from_flat({"batch_size": run.micro_batch}, config)
     estimate = fit.estimate_memory(
@@ -288,6 +292,40 @@ def _kernels(writer: RunWriter, environment: dict[str, Any], spec: ModelSpec, mo
     }
     write_json(writer.run.path / "environment.json", environment)
     return chosen
+
+
+def _with_rows_of_today(
+    writer: RunWriter, environment: dict[str, Any], train: TokenDataset, validation: TokenDataset, *, begun: bool
+) -> dict[str, Any]:
+    """The environment with the rows as this version makes tokens of them; it is told where that may be new.
+
+    Raises:
+        RunError: training has begun with other tokens.
+    """
+    recorded, today = environment.get("rows"), describe_rows(train, validation)
+    if recorded == today:
+        return environment
+    name = writer.run.name
+    if begun and recorded and recorded["tokens"] != today["tokens"]:
+        raise RunError(
+            f"{name}: this version makes other tokens of its rows than the one it began with, so it cannot go on where "
+            "it was. Use --fresh, or go on with that version."
+        )
+    if begun and not recorded:
+        counts = [event.get("train_rows") for event in writer.run.metrics() if event["type"] == "start"]
+        if counts and counts[-1] != len(train):
+            raise RunError(
+                f"{name}: was begun by an older version, which trained {counts[-1]} rows where this one trains "
+                f"{len(train)}: the same steps would be other rows. Use --fresh, or go on with that version."
+            )
+        message = (
+            "the run was begun by an older version, which made other tokens of some conversations (reasoning, system "
+            "texts, ends of answers): it goes on, but perhaps not equal to the bit"
+        )
+        writer.log("warning", message=message)
+    environment |= {"rows": today}
+    write_json(writer.run.path / "environment.json", environment)
+    return environment
 
 
 def _of_today(writer: RunWriter, environment: dict[str, Any], kernels: Kernels) -> Kernels:

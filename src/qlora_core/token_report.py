@@ -6,6 +6,7 @@ Knows tokens, nothing of files or mlx.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import numpy as np
 
 from .activity import doing
 from .config import DataConfig
+from .conversations import Note
 from .errors import DataError
 from .token_rows import TokenRow, TokenRows
 from .tokens import WORD_JOINER, ChatTokenizer, TokenDataset, tokens_wanted
@@ -124,6 +126,7 @@ def describe(
         _cuts(rows, lengths, max_seq_length),
         _full_prompts(skipped, max_seq_length),
         _other_skipped(skipped),
+        *_written_otherwise(_both(train.notes, validation.notes), train.conversations + validation.conversations),
         _tiny_answers(rows),
         _far_out(rows, lengths),
         _spelled(int(np.count_nonzero(rows.armed)), control),
@@ -346,6 +349,50 @@ def _other_skipped(skipped: Sequence[tuple[str, str]]) -> str:
     are = "row is" if len(others) == 1 else "rows are"
     source, reason = others[0]
     return f"{len(others):,} {are} left out; mend them or remove them. The first: {source}: {reason}"
+
+
+WRITTEN = {
+    "altered": "words that the model's chat template leaves out or writes otherwise; see which among the row's tokens",
+    "unmarked": "an answer that the model's chat template does not mark as the model's own ({% generation %}) is read, "
+    "not trained",
+    "tools": "tools, for which the model's chat template has no place, are left out; give one that has with --template",
+    "system": "a system text, which the model's chat template refuses, is written before the question behind it, here "
+    "and when the model is asked",
+    "dropped": "reasoning before an answer is left out (--reasoning drop)",
+    "apart": "each answer makes a row, since the model's chat template writes an answer, or what asks for it, "
+    "otherwise when more follows",
+}
+"""What was done with a row, by the notes of `tokens`; of reasoning see `_reasons`."""
+
+
+def _both(*notes: Sequence[tuple[Note, int, str]]) -> dict[str, tuple[int, str]]:
+    """How many rows of several datasets each note is about, and where the first came from."""
+    found: dict[str, tuple[int, str]] = {}
+    for what, count, source in itertools.chain.from_iterable(notes):
+        known, first = found.get(what, (0, source))
+        found[what] = (known + count, first)
+    return found
+
+
+def _written_otherwise(notes: dict[str, tuple[int, str]], conversations: int) -> list[str]:
+    said = [
+        f"{_many(count, 'row')}, {'' if count == 1 else 'the first '}{first}: {WRITTEN[what]}"
+        for what, (count, first) in notes.items()
+        if what in WRITTEN
+    ]
+    return [_reasons(notes["reasoning"], conversations), *said] if "reasoning" in notes else said
+
+
+def _reasons(noted: tuple[int, str], conversations: int) -> str:
+    count, first = noted
+    has, where = ("has", first) if count == 1 else ("have", f"the first {first}")
+    said = f"{count:,} of {conversations:,} conversations {has} reasoning before an answer, {where}: "
+    said += "it is trained with the answer, or what --reasoning says (keep: read, not trained; drop: left out)"
+    if count == conversations:
+        return said
+    if 2 * count > conversations:
+        return f"{said}; most have it, so that the model is asked to reason"
+    return f"{said}; most have none, so that the model is asked for answers without, where its template can say so"
 
 
 def _tiny_answers(rows: _Corpus) -> str:

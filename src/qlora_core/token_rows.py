@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import operator
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -180,6 +181,13 @@ class TokenRows(Sequence[TokenRow]):
     def lengths(self) -> np.ndarray:
         """int64, `(rows,)`: tokens of each row."""
         return np.diff(self.offsets)
+
+    def digest(self) -> str:
+        """SHA-256 of the ids of all rows and of which are trained."""
+        found = hashlib.sha256()
+        for array in (self.ids, self.trained, self.offsets):
+            found.update(np.ascontiguousarray(array).data)
+        return found.hexdigest()
 
     @functools.cached_property
     def target_lengths(self) -> np.ndarray:

@@ -5,11 +5,11 @@ Knows tokens, nothing of how they are shown.
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .tokens import ChatTokenizer
+from .tokens import ChatTokenizer, EncodedText
 
 PieceKind = Literal["trained", "context", "cut"]
 
@@ -31,33 +31,45 @@ class Piece:
     special: bool = False
 
 
-def pieces(row: dict[str, Any], tokenizer: ChatTokenizer, max_seq_length: int) -> list[Piece]:
-    """Every token of a prepared row, as `make_dataset` encodes it, and those that it cuts off.
+def parts(row: dict[str, Any], tokenizer: ChatTokenizer, max_seq_length: int) -> list[list[Piece]]:
+    """Every token of each text that a prepared row is learned from, as `make_dataset` encodes them, and those cut off.
 
-    Their texts in order are the text that the model sees (`text_of_row`), with the begin and end of text that the
-    tokeniser adds, by name.
+    The pieces of a text in order are the text that the model sees, with the begin and end of text that the tokeniser
+    adds, by name. Nearly every row is learned from one text; a conversation may have several, see `encode_rows`.
 
     Args:
         row: `{"messages": […]}` or `{"text": …}`.
         tokenizer: of the model.
-        max_seq_length: tokens a row may have.
+        max_seq_length: tokens that a text may have.
 
     Raises:
         DataError: the template refuses the row.
     """
-    whole = tokenizer.encode_row(row, sys.maxsize)
-    kinds: list[PieceKind] = ["trained" if trained else "context" for trained in whole.trained[:max_seq_length]]
-    kinds += ["cut"] * (len(whole) - len(kinds))
-    texts = _texts(*tokenizer.places(row))
+    return [_pieces(encoded, tokenizer, max_seq_length) for encoded in tokenizer.texts_of(row)[0]]
+
+
+def pieces(row: dict[str, Any], tokenizer: ChatTokenizer, max_seq_length: int) -> list[Piece]:
+    """The pieces of all of them, one text after the other; see `parts`.
+
+    Raises:
+        DataError: the template refuses the row.
+    """
+    return [piece for part in parts(row, tokenizer, max_seq_length) for piece in part]
+
+
+def _pieces(encoded: EncodedText, tokenizer: ChatTokenizer, max_seq_length: int) -> list[Piece]:
+    kinds: list[PieceKind] = ["trained" if trained else "context" for trained in encoded.trained[:max_seq_length]]
+    kinds += ["cut"] * (len(encoded.ids) - len(kinds))
+    texts = _texts(encoded.text, encoded.places)
     texts += [""] * (len(kinds) - len(texts))  # an end of text that was appended
     names = tokenizer.control_names
     return [
         Piece(text or names.get(i, ""), i, kind, i in names)
-        for text, i, kind in zip(texts, whole.ids.tolist(), kinds, strict=True)
+        for text, i, kind in zip(texts, encoded.ids.tolist(), kinds, strict=True)
     ]
 
 
-def _texts(text: str, places: list[tuple[int, int]]) -> list[str]:
+def _texts(text: str, places: Sequence[tuple[int, int]]) -> list[str]:
     """Each token's own part of the text: what lies between the end of those before it and its own end.
 
     What no token stands for, since the tokeniser drops it, goes with the token behind it, or the last one.

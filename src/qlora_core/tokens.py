@@ -1,18 +1,22 @@
 """Rows of text to token ids, and which of them are trained.
 
-Knows chat templates, the tokeniser and the loss mask. Uses `tokenizers` and jinja2's sandbox; knows nothing of mlx and
-does not import transformers, so that the page can show what will be trained.
+What is trained continues the ids that the model is given when it is asked: where the tokeniser would join the end of a
+request and the beginning of an answer to one token, they are encoded apart. Knows chat templates, the tokeniser and the
+loss mask. Uses `tokenizers` and jinja2's sandbox; knows nothing of mlx and does not import transformers, so that the
+page can show what will be trained.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import itertools
 import json
 import re
 import weakref
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +28,10 @@ from tokenizers import Tokenizer
 
 from .activity import doing
 from .bases import find_tokenizer
-from .chat_template import ChatTemplate, read_template
-from .config import BaseConfig
+from .borders import Borders
+from .chat_template import ChatTemplate, Script, read_template
+from .config import BaseConfig, Reasoning
+from .conversations import Conversation, Message, Note, fit, is_target
 from .errors import DataError, ModelError, brief, shown
 from .foreign import TABLE_BYTES, is_whole, read_object, read_text
 from .parallel import in_processes, processes
@@ -35,6 +41,26 @@ PARALLEL_ROWS = 20_000  # fewer rows are encoded before worker processes have st
 CHUNK_ROWS = 2_000  # rows a task of a worker process: a tenth of a second
 HIGHEST_ID = (1 << 24) - 1  # of a token: 60 times as many as the largest vocabulary known
 WORD_JOINER = "\u2060"  # breaks a control token spelled out in somebody's text, and is invisible
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedText:
+    """A text with its tokens.
+
+    Attributes:
+        text: that the model sees.
+        ids: int32, `(tokens,)`; an end of text that was appended is the last.
+        trained: bool, `(tokens,)`.
+        places: where in the text each token begins and ends; an end that was appended has none. Tokens that share a
+            character have it in common.
+        ended: whether each answer has the token that ends it.
+    """
+
+    text: str
+    ids: np.ndarray
+    trained: np.ndarray
+    places: Sequence[tuple[int, int]]
+    ended: bool = True
 
 
 _OPEN: weakref.WeakValueDictionary[str, ChatTokenizer] = weakref.WeakValueDictionary()
@@ -47,6 +73,9 @@ class ChatTokenizer:
     Args:
         directory: holds `tokenizer.json` and, usually, `tokenizer_config.json`.
         template: which chat template, as the setting of that name says.
+        reasoning: what becomes of an answer's reasoning, as the setting of that name says.
+        thinks: whether the model is asked for answers that begin with reasoning; None: as the rows have it that were
+            encoded last, and before any as the template has it.
 
     Raises:
         ConfigError: there is no such template.
@@ -54,9 +83,18 @@ class ChatTokenizer:
             not one.
     """
 
-    def __init__(self, directory: Path, template: str = "auto") -> None:
+    def __init__(
+        self,
+        directory: Path,
+        template: str = "auto",
+        reasoning: Reasoning = "train",
+        *,
+        thinks: bool | None = None,
+    ) -> None:
         self.directory = Path(directory)
         self.template = template
+        self.reasoning: Reasoning = reasoning
+        self._told_to_think, self._rows_think = thinks, None
         path = self.directory / "tokenizer.json"
         if not path.is_file():
             raise ModelError(f"{path}: not found. A model directory needs a tokenizer.json (a fast tokeniser).")
@@ -79,19 +117,38 @@ class ChatTokenizer:
             i: self._tokenizer.id_to_token(i) for i in self.eos_ids
         }
         self.control_tokens = sorted((token.content for _, token in added if token.special), key=len, reverse=True)
-        self._first_letters = {token[0] for token in self.control_tokens}
+        letters = re.escape("".join(sorted({token[0] for token in self.control_tokens})))
+        self._may_spell = re.compile(f"[{letters}]" if letters else r"(?!)").search
         highest = max([*self._tokenizer.get_vocab().values(), *self.eos_ids])
         if highest > HIGHEST_ID:
             raise ModelError(f"{path}: has the token id {highest}; at most {HIGHEST_ID} is believed.")
-        self._ends_text = np.zeros(highest + 1, bool)
-        self._ends_text[list(self.eos_ids)] = True
+        self._borders = Borders(self._tokenizer)
         self.own_template = self._own_template(settings)
-        self.template_text = read_template(template, self.own_template, begin=self._begins_with_bos())
+        begin, joins = self._begins_with_bos(), self._joins_blanks()
+        self.template_text = read_template(template, self.own_template, begin=begin, joins=joins)
         try:
             self._template = ChatTemplate(self.template_text, self.bos_token or "", self.eos_token)
         except TemplateError as error:
             whose = "its chat template" if template == "auto" else f"the template {template}"
             raise ModelError(f"{self.directory}: {whose} cannot be read: {error}") from None
+        self._listed_ends = self.eos_ids
+        self.eos_ids = self._with_written_end()
+        self._vocabulary = highest + 1
+
+    def _with_written_end(self) -> tuple[int, ...]:
+        """The ids that end an answer with the control token that the template writes right behind one, listed or not.
+
+        A base model with a chat template, say, lists its end of text only.
+        """
+        ending = self._template.endings[0].lstrip()
+        token = next((token for token in self.control_tokens if ending.startswith(token)), None)
+        found = self._tokenizer.token_to_id(token) if token else None
+        return self.eos_ids if found is None or found in self.eos_ids else (*self.eos_ids, found)
+
+    @property
+    def ends_unlisted(self) -> bool:
+        """Whether answers end with a token that the model's files do not list among those that end one."""
+        return self.eos_ids != self._listed_ends
 
     def _end_ids(self) -> tuple[int, ...]:
         """Ids that end an answer; the tokeniser's own end-of-text comes first."""
@@ -125,112 +182,226 @@ class ChatTokenizer:
         ids = self._tokenizer.encode("", add_special_tokens=True).ids
         return bool(self.bos_token) and ids[:1] == [self._tokenizer.token_to_id(self.bos_token)]
 
+    def _joins_blanks(self) -> bool:
+        """Whether a blank and the word behind it are one token, as byte-level BPE and SentencePiece write it."""
+        return any(token[0] in "Ġ▁" and token[1:].isalpha() for token in self._tokenizer.get_vocab() if token)
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the tokeniser, the template and the ids that end a text."""
+        return self._fingerprint(self.template_text)
+
+    def _fingerprint(self, template: str) -> str:
         digest = hashlib.sha256((self.directory / "tokenizer.json").read_bytes())
-        digest.update(self.template_text.encode())
-        digest.update(repr((self.bos_token, self.eos_ids)).encode())
+        digest.update(template.encode())
+        digest.update(repr((self.bos_token, self._listed_ends)).encode())
         return digest.hexdigest()
 
-    def render(self, messages: Sequence[dict[str, str]], *, add_generation_prompt: bool = False) -> str:
+    @property
+    def fingerprint_with_blank(self) -> str:
+        """The fingerprint that versions gave which left a blank before an answer to what asks for it."""
+        text = read_template(self.template, self.own_template, begin=self._begins_with_bos(), joins=False)
+        return self._fingerprint(text)
+
+    @property
+    def thinks(self) -> bool | None:
+        """Whether the model is asked for answers that begin with reasoning; None: as the template has it."""
+        return self._rows_think if self._told_to_think is None else self._told_to_think
+
+    @property
+    def can_think(self) -> bool:
+        """Whether the template has an answer begin with reasoning, or shows that it has none."""
+        return self._template.abilities.thinks
+
+    def follow(self, dataset: TokenDataset) -> None:
+        """Ask for answers with reasoning, or without, as these rows have it."""
+        self._rows_think = dataset.thinks if dataset.conversations else self._rows_think
+
+    @property
+    def asking_template(self) -> str:
+        """The chat template for programs that ask the model, with that decided."""
+        return self._template.without_reasoning() if self.thinks is False else self.template_text
+
+    # Messages ---------------------------------------------------------------------------------------------------
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
         """Messages as the text the model sees; control tokens spelled out in their content are broken up.
 
         Raises:
             DataError: the template refuses these messages (two user turns in a row, say).
         """
-        return self._template.render(self._disarmed(messages), ask=add_generation_prompt)
+        if add_generation_prompt:
+            return self._prompt(messages).text
+        return self._fitting(
+            self._safe(messages), None, lambda conversation: self._template.conversation(conversation)[0]
+        )[1]
 
-    def _disarmed(self, messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
-        return [{**m, "content": self.disarm(m["content"])} for m in messages]
+    def _fitting(self, messages: Sequence[Message], tools: Any, make: Callable[[Conversation], Any]) -> tuple[Any, Any]:
+        """What `make` makes of messages, their control tokens broken up, once fit for the template; that before it.
+
+        A system text that the template refuses goes into the question behind it.
+
+        Raises:
+            DataError: the template refuses them all the same; with its first words.
+        """
+        conversation = self._fit(messages, tools)
+        try:
+            return conversation, make(conversation)
+        except DataError as error:
+            if all(message["role"] != "system" for message in conversation.messages):
+                raise
+            moved = self._fit(messages, tools, move_system=True)
+            try:
+                return moved, make(moved)
+            except DataError:
+                raise error from None
+
+    def _fit(self, messages: Sequence[Message], tools: Any, *, move_system: bool = False) -> Conversation:
+        return fit(messages, tools, self._template.abilities, self.reasoning, move_system=move_system)
+
+    def _safe(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """Messages with all control tokens in their texts broken up; themselves where there are none."""
+        for message in messages:
+            for part in message.values():
+                if part is not None and (not isinstance(part, str) or self._may_spell(part)):
+                    return self._disarmed(messages)
+        return messages
+
+    def _disarmed(self, value: Any) -> Any:
+        """A value with all control tokens in its texts broken up; itself where there are none."""
+        if isinstance(value, str):
+            return self.disarm(value) if self._may_spell(value) else value
+        if value is None:
+            return None
+        if isinstance(value, dict):
+            made = {self._disarmed(key): self._disarmed(part) for key, part in value.items()}
+            same = all(a is b and made[a] is part for (a, part), b in zip(value.items(), made, strict=False))
+            return value if same and len(made) == len(value) else made
+        if isinstance(value, list | tuple):
+            parts = [self._disarmed(part) for part in value]
+            return parts if any(a is not b for a, b in zip(parts, value, strict=True)) else value
+        return value
 
     def disarm(self, text: str) -> str:
         """Break every control token spelled out in `text`, so that data cannot speak as the system or end a turn.
 
         A text that spells none comes back itself, not a copy.
         """
-        if any(letter in text for letter in self._first_letters):  # a model may have hundreds of control tokens
+        if self._may_spell(text):  # a model may have hundreds of control tokens
             for token in self.control_tokens:
                 if token in text:
                     text = text.replace(token, token[0] + WORD_JOINER + token[1:])
         return text
 
-    def encode_row(self, row: dict[str, Any], max_seq_length: int) -> TokenRow:
-        """Encode a prepared row, `{"messages": […]}` or `{"text": …}`.
+    def _prompt(self, messages: Sequence[Message], tools: Any = None) -> Script:
+        safe = self._safe(messages), self._disarmed(tools)
+        return self._fitting(*safe, lambda conversation: self._template.prompt(conversation, self.thinks))[1]
 
-        Every assistant turn is trained up to and including its end-of-text token; of a text row, everything. The end
-        of text is always there to be trained, unless it is cut off.
+    def encode_prompt(self, prompt: str | Sequence[Message], tools: Sequence[Any] | None = None) -> list[int]:
+        """Ids of a question, ready for the model's answer.
+
+        Args:
+            prompt: the question, or the messages before the answer.
+            tools: that the model may call.
 
         Raises:
-            DataError: the template refuses the row.
+            DataError: the template refuses it.
         """
-        if "messages" in row:
-            safe = self._disarmed(row["messages"])
-            armed = any(a["content"] is not b["content"] for a, b in zip(safe, row["messages"], strict=True))
-            ids, trained = self._encode_messages(safe)
-        else:
-            text = self.disarm(row["text"])
-            armed = text is not row["text"]
-            found = self._tokenizer.encode(text, add_special_tokens=True).ids
-            if not found or found[-1] not in self.eos_ids:
-                found.append(self.eos_ids[0])
-            ids = np.asarray(found, np.int32)
-            trained = np.ones(len(ids), bool)
-        trained[0] = False
-        cut = max(0, len(ids) - max_seq_length)
-        if cut:  # a copy, so that what is cut off does not stay in memory
-            ids, trained = ids[:max_seq_length].copy(), trained[:max_seq_length].copy()
-        return TokenRow(ids, trained, row.get("source", ""), cut, armed)
-
-    def _encode_messages(self, messages: Sequence[dict[str, str]]) -> tuple[np.ndarray, np.ndarray]:
-        text, ends = self._template.conversation(messages)
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        ids = np.asarray(encoding.ids, np.int32)
-        if not len(ids):
-            raise DataError("the model's chat template writes nothing for this conversation")
-        first, last = (
-            np.fromiter(itertools.chain.from_iterable(encoding.offsets), np.int64, 2 * len(ids)).reshape(-1, 2).T
-        )
-        trained, ends_text = np.zeros(len(ids), bool), self._ends_text[ids]
-        for turn, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            start, stop = self._template.answer_span(text, messages, turn, ends)
-            inside = (first >= start) & (last <= stop)
-            end = (inside & ends_text).argmax()
-            if inside[end] and ends_text[end]:
-                inside[end + 1 :] = False  # what a template writes behind it (a line feed) is not the model's to say
-            elif stop == len(text) and turn + 1 < len(messages):
-                raise DataError(f"the model's chat template does not show where the answer of turn {turn + 1} ends")
-            trained |= inside
-        if trained[-1] and not ends_text[-1]:
-            ids, trained = np.append(ids, np.int32(self.eos_ids[0])), np.append(trained, True)
-        return ids, trained
-
-    def encode_prompt(self, prompt: str | Sequence[dict[str, str]]) -> list[int]:
-        """Ids of a question, ready for the model's answer."""
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        text = self.render(messages, add_generation_prompt=True)
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        script = self._prompt(messages, tools)
+        return self._borders.encode(script.text, script.begins).ids
 
-    def text_of_row(self, row: dict[str, Any]) -> str:
-        """A prepared row as the text the model sees, for a trainer that renders no conversation itself.
+    # Rows -------------------------------------------------------------------------------------------------------
+
+    def encode_row(self, row: dict[str, Any], max_seq_length: int) -> TokenRow:
+        """Encode a prepared row that is learned from one text, as nearly all are; see `encode_rows`.
+
+        Raises:
+            DataError: the template refuses the row, or wants several texts for it.
+        """
+        rows, _ = self.encode_rows(row, max_seq_length)
+        if len(rows) != 1:
+            raise DataError(f"the model's chat template makes {len(rows)} texts of this conversation")
+        return rows[0]
+
+    def encode_rows(self, row: dict[str, Any], max_seq_length: int) -> tuple[list[TokenRow], frozenset[Note]]:
+        """Encode a prepared row, `{"messages": […]}` or `{"text": …}`; also what was done with it to be told of.
+
+        Every assistant turn is trained up to and including the token that ends it, unless it is marked `train: false`;
+        of a text row, everything. The end is always there to be trained, unless it is cut off. A conversation becomes
+        several rows where the template asks for one answer in another way than it writes it before the next.
 
         Raises:
             DataError: the template refuses the row.
         """
-        return self.render(row["messages"]) if "messages" in row else self.disarm(row["text"])
+        texts, notes, armed = self.texts_of(row)
+        rows = []
+        for encoded in texts:
+            ids, trained = encoded.ids, encoded.trained
+            cut = max(0, len(ids) - max_seq_length)
+            if cut:  # a copy, so that what is cut off does not stay in memory
+                ids, trained = ids[:max_seq_length].copy(), trained[:max_seq_length].copy()
+            rows.append(TokenRow(ids, trained, row.get("source", ""), cut, armed))
+        return rows, notes
 
-    def places(self, row: dict[str, Any]) -> tuple[str, list[tuple[int, int]]]:
-        """The text of a prepared row, and where in it each token of `encode_row` begins and ends.
-
-        An end of text that `encode_row` appends has no place. Tokens that share a character have it in common.
+    def texts_of(self, row: dict[str, Any]) -> tuple[list[EncodedText], frozenset[Note], bool]:
+        """The texts that a prepared row is learned from, notes on it, and whether it spells a control token.
 
         Raises:
             DataError: the template refuses the row.
         """
-        text = self.text_of_row(row)
-        return text, self._tokenizer.encode(text, add_special_tokens="text" in row).offsets
+        if "messages" not in row:
+            text = self.disarm(row["text"])
+            return [self._encoded_running(text)], frozenset(), text is not row["text"]
+        messages, tools = self._safe(row["messages"]), self._disarmed(row.get("tools"))
+        armed = messages is not row["messages"] or tools is not row.get("tools")
+        conversation, (scripts, notes) = self._fitting(messages, tools, self._template.scripts)
+        texts = [self._encoded_script(script) for script in scripts]
+        if not all(text.ended for text in texts):  # an answer that nothing ends must be the last of its text
+            scripts, notes = self._template.scripts(conversation, apart=True)
+            texts = [self._encoded_script(script) for script in scripts]
+        return texts, conversation.notes | notes, armed
+
+    def _encoded_running(self, text: str) -> EncodedText:
+        encoding = self._tokenizer.encode(text, add_special_tokens=True)
+        ids = encoding.ids
+        if not ids or ids[-1] not in self.eos_ids:
+            ids.append(self.eos_ids[0])
+        trained = np.ones(len(ids), bool)
+        trained[0] = False
+        return EncodedText(text, np.asarray(ids, np.int32), trained, encoding.offsets)
+
+    def _encoded_script(self, script: Script) -> EncodedText:
+        """A script's ids, and its answers up to the tokens that end them."""
+        ids, places = self._borders.encode(script.text, script.begins)
+        if not ids:
+            raise DataError("the model's chat template writes nothing for this conversation")
+        trained, ends = np.zeros(len(ids), bool), [last for _, last in places]
+        ended = True
+        for start, stop in script.targets:
+            first, last = bisect_right(ends, start), bisect_right(ends, stop)
+            while first < last and places[first][0] < start:  # a token that takes the blank behind it
+                first += 1
+            if first == last:
+                continue
+            # what a template writes behind an end (a line feed) is not the model's to say; where a mark ends before
+            # the end, that is the token behind the last
+            end = next((i for i in range(first, min(last + 1, len(ids))) if ids[i] in self.eos_ids), None)
+            ended = ended and (end is not None or last == len(ids))
+            trained[first : last if end is None else end + 1] = True
+        trained[0] = False
+        if trained[-1] and ids[-1] not in self.eos_ids:
+            ids.append(self.eos_ids[0])
+            trained = np.append(trained, True)
+        return EncodedText(script.text, np.asarray(ids, np.int32), trained, places, ended)
+
+    def texts_of_row(self, row: dict[str, Any]) -> list[str]:
+        """A prepared row as the texts that the model sees, for a trainer that renders no conversation itself.
+
+        Raises:
+            DataError: the template refuses the row.
+        """
+        return [encoded.text for encoded in self.texts_of(row)[0]]
 
     def count(self, text: str) -> int:
         """Tokens of a text without begin or end."""
@@ -243,7 +414,7 @@ class ChatTokenizer:
     @property
     def vocabulary(self) -> int:
         """Ids that the tokeniser may give: one more than the highest."""
-        return len(self._ends_text)
+        return self._vocabulary
 
 
 def _read_tokenizer(content: bytes) -> Tokenizer:
@@ -259,7 +430,7 @@ def open_tokenizer(config: BaseConfig) -> ChatTokenizer:
     Raises:
         QLoraError: there is no such model or template, or one of them cannot be read.
     """
-    return ChatTokenizer(find_tokenizer(config), config.template)
+    return ChatTokenizer(find_tokenizer(config), config.template, config.reasoning)
 
 
 @dataclass(frozen=True)
@@ -268,13 +439,22 @@ class TokenDataset:
 
     Attributes:
         rows: in the order of the prepared file; given as any sequence of rows, they are made compact.
-        skipped: (source, reason) of each row with nothing to train.
+        skipped: (source, reason) of each row with nothing to train, or each part of one that became several.
         skipped_places: where each of those stands among the prepared rows.
+        several: (place, rows) of each prepared row that did not become one row and is used.
+        notes: (what, prepared rows, the first one's source) of what was done that their author should hear of.
+        conversations: prepared rows that are conversations.
+        thinks: whether the model is to be asked for answers that begin with reasoning, as most of them do or do not;
+            None where no request depends on it.
     """
 
     rows: TokenRows
     skipped: tuple[tuple[str, str], ...] = ()
     skipped_places: tuple[int, ...] = ()
+    several: tuple[tuple[int, int], ...] = ()
+    notes: tuple[tuple[Note, int, str], ...] = ()
+    conversations: int = 0
+    thinks: bool | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", TokenRows.of(self.rows))
@@ -297,6 +477,14 @@ class TokenDataset:
         """Rows that lost tokens at their end."""
         return int(np.count_nonzero(self.rows.cut))
 
+    def origins(self, prepared: int) -> np.ndarray:
+        """int64, `(rows,)`: the place among so many prepared rows of the one that each row was made of."""
+        counts = np.ones(prepared, np.int64)
+        counts[list(self.skipped_places)] = 0
+        for place, count in self.several:
+            counts[place] = count
+        return np.repeat(np.arange(prepared), counts)
+
     @property
     def longest(self) -> int:
         """Tokens of the longest row."""
@@ -312,7 +500,8 @@ def make_dataset(
 ) -> TokenDataset:
     """Encode prepared rows; one whose prompt fills `max_seq_length`, or that the template refuses, is reported.
 
-    From `PARALLEL_ROWS` on, processes share the work; the result is the same to the bit.
+    From `PARALLEL_ROWS` on, processes share the work; the result is the same to the bit. From then on the tokeniser
+    asks for answers with reasoning, or without, as these rows have it, unless it was told.
 
     Args:
         rows: the prepared rows. Where it has a method `lines(start, stop)`, which gives rows as lines of JSON in
@@ -328,23 +517,50 @@ def make_dataset(
     chunks = [(start, min(start + CHUNK_ROWS, len(rows))) for start in range(0, len(rows), CHUNK_ROWS)]
     if len(rows) >= PARALLEL_ROWS and processes() > 1:
         lines = getattr(rows, "lines", None) or (lambda start, stop: list(_part(rows, start, stop)))
-        source = (tokenizer.directory, tokenizer.template)
+        source = (tokenizer.directory, tokenizer.template, tokenizer.reasoning)
         work = functools.partial(_encode_lines, source=source, max_seq_length=max_seq_length)
         results = in_processes(work, (lines(*chunk) for chunk in chunks))
     else:
         results = (_encode_chunk(_part(rows, *chunk), tokenizer, max_seq_length) for chunk in chunks)
     parts: list[TokenRows] = []
-    skipped: list[tuple[str, str]] = []
-    places: list[int] = []
+    others: list[TokenDataset] = []
     with contextlib.closing(results), doing("encoding", len(rows)) as tick:
         for (start, done), result in zip(chunks, results, strict=True):
             parts.append(result.rows)
-            skipped += result.skipped
-            places += [start + place for place in result.skipped_places]
+            others.append(_moved(result, start))
             tick(done)
             if progress:
                 progress(done)
-    return TokenDataset(TokenRows.joined(parts), tuple(skipped), tuple(places))
+    made = _joined(parts, others, tokenizer)
+    tokenizer.follow(made)
+    return made
+
+
+def _moved(part: TokenDataset, start: int) -> TokenDataset:
+    """What a dataset says besides its rows, of prepared rows that begin at a place."""
+    places = tuple(start + place for place in part.skipped_places)
+    several = tuple((start + place, count) for place, count in part.several)
+    return dataclasses.replace(part, rows=TokenRows.of([]), skipped_places=places, several=several)
+
+
+def _joined(rows: list[TokenRows], parts: Sequence[TokenDataset], tokenizer: ChatTokenizer) -> TokenDataset:
+    notes: dict[Note, tuple[int, str]] = {}
+    for what, count, source in itertools.chain.from_iterable(part.notes for part in parts):
+        known, first = notes.get(what, (0, source))
+        notes[what] = (known + count, first)
+    conversations = sum(part.conversations for part in parts)
+    thinks = None
+    if conversations and tokenizer.can_think:
+        thinks = 2 * notes.get("reasoning", (0, ""))[0] > conversations
+    return TokenDataset(
+        TokenRows.joined(rows),
+        tuple(itertools.chain.from_iterable(part.skipped for part in parts)),
+        tuple(itertools.chain.from_iterable(part.skipped_places for part in parts)),
+        tuple(itertools.chain.from_iterable(part.several for part in parts)),
+        tuple((what, count, source) for what, (count, source) in notes.items()),
+        conversations,
+        thinks,
+    )
 
 
 def tokens_wanted(reason: str) -> int | None:
@@ -354,22 +570,45 @@ def tokens_wanted(reason: str) -> int | None:
 
 
 def _encode_chunk(rows: Iterable[dict[str, Any]], tokenizer: ChatTokenizer, max_seq_length: int) -> TokenDataset:
-    usable, skipped, places = [], [], []
+    usable: list[TokenRow] = []
+    skipped, places, several = [], [], []
+    notes: dict[Note, tuple[int, str]] = {}
+    conversations = 0
     for place, row in enumerate(rows):
+        source = row.get("source", "")
+        conversations += "messages" in row
         try:
-            encoded = tokenizer.encode_row(row, max_seq_length)
+            made, said = tokenizer.encode_rows(row, max_seq_length)
         except DataError as error:
-            skipped.append((row.get("source", ""), str(error)))
+            skipped.append((source, str(error)))
             places.append(place)
             continue
-        if encoded.trained.any():
-            usable.append(encoded)
-        else:
-            total = len(encoded) + encoded.cut
-            reason = f"nothing to train: the prompt fills max_seq_length {max_seq_length} (the row has {total} tokens)"
-            skipped.append((encoded.source, reason if encoded.cut else "nothing to train: no answer"))
-            places.append(place)
-    return TokenDataset(TokenRows.of(usable), tuple(skipped), tuple(places))
+        kept = [encoded for encoded in made if encoded.trained.any()]
+        for encoded in made:
+            if not encoded.trained.any():
+                skipped.append((source, _why_nothing(row, encoded, max_seq_length)))
+                places.append(place)
+        usable += kept
+        if kept and len(kept) + len(made) != 2:
+            several.append((place, len(kept)))
+        for what in sorted(said) if kept else ():
+            count, first = notes.get(what, (0, source))
+            notes[what] = (count + 1, first)
+    found = tuple((what, *counted) for what, counted in notes.items())
+    return TokenDataset(TokenRows.of(usable), tuple(skipped), tuple(places), tuple(several), found, conversations)
+
+
+def _why_nothing(row: dict[str, Any], encoded: TokenRow, max_seq_length: int) -> str:
+    """Why a row has no token that is trained."""
+    if encoded.cut:
+        total = len(encoded) + encoded.cut
+        return f"nothing to train: the prompt fills max_seq_length {max_seq_length} (the row has {total} tokens)"
+    answers = [message for message in row.get("messages", ()) if message["role"] == "assistant"]
+    if not answers:
+        return "nothing to train: no answer"
+    if not any(map(is_target, answers)):
+        return "nothing to train: every answer is marked as not to be trained"
+    return "nothing to train: the model's chat template marks no part of an answer with {% generation %}"
 
 
 def _part(rows: Sequence[dict[str, Any]], start: int, stop: int) -> Iterator[dict[str, Any]]:
@@ -377,7 +616,7 @@ def _part(rows: Sequence[dict[str, Any]], start: int, stop: int) -> Iterator[dic
 
 
 def _encode_lines(
-    lines: Sequence[bytes | dict[str, Any]], *, source: tuple[Path, str], max_seq_length: int
+    lines: Sequence[bytes | dict[str, Any]], *, source: tuple[Path, str, Reasoning], max_seq_length: int
 ) -> TokenDataset:
     """In a process of its own: encode rows, given as JSON or decoded."""
     rows = (json.loads(line) if isinstance(line, bytes) else line for line in lines)
@@ -385,9 +624,9 @@ def _encode_lines(
 
 
 @functools.lru_cache(maxsize=1)
-def _tokenizer_here(directory: Path, template: str) -> ChatTokenizer:
+def _tokenizer_here(directory: Path, template: str, reasoning: Reasoning) -> ChatTokenizer:
     """The tokeniser of this process; not read as it starts, so that what is wrong with it can be told."""
-    return ChatTokenizer(directory, template)
+    return ChatTokenizer(directory, template, reasoning)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import pytest
 
 from qlora_core import sandbox
 from qlora_core.chat_template import ChatTemplate
+from qlora_core.conversations import Conversation
 from qlora_core.errors import DataError, ModelError
 from qlora_core.tokens import ChatTokenizer, make_dataset
 
@@ -278,7 +279,7 @@ def test_limits_are_told_in_words() -> None:
     with pytest.raises(
         ModelError, match=r"template was stopped: it makes more than 1 MB of text\. Choose another with"
     ):
-        template.conversation(MESSAGES)
+        template.conversation(Conversation(MESSAGES))
 
 
 def test_a_template_that_is_stopped_once_is_not_tried_on_every_row(tiny_model: Path, tmp_path: Path) -> None:

@@ -31,6 +31,8 @@ _RIGHT = re.compile(f"(?<![a-zß-ÿ])Ã(?=[»”’›…–—]+(?!\\w))|(?<=[A
 _WINDOWS = re.compile("[\x80-\x84\x86-\x9f]")
 _WINDOWS_CHARACTERS = {code: bytes([code]).decode("cp1252", "ignore") or chr(code) for code in range(0x80, 0xA0)}
 _CONTROL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\xad\u200b\u2028-\u202e\u2066-\u2069\ufeff]")
+_INDENTED = re.compile(r"(?:[^\S\n]*\n)*( +|\t+)(?=\S)")  # of the first line that is not empty
+_ALSO_INDENTED = re.compile(r"\n[ \t]+\S")
 _LINE_ENDS = "\x0b\x0c\x85\u2028\u2029"
 
 
@@ -39,7 +41,8 @@ def clean(text: str, repair: bool = True) -> tuple[str, tuple[str, ...]]:
 
     Args:
         text: as it was read.
-        repair: False: only line ends become \n, and NUL and the white space around go.
+        repair: False: only line ends become \n, and NUL and the white space around go. The indentation that the first
+            line of code has is no white space around.
 
     Returns:
         The text, and the kinds of repair that were made; characters that were lost (U+FFFD) are only reported.
@@ -47,7 +50,7 @@ def clean(text: str, repair: bool = True) -> tuple[str, tuple[str, ...]]:
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     if not repair:
-        return text.replace("\0", "").strip(), (CONTROLS,) if "\0" in text else ()
+        return _trimmed(text.replace("\0", "")), (CONTROLS,) if "\0" in text else ()
     repaired, kinds = _repaired(text)
     if repaired != text:  # one repair may uncover what asks for another
         repaired, more = clean(repaired)
@@ -66,7 +69,21 @@ def _repaired(text: str) -> tuple[str, tuple[str, ...]]:
             text, kinds = unicodedata.normalize("NFC", text), (*kinds, FORM)
     if not text.isprintable() and _CONTROL.search(text):
         text, kinds = _CONTROL.sub(_without_control, text), (*kinds, CONTROLS)
-    return text.strip(), kinds
+    return _trimmed(text), kinds
+
+
+def _trimmed(text: str) -> str:
+    """Without white space around it; what indents the first line stays where it says something.
+
+    That is where it is as deep as code is indented, or where other lines are indented too; or there is no other, and
+    no sentence begins.
+    """
+    trimmed = text.strip()
+    if not trimmed or not text[0].isspace() or not (indented := _INDENTED.match(text)):
+        return trimmed
+    depth = len(indented[1].expandtabs(4))
+    alike = _ALSO_INDENTED.search(trimmed) or not ("\n" in trimmed or trimmed[0].isupper())
+    return indented[1] + trimmed if depth > 3 or (depth > 1 and alike) else trimmed
 
 
 def _mended(text: str) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import re
 import string
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from .prose import SPEECH, STOP, begins_low, ends_sentence, is_abbreviated
 from .records import Block, ends_of_place
+from .subjects import NONE, THING, find_subject, is_topic, plain_title
 
 TEMPLATES = {  # language: question for the document, question for a section
     "pt": ("Quem foi {title}?", "O que se sabe sobre {title} ({section})?"),
@@ -19,6 +19,15 @@ TEMPLATES = {  # language: question for the document, question for a section
     "es": ("¿Quién fue {title}?", "¿Qué se sabe sobre {title} ({section})?"),
     "fr": ("Qui était {title} ?", "Que sait-on de {title} ({section}) ?"),
     "de": ("Wer war {title}?", "Was ist über {title} bekannt ({section})?"),
+}
+
+
+WHAT = {  # language: question for a document that is about no person
+    "pt": "O que se sabe sobre {title}?",
+    "en": "What is known about {title}?",
+    "es": "¿Qué se sabe sobre {title}?",
+    "fr": "Que sait-on de {title} ?",
+    "de": "Was ist über {title} bekannt?",
 }
 
 
@@ -63,6 +72,7 @@ class _Piece(NamedTuple):
     cost: int
     place: str
     cut: float  # what is lost where a passage begins with it
+    code: bool = False
 
 
 @dataclass(slots=True)
@@ -98,7 +108,10 @@ def make_passages(title: str, blocks: Iterable[Block], count: Callable[[str], in
 
 
 def _sections(title: str, blocks: Iterable[Block], count: Callable[[str], int], limit: int) -> list[_Section]:
-    """Blocks under the headings above them; a heading with no text and no lesser heading below it is text."""
+    """Blocks under the headings above them; a heading with no text and no lesser heading below it is text.
+
+    A heading without words ends the sections before it.
+    """
     path: list[Block] = []
     unused: Block | None = None
 
@@ -116,6 +129,10 @@ def _sections(title: str, blocks: Iterable[Block], count: Callable[[str], int], 
             sections[-1].pieces.extend(_pieces(unused, count, sections[-1].room))
         if block is None:
             break
+        if level and not block.text:
+            path, unused = [], None
+            sections.append(section(()))
+            continue
         if level:
             path = [*(heading for heading in path if heading.level < level), block]
             unused = block
@@ -134,26 +151,36 @@ def _pieces(block: Block, count: Callable[[str], int], room: int) -> list[_Piece
     if cost <= room // 4:
         return [_Piece(block.text, "\n", cost, block.place, opening)]
     pieces: list[_Piece] = []
-    for start, sentence in _sentences(block.text):
+    for start, sentence in _lines_of_code(block.text) if block.verbatim else _sentences(block.text):
         for part, (mark, text, tokens) in enumerate(_fitting(sentence, start, count, room - 1)):
             cost = tokens + 1
             last = pieces[-1] if pieces else None
             if last and last.cost + cost <= max(room // 16, 2):
                 pieces[-1] = last._replace(text=f"{last.text}{mark}{text}", cost=last.cost + cost)
             else:
-                cut = 0.5 if part else 0.25
-                pieces.append(_Piece(text, mark if last else "\n", cost, block.place, cut if last else opening))
-    for lone in (1, -1) if len(pieces) > 1 else ():  # a sentence of a paragraph is left alone
+                cut = 0.5 if part else 0.05 if "\n\n" in mark and text[0] not in " \t" else 0.25
+                cut = cut if last else opening
+                pieces.append(_Piece(text, mark if last else "\n", cost, block.place, cut, block.verbatim))
+    for lone in (1, -1) if len(pieces) > 1 and not block.verbatim else ():  # one sentence of a paragraph, by itself
         pieces[lone] = pieces[lone]._replace(cut=pieces[lone].cut + 0.15)
     return pieces
 
 
+def _lines_of_code(text: str) -> Iterator[tuple[str, str]]:
+    """Lines with what indents them, each with the line feeds before it."""
+    before = ""
+    for match in re.finditer(r"([^\n]+)(\n*)", text):
+        yield before, match[1]
+        before = match[2]
+
+
 def _sentences(text: str) -> Iterator[tuple[str, str]]:
-    """Lines and sentences, each with the white space before it."""
+    """Lines, with what indents them, and sentences, each with the white space before it."""
     start, before = 0, ""
     for match in STOP.finditer(text):
         mark = match[0].lstrip(".!?…。！？»”’\"')]")
-        stop = match.end()
+        mark = mark[: mark.rfind("\n") + 1] or mark
+        stop = match.end() - (len(match[0]) - match[0].rfind("\n") - 1 if "\n" in mark else 0)
         abbreviated = is_abbreviated(text[max(start, stop - 24) : stop].rstrip() or "…")
         if "\n" not in mark and (abbreviated or begins_low(text[stop : stop + 8])):
             continue
@@ -207,7 +234,8 @@ def _divided(title: str, section: _Section) -> Iterator[Passage]:
     pieces = section.pieces
     cuts = [0.0]
     for before, piece in itertools.pairwise(pieces):
-        cuts.append(piece.cut + (0.4 if before.text.endswith(":") else 0.0 if ends_sentence(before.text) else 0.2))
+        open_end = 0.8 if begins_low(piece.text) and not piece.code else 0.4 if before.text.endswith(":") else 0.2
+        cuts.append(piece.cut + (0.0 if ends_sentence(before.text) else open_end))
     for start, stop in _distribute([piece.cost for piece in pieces], section.room, cuts):
         yield _passage(title, section.name, _text(pieces[start:stop]), pieces[start], pieces[stop - 1])
 
@@ -260,36 +288,141 @@ def check_template(template: str) -> None:
         raise ValueError(f"{template!r} has no {{title}}; it may also be one of the languages {languages}")
 
 
+NO_PROSE = "it has no prose that could be an answer"
+
+
+class Asked(NamedTuple):
+    """A question about a document, with the passage that answers it.
+
+    Attributes:
+        row: `{"messages": […]}`.
+        passage: whose words answer it.
+        whole: whether the answer is all of them.
+    """
+
+    row: dict[str, Any]
+    passage: Passage
+    whole: bool
+
+
 def question_rows(passages: Sequence[Passage], template: str) -> Iterator[dict[str, Any]]:
-    """Questions about a document and its sections, answered by its own words.
+    """The rows of `ask`."""
+    yield from (asked.row for asked in ask(passages, template))
+
+
+def ask(
+    passages: Sequence[Passage],
+    template: str,
+    *,
+    kind: str = "",
+    about_all: bool = True,
+    unasked: Callable[[str, str], None] = lambda about, reason: None,
+) -> Iterator[Asked]:
+    """Questions about documents and their sections, answered by their own prose.
+
+    A person is asked "who", a thing "what", by the name in the title without its headline; captions, dates and labels
+    before the prose are no answer, nor is what is mostly a list. A question of the user's own asks for every section.
 
     Args:
         passages: of one document or of several, in order.
         template: a language of `TEMPLATES`, or a question with `{title}`; with `{section}` too it asks for every
             section that has a name, and for nothing else.
+        kind: of `subjects`, where it is known.
+        about_all: whether the document as a whole is asked about; of a book only its sections are.
+        unasked: is told about what nothing is asked, and why.
 
     Raises:
         ValueError: the template cannot be used.
     """
     check_template(template)
-    whole, part = TEMPLATES.get(template, (template, ""))
-    if any(name == "section" for _, name, _, _ in string.Formatter().parse(whole)):
-        whole, part = "", whole
-    asked: set[tuple[str, str]] = set()
-    for passage in passages:
-        title, section = _plain(passage.title), _plain(passage.section)
-        if not title or (title, section) in asked:
+    own = template not in TEMPLATES
+    of_section = any(name == "section" for _, name, _, _ in string.Formatter().parse(template))
+    for title, group in itertools.groupby(passages, key=lambda passage: passage.title):
+        members = list(group)
+        subject = find_subject(title, "\n".join(passage.body for passage in members[:3]))
+        if (kind or subject.kind) == NONE or not subject.name:
+            if title:
+                unasked(title, "its title is a file's name or the mark of a page: nobody and nothing to ask about")
             continue
-        about_all = whole and all(name != title for name, _ in asked)
-        asked.add((title, section))
-        form = whole if about_all else part if section else ""
-        if form:
-            question = {"role": "user", "content": form.format(title=title, section=section)}
-            yield {"messages": [question, {"role": "assistant", "content": passage.body}]}
+        whole, part = _forms(template, kind or subject.kind, of_section)
+        first = _answering(members) if whole and about_all else None
+        if first:
+            yield _asked(whole.format(title=subject.name, section=""), *first)
+        elif whole:
+            unasked(title, NO_PROSE if about_all else "it is long: its sections are asked about")
+        for section, below in _by_section(members) if part else ():
+            name = plain_title(section)
+            if not name or (first and first[0] in below):
+                continue
+            found = _answering(below)
+            if not own and not is_topic(name):
+                unasked(f"{title}: {section}", "its heading is no topic that one asks for")
+            elif found:
+                yield _asked(part.format(title=subject.name, section=name), *found)
+            else:
+                unasked(f"{title}: {section}", NO_PROSE)
 
 
-def _plain(text: str) -> str:
-    """A heading without emoji, as a question writes it."""
-    marks = ("So", "Sk", "Cf", "Mn") if not text.isascii() else ()
-    kept = (c for c in unicodedata.normalize("NFC", text) if unicodedata.category(c) not in marks)
-    return " ".join("".join(kept).split())
+def _by_section(passages: Sequence[Passage]) -> Iterable[tuple[str, list[Passage]]]:
+    """Passages under the name of their section, wherever they stand."""
+    sections: dict[str, list[Passage]] = {}
+    for passage in passages:
+        sections.setdefault(passage.section, []).append(passage)
+    return sections.items()
+
+
+def _answering(passages: Sequence[Passage]) -> tuple[Passage, str] | None:
+    """The first passage that can answer, and the answer."""
+    return next(((passage, answer) for passage in passages if (answer := prose_of(passage.body))), None)
+
+
+def _forms(template: str, kind: str, of_section: bool) -> tuple[str, str]:
+    """The question for a document and that for a section; "" where there is none."""
+    if template in TEMPLATES:
+        who, part = TEMPLATES[template]
+        return (WHAT[template] if kind == THING else who), part
+    return ("", template) if of_section else (template, "")
+
+
+def _asked(question: str, passage: Passage, answer: str) -> Asked:
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return Asked({"messages": turns}, passage, answer == passage.body)
+
+
+_ITEM = re.compile(r"\s*(?:[-•▪*·]|\d{1,2}[.)])\s")
+_DATED = re.compile(
+    r"\W*(?:(?:data|publicad[oa] em|atualizad[oa] em|date|published|updated)\W+)?"
+    r"(?:[^\W\d_][^\d.!?]{0,30},\s*)?(?:em\s+)?"
+    r"(?:\d{1,2}\W+(?:de\s+)?[^\W\d_]+\W+(?:de\s+)?\d{4}|\d{1,2}[/.-]\d{1,2}[/.-]\d{2,4}|\d{4})"
+    r"(?:\s*[–—-]\s*(?:[^.!?]{0,40}\d{4})?)?\W*"
+)
+_CAPTION = re.compile(
+    r"\W*(?:foto(?:grafia)?|legenda|imagem|figura|fig\.|photo|picture|caption|image)\b[^.]{0,20}[:–—]", re.IGNORECASE
+)
+
+
+def prose_of(body: str) -> str:
+    """What of a passage answers a question: from its first prose on, without a label at its end; "" if it has none.
+
+    A heading among its lines ends it: what stands below is about something else. Where half of the lines are items of
+    lists, only the prose before the first of them counts.
+    """
+    lines = body.split("\n")
+    first = next((place for place, line in enumerate(lines) if _is_prose(line)), len(lines))
+    lines = list(itertools.takewhile(lambda line: _ITEM.match(line) or not _is_label(line), lines[first:]))
+    if 2 * sum(bool(_ITEM.match(line)) for line in lines) >= len(lines):
+        lines = list(itertools.takewhile(_is_prose, lines))
+    while lines and lines[-1].rstrip().endswith(":"):
+        lines.pop()
+    return "\n".join(lines)
+
+
+def _is_prose(line: str) -> bool:
+    if _ITEM.match(line) or _DATED.fullmatch(line) or _CAPTION.match(line) or line.rstrip().endswith(":"):
+        return False
+    return not _is_label(line)
+
+
+def _is_label(line: str) -> bool:
+    """Whether a line is a few words that end no sentence."""
+    return not ends_sentence(line) and len(line) < 60 and not line.rstrip().endswith((",", ";", ":"))

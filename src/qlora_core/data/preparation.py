@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import json
 import os
 import shutil
@@ -12,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,12 @@ from ..parallel import in_processes
 from ..storage import cache_directory, publishing
 from ..tokens import ChatTokenizer
 from .assembly import TRAIN, UNDECIDED, VALIDATION, Table, assemble
+from .decisions import Decisions
 from .facts import read_facts
+from .from_hub import fetched
 from .passages import check_template
 from .prepared import PreparedData, json_lines
-from .reading import Part, Reading, Unit
+from .reading import Part, Reading, Unit, can_be_cut
 from .records import Findings, writable
 from .report import DataReport
 from .shapes import ACCEPTED, columns_of
@@ -35,11 +36,12 @@ from .sources import (
     REPORT_FILE,
     TRAIN_FILE,
     VAL_FILE,
+    OwnSplit,
     Source,
     find_sources,
     is_prepared,
     lettering_of,
-    own_pairs,
+    own_split,
     packing_of,
     pieces_of,
 )
@@ -76,26 +78,28 @@ def prepare(
         ConfigError: a column or a question is not written as it must be.
     """
     columns_of(config.columns)
+    Decisions.read(config.decide)
     if config.question:
         try:
             check_template(config.question)
         except ValueError as error:
             raise ConfigError(f"question: {error}") from None
     began = time.time()
+    named, config = config.data, replace(config, data=(here := fetched(config.data)).sources)
     plan = _Plan.of(config, output)
     state = _state(plan, config, tokenizer)
     place = cache_directory() / "data"
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
     if any(changed / 1e9 > began - SETTLED for _, _, changed, _ in state["files"]):
         with tempfile.TemporaryDirectory(dir=place, prefix=".") as fresh:  # rows stay readable when it is gone
-            _write(plan, config, tokenizer, Path(fresh), progress)
+            _write(plan, config, tokenizer, Path(fresh), progress, _Origin(named, here.licences))
             return PreparedData(Path(fresh), plan.files)
     directory = place / hashlib.sha256(json.dumps(state).encode()).hexdigest()[:32]
     with _publishing:
         known = (directory / REPORT_FILE).is_file()
         if not known:
             with publishing(directory) as fresh:
-                _write(plan, config, tokenizer, fresh, progress)
+                _write(plan, config, tokenizer, fresh, progress, _Origin(named, here.licences))
         with contextlib.suppress(OSError):  # somebody else may be clearing up at the same time
             directory.touch()
             _forget_oldest(place)
@@ -103,11 +107,18 @@ def prepare(
 
 
 @dataclass(frozen=True)
+class _Origin:
+    """What the user named, and the licences of what was fetched for it."""
+
+    named: tuple[str, ...]
+    licences: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class _Plan:
     """Which files are read as what."""
 
-    pairs: list[tuple[Source, Source]]
-    loose: list[Source]
+    own: OwnSplit
     sheets: list[Path]
     skipped: Findings = field(default_factory=Findings)
 
@@ -118,24 +129,28 @@ class _Plan:
         named = [Path(config.facts).expanduser()] if config.facts else []
         sheets = named or [source.path for source in sources if source.path.name == FACTS_FILE]
         rows = [s for s in sources if s.path.name != FACTS_FILE and s.path not in sheets]
-        pairs, loose = own_pairs(rows, config.data, skipped)
-        return cls(pairs, loose, sheets, skipped)
+        return cls(own_split(rows, config.data, skipped, by_name=config.own_split), sheets, skipped)
+
+    @property
+    def sources(self) -> list[Source]:
+        """Every file of rows and documents, validation first, so that none of its rows is trained."""
+        return [*self.own.validation, *self.own.train, *self.own.loose]
 
     @property
     def files(self) -> tuple[Path, ...]:
         """Every file that is read."""
-        return (*(s.path for s in itertools.chain(*self.pairs)), *(s.path for s in self.loose), *self.sheets)
+        return (*(source.path for source in self.sources), *self.sheets)
 
     def units(self) -> Iterator[tuple[int, Unit]]:
-        """What is read, with the side it falls on: validation first, so that none of its rows is trained."""
-        decided = [(VALIDATION, source) for _, source in self.pairs] + [(TRAIN, source) for source, _ in self.pairs]
-        for side, source in decided:
+        """What is read, with the side it falls on."""
+        whole = self.own.complete
+        sides = [(VALIDATION, source) for source in self.own.validation]
+        sides += [(TRAIN if whole else UNDECIDED, source) for source in self.own.train]
+        for side, source in sides:
             prepared = _is_ours(source, TRAIN_FILE, VAL_FILE)
-            yield from ((side, unit) for unit in _units(source, as_it_stands=True, prepared=prepared))
-        for source in self.loose:
-            prepared = _is_ours(source, TRAIN_FILE)
-            side = TRAIN if prepared else UNDECIDED
-            yield from ((side, unit) for unit in _units(source, as_it_stands=prepared, prepared=prepared))
+            yield from ((side, unit) for unit in _units(source, as_it_stands=whole, prepared=prepared))
+        for source in self.own.loose:
+            yield from ((UNDECIDED, unit) for unit in _units(source))
 
 
 def _is_ours(source: Source, *names: str) -> bool:
@@ -145,7 +160,7 @@ def _is_ours(source: Source, *names: str) -> bool:
 
 def _units(source: Source, **options: bool) -> Iterator[Unit]:
     whole = source.form not in (".jsonl", ".ndjson") or source.path.stat().st_size < 2 * PIECE
-    if whole or packing_of(source.path) or not lettering_of(source.path).plain:
+    if whole or packing_of(source.path) or not lettering_of(source.path).plain or not can_be_cut(source):
         yield Unit(source, **options)
     else:
         yield from (Unit(source, piece, **options) for piece in pieces_of(source.path, PIECE))
@@ -196,13 +211,18 @@ def _write(
     tokenizer: ChatTokenizer,
     directory: Path,
     progress: Callable[[int], None] | None,
+    origin: _Origin,
 ) -> None:
     """Fill a directory with prepared files."""
-    report = DataReport(sources=list(map(writable, config.data)), own_split=bool(plan.pairs))
+    named, licences = list(map(writable, origin.named)), list(map(writable, origin.licences))
+    report = DataReport(sources=named, licences=licences, own_split=plan.own.complete)
     report.skipped_files.extend(plan.skipped)
+    for text in Decisions.read(config.decide).unknown(plan.files):
+        report.doubts.add(f"--decide {text}", "is about none of the files that are read")
     facts = read_facts(plan.sheets, report)
     spool = directory / "rows.jsonl"
-    if not (plan.pairs or plan.loose):
+    report.bytes = sum(found.st_size for path in plan.files if (found := _stat(path)))
+    if not plan.sources:
         raise DataError(_nothing_usable(report))
     parts = _parts(plan, Reading(config, tokenizer.directory))
     with doing("reading") as tick:
@@ -211,7 +231,7 @@ def _write(
     spool.unlink()
     if not report.train:
         raise DataError(_nothing_usable(report))
-    report.look_again()
+    report.look_again(config)
     if facts:
         (directory / FACTS_FILE).write_text(json_lines(facts), encoding="utf-8", newline="\n")
     report.write(directory / REPORT_FILE)
@@ -241,6 +261,11 @@ def _size(unit: Unit) -> int:
 
 
 def _nothing_usable(report: DataReport) -> str:
-    reasons = [f"  {r.where}: {r.reason}" for r in [*report.rejected, *report.skipped_files][:5]]
+    refused = [*report.rejected, *report.skipped_files, *report.marked]
+    reasons = [f"  {r.where}: {r.reason}" for r in refused[:5]]
+    if report.test_rows:
+        reasons.append(f"  {report.test_rows} rows are for testing, as they say themselves. If not: --no-own-split")
+    if report.validation:
+        reasons.append(f"  {report.validation} rows are for validation by their name. If not: --no-own-split")
     found = f"{report.read} rows in {report.files} files, none usable"
     return "\n".join([f"{', '.join(report.sources)}: {found}.", *reasons, ACCEPTED])

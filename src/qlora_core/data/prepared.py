@@ -157,19 +157,30 @@ class PreparedData:
             (directory / FACTS_FILE).unlink(missing_ok=True)
 
 
-def save_rendered(prepared: PreparedData, directory: Path, render: Callable[[dict[str, Any]], str]) -> None:
+def save_rendered(prepared: PreparedData, directory: Path, render: Callable[[dict[str, Any]], Iterable[str]]) -> int:
     """Write the rows as mlx-lm's own trainer reads them: `{"text": …}`, in `train.jsonl` and `valid.jsonl`.
+
+    It trains all of a text, so rows with an answer that is not to be trained are left out.
 
     Args:
         prepared: the rows.
         directory: where to.
-        render: a row as the model's text.
+        render: a row as the texts that a model learns it from, nearly always one.
+
+    Returns:
+        How many rows were left out.
     """
+    left_out = 0
     sides = dict(zip(PAIRS[1], (prepared.train, prepared.validation), strict=True))
     with replacing_all(directory, list(sides)) as paths:
         for name, rows in sides.items():
             with paths[name].open("w", encoding="utf-8", newline="\n") as file:
-                file.writelines(json.dumps({"text": render(row)}, ensure_ascii=False) + "\n" for row in rows)
+                for row in rows:
+                    if any(message.get("train") is False for message in row.get("messages", ())):
+                        left_out += 1
+                    else:
+                        file.writelines(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in render(row))
+    return left_out
 
 
 def json_lines(rows: Sequence[dict[str, Any]]) -> str:

@@ -1,8 +1,12 @@
-"""What a sentence is: where it ends, and how one does not begin. Knows words, nothing of lines or documents."""
+"""What a sentence is, and a line of one: where it ends, how one does not begin. Knows nothing of documents."""
 
 from __future__ import annotations
 
+import itertools
 import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
 
 ABBREVIATION = re.compile(
     r"sr|srs|sr\.?ª|sra|dr|drs|dra|prof|profa|eng|arq|exmos?|exma|st[oa]?|av|tel|telef|ex|etc|págs?|pp?|vol|fig|séc|"
@@ -31,3 +35,91 @@ def is_abbreviated(text: str) -> bool:
 def begins_low(text: str) -> bool:
     """Whether a line goes on with what the line before it began."""
     return text.lstrip("—–-«“\"'([ ")[:1].islower()
+
+
+# Lines ----------------------------------------------------------------------------------------------------------
+
+# Han, kana, bopomofo, Yi, Thai, Lao, Tibetan, Burmese and Khmer write no blanks between words; and their punctuation.
+_UNSPACED = (
+    "\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u19e0-\u19ff\u2e80-\u2fff\u3001-\u312f\u31a0-\u9fff"
+    "\ua000-\ua4cf\uf900-\ufaff\ufe30-\ufe4f\uff00-\uffef\U0001b000-\U0001b16f\U00020000-\U0003ffff"
+)
+_BROKEN_WORD = re.compile(rf"(?<=[{_UNSPACED}])[^\S\n]*\n[^\S\n]*(?=[{_UNSPACED}])")
+_UNSPACED_LETTER = re.compile(f"[{_UNSPACED}]")
+_UNUSUAL_WIDTH = re.compile("[\u0300-\u036f\u0590-\u09ff\u0e00-\u0fff\u1000-\u11ff\u1780-\u17ff\u2e80-\U0003ffff]")
+VERSE_WIDTH = 60  # columns: lines of verse are no longer
+_TIMED = re.compile(r"\[?(?:\d{1,2}[./-]\d{1,2}[./-]\d{2,4}|\d{4}-\d\d-\d\d|\d{1,2}:\d\d(?::\d\d)?)\b")
+_LABELLED = re.compile(r"(?:[-–—*•]\s)?(?P<name>[^\W\d_][\w .'’()-]{0,29}?)\s?[:：](?=\s|[^\W\d_])")
+
+
+def is_unspaced(text: str) -> bool:
+    """Whether a text is in a script that puts no blanks between words."""
+    return not text.isascii() and 2 * len(_UNSPACED_LETTER.findall(text)) > len(text)
+
+
+def joint(before: str, after: str) -> str:
+    """What stands between two lines that are one: a blank, or nothing inside Chinese, Japanese or Thai."""
+    both = _UNSPACED_LETTER.match(before[-1:]) and _UNSPACED_LETTER.match(after[:1])
+    return "" if both else " "
+
+
+def unwrapped(text: str) -> str:
+    """A text whose line feeds mean nothing, on one line."""
+    return (text if text.isascii() else _BROKEN_WORD.sub("", text)).replace("\n", " ")
+
+
+def columns(text: str) -> int:
+    """How wide a text is in letters of a typewriter: Chinese letters count two, marks above others nothing."""
+    if text.isascii() or not _UNUSUAL_WIDTH.search(text):
+        return len(text)
+    wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
+    return len(text) + wide - sum(unicodedata.category(letter) == "Mn" for letter in text)
+
+
+def starts_of_turns(lines: Sequence[str]) -> list[bool]:
+    """For each line whether it begins as its neighbours do, with a time or with who speaks: a log, a chat, a play."""
+    timed = [bool(_TIMED.match(line)) for line in lines]
+    names = [match["name"] if (match := _LABELLED.match(line)) else "" for line in lines]
+    times = Counter(names)
+    labelled = [
+        times[name] > 1 and (name[0].upper() == name[0] or name in ("user", "assistant")) if name else False
+        for name in names
+    ]
+    return [
+        (time and 2 * sum(timed) >= len(lines)) or (label and 5 * sum(labelled) >= len(lines) and sum(labelled) > 2)
+        for time, label in zip(timed, labelled, strict=True)
+    ]
+
+
+def keep_their_lines(groups: Sequence[Sequence[str]]) -> list[bool]:
+    """For each group of lines whether its writer ended them, and not a margin: stanzas, addresses, lists.
+
+    A margin ends a line where the next word does not fit any more, wherever the sentence is. Short lines that end
+    before that, or with a sign of punctuation, are verse.
+
+    Args:
+        groups: neighbouring lines without an empty one between them, of one text.
+    """
+    several = [[columns(line) for line in group] for group in groups if len(group) > 1]
+    sizes = sorted(size for group in several for size in group)
+    if not sizes:
+        return [False] * len(groups)
+    width = sizes[int(0.95 * (len(sizes) - 1))]
+    early, marked = [], 0  # how wide each line would be with the next word; sentences may end anywhere
+    for group in groups:
+        inside = [(line, after) for line, after in itertools.pairwise(group) if not ends_sentence(line)]
+        early.append([columns(line) + 1 + columns(after.split(None, 1)[0]) for line, after in inside])
+        marked += sum(line[-1] in ",;:—–" for line, _ in inside)
+    breaks = [size for group in early for size in group]
+    fitting = sum(size <= width for size in breaks)
+    verse = (
+        width <= VERSE_WIDTH
+        and len(breaks) > 2
+        and max(map(len, groups)) <= (40 if len(several) > 1 else 20)
+        and fitting + marked >= (0.6 if len(several) > 1 else 0.75) * len(breaks)
+        and 5 * fitting >= len(breaks)
+    )
+    return [
+        not is_unspaced(group[0]) and (verse or (len(of) > 1 and max(of) <= 0.7 * width))
+        for group, of in zip(groups, early, strict=True)
+    ]

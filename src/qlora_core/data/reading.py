@@ -6,29 +6,36 @@ out is compact: lines ready to be written, with the few numbers about each that 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import itertools
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
 import numpy as np
 
 from ..config import DataConfig
 from ..tokens import ChatTokenizer
+from .chatter import chatter_in
 from .cleaning import clean, language_of, personal_data
+from .columns import LONG, has_column, layout_of
+from .copies import marks_of
+from .decisions import SECTION, SUBJECT, TITLE, Decisions, choice
 from .documents import read_document
 from .duplicates import BANDS, signatures
 from .encoding import detect
-from .passages import make_passages, question_rows
+from .passages import TEMPLATES, Asked, Passage, ask, make_passages
 from .records import (
     Block,
     Document,
     Fragment,
+    MarkedError,
     Record,
     UnusableError,
     composed,
@@ -38,10 +45,14 @@ from .records import (
     writable,
 )
 from .report import DataReport
-from .shapes import columns_of, shape, unknown_columns
-from .sources import BrokenOffError, Source, first_bytes, read_whole
-from .structure import find_structure
-from .tables import read_rows
+from .scans import SPECK, mend_scan, report_scan
+from .shapes import Shaped, columns_of, shape, unknown_columns
+from .sources import TESTING, TRAINING, VALIDATING, BrokenOffError, Source, first_bytes, read_whole, split_in, title_of
+from .structure import Hints, find_structure, saved_as_lines, without_page_debris
+from .subjects import NONE, PERSON, THING, find_subject
+from .tables import Listed, are_lines, read_rows
+from .tabular import tables_in, with_sentences
+from .threads import Messages, Thread, is_one_message, root_of, tree_threads
 
 DOCUMENT_LIMIT = 1 << 28  # 256 MB
 BOOK = 20  # passages; a document of more is split by its sections, and no longer kept on one side as a whole
@@ -49,8 +60,13 @@ LINES_AT_ONCE = 100_000  # of running text
 ROWS_A_PART = 20_000
 WRITTEN = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".md", ".markdown", ".html", ".htm", ".xhtml")
 
+SPLITS = ("", TRAINING, VALIDATING)  # what is for testing goes no further
+PEEK = 1000  # rows that tell whether a file is of questions or of running text
+FEW = 5  # in a file of running text, at most one of so many rows has a question
+
 HALF_PAIR = "half of a surrogate pair: the text was cut inside a character"
-_ENCODE = json.JSONEncoder(ensure_ascii=False).encode  # made once: `json.dumps` makes one for every call
+# made once: `json.dumps` makes one for every call; tables hold dates and bytes, which JSON has not
+_ENCODE = json.JSONEncoder(ensure_ascii=False, default=lambda value: str(value)[:LONG]).encode
 Piece = TypeVar("Piece", Fragment, Block)
 
 
@@ -82,6 +98,11 @@ class Part:
         bands: uint64, `(rows, duplicates.BANDS)`.
         groups: uint64, `(rows,)`: a hash of the document a row belongs to; 0: none.
         answers: bool, `(rows,)`: whether a prompt is answered, instead of text going on.
+        splits: int8, `(rows,)`: the place in `SPLITS` of what a row says of its own split.
+        prompts: uint64, `(rows,)`: a hash of what stands before the last answer; 0: nothing does.
+        marks: the runs of words by which copies of the file are found (`copies.marks_of`).
+        name: of the file.
+        kind: what a document shares with the others of its folder; "" for a file of rows.
         report: counts and findings.
     """
 
@@ -90,7 +111,24 @@ class Part:
     bands: np.ndarray
     groups: np.ndarray
     answers: np.ndarray
+    splits: np.ndarray
+    prompts: np.ndarray
+    marks: np.ndarray
+    name: str
+    kind: str
     report: DataReport
+
+
+def _may_be_a_message(row: dict[str, Any]) -> bool:
+    """Take a quick look, which nearly all rows fail."""
+    return "role" in row or "replies" in row or type(row.get("prompt")) is dict
+
+
+def can_be_cut(source: Source) -> bool:
+    """Whether the lines of a file can be read in pieces: each is a row, and none belongs to another one."""
+    with contextlib.suppress(ValueError, OSError):
+        return are_lines(source) and not is_one_message(next(read_rows(source, lambda _: ""), (0, None))[1])
+    return False
 
 
 @dataclass(frozen=True)
@@ -125,23 +163,26 @@ class _Reader:
         self.path = self.unit.source.path
         self.name = writable(str(self.path))
         self.columns = columns_of(self.config.columns)
+        self.decisions = Decisions.read(self.config.decide)
         self.kinds: list[str] = []  # repairs of the row at hand
 
     def parts(self) -> Iterator[Part]:
         """The unit's rows, `ROWS_A_PART` at a time; the last part may be empty, but its report counts."""
         records = self._records()
-        taken = ROWS_A_PART
+        taken, first = ROWS_A_PART, self.unit.piece[0] == 0
         while taken == ROWS_A_PART:
-            part, taken = self._part(itertools.islice(records, ROWS_A_PART))
+            part, taken = self._part(itertools.islice(records, ROWS_A_PART), first)
+            first = False
             yield part
 
-    def _part(self, records: Iterable[Record]) -> tuple[Part, int]:
-        """Rows as lines and numbers, and how many records they were.
+    def _part(self, records: Iterable[Record], first: bool) -> tuple[Part, int]:
+        """Rows as lines and numbers, and how many records they were; copies are found by the first part of a file.
 
         The records themselves are not kept, which spares the memory and its collector.
         """
         compared = self.config.near_duplicates != "ignore"
         lines, digests, texts, groups, answers = [], [], [], [], []
+        splits, prompts, marked = [], [], []
         taken = 0
         for record in records:
             taken += 1
@@ -154,8 +195,12 @@ class _Reader:
             digests.append(digest)
             groups.append(_hash(record.group) if record.group else 0)
             answers.append(record.answers)
+            splits.append(SPLITS.index(record.split) if record.split else 0)
+            prompts.append(_prompt(record.content))
             if compared:
                 texts.append(said_in(record.content))
+                if first and not record.answers:
+                    marked.append(texts[-1])
         report, self.report = self.report, DataReport()
         part = Part(
             lines=lines,
@@ -163,6 +208,11 @@ class _Reader:
             bands=signatures(texts) if compared else np.zeros((len(lines), BANDS), np.uint64),
             groups=np.array(groups, np.uint64),
             answers=np.array(answers, bool),
+            splits=np.array(splits, np.int8),
+            prompts=np.array(prompts, np.uint64),
+            marks=marks_of(marked),
+            name=self.name,
+            kind=folder_of(self.name) if self.unit.source.is_document else "",
             report=report,
         )
         return part, taken
@@ -193,9 +243,19 @@ class _Reader:
         self._note_encoding()
         check = functools.partial(unknown_columns, columns=self.columns)
         running: list[Fragment] = []
+        messages = Messages()
         try:
             for number, row in read_rows(self.unit.source, check, self.unit.piece):
                 self.report.read += 1
+                if self.columns and isinstance(row, dict):
+                    self.report.columns.update(theirs for _, theirs in self.columns if has_column(row, theirs))
+                if type(row) is dict and _may_be_a_message(row) and not self.unit.prepared:
+                    if is_one_message(row):
+                        messages.add(number, row)
+                        continue
+                    if root := root_of(row):
+                        yield from self._tree(root, number)
+                        continue
                 record, is_line = self._recognised(row, f"{self.name}:{number}")
                 if record and is_line and not self.unit.as_it_stands:
                     running.append(Fragment(record.content["text"], str(number)))
@@ -204,25 +264,100 @@ class _Reader:
                 if len(running) >= LINES_AT_ONCE:
                     yield from self._running(running)
                     running = []
-        except (BrokenOffError, OSError) as error:
+        except BrokenOffError as error:
+            self.report.unread += error.unread
+            self.report.skipped_files.add(self.name, str(error))
+        except OSError as error:
             self.report.skipped_files.add(self.name, str(error))
         yield from self._running(running)
+        yield from self._threads(messages)
 
     def _recognised(self, row: Any, where: str) -> tuple[Record | None, bool]:
-        """The record of a row, and whether it is a line of running text; None when it is rejected."""
+        """The record of a row, and whether it is a line of running text; None when it is not used."""
         try:
             if isinstance(row, UnusableError):
+                self.report.unreadable += 1
                 raise row
             if self.unit.prepared and isinstance(row, dict):
                 where = str(row.pop("source", where))
             shaped = shape(row, self.columns, str if self.unit.prepared else self._clean)
+            if shaped.blank and self._mostly_questions:
+                raise ValueError(f"the {shaped.blank} is empty, and most rows of the file have one")
+        except MarkedError as error:
+            self.kinds = []
+            self.report.marked.add(where, str(error), _sample(row))
+            return None, False
         except ValueError as error:
             self.kinds = []
             self.report.rejected.add(where, str(error), getattr(error, "sample", "") or _sample(row))
             return None, False
-        record = Record(shaped.content, where, shaped.metadata)
+        if not self.unit.prepared and (shaped.unused or shaped.marks or shaped.guesses):
+            self._note_what_is_beside(shaped)
+        split = self._split_of(row, shaped)
+        if split == TESTING:
+            self.kinds = []
+            self.report.test_rows += 1
+            return None, False
+        record = Record(shaped.content, where, shaped.metadata, split=split)
         self._note_repairs(where, texts_of(record.content)[-1])
         return record, shaped.running
+
+    def _note_what_is_beside(self, shaped: Shaped) -> None:
+        """Count what is used for nothing, and what is marked as not to be trained."""
+        for name, longer in shaped.unused:
+            self.report.unused[f"{shaped.beside} {name}"] += 1
+            self.report.unused_longer[f"{shaped.beside} {name}"] += longer
+        self.report.marks.update(shaped.marks)
+        self.report.guesses.update(shaped.guesses)
+
+    def _split_of(self, row: Any, shaped: Shaped) -> str:
+        if not self.config.own_split or self.unit.prepared:
+            return ""
+        said = shaped.split or (row.key if isinstance(row, Listed) else "")
+        return split_in(said) if said else ""
+
+    @functools.cached_property
+    def _mostly_questions(self) -> bool:
+        """Whether the file is of questions, so that a row without one has a gap, and is no line of running text."""
+        asked = blank = 0
+        with contextlib.suppress(ValueError, OSError):
+            for _, row in itertools.islice(read_rows(self.unit.source, lambda _: ""), PEEK):
+                layout = layout_of(tuple(row), self.columns) if isinstance(row, dict) else None
+                if layout and layout.asked and not layout.messages:
+                    filled = bool(str(row[layout.asked] or "").strip())
+                    asked, blank = asked + filled, blank + (not filled)
+        return asked * FEW > asked + blank
+
+    # Conversations that stand in several rows, or in a tree
+
+    def _threads(self, messages: Messages) -> Iterator[Record]:
+        """The conversations of messages that stand one a row."""
+        for thread in messages.threads():
+            self.report.joined_messages += len(thread.turns) - thread.given
+            yield from self._thread(thread)
+        for place, reason in messages.unanswered:
+            self.report.rejected.add(f"{self.name}:{place}", reason)
+
+    def _tree(self, root: dict[str, Any], number: int) -> Iterator[Record]:
+        """The conversations of a row that is a tree of replies."""
+        try:
+            threads = list(tree_threads(root, number))
+        except ValueError as error:
+            self.report.rejected.add(f"{self.name}:{number}", str(error), _sample(root))
+            return
+        self.report.joined_messages += 1
+        for thread in threads:
+            yield from self._thread(thread)
+
+    def _thread(self, thread: Thread) -> Iterator[Record]:
+        self.report.conversations += 1
+        where = f"{self.name}:{place_range(str(thread.places[0]), str(thread.places[-1]))}"
+        record, _ = self._recognised({"messages": thread.turns}, where)
+        if record:
+            for message in record.content["messages"][: thread.given]:
+                if message["role"] == "assistant":  # an earlier conversation trains it
+                    message["train"] = False
+            yield dataclasses.replace(record, group=f"{composed(self.path.name)}\0{thread.root}")
 
     def _clean(self, text: str) -> str:
         cleaned, kinds = clean(text, self.config.repair)
@@ -259,41 +394,124 @@ class _Reader:
         self.report.documents += 1
         self._note_encoding()
         document = read_document(self.unit.source.form, read_whole(self.path, DOCUMENT_LIMIT))
-        name = composed(self.path.name).partition(".")[0].replace("-", " ").replace("_", " ")
-        records = list(self._passages(document, title=name))
+        records = list(self._passages(document, title=title_of(self.path)))
         if not records:
             raise ValueError("holds no text")
         yield from records
 
     def _passages(self, document: Document, title: str) -> Iterator[Record]:
-        """The passages of a document, or of running text, which has no title of its own.
-
-        A document is a group of the split; a book is split by its sections, and running text passage by passage.
-        """
-        found, blocks = document.title, list(document.blocks)
-        if document.lines:
-            lines, where = self._cleaned(document.lines), self.name
-            within, blocks = find_structure(lines, self.report.debris, where, drop_debris=self.config.drop_debris)
-            found = found or within
+        """The passages of a document, or of running text, which has no title of its own, and questions about them."""
+        for place, reason, sample in document.left_out:
+            self.report.debris.add(f"{self.name}:{place}" if place else self.name, reason, sample)
+        found, blocks = self._structured(document)
         limit = min(self.config.passage_tokens, self.config.max_seq_length - 2)  # begin and end of text
-        blocks = self._cleaned(blocks)
         head = self._clean(found) or self._clean(title)
         passages = list(make_passages(head, blocks, _counter(self.tokenizer), limit))
         self._note_repairs(self.name, passages[0].body if passages else "")
-        group = composed(self.path.name) if title else ""  # where the file lies must not decide the split
-        for passage in passages:
-            section = passage.section if len(passages) > BOOK else ""
+        asked = self._asked(passages, is_document=bool(title))
+        answered = {id(each.passage) for each in asked if each.whole}
+        self.report.answered_passages += len(answered)
+        groups = self._groups(passages, is_document=bool(title), asked=bool(asked))
+        for passage, group in zip(passages, groups, strict=True):
+            if id(passage) in answered and self.config.asked_passages == "drop":
+                continue
             self.report.passages += 1
             yield Record(
                 content={"text": passage.text},
                 source=f"{self.name}:{place_range(passage.first, passage.last)}" if passage.first else self.name,
                 metadata=document.metadata | {k: v for k in ("title", "section") if (v := getattr(passage, k))},
-                group=group and f"{group}\0{section}",
+                group=group,
             )
-        if self.config.question and title:
-            for row in question_rows(passages, self.config.question):
-                self.report.questions += 1
-                yield Record(row, self.name, document.metadata | {"title": passages[0].title}, group=f"{group}\0")
+        group_of = {id(passage): group for passage, group in zip(passages, groups, strict=True)}
+        for each in asked:
+            self.report.questions += 1
+            yield Record(
+                each.row, self.name, document.metadata | {"title": each.passage.title}, group_of[id(each.passage)]
+            )
+
+    def _structured(self, document: Document) -> tuple[str, list[Block]]:
+        """Title and blocks of a document, without what belongs to a page, to a scan or to a chat program."""
+        title = self.decisions.find(TITLE, self.name) or document.title
+        dropping = self.config.drop_debris
+        sentences = self.config.tables == "sentences"
+        if dropping and title and (reason := chatter_in([title, ""]).get(0)):
+            self.report.debris.add(self.name, reason, title)
+            title = ""
+        lines = self._cleaned(document.lines)
+        if not lines:
+            blocks = [with_sentences(block) if sentences else block for block in document.blocks]
+            blocks = self._cleaned(blocks)
+            lines = saved_as_lines(blocks) if dropping else []
+        if not lines:
+            if dropping:
+                blocks = self._without_chatter(blocks)
+                blocks = without_page_debris(blocks, self.report.debris, self.name)
+            return title, blocks
+        if dropping:
+            lines = self._without_chatter(lines)
+        lines = tables_in(lines, sentences)
+        scan = mend_scan(lines, self.config.scans)
+        report_scan(scan, self.name, self.report.mended, self.report.mended_rows, self.report.doubts)
+        for speck in scan.specks:
+            self.report.debris.add(f"{self.name}:{speck.place}", SPECK, speck.text)
+        decided = self.decisions.find(TITLE, self.name)
+        hints = Hints(decided, self.decisions.find(SECTION, self.name), self.report.doubts)
+        within, blocks = find_structure(scan.lines, self.report.debris, self.name, drop_debris=dropping, hints=hints)
+        return title or within, blocks
+
+    def _without_chatter(self, pieces: Sequence[Piece]) -> list[Piece]:
+        """Without what was said to a chat program, or by it, before and behind the text."""
+        paragraphs = [
+            list(run) for filled, run in itertools.groupby(pieces, key=lambda piece: bool(piece.text)) if filled
+        ]
+        if len(paragraphs) == 1:  # no empty lines: a line or a block is a paragraph
+            paragraphs = [[piece] for piece in pieces]
+        found = chatter_in([" ".join(piece.text for piece in each) for each in paragraphs])
+        gone = {id(piece) for place in found for piece in paragraphs[place]}
+        for place, reason in sorted(found.items()):
+            for piece in paragraphs[place]:
+                self.report.debris.add(f"{self.name}:{piece.place}" if piece.place else self.name, reason, piece.text)
+        return [piece for piece in pieces if id(piece) not in gone]
+
+    def _asked(self, passages: Sequence[Passage], *, is_document: bool) -> list[Asked]:
+        """The questions of the setting `question`; about what nothing is asked is told."""
+        template = self.config.question
+        if not template or not passages:
+            return []
+
+        def tell(about: str, reason: str) -> None:
+            self.report.unasked.add(self.name, reason, about)
+
+        if not passages[0].title:
+            tell("", "it has no title to ask about: say it with --decide title:FILE=TEXT")
+            return []
+        kind = self.decisions.find(SUBJECT, self.name) or ("" if is_document else THING)
+        subject = find_subject(passages[0].title, "\n".join(passage.body for passage in passages[:3]))
+        if not kind and not subject.sure and template in TEMPLATES:
+            others = [each for each in (PERSON, THING, NONE) if each != subject.kind]
+            self.report.doubts.add(
+                self.name,
+                f"“{subject.name}” was taken for a {subject.kind}, and asked about as one",
+                passages[0].title,
+                [choice(SUBJECT, self.name, each) for each in others],
+            )
+        return list(ask(passages, template, kind=kind, about_all=is_document and len(passages) <= BOOK, unasked=tell))
+
+    def _groups(self, passages: Sequence[Passage], *, is_document: bool, asked: bool) -> list[str]:
+        """The group of each passage: its document; in a book its section; in a long section the passage alone.
+
+        Running text is split passage by passage. Where the file lies must not decide the split, its name may.
+        """
+        name, sizes = composed(self.path.name), Counter(passage.section for passage in passages)
+        groups = []
+        for passage in passages:
+            section = passage.section if len(passages) > BOOK else ""
+            alone = not self.config.keep_documents or ((section or len(passages) > BOOK) and sizes[section] > BOOK)
+            if not is_document:
+                groups.append(f"\0{passage.text}" if asked else "")
+            else:
+                groups.append(f"{name}\0{section}\0{passage.body}" if alone else f"{name}\0{section}")
+        return groups
 
     def _cleaned(self, pieces: Iterable[Piece]) -> list[Piece]:
         return [dataclasses.replace(piece, text=self._clean(piece.text)) for piece in pieces]
@@ -304,6 +522,24 @@ def _encode(record: Record) -> tuple[bytes, bytes]:
     content = _ENCODE(record.content).encode()
     rest = _ENCODE({"source": record.source, "metadata": record.metadata}).encode()
     return content[:-1] + b", " + rest[1:] + b"\n", hashlib.sha256(content).digest()
+
+
+def _prompt(content: dict[str, Any]) -> int:
+    """A hash of what is said before the last answer; 0 where nothing is."""
+    turns = content.get("messages", ())
+    last = len(turns) - 1
+    while last > 0 and turns[last]["role"] != "assistant":
+        last -= 1
+    if last < 1:
+        return 0
+    asked = "\0".join([turn.get("content") or "" for turn in turns[:last]])
+    return int.from_bytes(hashlib.blake2b(asked.encode(), digest_size=8).digest(), "little") | 1
+
+
+def folder_of(name: str) -> str:
+    """The name that the documents of a folder share: the folder and their suffix."""
+    path = PurePath(name)
+    return str(path.parent / f"*{path.suffix}")
 
 
 def _hash(group: str) -> int:

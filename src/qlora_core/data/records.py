@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,12 +21,14 @@ class Record:
         source: file:line, or file:first-last of joined lines.
         metadata: what else the row carried.
         group: rows of one group stay on one side of the split (the passages of one document).
+        split: which one it is for, as it says itself; "" where it does not.
     """
 
     content: dict[str, Any]
     source: str
     metadata: dict[str, Any] = field(default_factory=dict)
     group: str = ""
+    split: str = ""
 
     @property
     def answers(self) -> bool:
@@ -34,17 +37,25 @@ class Record:
 
 
 def texts_of(content: dict[str, Any]) -> list[str]:
-    """Every text of a row's content, in order."""
+    """Every text of a row's content, in order; of a message its thoughts and its calls too."""
     if "text" in content:
         return [content["text"]]
-    return [message["content"] for message in content["messages"]]
+    return [text for message in content["messages"] for text in _said(message)]
 
 
 def said_in(content: dict[str, Any]) -> str:
     """The text that tells a row from others: all of it but what the system says, which many rows may share."""
     if "text" in content:
         return content["text"]
-    return "\n".join(message["content"] for message in content["messages"] if message["role"] != "system")
+    return "\n".join(text for message in content["messages"] if message["role"] != "system" for text in _said(message))
+
+
+def _said(message: dict[str, Any]) -> list[str]:
+    if len(message) == 2:
+        return [message["content"]]
+    calls = [json.dumps(call["function"], ensure_ascii=False) for call in message.get("tool_calls", ())]
+    thought = [message["reasoning_content"]] if "reasoning_content" in message else []
+    return [*thought, message["content"], *calls]
 
 
 def writable(text: str) -> str:
@@ -67,10 +78,12 @@ class Fragment:
     Attributes:
         text: without white space around it.
         place: where it stands in its file: a line ("12") or, in a PDF, a page ("page 3").
+        level: of a heading that the format itself tells, 1 to 6; 0 for everything else.
     """
 
     text: str
     place: str
+    level: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +92,17 @@ class Block:
 
     Attributes:
         text: plain text without markup, lines separated by line feeds.
-        level: of a heading, 1 to 6; 0 for everything else.
+        level: of a heading, 1 to 6; 0 for everything else. A heading without text ends the section before it.
         place: where it begins in its file: a line ("12"), a page ("page 3"), or "" where the format has neither.
+        verbatim: whether its lines are code, to be kept as they are, and no sentences.
+        table: of a table, its rows of cells, the names of the columns first; the text says the same in lines.
     """
 
     text: str
     level: int = 0
     place: str = ""
+    verbatim: bool = False
+    table: tuple[tuple[str, ...], ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -97,12 +114,14 @@ class Document:
         blocks: of a format that says what a heading and a paragraph is; the heading that gave the title is left out.
         lines: of a format that only has lines (plain text, PDF).
         metadata: what the document says of itself (author, date, front matter).
+        left_out: what its reader took for no text of it: place, reason and beginning of each.
     """
 
     title: str = ""
     blocks: tuple[Block, ...] = ()
     lines: tuple[Fragment, ...] = ()
     metadata: dict[str, Any] = field(default_factory=dict)
+    left_out: tuple[tuple[str, str, str], ...] = ()
 
 
 class UnusableError(ValueError):
@@ -113,13 +132,36 @@ class UnusableError(ValueError):
         self.sample = sample
 
 
+class MarkedError(ValueError):
+    """What says that a row is not to be trained, as its author marked it."""
+
+
+class Written(float):
+    """A number of a file with the text that stands for it there: 1.50 stays "1.50"."""
+
+    __slots__ = ("text",)
+
+    def __new__(cls, text: str) -> Written:
+        """Read the number."""
+        made = super().__new__(cls, text)
+        made.text = text
+        return made
+
+    def __reduce__(self) -> tuple[type[Written], tuple[str]]:
+        return Written, (self.text,)
+
+
 @dataclass(frozen=True)
 class Rejected:
-    """Something that was not used, or is worth a look: where, why, and how it begins."""
+    """Something that was not used, or is worth a look: where, why, and how it begins.
+
+    Of what was guessed, `choices` are the settings that decide it, each `(setting, value)`.
+    """
 
     where: str
     reason: str
     sample: str = ""
+    choices: tuple[tuple[str, str], ...] = ()
 
 
 def place_range(first: str, last: str) -> str:
@@ -141,11 +183,12 @@ class Findings:
     count: int = 0
     listed: list[Rejected] = field(default_factory=list)
 
-    def add(self, where: str, reason: str, sample: str = "") -> None:
+    def add(self, where: str, reason: str, sample: str = "", choices: Sequence[tuple[str, str]] = ()) -> None:
         """Count one, and keep it while there is room."""
         self.count += 1
         if len(self.listed) < LISTED:
-            self.listed.append(Rejected(writable(where), writable(reason), writable(sample[:80])))
+            written = tuple((setting, writable(value)) for setting, value in choices)
+            self.listed.append(Rejected(writable(where), writable(reason), writable(sample[:80]), written))
 
     def extend(self, others: Findings) -> None:
         """Take over those of another part."""

@@ -8,9 +8,9 @@ import contextlib
 import gzip
 import importlib
 import io
-import itertools
 import lzma
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,8 +20,9 @@ from typing import Any, BinaryIO
 from ..errors import DataError
 from ..storage import finish_replacing, left_by_file_manager
 from .documents import SUFFIXES as DOCUMENTS
+from .documents.outline import one_line
 from .encoding import detect
-from .records import Findings
+from .records import Findings, composed
 
 TRAIN_FILE, VAL_FILE, REPORT_FILE, FACTS_FILE = (
     "train_data.jsonl",
@@ -117,6 +118,25 @@ def form_of(path: Path) -> str:
     return Path(name).suffix
 
 
+def title_of(path: Path) -> str:
+    """What a file's name says that it is about: without suffixes that are known, composed, with blanks for underscores.
+
+    A hyphen is a part of a name or of a date; but where there is no blank, one before a small letter parts words.
+    """
+    name = composed(path.name)
+    packed = next((suffix for suffix in PACKED if name.lower().endswith(suffix)), "")
+    name = name[: len(name) - len(packed)]
+    known = next((suffix for suffix in (*TABLES, *DOCUMENTS) if name.lower().endswith(suffix)), "")
+    name = _NOTION_ID.sub("", name[: len(name) - len(known)])
+    if " " not in name:
+        before_digits = r"|(?<!\d)-(?=\d)" if name == name.lower() else ""
+        name = re.sub(rf"-(?=[^\W\d_A-ZÀ-Þ]|$){before_digits}", " ", name)
+    return one_line(name.replace("_", " "))
+
+
+_NOTION_ID = re.compile(r" [0-9a-f]{32}$")  # what Notion puts behind the name of every page
+
+
 def _reason_to_skip(path: Path, *, in_directory: bool) -> str:
     if not path.exists():
         return "a link to something that is not there"
@@ -133,43 +153,153 @@ def _reason_to_skip(path: Path, *, in_directory: bool) -> str:
     return ""
 
 
-def own_pairs(
-    sources: Sequence[Source], named: Sequence[str], skipped: Findings
-) -> tuple[list[tuple[Source, Source]], list[Source]]:
-    """Train and validation files that lie side by side, which keep their split, and the files that are still to be.
+# Splits of the user's own ----------------------------------------------------------------------------------------
 
-    In a directory that was named for its pair nothing else is read: a `test.jsonl` there must not be trained.
-    """
-    by_path = {source.path: source for source in sources}
-    pairs = [
-        (source, by_path[beside])
-        for train, validation in PAIRS
-        for source in sources
-        if source.path.name == train and (beside := source.path.with_name(validation)) in by_path
+TRAINING, VALIDATING, TESTING = "train", "validation", "test"
+_SPLITS = {
+    **dict.fromkeys(("train", "training", "treino"), TRAINING),
+    **dict.fromkeys(("validation", "valid", "val", "dev", "eval", "evaluation", "validação", "validacao"), VALIDATING),
+    **dict.fromkeys(("test", "testing", "teste"), TESTING),
+}
+_ALSO_WORDS = ("valid", "dev")  # which begin names that speak of something else, as valid_answers
+_FILLERS = frozenset(
+    [
+        "of",
+        "data",
+        "set",
+        "dataset",
+        "split",
+        "rows",
+        "part",
+        "full",
+        "small",
+        "clean",
+        "final",
+        "v",
+        "sft",
+        "prefs",
+        "gen",
     ]
+)
+
+
+def split_in(name: str) -> str:
+    """Which split the name of a file, of a key or in a column is that of: TRAINING, VALIDATING, TESTING or "".
+
+    It is the first word of the name or the last one: test-00000-of-00002, train_data, cities.val.
+    """
+    words = [word for word in re.split(r"[\W\d_]+", name.casefold()) if word]
+    while len(words) > 1 and words[-1] in _FILLERS:
+        words.pop()
+    if not words:
+        return ""
+    first = _SPLITS.get(words[0], "") if len(words) == 1 or words[0] not in _ALSO_WORDS else ""
+    return first or _SPLITS.get(words[-1], "")
+
+
+@dataclass(frozen=True)
+class OwnSplit:
+    """Which files are for training and for validation, as their names and folders say.
+
+    Attributes:
+        train, validation: files that say so.
+        loose: the others, which are still to be split.
+    """
+
+    train: list[Source]
+    validation: list[Source]
+    loose: list[Source]
+
+    @property
+    def complete(self) -> bool:
+        """Whether files to validate on were named."""
+        return bool(self.validation)
+
+
+def own_split(sources: Sequence[Source], named: Sequence[str], skipped: Findings, *, by_name: bool = True) -> OwnSplit:
+    """Sort files by the split that their names, or those of their folders, say; what is for testing is left out.
+
+    In a directory with files to train and to validate on side by side nothing else is read, unless it is named itself.
+
+    Args:
+        sources: files of rows and documents.
+        named: what the user named; the name of a folder counts below it, and its own only beside one for training.
+        skipped: is told what is left out, why, and what to do.
+        by_name: False: only what `qlora data` wrote keeps its split.
+    """
     roots = [Path(name).expanduser() for name in named]
+    labels = _labels(sources, roots) if by_name else {}
+    labels |= {s.path: split_in(s.path.stem) for s in sources if s.path.name in PAIRS[0] and is_prepared(s.path.parent)}
+    _label_what_is_beside(sources, labels)
+    train, validation = ([s for s in sources if labels.get(s.path) == kind] for kind in (TRAINING, VALIDATING))
+    beside = {s.path.parent for s in validation}
+    whole = [s.path for s in train if s.path.parent in beside]
 
     def shadows(train: Path, path: Path) -> bool:
         own = any(path == root or (path.is_relative_to(root) and not train.is_relative_to(root)) for root in roots)
         return path.is_relative_to(train.parent) and not own
 
     loose = []
-    for source in (source for source in sources if source not in itertools.chain(*pairs)):
-        if train := next((train.path for train, _ in pairs if shadows(train.path, source.path)), None):
-            skipped.add(str(source.path), f"{train} is used, with the validation file beside it")
+    for source in sources:
+        if labels.get(source.path) == TESTING:
+            skipped.add(str(source.path), TEST_REASON)
+        elif source.path in labels:
+            continue
+        elif first := next((path for path in whole if shadows(path, source.path)), None):
+            skipped.add(str(source.path), f"{first} is used, with the validation file beside it")
         else:
             loose.append(source)
-    return pairs, loose
+    return OwnSplit(train, validation, loose)
+
+
+TEST_REASON = (
+    "is for testing by its name, and neither trained nor validated on. If it is not: rename it, or --no-own-split"
+)
+
+
+def _labels(sources: Sequence[Source], roots: Sequence[Path]) -> dict[Path, str]:
+    """The split of each file that has one. Unsure names count only where something is named as for training."""
+    sure, unsure = {}, {}
+    for source in sources:
+        path = source.path
+        stem = path.name[: path.name.lower().rindex(source.form)] if source.form else path.name
+        root = next((root for root in roots if path != root and path.is_relative_to(root)), path.parent)
+        folders = [_SPLITS.get(part.casefold(), "") for part in path.relative_to(root).parts[:-1]]
+        own = "" if source.is_document else split_in(stem)
+        if found := _strictest([*folders, own]):
+            sure[path] = found
+        hints = [_SPLITS.get(root.resolve().name.casefold(), ""), _SPLITS.get(stem.casefold(), "")]
+        if hint := _strictest([*hints, found]):
+            unsure[path] = hint
+    return unsure if TRAINING in unsure.values() else sure
+
+
+def _strictest(labels: Sequence[str]) -> str:
+    """What is for testing is so whatever else is said of it; else what was said last."""
+    return TESTING if TESTING in labels else next((label for label in reversed(labels) if label), "")
+
+
+def _label_what_is_beside(sources: Sequence[Source], labels: dict[Path, str]) -> None:
+    """Files of rows beside one for validation are for training, where none there says that it is."""
+    for folder in {path.parent for path, label in labels.items() if label == VALIDATING}:
+        here = [s for s in sources if s.path.parent == folder and not s.is_document]
+        if not any(labels.get(source.path) == TRAINING for source in here):
+            labels |= {source.path: TRAINING for source in here if source.path not in labels}
 
 
 # Bytes ----------------------------------------------------------------------------------------------------------
 
 
 class BrokenOffError(ValueError):
-    """A file became unreadable before its end; what was read until then is good."""
+    """A file became unreadable before its end; what was read until then is good.
 
-    def __init__(self, where: str, reason: str) -> None:
+    Attributes:
+        unread: bytes behind that place, unpacked, as far as that is known.
+    """
+
+    def __init__(self, where: str, reason: str, unread: int = 0) -> None:
         super().__init__(f"breaks off {where} ({reason}); what comes before is used")
+        self.unread = unread
 
 
 class _Unpacking(io.RawIOBase):

@@ -8,19 +8,36 @@ from __future__ import annotations
 
 import itertools
 import re
-from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from pathlib import PurePath
 
-from .prose import SPEECH, begins_low, ends_sentence, is_abbreviated
+from .decisions import SECTION, choice
+from .decisions import TITLE as TITLE_OF
+from .heads import bare, nearly, without_heads
+from .numerals import ROMAN, chapters_among, longest_growing, numeral_in, written
+from .prose import (
+    SPEECH,
+    begins_low,
+    columns,
+    ends_sentence,
+    is_abbreviated,
+    is_unspaced,
+    joint,
+    keep_their_lines,
+    starts_of_turns,
+)
 from .records import Block, Findings, Fragment, place_range
 
 SHORT = 80  # characters: what is longer is no heading and no running head
 REPEATED = 4  # times a running head is seen at least
 APART = 6  # lines between running heads; a refrain comes back sooner
 SHORT_LINE = 0.8  # of a full line: a sentence that ends before it ends a paragraph
+FULL_LINE = 0.8  # of the usual width: a line that was broken because it was full, in a script without small letters
+MARGIN = 20  # columns: what is narrower is no running text
 FRONT_LINES = 80  # a title page and an imprint are no longer
+LONG_SECTION = 150  # lines: thanks, a dedication or a preface that seem longer have ended without a sign
 
 CHAPTER_WORDS = "cap[íi]tulo|chapter|chapitre|kapitel"
 PART_WORDS = "parte|part|partie|teil|livro|book|libro|livre|buch"
@@ -52,8 +69,19 @@ CLITIC = re.compile("[mts]e|lhes?|[nv]os|l?[ao]s?|n[ao]s?|lh[ao]|ia|iam|ei|á|ã
 HALF_WORD = re.compile("guarda|ex|vice|recém|pré|pós|segunda|terça|quarta|quinta|sexta|meia")  # guarda-redes
 
 
+# Sections that stand before or behind the text itself, and are short
+BESIDE = re.compile(
+    "agradecimentos|dedicatória|prefácio|posfácio|palavras prévias|nota (?:prévia|final|d[oa] (?:autora?|editora?))|"
+    "acknowledge?ments|dedication|preface|foreword|afterword|prefacio|agradecimientos|préface|avant-propos|postface|"
+    "remerciements|vorwort|nachwort|danksagung"
+)
+BACK = re.compile(
+    "bibliografia|referências(?: bibliográficas)?|fontes(?: e bibliografia)?|índice (?:onomástico|remissivo|de nomes)|"
+    "bibliography|references|works cited|index(?: of names)?"
+)
+
 TITLE, NAME = "title", "name"  # lines that became a title, or a part of a heading
-PAGE, HEAD, FRONT, CONTENTS, LEGAL, CONTACT, END = (
+PAGE, HEAD, FRONT, CONTENTS, LEGAL, CONTACT, END, SOURCES, RULE, TIME = (
     "page number",
     "running head",
     "front matter",
@@ -61,6 +89,9 @@ PAGE, HEAD, FRONT, CONTENTS, LEGAL, CONTACT, END = (
     "legal notice",
     "contact details",
     "end mark",
+    "bibliography or index",
+    "rule",
+    "time of a subtitle",
 )
 
 # "Primeira parte" is the half of a match, PRIMEIRA PARTE that of a book
@@ -70,17 +101,29 @@ _CHAPTER = re.compile(
     re.IGNORECASE,
 )
 _PART = re.compile(rf"(?:(?:{ORDINALS})\s+)?(?:{PART_WORDS})\b", re.IGNORECASE)
-_ROMAN = {
-    tens + ones: 10 * ten + one
-    for ten, tens in enumerate(("", "x", "xx", "xxx", "xl", "l", "lx", "lxx", "lxxx", "xc"))
-    for one, ones in enumerate(("", "i", "ii", "iii", "iv", "v", "vi", "vii", "viii", "ix"))
-}
 _PAGE = re.compile(
     r"(?:[-–—]\s*\d{1,4}\s*[-–—]|(?:página|pág\.|page|p\.|seite|pagina)\s*\d{1,4}(?:\s*(?:de|of|/|sur|von)\s*\d{1,4})?)",
     re.IGNORECASE,
 )
 _BARRED = re.compile(r"\d{1,4}\s*\|\s*(?P<after>[^|\d][^|]*)|(?P<before>[^|]*[^|\d\s])\s*\|\s*\d{1,4}")
-_LEADERS = re.compile(r"(?P<label>.*?)\s*(?:(?:\.\s?){4,}|…{2,}|(?:…\s?){2,}|_{4,})\s*(?:\d{1,4}|[ivxlc]{1,6})")
+_LEADERS = re.compile(
+    r"(?P<label>.*?)\s*(?:(?:\.\s?){4,}|…{2,}|(?:…\s?){2,}|_{4,}|(?:[.,·•…_-]\s?){6,})\s*(?:[\dOIl]{1,4}|[ivxlc]{1,6})"
+)
+_NUMBERED = re.compile(
+    rf"(?:(?i:{CHAPTER_WORDS})\s+)?(?P<number>\d{{1,2}}|[IVXLl1|!]+)(?:\s*[.):–—-]+\s*|\s+)(?P<name>[^\d\s].*)"
+)
+_REFERENCE = re.compile(r"\b1[5-9]\d\d\b|\b20\d\d\b|\bpp?\.\s?\d|\bed\.|(?:,\s*\d{1,3})+$")
+_STATED = re.compile(
+    r"(?P<label>t[íi]tulo(?: original)?|title|autor(?:es|as?)?|author|textos?(?: de)?)\s*:\s*(?P<value>\S.*)",
+    re.IGNORECASE,
+)
+_OWNER = re.compile(r"(?:©|\(c\)|copyright)[\s\d,©–-]*(?P<value>[^\W\d].*)", re.IGNORECASE)
+_COLOPHON = re.compile(
+    r"(?:t[íi]tulo(?: original)?|autor(?:es|as?)?|editor(?:es|as?)?|edição|capa|design|paginação|composição|revisão|"
+    r"coordenação|fotografias?|impressão(?: e acabamento)?|execução gráfica|tiragem|data(?: de edição)?|local|"
+    r"distribuição|title|author|publisher|cover|edition|printed(?: by)?|print run)\s*:",
+    re.IGNORECASE,
+)
 _ENTRY = re.compile(r"(?P<label>\D.*?[^\d\s])[\s,–—-]+(?P<page>\d{1,3})")
 _LEGAL = re.compile(
     r"(?:[\w ]{1,20}:\s*)?ISBN\b|©|\(c\)\s*\d{4}|copyright\b.*(?:©|\d{4})|dep[óo]sito legal\b\W*(?:n\W*[.ºo°]*\W*)?\d|"
@@ -108,6 +151,8 @@ _CAPTION = re.compile(
     r"\[?(?:foto|fotografia|legenda|imagem|figura|fig\.|na foto|photo|picture)\b[^.]{0,20}[:–—]", re.IGNORECASE
 )
 _ITEM = re.compile(r"[-•▪*·]\s|\d{1,2}[.)]\s")
+_RULE = re.compile(r"([=_~#-])\1{4,}")
+_TIME = re.compile(r"(?:\d{1,3}:)?\d{1,2}:\d\d[.,]\d{1,3}\s*-->\s*(?:\d{1,3}:)?\d{1,2}:\d\d[.,]\d{1,3}(?:\s+\w+:\S+)*")
 
 
 # Lines to blocks ------------------------------------------------------------------------------------------------
@@ -119,15 +164,48 @@ class _Line:
 
     text: str
     place: str
-    gap: bool  # an empty line stands before it
+    gap: bool  # an empty line or a rule stands before it
     key: str  # what running heads and headings are compared by
     reason: str = ""
     level: int = 0
     last: str = ""
+    ends: bool = False  # the section before it ends here, although no heading says so
+    own: bool = False  # its writer began it, and no margin did
+    number: int = 0  # of the chapter that begins with this line, which is a figure
+
+
+@dataclass
+class Hints:
+    """What is known of a text beside its lines, and what is asked about it.
+
+    Attributes:
+        title: as the user says it.
+        section: the user's answer where a section seems to have ended: "end", "go on", or "".
+        doubts: takes what was guessed.
+    """
+
+    title: str = ""
+    section: str = ""
+    doubts: Findings = field(default_factory=Findings)
+
+
+@dataclass
+class _Contents:
+    """What a table of contents lists.
+
+    Attributes:
+        labels: keys of the chapters' names.
+        names: of the chapters that have a number there.
+        forms: the names as `bare` makes them, for those that were read wrongly.
+    """
+
+    labels: set[str] = field(default_factory=set)
+    names: dict[int, str] = field(default_factory=dict)
+    forms: list[str] = field(default_factory=list)
 
 
 def find_structure(
-    lines: Sequence[Fragment], debris: Findings, where: str, *, drop_debris: bool = True
+    lines: Sequence[Fragment], debris: Findings, where: str, *, drop_debris: bool = True, hints: Hints | None = None
 ) -> tuple[str, list[Block]]:
     """Title and blocks of a text that only has lines: a book saved line by line, a text file, a PDF.
 
@@ -136,30 +214,41 @@ def find_structure(
         debris: takes what belongs to the page, not to the text: page numbers, running heads, title page, contents.
         where: the file's name, for `debris`.
         drop_debris: whether debris is left out; else it is text, and nothing is reported.
+        hints: what the user says of it, and where doubts go.
     """
+    hints = hints or Hints()
     found = list(_read(lines))
-    labels = _mark_contents(found)
+    contents = _mark_contents(found)
     _mark_notices(found)
     _mark_page_numbers(found)
-    _mark_running_heads(found, labels)
-    _mark_chapters([line for line in found if not line.reason], labels)
+    _mark_running_heads(found, contents.labels)
+    _mark_chapters([line for line in found if not line.reason], contents, where, hints)
     _mark_lesser_running_heads(found)
-    title = _mark_front(found)
+    title = _mark_front(found, where, hints)
+    _mark_back(found)
+    if drop_debris:
+        _mark_broken_heads(found, title, debris, where)
+    _end_sections(found, where, hints)
     for line in found if drop_debris else ():
         if line.reason not in ("", TITLE, NAME):
             debris.add(f"{where}:{line.place}", line.reason, line.text)
     body = [line for line in found if not line.reason or not (drop_debris or line.reason in (TITLE, NAME))]
     _mark_capitals(body)
-    return title, list(_blocks([line for line in body if line.reason != NAME]))
+    text: list[_Line] = []
+    for line in body:
+        text += [_Line("", line.place, True, "", level=1)] * line.ends + [line] * (line.reason != NAME)
+    return title, list(_blocks(text))
 
 
 def _read(lines: Iterable[Fragment]) -> Iterator[_Line]:
-    gap = False
+    gap = ruled = False
     for fragment in lines:
         for text in map(str.strip, fragment.text.split("\n")):
+            reason = RULE if _RULE.fullmatch(text) else TIME if _TIME.fullmatch(text) else ""
             if text:
-                yield _Line(text, fragment.place, gap, _key(text), last=fragment.place)
-            gap = not text
+                yield _Line(text, fragment.place, gap, _key(text), reason, fragment.level, fragment.place, own=ruled)
+            ruled = reason == RULE or (ruled and not text)
+            gap = bool(reason) or ruled or not text
 
 
 def _key(text: str) -> str:
@@ -183,14 +272,20 @@ def _capitals(text: str) -> bool:
 # Debris ---------------------------------------------------------------------------------------------------------
 
 
-def _mark_contents(lines: Sequence[_Line]) -> set[str]:
-    """Mark the table of contents; returns the keys of what it lists."""
+def _mark_contents(lines: Sequence[_Line]) -> _Contents:
+    """Mark the table of contents, before the text or behind it; returns what it lists."""
     names = [_name_key(line.text) for line in lines]
     last = {key: index for index, line in enumerate(lines) for key in (line.key, names[index]) if key}
+    first: dict[str, int] = {}
+    for index, line in enumerate(lines):
+        first.setdefault(line.key, index)
+        first.setdefault(names[index], index)
     entries: dict[int, str] = {}
     for run in _entry_runs(lines):
-        again = sum(max(last.get(_key(label), -1), last.get(_name_key(label), -1)) > run[-1][0] for _, label in run)
-        if run[0][0] < FRONT_LINES // 2 or 2 * again >= len(run):
+        start, stop = run[0][0], run[-1][0]
+        keys = [{_key(label), _name_key(label)} - {""} for _, label in run]
+        again = sum(any(last.get(key, -1) > stop or first.get(key, start) < start for key in each) for each in keys)
+        if start < FRONT_LINES // 2 or 2 * again >= len(run):
             entries.update(run)
     for index, line in enumerate(lines):
         if len(line.text) < 2 * SHORT and (match := _LEADERS.fullmatch(line.text)):
@@ -200,9 +295,10 @@ def _mark_contents(lines: Sequence[_Line]) -> set[str]:
         for index in range(start + 1, min(start + FRONT_LINES, len(lines))):
             text, key, name = lines[index].text, lines[index].key, names[index]
             number = text.isdecimal() and bool(listed)
-            comes_again = (
-                not ends_sentence(text) and key not in listed and max(last.get(key, 0), last.get(name, 0)) > index
+            elsewhere = max(last.get(key, 0), last.get(name, 0)) > index or (
+                len(name) > 3 and first.get(name, start) < start
             )
+            comes_again = not ends_sentence(text) and key not in listed and elsewhere
             if index not in entries and not number and not comes_again:
                 break
             entries.setdefault(index, text)
@@ -213,7 +309,25 @@ def _mark_contents(lines: Sequence[_Line]) -> set[str]:
             entries.setdefault(index, "")
     for index in entries:
         lines[index].reason = CONTENTS
-    return {key for label in entries.values() for key in (_key(label), _name_key(label)) if len(key) > 2}
+    return _listed_in([entries[index] for index in sorted(entries)])
+
+
+def _listed_in(entries: Sequence[str]) -> _Contents:
+    """The names of chapters in a table of contents, and their numbers, which may stand on lines of their own."""
+    contents = _Contents({key for label in entries for key in (_key(label), _name_key(label)) if len(key) > 2})
+    pending = 0
+    for label in entries:
+        number = numeral_in(label)
+        match = _NUMBERED.fullmatch(label)
+        if match:
+            pending = int(match["number"]) if match["number"].isdecimal() else numeral_in(match["number"])
+        name = match["name"] if match else "" if number else label
+        if pending and name:
+            contents.names.setdefault(pending, name.strip())
+        pending = number
+        if len(form := bare(name)) > 3:
+            contents.forms.append(form)
+    return contents
 
 
 def _entry_runs(lines: Sequence[_Line]) -> Iterator[list[tuple[int, str]]]:
@@ -256,6 +370,7 @@ def _mark_notices(lines: Sequence[_Line]) -> None:
             line.reason = CONTACT if more_below or not _within(lines, index, index + 1) else ""
         elif END_MARKS.fullmatch(line.text):
             line.reason = END
+    _mark_colophon(lines)
     notices = [index for index, line in enumerate(lines) if line.reason == LEGAL]
     before = None
     for index in sorted({near for at in notices for near in range(max(at - 3, 0), min(at + 4, len(lines)))}):
@@ -264,6 +379,18 @@ def _mark_notices(lines: Sequence[_Line]) -> None:
         if not line.reason and len(line.text) <= SHORT and (_IMPRINT.match(line.text) or goes_on):
             line.reason = FRONT
         before = line
+
+
+def _mark_colophon(lines: Sequence[_Line]) -> None:
+    """Mark three or more neighbouring lines at either end of a text that say who made the book."""
+    ends = {*range(min(FRONT_LINES, len(lines))), *range(max(len(lines) - FRONT_LINES // 2, 0), len(lines))}
+    told = [index in ends and not line.reason and bool(_COLOPHON.match(line.text)) for index, line in enumerate(lines)]
+    index = 0
+    for is_told, run in itertools.groupby(told):
+        start, index = index, index + len(list(run))
+        if is_told and index - start > 2:
+            for line in lines[start:index]:
+                line.reason = FRONT
 
 
 def _is_contact(text: str) -> bool:
@@ -291,16 +418,36 @@ def _mark_page_numbers(lines: Sequence[_Line]) -> None:
                 line.reason = PAGE
         elif line.text.isdecimal() and len(line.text) < 4:  # of four digits are years
             arabic.append((index, int(line.text)))
-        elif line.text in _ROMAN:
-            roman.append((index, _ROMAN[line.text]))
+        elif line.text in ROMAN:
+            roman.append((index, ROMAN[line.text]))
+    chapters = _numbered_chapters(lines, arabic)
+    for index, value in chapters:
+        lines[index].number = value
+    arabic = [number for number in arabic if number not in chapters]
     for index in [*_growing(arabic), *_growing(roman)]:
         lines[index].reason = PAGE
+
+
+def _numbered_chapters(lines: Sequence[_Line], numbers: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Those of the numbers that count chapters: 1, 2, 3 …, each between two sentences, with a name of its own below."""
+    found: list[tuple[int, int]] = []
+    names = set[str]()
+    for index, value in numbers:
+        if value != len(found) + 1 or index + 2 >= len(lines):
+            continue
+        before, name, text = lines[index - 1] if index else None, lines[index + 1], lines[index + 2]
+        anew = before is None or before.reason or ends_sentence(before.text)
+        named = len(name.text) <= SHORT // 2 and name.text[0].isupper() and not ends_sentence(name.text)
+        if anew and named and not begins_low(text.text) and name.key not in names and not _little(name.text):
+            found.append((index, value))
+            names.add(name.key)
+    return found if len(found) > 2 else []
 
 
 def _growing(numbers: list[tuple[int, int]]) -> Iterator[int]:
     """The indexes of those numbers that grow through the file, and lie apart as the ends of pages do."""
     while len(numbers) > 1:
-        chain = _longest_growing(numbers)
+        chain = longest_growing(numbers)
         steps = [(b[0] - a[0], b[1] - a[1]) for a, b in itertools.pairwise(chain)]
         apart = sorted(step[0] for step in steps)[len(steps) // 2] if steps else 0
         enough = len(chain) > 2 or (len(chain) == len(numbers) and steps[0][1] <= 4)
@@ -311,33 +458,18 @@ def _growing(numbers: list[tuple[int, int]]) -> Iterator[int]:
         numbers = [number for number in numbers if number not in taken]
 
 
-def _longest_growing(numbers: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    tails: list[int] = []  # the lowest number at which a chain of each length ends
-    ends: list[int] = []
-    before: list[int] = []
-    for at, (_, value) in enumerate(numbers):
-        length = bisect_left(tails, value)
-        tails[length : length + 1] = [value]
-        ends[length : length + 1] = [at]
-        before.append(ends[length - 1] if length else -1)
-    chain, at = [], ends[-1]
-    while at >= 0:
-        chain.append(numbers[at])
-        at = before[at]
-    return chain[::-1]
-
-
-def _mark_running_heads(lines: Sequence[_Line], labels: set[str]) -> None:
+def _mark_running_heads(lines: Sequence[_Line], labels: set[str], *, paragraphs: bool = False) -> None:
+    """Mark what stands again and again beside page numbers or inside sentences; of lines, or of whole paragraphs."""
     places: dict[str, list[int]] = defaultdict(list)
     for index, line in enumerate(lines):
         if not line.reason and len(line.key) > 2 and not ends_sentence(line.text) and line.text[-1] not in ",;:":
             if begins_low(line.text) or SPEECH.match(line.text) or line.text[0] in _QUOTES:
                 continue
             places[line.key].append(index)
-    known = labels | {line.key for line in lines[:8]}
+    known = labels if paragraphs else labels | {line.key for line in lines[:8]}
     for key, where in places.items():
         steps = sorted(b - a for a, b in itertools.pairwise(where))
-        if len(where) < REPEATED or steps[len(steps) // 2] < APART:
+        if len(where) < REPEATED or steps[len(steps) // 2] < (2 if paragraphs else APART):
             continue
         beside = [_beside_page(lines, index) for index in where]
         inside = [_inside(*_text_around(lines, index)) for index in where]
@@ -365,6 +497,77 @@ def _mark_lesser_running_heads(lines: Sequence[_Line]) -> None:
     for index, line in enumerate(lines):
         if line.text.isdecimal() and any(near.reason == HEAD for near in lines[max(index - 1, 0) : index + 2]):
             line.reason = line.reason or PAGE
+
+
+def _mark_broken_heads(lines: list[_Line], title: str, debris: Findings, where: str) -> None:
+    """Mark running heads that were read wrongly, and take out of lines those that stand inside them."""
+    forms: dict[str, Counter[str]] = defaultdict(Counter)
+    for line in lines:
+        if line.reason == HEAD:
+            forms[line.key][line.text] += 1
+    heads = [max(texts, key=lambda text: (texts[text], -len(text))) for texts in forms.values()]
+    heads += [title] if len(title) <= SHORT and " " in title else []
+    if not heads:
+        return
+    known = [(bare(head), len(head)) for head in heads]
+    for index, line in enumerate(lines):
+        if line.reason or line.level or len(line.text) > SHORT or ends_sentence(line.text):
+            continue
+        if not any(abs(len(line.text) - size) < max(4, size / 4) for _, size in known):
+            continue
+        breaks = _beside_page(lines, index) or _inside(*_text_around(lines, index))
+        if breaks and any(nearly(bare(line.text), form) for form, _ in known if len(form) > 7):
+            line.reason = HEAD
+    body = [line for line in lines if not line.reason and not line.level]
+    for place, (left, head) in without_heads([line.text for line in body], heads, _little).items():
+        if left:
+            body[place].text = left
+            debris.add(f"{where}:{body[place].place}", HEAD, head)
+
+
+def _mark_back(lines: list[_Line]) -> None:
+    """Mark a bibliography and an index of names, as far as most of their lines are such."""
+    body = [line for line in lines if not line.reason]
+    start = None
+    for index, line in enumerate([*body, None]):
+        if start is not None and (line is None or line.level):
+            under = body[start + 1 : index]
+            if under and 2 * sum(bool(_REFERENCE.search(each.text)) for each in under) >= len(under):
+                for each in body[start:index]:
+                    each.reason = SOURCES
+            start = None
+        if line is not None and line.level and BACK.fullmatch(line.key):
+            start = index
+
+
+def _end_sections(lines: list[_Line], where: str, hints: Hints) -> None:
+    """End the thanks or the preface that seem to hold most of a book: what follows them had no heading to be found."""
+    body = [index for index, line in enumerate(lines) if not line.reason]
+    heads = [index for index in body if lines[index].level]
+    for head, after in itertools.pairwise([*heads, len(lines)]):
+        inside = [index for index in body if head < index < after]
+        if not BESIDE.fullmatch(lines[head].key) or len(inside) < max(LONG_SECTION, len(body) // 4):
+            continue
+        stop = _end_of(lines, inside)
+        ends = hints.section != "go on"
+        hints.doubts.add(
+            f"{where}:{lines[head].place}",
+            f"“{lines[head].text}” would hold {len(inside)} of {len(body)} lines; "
+            + (f"it was taken to end before line {lines[stop].place}" if ends else "as you say, it does"),
+            lines[stop].text,
+            [choice(SECTION, where, "end"), choice(SECTION, where, "go on")],
+        )
+        lines[stop].ends = ends
+
+
+def _end_of(lines: list[_Line], inside: list[int]) -> int:
+    """Where a section ends: where a page or a paragraph begins anew, some lines below its heading."""
+    for before, index in itertools.pairwise(inside):
+        page = any(line.reason in (PAGE, HEAD) for line in lines[before + 1 : index])
+        if ends_sentence(lines[before].text) and (page or lines[index].gap) and index - inside[0] > 2:
+            return index
+    later = (index for before, index in itertools.pairwise(inside[20:]) if ends_sentence(lines[before].text))
+    return next(later, inside[-1])
 
 
 def _beside_page(lines: Sequence[_Line], index: int) -> bool:
@@ -395,32 +598,125 @@ def _starts_anew(before: _Line | None, after: _Line | None) -> bool:
     return not before or not after or before.level > 0 or ends_sentence(before.text)
 
 
+def saved_as_lines(blocks: Sequence[Block]) -> list[Fragment]:
+    """The lines of a document each of whose paragraphs is a line of a book, as of a scan; none of any other."""
+    texts = [block.text for block in blocks if not block.level and "\n" not in block.text and not block.table]
+    low = sum(map(begins_low, texts))
+    if len(texts) < LONG_SECTION // 3 or 10 * low < 3 * len(texts) or 2 * len(texts) < len(blocks):
+        return []
+    places = (block.place or f"paragraph {number}" for number, block in enumerate(blocks, 1))
+    return [Fragment(block.text, place, block.level) for block, place in zip(blocks, places, strict=True)]
+
+
+def without_page_debris(blocks: Sequence[Block], debris: Findings, where: str) -> list[Block]:
+    """Paragraphs without the running heads and page numbers that a scan left between them or inside them.
+
+    A sentence that one of them interrupted is whole again.
+    """
+    lines = [_Line(block.text, block.place, True, _key(block.text), level=block.level) for block in blocks]
+    if len(lines) < LONG_SECTION // 3:
+        return list(blocks)
+    _mark_page_numbers(lines)
+    _mark_running_heads(lines, set(), paragraphs=True)
+    _mark_broken_heads(lines, "", debris, where)
+    kept: list[Block] = []
+    broken = False
+    for line, block in zip(lines, blocks, strict=True):
+        if line.reason:
+            debris.add(f"{where}:{line.place}" if line.place else where, line.reason, line.text)
+            broken = True
+            continue
+        goes_on = broken and kept and not kept[-1].level and not block.level and begins_low(line.text)
+        if goes_on and not ends_sentence(kept[-1].text):
+            kept[-1] = replace(kept[-1], text=f"{kept[-1].text} {line.text}")
+        else:
+            kept.append(replace(block, text=line.text) if line.text != block.text else block)
+        broken = False
+    return kept
+
+
 # Title and headings ---------------------------------------------------------------------------------------------
 
 
-def _mark_front(lines: list[_Line]) -> str:
-    """Mark the lines of the title page; returns the title, if there is a plausible one."""
+def _mark_front(lines: list[_Line], where: str, hints: Hints) -> str:
+    """Mark the lines of the title page; returns the title, if there is a plausible one.
+
+    What the imprint calls the title is it; the author's name is not, though it may stand at the head of every page.
+    """
     if not any(line.level or line.reason in (PAGE, HEAD, LEGAL, CONTENTS) for line in lines):
-        return _title_alone(lines[:2])
+        return hints.title or _title_alone(lines[:2])
     front = _front(lines)
     for line in front:
         line.reason = FRONT
+    stated, authors = _stated(lines)
     names = [line for line in front if sum(map(str.isalpha, line.text)) > 2]
     names = [line for line in names if not _IMPRINT.match(line.text) and not _is_author(line.text)][:8]
-    if not names:
+    names = [line for line in names if not any(nearly(bare(line.text), author) for author in authors)]
+    title = hints.title or stated
+    if title:
+        chosen = next((line for line in names if nearly(bare(line.text), bare(title))), None)
+        if not chosen or hints.title:
+            return title
+    elif not names:
+        if len(lines) > 5 * FRONT_LINES and not hints.title:
+            hints.doubts.add(
+                where,
+                "no title was found: its passages stand under their sections alone",
+                choices=[choice(TITLE_OF, where, PurePath(where).name.partition(".")[0])],
+            )
         return ""
-    times = Counter(line.key for line in lines)
-    chosen = next((line for line in names if times[line.key] > 1), names[0])
-    by, title_below = ARTICLE.match(names[0].text), len(names) > 1 and names[1].text.isupper()
-    if chosen is names[0] and names[0].text.isupper() and not by and title_below and ARTICLE.match(names[1].text):
-        chosen = names[1]  # the first is the author
-    title: list[str] = []
+    else:
+        chosen = _chosen(names, lines, where, hints)
+    whole: list[str] = []
     for line in front[front.index(chosen) :]:
-        if title and not _little(title[-1]):
+        if whole and not _little(whole[-1]):
             break
         line.reason = TITLE
-        title.append(line.text)
-    return " ".join(title)
+        whole.append(line.text)
+    return " ".join(whole)
+
+
+def _stated(lines: Sequence[_Line]) -> tuple[str, list[str]]:
+    """The title that an imprint states, or "", and the authors, as `bare` makes them."""
+    title, authors = "", []
+    ends = [*lines[:FRONT_LINES], *lines[max(len(lines) - FRONT_LINES // 2, FRONT_LINES) :]]
+    for line, after in itertools.zip_longest(ends, ends[1:]):
+        match = _STATED.fullmatch(line.text) if len(line.text) < 2 * SHORT else None
+        if match and match["label"][0] in "tT" and match["label"][:4].casefold() != "text":
+            wraps = after is not None and _little(match["value"]) and len(after.text) <= SHORT
+            title = title or (f"{match['value']} {after.text}" if wraps else match["value"])
+        elif match or (match := _OWNER.match(line.text)):
+            authors += [bare(name) for name in re.split(r",| e | and |&", match["value"]) if " " in name.strip()]
+        elif _is_author(line.text):
+            authors.append(bare(line.text.split(None, 1)[1]))
+    return title.strip(' «»“”".'), [author for author in authors if author]
+
+
+def _chosen(names: list[_Line], lines: list[_Line], where: str, hints: Hints) -> _Line:
+    """The line of a title page that is most probably the title: one that comes again, and is no name of a person."""
+    times = Counter(line.key for line in lines)
+    again = list({line.key: line for line in reversed(names) if times[line.key] > 1}.values())[::-1]
+    if len(again) > 1:
+        stem = bare(PurePath(where).stem)
+        again.sort(key=lambda line: (bare(line.text) not in stem, _is_person(line.text)))
+        hints.doubts.add(
+            where,
+            f"its title was taken to be “{again[0].text}”, since it comes again as others do",
+            again[0].text,
+            [choice(TITLE_OF, where, line.text) for line in again],
+        )
+    chosen = again[0] if again else names[0]
+    by, title_below = ARTICLE.match(names[0].text), len(names) > 1 and names[1].text.isupper()
+    if chosen is names[0] and names[0].text.isupper() and not by and title_below and ARTICLE.match(names[1].text):
+        return names[1]  # the first is the author
+    return chosen
+
+
+def _is_person(text: str) -> bool:
+    """Whether a short line may be the name of a person: some words with capitals, no figures and no article."""
+    words = text.split()
+    named = all(word[0].isupper() or word.casefold() in ("de", "da", "do", "das", "dos", "e") for word in words)
+    return 1 < len(words) < 6 and named and not ARTICLE.match(text.upper()) and not re.search(r"\d", text)
 
 
 def _title_alone(lines: list[_Line]) -> str:
@@ -464,43 +760,62 @@ def _is_author(text: str) -> bool:
     return first.casefold() in BY and bool(names) and all(name[0].isupper() or _little(name) for name in names)
 
 
-def _mark_chapters(lines: list[_Line], labels: set[str]) -> None:
+def _mark_chapters(lines: list[_Line], contents: _Contents, where: str, hints: Hints) -> None:
     """Mark the headings that say what they are, or that the contents list; a chapter's name joins its number."""
-    numerals = [line for line in lines if line.text.isupper() and line.text.casefold() in _ROMAN]
-    counted = [_ROMAN[line.text.casefold()] for line in numerals]
-    chapters = {id(line) for line in numerals if len(counted) > 1 and counted == [*range(1, len(counted) + 1)]}
+    numerals = [(index, value) for index, line in enumerate(lines) if (value := line.number or numeral_in(line.text))]
+    numerals = [(index, value) for index, value in numerals if not _within(lines, index, index + 1)]
+    chapters = dict(chapters_among(numerals))
+    _ask_for_missing(list(chapters.values()), lines, where, hints)
+    labels = contents.labels
     width = _width([len(line.text) for line in lines])
-    parts, seen = False, set[str]()
+    seen = set[str]()
+    in_part, parts = False, set[int]()
     for index, line in enumerate(lines):
-        if len(line.text) > SHORT or line.reason or _within(lines, index, index + 1):
+        if line.level or len(line.text) > SHORT or line.reason or _within(lines, index, index + 1):
             continue
         match = _CHAPTER.fullmatch(line.text)
         name = match["name"] if match else ""
-        bare = id(line) in chapters or (match is not None and not name)
+        bare_number = index in chapters or (match is not None and not name)
         named = (
             match is not None
             and bool(name)
             and not ends_sentence(name)
             and (match["mark"].strip() or name[0].isupper())
         )
-        alone = SECTIONS.fullmatch(line.key) or (line.key in labels and len(line.key) > 2)
-        if (
-            bare
-            or named
-            or (alone and line.key not in seen and not begins_low(line.text) and not ends_sentence(line.text))
-        ):
-            line.level = 1
-            below = _name_below(lines[index + 1 : index + 4], width, labels) if bare else []
-            for part in below:
-                part.reason, line.last = NAME, part.place
-            name = name or " ".join(part.text for part in below)
-            number = match["first"] if match else line.text
-            number = _proper(number) if bare or named or SECTIONS.fullmatch(line.key) else number
-            line.text = " – ".join(filter(None, (number, name)))
-            seen |= {line.key, _key(name), _name_key(line.text)}
-            parts = parts or bool(match and _PART.match(line.text))
-    for line in lines if parts else ():  # chapters lie below the parts
-        line.level += line.level == 1 and bool(re.match(CHAPTER_WORDS, line.text, re.IGNORECASE))
+        section = SECTIONS.fullmatch(line.key)
+        alone = section or (line.key in labels and len(line.key) > 2)
+        fresh = line.key not in seen and not begins_low(line.text) and not ends_sentence(line.text)
+        if not (bare_number or named or (alone and fresh)):
+            continue
+        line.level = 1
+        below = _name_below(lines[index + 1 : index + 4], width, contents) if bare_number else []
+        for part in below:
+            part.reason, line.last = NAME, part.place
+        name = name or " ".join(part.text for part in below) or contents.names.get(chapters.get(index, 0), "")
+        number = match["first"] if match else _numeral(line, chapters.get(index, 0))
+        number = _proper(number) if bare_number or named or section else number
+        in_part = bool(match and _PART.match(line.text)) or (in_part and not section)
+        line.text = " – ".join(filter(None, (number, name)))
+        seen |= {line.key, _key(name), _name_key(line.text)}
+        if in_part and (index in chapters or re.match(CHAPTER_WORDS, line.text, re.IGNORECASE)):
+            parts.add(index)
+    for index in parts:  # chapters lie below the parts
+        lines[index].level += 1
+
+
+def _numeral(line: _Line, number: int) -> str:
+    """The number of a chapter as it should stand; of another heading, its text."""
+    return line.text if line.number or not number else written(number)
+
+
+def _ask_for_missing(numbers: list[int], lines: list[_Line], where: str, hints: Hints) -> None:
+    """Name the chapters whose numbers were not found: their text stands under the one before."""
+    for before, after in itertools.pairwise(numbers):
+        if after - before > 1:
+            lost = ", ".join(map(written, range(before + 1, after)))
+            hints.doubts.add(
+                where, f"the number of chapter {lost} was not found: its text is filed under {written(before)}"
+            )
 
 
 def _within(lines: Sequence[_Line], start: int, stop: int) -> bool:
@@ -513,8 +828,12 @@ def _within(lines: Sequence[_Line], start: int, stop: int) -> bool:
     return before.text[-1] == "," or _little(before.text)
 
 
-def _name_below(after: list[_Line], width: int, labels: set[str]) -> list[_Line]:
+def _name_below(after: list[_Line], width: int, contents: _Contents) -> list[_Line]:
     """The lines below a chapter's number that are its name."""
+    for count in range(len(after), 0, -1):  # as the contents list it, be it over lines and with letters read wrongly
+        form = bare("".join(line.text for line in after[:count]))
+        if len(form) > 3 and any(nearly(form, known) for known in contents.forms):
+            return after[:count]
     if not after or ends_sentence(after[0].text) or len(after[0].text) > SHORT or after[0].text[-1] in ",;:":
         return []
     first = after[0]
@@ -522,15 +841,13 @@ def _name_below(after: list[_Line], width: int, labels: set[str]) -> list[_Line]
         return []
     if _capitals(first.text):
         return list(itertools.takewhile(lambda line: _capitals(line.text) and not ends_sentence(line.text), after))
-    if _name_key(first.text) in labels:
-        return [first]
     prose = len(after) < 2 or begins_low(after[1].text) or _little(first.text)
     return [] if prose or not (after[1].gap or len(first.text) <= 0.75 * width) else [first]
 
 
 def _proper(text: str) -> str:
     """The word for a chapter in capitals as it is written elsewhere: Capítulo IV."""
-    first, *others = (word if word.casefold() in _ROMAN else word.lower() for word in text.split())
+    first, *others = (word if word.casefold() in ROMAN else word.lower() for word in text.split())
     return " ".join([first[:1].upper() + first[1:], *others]) if text.isupper() else text
 
 
@@ -563,6 +880,7 @@ def _mark_capitals(lines: list[_Line]) -> None:
 
 
 def _blocks(lines: list[_Line]) -> Iterator[Block]:
+    _mark_own_lines([line for line in lines if not line.level])
     texts = [line.text for line in lines if not line.level]
     ended = sum(map(ends_sentence, texts))
     wrapped = 5 * sum(map(begins_low, texts)) >= 2 * len(texts) and _width([*map(len, texts)]) > SHORT // 3
@@ -574,6 +892,19 @@ def _blocks(lines: list[_Line]) -> Iterator[Block]:
             yield from (Block(line.text, level, place_range(line.place, line.last)) for line in members)
         else:
             yield from _paragraphs(members, prose, words)
+
+
+def _mark_own_lines(lines: list[_Line]) -> None:
+    """Mark the lines that are no continuation of the one before them, whatever they begin with."""
+    groups: list[list[_Line]] = []
+    for line, turn in zip(lines, starts_of_turns([line.text for line in lines]), strict=True):
+        line.own |= turn
+        if line.gap or not groups:
+            groups.append([])
+        groups[-1].append(line)
+    for group, kept in zip(groups, keep_their_lines([[line.text for line in group] for group in groups]), strict=True):
+        for line in group if kept else ():
+            line.own = True
 
 
 def _paragraphs(lines: list[_Line], prose: bool, words: Counter[str]) -> Iterator[Block]:
@@ -606,7 +937,7 @@ def _keeps_hyphen(start: str, rest: str, words: Counter[str]) -> bool:
 
 def _breaks(lines: list[_Line], prose: bool) -> Iterator[str]:
     """What stands between each line and the one before it: a blank, a line feed, or the end of a paragraph."""
-    ended, low, size = ([f(line.text) for line in lines] for f in (ends_sentence, begins_low, len))
+    ended, low, size = ([f(line.text) for line in lines] for f in (ends_sentence, begins_low, columns))
     listed = [*_listed(lines, ended, low), False]
     usual = _width(size)
     speech = bool(SPEECH.match(lines[0].text))
@@ -617,7 +948,14 @@ def _breaks(lines: list[_Line], prose: bool) -> Iterator[str]:
         spoken = SPEECH.match(line.text) and (ended[index - 1] or line.text[0] == "—" or before.text[-1] == ":")
         mark = " "
         if line.gap:
-            mark = " " if low[index] and not ended[index - 1] and prose else "\n\n"
+            goes_on = low[index] and not ended[index - 1] and prose and not (line.own or _ITEM.match(before.text))
+            mark = " " if goes_on else "\n\n"
+        elif line.own:
+            mark = "\n"
+        elif _caseless(line.text) and size[index - 1] >= FULL_LINE * width > MARGIN and not all(ended[:-1]):
+            mark = joint(before.text, line.text)
+        elif is_unspaced(line.text):
+            mark = "\n\n" if ended[index - 1] else "\n"
         elif not prose or (_ITEM.match(line.text) and (_ITEM.match(before.text) or before.text[-1] == ":")):
             mark = "\n"
         elif spoken:
@@ -655,6 +993,12 @@ def _listed(lines: list[_Line], ended: list[bool], low: list[bool]) -> list[bool
                 found[start:index] = [True] * run
             start = index + 1
     return found
+
+
+def _caseless(text: str) -> bool:
+    """Whether a line begins in a script that has no small letters, so that they cannot tell what goes on."""
+    first = next(filter(str.isalpha, text), "")
+    return first.lower() == first.upper() and bool(first)
 
 
 def _open(text: str) -> bool:

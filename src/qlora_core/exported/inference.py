@@ -123,6 +123,8 @@ def answer(
     mx.random.seed(seed)
     messages = [{"role": "system", "content": system}] if system else []
     prompt = encode(tokenizer, [*messages, {"role": "user", "content": question}])
+    if end := ending(tokenizer):
+        tokenizer.add_eos_token(end)
     sampler = make_sampler(temp=temperature)
     parts = stream_generate(model, tokenizer, prompt, max_tokens=max_tokens, sampler=sampler)
     tokens = [part.token for part in parts if part.finish_reason != "stop"]
@@ -131,17 +133,42 @@ def answer(
 
 def encode(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[int]:
     """Token ids of a conversation, ready for the model's turn."""
-    known = tokenizer.added_tokens_decoder.values()
-    control = sorted((token.content for token in known if token.special), key=len, reverse=True)
     safe = []
     for message in messages:
         content = message["content"]
-        for token in control:
+        for token in control_tokens(tokenizer):
             content = content.replace(token, token[0] + WORD_JOINER + token[1:])
         safe.append({**message, "content": content})
+    try:
+        text = render(tokenizer, safe, ask=True)
+    except Exception:  # a template is a program: it may raise anything, at a system message too
+        text = ""
+    if safe[0]["role"] == "system" and safe[0]["content"].strip() not in text:  # it stood before the question then
+        safe = [{**safe[1], "content": "\n\n".join(message["content"] for message in safe[:2])}, *safe[2:]]
+        text = ""
+    return tokenizer.encode(text or render(tokenizer, safe, ask=True), add_special_tokens=False)
+
+
+def render(tokenizer: Any, messages: Sequence[dict[str, str]], *, ask: bool) -> str:
+    """Messages as the text that the model was trained with; `ask`: ready for the model's turn."""
     template = (HERE / "chat_template.jinja").read_text(encoding="utf-8")
-    text = tokenizer.apply_chat_template(safe, chat_template=template, tokenize=False, add_generation_prompt=True)
-    return tokenizer.encode(text, add_special_tokens=False)
+    return tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, add_generation_prompt=ask)
+
+
+def control_tokens(tokenizer: Any) -> list[str]:
+    """Texts of the control tokens, the longest first."""
+    known = tokenizer.added_tokens_decoder.values()
+    return sorted((token.content for token in known if token.special), key=len, reverse=True)
+
+
+def ending(tokenizer: Any) -> str:
+    """The control token that stands right behind an answer, which the model's files need not list as an end."""
+    mark = "answer-" * 3
+    with contextlib.suppress(Exception):
+        answered = [{"role": "user", "content": "question"}, {"role": "assistant", "content": mark}]
+        behind = render(tokenizer, answered, ask=False).partition(mark)[2].lstrip()
+        return next((token for token in control_tokens(tokenizer) if behind.startswith(token)), "")
+    return ""
 
 
 # Command line ---------------------------------------------------------------------------------------------------

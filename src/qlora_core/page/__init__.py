@@ -7,6 +7,7 @@ Knows marimo and altair and nothing of mlx: whatever needs it is a worker or a c
     problems   what went wrong, shown once and handed on
     forms      flags and settings
     rows       the data: where it comes from, what became of it, its tokens in numbers
+    doubts     what was guessed in it, and the answers
     row_browser  one row after another, as its tokens
     machine    what it is trained on
     model      the base, and what the settings come to
@@ -22,6 +23,7 @@ Knows marimo and altair and nothing of mlx: whatever needs it is a worker or a c
 from . import asking as asking
 from . import commands as commands
 from . import comparing as comparing
+from . import doubts as doubts
 from . import exporting as exporting
 from . import forms as forms
 from . import language as language

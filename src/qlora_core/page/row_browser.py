@@ -20,10 +20,10 @@ import numpy as np
 from markupsafe import Markup
 
 from ..config import RunConfig
-from ..data import PreparedData, Rows
+from ..data import PreparedData, Rows, texts_of
 from ..errors import DataError
 from ..texts import say
-from ..token_view import Piece, pieces
+from ..token_view import Piece, parts
 from ..tokens import ChatTokenizer, TokenDataset, make_dataset
 from .look import empty, field, fields, folded, joined, note, put, shown, small
 
@@ -58,15 +58,15 @@ class Found:
     searched: int | None = None
 
 
-def row_form() -> mo.ui.dictionary:
-    """Which rows to look at."""
+def row_form(text: str = "") -> mo.ui.dictionary:
+    """Which rows to look at; `text` is what is searched for at first."""
     sides = {say("Rows to train"): "train", say("Rows to validate"): "validation"}
     only = {say("All"): "all", say("Only cut"): "cut", say("Only those that cannot be trained"): "skipped"}
     return mo.ui.dictionary(
         {
             "side": mo.ui.dropdown(sides, value=next(iter(sides)), label=say("Rows"), full_width=True),
             "only": mo.ui.dropdown(only, value=next(iter(only)), label=say("Which"), full_width=True),
-            "text": mo.ui.text(label=say("Search their text"), full_width=True),
+            "text": mo.ui.text(text, label=say("Search their text"), full_width=True),
         }
     )
 
@@ -88,10 +88,9 @@ def find(prepared: PreparedData, train: TokenDataset, validation: TokenDataset, 
     rows, dataset = (prepared.train, train) if training else (prepared.validation, validation)
     places: Sequence[int] = range(len(rows))
     if wanted["only"] == "skipped":
-        places = dataset.skipped_places
+        places = tuple(dict.fromkeys(dataset.skipped_places))
     elif wanted["only"] == "cut":
-        usable = np.delete(np.arange(len(rows)), np.asarray(dataset.skipped_places, np.int64))
-        places = usable[np.flatnonzero(dataset.rows.cut)].tolist()
+        places = np.unique(dataset.origins(len(rows))[np.flatnonzero(dataset.rows.cut)]).tolist()
     if not wanted["text"].strip():
         return Found(rows, dataset, places, len(places))
     matching, searched = search(rows, places, wanted["text"].strip())
@@ -136,7 +135,7 @@ def _holds(line: bytes, written: str, sought: str) -> bool:
     if written not in plain(line.decode("utf-8", "replace")):
         return False
     row = json.loads(line)
-    texts = [turn["content"] for turn in row.get("messages", ())] or [row.get("text", "")]
+    texts = texts_of(row) if "messages" in row or "text" in row else []
     return any(sought in plain(text) for text in (*texts, row.get("source", "")))
 
 
@@ -202,12 +201,25 @@ def row_view(found: Found, place: int, tokenizer: ChatTokenizer, config: RunConf
     row, most = found.rows[found.places[place]], config.data.max_seq_length
     reasons = [note(say("Not trained: {reason}", reason=why), "warn") for _, why in _skipped(row, tokenizer, most)]
     try:
-        tokens = token_boxes(pieces(row, tokenizer, most), part)
+        found_parts = parts(row, tokenizer, most)
     except DataError:  # said among the reasons
-        tokens = None
+        found_parts = []
+    tokens = [
+        part_of
+        for number, pieces in enumerate(found_parts, 1)
+        for part_of in (_part_heading(number, len(found_parts)), token_boxes(pieces, part))
+        if part_of is not None
+    ]
     counted = say("Row {number} of {count}", number=f"{place + 1:,}", count=f"{len(found.places):,}")
     heading = put('<h3 class="q-row">{} <code>{}</code></h3>', counted, row.get("source", ""))
-    return mo.vstack([shown(heading), *reasons, *([tokens] if tokens else []), _turns(row, fold=bool(tokens))], gap=0.5)
+    return mo.vstack([shown(heading), *reasons, *tokens, _turns(row, fold=bool(tokens))], gap=0.5)
+
+
+def _part_heading(number: int, count: int) -> mo.Html | None:
+    """Which of the texts it is that a conversation is learned from, where there are several."""
+    if count == 1:
+        return None
+    return small(say("Learned as {count} rows; this is number {number}", count=f"{count:,}", number=f"{number:,}"))
 
 
 def _skipped(row: Mapping[str, Any], tokenizer: ChatTokenizer, most: int) -> tuple[tuple[str, str], ...]:
@@ -218,14 +230,26 @@ def _turns(row: Mapping[str, Any], *, fold: bool) -> mo.Html:
     """Who says what, as it was prepared."""
     turns = row.get("messages") or [{"role": say("text"), "content": row["text"]}]
     lines = [
-        put('<div><dt>{}</dt><dd dir="auto">{}</dd></div>', turn["role"], _shortened(turn["content"]))
+        put('<div><dt>{}</dt><dd dir="auto">{}</dd></div>', heading, _shortened(text))
         for turn in turns[:TURNS]
+        for heading, text in _said(turn)
     ]
     parts = [shown(put('<dl class="q-turns">{}</dl>', joined(lines)))]
     if len(turns) > TURNS:
         parts.append(small(say("{count} more turns", count=f"{len(turns) - TURNS:,}")))
     both = mo.vstack(parts, gap=0.25)
     return folded(say("As text"), both) if fold else both
+
+
+def _said(turn: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a turn thinks, says and calls, each with who and how."""
+    role = turn["role"] if turn.get("train", True) else say("{role}, not trained", role=turn["role"])
+    thought = turn.get("reasoning_content")
+    calls = turn.get("tool_calls", ())
+    said = [(say("{role}, thinking", role=role), thought)] if thought else []
+    said += [(role, turn["content"])] if turn["content"] or not (thought or calls) else []
+    written = (json.dumps(call["function"], ensure_ascii=False) for call in calls)
+    return [*said, *((say("{role}, calling a tool", role=role), call) for call in written)]
 
 
 def _shortened(text: str) -> str:

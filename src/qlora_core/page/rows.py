@@ -16,10 +16,11 @@ import numpy as np
 
 from ..charts import GREY, TRAINING, Chart, for_page
 from ..config import RunConfig, settings
-from ..data import DataReport, Findings, PreparedData
+from ..data import DataReport, Findings, PreparedData, Unused
 from ..texts import say
 from ..token_report import ShownRow, TokenReport
 from ..tokens import TokenDataset
+from .doubts import with_choices
 from .forms import read_forms, settings_form
 from .language import read_only
 from .look import empty, fact_table, figures, folded, note, row_table, small
@@ -87,15 +88,19 @@ def data_form(config: RunConfig) -> mo.ui.dictionary:
     return mo.ui.dictionary({name: element for name, element in form.elements.items() if name not in left_out})
 
 
-def read_data_form(config: RunConfig, values: Mapping[str, Any], listed: str) -> RunConfig | Problem:
-    """`config` with the form's values and the sources; a problem, to be shown by `nothing_chosen`, without sources.
+def read_data_form(
+    config: RunConfig, values: Mapping[str, Any], listed: str, chosen: Sequence[tuple[str, str]] = ()
+) -> RunConfig | Problem:
+    """`config` with the form's values, the sources, and what was chosen among the guesses.
+
+    Without sources it is a problem, to be shown by `nothing_chosen`.
 
     Raises:
         ConfigError: a value is out of range or no number.
     """
     if not listed.strip():
         return Problem(say("no data is chosen"), shown=True)
-    return read_forms(config, values, {"data": listed})
+    return with_choices(read_forms(config, values, {"data": listed}), chosen)
 
 
 def nothing_chosen(listed: str) -> mo.Html | None:
@@ -126,7 +131,9 @@ def data_report(prepared: PreparedData) -> mo.Html:
     found = [
         (say("Rejected rows"), report.rejected),
         (say("Files that were not read"), report.skipped_files),
+        (say("Rows left out, as their author marked them"), report.marked),
         (say("Rows of fact sheets that cannot be used"), report.rejected_facts),
+        (say("Documents and sections that nothing is asked about"), report.unasked),
     ]
     kept = [
         (say("Texts that were mended"), report.mended_rows),
@@ -135,9 +142,25 @@ def data_report(prepared: PreparedData) -> mo.Html:
     ]
     parts: list[Any] = [figures(cards), *(note(warning, "warn") for warning in report.warnings)]
     parts += [_findings(title, findings) for title, findings in found if findings.count]
+    if unused := report.unused_columns:
+        parts.append(_unused(unused))
     parts += [_folded_findings(title, findings) for title, findings in kept if findings.count]
     parts.append(folded(say("What was done"), fact_table(_facts(report))))
     return mo.vstack(parts, gap=0.75)
+
+
+def _unused(columns: Sequence[Unused]) -> mo.Html:
+    """Columns whose content is used for nothing, with how much of it there is."""
+    share, longer = say("Share of the rows"), say("Longer than the prompt")
+    rows = [
+        {
+            say("Column"): column.column,
+            share: f"{column.share:.0%}",
+            longer: say("yes") if column.longer_than_prompt else say("no"),
+        }
+        for column in columns[:MANY]
+    ]
+    return mo.vstack([small(say("Columns with content that is used for nothing")), row_table(rows, [share])], gap=0.25)
 
 
 def _facts(report: DataReport) -> dict[str, str]:
@@ -147,13 +170,25 @@ def _facts(report: DataReport) -> dict[str, str]:
     if report.near_duplicates_dropped:
         nearly = say("{count} left out", count=f"{report.near_duplicates_dropped:,}")
     split = say("as the files say") if report.own_split else say("by a hash of each row's content")
+    validated = "\n".join(
+        say("{source}: {validated} of {rows} validated", source=source, validated=f"{held:,}", rows=f"{rows:,}")
+        for source, (rows, held) in list(report.by_source.items())[:MANY]
+    )
     sheets = ", ".join(report.fact_sheets)
     return {
         say("Sources"): "\n".join(report.sources),
+        say("Licence"): "\n".join(report.licences),
         say("Read"): read,
         say("Encodings"): _counts(report.encodings),
         say("Shapes"): _counts(report.shapes),
         say("Joined"): _if(report.joined_lines, say("{count} lines of running text", count=f"{report.joined_lines:,}")),
+        say("Threads"): _if(
+            report.conversations,
+            say("{count} made of {rows} rows", count=f"{report.conversations:,}", rows=f"{report.joined_messages:,}"),
+        ),
+        say("Marked as not to be trained"): _counts(report.marks),
+        say("Taken to be so"): _counts(report.guesses),
+        say("For testing"): _if(report.test_rows, say("{count} left out", count=f"{report.test_rows:,}")),
         say("Passages"): _if(
             report.passages, say("{count} made of running text and documents", count=f"{report.passages:,}")
         ),
@@ -161,11 +196,24 @@ def _facts(report: DataReport) -> dict[str, str]:
         say("Mended"): _counts(report.mended),
         say("Duplicates"): _if(report.duplicates, say("{count} left out", count=f"{report.duplicates:,}")),
         say("Nearly equal"): _if(report.near_duplicates, nearly),
+        say("Several answers"): _if(
+            report.several_answers,
+            say(
+                "{questions} questions in {rows} rows",
+                questions=f"{report.questions_with_several:,}",
+                rows=f"{report.several_answers:,}",
+            ),
+        ),
+        say("Copies"): _if(
+            report.copies_dropped + report.copies_left_out,
+            say("{count} rows left out", count=f"{report.copies_dropped + report.copies_left_out:,}"),
+        ),
         say("One pattern"): _if(
             report.patterned,
             say("{count} rows with the same words around other names or numbers", count=f"{report.patterned:,}"),
         ),
         say("Split"): split,
+        say("Of each source"): validated,
         say("Facts"): _if(len(report.fact_sheets), say("{files}: asked, never trained", files=sheets)),
     }
 

@@ -56,8 +56,10 @@ def _chapters(package: Any, folder: str) -> list[str]:
     chapters = []
     for entry in package.find_all(_called("itemref")):
         item = items.get(entry.get("idref"))
-        if item is None or entry.get("linear", "").lower() == "no" or "nav" in item.get("properties", "").split():
+        if item is None or "nav" in item.get("properties", "").split():
             continue
+        if entry.get("linear", "").lower() == "no" and not re.search("note", item["href"], re.IGNORECASE):
+            continue  # notes are read, though a reader does not come by them
         if "html" in item.get("media-type", "") and member(item["href"]) not in aside:
             chapters.append(member(item["href"]))
     return chapters

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..records import Block, Document
+from ..tabular import guessed_table
 
 DEEPEST = 12  # lists and tables inside one another; below, their text stays and their shape goes
 
@@ -34,6 +35,11 @@ def one_line(text: str) -> str:
 def filled_lines(text: str) -> str:
     """Lines without white space around them, and none that is empty."""
     return "\n".join(line for line in map(one_line, text.split("\n")) if line)
+
+
+def verbatim_lines(text: str) -> str:
+    """Lines as they are, without empty ones around them and white space at their ends."""
+    return re.sub(r"[^\S\n]+$", "", text.expandtabs(4) if "\t" in text[:1] else text, flags=re.MULTILINE).strip("\n")
 
 
 def without_emoji(text: str) -> str:
@@ -85,7 +91,9 @@ class _Open:
     tag: str = ""
     first: int = 1
     rows: list[list[list[Block]]] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)  # that the items of an ordered list have of their own
     layout: bool = False
+    named: bool = False  # its first row names the columns
 
     def blocks(self) -> list[Block]:
         """One block; or what is inside, where a list or table only arranges text with headings of its own."""
@@ -93,14 +101,22 @@ class _Open:
         box = self.tag == "table" and [len(row) for row in self.rows] == [1]
         if not inside or not self.tag or self.layout or box or any(block.level for block in inside):
             return inside
-        return [Block("\n".join(self._table() if self.tag == "table" else self._items()), place=inside[0].place)]
+        if self.tag in _LISTS and len(inside) == 1 and inside[0].verbatim:
+            return inside
+        if self.tag != "table":
+            return [Block("\n".join(self._items()), place=inside[0].place)]
+        cells = [tuple(one_line(" ".join(block.text for block in cell)) for cell in row) for row in self.rows]
+        table = tuple(cells if self.named else guessed_table(cells))
+        return [Block("\n".join(self._table()), place=inside[0].place, table=table)]
 
     def _items(self) -> Iterator[str]:
-        for number, row in enumerate(self.rows, self.first):
+        own = self.numbers if len({*self.numbers}) == len(self.rows) else itertools.count(self.first)
+        for number, row in zip(own, self.rows, strict=False):
             lines = "\n".join(block.text for cell in row for block in cell)
             lines = re.sub(r"^\[[ xX]\]\s+", "", lines)  # the box of a task list
             marks = itertools.chain([f"{number}. " if self.tag == "ol" else "- "], itertools.repeat("  "))
-            yield from (mark + line for mark, line in zip(marks, lines.split("\n") if lines else (), strict=False))
+            for mark, line in zip(marks, lines.split("\n") if lines else (), strict=False):
+                yield (mark + line).rstrip()
 
     def _table(self) -> Iterator[str]:
         rows = [[one_line(" ".join(block.text for block in cell)) for cell in row] for row in self.rows]
@@ -116,26 +132,30 @@ class Outline:
         self._stack = [_Open()]
         self._deeper = 0
         self._text: list[str] = []
-        self._place, self._level = "", 0
+        self._place, self._level, self._verbatim = "", 0, False
 
-    def start(self, tag: str, first: int = 1) -> None:
-        """A tag opens; `first` is the number of an ordered list's first item. Tags inside a line say nothing."""
+    def start(self, tag: str, number: int | None = None) -> None:
+        """A tag opens; `number` is an item's own, or of a list's first item. Tags inside a line say nothing."""
         if tag not in BLOCK_TAGS:
             return
         self._flush()
         last = self._stack[-1]
+        self._verbatim |= tag == "pre"
         if tag in HEADINGS:
             self._level = int(tag[1])
         elif tag in _LISTS or tag == "table":
             if len(self._stack) <= DEEPEST:
-                self._stack.append(_Open(tag, first))
+                self._stack.append(_Open(tag, 1 if number is None else number))
             else:
                 self._deeper += 1
         elif (tag == "li" and last.tag in _LISTS) or (tag == "tr" and last.tag == "table"):
             last.rows.append([])
+            if number is not None:
+                last.numbers.append(number)
         elif tag in ("td", "th") and last.tag == "table":
             last.rows = last.rows or [[]]
             last.rows[-1].append([])
+            last.named |= tag == "th" and len(last.rows) == 1
 
     def text(self, text: str, place: str) -> None:
         """Text, in which a line feed ends a line."""
@@ -144,11 +164,16 @@ class Outline:
         if self._text or text.strip():
             self._text.append(text)
 
+    def before(self) -> str:
+        """The end of the text so far, of the paragraph at hand."""
+        return "".join(self._text)[-80:]
+
     def end(self, tag: str) -> None:
         """A tag closes; for every list and table that was opened, this must be called."""
         if tag not in BLOCK_TAGS:
             return
         self._flush()
+        self._verbatim &= tag != "pre"
         if tag in HEADINGS:
             self._level = 0
         elif tag in _LISTS or tag == "table":
@@ -166,9 +191,10 @@ class Outline:
         return self._stack[0].blocks()
 
     def _flush(self) -> None:
-        text, self._text = filled_lines("".join(self._text)), []
+        text, self._text = "".join(self._text), []
+        text = verbatim_lines(text) if self._verbatim else filled_lines(text)
         if text:
-            self._add(Block(without_emoji(text) if self._level else text, self._level, self._place))
+            self._add(Block(without_emoji(text) if self._level else text, self._level, self._place, self._verbatim))
             self._level = 0  # a heading that nobody closed ends with its first paragraph
 
     def _add(self, block: Block) -> None:

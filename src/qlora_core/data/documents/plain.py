@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import io
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 from ..encoding import decode
 from ..records import Document, Fragment
+from ..tabular import barred
+from .columns import ENOUGH_LINES, read_columns
 from .outline import UnreadableError, one_line, without_emoji
 
+COLUMNS_LETTERS = 150  # of a page that may have columns
 _NO_TITLE = re.compile(  # a file name, what programs put there, or nothing that is a word
     r"\.(?:docx?|dvi|html?|indd|md|odt|pages|pdf|pptx?|ps|pub|qxd|rtf|tex|txt|wpd|xlsx?)$"
     r"|^microsoft (?:word|powerpoint|excel) - |^(?:untitled|sem t[ií]tulo|documento?)[ \d]*$|^[\W\d_]*$",
@@ -34,7 +39,7 @@ def _fragments(lines: Iterable[tuple[str, str]]) -> list[Fragment]:
 
 def read_text(content: bytes) -> Document:
     """Every line with its number."""
-    lines = enumerate(decode(content)[0].split("\n"), 1)
+    lines = enumerate(barred(decode(content)[0].split("\n")), 1)
     return Document(lines=tuple(_fragments((text, str(number)) for number, text in lines)))
 
 
@@ -46,7 +51,7 @@ def read_pdf(content: bytes) -> Document:
         reader = pypdf.PdfReader(io.BytesIO(content))
         if reader.is_encrypted and not reader.decrypt(""):
             raise UnreadableError("is locked with a password: save it without one")
-        pages = [_whole(page.extract_text()).strip() for page in reader.pages]
+        pages = [_whole(_text_of(page)).strip() for page in reader.pages]
         said = reader.metadata or {}
         said = {key: said[key] for key in said}  # which looks up what is stored elsewhere
     except pypdf.errors.DependencyError:  # AES, which pypdf only reads with another library
@@ -59,6 +64,25 @@ def read_pdf(content: bytes) -> Document:
     title, author = (one_line(_whole(each)) if isinstance(each, str) else "" for each in found)
     title = "" if _NO_TITLE.search(title) else without_emoji(title)
     return Document(title, (), tuple(_rejoined(_fragments(lines))), {"author": author} if author else {})
+
+
+def _text_of(page: Any) -> str:
+    """A page's text; column by column where it has columns, in whatever order they were drawn."""
+    text = page.extract_text()
+    if text.count("\n") + 1 < ENOUGH_LINES or len(text) < COLUMNS_LETTERS:
+        return text
+    try:
+        placed = page.extract_text(extraction_mode="layout", space_vertically=True)
+    except Exception:  # fonts that say nothing of their widths make it raise anything; the text itself is there
+        return text
+    found = read_columns(placed)
+    return "\n".join(found) if found and _same_letters("".join(found), text) else text
+
+
+def _same_letters(one: str, other: str) -> bool:
+    """Whether two readings of a page have the same letters, but for a hundredth."""
+    counts = [Counter(letter for letter in text if letter.isalnum()) for text in (one, other)]
+    return sum(((counts[0] - counts[1]) + (counts[1] - counts[0])).values()) <= len(other) / 100
 
 
 def _whole(text: str) -> str:

@@ -8,13 +8,21 @@ import re
 from typing import Any
 
 from ..encoding import decode
+from ..prose import unwrapped
 from ..records import Block, Document
 from .outline import Outline, UnreadableError, make_document, one_line, without_emoji
+from .raised import raised
 
 _DROPPED = {
-    "aside", "button", "form", "iframe", "nav", "noscript", "script", "select", "style", "svg", "template", "textarea",
-    "title",
+    "aside", "button", "form", "iframe", "nav", "noscript", "rp", "rt", "script", "select", "style", "svg", "template",
+    "textarea", "title",
 }  # fmt: skip
+
+
+_NOTE = re.compile(r"(?:foot|end|rear)notes?$|doc-(?:foot|end)notes?$", re.IGNORECASE)
+_NOTE_MARK = re.compile(r"noteref$|footnote-?ref$|fn-?ref$|doc-backlink$|footnote-?back(?:ref|link)?$", re.IGNORECASE)
+_NOTE_PLACE = re.compile(r"#(?:[\w.-]*(?:note|ftn|fn|_ref|ref)[\w.-]*|n\d+)$", re.IGNORECASE)
+_MARK = re.compile(r"[\[(]?(?:\d{1,4}|[a-z*†‡]{1,3})[\])]?|[↩↵↑⏎^\ufe0e\ufe0f]+")
 
 
 def read_html(content: bytes) -> Document:
@@ -64,22 +72,60 @@ def blocks_of(soup: Any) -> list[Block]:
         if type(node) is str:
             outline.end(node)
         elif type(node) in (NavigableString, CData):
-            text = node if verbatim else re.sub(r"\s+", " ", node)
+            text = node if verbatim else re.sub(r"\s+", " ", unwrapped(node))
             outline.text(text, str(node.parent.sourceline or ""))
+        elif isinstance(node, Tag) and node.name in ("sup", "math") and not verbatim:
+            text = (
+                _formula(node) if node.name == "math" else raised(outline.before(), node.get_text(), links=_links(node))
+            )
+            outline.text(text, str(node.sourceline or ""))
         elif isinstance(node, Tag) and not _is_dropped(node, content):
             if node.name == "br":
                 outline.text("\n", "")
-            first = node.get("start", "")
-            outline.start(node.name, int(first) if re.fullmatch("[0-9]{1,9}", first) else 1)
+            number = node.get("value" if node.name == "li" else "start", "")
+            outline.start(node.name, int(number) if re.fullmatch("[0-9]{1,9}", number) else None)
             content, verbatim = content or node.name in ("article", "main"), verbatim or node.name == "pre"
             pending.append((str(node.name), content, verbatim))
             pending += [(child, content, verbatim) for child in reversed(node.contents)]
     return outline.blocks()
 
 
+def _links(raised: Any) -> bool:
+    """Whether what is raised leads to a note, from within a link or around one."""
+    return raised.find("a") is not None or raised.find_parent("a") is not None or _is_named(raised, _NOTE_MARK)
+
+
+def _formula(math: Any) -> str:
+    """A formula of MathML as its writer wrote it, where it says so; 2 and a raised n are no 2n."""
+    source = math.find("annotation", encoding=re.compile("tex", re.IGNORECASE))
+    if source is not None or math.get("alttext"):
+        return one_line(source.get_text() if source is not None else math["alttext"])
+    for power in math.find_all("msup"):
+        power.insert(1, "^")
+    return "".join(math.get_text().split())
+
+
+def _is_named(tag: Any, kind: re.Pattern[str]) -> bool:
+    """Whether a tag says of itself that it is of a kind: by its role, by EPUB's type or by its class."""
+    said = (tag.get("epub:type", ""), tag.get("role", ""), tag.get("class", ""))
+    return any(kind.search(word) for each in said for word in (each if isinstance(each, list) else str(each).split()))
+
+
+def _is_note_mark(tag: Any) -> bool:
+    """Whether a link is the number of a note, or leads from a note back to it."""
+    if tag.name != "a" or not _MARK.fullmatch(text := one_line(tag.get_text())):
+        return False
+    if _is_named(tag, _NOTE_MARK):
+        return True
+    return bool(_NOTE_PLACE.search(tag.get("href", ""))) or (text[0] in "[↩↵↑⏎" and tag.get("href", "")[:1] == "#")
+
+
 def _is_dropped(tag: Any, content: bool) -> bool:
+    if tag.name == "aside" and _is_named(tag, _NOTE):
+        return False
     return (
         tag.name in _DROPPED
+        or _is_note_mark(tag)
         or (tag.name in ("header", "footer") and not content)
         or tag.has_attr("hidden")
         or tag.get("aria-hidden", "").strip().lower() == "true"

@@ -1,0 +1,387 @@
+"""What the columns of a row are called in the formats that people use, and which of them hold content.
+
+Knows names and values; nothing of files, and nothing of how a row is put together.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import ConfigError
+
+# Names ----------------------------------------------------------------------------------------------------------
+
+CONVERSATIONS = ("messages", "conversations", "conversation")
+PAIRS = (
+    ("prompt", "completion"),
+    ("question", "answer"),
+    ("pergunta", "resposta"),
+    ("instruction", "output"),
+    ("prompt", "response"),
+    ("instruction", "response"),
+    ("question", "response"),
+    ("input", "output"),
+    ("query", "response"),
+    ("query", "answer"),
+    ("prompt", "answer"),
+    ("instruction", "answer"),
+    ("problem", "solution"),
+    ("problem", "answer"),
+    ("question", "answers"),
+)
+"""Names of what is asked and what is answered; the first pair of which a row has the answer's name is taken."""
+
+ASKED = tuple(dict.fromkeys(asked for asked, _ in PAIRS))
+ANSWERED = tuple(dict.fromkeys(answered for _, answered in PAIRS))
+ASKED_WITH_OPTIONS = (*ASKED, "question_stem")
+ANSWERED_WITH_OPTIONS = (
+    *ANSWERED, "answerkey", "answer_key", "correct_answer", "correct_option", "answer_idx", "answer_index", "cop",
+    "label",
+)  # fmt: skip
+"""How the right one of several options is named, where nothing else is the answer."""
+
+SYSTEM = ("system", "system_prompt", "system_message")
+CONTEXTS = (
+    "context", "contexts", "contexto", "passage", "passages", "document", "documents", "paragraph", "article",
+    "background",
+)  # fmt: skip
+"""Texts that a question is about; they follow it, as `input` follows `instruction`."""
+
+OPTIONS = ("options", "choices", "alternatives")
+HISTORY = ("history", "chat_history", "conversation_history")
+REASONING = (
+    "reasoning_content", "reasoning", "thinking", "thought", "thoughts", "think", "complex_cot", "cot",
+    "chain_of_thought", "rationale",
+)  # fmt: skip
+TOOLS = ("tools", "functions")
+CHOSEN = (
+    "chosen", "chosen_response", "response_chosen", "chosen_messages", "chosen_answer", "preferred", "preferred_output",
+    "response_j",
+)  # fmt: skip
+REJECTED = (
+    "rejected", "rejected_response", "response_rejected", "rejected_messages", "rejected_answer", "dispreferred",
+    "non_preferred_output", "response_k",
+)  # fmt: skip
+"""The better and the worse of two answers; the worse one is never trained."""
+
+MEDIA = (
+    "image", "images", "img", "image_path", "image_url", "picture", "pictures", "video", "videos", "audio", "audios",
+    "pixel_values",
+)  # fmt: skip
+"""What a language model is not shown."""
+
+SPLIT = "split"
+TURN_MARKS = ("weight", "loss_weight", "train", "training", "trainable", "loss", "loss_mask", "review_result")
+ROW_MARKS = (
+    "weight", "loss_weight", "train", "training", "trainable", "loss", "label", "kto_tag", "is_correct", "correct",
+    "accepted", "is_accepted", "desirable", "is_chosen",
+)  # fmt: skip
+"""Marks that say by 0 or false that something is not to be trained, on a turn and on a row."""
+
+INVERSE_MARKS = ("masked", "mask", "rejected", "is_rejected", "deleted")
+"""Marks that say so by true."""
+
+JUDGING = frozenset(("label", "kto_tag", "is_correct", "correct", "accepted", "is_accepted", "desirable", "is_chosen"))
+"""Marks that are none where they are numbers, which are classes or scores, nor beside a text, which is of a class."""
+
+_JUDGEMENTS = ("quality", "rating", "verdict", "correctness", "feedback", "rank", "vote", "judgement", "judgment")
+_MASKS = ("loss_mask", "mask", "train_mask", "label_mask", "weights")
+
+BOOKKEEPING = frozenset(
+    (
+        "id", "uuid", "guid", "idx", "index", "source", "url", "link", "date", "time", "datetime", "timestamp",
+        "created", "updated", "author", "authors", "license", "licence", "language", "lang", "model", "dataset", "file",
+        "filename", "path", "page", "line", "version", "hash", "signature",
+    )
+)  # fmt: skip
+"""Names whose values keep the books, unless they are long."""
+
+_BOOKKEEPING_END = re.compile(r"_(?:id|ids|url|date|time|at|by|hash)$|[a-z]Id$")
+TELLING = frozenset(
+    (
+        *CONVERSATIONS, *ASKED_WITH_OPTIONS, *ANSWERED_WITH_OPTIONS, *SYSTEM, *CONTEXTS, *OPTIONS, *HISTORY, *REASONING,
+        *TOOLS, *CHOSEN, *REJECTED, *MEDIA, *_JUDGEMENTS, *_MASKS, "text", "content", "value", "reference",
+        "references",
+    )
+)  # fmt: skip
+"""Names whose values always count, however short they are: content, or what may say that it is not to be trained."""
+
+MAPPED = (
+    "messages", "system", "prompt", "completion", "text", "context", "options", "history", "reasoning", "tools",
+)  # fmt: skip
+
+Columns = tuple[tuple[str, str], ...]
+"""`(ours, theirs)` for each name that would not be recognised; ours are those of `MAPPED`."""
+
+
+# Content --------------------------------------------------------------------------------------------------------
+
+_TWO_WORDS = re.compile(
+    r"[^\W\d_]\S*\s+(?:\S+\s+)*?\S*[^\W\d_]"
+    r"|[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]{2}"  # scripts without blanks
+)
+_LINK = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+$")
+_DEEP = 8  # levels of lists and objects that are looked into
+LONG = 100  # characters: a word that is longer holds something
+
+
+def content_length(name: str, value: Any, depth: int = 0) -> int:
+    """How many characters of content a value has; 0 for what only keeps the books: ids, numbers, dates, links.
+
+    A text has content when two of its words are written in letters, when it is longer than `LONG`, or when its name is
+    one that always holds content (`TELLING`). A list or an object has that of what is in it. `false` counts as one
+    character, since it may mark a row that is not to be trained; `true` and numbers count under a telling name only.
+    """
+    plain = name.strip().casefold()
+    if depth > _DEEP:
+        return 1
+    if isinstance(value, str):
+        text = value.strip()
+        if not text or (plain not in TELLING and _keeps_books(name, text)):
+            return 0
+        return len(text)
+    if isinstance(value, bool | int | float):
+        return 1 if value is False or plain in TELLING else 0
+    if isinstance(value, dict):
+        return sum(content_length(str(key), inner, depth + 1) for key, inner in value.items())
+    if isinstance(value, list | tuple):
+        texts = [inner for inner in value if isinstance(inner, str)]
+        others = [inner for inner in value if isinstance(inner, list | tuple | dict)]
+        length = content_length(name, " ".join(texts)) + sum(content_length(name, one, depth + 1) for one in others)
+        return length or int(plain in TELLING and len(value) > 0)
+    return 0 if value is None else int(plain in TELLING)
+
+
+def _keeps_books(name: str, text: str) -> bool:
+    if len(text) > LONG:
+        return bool(_LINK.match(text))
+    if name.strip().casefold() in BOOKKEEPING or _BOOKKEEPING_END.search(name):
+        return True
+    return not _TWO_WORDS.search(text)
+
+
+def judges(name: str) -> bool:
+    """Whether a column of this name may say that a row is not to be trained, in words or numbers of its own."""
+    plain = name.strip().casefold()
+    return plain in (*ROW_MARKS, *INVERSE_MARKS, *_JUDGEMENTS, *_MASKS)
+
+
+def is_said(value: Any, texts: Iterable[str]) -> bool:
+    """Whether a value is a text of two words or more that stands in others word for word."""
+    return isinstance(value, str) and bool(_TWO_WORDS.search(value)) and any(value.strip() in text for text in texts)
+
+
+def says_no(value: Any) -> bool:
+    """Whether a mark's value is 0 or false, also as a table writes it."""
+    if isinstance(value, str):
+        return value.strip().casefold() in ("false", "no", "0", "0.0")
+    return isinstance(value, bool | int | float) and value <= 0
+
+
+def says_yes(value: Any) -> bool:
+    """Whether a mark's value is true, or 1, also as a table writes it."""
+    if isinstance(value, str):
+        return value.strip().casefold() in ("true", "yes", "1", "1.0")
+    return isinstance(value, bool | int | float) and value > 0
+
+
+def is_truth(value: Any) -> bool:
+    """Whether a value is true or false, also as a table writes it."""
+    return isinstance(value, bool) or (isinstance(value, str) and value.strip().casefold() in ("true", "false"))
+
+
+# Layout ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which keys of a row hold what; "" for what it has not.
+
+    Attributes:
+        messages, system, asked, given, answered, text: what the row says.
+        contexts: texts that the question is about.
+        options: `(label, key)` of each option that has a column of its own, or `("", key)` of the one that holds all.
+        history: earlier rounds.
+        reasoning: what was thought before the answer.
+        tools: the functions that may be called.
+        chosen, rejected: the better and the worse of two answers.
+        marks: keys that may say that the row is not to be trained.
+        media: keys of pictures and the like.
+        split: the key that says whether the row is for training, validation or test.
+        left: the other keys.
+    """
+
+    messages: str = ""
+    system: str = ""
+    asked: str = ""
+    given: str = ""
+    contexts: tuple[str, ...] = ()
+    options: tuple[tuple[str, str], ...] = ()
+    history: str = ""
+    reasoning: str = ""
+    tools: str = ""
+    answered: str = ""
+    chosen: str = ""
+    rejected: str = ""
+    text: str = ""
+    marks: tuple[str, ...] = ()
+    media: tuple[str, ...] = ()
+    split: str = ""
+    left: tuple[str, ...] = field(default=(), compare=False)
+
+    @functools.cached_property
+    def plain(self) -> bool:
+        """Whether a row of this layout with two keys is a question and its answer, and nothing else."""
+        return bool(self.asked and self.answered)
+
+    @functools.cached_property
+    def used(self) -> frozenset[str]:
+        """The keys that make the row."""
+        single = (
+            self.messages, self.system, self.asked, self.given, self.history, self.reasoning, self.tools,
+            self.answered, self.chosen, self.rejected, self.text,
+        )  # fmt: skip
+        return frozenset((*single, *self.contexts, *(key for _, key in self.options)))
+
+
+@functools.lru_cache(maxsize=4096)  # nearly all rows of a file have the same keys
+def layout_of(keys: tuple[str, ...], columns: Columns = ()) -> Layout | None:
+    """The shape of rows with these keys, or None; capitals and white space around a name do not matter.
+
+    What `columns` names is taken before what would be guessed; names that it does not speak of keep their meaning.
+    """
+    names: dict[str, str] = {}
+    for key in keys:
+        names.setdefault(key.strip().casefold(), key)
+    mapped = {ours: names[plain] for ours, theirs in columns if (plain := theirs.strip().casefold()) in names}
+    known = {name: key for name, key in names.items() if key not in mapped.values()}
+    found = _shape_of(known, mapped)
+    if found is None:
+        return None
+    rest = {name: key for name, key in known.items() if key not in found.used}
+    found = _with(
+        found,
+        marks=tuple(rest[name] for name in (*ROW_MARKS, *INVERSE_MARKS) if name in rest),
+        media=tuple(rest[name] for name in MEDIA if name in rest),
+        split=rest.get(SPLIT, ""),
+    )
+    return _with(found, left=tuple(key for key in keys if key not in found.used and key != "metadata"))
+
+
+def _with(layout: Layout, **changes: Any) -> Layout:
+    fields = {name: value for name, value in vars(layout).items() if name not in ("used", "plain")}
+    return Layout(**{**fields, **changes})
+
+
+def _shape_of(known: dict[str, str], mapped: dict[str, str]) -> Layout | None:
+    """What the names say, those that the user gave first."""
+    both = known | mapped
+    beside = {
+        "system": mapped.get("system") or _first(known, SYSTEM),
+        "tools": mapped.get("tools") or _first(known, TOOLS),
+        "chosen": _first(known, CHOSEN),
+        "rejected": _first(known, REJECTED),
+        "reasoning": mapped.get("reasoning") or _first(known, REASONING),
+    }
+    asks = "prompt" in mapped or "completion" in mapped
+    if "text" in mapped and not asks and "messages" not in mapped:
+        return Layout(text=mapped["text"])
+    if conversation := mapped.get("messages") or ("" if asks else _first(both, CONVERSATIONS)):
+        return Layout(messages=conversation, **beside)
+    options = (("", mapped["options"]),) if "options" in mapped else _options(known)
+    pair = _pair(both, known, mapped, with_options=bool(options), chosen=beside["chosen"])
+    if pair is None:
+        return Layout(text=both["text"]) if "text" in both else None
+    asked, answered = pair
+    contexts = (mapped["context"],) if "context" in mapped else tuple(known[n] for n in CONTEXTS if n in known)
+    return Layout(
+        asked=asked,
+        given=known.get("input", "") if asked and asked == known.get("instruction") else "",
+        answered="" if beside["chosen"] == answered else answered,
+        contexts=tuple(key for key in contexts if key not in pair),
+        options=tuple((label, key) for label, key in options if key not in pair),
+        history=mapped.get("history") or _first(known, HISTORY),
+        **beside,
+    )
+
+
+def _pair(
+    names: dict[str, str], known: dict[str, str], mapped: dict[str, str], *, with_options: bool, chosen: str
+) -> tuple[str, str] | None:
+    """The keys of what is asked ("" where nothing is) and of what is answered; None where nothing is answered."""
+    if "completion" in mapped or "prompt" in mapped:
+        answered = mapped.get("completion") or _first(known, ANSWERED) or known.get("text", "")
+        asked = mapped.get("prompt") or _first({n: k for n, k in known.items() if k != answered}, ASKED)
+        return (asked, answered) if answered else None
+    if chosen:
+        return _first(known, ASKED), chosen
+    for asked, answered in PAIRS:
+        if answered in names and (asked in names or answered == "completion"):
+            return names.get(asked, ""), names[answered]
+    if with_options and (asked := _first(known, ASKED_WITH_OPTIONS)):
+        answered = _first(known, ANSWERED_WITH_OPTIONS)
+        return (asked, answered) if answered else None
+    return None
+
+
+def _first(names: dict[str, str], wanted: Iterable[str]) -> str:
+    return next((names[name] for name in wanted if name in names), "")
+
+
+_OPTION = re.compile(r"(opt(?:ion)?|op|choice|alternativa|)[ _-]?([a-h]|\d)")
+
+
+def _options(known: dict[str, str]) -> tuple[tuple[str, str], ...]:
+    """The column of all options, or those of one each: `A` `B` `C`, `option_a`, `choice1`."""
+    if key := _first(known, OPTIONS):
+        return (("", key),)
+    groups: dict[str, dict[str, str]] = {}
+    for name, key in known.items():
+        if match := _OPTION.fullmatch(name):
+            groups.setdefault(match[1], {})[match[2]] = key
+    for prefix, found in groups.items():
+        marks = "".join(sorted(found))
+        numbers = prefix and any(row.startswith(marks) for row in ("0123456789", "123456789"))
+        if len(marks) > 1 and ("abcdefgh".startswith(marks) or numbers):
+            return tuple((mark.upper(), found[mark]) for mark in marks)
+    return ()
+
+
+def columns_of(given: Sequence[str]) -> Columns:
+    """The setting `columns`, texts like "prompt=Frage".
+
+    Raises:
+        ConfigError: one of them is not `ours=theirs`, or one of ours is given twice.
+    """
+    pairs = [tuple(text.split("=", 1)) for text in given]
+    for text, pair in zip(given, pairs, strict=True):
+        if len(pair) != 2 or pair[0] not in MAPPED or not pair[1]:
+            raise ConfigError(f"columns: wanted OURS=YOURS with OURS one of {', '.join(MAPPED)}; found {text!r}")
+    ours = [pair[0] for pair in pairs]
+    if twice := next((name for name in ours if ours.count(name) > 1), ""):
+        raise ConfigError(f"columns: {twice} is given twice; one name for each")
+    return tuple(pairs)  # type: ignore[arg-type]
+
+
+def has_column(row: Iterable[str], name: str) -> bool:
+    """Whether a row has a column of this name, whatever its capitals and the white space around it."""
+    return name in row or any(key.strip().casefold() == name.strip().casefold() for key in row)
+
+
+def unknown_columns(keys: Iterable[str], columns: Columns) -> str:
+    """Why rows of a table with these columns cannot be recognised; "" if they can."""
+    keys = tuple(keys)
+    names = {key.strip().casefold() for key in keys}
+    if layout_of(keys, columns) or ("role" in names and not names.isdisjoint(("text", "content"))):  # one message a row
+        return ""
+    return f"none of its columns is known: {listed(keys)}. Say which they are: --columns prompt=NAME completion=NAME"
+
+
+def listed(names: Iterable[Any]) -> str:
+    """Some names in quotation marks."""
+    quoted = [repr(name) for name in names]
+    return (", ".join(quoted[:6]) + (" …" if len(quoted) > 6 else "")) or "none"

@@ -1,0 +1,95 @@
+"""The options of a question of choice: how they are shown, and which one an answer means. Knows one row's columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .turns import as_text, unpacked
+
+LABELS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+@dataclass
+class Options:
+    """The options of one row; false where it has none.
+
+    Attributes:
+        labels: of each option, "A" or "1".
+        texts: of each option.
+        shown: as the prompt shows them, one a line; "" for none.
+        missing: whether the row has a column for options and nothing in it.
+        counted: whether an answer was found by its number.
+    """
+
+    labels: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
+    shown: str = ""
+    missing: bool = False
+    counted: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.shown)
+
+    @classmethod
+    def of(cls, row: dict[str, Any], columns: Sequence[tuple[str, str]]) -> Options:
+        """The options that some columns hold: `(label, key)` of one each, or `("", key)` of the one that holds all.
+
+        Raises:
+            ValueError: they are no list and no object of texts.
+        """
+        if not columns:
+            return cls()
+        if columns[0][0]:
+            found = [(label, as_text(row[key])) for label, key in columns]
+        else:
+            value = unpacked(row[columns[0][1]])
+            if isinstance(value, str) and value.strip():  # written out already
+                return cls(shown=value)
+            found = _listed(value)
+            if found is None or any(text is None for _, text in found):
+                raise ValueError(f'"{columns[0][1]}" must be a list of texts, or an object of them by their letters')
+        filled = [(label, text.strip()) for label, text in found if text and text.strip()]
+        if not filled:
+            return cls(missing=True)
+        labels, texts = zip(*filled, strict=True)
+        return cls(labels, texts, "\n".join(f"{label}. {text}" for label, text in filled))
+
+    def answer(self, value: Any, name: str) -> Any:
+        """What an answer says in the words of the options: the number of one becomes its letter.
+
+        Raises:
+            ValueError: the answer names an option, and the row has none, or not so many.
+        """
+        text = (as_text(value) or "").strip()
+        if self.missing and (text.isdecimal() or (len(text) == 1 and text.upper() in LABELS)):
+            raise ValueError(f"the {name} names an option, and the row has none")
+        if not self.labels or not text.isdecimal() or text in self.labels or text in self.texts:
+            return value
+        if int(text) >= len(self.labels):
+            raise ValueError(f"the {name} {text} names no option: there are {len(self.labels)}, counted from 0")
+        self.counted = True
+        return self.labels[int(text)]
+
+
+def _listed(value: Any) -> list[tuple[str, str | None]] | None:
+    """Labels and texts; None for what is neither a list nor an object of them."""
+    if value is None or value == "":
+        return []
+    if isinstance(value, dict):
+        texts = value.get("text")
+        if isinstance(texts, list) and isinstance(labels := value.get("label"), list) and len(labels) == len(texts):
+            return [(str(label), as_text(text)) for label, text in zip(labels, texts, strict=True)]
+        return [(str(label), as_text(text)) for label, text in value.items() if text is not None]
+    if not isinstance(value, list) or len(value) > len(LABELS):
+        return None
+    if all(isinstance(item, dict) for item in value):
+        return [
+            (
+                str(next((item[key] for key in ("label", "key", "id", "letter") if key in item), label)),
+                as_text(next((item[key] for key in ("text", "value", "content", "option") if key in item), None)),
+            )
+            for label, item in zip(LABELS, value, strict=False)
+        ]
+    return [(label, as_text(item)) for label, item in zip(LABELS, value, strict=False)]

@@ -1,0 +1,360 @@
+"""The turns of a conversation as somebody wrote them to those of a prepared row: roles, parts, calls, marks.
+
+Knows nothing of files, and of a row only its turns.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from .columns import INVERSE_MARKS, JUDGING, REASONING, TURN_MARKS, content_length, is_truth, listed, says_no, says_yes
+from .records import MarkedError, Written
+
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "chatgpt": "assistant",
+    "ai": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+    "tool_response": "tool",
+    "tool_result": "tool",
+    "ipython": "tool",
+}
+"""The role that each name for a speaker stands for."""
+
+CALLING = ("function_call", "tool_call", "tool_calls")
+"""Names for a speaker whose text is a call: the assistant's."""
+
+_CALL_PARTS = ("tool_use", "tool_call", "function_call")
+_RESULT_PARTS = ("tool_result", "tool_response", "function_call_output", "observation")
+_THOUGHT_PARTS = ("reasoning", "thinking", "thought")
+_NO_TEXT = ("image", "audio", "video", "file", "document", "media")
+_MARKS = (*TURN_MARKS, *JUDGING, *INVERSE_MARKS, "train_detail")
+
+Clean = Callable[[str], str]
+
+
+@dataclass
+class Noted:
+    """What is to be told of a row.
+
+    Attributes:
+        unused: names of what holds content and is used for nothing, with the characters it has.
+        marks: what its author marked as not to be trained, in words.
+        guesses: what was taken to be so, in words.
+    """
+
+    unused: dict[str, int] = field(default_factory=dict)
+    marks: list[str] = field(default_factory=list)
+    guesses: list[str] = field(default_factory=list)
+
+    def leave(self, name: str, key: str, value: Any) -> None:
+        """Note a value that is used for nothing, where it holds content."""
+        if length := content_length(key, value):
+            self.unused[name] = self.unused.get(name, 0) + length
+
+
+def as_text(value: Any) -> str | None:
+    """A text, or a number or true and false as the file writes them; None for everything else."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, Written):
+        return value.text
+    return str(value) if isinstance(value, int | float) or type(value).__name__ == "Decimal" else None
+
+
+def conversation(turns: Any, name: str, clean: Clean, noted: Noted) -> list[dict[str, Any]]:
+    """The messages of a conversation.
+
+    Args:
+        turns: a list of `{role, content}` or `{from, value}`, also as the text of a JSON list, as tables hold it.
+        name: of the key that holds it.
+        clean: what every text goes through.
+        noted: is told what is used for nothing, and what is marked as not to be trained.
+
+    Raises:
+        ValueError: what is wrong with it.
+    """
+    turns = unpacked(turns)
+    if isinstance(turns, dict) and turns and all(isinstance(one, list) for one in turns.values()):
+        turns = _by_turn(turns)
+    if not isinstance(turns, list) or not turns:
+        found = "an empty list" if turns == [] else kind(turns)
+        raise ValueError(f'"{name}" must be a list of {{role, content}}, found {found}')
+    messages: list[dict[str, Any]] = []
+    for number, turn in enumerate(turns, 1):
+        if isinstance(turn, dict) and len(turn) == 2:  # nearly all turns
+            speaker, content = turn.get("role"), turn.get("content")
+            if speaker is None:
+                speaker, content = turn.get("from"), turn.get("value")
+            if type(content) is str and type(speaker) is str and (role := ROLES.get(speaker)):
+                messages.append({"role": role, "content": clean(content)})
+                if role == "assistant" and not messages[-1]["content"]:
+                    raise ValueError(f"turn {number} is an assistant turn without an answer")
+                continue
+        for message in _Turn(turn, number, name, clean, noted).messages():
+            _put(messages, message)
+    return messages
+
+
+def _by_turn(lists: dict[str, list[Any]]) -> Any:
+    """Turns that stand as a list of roles and a list of contents; the lists themselves where they differ in length."""
+    same = len({len(one) for one in lists.values()}) == 1
+    return [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)] if same else lists
+
+
+def check_answers(messages: Iterable[dict[str, Any]], noted: Noted) -> None:
+    """See that something of a conversation is trained.
+
+    Raises:
+        MarkedError: all its answers are marked as not to be trained.
+        ValueError: nobody answers.
+    """
+    answers = [message for message in messages if message["role"] == "assistant"]
+    if not answers:
+        raise ValueError("no assistant turn: nothing would be trained")
+    if all(message.get("train") is False for message in answers):
+        raise MarkedError(f"every answer is marked as not to be trained: {', '.join(dict.fromkeys(noted.marks))}")
+
+
+def _put(messages: list[dict[str, Any]], message: dict[str, Any]) -> None:
+    """Append a message; a call that a turn of its own holds belongs to what the assistant said before it."""
+    last = messages[-1] if messages else {}
+    if (
+        message.pop("continues", False)
+        and last.get("role") == "assistant"
+        and last.get("train") == message.get("train")
+    ):
+        last["tool_calls"] = [*last.get("tool_calls", []), *message["tool_calls"]]
+    else:
+        messages.append(message)
+
+
+class _Turn:
+    """One turn that has more than a role and a text."""
+
+    def __init__(self, turn: Any, number: int, name: str, clean: Clean, noted: Noted) -> None:
+        self.turn, self.number, self.name, self.clean, self.noted = turn, number, name, clean, noted
+        self.thoughts: list[str] = []
+        self.calls: list[dict[str, Any]] = []
+        self.results: list[dict[str, Any]] = []
+
+    def messages(self) -> list[dict[str, Any]]:
+        """The message, or several: results of tools that stand among its parts come before it."""
+        turn, number = self.turn, self.number
+        says = ("from", "value") if isinstance(turn, dict) and "from" in turn else ("role", "content")
+        wrong = ValueError(f'turn {number} of "{self.name}" must be {{{says[0]}, {says[1]}}} with texts')
+        if not isinstance(turn, dict):
+            raise wrong
+        said = says[1] if says[1] in turn else "value" if says[1] == "content" and "value" in turn else "content"
+        used = {says[0], said, "tool_calls", "function_call", *_MARKS}
+        self._take_calls()
+        content = turn.get(said)
+        text = self._parts(content) if isinstance(content, list) else as_text(content)
+        if text is None and content is None and self.calls:
+            text = ""
+        if text is None:
+            raise wrong
+        role = self._role(turn.get(says[0]))
+        if role in CALLING:
+            message = {"role": "assistant", "content": "", "tool_calls": _calls_in(text, number), "continues": True}
+            role = "assistant"
+        else:
+            message = {"role": role, "content": self.clean(text)}
+        if role == "assistant":
+            self._add_reasoning(message, used)
+            self._add_calls(message)
+        elif role == "tool":
+            message |= {key: turn[key] for key in ("name", "tool_call_id") if isinstance(turn.get(key), str)}
+            used |= {"name", "tool_call_id"}
+        self._add_mark(message)
+        for key, value in turn.items():
+            if key not in used:
+                self.noted.leave(f"{self.name}[].{key}", key, value)
+        whole = bool(message["content"]) or not self.results
+        return [*self.results, *([message] if whole else [])]
+
+    def _role(self, speaker: Any) -> str:
+        plain = speaker.strip().casefold() if isinstance(speaker, str) else None
+        if plain in CALLING:
+            return plain
+        role = ROLES.get(plain) if plain else None
+        if role is None:
+            raise ValueError(
+                f"turn {self.number} has the role {speaker!r}, wanted one of system, user, assistant, tool"
+            )
+        return role
+
+    def _take_calls(self) -> None:
+        found = unpacked(self.turn.get("tool_calls")) or []
+        found = found if isinstance(found, list) else [found]
+        if self.turn.get("function_call"):
+            found = [*found, self.turn["function_call"]]
+        self.calls = [call_of(call, self.number) for call in found]
+
+    def _parts(self, parts: list[Any]) -> str:
+        return "\n".join(text for part in parts if (text := self._part(part)) is not None)
+
+    def _part(self, part: Any) -> str | None:
+        """The text of a part; None for one that is a thought, a call or a result, which are kept apart."""
+        if isinstance(part, str):
+            return part
+        sort = part.get("type") if isinstance(part, dict) else None
+        if sort in _CALL_PARTS:
+            self.calls.append(call_of(part.get("value", part), self.number))
+            return None
+        if sort in _RESULT_PARTS:
+            self.results.append(self._result(part))
+            return None
+        names = (*_THOUGHT_PARTS, "value", "text") if sort in _THOUGHT_PARTS else ("text", "value", "content")
+        said = next((n for n in names if isinstance(part, dict) and isinstance(part.get(n), str)), "")
+        if not said or any(word in str(sort) for word in _NO_TEXT):
+            what = f"of the type {sort!r}" if sort else f"with the keys {listed(part or ())}"
+            what = f"a part {what}" if isinstance(part, dict) else kind(part)
+            raise ValueError(f"turn {self.number} holds something that is not text: {what}"[:200])
+        for key, value in part.items():
+            if key not in (said, "type"):
+                self.noted.leave(f"{self.name}[].content[].{key}", key, value)
+        if sort not in _THOUGHT_PARTS:
+            return part[said]
+        self.thoughts.append(part[said])
+        return None
+
+    def _result(self, part: dict[str, Any]) -> dict[str, Any]:
+        content = next((part[name] for name in ("content", "value", "output", "text") if name in part), "")
+        text = self._parts(content) if isinstance(content, list) else as_text(content)
+        text = json.dumps(content, ensure_ascii=False) if text is None else text
+        place = next((part[name] for name in ("tool_use_id", "tool_call_id") if isinstance(part.get(name), str)), "")
+        return {"role": "tool", "content": self.clean(text), **({"tool_call_id": place} if place else {})}
+
+    def _add_reasoning(self, message: dict[str, Any], used: set[str]) -> None:
+        for key in REASONING:
+            if not self.thoughts and isinstance(self.turn.get(key), str) and self.turn[key].strip():
+                self.thoughts.append(self.turn[key])
+                used.add(key)
+        if thought := self.clean("\n".join(self.thoughts)):
+            message["reasoning_content"] = thought
+
+    def _add_calls(self, message: dict[str, Any]) -> None:
+        if self.calls:
+            message["tool_calls"] = [*message.get("tool_calls", []), *self.calls]
+        if not message["content"] and "tool_calls" not in message and not self.results:
+            raise ValueError(f"turn {self.number} is an assistant turn without an answer")
+
+    def _add_mark(self, message: dict[str, Any]) -> None:
+        for key in _MARKS:
+            if key not in self.turn or (value := self.turn[key]) is None:
+                continue
+            answers = message["role"] == "assistant"
+            if answers and (mark := _mark(key, value)):
+                message["train"] = False
+                self.noted.marks.append(mark)
+            elif (key != "train_detail" and not (says_yes(value) or says_no(value))) or _is_share(value):
+                self.noted.leave(f"{self.name}[].{key}", "text", value)
+            elif not answers and key not in INVERSE_MARKS and value is True:
+                self.noted.marks.append(f"{key} true of a {message['role']} turn, which is never trained")
+
+
+def _is_share(value: Any) -> bool:
+    """Whether a mark is a number that is neither 0 nor 1, which stands for more or less of a turn."""
+    return isinstance(value, float | int) and value > 0 and value != 1
+
+
+def _mark(key: str, value: Any) -> str:
+    """How a mark says that a turn is not to be trained; "" if it does not."""
+    if key == "train_detail":
+        parts = value if isinstance(value, list) else []
+        off = any(isinstance(part, dict) and says_no(part.get("train")) for part in parts)
+        return "train_detail with a part that is not trained" if off else ""
+    if key in JUDGING and not is_truth(value):
+        return ""
+    off = says_yes(value) if key in INVERSE_MARKS else says_no(value)
+    return f"{key} {as_text(value)}" if off else ""
+
+
+# Calls ----------------------------------------------------------------------------------------------------------
+
+
+def _calls_in(text: str, number: int) -> list[dict[str, Any]]:
+    """The calls that a turn's text is."""
+    found = unpacked(text.strip())
+    return [call_of(call, number) for call in (found if isinstance(found, list) and found else [found])]
+
+
+def call_of(call: Any, number: int) -> dict[str, Any]:
+    """One call of a tool, `{"type": "function", "function": {"name", "arguments"}}`.
+
+    Raises:
+        ValueError: it names no function, or its arguments are no JSON object.
+    """
+    call = unpacked(call)
+    inner = unpacked(call.get("function", call)) if isinstance(call, dict) else None
+    name = inner.get("name") if isinstance(inner, dict) else None
+    if not isinstance(name, str) or not name:
+        raise ValueError(f'turn {number} has a call of a tool that is not {{"name", "arguments"}}')
+    given = next((inner[key] for key in ("arguments", "parameters", "input", "args") if key in inner), None)
+    arguments = {} if given is None or (isinstance(given, str) and not given.strip()) else unpacked(given)
+    if not isinstance(arguments, dict):
+        raise ValueError(f"turn {number} has a call of {name} whose arguments are not a JSON object")
+    place = call.get("id")
+    return {
+        **({"id": place} if isinstance(place, str) and place else {}),
+        "type": "function",
+        "function": {"name": name, "arguments": arguments},
+    }
+
+
+def tools_of(value: Any, name: str) -> list[dict[str, Any]]:
+    """The functions that a row offers, each `{"type": "function", "function": {…}}`.
+
+    Raises:
+        ValueError: they are not a list of objects, or the text of one.
+    """
+    tools = unpacked(value)
+    tools = [tools] if isinstance(tools, dict) else tools
+    if tools is None or tools == [] or (isinstance(tools, str) and not tools.strip()):
+        return []
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise ValueError(f'"{name}" must be a list of tools, or its JSON; found {kind(tools)}')
+    return [tool if "function" in tool or "type" in tool else {"type": "function", "function": tool} for tool in tools]
+
+
+def unpacked(value: Any) -> Any:
+    """What a text of JSON stands for, where it is a list or an object; else the value itself."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
+
+
+def kind(value: Any) -> str:
+    """What a JSON value is, in words."""
+    if value is None:
+        return "null"
+    names = {
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        Written: "a number",
+        str: "a text",
+        list: "a list",
+        dict: "an object",
+    }
+    return names.get(type(value), "an object" if isinstance(value, dict) else type(value).__name__)

@@ -1,0 +1,130 @@
+"""What was guessed while the data were read, beside the rows: each with what shows its rows and what decides it.
+
+Knows reports and settings; what stands in them is shown as text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import marimo as mo
+
+from ..config import RunConfig, from_flat
+from ..data import DataReport, PreparedData, Rejected
+from ..texts import say
+from .look import folded, put, row_table, shown, small
+
+Choice = tuple[str, str]
+"""A setting and its value; of `decide`, one of its texts."""
+
+Change = Callable[[tuple[Choice, ...]], tuple[Choice, ...]]
+"""From what was chosen so far to what is chosen now."""
+
+SHOWN, MANY = 10, 200  # guesses with buttons, and those that a click lists
+
+
+def with_choices(config: RunConfig, chosen: Sequence[Choice]) -> RunConfig:
+    """The settings with what was chosen here.
+
+    Raises:
+        ConfigError: a choice is none of its setting's.
+    """
+    decided = (*config.data.decide, *(value for name, value in chosen if name == "decide"))
+    others = {name: value for name, value in chosen if name != "decide"}
+    return from_flat({**others, "decide": tuple(dict.fromkeys(decided))}, base=config)
+
+
+def guesses(report: DataReport) -> list[Rejected]:
+    """What was guessed, and the questions with several answers, each of which can be decided."""
+    several = [("several_answers", "first"), ("several_answers", "drop")]
+    asked: dict[str, list[Rejected]] = {}
+    for found in report.conflicting:
+        asked.setdefault(found.sample, []).append(found)
+    conflicts = [
+        Rejected(rows[0].where, " / ".join(row.reason for row in rows), question, tuple(several))
+        for question, rows in asked.items()
+    ]
+    return [*report.doubts, *(conflicts if not report.several_answers_dropped else ())]
+
+
+def buttons(prepared: PreparedData, choose: Callable[[Change], Any], show: Callable[[str], Any]) -> mo.ui.dictionary:
+    """Buttons for the first guesses: one that shows the rows, one for each answer, and one that forgets all answers.
+
+    Args:
+        prepared: the rows, with their report.
+        choose: is given a change of what was chosen.
+        show: is given a text that the rows in question hold.
+    """
+    forget = mo.ui.button(label=say("Forget what was chosen"), on_click=_calling(choose, lambda _: ()))
+    elements: dict[str, Any] = {"forget": forget}
+    for place, found in enumerate(guesses(prepared.report)[:SHOWN]):
+        elements[f"show {place}"] = mo.ui.button(label=say("Show"), on_click=_calling(show, sought(found)))
+        for number, choice in enumerate(found.choices):
+            setting, value = choice
+            label = say("Use: {answer}", answer=answer((setting, value)))
+            use = mo.ui.button(label=label, on_click=_calling(choose, _adding((setting, value))))
+            elements[f"use {place} {number}"] = use
+    return mo.ui.dictionary(elements)
+
+
+def _calling(function: Callable[[Any], Any], value: Any) -> Callable[[Any], Any]:
+    return lambda _: function(value)
+
+
+def _adding(choice: Choice) -> Change:
+    """What was chosen and one choice more, which takes the place of another answer to the same."""
+    return lambda chosen: (*(one for one in chosen if _about(one) != _about(choice)), choice)
+
+
+def _about(choice: Choice) -> str:
+    """What a choice decides: a setting, or the kind and the file of a decision."""
+    setting, value = choice
+    if setting != "decide":
+        return setting
+    return value.partition("=")[0] if value.startswith("title:") else value.rpartition("=")[0]
+
+
+def sought(found: Rejected) -> str:
+    """A text that the rows of a guess hold: the word or the question, else the name of their file."""
+    about_file = any(setting in ("decide", "near_duplicates") for setting, _ in found.choices)
+    file = found.where.rpartition(":")[0] if found.where.rpartition(":")[2][:1].isdigit() else found.where
+    return file if about_file or not found.sample else found.sample
+
+
+def answer(choice: Choice) -> str:
+    """A choice in a few words."""
+    setting, value = choice
+    kind, _, rest = value.partition(":")
+    if setting != "decide":
+        return f"--{setting.replace('_', '-')} {value}"
+    if kind == "title":
+        return rest.partition("=")[2]
+    file, _, said = rest.rpartition("=")
+    if kind == "copy":
+        return say("leave out {file}", file=file) if said == "drop" else say("keep {file}", file=file)
+    return {
+        "person": say("a person"), "thing": say("a thing"), "none": say("ask nothing"),
+        "end": say("it ends there"), "go on": say("it goes on"),
+    }.get(said, said)  # fmt: skip
+
+
+def panel(prepared: PreparedData, elements: mo.ui.dictionary, chosen: Sequence[Choice]) -> mo.Html | None:
+    """Each guess with its buttons; those for which there is no room in a table below."""
+    found = guesses(prepared.report)
+    if not found and not chosen:
+        return None
+    parts: list[Any] = []
+    if found:
+        parts.append(small(say("Guesses that you may decide: {count}", count=f"{len(found):,}")))
+    for place, each in enumerate(found[:SHOWN]):
+        text = put('<p><code>{}</code> {} <span class="q-small">{}</span></p>', each.where, each.reason, each.sample)
+        row = [element for name, element in elements.elements.items() if name.split()[1:2] == [str(place)]]
+        parts.append(mo.vstack([shown(text), mo.hstack(row, justify="start", gap=0.5, wrap=True)], gap=0.25))
+    if rest := found[SHOWN:MANY]:
+        rows = [{say("Where"): each.where, say("Why"): each.reason, say("Begins with"): each.sample} for each in rest]
+        parts.append(folded(say("{count} more", count=f"{len(found) - SHOWN:,}"), row_table(rows)))
+    if chosen:
+        said = say("Chosen: {answers}", answers="; ".join(map(answer, chosen)))
+        parts.append(mo.hstack([small(said), elements["forget"]], justify="start", align="center", gap=0.75, wrap=True))
+    return mo.vstack(parts, gap=0.75)
