@@ -73,6 +73,7 @@ def data_counts(report: DataReport) -> dict[str, str]:
         "Sources": ", ".join(report.sources),
         "Read": f"{report.files} files: {report.read} rows, {report.documents} documents"
         + "".join(f"; {count} in {name}" for name, count in report.encodings.items()),
+        "Recognised": _findings(report.recognised, "files or chats"),
         "Joined": f"{report.joined_lines} lines of running text" if report.joined_lines else "",
         "Passages": f"{report.passages} made of running text and documents" if report.passages else "",
         "Questions": f"{report.questions} asked for the documents" if report.questions else "",

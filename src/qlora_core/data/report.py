@@ -23,6 +23,7 @@ class DataReport:
         files: files that were read.
         documents: of those, documents.
         encodings: files in another encoding than UTF-8, `{encoding: files}`.
+        recognised: files that are something else than their suffix says, and how they were read.
         read: rows read.
         joined_lines: lines of running text (page numbers and the like among them).
         passages: made of running text and documents.
@@ -51,6 +52,7 @@ class DataReport:
     files: int = 0
     documents: int = 0
     encodings: Counter[str] = field(default_factory=Counter)
+    recognised: Findings = field(default_factory=Findings)
     read: int = 0
     joined_lines: int = 0
     passages: int = 0

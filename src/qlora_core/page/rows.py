@@ -129,6 +129,7 @@ def data_report(prepared: PreparedData) -> mo.Html:
         (say("Rows of fact sheets that cannot be used"), report.rejected_facts),
     ]
     kept = [
+        (say("Files that were recognised, and how they were read"), report.recognised),
         (say("Texts that were mended"), report.mended_rows),
         (say("Rows that seem to hold personal data, and are kept"), report.personal_data),
         (say("Page numbers, running heads and the like, left out"), report.debris),
