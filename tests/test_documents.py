@@ -895,7 +895,8 @@ def test_the_samples_are_read_whole():
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_file_without_text_is_refused(suffix):
     empty = {".docx": lambda: save(docx.Document()), ".pdf": pdf, ".epub": lambda: book({"a.xhtml": "<p> </p>"})}
-    blank = {".html": b"<title>Clube</title><p>&nbsp;</p>", ".md": b"<!-- x -->\n\n---\n"}.get(suffix, b" \n\n")
+    blanks = {".html": b"<title>Clube</title><p>&nbsp;</p>", ".md": b"<!-- x -->\n\n---\n", ".ipynb": b'{"cells": []}'}
+    blank = blanks.get(suffix, b" \n\n")
     assert reason(suffix, empty[suffix]() if suffix in empty else blank) == "holds no text"
 
 

@@ -120,6 +120,11 @@ class DataConfig:
         "Also ask for each document, and answer with its own words: a language (pt, en, es, fr, de) for 'Who was …?', "
         "or a question of your own with {title} in it.",
     )
+    answers_of: str = knob(
+        "",
+        "Exported chats: the person whose messages are trained as the answers; default: the chat's owner where the "
+        "file tells, else whoever wrote most.",
+    )
     drop_debris: bool = knob(True, "Leave page numbers, running heads and title pages out of running text.")
     repair: bool = knob(True, "Mend wrongly decoded text, Unicode forms and control characters.")
     near_duplicates: Literal["group", "drop", "ignore"] = knob(

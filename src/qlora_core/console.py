@@ -74,6 +74,7 @@ def data_counts(report: DataReport) -> dict[str, str]:
         "Licence": "; ".join(report.licences),
         "Read": f"{report.files} files: {report.read} rows, {report.documents} documents"
         + "".join(f"; {count} in {name}" for name, count in report.encodings.items()),
+        "Recognised": _findings(report.recognised, "files or chats"),
         "Joined": f"{report.joined_lines} lines of running text" if report.joined_lines else "",
         "Conversations": f"{report.conversations} made of {report.joined_messages} rows"
         if report.conversations

@@ -22,15 +22,17 @@ import numpy as np
 
 from ..config import DataConfig
 from ..tokens import ChatTokenizer
+from .chats import Chat, conversations, whose_answers
 from .chatter import chatter_in
 from .cleaning import clean, language_of, personal_data
 from .columns import LONG, has_column, layout_of
 from .copies import marks_of
 from .decisions import SECTION, SUBJECT, TITLE, Decisions, choice
-from .documents import read_document
+from .documents import SEVERAL, read_document
 from .duplicates import BANDS, signatures
 from .encoding import detect
 from .passages import TEMPLATES, Asked, Passage, ask, make_passages
+from .recognised import Format, read_items, recognise
 from .records import (
     Block,
     Document,
@@ -223,7 +225,7 @@ class _Reader:
         if self.unit.piece[0] == 0:
             self.report.files += 1
         try:
-            yield from filter(self._wanted, self._document() if self.unit.source.is_document else self._rows())
+            yield from filter(self._wanted, self._in_order())
         except (ValueError, OSError) as error:
             self.report.skipped_files.add(self.name, str(error))
 
@@ -383,6 +385,60 @@ class _Reader:
         if encoding not in ("utf-8", "utf-8-sig"):
             self.report.encodings[encoding] += 1
 
+    def _in_order(self) -> Iterator[Record]:
+        """The records of the unit, by what its file is."""
+        form, mapped = self.unit.source.form, bool(self.columns)
+        whole = self.unit.piece == (0, None, 1) and not self.unit.prepared and (form in SEVERAL or not mapped)
+        kind = recognise(form, first_bytes(self.path)) if whole else None
+        if kind:
+            return self._items(kind)
+        return self._document() if self.unit.source.is_document else self._rows()
+
+    # Chats, cards, and files of several documents
+
+    def _items(self, kind: Format) -> Iterator[Record]:
+        self._note_encoding()
+        how = ""
+        for item in read_items(kind, read_whole(self.path, DOCUMENT_LIMIT), title_of(self.path)):
+            if isinstance(item, Chat):
+                yield from self._chat(item)
+                continue
+            how = how or f"read as {kind.name}"
+            if isinstance(item, Document):
+                self.report.documents += 1
+                yield from self._passages(item, title=item.title or title_of(self.path), part=item.title)
+                continue
+            place, row = item
+            self.report.read += 1
+            record, _ = self._recognised(row, f"{self.name}:{place}")
+            if record:
+                yield record
+        if how:
+            self.report.recognised.add(self.name, how)
+
+    def _chat(self, chat: Chat) -> Iterator[Record]:
+        """A chat's conversations; those in which nobody is answered are counted among the rejected rows."""
+        for place, reason, sample in chat.left_out:
+            self.report.debris.add(f"{self.name}:{place}", reason, sample)
+        if not chat.messages:
+            self.report.skipped_files.add(self.name, f"{chat.title or chat.kind}: holds no messages")
+            return
+        answers = whose_answers(chat, self.config.answers_of)
+        people = ", ".join(chat.people[:6])
+        how = f"read as {chat.kind} of {people}: what {answers} wrote is trained; --answers-of NAME for another"
+        self.report.recognised.add(self.name, how, chat.title)
+        room = self.config.max_seq_length * 4 // 5
+        for found in conversations(chat, answers, _counter(self.tokenizer), room):
+            self.report.read += 1
+            where = f"{self.name}:{place_range(found.first, found.last)}"
+            if not found.is_answered:
+                self.report.rejected.add(where, "nobody is answered in it", found.turns[0][1])
+                continue
+            turns = [{"role": role, "content": text} for role, text in found.turns]
+            record, _ = self._recognised({"messages": turns, "title": chat.title or title_of(self.path)}, where)
+            if record:
+                yield record
+
     # Running text and documents
 
     def _running(self, lines: Sequence[Fragment]) -> Iterator[Record]:
@@ -399,8 +455,11 @@ class _Reader:
             raise ValueError("holds no text")
         yield from records
 
-    def _passages(self, document: Document, title: str) -> Iterator[Record]:
-        """The passages of a document, or of running text, which has no title of its own, and questions about them."""
+    def _passages(self, document: Document, title: str, part: str = "") -> Iterator[Record]:
+        """The passages of a document, or of running text, which has no title of its own, and questions about them.
+
+        `part` tells the documents of one file apart.
+        """
         for place, reason, sample in document.left_out:
             self.report.debris.add(f"{self.name}:{place}" if place else self.name, reason, sample)
         found, blocks = self._structured(document)
@@ -411,7 +470,7 @@ class _Reader:
         asked = self._asked(passages, is_document=bool(title))
         answered = {id(each.passage) for each in asked if each.whole}
         self.report.answered_passages += len(answered)
-        groups = self._groups(passages, is_document=bool(title), asked=bool(asked))
+        groups = self._groups(passages, part, is_document=bool(title), asked=bool(asked))
         for passage, group in zip(passages, groups, strict=True):
             if id(passage) in answered and self.config.asked_passages == "drop":
                 continue
@@ -497,12 +556,13 @@ class _Reader:
             )
         return list(ask(passages, template, kind=kind, about_all=is_document and len(passages) <= BOOK, unasked=tell))
 
-    def _groups(self, passages: Sequence[Passage], *, is_document: bool, asked: bool) -> list[str]:
+    def _groups(self, passages: Sequence[Passage], part: str, *, is_document: bool, asked: bool) -> list[str]:
         """The group of each passage: its document; in a book its section; in a long section the passage alone.
 
         Running text is split passage by passage. Where the file lies must not decide the split, its name may.
         """
-        name, sizes = composed(self.path.name), Counter(passage.section for passage in passages)
+        name = composed(self.path.name) + (f"\0{part}" if part else "")
+        sizes = Counter(passage.section for passage in passages)
         groups = []
         for passage in passages:
             section = passage.section if len(passages) > BOOK else ""

@@ -31,6 +31,7 @@ class DataReport:
         files: files that were read.
         documents: of those, documents.
         encodings: files in another encoding than UTF-8, `{encoding: files}`.
+        recognised: files that are something else than their suffix says, and how they were read.
         read: rows read.
         joined_lines: lines of running text (page numbers and the like among them).
         joined_messages: rows that are one message of a conversation, or a tree of them.
@@ -84,6 +85,7 @@ class DataReport:
     files: int = 0
     documents: int = 0
     encodings: Counter[str] = field(default_factory=Counter)
+    recognised: Findings = field(default_factory=Findings)
     read: int = 0
     joined_lines: int = 0
     joined_messages: int = 0

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 from ..errors import DataError
 from ..storage import finish_replacing, left_by_file_manager
-from .documents import SUFFIXES as DOCUMENTS
+from .documents import SEVERAL, SUFFIXES
 from .documents.outline import one_line
 from .encoding import detect
 from .records import Findings, composed
@@ -32,6 +32,7 @@ TRAIN_FILE, VAL_FILE, REPORT_FILE, FACTS_FILE = (
 )
 PAIRS = ((TRAIN_FILE, VAL_FILE), ("train.jsonl", "valid.jsonl"))
 TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+DOCUMENTS = (*SUFFIXES, *SEVERAL)
 PACKED = (".gz", ".bz2", ".xz", ".zst")
 LINE_LIMIT = 1 << 24  # 16 MB: what is longer is no row, and must not fill the memory
 SAMPLE = 1 << 16  # bytes that tell compression, encoding and line ends

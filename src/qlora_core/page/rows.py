@@ -136,6 +136,7 @@ def data_report(prepared: PreparedData) -> mo.Html:
         (say("Documents and sections that nothing is asked about"), report.unasked),
     ]
     kept = [
+        (say("Files that were recognised, and how they were read"), report.recognised),
         (say("Texts that were mended"), report.mended_rows),
         (say("Rows that seem to hold personal data, and are kept"), report.personal_data),
         (say("Page numbers, running heads and the like, left out"), report.debris),

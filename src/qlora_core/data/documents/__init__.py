@@ -11,11 +11,14 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 
+from ..encoding import decode
 from ..records import Document
 from .epub import read_epub
 from .markdown import read_markdown
+from .notebook import read_notebook
 from .outline import UnreadableError, one_line
 from .plain import read_pdf, read_text
+from .subtitles import read_subtitles
 from .web import read_html
 from .word import read_word
 
@@ -69,5 +72,11 @@ _READERS: dict[str, Callable[[bytes], Document]] = {
     ".docx": read_word,
     ".pdf": read_pdf,
     ".epub": read_epub,
+    ".srt": lambda content: read_subtitles(decode(content)[0]),
+    ".vtt": lambda content: read_subtitles(decode(content)[0]),
+    ".ipynb": read_notebook,
 }
+SEVERAL = (".eml", ".mbox")
+"""Suffixes of files that hold several documents, which `recognised` reads."""
+
 SUFFIXES = tuple(_READERS)

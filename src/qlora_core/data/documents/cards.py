@@ -1,0 +1,71 @@
+"""Anki's notes in plain text: a note a line, its fields parted by tabs or by what the file's head says."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import re
+from collections.abc import Iterator
+from typing import Any
+
+_SEPARATORS = {"tab": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "colon": ":", "space": " "}
+_HEAD = re.compile(r"#([a-z ]+):(.*)")
+_CLOZE = re.compile(r"\{\{c\d+::(.+?)(?:::[^{}]*)?\}\}", re.DOTALL)
+_NO_FIELD = ("deck column", "notetype column", "guid column", "tags column")
+
+
+def has_head(text: str) -> bool:
+    """Whether a text begins as Anki's exports do."""
+    return bool(re.match(r"\ufeff?#(?:separator|html|columns|notetype|deck|tags)\b[a-z ]*:", text))
+
+
+def is_deck(text: str) -> bool:
+    """Whether a text is an export of Anki, or has two fields and one tab in every line."""
+    if has_head(text):
+        return True
+    lines = [line for line in text.split("\n")[:-1] or [text] if line.strip()][:200]
+    return len(lines) > 1 and all(line.count("\t") == 1 and all(map(str.strip, line.split("\t"))) for line in lines)
+
+
+def read_deck(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each note's line, and its row: a question and its answer, or a text where the note has a cloze or one field."""
+    lines = text.lstrip("\ufeff").split("\n")
+    head: dict[str, str] = {}
+    start = 0
+    while start < len(lines) and (match := _HEAD.fullmatch(lines[start].rstrip("\r"))):
+        head[match[1].strip()] = match[2]
+        start += 1
+    mark = head.get("separator", "tab")
+    mark = _SEPARATORS.get(mark.lower(), mark[:1] or "\t")
+    names = head.get("columns", "").split(mark) if "columns" in head else []
+    aside = {int(head[name]) - 1: name.split()[0] for name in _NO_FIELD if head.get(name, "").isdecimal()}
+    body = io.StringIO("\n".join(lines[start:]), newline="")
+    reader = csv.reader(body, delimiter=mark) if start else csv.reader(body, delimiter=mark, quoting=csv.QUOTE_NONE)
+    marked = head.get("html", "").strip().lower() == "true"
+    before = start
+    for cells in reader:
+        place, before = before + 1, start + reader.line_num
+        fields = [(at, _plain(cell, marked)) for at, cell in enumerate(cells) if at not in aside]
+        others = {name: cells[at].strip() for at, name in aside.items() if at < len(cells) and cells[at].strip()}
+        if any(field for _, field in fields):
+            yield str(place), _row(fields, names) | others
+
+
+def _row(fields: list[tuple[int, str]], names: list[str]) -> dict[str, Any]:
+    filled = [(at, field) for at, field in fields if field]
+    cloze = next((field for _, field in filled if _CLOZE.search(field)), "")
+    if cloze or len(filled) == 1:
+        return {"text": _CLOZE.sub(r"\1", cloze or filled[0][1])}
+    (_, asked), (_, answered), *more = filled
+    rest = {(names[at] if at < len(names) else f"field {at + 1}"): field for at, field in more}
+    return {"prompt": asked, "completion": answered, **rest}
+
+
+def _plain(field: str, marked: bool) -> str:
+    """A field without sounds, pictures and tags."""
+    field = re.sub(r"\[sound:[^\]]*\]", "", field)
+    if marked:
+        field = re.sub(r"<br\s*/?>|</(?:div|p|li|tr)>", "\n", field, flags=re.IGNORECASE)
+        field = html.unescape(re.sub(r"</?[a-zA-Z][^<>]*>|<!--.*?-->", "", field))
+    return "\n".join(line for line in map(str.strip, field.replace("\xa0", " ").split("\n")) if line)
