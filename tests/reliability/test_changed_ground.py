@@ -188,7 +188,7 @@ def test_rows_that_moved_are_not(world: SimpleNamespace, tmp_path: Path) -> None
 
 OTHER = {"columns": ("prompt=a",), "question": "pt", "language": "pt", "projections": "mlp", "val_rows": 3,
          "adapter": "dora", "learning_rate": 2e-2, "rank": 16, "alpha": 3.0, "passage_tokens": 300,
-         "sample_prompts": ("Who?",)}  # fmt: skip
+         "sample_prompts": ("Who?",), "decide": ("title:a.txt=A",), "answers_of": "Rosa"}  # fmt: skip
 
 
 def other_value(setting: Setting) -> Any:
