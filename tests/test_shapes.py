@@ -148,3 +148,9 @@ def parts(line: str) -> list[str]:
         piece = piece.strip().removesuffix(": running text").strip()
         found += [piece] if piece.startswith("{") else []
     return found
+
+
+@pytest.mark.parametrize("part", [None, True, 0, 1.5, [], ["x"], {}])
+def test_a_part_of_a_turn_that_is_no_text_is_named(part):
+    with pytest.raises(ValueError, match="turn 1 holds something that is not text"):
+        shape({"messages": [{"role": "user", "content": [part]}]}, (), str)

@@ -224,8 +224,9 @@ class _Turn:
         names = (*_THOUGHT_PARTS, "value", "text") if sort in _THOUGHT_PARTS else ("text", "value", "content")
         said = next((n for n in names if isinstance(part, dict) and isinstance(part.get(n), str)), "")
         if not said or any(word in str(sort) for word in _NO_TEXT):
-            what = f"of the type {sort!r}" if sort else f"with the keys {listed(part or ())}"
-            what = f"a part {what}" if isinstance(part, dict) else kind(part)
+            what = kind(part)
+            if isinstance(part, dict):
+                what = f"a part of the type {sort!r}" if sort else f"a part with the keys {listed(part)}"
             raise ValueError(f"turn {self.number} holds something that is not text: {what}"[:200])
         for key, value in part.items():
             if key not in (said, "type"):
