@@ -253,6 +253,7 @@ def test_a_result_among_the_parts_of_a_turn_is_a_turn_of_the_tool():
         ),
         ({"role": "assistant", "content": [{"picture": 1}]}, "not text: a part with the keys 'picture'"),
         ({"role": "assistant", "content": [None]}, "not text: null"),
+        ({"role": "assistant", "content": [5]}, "not text: a number"),
     ],
 )
 def test_what_is_neither_text_nor_call_says_what_it_is(turn, reason):
@@ -369,6 +370,8 @@ def test_what_may_be_a_mark_and_may_be_none_is_listed():
     assert unused({"prompt": "Who?", "completion": "Ana.", "loss_mask": [0, 1]}) == {"loss_mask": False}
     assert unused({"prompt": "Who?", "completion": "Ana.", "weight": 0.5}) == {"weight": False}
     assert unused({"prompt": "Who?", "completion": "Ana.", "loss": 2.5, "weight": 1}).keys() <= {"loss"}
+    assert unused({"messages": [SAID[0], {**SAID[1], "label": 0}]}) == {"messages[].label": False}
+    assert unused({"messages": [{**SAID[0], "tool_calls": [CALL]}, SAID[1]]}) == {"messages[].tool_calls": False}
     assert unused({"messages": [SAID[0], {**SAID[1], "loss_mask": [0, 1]}]}) == {"messages[].loss_mask": False}
     weighed = {"messages": [SAID[0], {**SAID[1], "weight": 0.5}]}
     assert unused(weighed) == {"messages[].weight": False}

@@ -179,7 +179,10 @@ class _Turn:
         if role == "assistant":
             self._add_reasoning(message, used)
             self._add_calls(message)
-        elif role == "tool":
+        elif self.calls or self.thoughts:
+            self.noted.leave(f"{self.name}[].tool_calls", "tools", self.calls)
+            self.noted.leave(f"{self.name}[].content[].thinking", "thinking", "\n".join(self.thoughts))
+        if role == "tool":
             message |= {key: turn[key] for key in ("name", "tool_call_id") if isinstance(turn.get(key), str)}
             used |= {"name", "tool_call_id"}
         self._add_mark(message)
@@ -265,15 +268,18 @@ class _Turn:
             if answers and (mark := _mark(key, value)):
                 message["train"] = False
                 self.noted.marks.append(mark)
-            elif (key != "train_detail" and not (says_yes(value) or says_no(value))) or _is_share(value):
+            elif _is_unclear(key, value):
                 self.noted.leave(f"{self.name}[].{key}", "text", value)
             elif not answers and key not in INVERSE_MARKS and value is True:
                 self.noted.marks.append(f"{key} true of a {message['role']} turn, which is never trained")
 
 
-def _is_share(value: Any) -> bool:
-    """Whether a mark is a number that is neither 0 nor 1, which stands for more or less of a turn."""
-    return isinstance(value, float | int) and value > 0 and value != 1
+def _is_unclear(key: str, value: Any) -> bool:
+    """Whether a mark says neither yes nor no: a list, a word, a number between them, or a class."""
+    if key == "train_detail":
+        return False
+    share = isinstance(value, float | int) and value > 0 and value != 1
+    return share or (key in JUDGING and not is_truth(value)) or not (says_yes(value) or says_no(value))
 
 
 def _mark(key: str, value: Any) -> str:
