@@ -69,7 +69,7 @@ class Borders:
         return Ids(encoding.ids, encoding.offsets)
 
     def _is_border(self, text: str, found: Ids, encoding: Encoding | None, begin: int) -> bool:
-        """Whether the ids up to a place in a text are those of the text up to there.
+        """Return whether the ids up to a place in a text are those of the text up to there.
 
         A token that was added to the vocabulary is split off first, so that nothing before one has a part in what
         follows. Nor has anything before some words in their ids, where a tokeniser cuts texts to words, which it does

@@ -191,7 +191,7 @@ class ChatTemplate:
         return self.render(messages, tools=tools, thinks=thinks), []
 
     def prompt(self, conversation: Conversation, thinks: bool | None = None) -> Script:
-        """What the model is given when it is asked for the next turn, and where in that earlier answers begin.
+        """Return what the model is given when it is asked for the next turn, and where in that earlier answers begin.
 
         Args:
             conversation: up to there.
@@ -215,7 +215,7 @@ class ChatTemplate:
         return text + self.empty_thought if thinks is False else text
 
     def _try_asking(self, conversation: Conversation, place: int) -> str | None:
-        """What asks for an answer; None where nothing stands before it, or the template asks nothing of that."""
+        """Return what asks for an answer; None where nothing stands before it, or the template asks nothing of that."""
         with contextlib.suppress(DataError):
             return self._asked(conversation.up_to(place), conversation.thinks.get(place)) if place else None
         return None
@@ -461,14 +461,14 @@ class ChatTemplate:
     # What it can do ---------------------------------------------------------------------------------------------
 
     def _try(self, messages: Sequence[Message], *, ask: bool = False, **names: Any) -> str:
-        """What it writes of messages that nobody gave it; nothing where it refuses them."""
+        """Render messages that nobody gave it; nothing where it refuses them."""
         with contextlib.suppress(DataError, ModelError):
             return self.render(messages, ask=ask, **names)
         return ""
 
     @functools.cached_property
     def abilities(self) -> Abilities:
-        """What it can write besides questions and answers, as trying shows."""
+        """Find out by trying what it can write besides questions and answers."""
         question, answer = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
         system = {"role": "system", "content": _WORD}
         tools: Any = ""

@@ -89,9 +89,7 @@ def data_counts(report: DataReport) -> dict[str, str]:
         + (f", {report.several_answers_dropped} left out" if report.several_answers_dropped else "")
         if report.several_answers
         else "",
-        "Copies": f"{report.copies_dropped + report.copies_left_out} rows left out"
-        if report.copies_dropped + report.copies_left_out
-        else "",
+        "Copies": f"{report.left_out_as_copies} rows left out" if report.left_out_as_copies else "",
         "Not asked": _findings(report.unasked, "documents and sections"),
         "Guessed": _guesses(report.doubts),
         "One pattern": f"{report.patterned} rows with the same words around other names or numbers"

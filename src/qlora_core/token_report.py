@@ -6,7 +6,6 @@ Knows tokens, nothing of files or mlx.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,10 +15,9 @@ import numpy as np
 
 from .activity import doing
 from .config import DataConfig
-from .conversations import Note
 from .errors import DataError
 from .token_rows import TokenRow, TokenRows
-from .tokens import WORD_JOINER, ChatTokenizer, TokenDataset, tokens_wanted
+from .tokens import WORD_JOINER, ChatTokenizer, TokenDataset, gathered, tokens_wanted
 
 SKIPPED_SHOWN = 1000
 PERCENTILES = (50, 90, 99)
@@ -126,7 +124,7 @@ def describe(
         _cuts(rows, lengths, max_seq_length),
         _full_prompts(skipped, max_seq_length),
         _other_skipped(skipped),
-        *_written_otherwise(_both(train.notes, validation.notes), train.conversations + validation.conversations),
+        *_written_otherwise(gathered((train.notes, validation.notes)), train.conversations + validation.conversations),
         _tiny_answers(rows),
         _far_out(rows, lengths),
         _spelled(int(np.count_nonzero(rows.armed)), control),
@@ -363,15 +361,6 @@ WRITTEN = {
     "otherwise when more follows",
 }
 """What was done with a row, by the notes of `tokens`; of reasoning see `_reasons`."""
-
-
-def _both(*notes: Sequence[tuple[Note, int, str]]) -> dict[str, tuple[int, str]]:
-    """How many rows of several datasets each note is about, and where the first came from."""
-    found: dict[str, tuple[int, str]] = {}
-    for what, count, source in itertools.chain.from_iterable(notes):
-        known, first = found.get(what, (0, source))
-        found[what] = (known + count, first)
-    return found
 
 
 def _written_otherwise(notes: dict[str, tuple[int, str]], conversations: int) -> list[str]:

@@ -543,11 +543,17 @@ def _moved(part: TokenDataset, start: int) -> TokenDataset:
     return dataclasses.replace(part, rows=TokenRows.of([]), skipped_places=places, several=several)
 
 
+def gathered(notes: Iterable[Iterable[tuple[Note, int, str]]]) -> dict[Note, tuple[int, str]]:
+    """Return, for each note of several datasets, how many rows it is about and where the first came from."""
+    found: dict[Note, tuple[int, str]] = {}
+    for what, count, source in itertools.chain.from_iterable(notes):
+        known, first = found.get(what, (0, source))
+        found[what] = (known + count, first)
+    return found
+
+
 def _joined(rows: list[TokenRows], parts: Sequence[TokenDataset], tokenizer: ChatTokenizer) -> TokenDataset:
-    notes: dict[Note, tuple[int, str]] = {}
-    for what, count, source in itertools.chain.from_iterable(part.notes for part in parts):
-        known, first = notes.get(what, (0, source))
-        notes[what] = (known + count, first)
+    notes = gathered(part.notes for part in parts)
     conversations = sum(part.conversations for part in parts)
     thinks = None
     if conversations and tokenizer.can_think:
@@ -572,7 +578,7 @@ def tokens_wanted(reason: str) -> int | None:
 def _encode_chunk(rows: Iterable[dict[str, Any]], tokenizer: ChatTokenizer, max_seq_length: int) -> TokenDataset:
     usable: list[TokenRow] = []
     skipped, places, several = [], [], []
-    notes: dict[Note, tuple[int, str]] = {}
+    notes: list[list[tuple[Note, int, str]]] = []
     conversations = 0
     for place, row in enumerate(rows):
         source = row.get("source", "")
@@ -591,10 +597,9 @@ def _encode_chunk(rows: Iterable[dict[str, Any]], tokenizer: ChatTokenizer, max_
         usable += kept
         if kept and len(kept) + len(made) != 2:
             several.append((place, len(kept)))
-        for what in sorted(said) if kept else ():
-            count, first = notes.get(what, (0, source))
-            notes[what] = (count + 1, first)
-    found = tuple((what, *counted) for what, counted in notes.items())
+        if kept and said:
+            notes.append([(what, 1, source) for what in sorted(said)])
+    found = tuple((what, *counted) for what, counted in gathered(notes).items())
     return TokenDataset(TokenRows.of(usable), tuple(skipped), tuple(places), tuple(several), found, conversations)
 
 

@@ -24,10 +24,12 @@ class Named:
     """Sources as files and directories of this machine.
 
     Attributes:
-        sources: those that were named, in the place of data sets their files.
+        named: as the user did.
+        sources: the same, in the place of data sets their files.
         licences: what each data set says of its licence.
     """
 
+    named: tuple[str, ...]
     sources: tuple[str, ...]
     licences: tuple[str, ...]
 
@@ -62,7 +64,7 @@ def fetched(named: Sequence[str], say: Callable[[str], None] | None = None) -> N
             )
         sources += map(str, files)
         licences.append(f"{repository}: {_licence(path)}")
-    return Named(tuple(sources), tuple(licences))
+    return Named(tuple(named), tuple(sources), tuple(licences))
 
 
 def is_wanted(file: str, split: str) -> bool:

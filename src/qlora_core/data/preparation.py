@@ -24,7 +24,7 @@ from ..tokens import ChatTokenizer
 from .assembly import TRAIN, UNDECIDED, VALIDATION, Table, assemble
 from .decisions import Decisions
 from .facts import read_facts
-from .from_hub import fetched
+from .from_hub import Named, fetched
 from .passages import check_template
 from .prepared import PreparedData, json_lines
 from .reading import Part, Reading, Unit, can_be_cut
@@ -85,33 +85,26 @@ def prepare(
         except ValueError as error:
             raise ConfigError(f"question: {error}") from None
     began = time.time()
-    named, config = config.data, replace(config, data=(here := fetched(config.data)).sources)
+    origin = fetched(config.data)
+    config = replace(config, data=origin.sources)
     plan = _Plan.of(config, output)
     state = _state(plan, config, tokenizer)
     place = cache_directory() / "data"
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
     if any(changed / 1e9 > began - SETTLED for _, _, changed, _ in state["files"]):
         with tempfile.TemporaryDirectory(dir=place, prefix=".") as fresh:  # rows stay readable when it is gone
-            _write(plan, config, tokenizer, Path(fresh), progress, _Origin(named, here.licences))
+            _write(plan, config, tokenizer, Path(fresh), progress, origin)
             return PreparedData(Path(fresh), plan.files)
     directory = place / hashlib.sha256(json.dumps(state).encode()).hexdigest()[:32]
     with _publishing:
         known = (directory / REPORT_FILE).is_file()
         if not known:
             with publishing(directory) as fresh:
-                _write(plan, config, tokenizer, fresh, progress, _Origin(named, here.licences))
+                _write(plan, config, tokenizer, fresh, progress, origin)
         with contextlib.suppress(OSError):  # somebody else may be clearing up at the same time
             directory.touch()
             _forget_oldest(place)
         return PreparedData(directory, plan.files, reused=known)
-
-
-@dataclass(frozen=True)
-class _Origin:
-    """What the user named, and the licences of what was fetched for it."""
-
-    named: tuple[str, ...]
-    licences: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -211,7 +204,7 @@ def _write(
     tokenizer: ChatTokenizer,
     directory: Path,
     progress: Callable[[int], None] | None,
-    origin: _Origin,
+    origin: Named,
 ) -> None:
     """Fill a directory with prepared files."""
     named, licences = list(map(writable, origin.named)), list(map(writable, origin.licences))

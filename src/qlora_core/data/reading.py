@@ -32,7 +32,7 @@ from .documents import SEVERAL, read_document
 from .duplicates import BANDS, signatures
 from .encoding import detect
 from .passages import TEMPLATES, Asked, Passage, ask, make_passages
-from .recognised import Format, read_items, recognise
+from .recognised import OPEN_FORMS, Format, read_items, recognise
 from .records import (
     Block,
     Document,
@@ -389,7 +389,7 @@ class _Reader:
         """The records of the unit, by what its file is."""
         form, mapped = self.unit.source.form, bool(self.columns)
         whole = self.unit.piece == (0, None, 1) and not self.unit.prepared and (form in SEVERAL or not mapped)
-        kind = recognise(form, first_bytes(self.path)) if whole else None
+        kind = recognise(form, first_bytes(self.path)) if whole and form in OPEN_FORMS else None
         if kind:
             return self._items(kind)
         return self._document() if self.unit.source.is_document else self._rows()
@@ -418,8 +418,7 @@ class _Reader:
 
     def _chat(self, chat: Chat) -> Iterator[Record]:
         """A chat's conversations; those in which nobody is answered are counted among the rejected rows."""
-        for place, reason, sample in chat.left_out:
-            self.report.debris.add(f"{self.name}:{place}", reason, sample)
+        self._leave_out(chat.left_out)
         if not chat.messages:
             self.report.skipped_files.add(self.name, f"{chat.title or chat.kind}: holds no messages")
             return
@@ -441,6 +440,11 @@ class _Reader:
 
     # Running text and documents
 
+    def _leave_out(self, found: Iterable[tuple[str, str, str]]) -> None:
+        """List what is no text of the file: place, reason and beginning of each."""
+        for place, reason, sample in found:
+            self.report.debris.add(f"{self.name}:{place}" if place else self.name, reason, sample)
+
     def _running(self, lines: Sequence[Fragment]) -> Iterator[Record]:
         if lines:
             self.report.joined_lines += len(lines)
@@ -460,8 +464,7 @@ class _Reader:
 
         `part` tells the documents of one file apart.
         """
-        for place, reason, sample in document.left_out:
-            self.report.debris.add(f"{self.name}:{place}" if place else self.name, reason, sample)
+        self._leave_out(document.left_out)
         found, blocks = self._structured(document)
         limit = min(self.config.passage_tokens, self.config.max_seq_length - 2)  # begin and end of text
         head = self._clean(found) or self._clean(title)
@@ -490,7 +493,8 @@ class _Reader:
 
     def _structured(self, document: Document) -> tuple[str, list[Block]]:
         """Title and blocks of a document, without what belongs to a page, to a scan or to a chat program."""
-        title = self.decisions.find(TITLE, self.name) or document.title
+        decided = self.decisions.find(TITLE, self.name)
+        title = decided or document.title
         dropping = self.config.drop_debris
         sentences = self.config.tables == "sentences"
         if dropping and title and (reason := chatter_in([title, ""]).get(0)):
@@ -511,9 +515,7 @@ class _Reader:
         lines = tables_in(lines, sentences)
         scan = mend_scan(lines, self.config.scans)
         report_scan(scan, self.name, self.report.mended, self.report.mended_rows, self.report.doubts)
-        for speck in scan.specks:
-            self.report.debris.add(f"{self.name}:{speck.place}", SPECK, speck.text)
-        decided = self.decisions.find(TITLE, self.name)
+        self._leave_out((speck.place, SPECK, speck.text) for speck in scan.specks)
         hints = Hints(decided, self.decisions.find(SECTION, self.name), self.report.doubts)
         within, blocks = find_structure(scan.lines, self.report.debris, self.name, drop_debris=dropping, hints=hints)
         return title or within, blocks
@@ -527,9 +529,8 @@ class _Reader:
             paragraphs = [[piece] for piece in pieces]
         found = chatter_in([" ".join(piece.text for piece in each) for each in paragraphs])
         gone = {id(piece) for place in found for piece in paragraphs[place]}
-        for place, reason in sorted(found.items()):
-            for piece in paragraphs[place]:
-                self.report.debris.add(f"{self.name}:{piece.place}" if piece.place else self.name, reason, piece.text)
+        said = ((piece, reason) for place, reason in sorted(found.items()) for piece in paragraphs[place])
+        self._leave_out((piece.place, reason, piece.text) for piece, reason in said)
         return [piece for piece in pieces if id(piece) not in gone]
 
     def _asked(self, passages: Sequence[Passage], *, is_document: bool) -> list[Asked]:

@@ -45,8 +45,6 @@ class Format:
 def recognise(form: str, sample: bytes) -> Format | None:
     """What a file with this suffix is, by its beginning; None: what its suffix says."""
     candidates = [kind for kind in FORMATS if form in kind.forms]
-    if not candidates:
-        return None
     text = sample.decode(detect(sample), errors="replace").replace("\r\n", "\n").replace("\r", "\n")
     return next((kind for kind in candidates if kind.is_it(text)), None)
 
@@ -87,3 +85,5 @@ FORMATS = (
     Format("a chat", TEXTS, is_log, lambda content, name: iter([read_log(_text(content), name)])),
     Format("a dialogue", TEXTS, is_dialogue, lambda content, name: iter([read_dialogue(_text(content), name)])),
 )
+OPEN_FORMS = frozenset(form for kind in FORMATS for form in kind.forms)
+"""Suffixes of files that may be something else, so that it is worth to look how they begin."""

@@ -183,6 +183,11 @@ class DataReport:
         return found
 
     @property
+    def left_out_as_copies(self) -> int:
+        """Rows that are not trained since a copy of their source says the same."""
+        return self.copies_dropped + self.copies_left_out
+
+    @property
     def lost_share(self) -> float:
         """Share that could not even be read, of the rows or of the bytes, whichever is more, from 0 to 1."""
         return max(self.unreadable / max(self.read, 1), min(1.0, self.unread / max(self.bytes, 1)))

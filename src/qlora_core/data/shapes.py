@@ -337,9 +337,7 @@ class _Row:
         """A question and its answer, or running text; None where the row has another shape without its blank cells."""
         row, layout = self.row, self.layout
         asked = unpacked(row[layout.asked]) if layout.asked else ""
-        if isinstance(asked, dict) and isinstance(
-            asked.get("messages"), list
-        ):  # the hosted models' own preference files
+        if isinstance(asked, dict) and isinstance(asked.get("messages"), list):  # hosted models' preference files
             asked = asked["messages"]
         if _are_turns(asked):
             return self._continued(self._turns(asked, layout.asked))
@@ -349,15 +347,14 @@ class _Row:
         if layout.chosen:
             turns = [*earlier, *([{"role": "user", "content": prompt}] if prompt else [])]
             return self._beside(self._with_better(turns))
-        answer, calls = self._answer(options)
-        if not answer and not calls:
+        answer = self._answer(options)
+        if not answer:
             if not prompt and _other_shape(row, layout, self.columns):
                 return None
             raise ValueError(f"the {layout.answered} is empty")
         if not prompt:
             return self._line(answer)
-        reply = {"role": "assistant", "content": answer, **({"tool_calls": calls} if calls else {})}
-        return self._beside([*earlier, {"role": "user", "content": prompt}, reply])
+        return self._beside([*earlier, {"role": "user", "content": prompt}, {"role": "assistant", "content": answer}])
 
     def _line(self, answer: str) -> dict[str, Any]:
         """A line of running text; what stands beside it is used for nothing."""
@@ -388,7 +385,7 @@ class _Row:
             self.noted.leave(key, key, value if text is None else "")
         return ""
 
-    def _answer(self, options: Options) -> tuple[str, list[dict[str, Any]]]:
+    def _answer(self, options: Options) -> str:
         row, name = self.row, self.layout.answered
         value = row[name]
         if options or options.missing:
@@ -405,7 +402,7 @@ class _Row:
         text = as_text(value)
         if text is None:
             raise ValueError(f'"{name}" must be a text, found {kind(value)}')
-        return self.clean(text), []
+        return self.clean(text)
 
     def _continued(self, messages: list[dict[str, Any]]) -> dict[str, Any]:
         """A conversation that is asked, and how it goes on: only that is trained."""
@@ -461,8 +458,7 @@ def _two_of(item: Any) -> list[Any]:
         layout = layout_of(tuple(item))
         if layout and layout.asked and layout.answered:
             return [item[layout.asked], item[layout.answered]]
-        names = [next((item[name] for name in _NAMES_OF[role] if name in item), None) for role in _BOTH]
-        return names
+        return [next((item[name] for name in _NAMES_OF[role] if name in item), None) for role in _BOTH]
     return item if isinstance(item, list) else []
 
 

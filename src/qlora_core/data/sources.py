@@ -164,24 +164,12 @@ _SPLITS = {
 }
 _ALSO_WORDS = ("valid", "dev")  # which begin names that speak of something else, as valid_answers
 _FILLERS = frozenset(
-    [
-        "of",
-        "data",
-        "set",
-        "dataset",
-        "split",
-        "rows",
-        "part",
-        "full",
-        "small",
-        "clean",
-        "final",
-        "v",
-        "sft",
-        "prefs",
+    (
+        "of", "data", "set", "dataset", "split", "rows", "part", "full", "small", "clean", "final", "v", "sft", "prefs",
         "gen",
-    ]
-)
+    )
+)  # fmt: skip
+"""Words behind which the one that tells the split may stand."""
 
 
 def split_in(name: str) -> str:

@@ -237,9 +237,13 @@ class _Values:
                 continue
             if end == len(self.buffer) and self._read_on():  # it may go on
                 continue
-            rows = _rows_of_list(value, self.line) if isinstance(value, list) else _rows_within(value, self.line)
-            yield from ((line, Listed(row, self.key)) if self.key else (line, row) for line, row in rows)
+            yield from self._rows_of(value, self.line)
             self._go_to(end)
+
+    def _rows_of(self, value: Any, line: int) -> Iterator[Row]:
+        """Yield the rows that a value is, with the name of the list that they stand in."""
+        rows = _rows_of_list(value, line) if isinstance(value, list) else _rows_within(value, line)
+        yield from ((place, Listed(row, self.key)) if self.key else (place, row) for place, row in rows)
 
     def _at_value(self) -> bool:
         """Go to the next value; False at the end."""
@@ -308,8 +312,7 @@ class _Values:
             lines = f" (lines {line}-{last})" if last > line else ""
             yield line, UnusableError(f"{_reason(error)}{lines}", text[:80].strip())
         else:
-            rows = _rows_of_list(tidied, line) if isinstance(tidied, list) else _rows_within(tidied, line)
-            yield from ((place, Listed(row, self.key)) if self.key else (place, row) for place, row in rows)
+            yield from self._rows_of(tidied, line)
 
     def _end_of_value(self) -> int:
         """Where the damaged value ends by its brackets; -1 if they do not tell."""

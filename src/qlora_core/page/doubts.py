@@ -60,11 +60,9 @@ def buttons(prepared: PreparedData, choose: Callable[[Change], Any], show: Calla
     elements: dict[str, Any] = {"forget": forget}
     for place, found in enumerate(guesses(prepared.report)[:SHOWN]):
         elements[f"show {place}"] = mo.ui.button(label=say("Show"), on_click=_calling(show, sought(found)))
-        for number, choice in enumerate(found.choices):
-            setting, value = choice
-            label = say("Use: {answer}", answer=answer((setting, value)))
-            use = mo.ui.button(label=label, on_click=_calling(choose, _adding((setting, value))))
-            elements[f"use {place} {number}"] = use
+        for number, choice in enumerate(map(tuple, found.choices)):  # lists, where the report was read again
+            label = say("Use: {answer}", answer=answer(choice))
+            elements[f"use {place} {number}"] = mo.ui.button(label=label, on_click=_calling(choose, _adding(choice)))
     return mo.ui.dictionary(elements)
 
 

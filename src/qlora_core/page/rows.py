@@ -206,8 +206,8 @@ def _facts(report: DataReport) -> dict[str, str]:
             ),
         ),
         say("Copies"): _if(
-            report.copies_dropped + report.copies_left_out,
-            say("{count} rows left out", count=f"{report.copies_dropped + report.copies_left_out:,}"),
+            report.left_out_as_copies,
+            say("{count} rows left out", count=f"{report.left_out_as_copies:,}"),
         ),
         say("One pattern"): _if(
             report.patterned,

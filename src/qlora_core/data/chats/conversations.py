@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 SILENCE = 6 * 3600.0  # seconds without a message, after which another conversation begins
@@ -73,11 +73,10 @@ def whose_answers(chat: Chat, wanted: str = "") -> str:
         return found
     if chat.owner in people:
         return chat.owner
-    first_person = next((who for who in people if who.casefold() in FIRST_PERSON), "")
+    if first_person := next((who for who in people if who.casefold() in FIRST_PERSON), ""):
+        return first_person
     counts = Counter(message.who for message in chat.messages)
-    return first_person or max(
-        reversed(people), key=counts.__getitem__
-    )  # of equals the last to join: the first one asks
+    return max(reversed(people), key=counts.__getitem__)  # of equals the last to join: the first one asks
 
 
 def conversations(chat: Chat, answers: str, count: Callable[[str], int], limit: int) -> Iterator[Conversation]:
@@ -111,8 +110,7 @@ def conversations(chat: Chat, answers: str, count: Callable[[str], int], limit: 
         yield _conversation(turns, answers, names)
 
 
-def _conversation(turns: Iterable[list[Message]], answers: str, names: bool) -> Conversation:
-    turns = list(turns)
+def _conversation(turns: Sequence[Sequence[Message]], answers: str, names: bool) -> Conversation:
     said = []
     for turn in turns:
         asks = turn[0].who != answers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from .conversations import Chat, Message
@@ -34,9 +35,8 @@ def _chat(chat: dict[str, Any], owner_id: str) -> Chat:
     left_out: list[tuple[str, str, str]] = []
     ids: dict[str, str] = {}
     for number, message in enumerate(chat["messages"], 1):
-        place = f"message {message.get('id', number)}" if isinstance(message, dict) else f"message {number}"
-        text = _text(message.get("text")) if isinstance(message, dict) else ""
-        who = message.get("from") if isinstance(message, dict) else None
+        message = message if isinstance(message, dict) else {}
+        place, text, who = f"message {message.get('id', number)}", _text(message.get("text")), message.get("from")
         if not text.strip() or not isinstance(who, str) or message.get("type", "message") != "message":
             left_out.append((place, "no message: a picture, a call or a notice", text))
             continue
@@ -64,8 +64,6 @@ def _sent(message: dict[str, Any]) -> float | None:
         return float(message["date_unixtime"])
     except (KeyError, TypeError, ValueError):
         pass
-    from datetime import datetime
-
     try:
         return datetime.fromisoformat(message["date"]).timestamp()
     except (KeyError, TypeError, ValueError):

@@ -21,6 +21,7 @@ _OMITTED = re.compile(
     re.IGNORECASE,
 )
 _EDITED = re.compile(r"\s*<[^<>\n]*(?:edited|editada|editado|modifié|bearbeitet)[^<>\n]*>$", re.IGNORECASE)
+_EXPORT = re.compile(r"^(?:whatsapp chat (?:with|-)|conversa do whatsapp com|chat de whatsapp con) ?", re.IGNORECASE)
 _SAMPLE = 40  # lines that tell what a file is
 
 
@@ -52,9 +53,7 @@ def read_log(text: str, name: str) -> Chat:
         else:
             who = re.sub(f"[{_MARKS}]", "", said["who"]).strip("~ \u202f\xa0")
             messages.append(Message(str(number), _seconds(match, day_first), who, kept.strip()))
-    title = re.sub(
-        r"^(?:whatsapp chat (?:with|-)|conversa do whatsapp com|chat de whatsapp con) ?", "", name, flags=re.I
-    )
+    title = _EXPORT.sub("", name)
     others = {message.who for message in messages} - {title}
     owner = others.pop() if title != name and len(others) == 1 else ""
     return Chat("a chat", title, tuple(messages), owner, tuple(left_out))

@@ -107,7 +107,7 @@ class _Open:
             return [Block("\n".join(self._items()), place=inside[0].place)]
         cells = [tuple(one_line(" ".join(block.text for block in cell)) for cell in row) for row in self.rows]
         table = tuple(cells if self.named else guessed_table(cells))
-        return [Block("\n".join(self._table()), place=inside[0].place, table=table)]
+        return [Block("\n".join(_lines_of_table(cells)), place=inside[0].place, table=table)]
 
     def _items(self) -> Iterator[str]:
         own = self.numbers if len({*self.numbers}) == len(self.rows) else itertools.count(self.first)
@@ -118,11 +118,12 @@ class _Open:
             for mark, line in zip(marks, lines.split("\n") if lines else (), strict=False):
                 yield (mark + line).rstrip()
 
-    def _table(self) -> Iterator[str]:
-        rows = [[one_line(" ".join(block.text for block in cell)) for cell in row] for row in self.rows]
-        pairs = max(map(len, rows)) == 2
-        for row in filter(any, rows):
-            yield ": ".join(filter(None, row)).replace(":: ", ": ") if pairs else one_line(" | ".join(row))
+
+def _lines_of_table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Yield a table's rows as lines: two cells with a colon between them, more with bars."""
+    pairs = max(map(len, rows)) == 2
+    for row in filter(any, rows):
+        yield ": ".join(filter(None, row)).replace(":: ", ": ") if pairs else one_line(" | ".join(row))
 
 
 class Outline:

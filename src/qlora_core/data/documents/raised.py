@@ -11,7 +11,7 @@ _NUMBERS = re.compile(r"[\[(]?[-+−]?\d{1,4}(?:\s?[,;–-]\s?\d{1,4})*[\])]?")
 _SIGN = re.compile(r"\[?[*†‡§]{1,3}\]?")
 _AFTER_NOTED = re.compile(r"(?:(?<!\d)(?:1\d|20)\d\d|[^\W\d_]{4,}|[^\W\d_][.,;:!?]|[»”’\"'…]|[.!?])$")
 _VARIABLE = re.compile(r"(?:^|[^\w])[^\W\d_]$|\d$|\)$")
-_ENDINGS = ("st", "nd", "rd", "th", "a", "o", "e", "er", "re", "ème", "nd", "as", "os", "me", "lle", "ª", "º", "tm")
+_ENDINGS = ("st", "nd", "rd", "th", "a", "o", "e", "er", "re", "ème", "as", "os", "me", "lle", "ª", "º", "tm")
 
 
 def raised(before: str, text: str, *, links: bool = False) -> str:
