@@ -8,6 +8,7 @@ model is given when it is asked for it, and "refused" where the row is left out 
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import sys
 import tempfile
@@ -559,6 +560,7 @@ def refuse(message: str) -> None:
     raise jinja2.TemplateError(message)
 
 
+@functools.cache
 class Plain:
     """A template rendered by plain jinja2."""
 

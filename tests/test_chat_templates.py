@@ -49,9 +49,10 @@ def made(tmp_path_factory):
         directory = place / name / kind
         if not directory.exists():
             write(directory, PUBLISHED[name], kind)
-        if options:
-            return ChatTokenizer(directory, **options)
-        return known.setdefault((name, kind), ChatTokenizer(directory))
+        key = (name, kind, *sorted(options.items()))
+        if key not in known:
+            known[key] = ChatTokenizer(directory, **options)
+        return known[key]
 
     return make
 

@@ -541,6 +541,16 @@ _OPENED, _OPENING = re.compile(r"<think>\s*$"), re.compile(r"\s*<think>\s*(?=.*<
 MOST_LOOKED_AT = 200  # turns of a conversation that is tried with other words
 
 
+@functools.lru_cache(maxsize=16)
+def open_template(text: str, bos_token: str, eos_token: str) -> ChatTemplate:
+    """Return a template that is parsed once in a process: a page opens the same one again and again.
+
+    Raises:
+        TemplateError: it is not a template.
+    """
+    return ChatTemplate(text, bos_token, eos_token)
+
+
 def _answers(conversation: Conversation) -> list[int]:
     """Places of the answers, trained or not."""
     return [place for place, message in enumerate(conversation.messages) if message["role"] == "assistant"]

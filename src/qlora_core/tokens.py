@@ -29,7 +29,7 @@ from tokenizers import Tokenizer
 from .activity import doing
 from .bases import find_tokenizer
 from .borders import Borders
-from .chat_template import ChatTemplate, Script, read_template
+from .chat_template import Script, open_template, read_template
 from .config import BaseConfig, Reasoning
 from .conversations import Conversation, Message, Note, fit, is_target
 from .errors import DataError, ModelError, brief, shown
@@ -127,7 +127,7 @@ class ChatTokenizer:
         begin, joins = self._begins_with_bos(), self._joins_blanks()
         self.template_text = read_template(template, self.own_template, begin=begin, joins=joins)
         try:
-            self._template = ChatTemplate(self.template_text, self.bos_token or "", self.eos_token)
+            self._template = open_template(self.template_text, self.bos_token or "", self.eos_token)
         except TemplateError as error:
             whose = "its chat template" if template == "auto" else f"the template {template}"
             raise ModelError(f"{self.directory}: {whose} cannot be read: {error}") from None
