@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import DataConfig
-from .columns import ANSWERED, judges
+from .columns import ANSWERED, MASKS, judges
 from .records import Findings, Rejected
 
 MANY = 8  # columns or marks that a warning names
@@ -338,6 +338,11 @@ class Unused:
     @property
     def remedy(self) -> str:
         """What to do where it belongs to the row."""
+        if self.column.strip().casefold() in MASKS:
+            return (
+                f"`{self.column}` has not one mark for each turn, and marks of tokens belong to the tokenizer that "
+                'made them. Mark turns: {"role": "assistant", "content": "…", "train": false}.'
+            )
         if "[" in self.column or (self.beside == "messages" and not judges(self.column)):
             return "What belongs to a conversation must stand in the content of one of its turns."
         if judges(self.column):

@@ -24,6 +24,9 @@ ROLES = {
     "model": "assistant",
     "bot": "assistant",
     "chatgpt": "assistant",
+    "bard": "assistant",
+    "bing": "assistant",
+    "claude": "assistant",
     "ai": "assistant",
     "tool": "tool",
     "function": "tool",
@@ -96,6 +99,8 @@ def conversation(turns: Any, name: str, clean: Clean, noted: Noted) -> list[dict
     if not isinstance(turns, list) or not turns:
         found = "an empty list" if turns == [] else kind(turns)
         raise ValueError(f'"{name}" must be a list of {{role, content}}, found {found}')
+    if any(isinstance(turn, dict) and "mask" in turn for turn in turns):
+        turns = _with_plain_masks(turns)
     messages: list[dict[str, Any]] = []
     for number, turn in enumerate(turns, 1):
         if isinstance(turn, dict) and len(turn) == 2:  # nearly all turns
@@ -116,6 +121,16 @@ def _by_turn(lists: dict[str, list[Any]]) -> Any:
     """Turns that stand as a list of roles and a list of contents; the lists themselves where they differ in length."""
     same = len({len(one) for one in lists.values()}) == 1
     return [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)] if same else lists
+
+
+def _with_plain_masks(turns: list[Any]) -> list[Any]:
+    """Turns whose masks are 0 for a user and 1 for an answer, so that 1 means trained, with `loss_mask` instead."""
+    masks = [(turn.get("role", turn.get("from")), turn.get("mask")) for turn in turns if isinstance(turn, dict)]
+    asked = {mask for role, mask in masks if ROLES.get(str(role)) != "assistant" and mask is not None}
+    answered = {mask for role, mask in masks if ROLES.get(str(role)) == "assistant"}
+    if asked != {0} or 1 not in answered or any(isinstance(mask, bool) for _, mask in masks):
+        return turns
+    return [{"loss_mask" if key == "mask" else key: value for key, value in turn.items()} for turn in turns]
 
 
 def check_answers(messages: Iterable[dict[str, Any]], noted: Noted) -> None:
