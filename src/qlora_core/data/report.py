@@ -336,6 +336,16 @@ class Unused:
         return f"`{self.column}` (in {share} of the rows{longer})"
 
     @property
+    def choice(self) -> tuple[str, str] | None:
+        """The setting that uses it where it belongs to the row; None where no setting does."""
+        plain = self.column.strip().casefold()
+        if plain in MASKS or "[" in self.column or self.beside == "messages" or judges(self.column):
+            return None
+        if plain in ANSWERED:
+            return "columns", f"completion={self.column}"
+        return "columns", f"{'prompt' if self.beside == 'text' else 'context'}={self.column}"
+
+    @property
     def remedy(self) -> str:
         """What to do where it belongs to the row."""
         if self.column.strip().casefold() in MASKS:
