@@ -321,7 +321,7 @@ def test_a_column_that_is_used_for_nothing_can_be_used(prepare):
     elements = doubts.buttons(prepared, chosen.append, print)
     assert list(elements.elements) == ["forget", "use 0 0"]
     html = doubts.panel(prepared, elements, ()).text
-    assert "The column notes is used for nothing." in html
+    assert "The column “notes” holds text and is used for nothing." in html
     assert "In a terminal: <code>--columns context=notes</code>" in html
     elements.elements["use 0 0"]._on_click(None)
     assert chosen[0]((("columns", "context=other"), ("columns", "prompt=ask"))) == (

@@ -266,7 +266,7 @@ class DataReport:
     def _of_guesses(self, config: DataConfig) -> Iterator[str]:
         if self.several_answers and config.several_answers == "keep":
             yield (
-                f"{self.questions_with_several} questions have several different answers, in {self.several_answers} "
+                f"{_questions(self.questions_with_several)} several different answers, in {self.several_answers} "
                 "rows: the model learns none of them well. `conflicting` in the report lists them; mend them, or "
                 "--several-answers first (or drop)."
             )
@@ -362,6 +362,10 @@ class Unused:
         if self.beside == "text":
             return f"If that is a question that the text answers: --columns prompt={self.column} completion=text."
         return f"If the answer needs it: --columns context={self.column}."
+
+
+def _questions(count: int) -> str:
+    return f"{count} question has" if count == 1 else f"{count} questions have"
 
 
 def _counted(unused: Any) -> dict[str, Counter[str]]:

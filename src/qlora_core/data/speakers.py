@@ -20,6 +20,7 @@ _TALKS = (
     re.compile(r"(?:\A\s*|\n\n)(USER|ASSISTANT|FUNCTION RESPONSE):"),
 )
 TALK_BEGINS = ("\n\nHuman:", "Human:", "USER:")
+_KEYS = frozenset(("role", "from", "content", "value"))
 _END = "<|endoftext|>"
 
 
@@ -32,12 +33,12 @@ def with_speakers(turns: Any, noted: Noted) -> Any:
     """
     if isinstance(turns, str):
         return turns_of_text(turns) or turns
-    if not isinstance(turns, list) or not turns:
+    if not isinstance(turns, list) or not turns or (isinstance(turns[0], dict) and not _KEYS.isdisjoint(turns[0])):
         return turns
     if len(turns) > 1 and all(isinstance(turn, str) for turn in turns):
         noted.guesses.append("texts without a speaker take turns, and the first is the user's")
         return [{"role": BOTH[place % 2], "content": text} for place, text in enumerate(turns)]
-    if all(isinstance(turn, dict) and not turn.keys() & {"role", "from", "content", "value"} for turn in turns):
+    if all(isinstance(turn, dict) and _KEYS.isdisjoint(turn) for turn in turns):
         rounds = [two_of(turn) for turn in turns]
         if all(as_text(text) is not None for both in rounds for text in both):
             return [

@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import marimo as mo
+from markupsafe import Markup
 
 from ..config import RunConfig, from_flat
 from ..data import DataReport, PreparedData, Rejected, flag
 from ..texts import say
-from .look import folded, joined, put, row_table, shown, small
+from .look import folded, put, row_table, shown, small
 
 Choice = tuple[str, str]
 """A setting and its value; of `decide`, one of its texts."""
@@ -45,11 +46,21 @@ def guesses(report: DataReport) -> list[Rejected]:
     for found in report.conflicting:
         asked.setdefault(found.sample, []).append(found)
     conflicts = [
-        Rejected(rows[0].where, " / ".join(row.reason for row in rows), question, tuple(several))
+        Rejected(
+            rows[0].where,
+            say("A question with several answers: {answers}", answers=" / ".join(row.reason for row in rows)),
+            question,
+            tuple(several),
+        )
         for question, rows in asked.items()
     ]
     columns = [
-        Rejected("", say("The column {name} is used for nothing.", name=column.column), "", (column.choice,))
+        Rejected(
+            "",
+            say("The column {name} holds text and is used for nothing.", name=f"“{column.column}”"),
+            "",
+            (column.choice,),
+        )
         for column in report.unused_columns
         if column.choice
     ]
@@ -143,8 +154,8 @@ def panel(prepared: PreparedData, elements: mo.ui.dictionary, chosen: Sequence[C
         where = put("<code>{}</code> ", each.where) if each.where else ""
         text = put('<p>{}{} <span class="q-small">{}</span></p>', where, each.reason, each.sample)
         row = [element for name, element in elements.elements.items() if name.split()[1:2] == [str(place)]]
-        flags = joined(put(" <code>{}</code>", flag((setting, value))) for setting, value in each.choices)
-        typed = shown(put('<p class="q-small">{}{}</p>', say("In a terminal:"), flags)) if flags else None
+        flags = Markup(", ").join(put("<code>{}</code>", flag((setting, value))) for setting, value in each.choices)
+        typed = shown(put('<p class="q-small">{} {}</p>', say("In a terminal:"), flags)) if flags else None
         hold = [shown(text), mo.hstack(row, justify="start", gap=0.5, wrap=True), typed]
         parts.append(mo.vstack([part for part in hold if part is not None], gap=0.25))
     if rest := found[SHOWN:MANY]:
