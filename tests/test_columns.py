@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qlora_core.data.columns import columns_of, content_length
+from qlora_core.data.columns import columns_of, content_length, unknown_columns
 from qlora_core.data.records import MarkedError, Written, said_in
 from qlora_core.data.shapes import Shaped, shape
+from qlora_core.data.sources import Source
+from qlora_core.data.tables import read_rows
 
 
 def shaped(row: object, *columns: str) -> Shaped:
@@ -634,6 +636,22 @@ def test_a_text_in_two_languages_says_what_to_do_and_that_works():
     with pytest.raises(ValueError, match=r"--columns prompt=en completion=pt, or prompt=pt completion=en"):
         shaped(TRANSLATED["translation"])
     assert turns(TRANSLATED["translation"], "prompt=en", "completion=pt") == both
+
+
+def test_a_parquet_file_of_translations_says_what_to_do_and_that_works(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    path = tmp_path / "rows.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([TRANSLATED]), path)
+
+    def rows(*columns: str) -> list:
+        return list(read_rows(Source(path, ".parquet"), lambda keys: unknown_columns(keys, columns_of(columns))))
+
+    with pytest.raises(ValueError, match=r"--columns prompt=translation\.en completion=translation\.pt"):
+        rows()
+    both = ("prompt=translation.en", "completion=translation.pt")
+    assert [len(turns(row, *both)) for _, row in rows(*both)] == [2]
 
 
 def test_what_else_is_in_an_object_is_not_lost():

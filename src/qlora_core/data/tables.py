@@ -534,8 +534,11 @@ def _parquet(path: Path, check: CheckColumns) -> Iterator[Row]:
     try:
         with opened(path) as file:
             table = pyarrow.parquet.ParquetFile(file)
-            if reason := check(table.schema_arrow.names):
-                raise ValueError(reason)
+            if check(table.schema_arrow.names):
+                within = [f"{f.name}.{inner.name}" for f in table.schema_arrow if pyarrow.types.is_struct(f.type)
+                          for inner in f.type]  # fmt: skip
+                plain = [f.name for f in table.schema_arrow if not pyarrow.types.is_struct(f.type)]
+                raise ValueError(check([*plain, *within]) or check(table.schema_arrow.names))
             for batch in table.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
                     number += 1
