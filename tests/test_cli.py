@@ -328,6 +328,29 @@ def test_whatever_data_does_not_use_is_told(tiny_rows, qlora, tmp_path):
     assert f"{tmp_path / 'scan.png'}: a .png file is not read" in told
 
 
+def test_data_of_which_the_model_can_train_nothing_is_an_error(tiny_model, tiny_rows, qlora, tmp_path):
+    given = ("data", tiny_rows, "--out", "out", "--val-fraction", "0", "--model", tiny_model)
+    told = qlora(*given, "--max-seq-length", "16")
+    assert told.status == 1
+    assert "✓" not in told.out
+    assert "Next" not in told.out
+    assert "error: no row can be trained with this model, of 12 rows to train. The first:" in told.err
+    assert len((tmp_path / "out" / "train_data.jsonl").read_text(encoding="utf-8").splitlines()) == 12
+    assert qlora(*given, "--max-seq-length", "16", "--json").status == 1
+    assert qlora(*given, "--max-seq-length", "16", "--no-tokens").status == 0
+    told = qlora("train", *training(tiny_model), "--data", tiny_rows, "--max-seq-length", "16")
+    assert told.status == 1
+    assert "no row can be trained" in told.err
+
+
+def test_data_tells_how_many_rows_the_model_cannot_train(tiny_model, tiny_rows, qlora):
+    with tiny_rows.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"prompt": "long " * 200, "completion": "Yes."}) + "\n")
+    told = qlora("data", tiny_rows, "--out", "out", "--val-fraction", "0", "--model", tiny_model)
+    assert told.status == 0
+    assert "✓ 13 rows to train (1 of them cannot be trained with this model), 0 to validate" in told.out
+
+
 def test_training_tells_what_it_does_not_use(tiny_model, tiny_rows, qlora, tmp_path):
     with tiny_rows.open("a", encoding="utf-8") as file:
         file.write("no row\n")

@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qlora_core.data.columns import columns_of, content_length
+from qlora_core.data.columns import columns_of, content_length, unknown_columns
 from qlora_core.data.records import MarkedError, Written, said_in
 from qlora_core.data.shapes import Shaped, shape
+from qlora_core.data.sources import Source
+from qlora_core.data.tables import read_rows
 
 
 def shaped(row: object, *columns: str) -> Shaped:
@@ -500,7 +502,7 @@ def test_numbers_and_truth_are_texts(value, text):
 def test_answers_with_where_they_stand():
     row = {"context": "Built in 1908.", "question": "When?", "answers": {"text": ["In 1908"], "answer_start": [6]}}
     assert turns(row) == [("user", "When?\n\nBuilt in 1908."), ("assistant", "In 1908")]
-    with pytest.raises(ValueError, match='"answers" must be a text, found a list'):
+    with pytest.raises(ValueError, match="the answers is empty"):
         shaped({**row, "answers": {"text": [], "answer_start": []}})
 
 
@@ -520,3 +522,172 @@ def test_a_prepared_row_is_prepared_again_as_it_is():
     calling = {"role": "assistant", "content": "", "reasoning_content": "So.", "tool_calls": [CALL], "train": False}
     row = {"messages": [SAID[0], calling, {"role": "tool", "content": "x"}, SAID[1]], "tools": [CALL]}
     assert shaped(row).content == row
+
+
+# Formats of published data sets --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("row", "wanted"),
+    [
+        ({"inputs": "Why are there tides?", "targets": "The moon."}, [("user", "Why are there tides?")]),
+        ({"input": "Why?", "target": "The moon."}, [("user", "Why?")]),
+        ({"source": "Why are there tides?", "target": "The moon."}, [("user", "Why are there tides?")]),
+        ({"problem": "Why?", "response": "The moon."}, [("user", "Why?")]),
+        ({"instruction": "Say why.", "input": "Tides.", "target": "The moon."}, [("user", "Say why.\n\nTides.")]),
+        ({"definition": "Say why.", "inputs": "Tides.", "targets": "The moon."}, [("user", "Say why.\n\nTides.")]),
+        (
+            {"question": "Why?", "correct_answer": "The moon.", "support": "The moon pulls the sea."},
+            [("user", "Why?\n\nThe moon pulls the sea.")],
+        ),
+        (
+            {"question": "Why?", "answer": "The moon.",
+             "context": {"title": ["Sea"], "sentences": [["The moon pulls.", "It is far."]]}},
+            [("user", "Why?\n\nSea\nThe moon pulls.\n\nIt is far.")],
+        ),
+        ({"prompt": "\n\nHuman: Why?\n\nAssistant:", "completion": "The moon."}, [("user", "Why?")]),
+    ],
+)  # fmt: skip
+def test_names_of_what_is_asked_and_answered(row, wanted):
+    assert turns(row) == [*wanted, ("assistant", "The moon.")]
+    assert unused(row) == {}
+
+
+@pytest.mark.parametrize("row", [{"text": "A film.", "target": "good"}, {"text": "A film.", "input": "a", "target": 1}])
+def test_a_text_with_its_class_stays_a_text(row):
+    assert shaped(row).content == {"text": "A film."}
+
+
+def test_options_that_show_their_letters_keep_one():
+    row = {"question": "2 + 3?", "options": ["A)5", "B)6"], "rationale": "It is 5.", "correct": "A"}
+    assert turns(row) == [("user", "2 + 3?\n\nA. 5\nB. 6"), ("assistant", "A")]
+
+
+FOUR = [("user", "Why?"), ("assistant", "The moon."), ("user", "Sure?"), ("assistant", "Yes.")]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"conversations": ["Why?", "The moon.", "Sure?", "Yes."]},
+        {"id": "1", "data": ["Why?", "The moon.", "Sure?", "Yes."]},
+        {"dialog": ["Why?", "The moon.", "Sure?", "Yes."]},
+        {"conversation": [{"input": "Why?", "output": "The moon."}, {"input": "Sure?", "output": "Yes."}]},
+        {"chat": "USER: Why?\n\n\nASSISTANT: The moon. <|endoftext|>\n\n\n"
+                 "USER: Sure?\n\n\nASSISTANT: Yes. <|endoftext|>"},
+        {"messages": "Human: Why?\n\nAssistant: The moon.\n\nHuman: Sure?\n\nAssistant: Yes."},
+        {"conversations": [{"from": "human", "value": "Why?"}, {"from": "bard", "value": "The moon."},
+                           {"from": "human", "value": "Sure?"}, {"from": "bing", "value": "Yes."}]},
+    ],
+)  # fmt: skip
+def test_turns_without_their_roles(row):
+    assert turns(row) == FOUR
+    assert unused(row) == {}
+
+
+def test_texts_that_take_turns_are_told_as_a_guess():
+    assert shaped({"conversations": ["Why?", "The moon."]}).guesses == (
+        "texts without a speaker take turns, and the first is the user's",
+    )
+
+
+def test_a_talk_with_functions_as_one_text():
+    chat = 'USER: Tide?\n\n\nASSISTANT: <functioncall> {"name": "tide"} <|endoftext|>\n\n\nFUNCTION RESPONSE: {"at": 9}'
+    row = {"system": "SYSTEM: Use tide().", "chat": f"{chat}\n\n\nASSISTANT: At nine. <|endoftext|>"}
+    assert turns(row) == [
+        ("system", "Use tide()."), ("user", "Tide?"), ("assistant", '<functioncall> {"name": "tide"}'),
+        ("tool", '{"at": 9}'), ("assistant", "At nine."),
+    ]  # fmt: skip
+
+
+def test_an_answer_that_is_a_list_of_calls():
+    tools = '[{"name": "tide", "description": "of a place", "parameters": {}}]'
+    row = {"query": "Tide?", "answers": '[{"name": "tide", "arguments": {"place": "Sal"}}]', "tools": tools}
+    found = shaped(row).content
+    assert found["messages"][1]["tool_calls"] == [
+        {"type": "function", "function": {"name": "tide", "arguments": {"place": "Sal"}}}
+    ]
+    assert found["tools"][0]["function"]["name"] == "tide"
+
+
+def test_a_question_that_nothing_answers_is_refused():
+    with pytest.raises(ValueError, match="the answers is empty"):
+        shaped({"question": "Who?", "context": "Ana won.", "answers": {"text": [], "answer_start": []}})
+
+
+def test_rows_of_tokens_are_refused_with_the_reason():
+    with pytest.raises(ValueError, match="Tokens belong to the tokenizer that made them: give the texts"):
+        shaped({"input_ids": [1, 2], "labels": [-100, 2]})
+
+
+# Two languages, and what is in an object -----------------------------------------------------------------------------
+
+TRANSLATED = {"id": "7", "translation": {"en": "The sea is wide.", "pt": "O mar é largo."}}
+
+
+def test_a_text_in_two_languages_says_what_to_do_and_that_works():
+    with pytest.raises(ValueError) as error:
+        shaped(TRANSLATED)
+    advice = "Say which is asked and which answers: --columns prompt=translation.en completion=translation.pt, or"
+    assert advice in str(error.value)
+    both = [("user", "The sea is wide."), ("assistant", "O mar é largo.")]
+    assert turns(TRANSLATED, "prompt=translation.en", "completion=translation.pt") == both
+    assert turns(TRANSLATED, "prompt=translation.pt", "completion=translation.en")[0] == ("user", "O mar é largo.")
+    with pytest.raises(ValueError, match=r"--columns prompt=en completion=pt, or prompt=pt completion=en"):
+        shaped(TRANSLATED["translation"])
+    assert turns(TRANSLATED["translation"], "prompt=en", "completion=pt") == both
+
+
+def test_a_parquet_file_of_translations_says_what_to_do_and_that_works(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    path = tmp_path / "rows.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([TRANSLATED]), path)
+
+    def rows(*columns: str) -> list:
+        return list(read_rows(Source(path, ".parquet"), lambda keys: unknown_columns(keys, columns_of(columns))))
+
+    with pytest.raises(ValueError, match=r"--columns prompt=translation\.en completion=translation\.pt"):
+        rows()
+    both = ("prompt=translation.en", "completion=translation.pt")
+    assert [len(turns(row, *both)) for _, row in rows(*both)] == [2]
+
+
+def test_what_else_is_in_an_object_is_not_lost():
+    row = {"translation": {"en": "The sea is wide.", "pt": "O mar é largo.", "fr": "La mer est large."}}
+    assert unused(row, "prompt=translation.en", "completion=translation.pt") == {"translation.fr": True}
+    deep = {"question": {"stem": "Which?", "choices": [{"text": "ebb", "label": "A"}]}, "answerKey": "A"}
+    found = turns(deep, "prompt=question.stem", "options=question.choices", "completion=answerKey")
+    assert found == [("user", "Which?\n\nA. ebb"), ("assistant", "A")]
+    packed = {"translation": json.dumps(TRANSLATED["translation"])}  # as a table holds an object
+    assert len(turns(packed, "prompt=translation.en", "completion=translation.pt")) == 2
+
+
+# Marks of turns ------------------------------------------------------------------------------------------------------
+
+TALK = [{"role": r, "content": t} for r, t in FOUR]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": TALK, "loss_mask": [0, 0, 0, 1]},
+        {"messages": TALK, "mask": [0, 0, 0, 1]},
+        {"messages": TALK, "mask": [True, True, True, False]},
+        {"messages": TALK, "train_mask": [False, False, False, True]},
+        {"messages": [{**turn, "mask": int(n == 3)} for n, turn in enumerate(TALK)]},
+        {"messages": [{**turn, "mask": n != 3} for n, turn in enumerate(TALK)]},
+        {"messages": [{**turn, "train_on_turn": n == 3} for n, turn in enumerate(TALK)]},
+    ],
+)
+def test_marks_of_turns_are_kept_to(row):
+    messages = shaped(row).content["messages"]
+    assert [m["content"] for m in messages if m["role"] == "assistant" and m.get("train", True)] == ["Yes."]
+    assert unused(row) == {}
+
+
+def test_marks_of_tokens_are_listed():
+    row = {"messages": TALK, "loss_mask": [0, 0, 0, 1, 1, 1, 0]}
+    assert unused(row) == {"loss_mask": False}
+    assert all(m.get("train", True) for m in shaped(row).content["messages"])

@@ -314,7 +314,26 @@ def test_a_guess_has_buttons_that_show_its_rows_and_that_decide_it(prepare):
     assert chosen[0](made) == ()
 
 
+def test_a_column_that_is_used_for_nothing_can_be_used(prepare):
+    row = {"question": "who", "answer": "Ana", "notes": f"she won the cup {MARKUP}", "rating": 3}
+    prepared, *_ = prepare([row, {**row, "question": "when"}])
+    chosen: list = []
+    elements = doubts.buttons(prepared, chosen.append, print)
+    assert list(elements.elements) == ["forget", "use 0 0"]
+    html = doubts.panel(prepared, elements, ()).text
+    assert "The column “notes” holds text and is used for nothing." in html
+    assert "In a terminal: <code>--columns context=notes</code>" in html
+    elements.elements["use 0 0"]._on_click(None)
+    assert chosen[0]((("columns", "context=other"), ("columns", "prompt=ask"))) == (
+        ("columns", "prompt=ask"), ("columns", "context=notes"),
+    )  # fmt: skip
+
+
 def test_what_is_chosen_is_a_setting():
+    columns = [("columns", "context=a b"), ("columns", "prompt=ask"), ("columns", "context=notes")]
+    config = doubts.with_choices(RunConfig(), columns)
+    assert config.data.columns == ("context=notes", "prompt=ask")
+    assert doubts.with_choices(config, [("columns", "prompt=other")]).data.columns == ("context=notes", "prompt=other")
     config = doubts.with_choices(RunConfig(), [("decide", "copy:a.md=drop"), ("scans", "all")])
     assert (config.data.decide, config.data.scans) == (("copy:a.md=drop",), "all")
     assert doubts.with_choices(RunConfig(), ()) == RunConfig()
@@ -327,7 +346,13 @@ def test_what_is_chosen_is_a_setting():
         (("decide", "copy:b.txt=drop"), "leave out b.txt"),
         (("decide", "subject:a.md=thing"), "a thing"),
         (("decide", "section:a.md=go on"), "it goes on"),
-        (("near_duplicates", "drop"), "--near-duplicates drop"),
+        (("near_duplicates", "drop"), "nothing twice"),
+        (("several_answers", "first"), "the first answer alone"),
+        (("several_answers", "drop"), "none of these rows"),
+        (("scans", "all"), "such words as they may be"),
+        (("columns", "context=notes"), "notes as what the question is about"),
+        (("columns", "prompt=ask"), "ask as the question"),
+        (("val_from", "all"), "--val-from all"),
     ],
 )
 def test_a_choice_in_a_few_words(choice, said):

@@ -90,8 +90,12 @@ def test_a_column_that_is_not_written_as_it_must_be(given):
 def test_a_table_of_unknown_columns_says_what_to_do():
     assert unknown_columns(["question", "answer", "id"], ()) == ""
     assert unknown_columns(["Frage", "Antwort"], columns_of(["prompt=Frage", "completion=Antwort"])) == ""
-    assert unknown_columns(["Frage", "Antwort"], ()) == (
-        "none of its columns is known: 'Frage', 'Antwort'. Say which they are: --columns prompt=NAME completion=NAME"
+    assert unknown_columns(["a", "b", "c"], ()) == (
+        "none of its columns is known: 'a', 'b', 'c'. Say which they are: --columns prompt=NAME completion=NAME"
+    )
+    assert unknown_columns(["id", "Frage", "Die Antwort"], ()) == (
+        "none of its columns is known: 'id', 'Frage', 'Die Antwort'. Say which is asked and which answers: --columns "
+        "prompt=Frage completion='Die Antwort', or prompt='Die Antwort' completion=Frage"
     )
 
 

@@ -192,6 +192,41 @@ def test_a_quotation_mark_between_tabs_is_a_letter_unless_it_holds_a_cell_togeth
     assert rows_of(write("rows.tsv", content)) == found
 
 
+NEXT = "not a row of a table: a quotation mark is opened, and the next one stands {}, in another row"
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (
+            'q,a\n"Who?,Ana\nWhen?,Noon\nHow tall?,6"\nWhy?,So\n',
+            [(2, NEXT.format("2 lines below")), (3, {"q": "When?", "a": "Noon"}),
+             (4, {"q": "How tall?", "a": '6"'}), (5, {"q": "Why?", "a": "So"})],
+        ),
+        (
+            'q;a\n"Who is it?;It is Ana, who\nHow tall 6";She is tall\n',
+            [(2, NEXT.format("in the next line")), (3, {"q": 'How tall 6"', "a": "She is tall"})],
+        ),
+        (
+            'a,b,c,d\nx, y,"2, 3\n4,, 5,6\n7,8,9",10\n',
+            [(2, NEXT.format("2 lines below")), (3, {"a": "4", "b": "", "c": " 5", "d": "6"}),
+             (4, {"a": "7", "b": "8", "c": '9"', "d": "10"})],
+        ),
+        # texts of several lines
+        ('q,a\n"Dear Ana,\nthanks",Rui\n', [(2, {"q": "Dear Ana,\nthanks", "a": "Rui"})]),
+        ('q,a\n"Porto, Portugal\nthe city",x\n', [(2, {"q": "Porto, Portugal\nthe city", "a": "x"})]),
+        ('q,a\nWhere?,"In Porto,\nby sea,\nFaro"\n', [(2, {"q": "Where?", "a": "In Porto,\nby sea,\nFaro"})]),
+        ('q,a\n"f(a,b)\nend",Ruby\n', [(2, {"q": "f(a,b)\nend", "a": "Ruby"})]),
+        ('q,a\n"1,5\n2",x\n', [(2, {"q": "1,5\n2", "a": "x"})]),
+        ('a,b,c\n1,"one, two\nthree, four",x\n', [(2, {"a": "1", "b": "one, two\nthree, four", "c": "x"})]),
+        ('a\n"x\ny"\n', [(2, {"a": "x\ny"})]),
+        ('a,b\n"x\ny","z\nw"\n', [(2, {"a": "x\ny", "b": "z\nw"})]),
+    ],
+)  # fmt: skip
+def test_a_quotation_mark_that_joins_whole_rows_costs_its_own_row(write, content, found):
+    assert rows_of(write("rows.csv", content)) == found
+
+
 def test_the_sample_of_a_row_that_is_none_is_its_line(write):
     path = write("rows.csv", 'a,b\nx,"never closed\n')
     ((_, error),) = read_rows(Source(path, ".csv"), lambda _: "")

@@ -114,6 +114,15 @@ def test_few_rows_are_learnt_by_heart(tokenizer):
     assert not about(describe(bare(*[20] * 50), NOTHING, tokenizer, 64), "to train")
 
 
+def test_no_row_to_train_is_said_with_the_reason(tokenizer):
+    rows = [question("Who?", "", f"a:{i}") for i in range(3)]
+    dataset = make_dataset(rows, tokenizer, 20)
+    warning = describe(dataset, NOTHING, tokenizer, 20).warnings[0]
+    assert warning.startswith("no row can be trained with this model, of 3 rows to train. The first: a:0: ")
+    assert token_report.none_trained(bare(20)) == ""
+    assert (token_report.left_out(dataset, 3), token_report.left_out(bare(20, 20), 2)) == (3, 0)
+
+
 def test_rows_that_are_all_right_bring_no_warning(tokenizer):
     rows = [question(f"{i}?", "a whole sentence, with much to say " + str(i), f"a:{i}") for i in range(60)]
     assert describe(make_dataset(rows, tokenizer, 128), NOTHING, tokenizer, 128).warnings == ()

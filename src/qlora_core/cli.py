@@ -152,18 +152,19 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _data(arguments: argparse.Namespace) -> int:
     from . import data, tokens
-    from .token_report import describe
+    from .token_report import describe, left_out, none_trained
 
     given = {name: value for name, value in given_settings(arguments).items() if name != "data"}
     config = from_flat({**given, "data": arguments.sources})
     tokenizer = tokens.open_tokenizer(config.base)
     prepared = data.prepare(config.data, tokenizer, output=arguments.out)
-    described = None
+    described, left, useless = None, 0, ""
     if not arguments.no_tokens:
         length = config.data.max_seq_length
         datasets = [tokens.make_dataset(rows, tokenizer, length) for rows in (prepared.train, prepared.validation)]
         described = describe(*datasets, tokenizer, length)
         prepared.report.tokens = described.as_dict()
+        left, useless = left_out(datasets[0], len(prepared.train)), none_trained(datasets[0])
     if arguments.reader == "mlx-lm":
         if left_out := data.save_rendered(prepared, arguments.out, tokenizer.texts_of_row):
             prepared.report.warnings.append(
@@ -173,19 +174,24 @@ def _data(arguments: argparse.Namespace) -> int:
     else:
         prepared.save(arguments.out)
     lost = prepared.report.lost_share > data.MOST_LOST
+    status = ERROR if lost or useless else DONE
     if arguments.json:
         _print_json({**prepared.report.as_dict(), "out": str(arguments.out)})
-        return ERROR if lost else DONE
+        return status
     print(console.block("Data", console.data_counts(prepared.report)))
     if described:
         print(console.block("Tokens", console.token_counts(described)))
-    print(f"✓ {len(prepared.train)} rows to train, {len(prepared.validation)} to validate, in {arguments.out}")
+    if useless:
+        print(f"error: {useless}. The rows are in {arguments.out}.", file=sys.stderr)
+        return status
+    leaving = f" ({left} of them cannot be trained with this model)" if left else ""
+    print(f"✓ {len(prepared.train)} rows to train{leaving}, {len(prepared.validation)} to validate, in {arguments.out}")
     command = "mlx_lm.lora --train --model MODEL --data" if arguments.reader == "mlx-lm" else "qlora train --data"
     print(f"Next\n  uv run {command} {shlex.quote(str(arguments.out))}")
     if lost:
         share = f"{prepared.report.lost_share:.0%} of the data could not be read, more than {data.MOST_LOST:.0%}"
         print(f"error: {share}. What could be is in {arguments.out}; see Rejected and Not read above.", file=sys.stderr)
-    return ERROR if lost else DONE
+    return status
 
 
 def _runs(arguments: argparse.Namespace) -> int:

@@ -84,8 +84,8 @@ class DataConfig:
     )
     columns: tuple[str, ...] = knob(
         (),
-        "Names of columns that are not recognised, as in prompt=Frage completion=Antwort; also text=, messages=, "
-        "system=, context=, options=, history=, reasoning=, tools=.",
+        "Names of columns that are not recognised, as in prompt=Frage completion=Antwort, or of what is in one, "
+        "translation.en; also text=, messages=, system=, context=, options=, history=, reasoning=, tools=, better=.",
     )
     own_split: bool = knob(
         True,

@@ -27,7 +27,7 @@ from .activity import STAGES, Activity, watching
 from .awake import LET_IT_SLEEP
 from .bases import ModelSpec
 from .config import RunConfig, settings
-from .data import REPORT_FILE, DataReport, Findings
+from .data import REPORT_FILE, DataReport, Findings, flag
 from .first_words import WIDTH
 from .memory import GB, MB, available_bytes, total_bytes
 from .pace import Pace
@@ -115,7 +115,7 @@ def _guesses(found: Findings, shown: int = 5) -> str:
     """What was guessed, and the flags that decide it."""
     lines = []
     for each in found.listed[:shown]:
-        flags = [f"--{setting.replace('_', '-')} {shlex.quote(value)}" for setting, value in each.choices]
+        flags = [flag((setting, value)) for setting, value in each.choices]
         lines.append(f"{each.where}: {each.reason}" + (f". To decide: {' or '.join(flags)}" if flags else ""))
     more = [f"… and {found.count - shown} more, in {REPORT_FILE}"] if found.count > shown else []
     return "\n".join(lines + more)

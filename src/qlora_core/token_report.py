@@ -119,7 +119,7 @@ def describe(
     most, least = _typical_and_odd(rows, tokenizer, shared)
     control = _control_tokens(rows, tokenizer)
     words = [
-        _few_rows(len(train)),
+        _few_rows(train),
         _prompts(rows, tokenizer, shared),
         _cuts(rows, lengths, max_seq_length),
         _full_prompts(skipped, max_seq_length),
@@ -271,9 +271,27 @@ def _control_tokens(rows: _Corpus, tokenizer: ChatTokenizer) -> tuple[str, ...]:
 # Warnings: empty where there is nothing to say --------------------------------------------------------------------
 
 
-def _few_rows(count: int) -> str:
-    if count >= FEW_ROWS:
+def none_trained(train: TokenDataset) -> str:
+    """Why no row can be trained with this model; "" where some can."""
+    if len(train) or not train.skipped:
         return ""
+    source, reason = train.skipped[0]
+    rows = _many(len(set(train.skipped_places)), "row")
+    return (
+        f"no row can be trained with this model, of {rows} to train. The first: {source}: {reason}. Mend the rows, or "
+        "choose another --model or --template"
+    )
+
+
+def left_out(train: TokenDataset, prepared: int) -> int:
+    """Return how many of so many prepared rows give nothing to train."""
+    return prepared - len(np.unique(train.origins(prepared)))
+
+
+def _few_rows(train: TokenDataset) -> str:
+    count = len(train)
+    if count >= FEW_ROWS or not count:
+        return none_trained(train)
     return (
         f"only {_many(count, 'row')} to train: expect it to learn by heart, not to generalise; {FEW_ROWS} and more help"
     )

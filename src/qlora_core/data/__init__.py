@@ -16,6 +16,7 @@ says which, and whether they were read before. Bad input is reported with file a
 are never written to. No part knows mlx; of models only the tokeniser is asked, for the length of a passage.
 """
 
+from .decisions import flag
 from .preparation import prepare
 from .prepared import PreparedData, Rows, save_rendered
 from .records import Findings, Rejected, texts_of
@@ -37,6 +38,7 @@ __all__ = [
     "Rejected",
     "Rows",
     "Unused",
+    "flag",
     "prepare",
     "save_rendered",
     "split",

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import functools
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import ConfigError
+from .preferences import Rivals, rivals_of
 
 # Names ----------------------------------------------------------------------------------------------------------
 
@@ -35,19 +37,26 @@ PAIRS = (
 )
 """Names of what is asked and what is answered; the first pair of which a row has the answer's name is taken."""
 
-ASKED = tuple(dict.fromkeys(asked for asked, _ in PAIRS))
-ANSWERED = tuple(dict.fromkeys(answered for _, answered in PAIRS))
+ASKED = (*dict.fromkeys(asked for asked, _ in PAIRS), "inputs")
+ANSWERED = (
+    *dict.fromkeys(answered for _, answered in PAIRS), "target", "targets", "completions", "correct_answer",
+    "best_answer",
+)  # fmt: skip
+"""Where no pair is found, the first of each; a row with a text says by it what it is."""
+
+GIVEN = {"instruction": "input", "definition": "inputs"}
+"""What an order is carried out on, which follows it, by the name of the order."""
+
 ASKED_WITH_OPTIONS = (*ASKED, "question_stem")
 ANSWERED_WITH_OPTIONS = (
-    *ANSWERED, "answerkey", "answer_key", "correct_answer", "correct_option", "answer_idx", "answer_index", "cop",
-    "label",
+    *ANSWERED, "answerkey", "answer_key", "correct_option", "answer_idx", "answer_index", "cop", "label", "correct",
 )  # fmt: skip
 """How the right one of several options is named, where nothing else is the answer."""
 
 SYSTEM = ("system", "system_prompt", "system_message")
 CONTEXTS = (
     "context", "contexts", "contexto", "passage", "passages", "document", "documents", "paragraph", "article",
-    "background",
+    "background", "support",
 )  # fmt: skip
 """Texts that a question is about; they follow it, as `input` follows `instruction`."""
 
@@ -75,7 +84,9 @@ MEDIA = (
 """What a language model is not shown."""
 
 SPLIT = "split"
-TURN_MARKS = ("weight", "loss_weight", "train", "training", "trainable", "loss", "loss_mask", "review_result")
+TURN_MARKS = (
+    "weight", "loss_weight", "train", "training", "trainable", "train_on_turn", "loss", "loss_mask", "review_result",
+)  # fmt: skip
 ROW_MARKS = (
     "weight", "loss_weight", "train", "training", "trainable", "loss", "label", "kto_tag", "is_correct", "correct",
     "accepted", "is_accepted", "desirable", "is_chosen",
@@ -89,7 +100,8 @@ JUDGING = frozenset(("label", "kto_tag", "is_correct", "correct", "accepted", "i
 """Marks that are none where they are numbers, which are classes or scores, nor beside a text, which is of a class."""
 
 _JUDGEMENTS = ("quality", "rating", "verdict", "correctness", "feedback", "rank", "vote", "judgement", "judgment")
-_MASKS = ("loss_mask", "mask", "train_mask", "label_mask", "weights")
+MASKS = ("loss_mask", "mask", "train_mask", "label_mask", "weights")
+"""Lists of one mark for each turn, or for each token."""
 
 BOOKKEEPING = frozenset(
     (
@@ -104,7 +116,7 @@ _BOOKKEEPING_END = re.compile(r"_(?:id|ids|url|date|time|at|by|hash)$|[a-z]Id$")
 TELLING = frozenset(
     (
         *CONVERSATIONS, *ASKED_WITH_OPTIONS, *ANSWERED_WITH_OPTIONS, *SYSTEM, *CONTEXTS, *OPTIONS, *HISTORY, *REASONING,
-        *TOOLS, *CHOSEN, *REJECTED, *MEDIA, *_JUDGEMENTS, *_MASKS, "text", "content", "value", "reference",
+        *TOOLS, *CHOSEN, *REJECTED, *MEDIA, *_JUDGEMENTS, *MASKS, "text", "content", "value", "reference",
         "references",
     )
 )  # fmt: skip
@@ -112,6 +124,7 @@ TELLING = frozenset(
 
 MAPPED = (
     "messages", "system", "prompt", "completion", "text", "context", "options", "history", "reasoning", "tools",
+    "better",
 )  # fmt: skip
 
 Columns = tuple[tuple[str, str], ...]
@@ -167,7 +180,7 @@ def _keeps_books(name: str, text: str) -> bool:
 def judges(name: str) -> bool:
     """Whether a column of this name may say that a row is not to be trained, in words or numbers of its own."""
     plain = name.strip().casefold()
-    return plain in (*ROW_MARKS, *INVERSE_MARKS, *_JUDGEMENTS, *_MASKS)
+    return plain in (*ROW_MARKS, *INVERSE_MARKS, *_JUDGEMENTS, *MASKS)
 
 
 def is_said(value: Any, texts: Iterable[str]) -> bool:
@@ -209,7 +222,9 @@ class Layout:
         reasoning: what was thought before the answer.
         tools: the functions that may be called.
         chosen, rejected: the better and the worse of two answers.
+        rivals: answers of which the row says in another column which is the better.
         marks: keys that may say that the row is not to be trained.
+        masks: keys of lists of marks, one for each turn or for each token.
         media: keys of pictures and the like.
         split: the key that says whether the row is for training, validation or test.
         left: the other keys.
@@ -227,8 +242,10 @@ class Layout:
     answered: str = ""
     chosen: str = ""
     rejected: str = ""
+    rivals: Rivals | None = None
     text: str = ""
     marks: tuple[str, ...] = ()
+    masks: tuple[str, ...] = ()
     media: tuple[str, ...] = ()
     split: str = ""
     left: tuple[str, ...] = field(default=(), compare=False)
@@ -245,27 +262,30 @@ class Layout:
             self.messages, self.system, self.asked, self.given, self.history, self.reasoning, self.tools,
             self.answered, self.chosen, self.rejected, self.text,
         )  # fmt: skip
-        return frozenset((*single, *self.contexts, *(key for _, key in self.options)))
+        rivals = self.rivals.used if self.rivals else ()
+        return frozenset((*single, *rivals, *self.contexts, *(key for _, key in self.options)))
 
 
 @functools.lru_cache(maxsize=4096)  # nearly all rows of a file have the same keys
-def layout_of(keys: tuple[str, ...], columns: Columns = ()) -> Layout | None:
+def layout_of(keys: tuple[str, ...], columns: Columns = (), better: str = "") -> Layout | None:
     """The shape of rows with these keys, or None; capitals and white space around a name do not matter.
 
     What `columns` names is taken before what would be guessed; names that it does not speak of keep their meaning.
+    `better` is the key of the answer that a row calls the better one, where it does so in another column.
     """
     names: dict[str, str] = {}
     for key in keys:
         names.setdefault(key.strip().casefold(), key)
     mapped = {ours: names[plain] for ours, theirs in columns if (plain := theirs.strip().casefold()) in names}
     known = {name: key for name, key in names.items() if key not in mapped.values()}
-    found = _shape_of(known, mapped)
+    found = _shape_of(known, mapped, better)
     if found is None:
         return None
     rest = {name: key for name, key in known.items() if key not in found.used}
     found = _with(
         found,
         marks=tuple(rest[name] for name in (*ROW_MARKS, *INVERSE_MARKS) if name in rest),
+        masks=tuple(rest[name] for name in MASKS if name in rest),
         media=tuple(rest[name] for name in MEDIA if name in rest),
         split=rest.get(SPLIT, ""),
     )
@@ -277,16 +297,22 @@ def _with(layout: Layout, **changes: Any) -> Layout:
     return Layout(**{**fields, **changes})
 
 
-def _shape_of(known: dict[str, str], mapped: dict[str, str]) -> Layout | None:
+def _shape_of(known: dict[str, str], mapped: dict[str, str], better: str) -> Layout | None:
     """What the names say, those that the user gave first."""
     both = known | mapped
-    beside = {
+    rivals = _rivals(known, mapped)
+    if rivals and not better:
+        return Layout(rivals=rivals)
+    beside: dict[str, Any] = {
         "system": mapped.get("system") or _first(known, SYSTEM),
         "tools": mapped.get("tools") or _first(known, TOOLS),
         "chosen": _first(known, CHOSEN),
         "rejected": _first(known, REJECTED),
         "reasoning": mapped.get("reasoning") or _first(known, REASONING),
     }
+    if rivals:
+        worse = next(key for _, key in rivals.keys if key != better)
+        beside |= {"chosen": better, "rejected": worse, "rivals": rivals}
     asks = "prompt" in mapped or "completion" in mapped
     if "text" in mapped and not asks and "messages" not in mapped:
         return Layout(text=mapped["text"])
@@ -297,16 +323,33 @@ def _shape_of(known: dict[str, str], mapped: dict[str, str]) -> Layout | None:
     if pair is None:
         return Layout(text=both["text"]) if "text" in both else None
     asked, answered = pair
+    history = mapped.get("history") or _first(known, HISTORY)
+    if rivals and not asked and not mapped.get("prompt"):
+        asked, history = history, ""
     contexts = (mapped["context"],) if "context" in mapped else tuple(known[n] for n in CONTEXTS if n in known)
     return Layout(
         asked=asked,
-        given=known.get("input", "") if asked and asked == known.get("instruction") else "",
+        given=next((known.get(given, "") for order, given in GIVEN.items() if asked and asked == known.get(order)), ""),
         answered="" if beside["chosen"] == answered else answered,
         contexts=tuple(key for key in contexts if key not in pair),
         options=tuple((label, key) for label, key in options if key not in pair),
-        history=mapped.get("history") or _first(known, HISTORY),
+        history=history,
         **beside,
     )
+
+
+def _rivals(known: dict[str, str], mapped: dict[str, str]) -> Rivals | None:
+    """Answers of which one is the better, where nothing else is the answer."""
+    if {"completion", "text"} & mapped.keys() or (_first(known, CHOSEN) and _first(known, REJECTED)):
+        return None
+    found = rivals_of(known, mapped.get("better", ""))
+    if found is None or "better" in mapped:
+        return found
+    others = {name: key for name, key in known.items() if key not in found.used}
+    said = bool(found.verdicts or found.strengths or found.hits)
+    if _first(others, ANSWERED) or (not said and ("messages" in mapped or _first(others, (*CONVERSATIONS, "text")))):
+        return None
+    return found
 
 
 def _pair(
@@ -325,7 +368,12 @@ def _pair(
     if with_options and (asked := _first(known, ASKED_WITH_OPTIONS)):
         answered = _first(known, ANSWERED_WITH_OPTIONS)
         return (asked, answered) if answered else None
-    return None
+    if "text" in names or not (answered := _first(known, ANSWERED)):
+        return None
+    if "inputs" in known and "definition" in known:
+        return known["definition"], answered
+    asked = _first(known, ASKED) or (known.get("source", "") if answered == known.get("target") else "")
+    return (asked, answered) if asked else None
 
 
 def _first(names: dict[str, str], wanted: Iterable[str]) -> str:
@@ -372,13 +420,31 @@ def has_column(row: Iterable[str], name: str) -> bool:
     return name in row or any(key.strip().casefold() == name.strip().casefold() for key in row)
 
 
+def reaches(row: Iterable[str], name: str) -> bool:
+    """Whether a row has a column of this name, or an object that may hold it: `translation.en` in `translation`."""
+    return has_column(row, name) or ("." in name and reaches(row, name.rpartition(".")[0]))
+
+
 def unknown_columns(keys: Iterable[str], columns: Columns) -> str:
     """Why rows of a table with these columns cannot be recognised; "" if they can."""
     keys = tuple(keys)
     names = {key.strip().casefold() for key in keys}
-    if layout_of(keys, columns) or ("role" in names and not names.isdisjoint(("text", "content"))):  # one message a row
-        return ""
-    return f"none of its columns is known: {listed(keys)}. Say which they are: --columns prompt=NAME completion=NAME"
+    within = tuple(theirs for _, theirs in columns if "." in theirs and reaches(keys, theirs))
+    if layout_of((*keys, *within), columns) or ("role" in names and not names.isdisjoint(("text", "content"))):
+        return ""  # the latter is one message a row
+    return f"none of its columns is known: {listed(keys)}. {which_columns(keys)}"
+
+
+def which_columns(texts: Iterable[str]) -> str:
+    """How to say what some columns of texts are."""
+    texts = [name for name in texts if not _keeps_books(name.rpartition(".")[2], "a word")]
+    if len(texts) == 2:
+        one, other = map(shlex.quote, texts)
+        return (
+            f"Say which is asked and which answers: --columns prompt={one} completion={other}, "
+            f"or prompt={other} completion={one}"
+        )
+    return "Say which they are: --columns prompt=NAME completion=NAME"
 
 
 def listed(names: Iterable[Any]) -> str:

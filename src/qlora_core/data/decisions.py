@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -48,6 +49,12 @@ class Decisions:
         """Those that are about none of these files, as they are written."""
         names = {form for file in files for form in (composed(str(file)), PurePath(composed(str(file))).name)}
         return [f"{kind}:{file}={answer}" for (kind, file), answer in self.answers.items() if file not in names]
+
+
+def flag(decision: tuple[str, str]) -> str:
+    """A choice that the report offers as a command line has it."""
+    setting, value = decision
+    return f"--{setting.replace('_', '-')} {shlex.quote(value)}"
 
 
 def choice(kind: str, file: str, answer: str) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,6 +54,8 @@ class Options:
         filled = [(label, text.strip()) for label, text in found if text and text.strip()]
         if not filled:
             return cls(missing=True)
+        if all(re.match(rf"\(?{re.escape(label)}[).:]\s*\S", text) for label, text in filled):  # labelled already
+            filled = [(label, re.split(r"[).:]\s*", text, maxsplit=1)[1]) for label, text in filled]
         labels, texts = zip(*filled, strict=True)
         return cls(labels, texts, "\n".join(f"{label}. {text}" for label, text in filled))
 

@@ -25,7 +25,7 @@ from ..tokens import ChatTokenizer
 from .chats import Chat, conversations, whose_answers
 from .chatter import chatter_in
 from .cleaning import clean, language_of, personal_data
-from .columns import LONG, has_column, layout_of
+from .columns import LONG, layout_of, reaches
 from .copies import marks_of
 from .decisions import SECTION, SUBJECT, TITLE, Decisions, choice
 from .documents import SEVERAL, read_document
@@ -250,7 +250,7 @@ class _Reader:
             for number, row in read_rows(self.unit.source, check, self.unit.piece):
                 self.report.read += 1
                 if self.columns and isinstance(row, dict):
-                    self.report.columns.update(theirs for _, theirs in self.columns if has_column(row, theirs))
+                    self.report.columns.update(theirs for _, theirs in self.columns if reaches(row, theirs))
                 if type(row) is dict and _may_be_a_message(row) and not self.unit.prepared:
                     if is_one_message(row):
                         messages.add(number, row)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import DataConfig
-from .columns import ANSWERED, judges
+from .columns import ANSWERED, MASKS, judges
 from .records import Findings, Rejected
 
 MANY = 8  # columns or marks that a warning names
@@ -266,7 +266,7 @@ class DataReport:
     def _of_guesses(self, config: DataConfig) -> Iterator[str]:
         if self.several_answers and config.several_answers == "keep":
             yield (
-                f"{self.questions_with_several} questions have several different answers, in {self.several_answers} "
+                f"{_questions(self.questions_with_several)} several different answers, in {self.several_answers} "
                 "rows: the model learns none of them well. `conflicting` in the report lists them; mend them, or "
                 "--several-answers first (or drop)."
             )
@@ -336,8 +336,23 @@ class Unused:
         return f"`{self.column}` (in {share} of the rows{longer})"
 
     @property
+    def choice(self) -> tuple[str, str] | None:
+        """The setting that uses it where it belongs to the row; None where no setting does."""
+        plain = self.column.strip().casefold()
+        if plain in MASKS or "[" in self.column or self.beside == "messages" or judges(self.column):
+            return None
+        if plain in ANSWERED:
+            return "columns", f"completion={self.column}"
+        return "columns", f"{'prompt' if self.beside == 'text' else 'context'}={self.column}"
+
+    @property
     def remedy(self) -> str:
         """What to do where it belongs to the row."""
+        if self.column.strip().casefold() in MASKS:
+            return (
+                f"`{self.column}` has not one mark for each turn, and marks of tokens belong to the tokenizer that "
+                'made them. Mark turns: {"role": "assistant", "content": "…", "train": false}.'
+            )
         if "[" in self.column or (self.beside == "messages" and not judges(self.column)):
             return "What belongs to a conversation must stand in the content of one of its turns."
         if judges(self.column):
@@ -347,6 +362,10 @@ class Unused:
         if self.beside == "text":
             return f"If that is a question that the text answers: --columns prompt={self.column} completion=text."
         return f"If the answer needs it: --columns context={self.column}."
+
+
+def _questions(count: int) -> str:
+    return f"{count} question has" if count == 1 else f"{count} questions have"
 
 
 def _counted(unused: Any) -> dict[str, Counter[str]]:

@@ -18,6 +18,7 @@ from .columns import (
     Layout,
     columns_of,
     content_length,
+    has_column,
     is_said,
     is_truth,
     layout_of,
@@ -25,11 +26,14 @@ from .columns import (
     says_no,
     says_yes,
     unknown_columns,
+    which_columns,
 )
 from .options import Options
+from .preferences import best_of
 from .records import MarkedError, texts_of
+from .speakers import BOTH, TALK_BEGINS, turns_of_text, two_of, with_speakers
 from .threads import speaks
-from .turns import ROLES, Noted, as_text, check_answers, conversation, kind, tools_of, unpacked
+from .turns import ROLES, Noted, as_text, call_of, check_answers, conversation, kind, tools_of, unpacked
 
 __all__ = ["ACCEPTED", "MAPPED", "PAIRS", "ROLES", "Columns", "Layout", "Shaped", "columns_of", "kind", "layout_of",
            "shape", "unknown_columns"]  # fmt: skip
@@ -41,8 +45,9 @@ ACCEPTED = """accepted rows, one JSON object a line in a .jsonl file, or a row o
   {"instruction": "Answer briefly.", "input": "Who founded the club?", "output": "…"}
   {"question": "Who founded the club?", "answer": "…"}        also {"pergunta": "…", "resposta": "…"}
   {"text": "The club was founded by …"}        also {"prompt": "", "completion": "…"}: running text
-beside them: system, context, history, options, reasoning, tools; of chosen and rejected, chosen is the answer
-other names for columns: --columns prompt=YOUR_NAME completion=YOUR_NAME
+beside them: system, context, history, options, reasoning, tools; of chosen and rejected, chosen is the answer,
+  and of response_a and response_b the one that winner, preferred or better_response_id names
+other names for columns: --columns prompt=YOUR_NAME completion=YOUR_NAME, or of what is in one: translation.en
 and documents: .md, .txt, .html, .docx, .pdf, .epub, .ipynb, .srt, .vtt, .eml, .mbox
 and exports: chats of WhatsApp and Telegram, Anki's notes as text, Kindle's clippings"""
 
@@ -92,11 +97,15 @@ def shape(row: Any, columns: Columns, clean: Clean) -> Shaped:
         row = {"messages": row}
     if not isinstance(row, dict):
         raise ValueError(f"a row must be a JSON object, found {kind(row)}")
+    if columns:
+        row = _opened(row, columns)
     if None in row.values():
         row = _without_nulls(row, columns)
-    layout = layout_of(tuple(row), columns)
+    layout = layout_of(tuple(row), columns) or _talk_of(row, columns)
     if layout is None:
         raise ValueError(_unrecognised(row))
+    if layout.rivals:
+        layout = layout_of(tuple(row), columns, layout.rivals.better(row)) or layout
     if (layout.chosen and is_truth(row[layout.chosen])) or (layout.rejected and is_truth(row[layout.rejected])):
         return shape(_judged(row, layout), columns, clean)
     if layout.messages and not row[layout.messages] and (other := _other_shape(row, layout, columns)):
@@ -123,16 +132,54 @@ def _speaks(turn: dict[str, Any]) -> bool:
     return ("role" in turn and "content" in turn) or ("from" in turn and "value" in turn)
 
 
+def _talk_of(row: dict[str, Any], columns: Columns) -> Layout | None:
+    """The layout of a row of no known columns, one of which is a conversation by what it holds."""
+    for key in row:
+        if key.strip().casefold() in _TALKS and _are_turns(with_speakers(unpacked(row[key]), Noted())):
+            return layout_of(tuple(row), (*columns, ("messages", key)))
+    return None
+
+
+_TALKS = ("chat", "dialog", "dialogue", "data", "turns")
+
+
 def _unrecognised(row: dict[str, Any]) -> str:
     if speaks(row):
         return _ALONE
-    return f'wanted "messages", "prompt" and "completion", or "text"; found the keys {listed(row)}'
+    found = f'wanted "messages", "prompt" and "completion", or "text"; found the keys {listed(row)}'
+    if "input_ids" in row:
+        return f"{found}. Tokens belong to the tokenizer that made them: give the texts"
+    texts = _texts_within(row)
+    return f"{found}. {which_columns(texts)}" if texts else found
+
+
+def _texts_within(value: Any, path: str = "") -> list[str]:
+    """The names of the texts of a row, also of those within its objects: `translation.en`."""
+    if isinstance(value, dict):
+        return [name for key, inner in value.items() for name in _texts_within(inner, f"{path}.{key}" if path else key)]
+    return [path] if isinstance(value, str) and content_length(path.rpartition(".")[2], value) else []
+
+
+def _opened(row: dict[str, Any], columns: Columns) -> dict[str, Any]:
+    """The row with what stands in its objects as columns of their own, where `columns` names one: `translation.en`."""
+    for _, theirs in columns:
+        parts = theirs.split(".")
+        for count in range(1, len(parts)):
+            if has_column(row, theirs):
+                break
+            path = ".".join(parts[:count]).strip().casefold()
+            key = next((key for key in row if key.strip().casefold() == path), None)
+            inner = unpacked(row[key]) if key is not None else None
+            if isinstance(inner, dict):
+                others = {name: value for name, value in row.items() if name != key}
+                row = others | {f"{key}.{name}": value for name, value in inner.items()}
+    return row
 
 
 def _without_nulls(row: dict[str, Any], columns: Columns) -> dict[str, Any]:
     filled = {key: v for key, v in row.items() if v is not None or key.strip().casefold() not in _ABSENT_IF_NULL}
     if not layout_of(tuple(filled), columns) and (layout := layout_of(tuple(row), columns)):
-        name = next(key for key in (layout.messages, layout.answered, layout.chosen, layout.text) if key)
+        name = next(key for key in (layout.messages, layout.answered, layout.chosen, layout.text, "the answer") if key)
         wanted = "a list of {role, content}" if layout.messages else "a text"
         raise ValueError(f'"{name}" must be {wanted}, found null')
     return filled
@@ -184,6 +231,8 @@ def _question(row: dict[str, Any], layout: Layout, clean: Clean) -> list[dict[st
     asked, answered = row[layout.asked], row[layout.answered]
     if type(asked) is not str or type(answered) is not str or "<" in asked or asked[:1] in ("[", "{"):
         return []
+    if asked.startswith(TALK_BEGINS):
+        return []
     asked, answered = clean(asked), clean(answered)
     if not asked or not answered:
         return []
@@ -197,6 +246,7 @@ class _Row:
         self.row, self.layout, self.columns, self.clean = row, layout, columns, clean
         self.noted = Noted()
         self.blank = ""
+        self.masks: set[str] = set()  # lists of marks whose turns have them now
 
     def shaped(self) -> Shaped:
         """The row, put together.
@@ -239,7 +289,7 @@ class _Row:
 
     def _unused(self, content: dict[str, Any]) -> tuple[tuple[str, bool], ...]:
         for key in self.layout.left:
-            if key == self.layout.split:
+            if key == self.layout.split or key in self.masks:
                 continue
             if key not in self.layout.marks:
                 if not is_said(self.row[key], texts_of(content)):
@@ -287,7 +337,7 @@ class _Row:
     def _beside(self, messages: list[dict[str, Any]]) -> dict[str, Any]:
         """A conversation with what stands in columns beside it: system text, thought, tools."""
         row, layout = self.row, self.layout
-        if layout.system and (system := self.clean(_text(row, layout.system))):
+        if layout.system and (system := self.clean(_text(row, layout.system).removeprefix("SYSTEM: "))):
             if messages[0]["role"] != "system":
                 messages.insert(0, {"role": "system", "content": system})
             elif messages[0]["content"] != system:
@@ -303,14 +353,28 @@ class _Row:
         return {"messages": messages, "tools": tools} if tools else {"messages": messages}
 
     def _turns(self, turns: Any, name: str) -> list[dict[str, Any]]:
-        return conversation(turns, name, self.clean, self.noted)
+        turns = with_speakers(unpacked(turns), self.noted)
+        return conversation(self._with_marks(turns) if self.layout.masks else turns, name, self.clean, self.noted)
+
+    def _with_marks(self, turns: Any) -> Any:
+        """The turns with the marks of a list beside them, where it has one for each of them."""
+        for key in self.layout.masks:
+            marks = unpacked(self.row[key])
+            if not isinstance(turns, list) or not isinstance(marks, list) or len(marks) != len(turns):
+                continue
+            if all(isinstance(mark, bool | int | float) for mark in marks) and all(isinstance(t, dict) for t in turns):
+                name = "mask" if key.strip().casefold() == "mask" else "loss_mask"
+                turns = [{**turn, name: mark} for turn, mark in zip(turns, marks, strict=True)]
+                self.masks.add(key)
+        return turns
 
     def _with_better(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The messages before a preferred answer, which only are its context, and that answer."""
         name = self.layout.chosen
         better = self.row[name]
-        if isinstance(better, str) and _are_turns(turns := unpacked(better)):
-            better = turns
+        if isinstance(better, str):
+            turns = unpacked(better)
+            better = turns if _are_turns(turns) else turns_of_text(better) or better
         if isinstance(better, dict):
             better = [better]
         if isinstance(better, list):
@@ -320,11 +384,15 @@ class _Row:
                 raise ValueError(f'"{name}" goes on from another conversation than the row holds')
             messages = [*messages, *found] if not start and found[0]["role"] == "assistant" else found
         else:
-            messages = [*messages, *_transcript(_text(self.row, name), self.clean)]
+            messages = [*messages, {"role": "assistant", "content": self.clean(_text(self.row, name))}]
         if not messages or messages[-1]["role"] != "assistant":
             raise ValueError(f'"{name}" does not end with an answer')
         if not messages[-1]["content"] and "tool_calls" not in messages[-1]:
             raise ValueError(f"the {name} is empty")
+        return self._last_alone(messages)
+
+    def _last_alone(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Messages of which the last answer is trained, which was judged, and no other."""
         for message in messages[:-1]:
             if message["role"] == "assistant":
                 message["train"] = False
@@ -339,14 +407,18 @@ class _Row:
         asked = unpacked(row[layout.asked]) if layout.asked else ""
         if isinstance(asked, dict) and isinstance(asked.get("messages"), list):  # hosted models' preference files
             asked = asked["messages"]
-        if _are_turns(asked):
-            return self._continued(self._turns(asked, layout.asked))
+        if turns := self._asked_in_turns(asked):
+            return self._continued(turns)
+        if layout.chosen and (rounds := self._rounds(asked)):
+            return self._beside(self._last_alone(rounds))
         options = Options.of(row, layout.options)
         prompt = self._prompt(options)
-        earlier = self._history()
+        earlier = self._history(layout.history)
         if layout.chosen:
             turns = [*earlier, *([{"role": "user", "content": prompt}] if prompt else [])]
             return self._beside(self._with_better(turns))
+        if calls := self._calls():
+            return self._beside([*earlier, {"role": "user", "content": prompt}, calls])
         answer = self._answer(options)
         if not answer:
             if not prompt and _other_shape(row, layout, self.columns):
@@ -355,6 +427,29 @@ class _Row:
         if not prompt:
             return self._line(answer)
         return self._beside([*earlier, {"role": "user", "content": prompt}, {"role": "assistant", "content": answer}])
+
+    def _asked_in_turns(self, asked: Any) -> list[dict[str, Any]]:
+        """What is asked, where it is a conversation; empty where it is a text."""
+        layout = self.layout
+        if isinstance(asked, str):
+            asked = turns_of_text(asked)
+        if _are_turns(asked):
+            return self._turns(asked, layout.asked)
+        if not layout.asked and len(layout.contexts) == 1:
+            key = layout.contexts[0]
+            if _are_turns(turns := unpacked(self.row[key])):
+                return self._turns(turns, key)
+        return []
+
+    def _rounds(self, asked: Any) -> list[dict[str, Any]]:
+        """The rounds of a list of questions and a list of their answers; none of texts."""
+        answers = unpacked(self.row[self.layout.chosen])
+        if not isinstance(asked, list) or not isinstance(answers, list) or len(asked) != len(answers):
+            return []
+        if not all(isinstance(text, str) for text in (*asked, *answers)):
+            return []
+        both = (text for pair in zip(asked, answers, strict=True) for text in pair)
+        return self._turns([{"role": BOTH[n % 2], "content": text} for n, text in enumerate(both)], self.layout.chosen)
 
     def _line(self, answer: str) -> dict[str, Any]:
         """A line of running text; what stands beside it is used for nothing."""
@@ -387,13 +482,15 @@ class _Row:
 
     def _answer(self, options: Options) -> str:
         row, name = self.row, self.layout.answered
-        value = row[name]
+        value = self._best(row[name], name)
         if options or options.missing:
             value = options.answer(value, name)
             if options.counted:
                 self.noted.guesses.append("an answer that is the number of an option: 0 is the first")
         if isinstance(value, dict) and "text" in value:  # answers with where they stand in the context
             value = value["text"]
+        if value == []:
+            value = ""
         if isinstance(value, list) and value and all(isinstance(item, str) for item in value) and name.endswith("s"):
             for other in value[1:]:
                 if other != value[0]:
@@ -404,6 +501,24 @@ class _Row:
             raise ValueError(f'"{name}" must be a text, found {kind(value)}')
         return self.clean(text)
 
+    def _best(self, value: Any, name: str) -> Any:
+        """The best of answers in a list, each with a rank or a score; what is no such list comes back as it is."""
+        if not isinstance(value, list) or not value or _are_turns(value):
+            return value
+        if not all(isinstance(answer, dict) for answer in value):
+            return value
+        if len(value) > 1:
+            self.noted.marks.append(f"{name}: the worse answers")
+        return best_of(value, name)
+
+    def _calls(self) -> dict[str, Any] | None:
+        """The turn that an answer is, where it is a list of calls of the tools that the row offers."""
+        row, layout = self.row, self.layout
+        calls = unpacked(row[layout.answered]) if layout.tools and not _is_blank(row[layout.tools]) else None
+        if not isinstance(calls, list) or not calls or not all(isinstance(c, dict) and "name" in c for c in calls):
+            return None
+        return {"role": "assistant", "content": "", "tool_calls": [call_of(call, 2) for call in calls]}
+
     def _continued(self, messages: list[dict[str, Any]]) -> dict[str, Any]:
         """A conversation that is asked, and how it goes on: only that is trained."""
         row, layout = self.row, self.layout
@@ -413,19 +528,18 @@ class _Row:
             if message["role"] == "assistant":
                 message["train"] = False
                 self.noted.marks.append("an answer within the prompt")
-        value = unpacked(row[layout.answered])
+        value = self._best(unpacked(row[layout.answered]), layout.answered)
         if isinstance(value, list | dict):
             messages += self._turns(value if isinstance(value, list) else [value], layout.answered)
-        elif answer := self.clean(_text(row, layout.answered)):
+        elif answer := self.clean(as_text(value) or ""):
             messages.append({"role": "assistant", "content": answer})
         else:
             raise ValueError(f"the {layout.answered} is empty")
         check_answers(messages, self.noted)
         return self._beside(messages)
 
-    def _history(self) -> list[dict[str, Any]]:
+    def _history(self, key: str) -> list[dict[str, Any]]:
         """Earlier rounds: pairs of texts, or turns."""
-        key = self.layout.history
         rounds = unpacked(self.row[key]) if key else None
         if _is_blank(rounds):
             return []
@@ -433,10 +547,10 @@ class _Row:
             return self._turns(rounds, key)
         turns = []
         for number, item in enumerate(rounds if isinstance(rounds, list) else [None], 1):
-            both = [as_text(text) for text in _two_of(item)]
+            both = [as_text(text) for text in two_of(item)]
             if len(both) != 2 or not all(both):
                 raise ValueError(f'round {number} of "{key}" must be a question and its answer')
-            turns += [{"role": r, "content": self.clean(text or "")} for r, text in zip(_BOTH, both, strict=True)]
+            turns += [{"role": r, "content": self.clean(text or "")} for r, text in zip(BOTH, both, strict=True)]
         return turns
 
 
@@ -445,24 +559,10 @@ _ALONE = (
     '"message_id" and a "parent_id", or a "conversation_id"'
 )
 _ABSENT_IF_NULL = TELLING - frozenset(OPTIONS)  # a question of choice without its options cannot be answered
-_BOTH = ("user", "assistant")
 _PLACEHOLDER = re.compile(
     r"<\|(?:image|video|audio|vision)\w*\|>|(?m:^[ \t]*<image(?:_?\d+)?>|<image(?:_?\d+)?>[ \t]*$)"
     r"|(?m:^[ \t]*<(?:video|audio)>[ \t]*$)|\A<(?:video|audio)>(?=\S)"
 )
-
-
-def _two_of(item: Any) -> list[Any]:
-    """A question and its answer, from a pair or an object of two."""
-    if isinstance(item, dict):
-        layout = layout_of(tuple(item))
-        if layout and layout.asked and layout.answered:
-            return [item[layout.asked], item[layout.answered]]
-        return [next((item[name] for name in _NAMES_OF[role] if name in item), None) for role in _BOTH]
-    return item if isinstance(item, list) else []
-
-
-_NAMES_OF = {role: [name for name, stands_for in ROLES.items() if stands_for == role] for role in _BOTH}
 
 
 def _common(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -475,15 +575,7 @@ def _common(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> list[d
     return same
 
 
-def _transcript(text: str, clean: Clean) -> list[dict[str, Any]]:
-    """The answer that a text is; or the turns of a whole talk between `Human:` and `Assistant:`."""
-    parts = re.split(r"\n\n(Human|Assistant):", text)
-    if not text.startswith("\n\nHuman:") or len(parts) < 4:
-        return [{"role": "assistant", "content": clean(text)}]
-    return [
-        {"role": ROLES[speaker.casefold()], "content": clean(said)}
-        for speaker, said in zip(parts[1::2], parts[2::2], strict=True)
-    ]
+_CONTEXT_TEXTS = ("text", "content", "passage", "contents", "body", "sentences", "passage_text")
 
 
 def flat(value: Any) -> str | None:
@@ -494,9 +586,9 @@ def flat(value: Any) -> str | None:
         texts = [flat(item) for item in value]
         return None if None in texts else "\n\n".join(text for text in texts if text)
     if isinstance(value, dict):
-        text = next(
-            (flat(value[key]) for key in ("text", "content", "passage", "contents", "body") if key in value), None
-        )
+        if len(value) > 1 and all(isinstance(each, list) for each in value.values()):  # a list of objects, by column
+            return flat([dict(zip(value, each, strict=False)) for each in zip(*value.values(), strict=False)])
+        text = next((flat(value[key]) for key in _CONTEXT_TEXTS if key in value), None)
         title = value.get("title")
         return f"{title}\n{text}" if text and isinstance(title, str) and title else text
     return None

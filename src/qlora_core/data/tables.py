@@ -456,9 +456,12 @@ def _table_rows(lines: _Lines, names: list[str], delimiter: str) -> Iterator[Row
         except OSError as error:
             raise BrokenOffError(f"after line {number - 1}", str(error)) from None
         else:
-            if delimiter == "\t" and len(lines.taken) > 1 and _are_rows(lines.taken, names):
+            if len(lines.taken) > 1 and _are_rows(lines.taken, names, delimiter):
+                joined = len(lines.taken)
                 lines.give_back()
                 cells = _unquoted(lines.taken[0], names, delimiter)
+                if cells is None:
+                    yield number, UnusableError(_joining(joined), lines.taken[0][:80].rstrip())
                 reader = csv.reader(lines, delimiter=delimiter, strict=True)
         if cells and any(cells):
             yield number, _named(names, cells)
@@ -474,9 +477,29 @@ def _unquoted(line: str, names: list[str], delimiter: str) -> list[str] | None:
     return None if opens or len(cells) != len(names) or len(line) > csv.field_size_limit() else cells
 
 
-def _are_rows(lines: list[str], names: list[str]) -> bool:
-    """Whether lines that quotation marks hold together are each a row of a table whose cells stand between tabs."""
-    return all(line.count("\t") == len(names) - 1 for line in lines)
+def _are_rows(lines: list[str], names: list[str], delimiter: str) -> bool:
+    """Whether lines that quotation marks hold together are each a row of the table: a mark was opened by mistake.
+
+    Each has as many delimiters as the header. Commas and the like also stand in texts, with a blank behind them,
+    between figures, or within brackets; where they are few, such lines are one text.
+    """
+    if len(names) < 2 or any(line.count(delimiter) != len(names) - 1 for line in lines):
+        return False
+    if delimiter == "\t" or len(names) > _CERTAIN:
+        return True
+    rows = [line.rstrip("\r\n").split(delimiter) for line in lines]
+    cells = [cell for row in rows for cell in row]
+    figures = any(re.search(rf"\d{re.escape(delimiter)}\d", line) for line in lines)
+    balanced = all(cell.count(opening) == cell.count(end) for cell in cells for opening, end in ("()", "[]", "{}"))
+    return balanced and not figures and all(cell and cell == cell.strip() for cell in cells)
+
+
+_CERTAIN = 3  # columns: a text with three commas in each of its lines is rare
+
+
+def _joining(lines: int) -> str:
+    below = "in the next line" if lines == 2 else f"{lines - 1} lines below"
+    return f"not a row of a table: a quotation mark is opened, and the next one stands {below}, in another row"
 
 
 def _quotation(error: csv.Error, line: str) -> str:
@@ -511,8 +534,11 @@ def _parquet(path: Path, check: CheckColumns) -> Iterator[Row]:
     try:
         with opened(path) as file:
             table = pyarrow.parquet.ParquetFile(file)
-            if reason := check(table.schema_arrow.names):
-                raise ValueError(reason)
+            if check(table.schema_arrow.names):
+                within = [f"{f.name}.{inner.name}" for f in table.schema_arrow if pyarrow.types.is_struct(f.type)
+                          for inner in f.type]  # fmt: skip
+                plain = [f.name for f in table.schema_arrow if not pyarrow.types.is_struct(f.type)]
+                raise ValueError(check([*plain, *within]) or check(table.schema_arrow.names))
             for batch in table.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
                     number += 1

@@ -24,6 +24,9 @@ ROLES = {
     "model": "assistant",
     "bot": "assistant",
     "chatgpt": "assistant",
+    "bard": "assistant",
+    "bing": "assistant",
+    "claude": "assistant",
     "ai": "assistant",
     "tool": "tool",
     "function": "tool",
@@ -96,6 +99,7 @@ def conversation(turns: Any, name: str, clean: Clean, noted: Noted) -> list[dict
     if not isinstance(turns, list) or not turns:
         found = "an empty list" if turns == [] else kind(turns)
         raise ValueError(f'"{name}" must be a list of {{role, content}}, found {found}')
+    mask: str | None = None  # what a mask of these turns is, once one is met that has more than a role and a text
     messages: list[dict[str, Any]] = []
     for number, turn in enumerate(turns, 1):
         if isinstance(turn, dict) and len(turn) == 2:  # nearly all turns
@@ -107,6 +111,9 @@ def conversation(turns: Any, name: str, clean: Clean, noted: Noted) -> list[dict
                 if role == "assistant" and not messages[-1]["content"]:
                     raise ValueError(f"turn {number} is an assistant turn without an answer")
                 continue
+        if isinstance(turn, dict) and "mask" in turn:
+            mask = mask or _kind_of_mask(turns)
+            turn = {mask if key == "mask" else key: value for key, value in turn.items()}
         for message in _Turn(turn, number, name, clean, noted).messages():
             _put(messages, message)
     return messages
@@ -116,6 +123,15 @@ def _by_turn(lists: dict[str, list[Any]]) -> Any:
     """Turns that stand as a list of roles and a list of contents; the lists themselves where they differ in length."""
     same = len({len(one) for one in lists.values()}) == 1
     return [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)] if same else lists
+
+
+def _kind_of_mask(turns: list[Any]) -> str:
+    """`loss_mask` for masks that are 0 for a user and 1 for an answer, so that 1 means trained; else `mask`."""
+    masks = [(turn.get("role", turn.get("from")), turn.get("mask")) for turn in turns if isinstance(turn, dict)]
+    asked = {mask for role, mask in masks if ROLES.get(str(role)) != "assistant" and mask is not None}
+    answered = {mask for role, mask in masks if ROLES.get(str(role)) == "assistant"}
+    trains = asked == {0} and 1 in answered and not any(isinstance(mask, bool) for _, mask in masks)
+    return "loss_mask" if trains else "mask"
 
 
 def check_answers(messages: Iterable[dict[str, Any]], noted: Noted) -> None:

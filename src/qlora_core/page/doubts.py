@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import marimo as mo
+from markupsafe import Markup
 
 from ..config import RunConfig, from_flat
-from ..data import DataReport, PreparedData, Rejected
+from ..data import DataReport, PreparedData, Rejected, flag
 from ..texts import say
 from .look import folded, put, row_table, shown, small
 
@@ -31,21 +32,39 @@ def with_choices(config: RunConfig, chosen: Sequence[Choice]) -> RunConfig:
         ConfigError: a choice is none of its setting's.
     """
     decided = (*config.data.decide, *(value for name, value in chosen if name == "decide"))
-    others = {name: value for name, value in chosen if name != "decide"}
-    return from_flat({**others, "decide": tuple(dict.fromkeys(decided))}, base=config)
+    columns = (*config.data.columns, *(value for name, value in chosen if name == "columns"))
+    others = {name: value for name, value in chosen if name not in ("decide", "columns")}
+    named = {value.partition("=")[0]: value for value in columns}  # what is chosen here takes another's place
+    several = {"decide": tuple(dict.fromkeys(decided)), "columns": tuple(named.values())}
+    return from_flat({**others, **several}, base=config)
 
 
 def guesses(report: DataReport) -> list[Rejected]:
-    """What was guessed, and the questions with several answers, each of which can be decided."""
+    """What was guessed, columns that are used for nothing, and questions with several answers: all can be decided."""
     several = [("several_answers", "first"), ("several_answers", "drop")]
     asked: dict[str, list[Rejected]] = {}
     for found in report.conflicting:
         asked.setdefault(found.sample, []).append(found)
     conflicts = [
-        Rejected(rows[0].where, " / ".join(row.reason for row in rows), question, tuple(several))
+        Rejected(
+            rows[0].where,
+            say("A question with several answers: {answers}", answers=" / ".join(row.reason for row in rows)),
+            question,
+            tuple(several),
+        )
         for question, rows in asked.items()
     ]
-    return [*report.doubts, *(conflicts if not report.several_answers_dropped else ())]
+    columns = [
+        Rejected(
+            "",
+            say("The column {name} holds text and is used for nothing.", name=f"“{column.column}”"),
+            "",
+            (column.choice,),
+        )
+        for column in report.unused_columns
+        if column.choice
+    ]
+    return [*report.doubts, *columns, *(conflicts if not report.several_answers_dropped else ())]
 
 
 def buttons(prepared: PreparedData, choose: Callable[[Change], Any], show: Callable[[str], Any]) -> mo.ui.dictionary:
@@ -59,7 +78,8 @@ def buttons(prepared: PreparedData, choose: Callable[[Change], Any], show: Calla
     forget = mo.ui.button(label=say("Forget what was chosen"), on_click=_calling(choose, lambda _: ()))
     elements: dict[str, Any] = {"forget": forget}
     for place, found in enumerate(guesses(prepared.report)[:SHOWN]):
-        elements[f"show {place}"] = mo.ui.button(label=say("Show"), on_click=_calling(show, sought(found)))
+        if found.where:  # a column stands in many rows
+            elements[f"show {place}"] = mo.ui.button(label=say("Show"), on_click=_calling(show, sought(found)))
         for number, choice in enumerate(map(tuple, found.choices)):  # lists, where the report was read again
             label = say("Use: {answer}", answer=answer(choice))
             elements[f"use {place} {number}"] = mo.ui.button(label=label, on_click=_calling(choose, _adding(choice)))
@@ -76,8 +96,10 @@ def _adding(choice: Choice) -> Change:
 
 
 def _about(choice: Choice) -> str:
-    """What a choice decides: a setting, or the kind and the file of a decision."""
+    """What a choice decides: a setting, what a column is, or the kind and the file of a decision."""
     setting, value = choice
+    if setting == "columns":
+        return value.partition("=")[0]
     if setting != "decide":
         return setting
     return value.partition("=")[0] if value.startswith("title:") else value.rpartition("=")[0]
@@ -91,11 +113,24 @@ def sought(found: Rejected) -> str:
 
 
 def answer(choice: Choice) -> str:
-    """A choice in a few words."""
+    """A choice in a few words; as a flag where there are none for it."""
     setting, value = choice
+    if setting == "columns":
+        ours, _, name = value.partition("=")
+        said = {
+            "prompt": say("{name} as the question", name=name),
+            "completion": say("{name} as the answer", name=name),
+            "context": say("{name} as what the question is about", name=name),
+        }
+        return said.get(ours, flag(choice))
     kind, _, rest = value.partition(":")
     if setting != "decide":
-        return f"--{setting.replace('_', '-')} {value}"
+        return {
+            ("several_answers", "first"): say("the first answer alone"),
+            ("several_answers", "drop"): say("none of these rows"),
+            ("near_duplicates", "drop"): say("nothing twice"),
+            ("scans", "all"): say("such words as they may be"),
+        }.get(choice, flag(choice))
     if kind == "title":
         return rest.partition("=")[2]
     file, _, said = rest.rpartition("=")
@@ -116,9 +151,13 @@ def panel(prepared: PreparedData, elements: mo.ui.dictionary, chosen: Sequence[C
     if found:
         parts.append(small(say("Guesses that you may decide: {count}", count=f"{len(found):,}")))
     for place, each in enumerate(found[:SHOWN]):
-        text = put('<p><code>{}</code> {} <span class="q-small">{}</span></p>', each.where, each.reason, each.sample)
+        where = put("<code>{}</code> ", each.where) if each.where else ""
+        text = put('<p>{}{} <span class="q-small">{}</span></p>', where, each.reason, each.sample)
         row = [element for name, element in elements.elements.items() if name.split()[1:2] == [str(place)]]
-        parts.append(mo.vstack([shown(text), mo.hstack(row, justify="start", gap=0.5, wrap=True)], gap=0.25))
+        flags = Markup(", ").join(put("<code>{}</code>", flag((setting, value))) for setting, value in each.choices)
+        typed = shown(put('<p class="q-small">{} {}</p>', say("In a terminal:"), flags)) if flags else None
+        hold = [shown(text), mo.hstack(row, justify="start", gap=0.5, wrap=True), typed]
+        parts.append(mo.vstack([part for part in hold if part is not None], gap=0.25))
     if rest := found[SHOWN:MANY]:
         rows = [{say("Where"): each.where, say("Why"): each.reason, say("Begins with"): each.sample} for each in rest]
         parts.append(folded(say("{count} more", count=f"{len(found) - SHOWN:,}"), row_table(rows)))

@@ -1,0 +1,81 @@
+"""Conversations that do not give each turn its role: rounds, texts in turn, and talks written as one text.
+
+Knows nothing of files, and of a row only its turns.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from .columns import layout_of
+from .turns import ROLES, Noted, as_text
+
+BOTH = ("user", "assistant")
+_NAMES_OF = {role: [name for name, stands_for in ROLES.items() if stands_for == role] for role in BOTH}
+_SPEAKERS = {"Human": "user", "Assistant": "assistant", "USER": "user", "ASSISTANT": "assistant",
+             "FUNCTION RESPONSE": "tool"}  # fmt: skip
+_TALKS = (
+    re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):"),
+    re.compile(r"(?:\A\s*|\n\n)(USER|ASSISTANT|FUNCTION RESPONSE):"),
+)
+TALK_BEGINS = ("\n\nHuman:", "Human:", "USER:")
+_KEYS = frozenset(("role", "from", "content", "value"))
+_END = "<|endoftext|>"
+
+
+def with_speakers(turns: Any, noted: Noted) -> Any:
+    """Turns with a role each; what has them, or is none, comes back as it is.
+
+    Args:
+        turns: texts that take turns, rounds of a question and an answer, or a whole talk as one text.
+        noted: is told what was taken to be so.
+    """
+    if isinstance(turns, str):
+        return turns_of_text(turns) or turns
+    if not isinstance(turns, list) or not turns or (isinstance(turns[0], dict) and not _KEYS.isdisjoint(turns[0])):
+        return turns
+    if len(turns) > 1 and all(isinstance(turn, str) for turn in turns):
+        noted.guesses.append("texts without a speaker take turns, and the first is the user's")
+        return [{"role": BOTH[place % 2], "content": text} for place, text in enumerate(turns)]
+    if all(isinstance(turn, dict) and _KEYS.isdisjoint(turn) for turn in turns):
+        rounds = [two_of(turn) for turn in turns]
+        if all(as_text(text) is not None for both in rounds for text in both):
+            return [
+                said
+                for turn, both in zip(turns, rounds, strict=True)
+                for said in _said(both, {key: value for key, value in turn.items() if value not in both})
+            ]
+    return turns
+
+
+def _said(both: list[Any], beside: dict[str, Any]) -> list[dict[str, Any]]:
+    """The two turns of a round; what else it holds stands beside the answer."""
+    asked, answered = both
+    return [{"role": "user", "content": asked}, {**beside, "role": "assistant", "content": answered}]
+
+
+def two_of(item: Any) -> list[Any]:
+    """A question and its answer, from a pair or an object of two."""
+    if isinstance(item, dict):
+        layout = layout_of(tuple(item))
+        if layout and layout.asked and layout.answered:
+            return [item[layout.asked], item[layout.answered]]
+        return [next((item[name] for name in _NAMES_OF[role] if name in item), None) for role in BOTH]
+    return item if isinstance(item, list) else []
+
+
+def turns_of_text(text: str) -> list[dict[str, Any]]:
+    """The turns of a whole talk between `Human:` and `Assistant:`, or `USER:` and `ASSISTANT:`; none of other texts.
+
+    An answer that is still to come, as at the end of a prompt, is no turn.
+    """
+    talk = next((talk for talk in _TALKS if talk.match(text)), None)
+    parts = talk.split(text) if talk else []
+    if talk is None or len(parts) < 5 or "assistant" not in (speaker.casefold() for speaker in parts[1::2]):
+        return []
+    turns = [
+        {"role": _SPEAKERS[speaker], "content": said.strip().removesuffix(_END).strip()}
+        for speaker, said in zip(parts[1::2], parts[2::2], strict=True)
+    ]
+    return turns if turns[-1]["content"] or turns[-1]["role"] != "assistant" else turns[:-1]
