@@ -380,7 +380,7 @@ class _Reader:
     def _note_encoding(self) -> None:
         if self.unit.piece[0] or self.unit.source.form not in WRITTEN:
             return
-        sample = first_bytes(self.path)
+        sample = first_bytes(self.unit.source.content)
         encoding = "utf-8" if sample.startswith(b"PAR1") else detect(sample)
         if encoding not in ("utf-8", "utf-8-sig"):
             self.report.encodings[encoding] += 1
@@ -389,7 +389,7 @@ class _Reader:
         """The records of the unit, by what its file is."""
         form, mapped = self.unit.source.form, bool(self.columns)
         whole = self.unit.piece == (0, None, 1) and not self.unit.prepared and (form in SEVERAL or not mapped)
-        kind = recognise(form, first_bytes(self.path)) if whole and form in OPEN_FORMS else None
+        kind = recognise(form, first_bytes(self.unit.source.content)) if whole and form in OPEN_FORMS else None
         if kind:
             return self._items(kind)
         return self._document() if self.unit.source.is_document else self._rows()
@@ -399,7 +399,7 @@ class _Reader:
     def _items(self, kind: Format) -> Iterator[Record]:
         self._note_encoding()
         how = ""
-        for item in read_items(kind, read_whole(self.path, DOCUMENT_LIMIT), title_of(self.path)):
+        for item in read_items(kind, read_whole(self.unit.source.content, DOCUMENT_LIMIT), title_of(self.path)):
             if isinstance(item, Chat):
                 yield from self._chat(item)
                 continue
@@ -453,7 +453,7 @@ class _Reader:
     def _document(self) -> Iterator[Record]:
         self.report.documents += 1
         self._note_encoding()
-        document = read_document(self.unit.source.form, read_whole(self.path, DOCUMENT_LIMIT))
+        document = read_document(self.unit.source.form, read_whole(self.unit.source.content, DOCUMENT_LIMIT))
         records = list(self._passages(document, title=title_of(self.path)))
         if not records:
             raise ValueError("holds no text")

@@ -33,6 +33,7 @@ TRAIN_FILE, VAL_FILE, REPORT_FILE, FACTS_FILE = (
 PAIRS = ((TRAIN_FILE, VAL_FILE), ("train.jsonl", "valid.jsonl"))
 TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 DOCUMENTS = (*SUFFIXES, *SEVERAL)
+ARCHIVES = (".zip", ".tar", ".tgz", ".tbz", ".tbz2", ".txz")
 PACKED = (".gz", ".bz2", ".xz", ".zst")
 LINE_LIMIT = 1 << 24  # 16 MB: what is longer is no row, and must not fill the memory
 SAMPLE = 1 << 16  # bytes that tell compression, encoding and line ends
@@ -43,12 +44,28 @@ class Source:
     """A file to be read.
 
     Attributes:
-        path: where it lies.
+        path: where it lies; of a member of an archive, as if the archive were a folder.
         form: its suffix without that of a compression, ".jsonl" or ".md".
+        archive: the file that it is a member of.
+        member: its number there, and in an archive in that.
+        unpacked: where the bytes of a member lie while it is read.
     """
 
     path: Path
     form: str
+    archive: Path | None = None
+    member: tuple[int, ...] = ()
+    unpacked: Path | None = None
+
+    @property
+    def file(self) -> Path:
+        """The file on the disk that it comes from."""
+        return self.archive or self.path
+
+    @property
+    def content(self) -> Path:
+        """Where its bytes are."""
+        return self.unpacked or self.path
 
     @property
     def is_document(self) -> bool:
@@ -124,10 +141,12 @@ def title_of(path: Path) -> str:
 
     A hyphen is a part of a name or of a date; but where there is no blank, one before a small letter parts words.
     """
+    if path.name in NAMELESS:
+        path = path.parent
     name = composed(path.name)
     packed = next((suffix for suffix in PACKED if name.lower().endswith(suffix)), "")
     name = name[: len(name) - len(packed)]
-    known = next((suffix for suffix in (*TABLES, *DOCUMENTS) if name.lower().endswith(suffix)), "")
+    known = next((suffix for suffix in (*TABLES, *DOCUMENTS, *ARCHIVES) if name.lower().endswith(suffix)), "")
     name = _NOTION_ID.sub("", name[: len(name) - len(known)])
     if " " not in name:
         before_digits = r"|(?<!\d)-(?=\d)" if name == name.lower() else ""
@@ -135,6 +154,8 @@ def title_of(path: Path) -> str:
     return one_line(name.replace("_", " "))
 
 
+NAMELESS = ("_chat.txt", "chat.md")
+"""Names of chats that their folder, or their archive, tells apart."""
 _NOTION_ID = re.compile(r" [0-9a-f]{32}$")  # what Notion puts behind the name of every page
 
 
@@ -143,14 +164,21 @@ def _reason_to_skip(path: Path, *, in_directory: bool) -> str:
         return "a link to something that is not there"
     if not path.is_file():  # a pipe would never end
         return "not a regular file"
+    if reason := reason_of_name(path, in_directory=in_directory):
+        return reason
+    if not os.access(path, os.R_OK):
+        return "may not be read: no permission"
+    return ""
+
+
+def reason_of_name(path: Path, *, in_directory: bool) -> str:
+    """Why a file of this name is not read, or ""."""
     form = form_of(path)
-    if form not in (*TABLES, *DOCUMENTS):
-        packed = " Unpack it first." if form in (".zip", ".tar", ".tgz", ".7z", ".rar") else ""
+    if form not in (*TABLES, *DOCUMENTS, *ARCHIVES):
+        packed = " Unpack it first." if form in (".7z", ".rar") else ""
         return f"a {form or 'nameless'} file is not read{'.' if packed else ''}{packed}"
     if path.name.lower() == "readme.md" and in_directory:
         return "a README describes data, it is not data"
-    if not os.access(path, os.R_OK):
-        return "may not be read: no permission"
     return ""
 
 
@@ -253,14 +281,21 @@ def _labels(sources: Sequence[Source], roots: Sequence[Path]) -> dict[Path, str]
         path = source.path
         stem = path.name[: path.name.lower().rindex(source.form)] if source.form else path.name
         root = next((root for root in roots if path != root and path.is_relative_to(root)), path.parent)
-        folders = [_SPLITS.get(part.casefold(), "") for part in path.relative_to(root).parts[:-1]]
+        folders = [_SPLITS.get(_folder_name(part), "") for part in path.relative_to(root).parts[:-1]]
         own = "" if source.is_document else split_in(stem)
         if found := _strictest([*folders, own]):
             sure[path] = found
-        hints = [_SPLITS.get(root.resolve().name.casefold(), ""), _SPLITS.get(stem.casefold(), "")]
+        hints = [_SPLITS.get(_folder_name(root.resolve().name), ""), _SPLITS.get(stem.casefold(), "")]
         if hint := _strictest([*hints, found]):
             unsure[path] = hint
     return unsure if TRAINING in unsure.values() else sure
+
+
+def _folder_name(name: str) -> str:
+    """The name of a folder, or that of an archive without its suffix."""
+    found = form_of(Path(name))
+    name = name.casefold()
+    return name[: name.rindex(found)] if found in ARCHIVES else name
 
 
 def _strictest(labels: Sequence[str]) -> str:
