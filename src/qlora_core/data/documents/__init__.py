@@ -1,6 +1,6 @@
 """Files of prose to documents: a title, and blocks or lines. Knows nothing of rows or passages.
 
-Markdown, HTML, EPUB and Word are told to an `Outline` in HTML's names for things; plain text and PDF only have lines.
+Markdown, HTML, EPUB, Word, OpenDocument and rich text are told to an `Outline` in HTML's names for things; plain text and PDF only have lines.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from ..records import Document
 from .epub import read_epub
 from .markdown import read_markdown
 from .notebook import read_notebook
+from .opendocument import read_opendocument
 from .outline import UnreadableError, one_line
 from .plain import read_pdf, read_text
+from .rtf import read_rtf
 from .subtitles import read_subtitles
 from .web import read_html
 from .word import read_word
@@ -70,6 +72,8 @@ _READERS: dict[str, Callable[[bytes], Document]] = {
     ".htm": read_html,
     ".xhtml": read_html,
     ".docx": read_word,
+    ".odt": read_opendocument,
+    ".rtf": read_rtf,
     ".pdf": read_pdf,
     ".epub": read_epub,
     ".srt": lambda content: read_subtitles(decode(content)[0]),
