@@ -49,7 +49,7 @@ AUTOMATIC = """
 <text:list-level-style-bullet text:level="2" text:bullet-char="•"/></text:list-style>
 <text:list-style style:name="L2"><text:list-level-style-bullet text:level="1" text:bullet-char="•"/></text:list-style>
 <number:number-style style:name="N0"><number:text>não é texto</number:text></number:number-style>
-"""
+"""  # noqa: E501
 
 
 def odt(body: str, meta: str = "", styles: str = "", manifest: str = "") -> bytes:
@@ -97,7 +97,7 @@ BODY = """
 <text:note-body><text:p>Ver o anexo.</text:p></text:note-body></text:note></text:p></text:section>
 <text:p><draw:frame draw:name="Imagem1"><draw:image xlink:href="Pictures/1.png"/><svg:desc>retrato</svg:desc></draw:frame></text:p>
 <text:p><draw:frame><draw:text-box><text:p>Ao lado</text:p></draw:text-box></draw:frame></text:p>
-"""
+"""  # noqa: E501
 
 
 def test_an_opendocument_text_is_its_title_sections_lists_and_tables():
@@ -227,7 +227,7 @@ rede}
 No fim}{{\super \chftn{\*\footnote\ftnalt \chftn\pard\plain {\loch
  Uma nota final.}}}}{\loch
  veio a mar\u233\'e9.}
-\par }"""
+\par }"""  # noqa: E501
 
 
 def test_rich_text_of_libreoffice():
@@ -241,6 +241,13 @@ def test_rich_text_of_libreoffice():
             Block("Uma nota final."),
         ),
     )
+
+
+def test_a_note_of_a_heading_of_rich_text_stands_in_its_section():
+    content = rb"{\rtf1 Antes.\par\pard\outlinelevel1 Mar\'e9{\footnote Alta.}\par\pard Sobe.\par}"
+    assert read_document(".rtf", content).blocks == (
+        Block("Antes."), Block("Maré", 2), Block("Sobe."), Block("Alta."),
+    )  # fmt: skip
 
 
 def test_rich_text_of_textedit():
@@ -316,8 +323,8 @@ def noted(kind: str) -> bytes:
     document.core_properties.author = document.core_properties.title = ""
     document.add_heading("Ana Silva", 0)
     notes = "".join(
-        f'<w:{kind} w:id="{number}"{mark}><w:p><w:r><w:{kind}Ref/></w:r><w:r><w:t xml:space="preserve">{text}</w:t></w:r>'
-        f"</w:p></w:{kind}>"
+        f'<w:{kind} w:id="{number}"{mark}><w:p><w:r><w:{kind}Ref/></w:r><w:r><w:t xml:space="preserve">{text}</w:t>'
+        f"</w:r></w:p></w:{kind}>"
         for number, mark, text in (
             (-1, ' w:type="separator"', ""),
             (1, "", " Segundo o registo."),

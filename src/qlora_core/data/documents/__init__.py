@@ -1,6 +1,7 @@
 """Files of prose to documents: a title, and blocks or lines. Knows nothing of rows or passages.
 
-Markdown, HTML, EPUB, Word, OpenDocument and rich text are told to an `Outline` in HTML's names for things; plain text and PDF only have lines.
+Markdown, HTML, EPUB, Word, OpenDocument, rich text and LaTeX are told to an `Outline` in HTML's names for things; plain
+text and PDF only have lines.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 from ..encoding import decode
 from ..records import Document
 from .epub import read_epub
+from .latex import read_latex
 from .markdown import read_markdown
 from .notebook import read_notebook
 from .opendocument import read_opendocument
@@ -74,6 +76,7 @@ _READERS: dict[str, Callable[[bytes], Document]] = {
     ".docx": read_word,
     ".odt": read_opendocument,
     ".rtf": read_rtf,
+    ".tex": read_latex,
     ".pdf": read_pdf,
     ".epub": read_epub,
     ".srt": lambda content: read_subtitles(decode(content)[0]),

@@ -61,7 +61,7 @@ class _Group:
 
     Attributes:
         into: where its text goes: "body", "lost", or one of the values of `_KEPT`.
-        unicode_skip: characters that stand behind a \\u for readers that do not know it.
+        unicode_skip: characters that stand behind one in Unicode, for readers that do not know it.
         font: its number.
         hidden: whether its text is not shown, or was deleted with changes tracked.
     """
@@ -92,6 +92,7 @@ class _Reader:
     names: dict[str, str] = field(default_factory=dict)
     raw: bytearray = field(default_factory=bytearray)  # bytes that are not decoded yet
     skip: int = 0
+    notes: list[str] = field(default_factory=list)  # of the paragraph at hand
     lists: list[str] = field(default_factory=list)
     cells: list[str] = field(default_factory=list)
     rows: list[tuple[bool, list[str]]] = field(default_factory=list)
@@ -241,7 +242,7 @@ class _Reader:
             return
         text = filled_lines(self._taken(group.into))
         if group.into == "note":
-            self.outline.note(text)
+            self.notes.append(text)
         elif group.into in _LEFT_OUT:
             self.left_out += [("", _LEFT_OUT[group.into], text)] if text else []
         elif group.into == "title":
@@ -279,6 +280,10 @@ class _Reader:
         else:
             self._end_table()
             self._tell(text, mark, here)
+        if not here.in_table or how == "row":
+            for note in self.notes:
+                self.outline.note(note)
+            self.notes = []
 
     def _tell(self, text: str, mark: str, here: _Paragraph) -> None:
         name = self.names.get(here.style, "").lower()
