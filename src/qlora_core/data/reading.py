@@ -32,7 +32,7 @@ from .documents import SEVERAL, read_document
 from .duplicates import BANDS, signatures
 from .encoding import detect
 from .passages import TEMPLATES, Asked, Passage, ask, make_passages
-from .recognised import OPEN_FORMS, Format, read_items, recognise
+from .recognised import OPEN_FORMS, Format, LeftOut, read_items, recognise
 from .records import (
     Block,
     Document,
@@ -128,6 +128,8 @@ def _may_be_a_message(row: dict[str, Any]) -> bool:
 
 def can_be_cut(source: Source) -> bool:
     """Whether the lines of a file can be read in pieces: each is a row, and none belongs to another one."""
+    if source.form in OPEN_FORMS and recognise(source.form, first_bytes(source.content)):
+        return False
     with contextlib.suppress(ValueError, OSError):
         return are_lines(source) and not is_one_message(next(read_rows(source, lambda _: ""), (0, None))[1])
     return False
@@ -402,6 +404,9 @@ class _Reader:
         for item in read_items(kind, read_whole(self.unit.source.content, DOCUMENT_LIMIT), title_of(self.path)):
             if isinstance(item, Chat):
                 yield from self._chat(item)
+                continue
+            if isinstance(item, LeftOut):
+                self._leave_out([(item.place, item.reason, item.sample)])
                 continue
             how = how or f"read as {kind.name}"
             if isinstance(item, Document):

@@ -97,6 +97,19 @@ def find_sources(named: Sequence[str], skipped: Findings, output: Path | None = 
     return list(found.values())
 
 
+def without_repeats(sources: Sequence[Source], skipped: Findings) -> list[Source]:
+    """Sources without those that say what a better one beside them says: signal-export writes each chat three times."""
+    names = {source.path for source in sources}
+    kept = []
+    for source in sources:
+        others = [source.path.parent / name for name in ("chat.md", "data.json")]
+        if source.path.name in ("chat.md", "index.html") and names.issuperset(others):
+            skipped.add(str(source.path), "is the chat that data.json beside it holds")
+        else:
+            kept.append(source)
+    return kept
+
+
 def is_prepared(directory: Path) -> bool:
     """Whether `qlora data` wrote this directory."""
     finish_replacing(directory)  # what it was killed at
@@ -154,7 +167,7 @@ def title_of(path: Path) -> str:
     return one_line(name.replace("_", " "))
 
 
-NAMELESS = ("_chat.txt", "chat.md")
+NAMELESS = ("_chat.txt", "chat.md", "data.json")
 """Names of chats that their folder, or their archive, tells apart."""
 _NOTION_ID = re.compile(r" [0-9a-f]{32}$")  # what Notion puts behind the name of every page
 

@@ -83,7 +83,7 @@ _READERS: dict[str, Callable[[bytes], Document]] = {
     ".vtt": lambda content: read_subtitles(decode(content)[0]),
     ".ipynb": read_notebook,
 }
-SEVERAL = (".eml", ".mbox")
-"""Suffixes of files that hold several documents, which `recognised` reads."""
+SEVERAL = (".eml", ".mbox", ".apkg", ".colpkg")
+"""Suffixes of files that hold several documents or notes, which `recognised` reads."""
 
 SUFFIXES = tuple(_READERS)

@@ -46,13 +46,14 @@ def read_deck(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
     before = start
     for cells in reader:
         place, before = before + 1, start + reader.line_num
-        fields = [(at, _plain(cell, marked)) for at, cell in enumerate(cells) if at not in aside]
+        fields = [(at, plain_field(cell, marked=marked)) for at, cell in enumerate(cells) if at not in aside]
         others = {name: cells[at].strip() for at, name in aside.items() if at < len(cells) and cells[at].strip()}
         if any(field for _, field in fields):
-            yield str(place), _row(fields, names) | others
+            yield str(place), row_of(fields, names) | others
 
 
-def _row(fields: list[tuple[int, str]], names: list[str]) -> dict[str, Any]:
+def row_of(fields: list[tuple[int, str]], names: list[str]) -> dict[str, Any]:
+    """The row of a note's fields, each with its place among `names`; one of them must be filled."""
     filled = [(at, field) for at, field in fields if field]
     cloze = next((field for _, field in filled if _CLOZE.search(field)), "")
     if cloze or len(filled) == 1:
@@ -62,8 +63,8 @@ def _row(fields: list[tuple[int, str]], names: list[str]) -> dict[str, Any]:
     return {"prompt": asked, "completion": answered, **rest}
 
 
-def _plain(field: str, marked: bool) -> str:
-    """A field without sounds, pictures and tags."""
+def plain_field(field: str, *, marked: bool) -> str:
+    """A field without sounds, and, where it is marked up in HTML, without pictures and tags."""
     field = re.sub(r"\[sound:[^\]]*\]", "", field)
     if marked:
         field = re.sub(r"<br\s*/?>|</(?:div|p|li|tr)>", "\n", field, flags=re.IGNORECASE)
