@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 
 from ..storage import left_by_file_manager
 from .records import Findings, composed
-from .sources import ARCHIVES, FACTS_FILE, Source, form_of, opened, reason_of_name
+from .sources import ARCHIVES, FACTS_FILE, OF_PROGRAMS, Source, form_of, opened, reason_of_name
 
 MOST_MEMBERS = 100_000
 MOST_BYTES = 8 << 30  # that the members of one archive may unpack to
@@ -98,6 +98,9 @@ def _listed(source: Source, archive: Path, skipped: Findings) -> list[Source]:
             count += 1
             if count > MOST_MEMBERS:
                 raise ValueError(f"has more than {MOST_MEMBERS:,} files: unpack it, and name what is to be read")
+            if made := OF_PROGRAMS.intersection(path.parts):
+                kinds[f"in {min(made)}"] += 1
+                continue
             reason = member.reason or reason_of_name(path, in_directory=True)
             if path.name == FACTS_FILE:
                 reason = "a sheet of facts in an archive is not read: unpack it"

@@ -45,6 +45,7 @@ from .sources import (
     own_split,
     packing_of,
     pieces_of,
+    with_code_apart,
     without_repeats,
 )
 
@@ -120,7 +121,8 @@ class _Plan:
     @classmethod
     def of(cls, config: DataConfig, output: Path | None) -> _Plan:
         skipped = Findings()
-        sources = without_repeats(with_members(find_sources(config.data, skipped, output), skipped), skipped)
+        sources = with_members(find_sources(config.data, skipped, output), skipped)
+        sources = with_code_apart(without_repeats(sources, skipped), config.data, skipped)
         named = [Path(config.facts).expanduser()] if config.facts else []
         sheets = named or [source.path for source in sources if source.path.name == FACTS_FILE]
         rows = [s for s in sources if s.path.name != FACTS_FILE and s.path not in sheets]

@@ -459,10 +459,16 @@ class _Reader:
         self.report.documents += 1
         self._note_encoding()
         document = read_document(self.unit.source.form, read_whole(self.unit.source.content, DOCUMENT_LIMIT))
-        records = list(self._passages(document, title=title_of(self.path)))
+        records = list(self._passages(document, title=self._title))
         if not records:
             raise ValueError("holds no text")
         yield from records
+
+    @property
+    def _title(self) -> str:
+        """What the name of the file says; source code is known by its path."""
+        source = self.unit.source
+        return (source.within or composed(self.path.name)) if source.is_code else title_of(self.path)
 
     def _passages(self, document: Document, title: str, part: str = "") -> Iterator[Record]:
         """The passages of a document, or of running text, which has no title of its own, and questions about them.
@@ -500,6 +506,8 @@ class _Reader:
         """Title and blocks of a document, without what belongs to a page, to a scan or to a chat program."""
         decided = self.decisions.find(TITLE, self.name)
         title = decided or document.title
+        if self.unit.source.is_code:
+            return title, list(document.blocks)
         dropping = self.config.drop_debris
         sentences = self.config.tables == "sentences"
         if dropping and title and (reason := chatter_in([title, ""]).get(0)):

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 
 from ..encoding import decode
 from ..records import Document
+from .code import CODE, read_code
 from .epub import read_epub
 from .latex import read_latex
 from .markdown import read_markdown
@@ -34,11 +35,12 @@ def read_document(suffix: str, content: bytes) -> Document:
         ValueError: why there is none, in one plain line: it holds no text, is locked, damaged, …
     """
     suffix = suffix.lower()
-    if suffix not in _READERS:
+    reader = read_code if suffix in CODE else _READERS.get(suffix)
+    if reader is None:
         raise ValueError(f"{suffix or 'a file without a suffix'} is none of {', '.join(SUFFIXES)}")
     try:
         with _quiet():
-            return _READERS[suffix](content)
+            return reader(content)
     except UnreadableError as error:
         raise ValueError(one_line(str(error))) from None
     except ImportError:
