@@ -273,3 +273,41 @@ def test_a_damaged_deck_is_rows_or_a_reason(read, form):
         except DataError as error:
             told = len(str(error).splitlines()) - 1
         assert told
+
+
+# Columns without Anki's head -----------------------------------------------------------------------------------------
+
+
+def test_three_columns_of_words_are_cards_and_the_report_says_how(read):
+    words = (
+        "a rede\tthe net\tA rede seca no cais desde ontem à tarde.\na quilha\tthe keel\tmar\no cabo\tthe rope\tmar\n"
+    )
+    prepared = read({"palavras.txt": words})
+    assert said(prepared) == [
+        [("user", "a rede"), ("assistant", "the net")],
+        [("user", "a quilha"), ("assistant", "the keel")],
+        [("user", "o cabo"), ("assistant", "the rope")],
+    ]
+    (found,) = prepared.report.recognised
+    assert found.reason.startswith("read as cards: without names of columns the first asks and the second answers.")
+    assert dict(prepared.report.unused) == {"question field 3": 1}
+
+
+def test_names_in_the_first_line_are_names(read):
+    table = "tema\tpergunta\tresposta\nmar\tQuem remenda?\tA Inês.\nmar\tQuando?\tÀ tarde.\nrio\tOnde?\tNo cais.\n"
+    prepared = read({"perguntas.txt": table})
+    assert said(prepared)[0] == [("user", "Quem remenda?"), ("assistant", "A Inês.")]
+    assert [Path(row["source"]).name for row in prepared.train] == [f"perguntas.txt:{n}" for n in (2, 3, 4)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Ano\tClube\tGolos\n1931\tSport\t9\n1932\tMar\t8\n1933\tMar\t7\n",
+        "a\tb\tc\nd\te\nf\tg\th\n",
+        "a\tb\tc\n\te\tf\ng\th\ti\n",
+        "a\tb\tc\nd\te\tf\n",
+    ],
+)
+def test_other_columns_of_a_text_stay_a_text(text):
+    assert recognise(".txt", text.encode()) is None

@@ -408,7 +408,7 @@ class _Reader:
             if isinstance(item, LeftOut):
                 self._leave_out([(item.place, item.reason, item.sample)])
                 continue
-            how = how or f"read as {kind.name}"
+            how = how or f"read as {kind.name}{kind.hint}"
             if isinstance(item, Document):
                 self.report.documents += 1
                 yield from self._passages(item, title=item.title or title_of(self.path), part=item.title)

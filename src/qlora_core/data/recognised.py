@@ -14,7 +14,7 @@ from .chats.signal import is_signal, is_signal_export
 from .chats.telegram import is_telegram
 from .chats.whatsapp import is_log
 from .documents.anki import read_package
-from .documents.cards import has_head, is_deck, read_deck
+from .documents.cards import has_head, is_deck, is_wider_deck, read_deck, read_wider_deck
 from .documents.clippings import is_clippings, read_clippings
 from .documents.mail import read_mail
 from .documents.outline import UnreadableError
@@ -47,12 +47,14 @@ class Format:
         forms: suffixes of files that may be it.
         is_it: looks at the beginning of the file's text.
         read: all of it, given the file's content and what its name says.
+        hint: what the report says of how it is read.
     """
 
     name: str
     forms: tuple[str, ...]
     is_it: Callable[[str], bool]
     read: Callable[[bytes, str], Iterator[Item]]
+    hint: str = ""
 
 
 def recognise(form: str, sample: bytes) -> Format | None:
@@ -100,6 +102,10 @@ def _text(content: bytes) -> str:
     return decode(content)[0].lstrip("\ufeff")
 
 
+WIDER = (
+    ": without names of columns the first asks and the second answers. If they do not: a first line of names "
+    "(prompt, completion), or spaces for the tabs of what is no table"
+)
 FORMATS = (
     Format("e-mail", (".eml", ".mbox"), lambda _: True, lambda content, _: iter(read_mail(content))),
     Format("Telegram's export", (".json",), is_telegram, _telegram),
@@ -112,6 +118,7 @@ FORMATS = (
         lambda content, name: iter([read_signal_export(content, name)]),
     ),
     Format("Anki's notes", (".txt",), is_deck, lambda content, _: iter(read_deck(_text(content)))),
+    Format("cards", (".txt",), is_wider_deck, lambda content, _: iter(read_wider_deck(_text(content))), WIDER),
     Format("Anki's notes", (".tsv", ".csv"), has_head, lambda content, _: iter(read_deck(_text(content)))),
     Format("Kindle's clippings", (".txt",), is_clippings, lambda content, _: iter(read_clippings(_text(content)))),
     Format("subtitles", (".txt",), is_subtitles, lambda content, _: iter([read_subtitles(_text(content))])),
