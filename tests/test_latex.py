@@ -175,5 +175,15 @@ def test_damaged_latex_is_a_document_or_a_reason():
     assert outcomes == {True}
 
 
+def test_a_price_is_no_formula_of_two_paragraphs():
+    assert texts("Custa $5.\n\nE não $6.") == ["Custa $5.", "E não $6."]
+
+
+def test_the_lines_of_a_long_text_are_counted_once():
+    """With the square of its length it would take minutes."""
+    found = latex("A mar\\'e sobe \\textbf{sempre} $x$.\n\n" * 20_000)
+    assert found.blocks[-1] == Block("A maré sobe sempre $x$.", place="40001")
+
+
 def test_braces_that_never_end_take_no_time():
     assert latex("\\emph{" * 20_000 + "fim").blocks[0].text == "fim"

@@ -6,6 +6,7 @@ The library that reads it forgets code, formulas of several lines and the places
 from __future__ import annotations
 
 import re
+import sys
 import unicodedata
 from dataclasses import dataclass, field, replace
 
@@ -16,7 +17,7 @@ from .outline import Outline, make_document, one_line, titled
 _TOKEN = re.compile(
     r"(?P<comment>%[^\n]*(?:\n[ \t]*)?)"
     r"|(?P<paragraph>[ \t]*\n[ \t]*\n\s*)"
-    r"|(?P<formula>\$\$.*?\$\$|\$(?:[^$\\]|\\.)+\$|\\\(.*?\\\)|\\\[.*?\\\])"
+    r"|(?P<formula>\$\$.{1,5000}?\$\$|\$(?:[^$\\\n]|\\.|\n(?![ \t]*\n))+\$|\\\(.{1,5000}?\\\)|\\\[.{1,5000}?\\\])"
     r"|\\(?P<word>[a-zA-Z@]+)\*?"
     r"|\\(?P<sign>.)"
     r"|(?P<mark>[{}~&]|---?|``|''|`|,,|<<|>>)"
@@ -121,6 +122,7 @@ class _Reader:
     said: dict[str, str] = field(default_factory=dict)  # the title and the author
     left_out: list[tuple[str, str, str]] = field(default_factory=list)
     open: list[str] = field(default_factory=list)  # environments that are lists or tables
+    counted: tuple[int, int] = (sys.maxsize, 0)  # a place, and its line
     notes: Outline | None = None  # that takes the footnotes of an argument
 
     def read(self) -> None:
@@ -153,7 +155,9 @@ class _Reader:
         return "\n".join(block.text for block in reader.outline.blocks())
 
     def _line(self) -> int:
-        return self.line + self.text.count("\n", 0, self.place)
+        seen, line = self.counted if self.counted[0] <= self.place else (0, self.line)
+        self.counted = (self.place, line + self.text.count("\n", seen, self.place))
+        return self.counted[1]
 
     def _add(self, text: str) -> None:
         self.outline.text(text, str(self._line()))
@@ -283,8 +287,15 @@ class _Reader:
 
     # Environments
 
+    def _is_kept_together(self, name: str) -> bool:
+        return bool(_FORMULAS.fullmatch(name) or _CODE.fullmatch(name)) or name.rstrip("*") in _LEFT_OUT
+
+    def _whole(self, name: str) -> re.Match[str] | None:
+        """An environment to its end, with what is in it."""
+        return re.compile(rf"(.*?)\\end\s*\{{{re.escape(name)}\}}", re.DOTALL).match(self.text, self.place)
+
     def _begin(self, name: str) -> None:
-        whole = re.compile(rf"(.*?)\\end\s*\{{{re.escape(name)}\}}", re.DOTALL).match(self.text, self.place)
+        whole = self._whole(name) if self._is_kept_together(name) else None
         plain = name.rstrip("*")
         if _FORMULAS.fullmatch(name) and whole:
             self._add(f"\n\\begin{{{name}}}{whole[1]}\\end{{{name}}}\n")
