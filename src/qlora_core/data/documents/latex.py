@@ -1,6 +1,6 @@
 """LaTeX (.tex), told to an outline: its text without its commands, formulas and code as they are written.
 
-The library that reads it forgets code, formulas of several lines and the places of what it reads.
+pylatexenc, which also makes text of it, drops verbatim code and does not tell on which line something stands.
 """
 
 from __future__ import annotations
