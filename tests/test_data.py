@@ -438,7 +438,8 @@ def test_what_is_like_a_validation_row_of_the_users_own_is_not_trained(write, tm
     [
         ("a.txt", b"", "holds no text"),
         ("a.png", b"\x89PNG", "a .png file is not read"),
-        ("a.zip", b"PK", "a .zip file is not read. Unpack it first."),
+        ("a.zip", b"PK", "is no zip archive: it is damaged or only a part of one"),
+        ("a.7z", b"7z", "a .7z file is not read. Unpack it first."),
         ("LICENSE", b"text", "a nameless file is not read"),
         ("README.md", b"# What this is\n\nData.", "a README describes data, it is not data"),
     ],

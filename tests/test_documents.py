@@ -892,10 +892,14 @@ def test_the_samples_are_read_whole():
         assert "Ana" in found.title or suffix in (".txt", ".epub")
 
 
+NO_TEXT = '<x:a xmlns:x="urn:oasis:names:tc:opendocument:xmlns:office:1.0"><x:text/></x:a>'
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_file_without_text_is_refused(suffix):
     empty = {".docx": lambda: save(docx.Document()), ".pdf": pdf, ".epub": lambda: book({"a.xhtml": "<p> </p>"})}
     blanks = {".html": b"<title>Clube</title><p>&nbsp;</p>", ".md": b"<!-- x -->\n\n---\n", ".ipynb": b'{"cells": []}'}
+    blanks |= {".rtf": rb"{\rtf1\pard\par}", ".odt": zipped({"content.xml": NO_TEXT})}
     blank = blanks.get(suffix, b" \n\n")
     assert reason(suffix, empty[suffix]() if suffix in empty else blank) == "holds no text"
 
@@ -950,7 +954,7 @@ def test_without_the_extra_its_formats_are_refused(monkeypatch, suffix, library)
 
 
 def test_another_suffix_is_refused():
-    assert ".odt" in reason(".odt", b"x")
+    assert ".pages" in reason(".pages", b"x")
     assert "without a suffix" in reason("", b"x")
 
 

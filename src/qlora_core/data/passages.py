@@ -151,7 +151,9 @@ def _pieces(block: Block, count: Callable[[str], int], room: int) -> list[_Piece
     if cost <= room // 4:
         return [_Piece(block.text, "\n", cost, block.place, opening)]
     pieces: list[_Piece] = []
+    place, counted = block.place, block.verbatim and block.place.isdecimal()
     for start, sentence in _lines_of_code(block.text) if block.verbatim else _sentences(block.text):
+        place = str(int(place) + start.count("\n")) if counted else place
         for part, (mark, text, tokens) in enumerate(_fitting(sentence, start, count, room - 1)):
             cost = tokens + 1
             last = pieces[-1] if pieces else None
@@ -160,7 +162,7 @@ def _pieces(block: Block, count: Callable[[str], int], room: int) -> list[_Piece
             else:
                 cut = 0.5 if part else 0.05 if "\n\n" in mark and text[0] not in " \t" else 0.25
                 cut = cut if last else opening
-                pieces.append(_Piece(text, mark if last else "\n", cost, block.place, cut, block.verbatim))
+                pieces.append(_Piece(text, mark if last else "\n", cost, place, cut, block.verbatim))
     for lone in (1, -1) if len(pieces) > 1 and not block.verbatim else ():  # one sentence of a paragraph, by itself
         pieces[lone] = pieces[lone]._replace(cut=pieces[lone].cut + 0.15)
     return pieces

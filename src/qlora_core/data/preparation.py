@@ -21,6 +21,7 @@ from ..errors import ConfigError, DataError
 from ..parallel import in_processes
 from ..storage import cache_directory, publishing
 from ..tokens import ChatTokenizer
+from .archives import located, unpacked, with_members
 from .assembly import TRAIN, UNDECIDED, VALIDATION, Table, assemble
 from .decisions import Decisions
 from .facts import read_facts
@@ -44,6 +45,8 @@ from .sources import (
     own_split,
     packing_of,
     pieces_of,
+    with_code_apart,
+    without_repeats,
 )
 
 PIECE = 8 << 20  # bytes of a JSONL file that are read in one go
@@ -118,7 +121,8 @@ class _Plan:
     @classmethod
     def of(cls, config: DataConfig, output: Path | None) -> _Plan:
         skipped = Findings()
-        sources = find_sources(config.data, skipped, output)
+        sources = with_members(find_sources(config.data, skipped, output), skipped)
+        sources = with_code_apart(without_repeats(sources, skipped), config.data, skipped)
         named = [Path(config.facts).expanduser()] if config.facts else []
         sheets = named or [source.path for source in sources if source.path.name == FACTS_FILE]
         rows = [s for s in sources if s.path.name != FACTS_FILE and s.path not in sheets]
@@ -132,7 +136,21 @@ class _Plan:
     @property
     def files(self) -> tuple[Path, ...]:
         """Every file that is read."""
-        return (*(source.path for source in self.sources), *self.sheets)
+        return tuple(dict.fromkeys((*(source.file for source in self.sources), *self.sheets)))
+
+    @property
+    def names(self) -> list[Path]:
+        """What every source is called, members of archives too."""
+        return [*(source.path for source in self.sources), *self.sheets]
+
+    def located(self, there: dict[Path, Path]) -> _Plan:
+        """With the places of the bytes of members; without those that could not be unpacked."""
+
+        def known(sources: list[Source]) -> list[Source]:
+            return [located(source, there) for source in sources if not source.archive or source.path in there]
+
+        own = OwnSplit(known(self.own.train), known(self.own.validation), known(self.own.loose))
+        return replace(self, own=own)
 
     def units(self) -> Iterator[tuple[int, Unit]]:
         """What is read, with the side it falls on."""
@@ -152,11 +170,11 @@ def _is_ours(source: Source, *names: str) -> bool:
 
 
 def _units(source: Source, **options: bool) -> Iterator[Unit]:
-    whole = source.form not in (".jsonl", ".ndjson") or source.path.stat().st_size < 2 * PIECE
-    if whole or packing_of(source.path) or not lettering_of(source.path).plain or not can_be_cut(source):
+    whole = source.form not in (".jsonl", ".ndjson") or source.content.stat().st_size < 2 * PIECE
+    if whole or packing_of(source.content) or not lettering_of(source.content).plain or not can_be_cut(source):
         yield Unit(source, **options)
     else:
-        yield from (Unit(source, piece, **options) for piece in pieces_of(source.path, PIECE))
+        yield from (Unit(source, piece, **options) for piece in pieces_of(source.content, PIECE))
 
 
 def _state(plan: _Plan, config: DataConfig, tokenizer: ChatTokenizer) -> dict[str, Any]:
@@ -210,15 +228,20 @@ def _write(
     named, licences = list(map(writable, origin.named)), list(map(writable, origin.licences))
     report = DataReport(sources=named, licences=licences, own_split=plan.own.complete)
     report.skipped_files.extend(plan.skipped)
-    for text in Decisions.read(config.decide).unknown(plan.files):
+    for text in Decisions.read(config.decide).unknown(plan.names):
         report.doubts.add(f"--decide {text}", "is about none of the files that are read")
     facts = read_facts(plan.sheets, report)
     spool = directory / "rows.jsonl"
     report.bytes = sum(found.st_size for path in plan.files if (found := _stat(path)))
     if not plan.sources:
         raise DataError(_nothing_usable(report))
-    parts = _parts(plan, Reading(config, tokenizer.directory))
-    with doing("reading") as tick:
+    unreadable = Findings()
+    with unpacked(plan.sources, directory, unreadable) as there, doing("reading") as tick:
+        report.skipped_files.extend(unreadable)
+        plan = plan.located(there)
+        if not plan.sources:
+            raise DataError(_nothing_usable(report))
+        parts = _parts(plan, Reading(config, tokenizer.directory))
         table = Table.spool(parts, spool, report, progress or tick)
         assemble(spool, table, config, report, directory / TRAIN_FILE, directory / VAL_FILE)
     spool.unlink()
@@ -249,8 +272,8 @@ def _parts(plan: _Plan, reading: Reading) -> Iterator[tuple[int, Part]]:
 def _size(unit: Unit) -> int:
     """Bytes that a unit reads; a packed file counts as many times as it may grow."""
     start, stop, _ = unit.piece
-    size = unit.source.path.stat().st_size
-    return (size if stop is None else stop) - start if not packing_of(unit.source.path) else 20 * size
+    size = unit.source.content.stat().st_size
+    return (size if stop is None else stop) - start if not packing_of(unit.source.content) else 20 * size
 
 
 def _nothing_usable(report: DataReport) -> str:

@@ -32,7 +32,7 @@ from .documents import SEVERAL, read_document
 from .duplicates import BANDS, signatures
 from .encoding import detect
 from .passages import TEMPLATES, Asked, Passage, ask, make_passages
-from .recognised import OPEN_FORMS, Format, read_items, recognise
+from .recognised import OPEN_FORMS, Format, LeftOut, read_items, recognise
 from .records import (
     Block,
     Document,
@@ -128,6 +128,8 @@ def _may_be_a_message(row: dict[str, Any]) -> bool:
 
 def can_be_cut(source: Source) -> bool:
     """Whether the lines of a file can be read in pieces: each is a row, and none belongs to another one."""
+    if source.form in OPEN_FORMS and recognise(source.form, first_bytes(source.content)):
+        return False
     with contextlib.suppress(ValueError, OSError):
         return are_lines(source) and not is_one_message(next(read_rows(source, lambda _: ""), (0, None))[1])
     return False
@@ -380,7 +382,7 @@ class _Reader:
     def _note_encoding(self) -> None:
         if self.unit.piece[0] or self.unit.source.form not in WRITTEN:
             return
-        sample = first_bytes(self.path)
+        sample = first_bytes(self.unit.source.content)
         encoding = "utf-8" if sample.startswith(b"PAR1") else detect(sample)
         if encoding not in ("utf-8", "utf-8-sig"):
             self.report.encodings[encoding] += 1
@@ -389,7 +391,7 @@ class _Reader:
         """The records of the unit, by what its file is."""
         form, mapped = self.unit.source.form, bool(self.columns)
         whole = self.unit.piece == (0, None, 1) and not self.unit.prepared and (form in SEVERAL or not mapped)
-        kind = recognise(form, first_bytes(self.path)) if whole and form in OPEN_FORMS else None
+        kind = recognise(form, first_bytes(self.unit.source.content)) if whole and form in OPEN_FORMS else None
         if kind:
             return self._items(kind)
         return self._document() if self.unit.source.is_document else self._rows()
@@ -399,11 +401,14 @@ class _Reader:
     def _items(self, kind: Format) -> Iterator[Record]:
         self._note_encoding()
         how = ""
-        for item in read_items(kind, read_whole(self.path, DOCUMENT_LIMIT), title_of(self.path)):
+        for item in read_items(kind, read_whole(self.unit.source.content, DOCUMENT_LIMIT), title_of(self.path)):
             if isinstance(item, Chat):
                 yield from self._chat(item)
                 continue
-            how = how or f"read as {kind.name}"
+            if isinstance(item, LeftOut):
+                self._leave_out([(item.place, item.reason, item.sample)])
+                continue
+            how = how or f"read as {kind.name}{kind.hint}"
             if isinstance(item, Document):
                 self.report.documents += 1
                 yield from self._passages(item, title=item.title or title_of(self.path), part=item.title)
@@ -453,11 +458,17 @@ class _Reader:
     def _document(self) -> Iterator[Record]:
         self.report.documents += 1
         self._note_encoding()
-        document = read_document(self.unit.source.form, read_whole(self.path, DOCUMENT_LIMIT))
-        records = list(self._passages(document, title=title_of(self.path)))
+        document = read_document(self.unit.source.form, read_whole(self.unit.source.content, DOCUMENT_LIMIT))
+        records = list(self._passages(document, title=self._title))
         if not records:
             raise ValueError("holds no text")
         yield from records
+
+    @property
+    def _title(self) -> str:
+        """What the name of the file says; source code is known by its path."""
+        source = self.unit.source
+        return (source.within or composed(self.path.name)) if source.is_code else title_of(self.path)
 
     def _passages(self, document: Document, title: str, part: str = "") -> Iterator[Record]:
         """The passages of a document, or of running text, which has no title of its own, and questions about them.
@@ -495,6 +506,8 @@ class _Reader:
         """Title and blocks of a document, without what belongs to a page, to a scan or to a chat program."""
         decided = self.decisions.find(TITLE, self.name)
         title = decided or document.title
+        if self.unit.source.is_code:
+            return title, list(document.blocks)
         dropping = self.config.drop_debris
         sentences = self.config.tables == "sentences"
         if dropping and title and (reason := chatter_in([title, ""]).get(0)):

@@ -8,19 +8,32 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from .chats import Chat, read_dialogue, read_log, read_telegram
+from .chats import Chat, read_dialogue, read_log, read_signal, read_signal_export, read_telegram
 from .chats.dialogue import is_dialogue
+from .chats.signal import is_signal, is_signal_export
 from .chats.telegram import is_telegram
 from .chats.whatsapp import is_log
-from .documents.cards import has_head, is_deck, read_deck
+from .documents.anki import read_package
+from .documents.cards import has_head, is_deck, is_wider_deck, read_deck, read_wider_deck
 from .documents.clippings import is_clippings, read_clippings
 from .documents.mail import read_mail
+from .documents.outline import UnreadableError
 from .documents.subtitles import is_subtitles, read_subtitles
 from .encoding import decode, detect
 from .records import Document
 
-Item = Chat | Document | tuple[str, dict[str, Any]]
-"""A chat, a document, or a row with its line."""
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Something of a file that is not used: where it stands, why, and what it is."""
+
+    place: str
+    reason: str
+    sample: str
+
+
+Item = Chat | Document | LeftOut | tuple[str, dict[str, Any]]
+"""A chat, a document, a row with its line, or what is left out."""
 
 TEXTS = (".txt", ".md", ".markdown")
 
@@ -34,12 +47,14 @@ class Format:
         forms: suffixes of files that may be it.
         is_it: looks at the beginning of the file's text.
         read: all of it, given the file's content and what its name says.
+        hint: what the report says of how it is read.
     """
 
     name: str
     forms: tuple[str, ...]
     is_it: Callable[[str], bool]
     read: Callable[[bytes, str], Iterator[Item]]
+    hint: str = ""
 
 
 def recognise(form: str, sample: bytes) -> Format | None:
@@ -58,7 +73,9 @@ def read_items(kind: Format, content: bytes, name: str) -> list[Item]:
     try:
         return list(kind.read(content, name))
     except ImportError:
-        raise ValueError(f"{kind.name} in HTML need the extra `formats`: uv sync --extra formats") from None
+        raise ValueError(f"reading {kind.name} needs the extra `formats`: uv sync --extra formats") from None
+    except UnreadableError as error:
+        raise ValueError(str(error)) from None
     except (ValueError, RecursionError, csv.Error, LookupError, AttributeError, TypeError) as error:  # damage
         raise ValueError(f"cannot be read as {kind.name}: {' '.join(str(error).split())[:200]}") from None
 
@@ -71,14 +88,37 @@ def _telegram(content: bytes, _: str) -> Iterator[Item]:
     yield from read_telegram(value)
 
 
+def _package(content: bytes, _: str) -> Iterator[Item]:
+    for place, row, media in read_package(content):
+        if row is None:
+            yield LeftOut(place, "a note whose question or answer is only a picture or a sound", media)
+            continue
+        if media:
+            yield LeftOut(place, "pictures and sounds of a note", media)
+        yield place, row
+
+
 def _text(content: bytes) -> str:
     return decode(content)[0].lstrip("\ufeff")
 
 
+WIDER = (
+    ": without names of columns the first asks and the second answers. If they do not: a first line of names "
+    "(prompt, completion), or spaces for the tabs of what is no table"
+)
 FORMATS = (
     Format("e-mail", (".eml", ".mbox"), lambda _: True, lambda content, _: iter(read_mail(content))),
     Format("Telegram's export", (".json",), is_telegram, _telegram),
+    Format("a deck of Anki", (".apkg", ".colpkg"), lambda _: True, _package),
+    Format("Signal's export", (".jsonl",), is_signal, lambda content, _: iter(read_signal(content))),
+    Format(
+        "a chat of signal-export",
+        (".json", ".jsonl"),
+        is_signal_export,
+        lambda content, name: iter([read_signal_export(content, name)]),
+    ),
     Format("Anki's notes", (".txt",), is_deck, lambda content, _: iter(read_deck(_text(content)))),
+    Format("cards", (".txt",), is_wider_deck, lambda content, _: iter(read_wider_deck(_text(content))), WIDER),
     Format("Anki's notes", (".tsv", ".csv"), has_head, lambda content, _: iter(read_deck(_text(content)))),
     Format("Kindle's clippings", (".txt",), is_clippings, lambda content, _: iter(read_clippings(_text(content)))),
     Format("subtitles", (".txt",), is_subtitles, lambda content, _: iter([read_subtitles(_text(content))])),

@@ -48,8 +48,9 @@ ACCEPTED = """accepted rows, one JSON object a line in a .jsonl file, or a row o
 beside them: system, context, history, options, reasoning, tools; of chosen and rejected, chosen is the answer,
   and of response_a and response_b the one that winner, preferred or better_response_id names
 other names for columns: --columns prompt=YOUR_NAME completion=YOUR_NAME, or of what is in one: translation.en
-and documents: .md, .txt, .html, .docx, .pdf, .epub, .ipynb, .srt, .vtt, .eml, .mbox
-and exports: chats of WhatsApp and Telegram, Anki's notes as text, Kindle's clippings"""
+and documents: .md, .txt, .html, .docx, .odt, .rtf, .pdf, .epub, .tex, .ipynb, .srt, .vtt, .eml, .mbox
+and exports: chats of WhatsApp, Telegram and Signal, Anki's notes and decks, Kindle's clippings
+and folders of source code, and archives (.zip, .tar) of all of these"""
 
 Clean = Callable[[str], str]
 

@@ -13,13 +13,13 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import DataError
 from ..storage import finish_replacing, left_by_file_manager
-from .documents import SEVERAL, SUFFIXES
+from .documents import CODE, SEVERAL, SUFFIXES
 from .documents.outline import one_line
 from .encoding import detect
 from .records import Findings, composed
@@ -33,7 +33,10 @@ TRAIN_FILE, VAL_FILE, REPORT_FILE, FACTS_FILE = (
 PAIRS = ((TRAIN_FILE, VAL_FILE), ("train.jsonl", "valid.jsonl"))
 TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 DOCUMENTS = (*SUFFIXES, *SEVERAL)
+ARCHIVES = (".zip", ".tar", ".tgz", ".tbz", ".tbz2", ".txz")
 PACKED = (".gz", ".bz2", ".xz", ".zst")
+OF_PROGRAMS = frozenset(("node_modules", "bower_components", "__pycache__", "site-packages"))
+"""Folders of what nobody wrote there."""
 LINE_LIMIT = 1 << 24  # 16 MB: what is longer is no row, and must not fill the memory
 SAMPLE = 1 << 16  # bytes that tell compression, encoding and line ends
 
@@ -43,17 +46,40 @@ class Source:
     """A file to be read.
 
     Attributes:
-        path: where it lies.
+        path: where it lies; of a member of an archive, as if the archive were a folder.
         form: its suffix without that of a compression, ".jsonl" or ".md".
+        archive: the file that it is a member of.
+        member: its number there, and in an archive in that.
+        unpacked: where the bytes of a member lie while it is read.
+        within: of source code, its path within the folder that was named.
     """
 
     path: Path
     form: str
+    archive: Path | None = None
+    member: tuple[int, ...] = ()
+    unpacked: Path | None = None
+    within: str = ""
+
+    @property
+    def file(self) -> Path:
+        """The file on the disk that it comes from."""
+        return self.archive or self.path
+
+    @property
+    def content(self) -> Path:
+        """Where its bytes are."""
+        return self.unpacked or self.path
 
     @property
     def is_document(self) -> bool:
         """Whether it holds prose, instead of rows."""
-        return self.form in DOCUMENTS
+        return self.form in DOCUMENTS or self.is_code
+
+    @property
+    def is_code(self) -> bool:
+        """Whether it is source code."""
+        return self.form in CODE
 
 
 def find_sources(named: Sequence[str], skipped: Findings, output: Path | None = None) -> list[Source]:
@@ -80,6 +106,48 @@ def find_sources(named: Sequence[str], skipped: Findings, output: Path | None = 
     return list(found.values())
 
 
+def without_repeats(sources: Sequence[Source], skipped: Findings) -> list[Source]:
+    """Sources without those that say what a better one beside them says: signal-export writes each chat three times."""
+    names = {source.path for source in sources}
+    kept = []
+    for source in sources:
+        others = [source.path.parent / name for name in ("chat.md", "data.json")]
+        if source.path.name in ("chat.md", "index.html") and names.issuperset(others):
+            skipped.add(str(source.path), "is the chat that data.json beside it holds")
+        else:
+            kept.append(source)
+    return kept
+
+
+def with_code_apart(sources: Sequence[Source], named: Sequence[str], skipped: Findings) -> list[Source]:
+    """Folders either of source code or of data: in one of code its settings are no rows, and a script is no data.
+
+    A folder, or an archive, is of code where most of its files are. What is named itself is read as it is.
+    """
+    kept: list[Source] = []
+    roots = [Path(name).expanduser() for name in named]
+    inside: dict[Path, list[Source]] = {}
+    for source in sources:
+        root = next((root for root in roots if source.path != root and source.path.is_relative_to(root)), None)
+        if root is None:
+            kept.append(source)
+        else:
+            inside.setdefault(root, []).append(source)
+    for root, members in inside.items():
+        of_code = 2 * sum(source.is_code for source in members) > len(members)
+        for source in members:
+            if source.is_code and not of_code:
+                reason = f"a {source.form} file is not read where most files are no source code: name it itself"
+                skipped.add(str(source.path), reason)
+            elif of_code and source.form in TABLES:
+                skipped.add(str(source.path), f"a {source.form} file in a folder of source code: name it itself")
+            else:
+                within = source.path.relative_to(root).as_posix() if source.is_code else ""
+                kept.append(replace(source, within=within))
+    order = {source.path: place for place, source in enumerate(sources)}
+    return sorted(kept, key=lambda source: order[source.path])
+
+
 def is_prepared(directory: Path) -> bool:
     """Whether `qlora data` wrote this directory."""
     finish_replacing(directory)  # what it was killed at
@@ -104,7 +172,10 @@ def _inside(root: Path, skipped: Findings, output: Path | None) -> list[Path]:
             skipped.add(folder, "was written by `qlora data`: name it itself to use it")
             folders.clear()
             continue
-        new = ((name, (here / name).resolve()) for name in sorted(folders) if not name.startswith("."))
+        for name in OF_PROGRAMS.intersection(folders):
+            skipped.add(str(here / name), "holds what programs fetched or made: left out")
+        named = (name for name in sorted(folders) if not name.startswith(".") and name not in OF_PROGRAMS)
+        new = ((name, (here / name).resolve()) for name in named)
         folders[:] = [name for name, place in new if place not in seen and not seen.add(place)]
         visible = (name for name in names if not (name.startswith(".") or left_by_file_manager(name)))
         files += [here / name for name in visible if name not in written]
@@ -124,10 +195,12 @@ def title_of(path: Path) -> str:
 
     A hyphen is a part of a name or of a date; but where there is no blank, one before a small letter parts words.
     """
+    if path.name in NAMELESS:
+        path = path.parent
     name = composed(path.name)
     packed = next((suffix for suffix in PACKED if name.lower().endswith(suffix)), "")
     name = name[: len(name) - len(packed)]
-    known = next((suffix for suffix in (*TABLES, *DOCUMENTS) if name.lower().endswith(suffix)), "")
+    known = next((suffix for suffix in (*TABLES, *DOCUMENTS, *ARCHIVES) if name.lower().endswith(suffix)), "")
     name = _NOTION_ID.sub("", name[: len(name) - len(known)])
     if " " not in name:
         before_digits = r"|(?<!\d)-(?=\d)" if name == name.lower() else ""
@@ -135,6 +208,8 @@ def title_of(path: Path) -> str:
     return one_line(name.replace("_", " "))
 
 
+NAMELESS = ("_chat.txt", "chat.md", "data.json")
+"""Names of chats that their folder, or their archive, tells apart."""
 _NOTION_ID = re.compile(r" [0-9a-f]{32}$")  # what Notion puts behind the name of every page
 
 
@@ -143,14 +218,23 @@ def _reason_to_skip(path: Path, *, in_directory: bool) -> str:
         return "a link to something that is not there"
     if not path.is_file():  # a pipe would never end
         return "not a regular file"
-    form = form_of(path)
-    if form not in (*TABLES, *DOCUMENTS):
-        packed = " Unpack it first." if form in (".zip", ".tar", ".tgz", ".7z", ".rar") else ""
-        return f"a {form or 'nameless'} file is not read{'.' if packed else ''}{packed}"
-    if path.name.lower() == "readme.md" and in_directory:
-        return "a README describes data, it is not data"
+    if reason := reason_of_name(path, in_directory=in_directory):
+        return reason
     if not os.access(path, os.R_OK):
         return "may not be read: no permission"
+    return ""
+
+
+def reason_of_name(path: Path, *, in_directory: bool) -> str:
+    """Why a file of this name is not read, or ""."""
+    form = form_of(path)
+    if form not in (*TABLES, *DOCUMENTS, *ARCHIVES, *CODE):
+        packed = " Unpack it first." if form in (".7z", ".rar") else ""
+        return f"a {form or 'nameless'} file is not read{'.' if packed else ''}{packed}"
+    if re.search(r"\.(?:min|bundle)\.(?:js|css)$", path.name, re.IGNORECASE):
+        return "is minified by its name"
+    if path.name.lower() == "readme.md" and in_directory:
+        return "a README describes data, it is not data"
     return ""
 
 
@@ -253,14 +337,23 @@ def _labels(sources: Sequence[Source], roots: Sequence[Path]) -> dict[Path, str]
         path = source.path
         stem = path.name[: path.name.lower().rindex(source.form)] if source.form else path.name
         root = next((root for root in roots if path != root and path.is_relative_to(root)), path.parent)
-        folders = [_SPLITS.get(part.casefold(), "") for part in path.relative_to(root).parts[:-1]]
+        folders = [
+            _SPLITS.get(_folder_name(part), "") for part in path.relative_to(root).parts[:-1] if not source.is_code
+        ]
         own = "" if source.is_document else split_in(stem)
         if found := _strictest([*folders, own]):
             sure[path] = found
-        hints = [_SPLITS.get(root.resolve().name.casefold(), ""), _SPLITS.get(stem.casefold(), "")]
+        hints = [_SPLITS.get(_folder_name(root.resolve().name), ""), _SPLITS.get(stem.casefold(), "")]
         if hint := _strictest([*hints, found]):
             unsure[path] = hint
     return unsure if TRAINING in unsure.values() else sure
+
+
+def _folder_name(name: str) -> str:
+    """The name of a folder, or that of an archive without its suffix."""
+    found = form_of(Path(name))
+    name = name.casefold()
+    return name[: name.rindex(found)] if found in ARCHIVES else name
 
 
 def _strictest(labels: Sequence[str]) -> str:

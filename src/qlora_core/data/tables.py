@@ -48,20 +48,20 @@ def read_rows(source: Source, check: CheckColumns, piece: tuple[int, int | None,
     Raises:
         ValueError: the file cannot be read at all, or not to its end (`BrokenOffError`).
     """
-    first = _first_lines(source.path)[0] if piece[0] == 0 else b"{}"
+    first = _first_lines(source.content)[0] if piece[0] == 0 else b"{}"
     if first.startswith(b"PAR1"):
-        return _parquet(source.path, check)
+        return _parquet(source.content, check)
     if first.startswith((b"PK\x03\x04", b"%PDF")):
         raise ValueError(
             f"is not what its name says: the content is {'a PDF' if first[:1] == b'%' else 'a ZIP archive'}"
         )
     if source.form in (".csv", ".tsv"):
-        return _table(source.path, source.form, check)
+        return _table(source.content, source.form, check)
     if source.form == ".parquet":
         raise ValueError("is not a Parquet file")
     if piece[0] == 0 and not are_lines(source):
-        return read_json(source.path)
-    return read_json_lines(source.path, piece)
+        return read_json(source.content)
+    return read_json_lines(source.content, piece)
 
 
 def are_lines(source: Source) -> bool:
@@ -70,7 +70,7 @@ def are_lines(source: Source) -> bool:
     It is not where its first line is a bracket alone, or only the beginning of a value whose second line is none
     either; and in a file of the name `.json`, where it has no second line, or does not begin with an object.
     """
-    first, second = _first_lines(source.path)
+    first, second = _first_lines(source.content)
     if first.strip() == b"[":
         return False
     if source.form == ".json":

@@ -2,6 +2,7 @@
 
 from .conversations import Chat, Conversation, Message, conversations, whose_answers
 from .dialogue import read_dialogue
+from .signal import read_signal, read_signal_export
 from .telegram import read_telegram
 from .whatsapp import read_log
 
@@ -12,6 +13,8 @@ __all__ = [
     "conversations",
     "read_dialogue",
     "read_log",
+    "read_signal",
+    "read_signal_export",
     "read_telegram",
     "whose_answers",
 ]

@@ -1,6 +1,7 @@
 """Files of prose to documents: a title, and blocks or lines. Knows nothing of rows or passages.
 
-Markdown, HTML, EPUB and Word are told to an `Outline` in HTML's names for things; plain text and PDF only have lines.
+Markdown, HTML, EPUB, Word, OpenDocument, rich text and LaTeX are told to an `Outline` in HTML's names for things; plain
+text and PDF only have lines.
 """
 
 from __future__ import annotations
@@ -13,11 +14,15 @@ from collections.abc import Callable, Iterator
 
 from ..encoding import decode
 from ..records import Document
+from .code import CODE, read_code
 from .epub import read_epub
+from .latex import read_latex
 from .markdown import read_markdown
 from .notebook import read_notebook
+from .opendocument import read_opendocument
 from .outline import UnreadableError, one_line
 from .plain import read_pdf, read_text
+from .rtf import read_rtf
 from .subtitles import read_subtitles
 from .web import read_html
 from .word import read_word
@@ -30,11 +35,12 @@ def read_document(suffix: str, content: bytes) -> Document:
         ValueError: why there is none, in one plain line: it holds no text, is locked, damaged, …
     """
     suffix = suffix.lower()
-    if suffix not in _READERS:
+    reader = read_code if suffix in CODE else _READERS.get(suffix)
+    if reader is None:
         raise ValueError(f"{suffix or 'a file without a suffix'} is none of {', '.join(SUFFIXES)}")
     try:
         with _quiet():
-            return _READERS[suffix](content)
+            return reader(content)
     except UnreadableError as error:
         raise ValueError(one_line(str(error))) from None
     except ImportError:
@@ -70,13 +76,16 @@ _READERS: dict[str, Callable[[bytes], Document]] = {
     ".htm": read_html,
     ".xhtml": read_html,
     ".docx": read_word,
+    ".odt": read_opendocument,
+    ".rtf": read_rtf,
+    ".tex": read_latex,
     ".pdf": read_pdf,
     ".epub": read_epub,
     ".srt": lambda content: read_subtitles(decode(content)[0]),
     ".vtt": lambda content: read_subtitles(decode(content)[0]),
     ".ipynb": read_notebook,
 }
-SEVERAL = (".eml", ".mbox")
-"""Suffixes of files that hold several documents, which `recognised` reads."""
+SEVERAL = (".eml", ".mbox", ".apkg", ".colpkg")
+"""Suffixes of files that hold several documents or notes, which `recognised` reads."""
 
 SUFFIXES = tuple(_READERS)

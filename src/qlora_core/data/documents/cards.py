@@ -9,9 +9,13 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from ..columns import layout_of
+
 _SEPARATORS = {"tab": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "colon": ":", "space": " "}
 _HEAD = re.compile(r"#([a-z ]+):(.*)")
 _CLOZE = re.compile(r"\{\{c\d+::(.+?)(?:::[^{}]*)?\}\}", re.DOTALL)
+_FIGURE = re.compile(r"\W*\d[\d\s.,:;/–—+%€-]*\W*")
+FEWEST = 3  # lines with the same fields, which are no accident
 _NO_FIELD = ("deck column", "notetype column", "guid column", "tags column")
 
 
@@ -26,6 +30,32 @@ def is_deck(text: str) -> bool:
         return True
     lines = [line for line in text.split("\n")[:-1] or [text] if line.strip()][:200]
     return len(lines) > 1 and all(line.count("\t") == 1 and all(map(str.strip, line.split("\t"))) for line in lines)
+
+
+def is_wider_deck(text: str) -> bool:
+    """Whether every line has the same three fields or more, the first two of them words: cards without Anki's head.
+
+    A column of figures makes a table, which stays one.
+    """
+    lines = [line for line in text.split("\n")[:-1] or [text] if line.strip()][:200]
+    rows = [[cell.strip() for cell in line.split("\t")] for line in lines]
+    alike = len({len(row) for row in rows}) == 1 and len(rows) >= FEWEST and len(rows[0]) > 2
+    if not alike or not all(row[0] and row[1] for row in rows):
+        return False
+    return not any(2 * sum(bool(_FIGURE.fullmatch(row[at])) for row in rows) >= len(rows) for at in range(len(rows[0])))
+
+
+def read_wider_deck(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each line's number and its row, by the names in the first line where it has names that are known."""
+    lines = text.lstrip("\ufeff").split("\n")
+    names = [cell.strip() for cell in lines[0].split("\t")]
+    layout = layout_of(tuple(names), ())
+    if not layout or not layout.asked or len(set(names)) < len(names):
+        yield from read_deck(text)
+        return
+    for number, line in enumerate(lines[1:], 2):
+        if line.strip():
+            yield str(number), dict(zip(names, (cell.strip() for cell in line.split("\t")), strict=False))
 
 
 def read_deck(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -46,13 +76,14 @@ def read_deck(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
     before = start
     for cells in reader:
         place, before = before + 1, start + reader.line_num
-        fields = [(at, _plain(cell, marked)) for at, cell in enumerate(cells) if at not in aside]
+        fields = [(at, plain_field(cell, marked=marked)) for at, cell in enumerate(cells) if at not in aside]
         others = {name: cells[at].strip() for at, name in aside.items() if at < len(cells) and cells[at].strip()}
         if any(field for _, field in fields):
-            yield str(place), _row(fields, names) | others
+            yield str(place), row_of(fields, names) | others
 
 
-def _row(fields: list[tuple[int, str]], names: list[str]) -> dict[str, Any]:
+def row_of(fields: list[tuple[int, str]], names: list[str]) -> dict[str, Any]:
+    """The row of a note's fields, each with its place among `names`; one of them must be filled."""
     filled = [(at, field) for at, field in fields if field]
     cloze = next((field for _, field in filled if _CLOZE.search(field)), "")
     if cloze or len(filled) == 1:
@@ -62,8 +93,8 @@ def _row(fields: list[tuple[int, str]], names: list[str]) -> dict[str, Any]:
     return {"prompt": asked, "completion": answered, **rest}
 
 
-def _plain(field: str, marked: bool) -> str:
-    """A field without sounds, pictures and tags."""
+def plain_field(field: str, *, marked: bool) -> str:
+    """A field without sounds, and, where it is marked up in HTML, without pictures and tags."""
     field = re.sub(r"\[sound:[^\]]*\]", "", field)
     if marked:
         field = re.sub(r"<br\s*/?>|</(?:div|p|li|tr)>", "\n", field, flags=re.IGNORECASE)

@@ -134,6 +134,7 @@ class Outline:
         self._deeper = 0
         self._text: list[str] = []
         self._place, self._level, self._verbatim = "", 0, False
+        self._notes: list[str] = []
 
     def start(self, tag: str, number: int | None = None) -> None:
         """A tag opens; `number` is an item's own, or of a list's first item. Tags inside a line say nothing."""
@@ -143,6 +144,7 @@ class Outline:
         last = self._stack[-1]
         self._verbatim |= tag == "pre"
         if tag in HEADINGS:
+            self._add_notes()
             self._level = int(tag[1])
         elif tag in _LISTS or tag == "table":
             if len(self._stack) <= DEEPEST:
@@ -169,6 +171,10 @@ class Outline:
         """The end of the text so far, of the paragraph at hand."""
         return "".join(self._text)[-80:]
 
+    def note(self, text: str) -> None:
+        """A footnote or endnote of the text at hand, which stands behind the text of its section."""
+        self._notes += [text] if text else []
+
     def end(self, tag: str) -> None:
         """A tag closes; for every list and table that was opened, this must be called."""
         if tag not in BLOCK_TAGS:
@@ -189,6 +195,7 @@ class Outline:
     def blocks(self) -> list[Block]:
         """All of them, once the text has ended."""
         self._flush()
+        self._add_notes()
         return self._stack[0].blocks()
 
     def _flush(self) -> None:
@@ -197,6 +204,12 @@ class Outline:
         if text:
             self._add(Block(without_emoji(text) if self._level else text, self._level, self._place, self._verbatim))
             self._level = 0  # a heading that nobody closed ends with its first paragraph
+
+    def _add_notes(self) -> None:
+        if len(self._stack) == 1:
+            notes, self._notes = self._notes, []
+            for text in notes:
+                self._add(Block(text))
 
     def _add(self, block: Block) -> None:
         rows = self._stack[-1].rows

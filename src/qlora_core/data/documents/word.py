@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..records import Document
@@ -15,6 +16,10 @@ _WORD_TAGS = {"p": "p", "tbl": "table", "tr": "tr", "tc": "td", "sdt": "", "sdtC
 _WORD_TEXT = (  # python-docx leaves out what was inserted with changes tracked
     ".//w:r[not(ancestor::w:moveFrom or ancestor::w:txbxContent or ancestor::w:rt)]"
     "/*[self::w:t or self::w:tab or self::w:br or self::w:cr or self::w:noBreakHyphen]"
+)
+_NOTES = (
+    ".//w:r[not(ancestor::w:moveFrom or ancestor::w:txbxContent or ancestor::w:del)]"
+    "/*[self::w:footnoteReference or self::w:endnoteReference]"
 )
 
 
@@ -28,7 +33,10 @@ class _Style:
 
 
 def read_word(content: bytes) -> Document:
-    """Paragraphs, lists and tables in their order; what was deleted with changes tracked is left out."""
+    """Paragraphs, lists and tables in their order; what was deleted with changes tracked is left out.
+
+    Notes stand behind the text of their section.
+    """
     import docx
 
     if content.startswith(b"\xd0\xcf\x11\xe0"):  # the container of Word's old format, and of encrypted files
@@ -39,13 +47,40 @@ def read_word(content: bytes) -> Document:
     body, outline = document.element.body, Outline()
     titles = (paragraph for paragraph in body.xpath(".//w:p") if _style(paragraph, styles).name == "Title")
     title = next(filter(_word_text, titles), None)
-    _word(outline, body, styles, title)
+    _word(outline, body, styles, title, _notes_of(document.part))
     blocks, properties = outline.blocks(), document.core_properties
     author, stated = one_line(properties.author), one_line(properties.title)
     metadata = {"author": author} if author not in ("", "python-docx") else {}
     if title is not None:
-        return make_document(without_emoji(_word_text(title)), blocks, metadata)
-    return titled(blocks, "" if stated == "Word Document" else stated, metadata)
+        found = make_document(without_emoji(_word_text(title)), blocks, metadata)
+    else:
+        found = titled(blocks, "" if stated == "Word Document" else stated, metadata)
+    return replace(found, left_out=tuple(_aside(document)))
+
+
+def _notes_of(part: Any) -> dict[tuple[str, str], str]:
+    """The texts of footnotes and endnotes, by the name of the reference to them and its number."""
+    from docx.oxml import parse_xml
+
+    found: dict[tuple[str, str], str] = {}
+    for relation in part.rels.values():
+        kind = relation.reltype.rpartition("/")[2]
+        if kind in ("footnotes", "endnotes") and not relation.is_external:
+            for note in parse_xml(relation.target_part.blob).iterchildren("{*}*"):
+                text = filled_lines("\n".join(_word_text(each) for each in note.iter("{*}p")))
+                number = next((value for key, value in note.items() if key.endswith("}id")), "")
+                found[f"{kind[:-1]}Reference", number] = text
+    return found
+
+
+def _aside(document: Any) -> Iterator[tuple[str, str, str]]:
+    """What is no text of the document: comments, and boxes beside the text (an old form of each repeats it)."""
+    for comment in document.comments:
+        yield "", "a comment", comment.text
+    for box in document.element.body.xpath(".//w:txbxContent[not(ancestor::*[local-name()='Fallback'])]"):
+        paragraphs = (each for each in box.iter("{*}p"))
+        if text := one_line(" ".join("".join(t.text or "" for t in each.iter("{*}t")) for each in paragraphs)):
+            yield "", "a text box", text
 
 
 def _style(paragraph: Any, styles: dict[str, _Style]) -> _Style:
@@ -94,7 +129,9 @@ def _gallery(control: Any) -> list[str]:
     return [] if gallery is None else gallery.values()
 
 
-def _word(outline: Outline, parent: Any, styles: dict[str, _Style], title: Any) -> None:
+def _word(
+    outline: Outline, parent: Any, styles: dict[str, _Style], title: Any, notes: dict[tuple[str, str], str]
+) -> None:
     """Tell what stands in `parent`, but for the paragraph that is the title and a table of contents."""
     depth = 0
     for child in parent.iterchildren("{*}*"):
@@ -116,7 +153,9 @@ def _word(outline: Outline, parent: Any, styles: dict[str, _Style], title: Any) 
         if text:
             outline.text(text, "")
         else:
-            _word(outline, child, styles, title)
+            _word(outline, child, styles, title, notes)
         outline.end(tag)
+        for mark in child.xpath(_NOTES) if text else ():
+            outline.note(notes.get((_name(mark), mark.get(mark.tag.rpartition("}")[0] + "}id")), ""))
     for _ in range(depth):
         outline.end("ul")
