@@ -465,7 +465,7 @@ def test_saved_renderings_change_neither_a_token_nor_a_refusal(variant, name):
 
 
 def test_a_question_and_its_answer_are_rendered_once(tokenizer, monkeypatch):
-    tokenizer.encode_row({"messages": turns("a?", "one", "b?", "two")}, 64)  # what the template can do is found out once
+    tokenizer.encode_row({"messages": turns("a?", "one", "b?", "two")}, 64)  # it learns what it can do
     rendered = []
     original = chat_template.Template.render
     monkeypatch.setattr(chat_template.Template, "render", lambda *a, **k: rendered.append(1) or original(*a, **k))
