@@ -11,7 +11,7 @@ with app.setup:
     import marimo as mo
 
     from qlora_core import page
-    from qlora_core.runs import TrainingTracker
+    from qlora_core.runs.plan import TrainingTracker
 
 
 @app.cell(hide_code=True)

@@ -12,8 +12,8 @@ with app.setup:
 
     from qlora_core import page
     from qlora_core.page import attempt, comparing
-    from qlora_core.runs import TrainingTracker
-    from qlora_core.texts import say
+    from qlora_core.runs.plan import TrainingTracker
+    from qlora_core.translations import say
 
 
 @app.cell(hide_code=True)

@@ -15,11 +15,15 @@ with app.setup:
 
     if __name__ == "__main__" and mo.app_meta().mode not in ("edit", "run"):  # a script; these imports take seconds
         first_words.greet(sys.argv[1:])
-    from qlora_core import cli, console, data, page, token_report, tokens
+    from qlora_core import data, page
     from qlora_core.config import RunConfig
-    from qlora_core.memory import MemoryMonitor
+    from qlora_core.jobs.planning import train_planned
+    from qlora_core.machine.memory import MemoryMonitor
     from qlora_core.page import attempt
-    from qlora_core.runs import TrainingTracker
+    from qlora_core.reports import console
+    from qlora_core.runs.plan import TrainingTracker
+    from qlora_core.tokens.dataset import make_dataset
+    from qlora_core.tokens.report import describe
 
 
 @app.cell(hide_code=True)
@@ -346,9 +350,9 @@ def datasets_heading():
 @app.cell
 def datasets(data_config, flags, prepared, tokenizer):
     _longest = data_config.data.max_seq_length
-    train_dataset = attempt(tokens.make_dataset, prepared.train, tokenizer, _longest)
-    val_dataset = attempt(tokens.make_dataset, prepared.validation, tokenizer, _longest)
-    described = attempt(token_report.describe, train_dataset, val_dataset, tokenizer, _longest)
+    train_dataset = attempt(make_dataset, prepared.train, tokenizer, _longest)
+    val_dataset = attempt(make_dataset, prepared.validation, tokenizer, _longest)
+    described = attempt(describe, train_dataset, val_dataset, tokenizer, _longest)
     flags.report("Datasets", console.token_counts, described)
     page.complain(train_dataset, val_dataset, described) or page.view(
         page.rows.token_figures, described, train_dataset, val_dataset
@@ -419,7 +423,7 @@ def functions_heading():
 
 @app.cell
 def train_epoch_and_validate_model():
-    page.view(page.source.source_of, "trainer", "train_epoch", "validate_model")
+    page.view(page.source.source_of, "training.steps", "train_epoch", "validate_model")
     return
 
 
@@ -492,7 +496,7 @@ def start_pause_stop(get_phase, plan, watcher):
 def training(flags, memory_monitor, plan, start_button, tracker):
     exit_status = None
     if page.scripted():
-        exit_status = attempt(cli.train_planned, tracker, plan, monitor=memory_monitor, as_json=flags.as_json)
+        exit_status = attempt(train_planned, tracker, plan, monitor=memory_monitor, as_json=flags.as_json)
     page.training.start(tracker, plan) if start_button.value else None
     return (exit_status,)
 

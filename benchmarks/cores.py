@@ -58,16 +58,17 @@ def mean(runs: Sequence[dict[str, Any]], name: str) -> float:
 
 def measured(arguments: argparse.Namespace) -> dict[str, Any]:
     """Train some steps in this process, one way."""
-    from qlora_core import denormals
+    from qlora_core.machine import denormals
 
     if arguments.way == "before":
         denormals.flush_denormals = lambda on=True: False
-    from qlora_core import device, share_workers, trainer
-    from qlora_core.batching import epoch_steps
-    from qlora_core.cli import plan_training
     from qlora_core.config import from_flat
-    from qlora_core.memory import MemoryMonitor
-    from qlora_core.session import open_session
+    from qlora_core.engine import device
+    from qlora_core.jobs.planning import plan_training
+    from qlora_core.machine.memory import MemoryMonitor
+    from qlora_core.tokens.batching import epoch_steps
+    from qlora_core.training import loop, share_workers, steps
+    from qlora_core.training.session import open_session
 
     if arguments.way in ("before", "flushed"):
         share_workers.WORTHWHILE = math.inf
@@ -76,22 +77,22 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
         tracker, plan = plan_training(from_flat(settings), lambda text: None)
         with tracker.record(tracker.create(plan)) as writer:
             session = open_session(writer, MemoryMonitor(counters=device.memory_counters))
-            trainer.start_workers(session, writer)
-            trainer.prepare_to_train(session)
+            loop.start_workers(session, writer)
+            steps.prepare_to_train(session)
             if session.workers:
                 session.workers.are_ready(60)
             groups = epoch_steps(session.lengths, session.config.train, epoch=0, order=session.order)
             groups = (groups * (1 + (arguments.steps + 1) // len(groups)))[: arguments.steps + 1]
-            trainer.train_step(session, groups[0])
+            steps.train_step(session, groups[0])
             with beside(arguments.way == "busy"):
                 began, before, tokens = time.perf_counter(), psutil.cpu_times(), 0
                 for group in groups[1:]:
                     session.progress.step += 1
-                    step = trainer.train_step(session, group)
+                    step = steps.train_step(session, group)
                     tokens += step.tokens
                 seconds, after = time.perf_counter() - began, psutil.cpu_times()
             peak = session.monitor.sample().process_peak
-            trainer.end_workers(session)
+            loop.end_workers(session)
     used = _computed(after) - _computed(before)
     return {"tokens_per_second": tokens / seconds, "cores": used / seconds, "gb": peak / 1e9, "loss": step.loss}
 

@@ -45,11 +45,12 @@ def main() -> int:
 
 def measure(arguments: argparse.Namespace) -> dict[str, float | str]:
     """Seconds of a step with and without guards, of the guards alone, and of a checkpoint."""
-    from qlora_core import device, session, trainer
-    from qlora_core.batching import epoch_batches
-    from qlora_core.cli import plan_training
     from qlora_core.config import from_flat
-    from qlora_core.memory import MemoryMonitor
+    from qlora_core.engine import device
+    from qlora_core.jobs.planning import plan_training
+    from qlora_core.machine.memory import MemoryMonitor
+    from qlora_core.tokens.batching import epoch_batches
+    from qlora_core.training import loop, session, steps
 
     with tempfile.TemporaryDirectory() as directory:
         given = {"model": arguments.model, "data": arguments.data, "runs_dir": directory, "epochs": 1000}
@@ -57,11 +58,11 @@ def measure(arguments: argparse.Namespace) -> dict[str, float | str]:
         with tracker.record(tracker.create(plan)) as writer:
             opened = session.open_session(writer, MemoryMonitor(counters=device.memory_counters))
             writer.set_status("running")
-            trainer.prepare_to_train(opened)
+            steps.prepare_to_train(opened)
             seed, size = opened.config.train.seed, opened.config.train.batch_size
             batches = epoch_batches(opened.lengths, size, seed=seed, epoch=0, order=opened.order)
             groups = [[batch] for batch in batches[: arguments.steps]]
-            bare, guarded = Bare(trainer, opened), Guarded(trainer, opened, writer)
+            bare, guarded = Bare(loop, opened), Guarded(loop, opened, writer)
             for group in groups[:3]:  # warm up
                 bare.step(group)
                 guarded.step(group)
@@ -73,8 +74,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, float | str]:
             last = guarded.last
             looking = seconds(lambda: [guarded.look(groups[0], last) for _ in range(200)]) / 200
             state = opened.adapters.join(opened.model.trainable_parameters()), opened.optimizer.state
-            finite = seconds(lambda: [trainer._finite(*state) for _ in range(20)]) / 20
-            saving = [seconds(lambda: trainer._save(opened, writer)) for _ in range(5)]
+            finite = seconds(lambda: [steps.all_finite(*state) for _ in range(20)]) / 20
+            saving = [seconds(lambda: saving.save_now(opened, writer)) for _ in range(5)]
     found = {name: min(values) for name, values in times.items()}
     return {
         "device": device.describe_device(),

@@ -64,9 +64,9 @@ def main() -> int:
 
 def train(arguments: argparse.Namespace) -> int:
     """Train one run to its cut or its end, in this process."""
-    from qlora_core import trainer
-    from qlora_core.cli import plan_training
-    from qlora_core.runs import resolve_config
+    from qlora_core.jobs.planning import plan_training
+    from qlora_core.runs.plan import resolve_config
+    from qlora_core.training import loop
 
     place, part = json.loads(arguments.train)
     settings = {"max_steps": arguments.steps, "epochs": 1000, "batch_size": 2, "grad_accumulation_steps": 2}
@@ -82,7 +82,7 @@ def train(arguments: argparse.Namespace) -> int:
                 run.request("pause")
 
         writer.listeners.append(stop_there)
-        trainer.train(writer)
+        loop.train(writer)
     return 0
 
 
@@ -90,7 +90,7 @@ def compare(one: Path, other: Path, steps: int) -> dict[str, float | int | bool]
     """What differs between two runs: equal bytes, the first loss that differs, and how far apart they ended."""
     from safetensors.numpy import load_file
 
-    from qlora_core.metrics import read_events
+    from qlora_core.runs.metrics import read_events
 
     losses = [
         [event["train_loss"] for event in read_events(path / "metrics.jsonl") if event["type"] == "step"]

@@ -81,11 +81,13 @@ def parse(path: Path) -> int:
 
 def prepare(path: Path) -> int:
     """All that `qlora data --no-tokens` does before it saves."""
-    from qlora_core import bases, data, tokens
+    from qlora_core import data
     from qlora_core.config import BaseConfig, DataConfig
+    from qlora_core.models import base_models
+    from qlora_core.tokens import tokenizer as tokens
 
     cache = os.environ.pop("QLORA_CACHE")  # the built-in model is where it always is
-    tokenizer = tokens.ChatTokenizer(bases.find_tokenizer(BaseConfig()))
+    tokenizer = tokens.ChatTokenizer(base_models.find_tokenizer(BaseConfig()))
     os.environ["QLORA_CACHE"] = cache
     prepared = data.prepare(DataConfig(data=(str(path),)), tokenizer)
     return len(prepared.train) + len(prepared.validation)

@@ -22,10 +22,10 @@ GB = 1e9
 LOAD = """
 import json, resource, sys, time
 from pathlib import Path
-from qlora_core import weights
-from qlora_core.bases import describe
+from qlora_core.engine import weights
+from qlora_core.models.base_models import describe
 from qlora_core.config import BaseConfig
-from qlora_core.device import mx
+from qlora_core.engine.device import mx
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 spec = describe(Path(sys.argv[1]), BaseConfig(model=sys.argv[1], quantize=sys.argv[2]))
 spec.fingerprint
@@ -38,7 +38,7 @@ print(json.dumps({"peak": mx.get_peak_memory(), "active": mx.get_active_memory()
 """
 CONVERT = """
 import json, resource, sys, tempfile, time
-import qlora_core.device
+import qlora_core.engine.device
 from mlx_lm import convert
 import mlx.core as mx
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -30,7 +30,7 @@ from qlora_core.config import from_flat, to_json
 from qlora_core.page import training
 from qlora_core.page.problems import Problem
 from qlora_core.page.watching import RunWatcher
-from qlora_core.runs import TrainingTracker
+from qlora_core.runs.plan import TrainingTracker
 
 
 def main() -> None:

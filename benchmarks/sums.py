@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from qlora_core.device import mx
-from qlora_core.sums import exact_norm, exact_sum
+from qlora_core.engine.device import mx
+from qlora_core.engine.sums import exact_norm, exact_sum
 
 VOCABULARIES = {49_152: "SmolLM2", 50_257: "GPT-2", 151_936: "Qwen", 256_000: "Gemma"}
 PARAMETERS = (2_442_240, 42_000_000, 160_000_000)

@@ -87,7 +87,7 @@ def steps(child: subprocess.Popen[str], runs_dir: Path) -> list[dict[str, Any]]:
 
 def read_events(runs_dir: Path) -> list[dict[str, Any]]:
     """What the only run there has recorded so far."""
-    from qlora_core.metrics import read_events
+    from qlora_core.runs.metrics import read_events
 
     return [event for path in runs_dir.glob("*/metrics.jsonl") for event in read_events(path)]
 

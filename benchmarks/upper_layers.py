@@ -65,9 +65,10 @@ def in_a_process(name: str) -> dict[str, Any]:
 
 def train(arguments: argparse.Namespace, *, trunk: bool) -> dict[str, Any]:
     """Train in this process; seconds of steps and validations, of computing the lower layers once, peak and losses."""
-    from qlora_core import device, trainer
-    from qlora_core.cli import plan_training
     from qlora_core.config import from_flat
+    from qlora_core.engine import device
+    from qlora_core.jobs.planning import plan_training
+    from qlora_core.training import loop
 
     choose = device.choose_kernels
     device.choose_kernels = lambda *given: dataclasses.replace(choose(*given), trunk=trunk)
@@ -80,7 +81,7 @@ def train(arguments: argparse.Namespace, *, trunk: bool) -> dict[str, Any]:
         tracker, plan = plan_training(from_flat(settings), lambda text: None)
         run = tracker.create(plan)
         with tracker.record(run) as writer:
-            trainer.train(writer)
+            loop.train(writer)
         events = list(run.metrics())
     steps = [event for event in events if event["type"] == "step"]
     return {

@@ -56,7 +56,7 @@ class Server:
         self.command = [sys.executable, "-m", "marimo", command, f"apps/{app}.py", "--headless", "--no-token",
                         "--no-sandbox", "--port", str(self.port), "--", *map(str, flags)]  # fmt: skip
         if command == "app":
-            self.command = [sys.executable, "-m", "qlora_core.cli", "app", "--no-browser", "--json",
+            self.command = [sys.executable, "-m", "qlora_core", "app", "--no-browser", "--json",
                             "--port", str(self.port), *map(str, flags)]  # fmt: skip
 
     def __enter__(self) -> "Server":

@@ -23,7 +23,8 @@ import jinja2.sandbox
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from qlora_core.tokens import ChatTokenizer, make_dataset
+from qlora_core.tokens.dataset import make_dataset
+from qlora_core.tokens.tokenizer import ChatTokenizer
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ import processes
 import pytest
 from tiny import write_model, write_rows, write_taught
 
-from qlora_core.cli import plan_training
-from qlora_core.runs import Run, TrainingPlan, TrainingTracker, resolve_config
+from qlora_core.jobs.planning import plan_training
+from qlora_core.runs.plan import TrainingPlan, TrainingTracker, resolve_config
+from qlora_core.runs.run import Run
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -93,7 +94,7 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path
 @pytest.fixture
 def compiling() -> Iterator[None]:
     """Inside the test MLX compiles; without a C++ compiler for that it is skipped, on CI it fails."""
-    from qlora_core.device import ON_CPU, mx
+    from qlora_core.engine.device import ON_CPU, mx
 
     if ON_CPU and shutil.which("g++") is None:
         message = "MLX compiles for a CPU with g++, which was not found"
@@ -107,8 +108,8 @@ def compiling() -> Iterator[None]:
 @pytest.fixture
 def float32_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Inside the test runs compute in float32 on the CPU, whatever there is: for numbers that half precision rounds."""
-    from qlora_core import session
-    from qlora_core.device import ON_CPU, mx
+    from qlora_core.engine.device import ON_CPU, mx
+    from qlora_core.training import adapted_model
 
     if ON_CPU:
         yield
@@ -116,7 +117,7 @@ def float32_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = mx.default_device()
     for backend in (mx.metal, mx.cuda):
         monkeypatch.setattr(backend, "is_available", lambda: False)
-    monkeypatch.setattr(session, "_made", threading.local())  # streams of the GPU
+    monkeypatch.setattr(adapted_model, "_made", threading.local())  # streams of the GPU
     mx.set_default_device(mx.cpu)
     yield
     mx.set_default_device(before)

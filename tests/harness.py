@@ -11,14 +11,19 @@ import numpy as np
 import pytest
 from tiny import write_rows
 
-from qlora_core import bases, data, tokens, trainer
-from qlora_core.bases import ModelSpec
+from qlora_core import data
 from qlora_core.config import BaseConfig, LoraConfig, from_flat
-from qlora_core.device import Kernels, mx, nn, tree_flatten
-from qlora_core.memory import MemoryMonitor
-from qlora_core.model import attach_adapters, load_base
-from qlora_core.runs import Run, TrainingTracker
-from qlora_core.tokens import TokenRow
+from qlora_core.engine.device import Kernels, mx, nn, tree_flatten
+from qlora_core.engine.model import attach_adapters, load_base
+from qlora_core.machine.memory import MemoryMonitor
+from qlora_core.models import base_models
+from qlora_core.models.base_models import ModelSpec
+from qlora_core.runs.plan import TrainingTracker
+from qlora_core.runs.run import Run
+from qlora_core.tokens.dataset import make_dataset
+from qlora_core.tokens.rows import TokenRow
+from qlora_core.tokens.tokenizer import ChatTokenizer
+from qlora_core.training import loop
 
 FAST = Kernels("cpu", "float32", "kept", streams=2, fast_exp=True)
 PLAIN = Kernels("cpu", "float32", "quantised")
@@ -38,7 +43,7 @@ def load(
     seed: int = 0,
 ) -> tuple[nn.Module, ModelSpec]:
     """A base, with adapters attached if `lora` is given."""
-    spec = bases.describe(path, BaseConfig(model=str(path), quantize=quantize, group_size=group_size))
+    spec = base_models.describe(path, BaseConfig(model=str(path), quantize=quantize, group_size=group_size))
     model = load_base(spec, kernels)
     if lora:
         attach_adapters(model, spec, lora, seed)
@@ -138,24 +143,21 @@ def write_pair(directory: Path, train: int = 12, validation: int = 3) -> Path:
 def create_run(root: Path, model: Path, sources: Path, **settings: Any) -> Run:
     """A run directory below `root`, ready to be trained: what `qlora train` makes before it trains."""
     config = from_flat({"model": str(model), "data": [str(sources)], "runs_dir": str(root), **QUICK, **settings})
-    spec = bases.find_base(config.base)
-    tokenizer = tokens.ChatTokenizer(spec.path, config.base.template)
+    spec = base_models.find_base(config.base)
+    tokenizer = ChatTokenizer(spec.path, config.base.template)
     prepared = data.prepare(config.data, tokenizer)
     train_dataset, val_dataset = (
-        tokens.make_dataset(rows, tokenizer, config.data.max_seq_length)
-        for rows in (prepared.train, prepared.validation)
+        make_dataset(rows, tokenizer, config.data.max_seq_length) for rows in (prepared.train, prepared.validation)
     )
     tracker = TrainingTracker(root)
     return tracker.create(tracker.plan(config, spec, tokenizer, prepared, train_dataset, val_dataset))
 
 
-def train(
-    run: Run, *listeners: Callable[[dict[str, Any]], None], monitor: MemoryMonitor | None = None
-) -> trainer.Outcome:
+def train(run: Run, *listeners: Callable[[dict[str, Any]], None], monitor: MemoryMonitor | None = None) -> loop.Outcome:
     """Train or resume a run in this process, telling the listeners every event."""
     with TrainingTracker(run.path.parent).record(run) as writer:
         writer.listeners += listeners
-        return trainer.train(writer, monitor)
+        return loop.train(writer, monitor)
 
 
 def at_step(step: int, act: Callable[[], Any]) -> Callable[[dict[str, Any]], None]:

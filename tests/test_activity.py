@@ -16,10 +16,13 @@ from conftest import ROOT
 from harness import create_run, train, write_pair
 from processes import wait_until
 
-from qlora_core import console, spent, trainer
 from qlora_core.activity import STAGES, Activity, doing, watching
-from qlora_core.console import TrainingReporter, Waiting
-from qlora_core.runs import Run, RunLock, RunWriter
+from qlora_core.reports import console
+from qlora_core.reports.console import TrainingReporter, Waiting
+from qlora_core.runs import time_spent as spent
+from qlora_core.runs.run import Run
+from qlora_core.runs.writer import RunLock, RunWriter
+from qlora_core.training import steps
 
 
 def heard() -> tuple[list[tuple[str, int, int] | None], Callable[[Activity | None], None]]:
@@ -143,12 +146,12 @@ def test_what_a_trainer_died_over_is_not_what_the_next_one_does(tmp_path: Path) 
 
 
 def test_the_steps_are_told_apart_from_the_first_on_a_gpu(tmp_path: Path, tiny_model: Path, monkeypatch: Any) -> None:
-    plain = trainer._first_step
+    plain = steps._first_step
 
     def on_a_gpu(session: Any) -> Any:
         return plain(SimpleNamespace(kernels=dataclasses.replace(session.kernels, device="cuda")))
 
-    monkeypatch.setattr(trainer, "_first_step", on_a_gpu)
+    monkeypatch.setattr(steps, "_first_step", on_a_gpu)
     run = create_run(tmp_path, tiny_model, write_pair(tmp_path / "data"), run="run", epochs=1)
     told = stages(run)
     assert told[told.index("compiling") + 1] == "step"

@@ -10,11 +10,12 @@ import pytest
 from harness import adapters_of, create_run, load, train, write_pair
 from safetensors.numpy import load_file, save_file
 
-from qlora_core.adapters import check_adapters, find_adapters
-from qlora_core.bases import describe
 from qlora_core.config import BaseConfig, LoraConfig
 from qlora_core.errors import ConfigError, ModelError, RunError
-from qlora_core.runs import Run, TrainingTracker, resolve_config
+from qlora_core.models.adapter_files import check_adapters, find_adapters
+from qlora_core.models.base_models import describe
+from qlora_core.runs.plan import TrainingTracker, resolve_config
+from qlora_core.runs.run import Run
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import pytest
 from qlora_core.config import DataConfig
 from qlora_core.data import archives, prepare
 from qlora_core.errors import DataError
-from qlora_core.tokens import ChatTokenizer
+from qlora_core.tokens.tokenizer import ChatTokenizer
 
 NOTES = {
     "Caderno/Maré.md": "# Maré\n\nA maré sobe às dez horas da manhã.\n",

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from harness import assert_same, compare, load, loss_and_gradients, normal, random_rows, set_adapters
 
-from qlora_core.attention import SPAN, BinnedRows, PackedRows, SlicedRows, fast_attention, packed_attention
-from qlora_core.batching import AS_IT_IS, Batch, Rounding, make_batch
 from qlora_core.config import LoraConfig
-from qlora_core.device import mx
-from qlora_core.elementwise import fast_exp
-from qlora_core.model import batch_loss
-from qlora_core.tokens import TokenRow
+from qlora_core.engine.attention import SPAN, BinnedRows, PackedRows, SlicedRows, fast_attention, packed_attention
+from qlora_core.engine.device import mx
+from qlora_core.engine.elementwise import fast_exp
+from qlora_core.engine.model import batch_loss
+from qlora_core.tokens.batching import AS_IT_IS, Batch, Rounding, make_batch
+from qlora_core.tokens.rows import TokenRow
 
 END_TO_END = Rounding(bins=(4096,))  # which would stay empty
 

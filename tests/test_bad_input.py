@@ -13,7 +13,7 @@ from pathlib import Path
 import processes
 import pytest
 
-from qlora_core.storage import finish_replacing
+from qlora_core.files.storage import finish_replacing
 
 GOOD = '{"prompt": "Who?", "completion": "Ana."}\n{"prompt": "When?", "completion": "1974."}\n'
 
@@ -128,7 +128,7 @@ def test_killed_at_any_moment_it_leaves_the_old_output_or_the_new_one(qlora, tin
         (tmp_path / name).mkdir()
         for file, content in saved.items():
             (tmp_path / name / file).write_bytes(content)
-    command = [sys.executable, "-m", "qlora_core.cli", "data", "new.jsonl", "--no-tokens", "--model", str(tiny_model)]
+    command = [sys.executable, "-m", "qlora_core", "data", "new.jsonl", "--no-tokens", "--model", str(tiny_model)]
     began = time.monotonic()
     subprocess.run([*command, "--out", "timed"], cwd=tmp_path, check=True, capture_output=True)
     whole = time.monotonic() - began

@@ -11,17 +11,17 @@ import pytest
 from safetensors.numpy import save_file
 from tiny import FAMILIES, write_model
 
-from qlora_core import bases
-from qlora_core.bases import ALIASES, BUILT_IN, find_base, find_tokenizer
 from qlora_core.config import BaseConfig, LoraConfig
 from qlora_core.errors import ModelError
-from qlora_core.projections import is_projection
+from qlora_core.models import base_models
+from qlora_core.models.base_models import ALIASES, BUILT_IN, find_base, find_tokenizer
+from qlora_core.models.target_modules import is_projection
 
 LAYER = 2 * 64 * 64 + 2 * 32 * 64 + 3 * 128 * 64  # q and o, k and v, gate and up and down
 EMBEDDING = 320 * 64
 
 
-def described(directory, **settings) -> bases.ModelSpec:
+def described(directory, **settings) -> base_models.ModelSpec:
     return find_base(BaseConfig(model=str(directory), **settings))
 
 
@@ -48,25 +48,25 @@ def test_each_family_is_counted(tmp_path, monkeypatch, family, matrices, norms):
     spec = described(write_model(tmp_path / family, family))
     assert spec.parameters == matrices + norms
     assert (spec.name, spec.num_layers, spec.bits, spec.dtype) == (family, 2, 4, "float32")
-    monkeypatch.setattr(bases, "has_gpu", lambda: False)
+    monkeypatch.setattr(base_models, "has_gpu", lambda: False)
     on_cpu = described(tmp_path / family)
     # 4 bits a weight, and for each 64 of them a scale and a bias of 4 bytes; norms stay float32
     assert on_cpu.loaded_bytes == matrices // 2 + 8 * matrices // 64 + 4 * norms
-    monkeypatch.setattr(bases, "has_gpu", lambda: True)
+    monkeypatch.setattr(base_models, "has_gpu", lambda: True)
     on_gpu = described(tmp_path / family)
     assert on_gpu.loaded_bytes == matrices // 2 + 4 * matrices // 64 + 2 * norms
 
 
 @pytest.mark.parametrize(("driver", "package", "on_gpu"), [(1, 1, True), (1, 0, False), (0, 1, False)])
 def test_nvidias_gpu_counts_only_with_the_mlx_that_uses_it(monkeypatch, driver, package, on_gpu):
-    monkeypatch.setattr(bases, "has_metal", lambda: False)
-    monkeypatch.setattr(bases, "has_nvidia_driver", lambda: bool(driver))
-    monkeypatch.setattr(bases, "has_mlx_for_cuda", lambda: bool(package))
-    assert bases.has_gpu() == on_gpu
+    monkeypatch.setattr(base_models, "has_metal", lambda: False)
+    monkeypatch.setattr(base_models, "has_nvidia_driver", lambda: bool(driver))
+    monkeypatch.setattr(base_models, "has_mlx_for_cuda", lambda: bool(package))
+    assert base_models.has_gpu() == on_gpu
 
 
 def test_bits_per_weight_count_scales_biases_and_norms(tiny_model, monkeypatch):
-    monkeypatch.setattr(bases, "has_gpu", lambda: True)
+    monkeypatch.setattr(base_models, "has_gpu", lambda: True)
     assert described(tiny_model).bits_per_weight == pytest.approx(8 * 53_632 / 94_528)
     assert described(tiny_model, quantize="none").bits_per_weight == 16
 
@@ -76,7 +76,7 @@ def test_bits_per_weight_count_scales_biases_and_norms(tiny_model, monkeypatch):
 def test_the_size_is_what_mlx_then_holds(tmp_path, family, settings):
     from harness import PLAIN, load
 
-    from qlora_core.device import tree_flatten
+    from qlora_core.engine.device import tree_flatten
 
     model, spec = load(write_model(tmp_path / family, family), PLAIN, **settings)
     assert spec.loaded_bytes == sum(value.nbytes for _, value in tree_flatten(model.parameters()))
@@ -272,7 +272,7 @@ def test_aliases_and_hub_ids_are_fetched(monkeypatch, tiny_model, name, reposito
         asked.append((repository, weights))
         return tiny_model
 
-    monkeypatch.setattr(bases, "fetch", fetch)
+    monkeypatch.setattr(base_models, "fetch", fetch)
     spec = find_base(BaseConfig(model=name))
     assert find_tokenizer(BaseConfig(model=name)) == tiny_model
     assert asked == [(repository, True), (repository, False)]
@@ -316,5 +316,7 @@ def test_another_file_is_not_opened(package, tmp_path, monkeypatch):
     path = tmp_path / "model.gguf"
     path.write_bytes(b"GGUF")
     package([path])
-    with pytest.raises(ModelError, match=rf"SHA-256 is [0-9a-f]{{64}}, wanted {bases.GGUF_SHA256}\. The file is not"):
+    with pytest.raises(
+        ModelError, match=rf"SHA-256 is [0-9a-f]{{64}}, wanted {base_models.GGUF_SHA256}\. The file is not"
+    ):
         find_base(BaseConfig(model=BUILT_IN))

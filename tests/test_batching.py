@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qlora_core.batching import (
+from qlora_core.tokens.batching import (
     AS_IT_IS,
     Rounding,
     epoch_batches,
@@ -18,7 +18,7 @@ from qlora_core.batching import (
     neighbours,
     share_out,
 )
-from qlora_core.tokens import TokenRow
+from qlora_core.tokens.rows import TokenRow
 
 
 def lengths_of(count: int) -> list[int]:

@@ -11,8 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qlora_core import awake
-from qlora_core.bases import has_gpu
 from qlora_core.bench import machine, ours, race, report, works
 from qlora_core.bench.__main__ import is_out_of_memory
 from qlora_core.bench.__main__ import main as measure_one
@@ -23,8 +21,10 @@ from qlora_core.bench.mlxlm import encode, padded, with_pad_target
 from qlora_core.bench.options import Options, add_arguments
 from qlora_core.cli import main
 from qlora_core.errors import ConfigError
-from qlora_core.prefix import common_prefix
-from qlora_core.token_rows import TokenRow
+from qlora_core.machine import keep_awake
+from qlora_core.models.base_models import has_gpu
+from qlora_core.tokens.rows import TokenRow
+from qlora_core.tokens.shared_prefix import common_prefix
 
 ROOT = Path(__file__).parents[1]
 
@@ -556,7 +556,7 @@ def test_on_a_mac_every_contestants_gpu_is_as_patient(monkeypatch, tmp_path, sys
     monkeypatch.delenv(name, raising=False)
     if given:
         monkeypatch.setenv(name, given)
-    monkeypatch.setattr(awake.sys, "platform", system)
+    monkeypatch.setattr(keep_awake.sys, "platform", system)
 
     def run(command, env=None, **_):
         told.append(env.get(name) if env else "nvidia-smi")

@@ -20,7 +20,7 @@ from qlora_core.data.records import Block, Fragment
 from qlora_core.data.scans import mend_scan
 from qlora_core.data.structure import Hints, find_structure, saved_as_lines, without_page_debris
 from qlora_core.errors import ConfigError
-from qlora_core.tokens import ChatTokenizer
+from qlora_core.tokens.tokenizer import ChatTokenizer
 
 
 @pytest.fixture(scope="module")

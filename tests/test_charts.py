@@ -10,10 +10,10 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from qlora_core import charts
 from qlora_core.config import from_flat, to_json
-from qlora_core.metrics import STEP_FIELDS
-from qlora_core.runs import Run
+from qlora_core.reports import charts
+from qlora_core.runs.metrics import STEP_FIELDS
+from qlora_core.runs.run import Run
 
 
 def columns(count: int, **values) -> dict[str, np.ndarray]:

@@ -11,9 +11,11 @@ from marimo._ast.app import InternalApp
 from processes import wait_until
 
 from qlora_core import page
+from qlora_core.jobs.chat_client import Answer, Talk
 from qlora_core.page.asking import Asker, Conversation, Turn
-from qlora_core.runs import Run, RunLock, TrainingTracker
-from qlora_core.talk import Answer, Talk
+from qlora_core.runs.plan import TrainingTracker
+from qlora_core.runs.run import Run
+from qlora_core.runs.writer import RunLock
 
 CHAT = ROOT / "apps" / "chat.py"
 FORM = {"question": "red?", "max_tokens": 12, "temperature": 0, "top_p": 1, "seed": 0, "system": "", "who": "tuned"}

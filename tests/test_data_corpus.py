@@ -13,7 +13,8 @@ import pytest
 from qlora_core.config import DataConfig
 from qlora_core.data import ACCEPTED, prepare
 from qlora_core.errors import DataError
-from qlora_core.tokens import ChatTokenizer, make_dataset
+from qlora_core.tokens.dataset import make_dataset
+from qlora_core.tokens.tokenizer import ChatTokenizer
 
 CORPUS = Path(__file__).parent / "data_corpus"
 EXPECTED = ".expected.json"

@@ -15,8 +15,9 @@ from qlora_core.config import DataConfig
 from qlora_core.data.reading import Reading, Unit
 from qlora_core.data.records import texts_of
 from qlora_core.data.sources import Source
-from qlora_core.denormals import are_flushed, flush_denormals
-from qlora_core.tokens import ChatTokenizer, make_dataset
+from qlora_core.machine.denormals import are_flushed, flush_denormals
+from qlora_core.tokens.dataset import make_dataset
+from qlora_core.tokens.tokenizer import ChatTokenizer
 
 FORMS = (".jsonl", ".json", ".csv", ".tsv", ".md", ".txt", ".html", ".docx", ".pdf", ".epub", ".parquet")
 NAMES = ("messages", "conversations", "role", "content", "from", "value", "prompt", "completion", "text", "question",

@@ -7,11 +7,11 @@ import threading
 import numpy as np
 import pytest
 
-from qlora_core import device
-from qlora_core.denormals import are_flushed, flush_denormals
-from qlora_core.device import mx
-from qlora_core.exported import inference
-from qlora_core.session import streams_of_this_thread
+from qlora_core.engine import device
+from qlora_core.engine.device import mx
+from qlora_core.export.templates import inference
+from qlora_core.machine.denormals import are_flushed, flush_denormals
+from qlora_core.training.adapted_model import streams_of_this_thread
 
 pytestmark = pytest.mark.skipif(not (device.ON_CPU and sys.platform == "linux"), reason="MLX computes on a Linux CPU")
 
@@ -69,7 +69,7 @@ def test_the_exported_script_flushes_them_without_this_package() -> None:
 def test_every_contestant_of_the_benchmark_starts_with_them_flushed() -> None:
     code = (
         "from qlora_core.bench import __main__ as bench; from qlora_core.bench.job import Job\n"
-        "from qlora_core.denormals import are_flushed\n"
+        "from qlora_core.machine.denormals import are_flushed\n"
         "assert not are_flushed()\n"
         "bench._done = lambda job, directory: {'flushed': are_flushed()}\n"
         "print(bench.measured(Job(contestant='peft')))"
@@ -79,5 +79,5 @@ def test_every_contestant_of_the_benchmark_starts_with_them_flushed() -> None:
 
 def test_a_page_that_trains_nothing_is_left_alone() -> None:
     assert in_a_process(
-        "import qlora_core.cli; from qlora_core.denormals import are_flushed; print(are_flushed())"
+        "import qlora_core.cli; from qlora_core.machine.denormals import are_flushed; print(are_flushed())"
     ) == ("False")

@@ -12,12 +12,18 @@ from types import SimpleNamespace
 import pytest
 from harness import at_step
 
-from qlora_core import cli, doctor, doctor_kernels, doctor_training, export, kernels, session
-from qlora_core.checks import Checks, Finding
-from qlora_core.device import Kernels, mx
-from qlora_core.device_lock import DeviceLock
-from qlora_core.memory import GB
-from qlora_core.storage import cache_directory
+from qlora_core import cli
+from qlora_core.doctor import kernels as doctor_kernels
+from qlora_core.doctor import machine as doctor
+from qlora_core.doctor import training as doctor_training
+from qlora_core.doctor.checks import Checks, Finding
+from qlora_core.engine import kernels
+from qlora_core.engine.device import Kernels, mx
+from qlora_core.export import export
+from qlora_core.files.storage import cache_directory
+from qlora_core.jobs.device_lock import DeviceLock
+from qlora_core.machine.memory import GB
+from qlora_core.training import adapted_model, session
 
 FACTS = {"Device": Finding("ok", "CPU"), "Memory": Finding("ok", "8 GB")}
 
@@ -294,13 +300,13 @@ def test_a_resume_that_differs_is_found(tmp_path, monkeypatch):
 
 
 def test_what_a_run_warns_of_is_told(tmp_path, monkeypatch):
-    load = session.load_base
+    load = adapted_model.load_base
 
     def warning(spec, kernels, warn):
         warn("multiplies weights wrongly; they are dequantised instead")
         return load(spec, kernels, warn)
 
-    monkeypatch.setattr(session, "load_base", warning)
+    monkeypatch.setattr(adapted_model, "load_base", warning)
     found = doctor_training.Trial("llama", tmp_path).computes()
     assert found.state == "warning"
     assert found.value.endswith("; multiplies weights wrongly; they are dequantised instead")

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from harness import compare, normal
 
-from qlora_core.device import mx, nn
-from qlora_core.elementwise import fast_cross_entropy, fast_exp, fast_swiglu
+from qlora_core.engine.device import mx, nn
+from qlora_core.engine.elementwise import fast_cross_entropy, fast_exp, fast_swiglu
 
 
 @pytest.mark.parametrize(("limit", "error"), [(5.0, 6e-7), (86.9, 5e-6)])

@@ -8,12 +8,12 @@ import pytest
 from harness import create_run, train, write_pair
 from tiny import TAUGHT
 
-from qlora_core import console
 from qlora_core.cli import main
 from qlora_core.config import PaceConfig
-from qlora_core.evaluate import SAMPLES, _samples, evaluate_run, recall, says
-from qlora_core.runs import Run
-from qlora_core.session import load_for_answers
+from qlora_core.reports import console
+from qlora_core.runs.run import Run
+from qlora_core.training.evaluate import SAMPLES, _samples, evaluate_run, recall, says
+from qlora_core.training.session import load_for_answers
 
 # Right or wrong -------------------------------------------------------------------------------------------------
 

@@ -24,16 +24,17 @@ from harness import create_run, difference, textbook_loss, train, write_pair, wr
 from safetensors.numpy import load_file, save_file
 from tiny import TAUGHT, write_model
 
-from qlora_core import export, guides
+from qlora_core.engine.generate import answer
 from qlora_core.errors import ConfigError, ModelError, RunError
-from qlora_core.export import export_run
-from qlora_core.fuse import JUDGED_ROWS
-from qlora_core.generate import answer
-from qlora_core.peft import convert_adapters
-from qlora_core.runs import Run
-from qlora_core.session import load_for_answers
-from qlora_core.storage import manifest_problem
-from qlora_core.tokens import ChatTokenizer, make_dataset
+from qlora_core.export import export, guides
+from qlora_core.export.export import export_run
+from qlora_core.export.peft import convert_adapters
+from qlora_core.files.storage import manifest_problem
+from qlora_core.runs.run import Run
+from qlora_core.tokens.dataset import make_dataset
+from qlora_core.tokens.tokenizer import ChatTokenizer
+from qlora_core.training.fuse import JUDGED_ROWS
+from qlora_core.training.session import load_for_answers
 
 PROGRAM = guides.TEMPLATES / "inference.py"
 QUESTIONS = [*TAUGHT, "red??", "<|im_end|>red?", "quem é?"]
@@ -42,7 +43,7 @@ REPORT = {"metrics.json", "curves.svg", "curves.png", "summary.md", "manifest.js
 
 
 def in_mlx_lm() -> ModuleType:
-    """mlx-lm, imported after `qlora_core.device`: whoever imports mlx first decides which BLAS it uses."""
+    """mlx-lm, imported after `qlora_core.engine.device`: whoever imports mlx first decides which BLAS it uses."""
     import mlx_lm.utils
 
     return mlx_lm
@@ -375,8 +376,8 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.mark.parametrize("dequantize", [False, True])
 def test_no_more_than_a_shard_and_a_layer_are_in_memory_twice(deep, tmp_path, monkeypatch, dequantize):
     """Together MLX computed all matrices ahead of time: that took several times the base."""
-    from qlora_core import fuse
-    from qlora_core.device import mx, tree_flatten
+    from qlora_core.engine.device import mx, tree_flatten
+    from qlora_core.training import fuse
 
     monkeypatch.setattr(fuse, "SHARD_BYTES", 1_000_000)
     model, _ = load_for_answers(deep)
@@ -396,7 +397,7 @@ def test_no_more_than_a_shard_and_a_layer_are_in_memory_twice(deep, tmp_path, mo
 
 
 def test_a_model_in_several_files_is_loaded_as_one(deep, tmp_path, monkeypatch):
-    from qlora_core import fuse
+    from qlora_core.training import fuse
 
     one = export_run(deep, tmp_path / "one", to="fused", dequantize=True)["fused"]
     monkeypatch.setattr(fuse, "SHARD_BYTES", 1_000_000)
@@ -409,8 +410,8 @@ def test_a_model_in_several_files_is_loaded_as_one(deep, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("dequantize", [False, True])
 def test_a_merged_model_that_does_not_fit_is_exported_and_not_judged(trained, tmp_path, monkeypatch, dequantize):
-    from qlora_core import console
-    from qlora_core import fuse as merging
+    from qlora_core.reports import console
+    from qlora_core.training import fuse as merging
 
     monkeypatch.setattr(merging, "available_bytes", lambda: 200_000_000)
     monkeypatch.setattr(merging, "memory_counters", dict)

@@ -11,7 +11,7 @@ from qlora_core.config import DataConfig
 from qlora_core.data import prepare
 from qlora_core.data.recognised import recognise
 from qlora_core.errors import DataError
-from qlora_core.tokens import ChatTokenizer
+from qlora_core.tokens.tokenizer import ChatTokenizer
 
 
 @pytest.fixture

@@ -35,15 +35,15 @@ from harness import (
 )
 from tiny import FAMILIES, VOCABULARY, write_model, write_tokenizer
 
-from qlora_core import kernels as kernel_module
-from qlora_core.batching import make_batch
 from qlora_core.config import LoraConfig
-from qlora_core.device import mx, nn, tree_flatten
-from qlora_core.generate import answer
-from qlora_core.model import Layout, attach_adapters, batch_loss, choose_layout, load_adapters
-from qlora_core.runs import Run
-from qlora_core.session import load_for_answers
-from qlora_core.tokens import TokenRow
+from qlora_core.engine import kernels as kernel_module
+from qlora_core.engine.device import mx, nn, tree_flatten
+from qlora_core.engine.generate import answer
+from qlora_core.engine.model import Layout, attach_adapters, batch_loss, choose_layout, load_adapters
+from qlora_core.runs.run import Run
+from qlora_core.tokens.batching import make_batch
+from qlora_core.tokens.rows import TokenRow
+from qlora_core.training.session import load_for_answers
 
 STEPS = 3
 PROMPTS = ["red?", "What did the club win in its first year, and where?", "?"]

@@ -6,11 +6,12 @@ import json
 import numpy as np
 import pytest
 
-from qlora_core import fit
-from qlora_core.bases import describe
 from qlora_core.config import BaseConfig, from_flat
 from qlora_core.errors import MemoryShortError
-from qlora_core.fit import (
+from qlora_core.machine.memory import GB
+from qlora_core.models.base_models import describe
+from qlora_core.runs import memory_estimate
+from qlora_core.runs.memory_estimate import (
     CPU_TOKENS,
     PASSING_ARRAYS,
     PROGRAM_BYTES,
@@ -22,8 +23,7 @@ from qlora_core.fit import (
     check_before_loading,
     estimate_memory,
 )
-from qlora_core.memory import GB
-from qlora_core.tokens import TokenRow
+from qlora_core.tokens.rows import TokenRow
 
 ESTIMATE = MemoryEstimate(weights=2 * GB, dense=GB, adapters=GB, activations=2 * GB, attention=GB, logits=GB)
 
@@ -42,7 +42,7 @@ def estimate(model, lengths, *, keeps_dense=False, on_gpu=False, **settings) -> 
 @pytest.fixture
 def two_cores(monkeypatch):
     """Wherever it runs."""
-    monkeypatch.setattr(fit, "cores", lambda: 2)
+    monkeypatch.setattr(memory_estimate, "cores", lambda: 2)
 
 
 def test_by_hand(tiny_model, two_cores):
@@ -107,7 +107,7 @@ def test_the_prediction_is_near_the_measured_peak(plan, tmp_path, letters, setti
     core computes at once, and of small models little is certain."""
     from harness import train
 
-    from qlora_core.device import mx
+    from qlora_core.engine.device import mx
 
     path = tmp_path / "long.jsonl"
     turns = [[{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": "a" * letters}] for i in range(8)]

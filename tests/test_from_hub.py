@@ -15,7 +15,7 @@ from qlora_core.config import DataConfig
 from qlora_core.data import prepare
 from qlora_core.data.from_hub import fetched, is_wanted
 from qlora_core.errors import DataError
-from qlora_core.tokens import ChatTokenizer
+from qlora_core.tokens.tokenizer import ChatTokenizer
 
 
 def questions(name: str, count: int = 6) -> list[dict]:

@@ -11,12 +11,12 @@ from harness import difference, hashes, load, set_adapters
 from tiny import FAMILIES, TAUGHT, write_model
 
 from qlora_core.config import LoraConfig
-from qlora_core.device import mx, nn
+from qlora_core.engine.device import mx, nn
+from qlora_core.engine.generate import answer, stream
 from qlora_core.errors import RunError
-from qlora_core.generate import answer, stream
-from qlora_core.runs import Run
-from qlora_core.session import load_for_answers
-from qlora_core.tokens import ChatTokenizer
+from qlora_core.runs.run import Run
+from qlora_core.tokens.tokenizer import ChatTokenizer
+from qlora_core.training.session import load_for_answers
 
 PROMPTS = ["red?", "What did the club win in its first year, and where?", "?", "blue?", "a b c d e f g", "red?"]
 
@@ -94,7 +94,7 @@ def test_half_a_character_is_not_shown(loaded: Loaded, monkeypatch: pytest.Monke
     _, tokenizer = loaded
     text = "  São João.\n ok  "
     ids = tokenizer.encode_row({"text": text}, 64).ids[:-1].tolist()
-    monkeypatch.setattr("qlora_core.generate._tokens", lambda *_: ((0, token) for token in ids))
+    monkeypatch.setattr("qlora_core.engine.generate._tokens", lambda *_: ((0, token) for token in ids))
     pieces = list(stream(*loaded, "?"))
     assert "".join(pieces) == text.strip()
     assert all("\ufffd" not in piece for piece in pieces)
@@ -152,7 +152,7 @@ def test_the_model_is_left_in_its_mode_and_answers_without_dropout(trained: Run,
 
 def test_the_base_of_a_run_is_untouched(trained: Run, tiny_model: Path) -> None:
     """Its files, and what it answers: as if it had never been trained on."""
-    from qlora_core.bases import describe
+    from qlora_core.models.base_models import describe
 
     spec = describe(base_of(trained), trained.config().base)
     assert spec.fingerprint == trained.environment()["identity"]["model"]
@@ -166,7 +166,7 @@ def test_the_base_of_a_run_is_untouched(trained: Run, tiny_model: Path) -> None:
 
 def test_answers_come_from_the_best_adapters(trained: Run, monkeypatch) -> None:
     asked = []
-    monkeypatch.setattr("qlora_core.session.load_adapters", lambda model, path: asked.append(path))
+    monkeypatch.setattr("qlora_core.training.session.load_adapters", lambda model, path: asked.append(path))
     load_for_answers(trained)
     assert asked == [trained.best / "adapters.safetensors"]
 

@@ -30,16 +30,18 @@ from harness import (
 )
 from safetensors.numpy import load_file
 
-from qlora_core import console, device, hidden_states, passes, trainer
-from qlora_core.batching import AS_IT_IS, Rounding, make_batch
 from qlora_core.config import LoraConfig
-from qlora_core.device import Kernels, mx, nn, tree_flatten
+from qlora_core.engine import compiled_loss, device
+from qlora_core.engine.device import Kernels, mx, nn, tree_flatten
+from qlora_core.engine.frozen_layers import StandIn, Trunk
+from qlora_core.engine.model import Layout, batch_loss, choose_layout, load_lower_layers
 from qlora_core.errors import StorageError
-from qlora_core.hidden_states import FILE, SEAL, Maker, RowsAbove, read_states, write_states
-from qlora_core.model import Layout, batch_loss, choose_layout, load_lower_layers
-from qlora_core.runs import Run
-from qlora_core.tokens import TokenRow, TokenRows
-from qlora_core.trunk import StandIn, Trunk
+from qlora_core.reports import console
+from qlora_core.runs.run import Run
+from qlora_core.tokens.batching import AS_IT_IS, Rounding, make_batch
+from qlora_core.tokens.rows import TokenRow, TokenRows
+from qlora_core.training import hidden_state_cache, loop
+from qlora_core.training.hidden_state_cache import FILE, SEAL, Maker, RowsAbove, read_states, write_states
 
 UPPER = LoraConfig(rank=4, num_layers=1)
 FAMILIES = {
@@ -248,7 +250,7 @@ def test_a_disk_without_room_is_told_and_training_goes_on(create: Create, monkey
     def full(*_: Any) -> None:
         raise StorageError("no room here.")
 
-    monkeypatch.setattr(hidden_states, "write_states", full)
+    monkeypatch.setattr(hidden_state_cache, "write_states", full)
     run = create()
     assert train(run).state == "completed"
     (message,) = events(run, "warning", "message")
@@ -258,14 +260,14 @@ def test_a_disk_without_room_is_told_and_training_goes_on(create: Create, monkey
 
 def test_a_pause_need_not_wait_for_all_states(create: Create, monkeypatch: pytest.MonkeyPatch) -> None:
     run = create()
-    monkeypatch.setattr(hidden_states, "TOKENS", 1)
+    monkeypatch.setattr(hidden_state_cache, "TOKENS", 1)
     real, batches = Maker.states_of, []
 
     def states_of(self: Maker, *rows: Any, **options: Any) -> Any:
         batches.append(len(rows))
         if len(batches) == 3:
             run.request("pause")
-            trainer.time.sleep(1.5)  # it is looked for once a second
+            loop.time.sleep(1.5)  # it is looked for once a second
         return real(self, *rows, **options)
 
     monkeypatch.setattr(Maker, "states_of", states_of)
@@ -304,7 +306,7 @@ def test_what_was_compiled_does_not_keep_the_layers_that_go(
         return mx.stack([value.astype(mx.float32).sum() for _, value in tree_flatten(model.parameters())]).sum()
 
     monkeypatch.setattr(Trunk, "take_out", take_out)
-    monkeypatch.setattr(passes, "form_loss", of_all_weights)
+    monkeypatch.setattr(compiled_loss, "form_loss", of_all_weights)
     model = random_model("llama", layers=3)
     run = create_run(tmp_path / "runs", model, write_pair(tmp_path / "data"), num_layers=1, samples=0)
     with pytest.raises(Killed):
@@ -325,8 +327,8 @@ def test_layouts_are_chosen_as_before(random_model: Callable[..., Path]) -> None
 def test_the_disk_is_not_filled_with_states(create: Create, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it wants is told before anything is computed, and training goes on with all layers."""
     usage = shutil.disk_usage
-    free = hidden_states.RESERVE_BYTES + 1000
-    monkeypatch.setattr(hidden_states.shutil, "disk_usage", lambda path: usage(path)._replace(free=free))
+    free = hidden_state_cache.RESERVE_BYTES + 1000
+    monkeypatch.setattr(hidden_state_cache.shutil, "disk_usage", lambda path: usage(path)._replace(free=free))
     monkeypatch.setattr(Maker, "states_of", lambda *_, **__: pytest.fail("states were made"))
     monkeypatch.setattr(Maker, "agrees", lambda *_: True)
     run = create()

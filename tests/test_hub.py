@@ -21,9 +21,9 @@ from huggingface_hub import close_session, constants, file_download
 from huggingface_hub.errors import HTTPError
 from processes import communicate
 
-from qlora_core import hub
 from qlora_core.errors import ModelError
-from qlora_core.hub import ALIASES, fetch, known_models
+from qlora_core.models import hub
+from qlora_core.models.hub import ALIASES, fetch, known_models
 
 TOKEN = "hf_neverinamessage"
 WEIGHTS = random.Random(0).randbytes(1_500_000)
@@ -136,7 +136,7 @@ def test_one_line_stands_for_the_bars(fake):
     assert lines == [f"Fetching {REPOSITORY} (1.5 MB) …"]
 
 
-SCRIPT = f"from qlora_core.hub import fetch; print(fetch({REPOSITORY!r}))"
+SCRIPT = f"from qlora_core.models.hub import fetch; print(fetch({REPOSITORY!r}))"
 
 
 def outside(fake: FakeHub, tmp_path: Path, **settings) -> subprocess.Popen[str]:

@@ -1,38 +1,93 @@
-"""The half that knows nothing of mlx stays without it, so that the page is light and training has the memory."""
+"""The packages lie in one order: each imports only what stands before it, and only some may import MLX."""
 
 import ast
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 import qlora_core
 
 SOURCE = Path(qlora_core.__file__).parent
-WITHOUT_MLX = [
-    "errors", "denormals", "storage", "config", "data", "parallel", "sandbox", "conversations", "chat_template",
-    "borders", "token_rows", "tokens", "token_report", "token_view", "memory", "guard", "pace", "projections",
-    "foreign", "headers", "seals",
-    "hub_failures", "hub", "sampling", "bases", "adapters", "fit", "presets", "run_files", "metrics", "locks", "runs",
-    "device_lock", "awake", "endings", "jobs", "worker", "supervisor", "texts", "advice", "first_words", "activity",
-    "spent", "console", "cli",
-    "talk", "talker", "serve", "page", "schedule", "prefix", "batching", "charts", "compare", "export", "guides",
-    "peft", "later", "checks", "bench",
-]  # fmt: skip
+VALUES = ("errors", "config", "schedule", "sampling", "activity", "translations", "first_words")
+ORDER = (*VALUES, "machine", "files", "models", "tokens", "data", "runs", "reports", "engine", "training", "export",
+         "jobs", "page", "bench", "doctor", "cli", "__main__")  # fmt: skip
+"""Packages and single modules, as `docs/architecture.md` draws them."""
+WITH_MLX = ("engine", "training", "doctor")
+LATER = {"training.fuse", "doctor"}  # imported inside functions by what stands before or does without MLX
 HEAVY = ("mlx", "mlx_lm", "transformers", "torch")
+FILES = sorted(SOURCE.rglob("*.py"))
 
 
-def test_importing_it_brings_neither_mlx_nor_transformers(python):
+def name_of(path: Path) -> str:
+    """The dotted name of a module below `qlora_core`; empty for the package itself."""
+    parts = path.relative_to(SOURCE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def modules_imported(path: Path, tree: ast.AST) -> Iterator[str]:
+    """Dotted names below `qlora_core`, of modules where a name is one."""
+    package = path.relative_to(SOURCE).parts[:-1]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = [*package[: len(package) - (node.level - 1)], *(node.module or "").split(".")]
+            base = [part for part in base if part]
+            for alias in node.names:
+                inner = ".".join([*base, alias.name])
+                is_module = (SOURCE / Path(*inner.split("."))).with_suffix(".py").is_file()
+                yield inner if is_module or not base else ".".join(base)
+
+
+def at_once(tree: ast.Module) -> ast.Module:
+    """What of a module runs when it is imported: no functions, nothing that is only for type checkers."""
+    body = [node for node in tree.body if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test))]
+    return ast.Module([node for node in body if not isinstance(node, ast.FunctionDef)], [])
+
+
+def test_every_module_has_its_place():
+    assert {name_of(path).partition(".")[0] for path in FILES} - {""} == set(ORDER)
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_imports_go_down(path):
+    """Those inside functions too."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    own = name_of(path).partition(".")[0]
+    above = ORDER[ORDER.index(own) + 1 :] if own else ()
+    assert [name for name in modules_imported(path, tree) if name.partition(".")[0] in above] == []
+
+
+def test_no_file_imports_itself_by_way_of_others():
+    imports = {
+        name_of(path): set(modules_imported(path, ast.parse(path.read_text(encoding="utf-8")))) for path in FILES
+    }
+    free: set[str] = set()
+    while ready := {name for name, others in imports.items() if name not in free and others & imports.keys() <= free}:
+        free |= ready
+    assert sorted(imports.keys() - free) == []
+
+
+def test_importing_what_needs_no_mlx_brings_neither_it_nor_transformers(python):
     """In a fresh interpreter, one module after the other: here, other tests have imported both."""
+    names = [name_of(path) for path in FILES]
+    light = [name for name in names if name.partition(".")[0] not in (*WITH_MLX, "__main__") and not needs_mlx(name)]
     script = (
         "import importlib, sys\n"
-        f"for module in {WITHOUT_MLX}:\n"
-        "    importlib.import_module(f'qlora_core.{module}')\n"
+        f"for module in {light}:\n"
+        "    importlib.import_module(f'qlora_core.{module}'.rstrip('.'))\n"
         f"    print(module, *(name for name in {HEAVY} if name in sys.modules))\n"
     )
-    assert python("-c", script).stdout.splitlines() == WITHOUT_MLX
+    assert [line.rstrip() for line in python("-c", script).stdout.splitlines()] == light
+
+
+def needs_mlx(name: str) -> bool:
+    """Contestants of the benchmark and programs of exports run in processes of their own."""
+    return name.startswith("export.templates") or name in ("bench.mlxlm", "bench.torchpeft", "bench.__main__")
 
 
 def test_training_brings_nothing_that_it_does_not_use(python):
     script = (
-        "import sys, qlora_core.trainer, mlx_lm.generate\n"
+        "import sys, qlora_core.training.loop, mlx_lm.generate\n"
         "print(*sorted({'transformers', 'huggingface_hub', 'rich'} & set(sys.modules)))"
     )
     assert python("-c", script).stdout.split() == []
@@ -41,41 +96,10 @@ def test_training_brings_nothing_that_it_does_not_use(python):
 def test_what_stands_in_for_a_library_is_replaced_when_it_is_used(python):
     """mlx-lm is whole to whoever asks more of it than training does."""
     script = (
-        "import qlora_core.kernels, mlx_lm.tuner\n"
+        "import qlora_core.engine.kernels, mlx_lm.tuner\n"
         "from mlx_lm.generate import PreTrainedTokenizer\n"
         "print(mlx_lm.tuner.TrainingArgs().batch_size, isinstance(1, PreTrainedTokenizer))\n"
         "from mlx_lm.tuner.trainer import TrainingArgs\n"
         "print(type(mlx_lm.tuner.TrainingArgs()) is TrainingArgs)\n"
     )
     assert python("-c", script).stdout.splitlines() == ["4 False", "True"]
-
-
-def source_files(module: str) -> list[Path]:
-    """The file of a module, or those of a package."""
-    single = SOURCE / f"{module}.py"
-    return [single] if single.is_file() else sorted((SOURCE / module).rglob("*.py"))
-
-
-def imported(path: Path) -> set[str]:
-    """Modules next to `errors` that a file imports when it is imported, not inside functions."""
-    up = len(path.relative_to(SOURCE).parts)
-    names = set()
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.ImportFrom) and node.level == up:
-            names |= {node.module} if node.module else {alias.name for alias in node.names}
-    return names
-
-
-def test_every_module_belongs_to_one_half():
-    """A module that is in neither list of the design would be in no test."""
-    with_mlx = {"device", "elementwise", "attention", "sharing", "kernels", "loss", "model", "passes", "checkpoint",
-                "session", "generate", "evaluate", "trainer", "smollm2", "doctor", "doctor_kernels", "doctor_training",
-                "weights", "fuse", "trunk", "hidden_states", "sums", "share_workers"}  # fmt: skip
-    found = {path.stem for path in SOURCE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
-    assert found - {"__init__", "__main__"} == with_mlx | set(WITHOUT_MLX)
-
-
-def test_imports_of_the_first_half_stay_in_it():
-    for module in WITHOUT_MLX:
-        for path in source_files(module):
-            assert imported(path) <= set(WITHOUT_MLX), path

@@ -9,19 +9,19 @@ import processes
 import psutil
 import pytest
 
-from qlora_core import jobs
 from qlora_core.errors import BusyError
-from qlora_core.runs import Run
+from qlora_core.jobs import launch
+from qlora_core.runs.run import Run
 
 
 def wait_until(run: Run, condition) -> None:
     """Wait for a condition on the run, and tell the worker's log if it never comes."""
-    processes.wait_until(condition, lambda: f"{run.state}, {run.status()}\n{jobs.last_words(run)}")
+    processes.wait_until(condition, lambda: f"{run.state}, {run.status()}\n{launch.last_words(run)}")
 
 
 def ends(run: Run, state: str) -> None:
     wait_until(run, lambda: not run.alive)
-    assert run.state == state, jobs.last_words(run, lines=40)
+    assert run.state == state, launch.last_words(run, lines=40)
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def started(plan):
 
     def start(**settings) -> Run:
         tracker, planned = plan(**{"run": "club", "max_answer_tokens": 1, **settings})
-        children[jobs.start(tracker, planned)] = planned.run
+        children[launch.start(tracker, planned)] = planned.run
         return planned.run
 
     yield start
@@ -76,26 +76,26 @@ def test_an_error_for_people_leaves_the_run_failed_with_its_words(started, plan)
     started()
     ends(run, "failed")
     assert run.status()["message"].startswith("/nowhere/tiny-llama: the run's base model is not there any more")
-    assert jobs.last_words(run) == f"error: {run.status()['message']}"
+    assert launch.last_words(run) == f"error: {run.status()['message']}"
 
 
 def test_a_worker_that_dies_before_its_first_word_has_crashed(started, monkeypatch, tmp_path):
     broken = tmp_path / "broken-python"
     broken.write_text("#!/bin/sh\necho no such library\nexit 127\n", encoding="ascii")
     broken.chmod(0o700)
-    monkeypatch.setattr(jobs.sys, "executable", str(broken))
+    monkeypatch.setattr(launch.sys, "executable", str(broken))
     run = started()
     ends(run, "crashed")
-    assert jobs.last_words(run) == "no such library"
+    assert launch.last_words(run) == "no such library"
 
 
 STARTER = """
 import sys
-from qlora_core import cli, jobs
+from qlora_core.jobs import launch, planning
 from qlora_core.config import from_flat
 import json
-tracker, plan = cli.plan_training(from_flat(json.loads(sys.argv[1])), say=lambda _: None)
-print(jobs.start(tracker, plan))
+tracker, plan = planning.plan_training(from_flat(json.loads(sys.argv[1])), say=lambda _: None)
+print(launch.start(tracker, plan))
 """
 
 
@@ -113,6 +113,6 @@ def test_the_worker_outlives_whoever_started_it(tiny_model, tiny_rows, tmp_path)
 
 def test_the_last_words_are_the_end_of_the_log(tmp_path):
     run = Run(tmp_path)
-    assert jobs.last_words(run) == ""
+    assert launch.last_words(run) == ""
     (tmp_path / "worker.log").write_bytes(b"".join(b"line %d\n" % i for i in range(30)) + b"\xff")
-    assert jobs.last_words(run, lines=3) == "line 28\nline 29\n\ufffd"
+    assert launch.last_words(run, lines=3) == "line 28\nline 29\n\ufffd"

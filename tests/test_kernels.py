@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from harness import CLOSE, FAST, compare, difference, load, normal, random_rows
 
-from qlora_core.batching import make_batch
-from qlora_core.device import Kernels, mx, nn, tree_flatten
-from qlora_core.kernels import (
+from qlora_core.engine.device import Kernels, mx, nn, tree_flatten
+from qlora_core.engine.kernels import (
     ADAPTERS,
     DequantisingEmbedding,
     DequantisingLinear,
@@ -19,7 +18,8 @@ from qlora_core.kernels import (
     quantised_products_are_right,
     use_linear_kernels,
 )
-from qlora_core.model import batch_loss, load_base
+from qlora_core.engine.model import batch_loss, load_base
+from qlora_core.tokens.batching import make_batch
 
 # Linear layers ----------------------------------------------------------------------------------------------------
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from harness import compare, difference, normal
 
-from qlora_core import loss
-from qlora_core.device import mx, nn
-from qlora_core.loss import cross_entropy, head_loss
+from qlora_core.engine import loss
+from qlora_core.engine.device import mx, nn
+from qlora_core.engine.loss import cross_entropy, head_loss
 
 ROWS, WIDTH, VOCABULARY = 10, 16, 50
 HIDDEN, MATRIX = normal(ROWS, WIDTH), normal(VOCABULARY, WIDTH)

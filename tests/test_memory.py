@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from qlora_core import memory
-from qlora_core.memory import GB, MB, MemoryMonitor, available_bytes, total_bytes
+from qlora_core.machine import memory
+from qlora_core.machine.memory import GB, MB, MemoryMonitor, available_bytes, total_bytes
 
 
 @pytest.fixture

@@ -15,10 +15,11 @@ import pytest
 from conftest import ROOT
 from harness import create_run, events, train, write_pair
 
-from qlora_core import device, jobs
-from qlora_core.batching import Rounding
-from qlora_core.device import Kernels
-from qlora_core.runs import Run
+from qlora_core.engine import device
+from qlora_core.engine.device import Kernels
+from qlora_core.jobs import launch
+from qlora_core.runs.run import Run
+from qlora_core.tokens.batching import Rounding
 
 ON_AN_M1 = Kernels("metal", "float16", "quantised", rounding=Rounding(32, 32, (128, 256), 1.05), compiled=True)
 SETTINGS = {"batch_size": 4, "max_steps": 4, "epochs": 2, "warmup_steps": 1, "learning_rate": 1e-2, "eval_every": 2,
@@ -143,9 +144,9 @@ def test_the_pages_worker_trains_there(plan: Callable, model: Path, as_an_m1: di
         monkeypatch.setenv(name, as_an_m1[name])
     tracker, planned = plan(model=str(model), run="page", **{**SETTINGS, "samples": 0})
     run = planned.run
-    jobs.start(tracker, planned)
-    processes.wait_until(lambda: not run.alive, lambda: jobs.last_words(run))
-    assert run.state == "completed", jobs.last_words(run)
+    launch.start(tracker, planned)
+    processes.wait_until(lambda: not run.alive, lambda: launch.last_words(run))
+    assert run.state == "completed", launch.last_words(run)
     (started,) = events(run, "start")
     assert (started["device"], started["kernels"]["dtype"]) == ("Metal (Apple M1)", "float16")
     assert started["kernels"] == json.loads(json.dumps(dataclasses.asdict(ON_AN_M1)))

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from qlora_core.metrics import RECENT, GrowingTable, MetricsReader
-from qlora_core.runs import Run, TrainingTracker
+from qlora_core.runs.metrics import RECENT, GrowingTable, MetricsReader
+from qlora_core.runs.plan import TrainingTracker
+from qlora_core.runs.run import Run
 
 
 @pytest.fixture

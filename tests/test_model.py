@@ -18,12 +18,10 @@ from harness import (
 )
 from tiny import FAMILIES, write_model
 
-from qlora_core.attention import BinnedRows, PackedRows, SlicedRows
-from qlora_core.batching import AS_IT_IS, Rounding, make_batch
 from qlora_core.config import LoraConfig
-from qlora_core.device import Kernels, mx, nn, tree_flatten
-from qlora_core.errors import ModelError
-from qlora_core.model import (
+from qlora_core.engine.attention import BinnedRows, PackedRows, SlicedRows
+from qlora_core.engine.device import Kernels, mx, nn, tree_flatten
+from qlora_core.engine.model import (
     adapter_parameters,
     base_only,
     batch_loss,
@@ -32,8 +30,10 @@ from qlora_core.model import (
     save_adapters,
     use_grad_checkpoint,
 )
-from qlora_core.tokens import TokenRow
-from qlora_core.weights import loaded_directory
+from qlora_core.engine.weights import loaded_directory
+from qlora_core.errors import ModelError
+from qlora_core.tokens.batching import AS_IT_IS, Rounding, make_batch
+from qlora_core.tokens.rows import TokenRow
 
 VOCABULARY = 320
 LORA = LoraConfig(rank=4, alpha=8.0)

@@ -16,7 +16,9 @@ from tiny import write_model
 from qlora_core import page
 from qlora_core.config import RunConfig, from_flat, settings, to_flat
 from qlora_core.errors import BusyError, ConfigError, DataError
-from qlora_core.runs import Run, RunLock, RunWriter, TrainingTracker
+from qlora_core.runs.plan import TrainingTracker
+from qlora_core.runs.run import Run
+from qlora_core.runs.writer import RunLock, RunWriter
 
 NOTEBOOK = ROOT / "apps" / "train.py"
 VIEWERS = {"progress", "charts", "log", "generation_test", "performance_metrics", "saved_model", "integration_guide",
@@ -190,7 +192,7 @@ def test_script_quantises_a_mistral_of_the_hubs_kind_and_leaves_its_result(pytho
     assert "batch_size    4: 4 rows of full length at once are what fits" in done.stdout
     result = tmp_path / "checkpoints_qlora" / "m" / "export" / "adapter"
     assert "### Pergunta:" in (result / "chat_template.jinja").read_text(encoding="utf-8")
-    asked = python("-m", "qlora_core.cli", "generate", "m", "--prompt", "1?", "--max-tokens", "6", "--json")
+    asked = python("-m", "qlora_core", "generate", "m", "--prompt", "1?", "--max-tokens", "6", "--json")
     alone = python(result / "inference.py", "1?", "--max-tokens", "6")
     assert json.loads(alone.stdout) == json.loads(asked.stdout)
     assert json.loads(alone.stdout)["status"] == "ok"
@@ -376,5 +378,5 @@ def test_start_says_busy_in_words(monkeypatch):
     def busy(*_):
         raise BusyError("one: is being trained by another process.")
 
-    monkeypatch.setattr(page.training.jobs, "start", busy)
+    monkeypatch.setattr(page.training.launch, "start", busy)
     assert "is being trained by another process" in page.training.start(None, None).text

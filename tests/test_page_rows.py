@@ -12,9 +12,10 @@ from qlora_core.config import DataConfig, RunConfig, from_flat
 from qlora_core.data import Findings
 from qlora_core.page import doubts, row_browser, rows
 from qlora_core.page.problems import Problem
-from qlora_core.token_report import describe
-from qlora_core.token_view import Piece
-from qlora_core.tokens import ChatTokenizer, make_dataset
+from qlora_core.tokens.dataset import make_dataset
+from qlora_core.tokens.pieces import Piece
+from qlora_core.tokens.report import describe
+from qlora_core.tokens.tokenizer import ChatTokenizer
 
 MARKUP = '<b id="owned">bold</b> <script>x</script>'
 

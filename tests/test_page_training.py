@@ -5,15 +5,18 @@ import signal
 
 import pytest
 
-from qlora_core import jobs, page, texts
+from qlora_core import page, translations
 from qlora_core.activity import Activity
-from qlora_core.device_lock import DeviceLock
-from qlora_core.endings import reason
 from qlora_core.errors import BusyError
+from qlora_core.jobs import launch
+from qlora_core.jobs.device_lock import DeviceLock
+from qlora_core.machine.crash_reasons import reason
 from qlora_core.page import training
 from qlora_core.page.problems import Problem
 from qlora_core.page.watching import RunWatcher, Snapshot
-from qlora_core.runs import Run, RunLock, RunWriter, TrainingTracker
+from qlora_core.runs.plan import TrainingTracker
+from qlora_core.runs.run import Run
+from qlora_core.runs.writer import RunLock, RunWriter
 
 NOTHING = Problem("no plan")
 MARKUP = '<img src=x onerror="alert(1)">'
@@ -142,7 +145,8 @@ def test_one_that_may_wait_can_be_started_beside_the_one_that_is_trained(plan, t
 
 
 def test_the_time_is_guessed_from_a_run_of_the_same_model(plan):
-    from qlora_core.tokens import ChatTokenizer, make_dataset
+    from qlora_core.tokens.dataset import make_dataset
+    from qlora_core.tokens.tokenizer import ChatTokenizer
 
     home, planned = plan(run="club")
     rows = make_dataset(planned.data.train, ChatTokenizer(planned.model.path, "auto"), 512)
@@ -169,7 +173,7 @@ def test_what_takes_long_is_said_while_it_lasts(tracker, make, monkeypatch):
         writer.working(Activity("evaluation", 80, 12))
         watcher = RunWatcher(tracker)
         assert "Answering the test questions … 12 / 80" in training.run_panel(watcher.look(NOTHING)).text
-        monkeypatch.setattr(texts, "find_language", lambda: "pt")
+        monkeypatch.setattr(translations, "find_language", lambda: "pt")
         assert "A responder às perguntas do teste … 12 / 80" in training.run_panel(watcher.look(NOTHING)).text
         writer.status["work"] = {"stage": "of a later version", "done": 0, "total": 0}
         writer.set_status("running")
@@ -222,7 +226,7 @@ def test_two_runs_do_not_train_at_once(plan):
     home, planned = plan(run="club")
     other = home.create(plan(run="other")[1])
     with home.record(other), DeviceLock(other.path), pytest.raises(BusyError, match="other is being trained already"):
-        jobs.start(home, planned)
+        launch.start(home, planned)
     assert not planned.run.path.exists()
 
 
@@ -286,14 +290,14 @@ def test_why_a_trainer_is_gone(status, log, wanted):
 
 def test_how_a_crashed_process_ended_is_noted_once(tracker, make):
     run = make("run", state="running")
-    assert jobs.exit_status(run) is None
+    assert launch.exit_status(run) is None
     said = run.status().get("time")
-    (run.path / jobs.EXIT_FILE).write_text(json.dumps({"status": -9, "after": said}), encoding="utf-8")
+    (run.path / launch.EXIT_FILE).write_text(json.dumps({"status": -9, "after": said}), encoding="utf-8")
     seen = RunWatcher(tracker).look(NOTHING, "run")
     assert (seen.state, seen.exit_status) == ("crashed", -9)
     assert "memory ran out" in training.run_panel(seen).text
-    (run.path / jobs.EXIT_FILE).write_text(json.dumps({"status": -9, "after": 1}), encoding="utf-8")  # of one before
-    assert jobs.exit_status(run) is None
+    (run.path / launch.EXIT_FILE).write_text(json.dumps({"status": -9, "after": 1}), encoding="utf-8")  # of one before
+    assert launch.exit_status(run) is None
 
 
 def test_what_a_run_says_stays_text(tracker, make):

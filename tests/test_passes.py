@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from harness import CLOSE, adapters_of, difference, load, random_rows, set_adapters
 
-from qlora_core import passes as passes_module
-from qlora_core.batching import Batch, Rounding, make_batch
 from qlora_core.config import LoraConfig
-from qlora_core.device import Kernels, mx, nn, tree_flatten
-from qlora_core.hidden_states import Maker
-from qlora_core.model import AdapterVector, Form, choose_layout, form_loss, use_grad_checkpoint
-from qlora_core.passes import Passes
-from qlora_core.trunk import Trunk
+from qlora_core.engine import compiled_loss as passes_module
+from qlora_core.engine.compiled_loss import Passes
+from qlora_core.engine.device import Kernels, mx, nn, tree_flatten
+from qlora_core.engine.frozen_layers import Trunk
+from qlora_core.engine.model import AdapterVector, Form, choose_layout, form_loss, use_grad_checkpoint
+from qlora_core.tokens.batching import Batch, Rounding, make_batch
+from qlora_core.training.hidden_state_cache import Maker
 
 ROUNDING = Rounding(32, 32, (40,))
 FIRST, SECOND, OTHER = (

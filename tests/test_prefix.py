@@ -29,16 +29,17 @@ from hypothesis import strategies as st
 from test_families import LAYOUTS
 from tiny import write_model
 
-from qlora_core import device, trainer
-from qlora_core import prefix as prefix_module
-from qlora_core.attention import BinnedRows, Positions, SlicedRows
-from qlora_core.batching import AS_IT_IS, SHARED, Batch, Rounding, make_batch
 from qlora_core.config import LoraConfig
-from qlora_core.device import Kernels, mx
-from qlora_core.model import batch_loss, can_share_prefix, choose_layout, use_grad_checkpoint
-from qlora_core.prefix import NO_PREFIX, SHORTEST, begins_with, common_prefix
-from qlora_core.runs import Run
-from qlora_core.tokens import TokenRow
+from qlora_core.engine import device
+from qlora_core.engine.attention import BinnedRows, Positions, SlicedRows
+from qlora_core.engine.device import Kernels, mx
+from qlora_core.engine.model import batch_loss, can_share_prefix, choose_layout, use_grad_checkpoint
+from qlora_core.runs.run import Run
+from qlora_core.tokens import shared_prefix as prefix_module
+from qlora_core.tokens.batching import AS_IT_IS, SHARED, Batch, Rounding, make_batch
+from qlora_core.tokens.rows import TokenRow
+from qlora_core.tokens.shared_prefix import NO_PREFIX, SHORTEST, begins_with, common_prefix
+from qlora_core.training import steps
 
 LORA = LoraConfig(rank=4)
 VOCABULARY = 320
@@ -288,9 +289,7 @@ def create(tmp_path: Path, tiny_model: Path) -> Create:
 def laid(monkeypatch: pytest.MonkeyPatch) -> list[Batch]:
     """Every batch that the trainer lays."""
     batches: list[Batch] = []
-    monkeypatch.setattr(
-        trainer, "make_batch", lambda rows, **how: batches.append(make_batch(rows, **how)) or batches[-1]
-    )
+    monkeypatch.setattr(steps, "make_batch", lambda rows, **how: batches.append(make_batch(rows, **how)) or batches[-1])
     return batches
 
 
@@ -345,7 +344,7 @@ def test_no_round_has_more_tokens_than_the_longest_micro_batch(
 ) -> None:
     """Those that fit, counted with the beginning in every share; so more rows go together."""
     rounds: list[int] = []
-    real = trainer._on_streams
+    real = steps._on_streams
 
     def counting(session: Any, shares: Any, compute: Any) -> Any:
         laid.clear()
@@ -360,7 +359,7 @@ def test_no_round_has_more_tokens_than_the_longest_micro_batch(
         train(create(str(prefix), batch_size=2, grad_accumulation_steps=3))
         return len(rounds)
 
-    monkeypatch.setattr(trainer, "_on_streams", counting)
+    monkeypatch.setattr(steps, "_on_streams", counting)
     assert 0 < counted(True) < counted(False)
 
 

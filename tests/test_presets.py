@@ -8,15 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qlora_core import bases, cli, fit
-from qlora_core.bases import ModelSpec, about_parameters, describe
+from qlora_core import cli
 from qlora_core.config import BaseConfig, from_flat
 from qlora_core.errors import ConfigError
-from qlora_core.fit import LARGE_MODEL, estimate_memory
-from qlora_core.memory import GB
-from qlora_core.presets import PRESETS, Choice, Preset, preset_choices
-from qlora_core.runs import resolve_config
-from qlora_core.tokens import TokenRow
+from qlora_core.machine.memory import GB
+from qlora_core.models import base_models
+from qlora_core.models.base_models import ModelSpec, about_parameters, describe
+from qlora_core.runs import memory_estimate
+from qlora_core.runs.memory_estimate import LARGE_MODEL, estimate_memory
+from qlora_core.runs.plan import resolve_config
+from qlora_core.runs.presets import PRESETS, Choice, Preset, preset_choices
+from qlora_core.tokens.rows import TokenRow
 
 MISTRAL_7B = {
     "model_type": "mistral", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
@@ -72,8 +74,8 @@ def chosen(preset: Preset, size: str) -> dict[str, Choice]:
 def predicted_peak(model: Path, name: str, monkeypatch: pytest.MonkeyPatch, **settings) -> int:
     """Of rows that are all as long as they may be, every token trained; of a processor that computes most at once."""
     on_gpu = name != "cpu"
-    monkeypatch.setattr(fit, "cores", lambda: 8)
-    monkeypatch.setattr(bases, "has_gpu", lambda: on_gpu)
+    monkeypatch.setattr(memory_estimate, "cores", lambda: 8)
+    monkeypatch.setattr(base_models, "has_gpu", lambda: on_gpu)
     config = from_flat({"model": str(model), **settings})
     spec: ModelSpec = describe(model, config.base)
     longest = TokenRow(np.zeros(config.data.max_seq_length, np.int32), np.ones(config.data.max_seq_length, bool))
@@ -135,13 +137,13 @@ def test_what_is_given_goes_before_a_preset(shapes) -> None:
 @pytest.mark.parametrize(("name", "memory"), [("m1-16gb", 16 * 2**30), ("m1-8gb", 8 * 2**30)])
 def test_on_a_mac_it_fits_into_what_its_gpu_should_have(shapes, monkeypatch, name: str, memory: int) -> None:
     """Two thirds of the memory are recommended as the most, and MLX lets go of what it keeps a little before."""
-    from qlora_core.device import WORKING_SET
+    from qlora_core.engine.device import WORKING_SET
 
     most = WORKING_SET * memory * 2 / 3
-    assert PRESETS[name].budget_gb * GB + fit.RESERVE_BYTES <= most * 1.02
+    assert PRESETS[name].budget_gb * GB + memory_estimate.RESERVE_BYTES <= most * 1.02
     for size in ("large", "small"):
         settings = {setting: choice.value for setting, choice in chosen(PRESETS[name], size).items()}
-        assert predicted_peak(shapes[size], name, monkeypatch, **settings) + fit.RESERVE_BYTES <= most
+        assert predicted_peak(shapes[size], name, monkeypatch, **settings) + memory_estimate.RESERVE_BYTES <= most
 
 
 def test_a_16_gb_mac_leaves_half_of_it_to_other_programs(shapes, monkeypatch) -> None:
@@ -160,7 +162,7 @@ def test_an_unknown_preset_is_refused(tiny_model, capsys) -> None:
 
 def test_training_tells_what_a_preset_chose_and_why(python, tiny_model, tiny_rows) -> None:
     given = ["--model", tiny_model, "--data", tiny_rows, "--max-steps", 1, "--max-answer-tokens", 1, "--batch-size", 4]
-    done = python("-m", "qlora_core.cli", "train", "--preset", "cpu", *given)
+    done = python("-m", "qlora_core", "train", "--preset", "cpu", *given)
     assert done.returncode == 0, done.stderr
     shown = done.stdout.partition("── Preset cpu")[2].partition("── Data")[0]
     assert "quantize      4: a quarter of the base's size in half precision" in shown

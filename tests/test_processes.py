@@ -13,7 +13,7 @@ import psutil
 import pytest
 from conftest import CACHE, ROOT
 
-from qlora_core.device_lock import DeviceLock, lock_file
+from qlora_core.jobs.device_lock import DeviceLock, lock_file
 
 LONG = [sys.executable, "-c", "import time; time.sleep(600)"]
 
@@ -52,10 +52,10 @@ def test_a_suite_whose_signals_are_ignored_starts_processes_that_hear_them(tmp_p
 LEAVES = """
 import pathlib
 from harness import write_pair
-from qlora_core import jobs
+from qlora_core.jobs import launch
 def test_it(plan, tmp_path):
     tracker, planned = plan(run="club", epochs=10000, samples=0, max_answer_tokens=1)
-    pathlib.Path({told!r}).write_text(str(jobs.start(tracker, planned)))
+    pathlib.Path({told!r}).write_text(str(launch.start(tracker, planned)))
     {then}
 """
 
@@ -71,7 +71,7 @@ def test_no_trainer_outlives_its_test_nor_pytest(tmp_path, killed):
             child.kill()
         printed, _ = processes.communicate(child)
     assert killed or "left running, and ended now" in printed
-    assert killed or "qlora_core.worker" in printed
+    assert killed or "qlora_core.jobs.worker" in printed
     trainer = int(told.read_text(encoding="ascii"))
     processes.wait_until(lambda: not living(trainer))
 

@@ -10,7 +10,7 @@ import pytest
 from qlora_core.config import settings
 from qlora_core.data.shapes import shape
 from qlora_core.data.sources import DOCUMENTS, PACKED, TABLES
-from qlora_core.presets import PRESETS
+from qlora_core.runs.presets import PRESETS
 
 ROOT = Path(__file__).parent.parent
 README, PORTUGUESE = ROOT / "README.md", ROOT / "README.pt.md"

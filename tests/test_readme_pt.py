@@ -10,11 +10,12 @@ from itertools import pairwise
 import pytest
 from test_readme import PORTUGUESE, README, ROOT, parts
 
-from qlora_core.cli import build_parser, main, training_parser
+from qlora_core.cli import build_parser, main
 from qlora_core.config import settings
 from qlora_core.data.shapes import shape
 from qlora_core.data.sources import DOCUMENTS, PACKED, TABLES
-from qlora_core.presets import PRESETS
+from qlora_core.jobs.planning import training_parser
+from qlora_core.runs.presets import PRESETS
 
 ENGLISH_TEXT, TEXT = (path.read_text(encoding="utf-8") for path in (README, PORTUGUESE))
 OF_OTHERS = {"--no-group", "--extra", "--tokens", "--browser", "--check", "--strict", "--adapter-path"} | {

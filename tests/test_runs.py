@@ -12,10 +12,14 @@ import sys
 import pytest
 from tiny import CHATML, write_model, write_rows
 
-from qlora_core import locks, runs
 from qlora_core.config import RunConfig, to_flat
 from qlora_core.errors import BusyError, ConfigError, RunError
-from qlora_core.runs import Run, RunLock, RunWriter, TrainingTracker, iterate_states, resolve_config
+from qlora_core.files import locks
+from qlora_core.runs import plan as plans
+from qlora_core.runs import writer as writers
+from qlora_core.runs.plan import TrainingTracker, resolve_config
+from qlora_core.runs.run import Run, iterate_states
+from qlora_core.runs.writer import RunLock, RunWriter
 
 ENDED = ("paused", "stopped", "completed", "failed")
 
@@ -68,7 +72,7 @@ def test_a_created_run_is_whole(plan, tmp_path):
 def test_a_run_whose_creation_broke_off_does_not_exist_and_is_made_again(plan, monkeypatch):
     tracker, planned = plan()
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "write_json", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        patch.setattr(plans, "write_json", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
         with pytest.raises(OSError, match="No space left"):
             tracker.create(planned)
     assert not planned.run.exists
@@ -278,7 +282,8 @@ def test_a_reader_that_looks_does_not_keep_a_trainer_out(run, monkeypatch):
 TRAINER = """
 import sys, time
 from pathlib import Path
-from qlora_core.runs import Run, TrainingTracker
+from qlora_core.runs.plan import TrainingTracker
+from qlora_core.runs.run import Run
 with TrainingTracker("runs").record(Run(Path(sys.argv[1]))) as writer:
     writer.set_status("running", step=3, total_steps=9)
     print("ready", flush=True)
@@ -367,7 +372,7 @@ def test_status_fields_stay_until_they_are_given_again(run):
 
 def test_a_beat_writes_once_a_second_but_forgets_nothing(run, monkeypatch):
     clock = [100.0]
-    monkeypatch.setattr(runs.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(writers.time, "monotonic", lambda: clock[0])
     with open_run(run) as writer:
         writer.set_status("running", step=0)
         writer.beat(step=1, epoch=1)

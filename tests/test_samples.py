@@ -7,10 +7,10 @@ from harness import at_step, checkpoint, create_run, events, train, trained_stat
 from tiny import TAUGHT, write_taught
 
 from qlora_core.config import PaceConfig
-from qlora_core.evaluate import forget_samples, sample_prompts
-from qlora_core.generate import answer
-from qlora_core.runs import Run
-from qlora_core.session import load_for_answers
+from qlora_core.engine.generate import answer
+from qlora_core.runs.run import Run
+from qlora_core.training.evaluate import forget_samples, sample_prompts
+from qlora_core.training.session import load_for_answers
 
 SETTINGS = {"epochs": 4, "eval_every": 2, "save_every": 2, "dropout": 0.2, "max_answer_tokens": 8, "batch_size": 2}
 
@@ -91,7 +91,7 @@ def test_one_that_fails_is_a_warning(tmp_path: Path, tiny_model: Path, monkeypat
     def fail(*_, **__):
         raise ValueError("no such thing")
 
-    monkeypatch.setattr("qlora_core.trainer.answer_samples", fail)
+    monkeypatch.setattr("qlora_core.training.loop.answer_samples", fail)
     run = make(tmp_path, tiny_model, "fails", max_steps=2)
     assert train(run).state == "completed"
     assert [event["message"] for event in events(run, "warning")] == [

@@ -10,19 +10,20 @@ import psutil
 import pytest
 from harness import FAST, Killed, assert_same_training, at_step, create_run, events, kill, train, write_pair
 
-from qlora_core import fit, share_workers, trainer
-from qlora_core.memory import GB
-from qlora_core.runs import Run
-from qlora_core.share_workers import ShareWorkers, how_many
+from qlora_core.machine.memory import GB
+from qlora_core.runs import memory_estimate
+from qlora_core.runs.run import Run
+from qlora_core.training import loop, share_workers
+from qlora_core.training.share_workers import ShareWorkers, how_many
 
-ESTIMATE = fit.MemoryEstimate(weights=GB, dense=0, adapters=0, activations=GB, attention=0, logits=0)
+ESTIMATE = memory_estimate.MemoryEstimate(weights=GB, dense=0, adapters=0, activations=GB, attention=0, logits=0)
 
 
 @pytest.fixture
 def workers(monkeypatch: pytest.MonkeyPatch) -> list[ShareWorkers]:
     """Have every run start a worker, and wait until it has loaded; those that were started."""
     started = []
-    start = trainer.start_workers
+    start = loop.start_workers
 
     def started_and_ready(session, writer) -> None:
         session.kernels = dataclasses.replace(session.kernels, streams=2)
@@ -31,7 +32,7 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> list[ShareWorkers]:
         started.append(session.workers)
 
     monkeypatch.setattr(share_workers, "WORTHWHILE", 0)
-    monkeypatch.setattr(trainer, "start_workers", started_and_ready)
+    monkeypatch.setattr(loop, "start_workers", started_and_ready)
     return started
 
 
@@ -42,7 +43,7 @@ def processes_of(workers: ShareWorkers) -> list[psutil.Process]:
 @pytest.fixture
 def make(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run]:
     """A run, with two streams on any machine."""
-    monkeypatch.setattr(fit, "cores", lambda: 2)
+    monkeypatch.setattr(memory_estimate, "cores", lambda: 2)
 
     def made(name: str, **settings: object) -> Run:
         rows = write_pair(tmp_path / "rows", 20, 5)
@@ -54,7 +55,7 @@ def make(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C
 def alone(run: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Train a run on the streams of this process."""
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "start_workers", lambda session, writer: None)
+        patch.setattr(loop, "start_workers", lambda session, writer: None)
         train(run)
     return run
 

@@ -25,15 +25,15 @@ from harness import (
 )
 from mlx_lm.tuner.lora import LoRALinear
 
-from qlora_core import model as model_module
-from qlora_core import sharing
-from qlora_core.batching import make_batch
 from qlora_core.config import LoraConfig
-from qlora_core.device import Kernels, mx, nn
-from qlora_core.elementwise import Swiglu
-from qlora_core.kernels import LoraAdapter, use_linear_kernels
-from qlora_core.model import batch_loss, choose_layout, use_grad_checkpoint
-from qlora_core.sharing import Cheap, Deferred, Norm, Plain, Same, made, multiply_together, watch_sharing
+from qlora_core.engine import fused_linear
+from qlora_core.engine import model as model_module
+from qlora_core.engine.device import Kernels, mx, nn
+from qlora_core.engine.elementwise import Swiglu
+from qlora_core.engine.fused_linear import Cheap, Deferred, Norm, Plain, Same, made, multiply_together, watch_sharing
+from qlora_core.engine.kernels import LoraAdapter, use_linear_kernels
+from qlora_core.engine.model import batch_loss, choose_layout, use_grad_checkpoint
+from qlora_core.tokens.batching import make_batch
 
 # Layers -----------------------------------------------------------------------------------------------------------
 
@@ -162,7 +162,7 @@ class Counted(Same):
         self.calls += 1
         return super().__call__(x)
 
-    def again(self, x: mx.array) -> tuple[mx.array, sharing.Pull]:
+    def again(self, x: mx.array) -> tuple[mx.array, fused_linear.Pull]:
         self.repeats += 1
         return super().again(x)
 
@@ -245,7 +245,7 @@ def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         found.append(len(layers))
         return multiply_together(x, layers)
 
-    monkeypatch.setattr(sharing, "multiply_together", counted)
+    monkeypatch.setattr(fused_linear, "multiply_together", counted)
     return found
 
 

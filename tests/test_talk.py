@@ -13,10 +13,10 @@ from harness import create_run
 from processes import end_of, wait_until
 from tiny import TAUGHT
 
-from qlora_core.generate import answer
-from qlora_core.runs import Run
-from qlora_core.session import load_for_answers
-from qlora_core.talk import Talk, Talker, words_for
+from qlora_core.engine.generate import answer
+from qlora_core.jobs.chat_client import Talk, Talker, words_for
+from qlora_core.runs.run import Run
+from qlora_core.training.session import load_for_answers
 
 GREEDY = {"max_tokens": 12}
 
@@ -57,7 +57,7 @@ def process_id(talker: Talker) -> int:
 
 def speak(run: Run, *lines: dict, silence: float = 60) -> tuple[int, list[dict]]:
     """Say lines to a process and close its input once all questions are answered; its status and what it said."""
-    command = [sys.executable, "-m", "qlora_core.talker", str(run.path), "--silence", str(silence)]
+    command = [sys.executable, "-m", "qlora_core.jobs.chat_worker", str(run.path), "--silence", str(silence)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     process.stdin.write("".join(json.dumps(line) + "\n" for line in lines))
     process.stdin.flush()
@@ -109,7 +109,7 @@ def test_a_question_that_fails_leaves_the_next_one(trained: Run) -> None:
 
 
 def test_it_ends_after_silence(trained: Run) -> None:
-    command = [sys.executable, "-m", "qlora_core.talker", str(trained.path), "--silence", "1"]
+    command = [sys.executable, "-m", "qlora_core.jobs.chat_worker", str(trained.path), "--silence", "1"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
     assert end_of(process) == 0  # its input is still open
     process.stdin.close()

@@ -14,15 +14,16 @@ from babel.messages.catalog import Catalog
 from babel.messages.pofile import read_po, write_po
 from conftest import ROOT
 
-from qlora_core import console, texts
+from qlora_core import translations as texts
 from qlora_core.activity import STAGES
-from qlora_core.compare import MEASURES, OTHER_DATA, OTHER_QUESTIONS, OTHER_TOKENS
 from qlora_core.config import settings
 from qlora_core.page.forms import words
 from qlora_core.page.language import choose
-from qlora_core.presets import PRESETS
-from qlora_core.runs import State
-from qlora_core.spent import PARTS
+from qlora_core.reports import console
+from qlora_core.reports.comparison import MEASURES, OTHER_DATA, OTHER_QUESTIONS, OTHER_TOKENS
+from qlora_core.runs.presets import PRESETS
+from qlora_core.runs.schema import State
+from qlora_core.runs.time_spent import PARTS
 
 SAID = {"say": 0, "page.section": 0, "page.title": 0, "page.remark": 0, "page.forms.form_layout": 1}
 """Functions whose arguments are said, from which one on; of `say` that one alone."""
@@ -34,7 +35,7 @@ def arguments() -> Iterator[tuple[str, ast.expr]]:
     """What is said: file and line, the argument."""
     for path in SOURCES:
         source = path.read_text(encoding="utf-8")
-        if not re.search(r"texts import .*\bsay\b|import .*\bpage\b", source):
+        if not re.search(r"translations import .*\bsay\b|import .*\bpage\b", source):
             continue  # a function of that name is another one
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.Call) and (first := SAID.get(name := ast.unparse(node.func))) is not None:

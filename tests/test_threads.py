@@ -7,7 +7,7 @@ import pytest
 
 from qlora_core.config import DataConfig
 from qlora_core.data import preparation, prepare
-from qlora_core.tokens import ChatTokenizer
+from qlora_core.tokens.tokenizer import ChatTokenizer
 
 
 def message(name: str, parent: str | None, text: str, role: str = "", **beside) -> dict:

@@ -8,9 +8,11 @@ import shutil
 import numpy as np
 import pytest
 
-from qlora_core import token_report
-from qlora_core.token_report import describe, typicality
-from qlora_core.tokens import ChatTokenizer, TokenDataset, TokenRow, TokenRows, make_dataset
+from qlora_core.tokens import report as token_report
+from qlora_core.tokens.dataset import TokenDataset, make_dataset
+from qlora_core.tokens.report import describe, typicality
+from qlora_core.tokens.rows import TokenRow, TokenRows
+from qlora_core.tokens.tokenizer import ChatTokenizer
 
 NOTHING = TokenDataset(())
 

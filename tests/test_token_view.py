@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import write_model
 
-from qlora_core.bases import find_tokenizer
 from qlora_core.config import BaseConfig
 from qlora_core.errors import DataError
-from qlora_core.token_view import Piece, pieces
-from qlora_core.tokens import ChatTokenizer, make_dataset
+from qlora_core.models.base_models import find_tokenizer
+from qlora_core.tokens.dataset import make_dataset
+from qlora_core.tokens.pieces import Piece, pieces
+from qlora_core.tokens.tokenizer import ChatTokenizer
 
 LONG = 10_000
 

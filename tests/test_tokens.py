@@ -17,19 +17,16 @@ import psutil
 import pytest
 from tiny import CHATML
 
-from qlora_core import chat_template, token_rows, tokens
-from qlora_core.batching import make_batch
-from qlora_core.chat_template import PATTERNS, from_pattern
 from qlora_core.errors import ConfigError, DataError, ModelError
-from qlora_core.tokens import (
-    WORD_JOINER,
-    ChatTokenizer,
-    TokenDataset,
-    TokenRow,
-    TokenRows,
-    make_dataset,
-    tokens_wanted,
-)
+from qlora_core.tokens import chat_template
+from qlora_core.tokens import dataset as datasets
+from qlora_core.tokens import rows as token_rows
+from qlora_core.tokens import tokenizer as tokens
+from qlora_core.tokens.batching import make_batch
+from qlora_core.tokens.chat_template import PATTERNS, from_pattern
+from qlora_core.tokens.dataset import TokenDataset, make_dataset, tokens_wanted
+from qlora_core.tokens.rows import TokenRow, TokenRows
+from qlora_core.tokens.tokenizer import WORD_JOINER, ChatTokenizer
 
 END, START, STOP = 256, 257, 258  # <|endoftext|>, <|im_start|>, <|im_end|>
 
@@ -612,9 +609,9 @@ class Lines(list):
 
 @pytest.fixture
 def two_processes(monkeypatch):
-    monkeypatch.setattr(tokens, "PARALLEL_ROWS", 100)
-    monkeypatch.setattr(tokens, "CHUNK_ROWS", 30)
-    monkeypatch.setattr(tokens, "processes", lambda: 2)
+    monkeypatch.setattr(datasets, "PARALLEL_ROWS", 100)
+    monkeypatch.setattr(datasets, "CHUNK_ROWS", 30)
+    monkeypatch.setattr(datasets, "processes", lambda: 2)
 
 
 @pytest.mark.parametrize("template", [CHATML, GEMMA, REASONING])
@@ -642,7 +639,7 @@ def test_processes_make_the_same_dataset(variant, two_processes, monkeypatch, ca
     shared = make_dataset(rows, tokenizer, 128, progress=told.append)
     assert told == [*range(30, 331, 30), 350]
     assert workers() == []
-    monkeypatch.setattr(tokens, "PARALLEL_ROWS", 1000)
+    monkeypatch.setattr(datasets, "PARALLEL_ROWS", 1000)
     alone = make_dataset(rows, tokenizer, 128, progress=told.append)
     assert told[-1] == 350
     assert shared == alone
@@ -688,7 +685,8 @@ def test_a_tokeniser_that_went_away_is_told_by_its_own_error(variant, two_proces
 
 def test_few_rows_start_no_process(python, tiny_model):
     script = (
-        "import sys; from qlora_core.tokens import ChatTokenizer, make_dataset\n"
+        "import sys; from qlora_core.tokens.dataset import make_dataset; "
+        "from qlora_core.tokens.tokenizer import ChatTokenizer\n"
         f"rows = [{{'text': 'a'}}] * 19_999; make_dataset(rows, ChatTokenizer({str(tiny_model)!r}), 16)\n"
         "print('loky' in sys.modules)"
     )
@@ -698,10 +696,11 @@ def test_few_rows_start_no_process(python, tiny_model):
 ENDLESS = """
 import sys
 from pathlib import Path
-from qlora_core import tokens
-tokens.PARALLEL_ROWS, tokens.processes = 1, lambda: 2
+from qlora_core.tokens import dataset
+from qlora_core.tokens.tokenizer import ChatTokenizer
+dataset.PARALLEL_ROWS, dataset.processes = 1, lambda: 2
 rows = [{"text": "a" * 200, "source": ""}] * 2_000_000
-tokens.make_dataset(rows, tokens.ChatTokenizer(Path(sys.argv[1])), 512, progress=lambda n: print(n, flush=True))
+dataset.make_dataset(rows, ChatTokenizer(Path(sys.argv[1])), 512, progress=lambda n: print(n, flush=True))
 """
 
 
@@ -713,7 +712,7 @@ def test_its_processes_end_with_it(tiny_model, how):
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as run:
-        assert int(run.stdout.readline()) == tokens.CHUNK_ROWS
+        assert int(run.stdout.readline()) == datasets.CHUNK_ROWS
         if how == "interrupted":
             os.killpg(run.pid, signal.SIGINT)
         else:

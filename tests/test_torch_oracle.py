@@ -17,12 +17,12 @@ import pytest
 from harness import Killed, adapters_of, at_step, create_run, kill, mx, train, write_pair
 from tiny import write_model
 
-from qlora_core import trainer
 from qlora_core.bench.prepare import dequantise
-from qlora_core.headers import weight_files
-from qlora_core.model import read_tensors
-from qlora_core.runs import Run
-from qlora_core.weights import loaded_directory
+from qlora_core.engine.model import read_tensors
+from qlora_core.engine.weights import loaded_directory
+from qlora_core.files.safetensors_headers import weight_files
+from qlora_core.runs.run import Run
+from qlora_core.training import steps
 
 ROOT = Path(__file__).parent.parent
 ORACLE = Path(__file__).parent / "torch_oracle.py"
@@ -46,10 +46,10 @@ def peft(request: pytest.FixtureRequest) -> str:
     return request.config.getoption("--peft") or pytest.skip("on demand: --peft PYTHON")
 
 
-def train_and_note(run: Run, directory: Path, at: list[int], monkeypatch: pytest.MonkeyPatch) -> list[trainer.Step]:
+def train_and_note(run: Run, directory: Path, at: list[int], monkeypatch: pytest.MonkeyPatch) -> list[steps.Step]:
     """Train to the last of these steps; what each step saw, its adapters at these, and the job for the oracle."""
     directory.mkdir()
-    found, rows, train_step = [], [], trainer.train_step
+    found, rows, train_step = [], [], steps.train_step
     settings: dict[str, Any] = {}
 
     def noting(session, group):
@@ -62,7 +62,7 @@ def train_and_note(run: Run, directory: Path, at: list[int], monkeypatch: pytest
         found.append(train_step(session, group))
         return found[-1]
 
-    monkeypatch.setattr(trainer, "train_step", noting)
+    monkeypatch.setattr(steps, "train_step", noting)
     with pytest.raises(Killed):
         train(run, at_step(max(at), kill))
     job = {**settings, "base": str(dense_base(run, directory / "base")), "at": at, "steps": rows, "train": FIRST}
@@ -84,13 +84,13 @@ def dense_base(run: Run, directory: Path) -> Path:
     return directory
 
 
-def compare_with_oracle(peft: str, name: str, directory: Path, ours: list[trainer.Step]) -> None:
+def compare_with_oracle(peft: str, name: str, directory: Path, ours: list[steps.Step]) -> None:
     """Losses and norms within what is promised; prints how near they are."""
     ended = subprocess.run([peft, ORACLE, directory], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     found = json.loads((directory / "found.json").read_text(encoding="utf-8"))
 
-    def gaps(step: trainer.Step, loss: float, norm: float) -> tuple[float, float]:
+    def gaps(step: steps.Step, loss: float, norm: float) -> tuple[float, float]:
         return step.loss / step.targets - loss, step.norm / norm - 1
 
     at = {int(number): gaps(ours[int(number) - 1], *theirs) for number, theirs in found["at"].items()}

@@ -31,12 +31,15 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from tiny import write_model, write_rows
 
-from qlora_core import device, trainer
+from qlora_core.engine import device
+from qlora_core.engine.model import load_adapters
 from qlora_core.errors import MemoryShortError, RunError, TrainingError
-from qlora_core.memory import MemoryMonitor, MemorySample
-from qlora_core.model import load_adapters
-from qlora_core.runs import Run
-from qlora_core.tokens import ChatTokenizer, TokenRow, make_dataset
+from qlora_core.machine.memory import MemoryMonitor, MemorySample
+from qlora_core.runs.run import Run
+from qlora_core.tokens.dataset import make_dataset
+from qlora_core.tokens.rows import TokenRow
+from qlora_core.tokens.tokenizer import ChatTokenizer
+from qlora_core.training import loop, steps
 
 pytestmark = pytest.mark.usefixtures("float32_on_a_cpu")  # losses are compared with those of plain float32
 STEPS = 6  # of a run on 12 rows with the harness's settings: 2 epochs of 3
@@ -134,7 +137,7 @@ def test_what_a_core_computes_at_once_changes_rounding_alone(
 ) -> None:
     """Training and validation of a micro-batch, whole and in parts."""
     settings = {"rows": write_pair(tmp_path / "unequal", train=12), "batch_size": 6, "max_steps": 2, "save_every": 1}
-    real, counted = trainer._on_streams, []
+    real, counted = steps._on_streams, []
 
     def counting(session: Any, shares: Any, compute: Any) -> Any:
         counted.append(sum(map(len, shares)))
@@ -147,7 +150,7 @@ def test_what_a_core_computes_at_once_changes_rounding_alone(
         train(run)
         return max(counted), events(run, "eval", "val_loss"), flat(checkpoint(run, 1) / "optimizer.safetensors")
 
-    monkeypatch.setattr(trainer, "_on_streams", counting)
+    monkeypatch.setattr(steps, "_on_streams", counting)
     (few, losses, moments), (all_rows, wanted, whole) = trained("parts", 16), trained("whole", 10**6)
     assert few < all_rows == 6
     assert difference(moments, whole) < 1e-6
@@ -162,13 +165,13 @@ def test_short_rows_of_several_micro_batches_are_computed_together(
     sources = write_pair(tmp_path / "data", train=11)
     add_rows(sources / "train.jsonl", "long", answer="ab" * 60)
     settings = {"rows": sources, "batch_size": 1, "grad_accumulation_steps": 4, "epochs": 1}
-    real, counted = trainer._micro_batch, []
+    real, counted = steps._micro_batch, []
 
     def counting(session: Any, shares: Any) -> Any:
         counted.append([len(row) for share in shares for row in share])
         return real(session, shares)
 
-    monkeypatch.setattr(trainer, "_micro_batch", counting)
+    monkeypatch.setattr(steps, "_micro_batch", counting)
     run = create(**settings)
     train(run)
     longest = max(map(max, counted))
@@ -606,7 +609,7 @@ def test_best_is_the_lowest_validation(create: Create) -> None:
 
 def test_a_validation_that_is_not_finite_is_never_the_best(create: Create, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([math.nan, 2.0, math.inf])
-    monkeypatch.setattr(trainer, "validate_model", lambda session: next(losses))
+    monkeypatch.setattr(loop, "validate_model", lambda session: next(losses))
     run = create(epochs=3)
     train(run)
     assert events(run, "eval", "val_loss") == [None, 2.0, None]
@@ -675,7 +678,9 @@ class Shortage(MemoryMonitor):
 
 def test_a_run_that_does_not_fit_is_refused_before_anything_is_loaded(create: Create, monkeypatch) -> None:
     run = create()
-    monkeypatch.setattr("qlora_core.session.load_base", lambda *_: pytest.fail("the weights were loaded"))
+    monkeypatch.setattr(
+        "qlora_core.training.adapted_model.load_base", lambda *_: pytest.fail("the weights were loaded")
+    )
     with pytest.raises(MemoryShortError, match="not enough memory"):
         train(run, monitor=Shortage())
     assert run.state == "failed"

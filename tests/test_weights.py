@@ -15,12 +15,13 @@ from harness import PLAIN
 from safetensors.numpy import save_file
 from tiny import write_model
 
-from qlora_core import storage, weights
-from qlora_core.bases import ModelSpec, describe
 from qlora_core.config import BaseConfig
-from qlora_core.device import mx, nn, tree_flatten
+from qlora_core.engine import weights
+from qlora_core.engine.device import mx, nn, tree_flatten
+from qlora_core.engine.weights import load_weights, loaded_directory
 from qlora_core.errors import ModelError
-from qlora_core.weights import load_weights, loaded_directory
+from qlora_core.files import storage
+from qlora_core.models.base_models import ModelSpec, describe
 
 IDS = mx.array([[5, 70, 9, 300, 41, 7]])
 
@@ -170,7 +171,8 @@ def test_what_one_that_was_killed_left_is_cleared_away(tiny_model, cache) -> Non
 
 def test_two_at_once_quantise_once(tiny_model) -> None:
     script = (
-        "import sys\nfrom pathlib import Path\nfrom qlora_core import weights\nfrom qlora_core.bases import describe\n"
+        "import sys\nfrom pathlib import Path\nfrom qlora_core.engine import weights\n"
+        "from qlora_core.models.base_models import describe\n"
         "from qlora_core.config import BaseConfig\n"
         "made = weights._quantised\n"
         "weights._quantised = lambda *given: print('quantised') or made(*given)\n"
@@ -189,8 +191,9 @@ def test_no_more_than_one_matrix_is_there_at_full_size(tmp_path) -> None:
     full = sum(file.stat().st_size for file in path.glob("*.safetensors"))
     matrix = 8192 * 512 * 4
     script = (
-        "import sys\nfrom pathlib import Path\nfrom qlora_core import weights\nfrom qlora_core.bases import describe\n"
-        "from qlora_core.config import BaseConfig\nfrom qlora_core.device import mx\n"
+        "import sys\nfrom pathlib import Path\nfrom qlora_core.engine import weights\n"
+        "from qlora_core.models.base_models import describe\n"
+        "from qlora_core.config import BaseConfig\nfrom qlora_core.engine.device import mx\n"
         "weights.BLOCK = 500_000\n"
         "weights.load_weights(describe(Path(sys.argv[1]), BaseConfig(model=sys.argv[1])), 'float32', print)\n"
         "print(mx.get_peak_memory())\n"
@@ -270,7 +273,7 @@ def test_a_damaged_memory_of_hashes_is_forgotten(tmp_path, monkeypatch, counted,
 
 
 def test_kernels_compute_on_what_was_kept(tiny_model) -> None:
-    from qlora_core.model import load_base
+    from qlora_core.engine.model import load_base
 
     spec = described(tiny_model)
     assert mx.array_equal(load_base(spec, PLAIN)(IDS), load_base(spec, PLAIN)(IDS))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qlora_core import device
+from qlora_core.engine import device
 
 ROOT = Path(__file__).parent.parent
 NO_PACKAGE = ("mlx", "ModuleNotFoundError", "No module named 'mlx'")

@@ -1,3 +1,3 @@
-"""Fine-tune language models with QLoRA on MLX. See README.md; `cli` is the command line, `trainer` the loop."""
+"""Fine-tune language models with QLoRA on MLX. `docs/architecture.md` is the map of the packages."""
 
 __version__ = "0.1.0"

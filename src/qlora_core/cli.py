@@ -17,126 +17,25 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from . import console, jobs
-from .activity import watching
 from .bench import Options
 from .bench import add_arguments as add_bench_arguments
 from .config import RunConfig, add_arguments, from_flat, given_settings, settings
-from .endings import device_failure
 from .errors import QLoraError
-from .export import TARGETS, keep_result
-from .memory import MemoryMonitor
-from .presets import PRESETS
-from .runs import Run, TrainingPlan, TrainingTracker, iterate_states, resolve_config
+from .export.export import TARGETS
+from .files.storage import keep_private
+from .jobs.exit_status import DONE, ERROR, INTERRUPTED, complain, guarded
+from .jobs.planning import (
+    add_training_arguments,
+    plan_training,
+    print_json,
+    train_planned,
+)
+from .page.server import add_page_arguments, add_server_arguments
+from .reports import console
+from .runs.plan import TrainingTracker, resolve_config
+from .runs.run import iterate_states
 from .sampling import Sampling
-from .serve import add_page_arguments, add_server_arguments
-from .storage import keep_private
-from .supervisor import restarts, supervise
-from .worker import DONE, ERROR, INTERRUPTED, PAUSED, exit_status, train_here
-
-
-def training_parser(prog: str = "train.py") -> argparse.ArgumentParser:
-    """The parser of `qlora train` and of `python apps/train.py`: one flag a setting."""
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        allow_abbrev=False,  # --lang is a flag of the page, --language a setting
-        description="Train adapters for a language model, or go on with a run. Each run is one directory.",
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object at the end, and nothing else")
-    _add_training(parser)
-    return parser
-
-
-def _add_training(parser: argparse.ArgumentParser) -> None:
-    machines = "; ".join(f"{name}: {preset.machine}" for name, preset in PRESETS.items())
-    help = f"settings that fit a machine, for Mistral-7B and smaller models ({machines}); others given here go before"
-    parser.add_argument("--preset", choices=PRESETS, default="", help=help)
-    add_arguments(parser)
-
-
-def train_planned(
-    tracker: TrainingTracker, plan: TrainingPlan, *, monitor: MemoryMonitor | None = None, as_json: bool = False
-) -> int:
-    """Train a planned run, showing its progress; a complete one is only shown.
-
-    In this process, or where it is to go on by itself (`restarts`) in one that this one looks after.
-
-    Args:
-        tracker: of the directory of all runs.
-        plan: what to train.
-        monitor: looks at the memory; a new one by default.
-        as_json: show the progress on standard error, and the result as one JSON object on standard output.
-
-    Returns:
-        The exit status.
-    """
-    reporter = console.TrainingReporter(sys.stderr if as_json else sys.stdout)
-    status = _train_planned(tracker, plan, reporter, monitor or MemoryMonitor())
-    if as_json:
-        _print_json(run_as_json(plan.run))
-    return status
-
-
-def _train_planned(
-    tracker: TrainingTracker, plan: TrainingPlan, reporter: console.TrainingReporter, monitor: MemoryMonitor
-) -> int:
-    if plan.done:
-        reporter.say(f"✓ Run {plan.run.name} is complete; nothing to train. More: --epochs, or --fresh for a new run.")
-        reporter.say(console.final_summary(plan.run))
-        return DONE
-    run = plan.run
-    with jobs.beginning(tracker, plan) as (writer, device):  # before anything is written: somebody may be training
-        if restarts(plan.config):
-            status = supervise(writer, reporter, device)  # the child says what is wrong, and keeps the result
-        else:
-            try:
-                outcome = train_here(writer, reporter, device=device, monitor=monitor)
-            except KeyboardInterrupt:  # while it waited for the device, or before there was a trainer
-                reporter.say(f"\nInterrupted before it began. {console.resume_line(run)}")
-                return INTERRUPTED
-            status = exit_status(outcome)
-            if outcome.state != "paused":
-                with watching(writer.working):
-                    problem = keep_result(run)
-                reporter.say(f"  ! {problem}") if problem else None
-    if run.state == "paused" and status != ERROR:
-        step, total, why = run.status().get("step"), plan.total_steps, run.status().get("message")
-        how = (
-            f"{why[0].upper()}{why[1:].rstrip('.')}."
-            if why
-            else f"Paused at step {step} of {total}; everything is saved."
-        )
-        reporter.say(f"\n{how} {console.resume_line(run)}")
-    elif status in (DONE, PAUSED):
-        reporter.say(console.final_summary(run))
-    return status
-
-
-def plan_training(
-    config: RunConfig, say: Callable[[str], None], *, preset: str = ""
-) -> tuple[TrainingTracker, TrainingPlan]:
-    """From settings to a plan, in the notebook's order, telling each section as it goes, and what a preset chose."""
-    from . import bases, data, token_report, tokens
-
-    say(console.table(console.machine()))
-    if preset:
-        say(console.block(f"Preset {preset}", console.preset_reasons(preset, config)))
-    tokenizer = tokens.open_tokenizer(config.base)
-    prepared = data.prepare(config.data, tokenizer)
-    say(console.block("Data", console.data_counts(prepared.report)))
-    model = bases.find_base(config.base)  # after the data: what is wrong there must be known before 14 GB are fetched
-    say(console.block("Model", console.model_information(model, config)))
-    train_dataset = tokens.make_dataset(prepared.train, tokenizer, config.data.max_seq_length)
-    val_dataset = tokens.make_dataset(prepared.validation, tokenizer, config.data.max_seq_length)
-    described = token_report.describe(train_dataset, val_dataset, tokenizer, config.data.max_seq_length)
-    say(console.block("Datasets", console.token_counts(described)))
-    tracker = TrainingTracker(config.place.runs_dir)
-    plan = tracker.plan(config, model, tokenizer, prepared, train_dataset, val_dataset)
-    say(console.block("Training", console.training_plan(plan)))
-    return tracker, plan
-
 
 # Commands -------------------------------------------------------------------------------------------------------
 
@@ -151,17 +50,19 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _data(arguments: argparse.Namespace) -> int:
-    from . import data, tokens
-    from .token_report import describe, left_out, none_trained
+    from . import data
+    from .tokens.dataset import make_dataset
+    from .tokens.report import describe, left_out, none_trained
+    from .tokens.tokenizer import open_tokenizer
 
     given = {name: value for name, value in given_settings(arguments).items() if name != "data"}
     config = from_flat({**given, "data": arguments.sources})
-    tokenizer = tokens.open_tokenizer(config.base)
+    tokenizer = open_tokenizer(config.base)
     prepared = data.prepare(config.data, tokenizer, output=arguments.out)
     described, left, useless = None, 0, ""
     if not arguments.no_tokens:
         length = config.data.max_seq_length
-        datasets = [tokens.make_dataset(rows, tokenizer, length) for rows in (prepared.train, prepared.validation)]
+        datasets = [make_dataset(rows, tokenizer, length) for rows in (prepared.train, prepared.validation)]
         described = describe(*datasets, tokenizer, length)
         prepared.report.tokens = described.as_dict()
         left, useless = left_out(datasets[0], len(prepared.train)), none_trained(datasets[0])
@@ -176,7 +77,7 @@ def _data(arguments: argparse.Namespace) -> int:
     lost = prepared.report.lost_share > data.MOST_LOST
     status = ERROR if lost or useless else DONE
     if arguments.json:
-        _print_json({**prepared.report.as_dict(), "out": str(arguments.out)})
+        print_json({**prepared.report.as_dict(), "out": str(arguments.out)})
         return status
     print(console.block("Data", console.data_counts(prepared.report)))
     if described:
@@ -197,16 +98,16 @@ def _data(arguments: argparse.Namespace) -> int:
 def _runs(arguments: argparse.Namespace) -> int:
     rows = list(iterate_states(TrainingTracker(arguments.runs_dir).runs()))
     if arguments.json:
-        _print_json({"runs": rows})
+        print_json({"runs": rows})
     else:
         print(console.runs_table(rows) if rows else "No runs yet.\nNext\n  uv run qlora train")
     return DONE
 
 
 def _generate(arguments: argparse.Namespace) -> int:
-    from .evaluate import shared_system
-    from .generate import answer, stream
-    from .session import load_for_answers
+    from .engine.generate import answer, stream
+    from .training.evaluate import shared_system
+    from .training.session import load_for_answers
 
     run = TrainingTracker(arguments.runs_dir).find(arguments.run_name)
     prompts = arguments.prompt or _read_lines(arguments.prompts)
@@ -227,7 +128,7 @@ def _generate(arguments: argparse.Namespace) -> int:
     answers = answer(model, tokenizer, conversations, **sampling)
     pairs = [{"prompt": prompt, "response": text} for prompt, text in zip(prompts, answers, strict=True)]
     if arguments.json:
-        _print_json({**(pairs[0] if len(pairs) == 1 else {"answers": pairs}), "status": "ok"})
+        print_json({**(pairs[0] if len(pairs) == 1 else {"answers": pairs}), "status": "ok"})
     else:
         print("\n\n".join(f"? {pair['prompt']}\n{pair['response']}" for pair in pairs))
     return DONE
@@ -243,8 +144,8 @@ def _read_lines(path: Path) -> list[str]:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from .evaluate import evaluate_run
-    from .session import load_for_answers
+    from .training.evaluate import evaluate_run
+    from .training.session import load_for_answers
 
     run = TrainingTracker(arguments.runs_dir).find(arguments.run_name)
     adapters = run.adapters.name
@@ -252,7 +153,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     tokens = run.config().pace.max_answer_tokens
     result = evaluate_run(run, model, tokenizer, adapters=adapters, max_tokens=tokens)
     if arguments.json:
-        _print_json(result)
+        print_json(result)
     else:
         print(console.answers_side_by_side(result))
         print(console.recall_lines(result))
@@ -261,25 +162,25 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from .compare import compare
+    from .reports.comparison import compare
 
     tracker = TrainingTracker(arguments.runs_dir)
     comparison = compare([tracker.find(name) for name in arguments.run_names])
     if arguments.json:
-        _print_json(comparison.as_dict())
+        print_json(comparison.as_dict())
     else:
         print("\n".join(comparison.lines()))
     return DONE
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from .export import export_run
+    from .export.export import export_run
 
     run = TrainingTracker(arguments.runs_dir).find(arguments.run_name)
     out = arguments.out or run.path / "export" / arguments.to
     made = export_run(run, out, to=arguments.to, force=arguments.force, dequantize=arguments.dequantize)
     if arguments.json:
-        _print_json(made)
+        print_json(made)
     else:
         print(console.block("Export", console.export_rows(made)))
         print(f"Next\n  read {made['path']}/summary.md")
@@ -287,15 +188,15 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _models(arguments: argparse.Namespace) -> int:
-    from .bases import repository_of
-    from .hub import fetch, known_models
+    from .models.base_models import repository_of
+    from .models.hub import fetch, known_models
 
     if arguments.fetch:
         repository = repository_of(arguments.fetch)
         path = fetch(repository) if repository else Path(arguments.fetch)
-        _print_json({"model": arguments.fetch, "path": str(path)}) if arguments.json else print(f"✓ {path}")
+        print_json({"model": arguments.fetch, "path": str(path)}) if arguments.json else print(f"✓ {path}")
     elif arguments.json:
-        _print_json({"models": known_models()})
+        print_json({"models": known_models()})
     else:
         print(console.models_table(known_models()))
     return DONE
@@ -304,11 +205,11 @@ def _models(arguments: argparse.Namespace) -> int:
 def _doctor(arguments: argparse.Namespace) -> int:
     if arguments.train:
         return _doctor_of_training(arguments)
-    from .doctor import diagnose
+    from .doctor.machine import diagnose
 
     facts = diagnose(Path(arguments.runs_dir), ask_hub=arguments.hub)
     if arguments.json:
-        _print_json(facts)
+        print_json(facts)
     else:
         print(console.table(console.diagnosis(facts)))
         print("".join(f"· {warning}\n" for warning in facts["warnings"]), end="")
@@ -321,12 +222,12 @@ def _doctor_of_training(arguments: argparse.Namespace) -> int:
     stream = sys.stderr if arguments.json else sys.stdout
     shown = console.OneLine(stream)
     shown.trying("loading MLX")
-    from .checks import Checks
-    from .doctor_training import examine
+    from .doctor.checks import Checks
+    from .doctor.training import examine
 
     checks = examine(Checks(shown.tell, shown.trying), Path(arguments.runs_dir), ask_hub=arguments.hub)
     if arguments.json:
-        _print_json(checks.as_dict())
+        print_json(checks.as_dict())
     else:
         print(f"\n{checks.verdict()}")
         print("Show it to whom you like: it names no user and no machine, and your home directory is ~ in it.")
@@ -345,45 +246,33 @@ def _bench(arguments: argparse.Namespace) -> int:
     results["command"] = machine.without_paths(shlex.join(["qlora", *arguments.argv]))
     kept = report.keep(results, arguments.out, Path.cwd())
     if arguments.json:
-        _print_json(results)
+        print_json(results)
     else:
         print(f"\n{report.text(results)}\n")
         print(f"✓ All numbers: {kept}" if kept else "Next\n  keep the numbers with --out FILE")
     for problem in results["failed"]:
-        _complain(f"error: {problem}")
+        complain(f"error: {problem}")
     if results["interrupted"]:
-        _complain("interrupted; what was measured by then is above")
+        complain("interrupted; what was measured by then is above")
         return INTERRUPTED
     return ERROR if results["failed"] else DONE
 
 
 def _app(arguments: argparse.Namespace) -> int:
-    from . import serve
+    from .page import server
 
-    listening, token = serve.listen(arguments.host, arguments.port), secrets.token_urlsafe(24)
-    address = serve.address_of(listening)
+    listening, token = server.listen(arguments.host, arguments.port), secrets.token_urlsafe(24)
+    address = server.address_of(listening)
     url = f"{address}/?access_token={token}"
     if arguments.json:
         print(json.dumps({"url": url, "pid": os.getpid()}), flush=True)
     else:
-        print(console.page_opened(url, arguments.host, shared=not serve.is_loopback(arguments.host)), flush=True)
-    with contextlib.nullcontext() if arguments.no_browser else serve.opened_in_browser(url):
-        serve.serve(listening, arguments.host, token, serve.notebook_flags(arguments.argv[1:]))
+        print(console.page_opened(url, arguments.host, shared=not server.is_loopback(arguments.host)), flush=True)
+    with contextlib.nullcontext() if arguments.no_browser else server.opened_in_browser(url):
+        server.serve(listening, arguments.host, token, server.notebook_flags(arguments.argv[1:]))
     print("\nThe page is closed. What is being trained goes on: `qlora runs` lists it.", file=sys.stderr, flush=True)
     os._exit(DONE)  # kernels of open pages are threads that would keep the process
     return DONE
-
-
-def run_as_json(run: Run) -> dict[str, Any]:
-    """A run's state and results as one object."""
-    evaluation = run.evaluation()
-    return {
-        "run": run.name,
-        "path": str(run.path),
-        "state": run.state,
-        "summary": run.summary(),
-        "recall": evaluation["recall"] if evaluation else None,
-    }
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -397,7 +286,7 @@ def build_parser() -> argparse.ArgumentParser:
         made.add_argument("--json", action="store_true", help="print one JSON object on standard output")
         return made
 
-    _add_training(command("train", _train, "train, or go on with a run"))
+    add_training_arguments(command("train", _train, "train, or go on with a run"))
     data = command("data", _data, "read, mend, join and split your text; a report")
     data.add_argument("sources", nargs="+", metavar="SOURCE")
     data.add_argument("--out", type=Path, default=Path("data"), help="directory to write (default: data)")
@@ -434,7 +323,7 @@ def build_parser() -> argparse.ArgumentParser:
     app = command("app", _app, "open the page, for this machine only, with a token")
     add_server_arguments(app)
     add_page_arguments(app)
-    _add_training(app)
+    add_training_arguments(app)
     return parser
 
 
@@ -478,50 +367,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     shown = arguments.command == "train" and not arguments.json
     with console.waiting(sys.stdout if shown else sys.stderr):  # what others print is a result
         return guarded(lambda: arguments.call(arguments))
-
-
-def guarded(call: Callable[[], int]) -> int:
-    """Run `call`; an error meant for the user becomes one line and status 1."""
-    try:
-        return call()
-    except QLoraError as error:
-        _complain(f"error: {error}")
-        return ERROR
-    except KeyboardInterrupt:
-        _complain("interrupted")
-        return INTERRUPTED
-    except BrokenPipeError:  # the reader of our output went away (`qlora runs | head`)
-        console.silence(sys.stdout)
-        return ERROR
-    except OSError as error:  # a directory that may not be written, a full disk
-        _complain(f"error: {error}")
-        return ERROR
-    except RuntimeError as error:
-        if failure := device_failure(error):
-            _complain(f"error: {failure}")
-            return ERROR
-        raise
-
-
-def quiet_ctrl_c() -> None:
-    """From now on, Ctrl+C that nothing catches ends this process without a traceback; for scripts without a `main`."""
-    shown = sys.excepthook
-
-    def show(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
-        _complain("interrupted") if issubclass(kind, KeyboardInterrupt) else shown(kind, error, traceback)
-
-    sys.excepthook = show
-
-
-def _complain(text: str) -> None:
-    try:
-        print(text, file=sys.stderr, flush=True)
-    except OSError:  # the terminal was closed
-        console.silence(sys.stderr)
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    print(json.dumps(value, ensure_ascii=False, indent=2))
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ from axe_playwright_python.sync_playwright import Axe
 from browsing import Server, card, expect, opened, show_all
 from conftest import ROOT
 
-from qlora_core.runs import Run
-from qlora_core.texts import catalogue
+from qlora_core.runs.run import Run
+from qlora_core.translations import catalogue
 
 pytestmark = pytest.mark.browser
 

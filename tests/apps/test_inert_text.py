@@ -6,7 +6,8 @@ import shutil
 import pytest
 from browsing import MARKUP, Server, expect, fill, opened, press, show_all, write_rows
 
-from qlora_core.runs import Run, RunLock, RunWriter
+from qlora_core.runs.run import Run
+from qlora_core.runs.writer import RunLock, RunWriter
 
 pytestmark = pytest.mark.browser
 

@@ -8,7 +8,8 @@ import pytest
 from browsing import Server, button, expect, fill, opened, press, state, step_beyond, write_rows
 from processes import wait_until
 
-from qlora_core.runs import Run, TrainingTracker
+from qlora_core.runs.plan import TrainingTracker
+from qlora_core.runs.run import Run
 
 pytestmark = pytest.mark.browser
 

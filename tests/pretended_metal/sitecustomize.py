@@ -44,7 +44,7 @@ def say_so(bases: Any) -> None:
     bases.has_metal = lambda: True
 
 
-POSES: dict[str, Callable[[Any], None]] = {"mlx.core": pose, "qlora_core.bases": say_so}
+POSES: dict[str, Callable[[Any], None]] = {"mlx.core": pose, "qlora_core.models.base_models": say_so}
 
 
 class Posing(MetaPathFinder):

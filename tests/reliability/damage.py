@@ -193,13 +193,13 @@ def _damage_header(path: Path, content: bytes, rng: random.Random) -> str:
 
 
 def open_adapter(directory: Path, shared: dict[str, Any]) -> None:
-    from qlora_core.adapters import ADAPTER_FILE, adapter_settings, check_adapters
-    from qlora_core.bases import describe
     from qlora_core.config import BaseConfig, LoraConfig
-    from qlora_core.device import Kernels
+    from qlora_core.engine.device import Kernels
+    from qlora_core.engine.model import attach_adapters, load_adapters, load_base
     from qlora_core.errors import QLoraError
-    from qlora_core.model import attach_adapters, load_adapters, load_base
-    from qlora_core.peft import convert_adapters
+    from qlora_core.export.peft import convert_adapters
+    from qlora_core.models.adapter_files import ADAPTER_FILE, adapter_settings, check_adapters
+    from qlora_core.models.base_models import describe
 
     lora = LoraConfig(rank=4)
     if "model" not in shared:
@@ -219,13 +219,14 @@ def open_adapter(directory: Path, shared: dict[str, Any]) -> None:
 
 
 def open_model(directory: Path, shared: dict[str, Any]) -> None:
-    from qlora_core.bases import about_parameters, describe
-    from qlora_core.batching import make_batch
     from qlora_core.config import BaseConfig
-    from qlora_core.device import Kernels
+    from qlora_core.engine.device import Kernels
+    from qlora_core.engine.model import batch_loss, load_base
     from qlora_core.errors import QLoraError
-    from qlora_core.model import batch_loss, load_base
-    from qlora_core.tokens import ChatTokenizer, make_dataset
+    from qlora_core.models.base_models import about_parameters, describe
+    from qlora_core.tokens.batching import make_batch
+    from qlora_core.tokens.dataset import make_dataset
+    from qlora_core.tokens.tokenizer import ChatTokenizer
 
     config = BaseConfig(model=str(directory), quantize="none")
     rows = [{"messages": [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b."}]}, {"text": "ab"}]
@@ -252,12 +253,13 @@ def open_model(directory: Path, shared: dict[str, Any]) -> None:
 
 
 def open_run(directory: Path, shared: dict[str, Any]) -> None:
-    from qlora_core import console
-    from qlora_core.compare import compare
     from qlora_core.errors import QLoraError
-    from qlora_core.metrics import MetricsReader
     from qlora_core.page import results
-    from qlora_core.runs import Run, TrainingTracker, iterate_states, resolve_config
+    from qlora_core.reports import console
+    from qlora_core.reports.comparison import compare
+    from qlora_core.runs.metrics import MetricsReader
+    from qlora_core.runs.plan import TrainingTracker, resolve_config
+    from qlora_core.runs.run import Run, iterate_states
 
     run, tracker = Run(directory), TrainingTracker(directory.parent)
     reader = MetricsReader(run.metrics_file)
@@ -314,7 +316,7 @@ def main() -> None:
     if sys.platform != "darwin":  # a process there has hundreds of GB of addresses from the start
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     from qlora_core.errors import QLoraError
-    from qlora_core.runs import Run
+    from qlora_core.runs.run import Run
 
     shared: dict[str, Any] = {"base": good.parent / "base", "good": Run(good)}
     for number in range(first, last):

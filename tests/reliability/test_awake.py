@@ -11,7 +11,7 @@ import psutil
 import pytest
 from processes import wait_until
 
-from qlora_core import awake
+from qlora_core.machine import keep_awake as awake
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_macos_is_kept_awake_inside_the_block(program, monkeypatch):
 def test_a_killed_trainer_keeps_nothing_awake(program, tmp_path):
     told = program("systemd-inhibit", INHIBIT)
     script = (
-        "import sys, time; from qlora_core import awake\n"
+        "import sys, time; from qlora_core.machine import keep_awake as awake\n"
         "sys.platform = 'linux'\n"
         "with awake.kept_awake():\n    print('ready', flush=True); time.sleep(600)"
     )
@@ -98,11 +98,11 @@ def test_the_diagnosis_says_what_holds_it_off(program, on_linux):
 
 
 def test_a_training_asks_for_it_as_the_setting_says(program, plan, on_linux):
-    from qlora_core import jobs, worker
+    from qlora_core.jobs import launch, worker
 
     told = program("systemd-inhibit", INHIBIT)
     for wanted in (False, True):
         tracker, planned = plan(run=f"awake-{wanted}", keep_awake=wanted, max_steps=1, samples=0, max_answer_tokens=1)
-        with jobs.beginning(tracker, planned) as (writer, device):
+        with launch.beginning(tracker, planned) as (writer, device):
             assert worker.train_here(writer, lambda _: None, device=device).state == "completed"
         assert told.exists() is wanted

@@ -15,9 +15,10 @@ from harness import at_step, checkpoint, hashes, load, set_adapters, train
 from tiny import write_rows
 
 from qlora_core.config import LoraConfig, Setting, settings
+from qlora_core.engine.model import adapter_parameters, save_adapters
 from qlora_core.errors import QLoraError, RunError
-from qlora_core.model import adapter_parameters, save_adapters
-from qlora_core.runs import Run, TrainingPlan, TrainingTracker
+from qlora_core.runs.plan import TrainingPlan, TrainingTracker
+from qlora_core.runs.run import Run
 
 SETTINGS = {"run": "club", "samples": 0, "max_answer_tokens": 1, "learning_rate": 1e-2, "epochs": 1, "val_rows": 2}
 
@@ -27,8 +28,8 @@ Plan = Callable[..., tuple[TrainingTracker, TrainingPlan]]
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """A directory with a model, rows, adapters to start from and a run that was paused; to be copied."""
-    from qlora_core.cli import plan_training
-    from qlora_core.runs import resolve_config
+    from qlora_core.jobs.planning import plan_training
+    from qlora_core.runs.plan import resolve_config
 
     root = tmp_path_factory.mktemp("begun")
     shutil.copytree(tiny_model, root / "model")

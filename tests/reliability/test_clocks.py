@@ -17,16 +17,20 @@ import pytest
 from harness import assert_same_training, create_run, events, train, write_pair
 from processes import wait_until
 
-from qlora_core import jobs, runs, trainer
-from qlora_core.console import TrainingReporter
 from qlora_core.errors import BusyError
-from qlora_core.metrics import MetricsReader
-from qlora_core.pace import RECENT_STEPS, Pace, counted_seconds
+from qlora_core.files.storage import write_json
+from qlora_core.jobs import launch
 from qlora_core.page import training
 from qlora_core.page.problems import Problem
 from qlora_core.page.watching import RunWatcher, Snapshot
-from qlora_core.runs import Run, RunLock, TrainingTracker
-from qlora_core.storage import write_json
+from qlora_core.reports.console import TrainingReporter
+from qlora_core.runs import writer
+from qlora_core.runs.metrics import MetricsReader
+from qlora_core.runs.plan import TrainingTracker
+from qlora_core.runs.run import Run
+from qlora_core.runs.throughput import RECENT_STEPS, Pace, counted_seconds
+from qlora_core.runs.writer import RunLock
+from qlora_core.training import loop, saving, steps, watching
 
 HOUR = 3600.0
 
@@ -89,7 +93,7 @@ def run(tmp_path: Path, tiny_model: Path) -> Run:
 def asleep(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A trainer whose steps take 0.5 s by its clock, and an hour more whenever `during` says so."""
     state = SimpleNamespace(now=0.0, steps=set(), validating=False)
-    real_step, real_validation = trainer.train_step, trainer.validate_model
+    real_step, real_validation = steps.train_step, loop.validate_model
 
     def step(session: Any, group: Any) -> Any:
         state.now += 0.5 + HOUR * (session.progress.step + 1 in state.steps)
@@ -99,10 +103,11 @@ def asleep(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         state.now += 0.25 + HOUR * (state.validating and session.progress.step in state.steps)
         return real_validation(session)
 
-    monkeypatch.setattr(trainer, "train_step", step)
-    monkeypatch.setattr(trainer, "validate_model", validate)
+    monkeypatch.setattr(steps, "train_step", step)
+    monkeypatch.setattr(loop, "validate_model", validate)
     clock = SimpleNamespace(monotonic=lambda: state.now, perf_counter=lambda: state.now)
-    monkeypatch.setattr(trainer, "time", clock)
+    for module in (loop, saving, steps, watching):
+        monkeypatch.setattr(module, "time", clock)
     return state
 
 
@@ -152,7 +157,7 @@ def jumping(monkeypatch: pytest.MonkeyPatch) -> None:
     """The wall clock jumps by an hour, back and forth, whenever the run's writer looks at it."""
     offsets = itertools.cycle([0.0, HOUR, -HOUR, 0.0, -24 * HOUR])
     fake = SimpleNamespace(time=lambda: time.time() + next(offsets), monotonic=time.monotonic, sleep=time.sleep)
-    monkeypatch.setattr(runs, "time", fake)
+    monkeypatch.setattr(writer, "time", fake)
 
 
 def test_a_clock_that_is_set_changes_nothing(run: Run, jumping: None, tmp_path: Path, tiny_model: Path) -> None:
@@ -178,10 +183,10 @@ def test_how_a_worker_died_is_known_whatever_the_clock_says(tmp_path: Path, offs
     """The trainer's last word lies in the future, or long ago."""
     run = Run(tmp_path)
     write_json(run.path / "status.json", {"state": "running", "step": 3, "time": time.time() + offset})
-    jobs._wait(SimpleNamespace(wait=lambda: -9), run)
-    assert (run.state, jobs.exit_status(run)) == ("crashed", -9)
+    launch._wait(SimpleNamespace(wait=lambda: -9), run)
+    assert (run.state, launch.exit_status(run)) == ("crashed", -9)
     write_json(run.path / "status.json", {"state": "running", "step": 4, "time": time.time()})
-    assert jobs.exit_status(run) is None  # that was an earlier trainer
+    assert launch.exit_status(run) is None  # that was an earlier trainer
 
 
 # A process that is stopped ----------------------------------------------------------------------------------------

@@ -13,11 +13,11 @@ from harness import at_step, checkpoint, create_run, events, train, trained_stat
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from qlora_core.checkpoint import FILES, checkpoints, latest_checkpoint
 from qlora_core.errors import CheckpointError, ModelError, RunError
-from qlora_core.export import export_run
-from qlora_core.runs import Run
-from qlora_core.seals import refuse_damage
+from qlora_core.export.export import export_run
+from qlora_core.files.checksums import refuse_damage
+from qlora_core.runs.run import Run
+from qlora_core.training.checkpoint import FILES, checkpoints, latest_checkpoint
 
 SEED = 7
 NAMES = sorted((*FILES, "manifest.json"))

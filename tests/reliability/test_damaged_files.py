@@ -12,7 +12,7 @@ import pytest
 from harness import create_run, train, write_pair
 from tiny import write_model
 
-from qlora_core.runs import Run
+from qlora_core.runs.run import Run
 
 WORK = 3600.0  # seconds of processor time; a limit for something broken, not an expectation
 SEED = 3

@@ -7,17 +7,20 @@ from typing import Any
 import pytest
 from harness import assert_same_training, at_step, create_run, events, hashes, train, write_pair
 
-from qlora_core import cli, supervisor, trainer
-from qlora_core.checkpoint import checkpoints
+from qlora_core import cli
 from qlora_core.config import from_flat
-from qlora_core.device import mx
-from qlora_core.endings import device_failure, reason
+from qlora_core.engine.device import mx
 from qlora_core.errors import DeviceError
+from qlora_core.jobs import supervisor
+from qlora_core.jobs.supervisor import restarts
+from qlora_core.machine.crash_reasons import device_failure, reason
 from qlora_core.page import training
 from qlora_core.page.problems import Problem
 from qlora_core.page.watching import RunWatcher
-from qlora_core.runs import Run, TrainingTracker
-from qlora_core.supervisor import restarts
+from qlora_core.runs.plan import TrainingTracker
+from qlora_core.runs.run import Run
+from qlora_core.training import loop
+from qlora_core.training.checkpoint import checkpoints
 
 FAILED = "[METAL] Command buffer execution failed: "
 DISPLAY = f"{FAILED}Impacting Interactivity (0000000e:kIOGPUCommandBufferCallbackErrorImpactingInteractivity)"
@@ -127,11 +130,11 @@ def test_answers_within_training_pause_it_and_the_test_at_its_end_does_not(
 
     run = create("asked")
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "answer_samples", fail)
+        patch.setattr(loop, "answer_samples", fail)
         with pytest.raises(DeviceError, match=LET_IT_SLEEP):
             train(run)
     assert run.state == "paused"
-    monkeypatch.setattr(trainer, "evaluate_run", fail)
+    monkeypatch.setattr(loop, "evaluate_run", fail)
     assert train(run).state == "completed"
     (warning,) = events(run, "warning", "message")
     assert warning.startswith(
@@ -144,13 +147,13 @@ def test_answers_within_training_pause_it_and_the_test_at_its_end_does_not(
 def test_a_terminal_and_the_page_tell_it_without_a_traceback(
     create: Callable[[str], Run], fail_next: Callable, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    run, real = create("told"), trainer.train_epoch
+    run, real = create("told"), loop.train_epoch
 
     def train_epoch(*given: Any) -> None:
         fail_next(run, DISPLAY)
         real(*given)
 
-    monkeypatch.setattr(trainer, "train_epoch", train_epoch)
+    monkeypatch.setattr(loop, "train_epoch", train_epoch)
     assert cli.main(["train", "--run", "told", "--runs-dir", str(run.path.parent)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line == f"error: {run.status()['message']}"

@@ -17,8 +17,8 @@ from conftest import ROOT
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from qlora_core import serve
 from qlora_core.cli import build_parser
+from qlora_core.page import server as serve
 
 ENDPOINTS = [
     ("GET", "/"),
@@ -88,7 +88,7 @@ class Page:
 @contextlib.contextmanager
 def opened(directory: Path, *flags: str) -> Iterator[Page]:
     log = directory / "server.log"
-    command = [sys.executable, "-m", "qlora_core.cli", "app", "--no-browser", "--json", *flags]
+    command = [sys.executable, "-m", "qlora_core", "app", "--no-browser", "--json", *flags]
     with log.open("wb") as errors:
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True)
     with process:

@@ -17,10 +17,11 @@ import pytest
 from conftest import ROOT
 from harness import Killed, assert_same_training, at_step, create_run, events, kill, train, trained_state, write_pair
 
-from qlora_core import device, trainer
-from qlora_core.batching import Rounding, make_batch
-from qlora_core.device import Kernels
-from qlora_core.runs import Run
+from qlora_core.engine import device
+from qlora_core.engine.device import Kernels
+from qlora_core.runs.run import Run
+from qlora_core.tokens.batching import Rounding, make_batch
+from qlora_core.training import loop, saving, steps, watching
 
 STEPS = 40
 FULL = {
@@ -105,7 +106,7 @@ ELSEWHERE = """
 import os, signal, sys
 from pathlib import Path
 from harness import at_step, train
-from qlora_core.runs import Run
+from qlora_core.runs.run import Run
 run, step, how = Run(Path(sys.argv[1])), int(sys.argv[2]), sys.argv[3]
 acts = {"pause": lambda: run.request("pause"), "kill": lambda: os.kill(os.getpid(), signal.SIGKILL)}
 train(run, at_step(step, acts.get(how, lambda: None)))
@@ -134,7 +135,7 @@ def test_cut_with_the_kernels_of_a_gpu_it_ends_the_same(
     monkeypatch.setattr(device, "choose_kernels", lambda *_: kernels)
     batches = []
     monkeypatch.setattr(
-        trainer, "make_batch", lambda *rows, **how: batches.append(make_batch(*rows, **how)) or batches[-1]
+        steps, "make_batch", lambda *rows, **how: batches.append(make_batch(*rows, **how)) or batches[-1]
     )
     whole, cut = (create(name, dropout=dropout, max_steps=10, samples=0) for name in ("whole", "cut"))
     assert train(whole).state == "completed"
@@ -181,15 +182,16 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """The trainer's clock, which only moves when it is told to."""
     made = SimpleNamespace(now=1000.0)
     fake = SimpleNamespace(monotonic=lambda: made.now, perf_counter=time.perf_counter)
-    monkeypatch.setattr(trainer, "time", fake)
+    for module in (loop, saving, steps, watching):
+        monkeypatch.setattr(module, "time", fake)
     return made
 
 
 @pytest.fixture
 def effortless(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps that compute nothing: when it saves is all that is looked at."""
-    step = trainer.Step(loss=1.0, targets=1, tokens=1, norm=1.0, rate=0.0, updated=True)
-    monkeypatch.setattr(trainer, "train_step", lambda *_: step)
+    step = steps.Step(loss=1.0, targets=1, tokens=1, norm=1.0, rate=0.0, updated=True)
+    monkeypatch.setattr(steps, "train_step", lambda *_: step)
 
 
 def every_step(clock: SimpleNamespace, seconds: float) -> Callable[[dict[str, Any]], None]:

@@ -18,11 +18,12 @@ from harness import create_run, events, hashes, train, write_pair
 from safetensors.numpy import load_file
 from watched_disk import Failing, Operation, watched
 
-from qlora_core import trainer
-from qlora_core.checkpoint import checkpoints, latest_checkpoint
 from qlora_core.errors import QLoraError, StorageError
-from qlora_core.runs import Run, TrainingTracker
-from qlora_core.storage import MOST_WAITING, LineFile
+from qlora_core.files.storage import MOST_WAITING, LineFile
+from qlora_core.runs.plan import TrainingTracker
+from qlora_core.runs.run import Run
+from qlora_core.training import loop, saving
+from qlora_core.training.checkpoint import checkpoints, latest_checkpoint
 
 SEED = 20
 CODES = (errno.ENOSPC, errno.EIO, errno.EDQUOT)
@@ -85,7 +86,7 @@ def attempt(run: Run, failing: Failing) -> tuple[str, str]:
     try:
         with watched(run.path, failing), TrainingTracker(run.path.parent).record(run) as writer:
             writers.append(writer)
-            trainer.train(writer)
+            loop.train(writer)
     except QLoraError as error:
         return writers[0].status["state"] if writers else "not begun", str(error)
     except OSError as error:  # the lock or the leftovers: told in one line, nothing was begun
@@ -247,7 +248,7 @@ def test_a_disk_that_will_be_full_is_told_in_the_beginning(half, tmp_path, monke
     run = copy(half, tmp_path)
     path = checkpoints(run.path / "checkpoints")[-1] / "adapters.safetensors"
     adapters = sum(value.nbytes for value in load_file(path).values())
-    monkeypatch.setattr(trainer.shutil, "disk_usage", lambda _: SimpleNamespace(free=7 * adapters - short))
+    monkeypatch.setattr(saving.shutil, "disk_usage", lambda _: SimpleNamespace(free=7 * adapters - short))
     train(run)
     found = [message for message in events(run, "warning", "message") if "bytes wanted for what the run" in message]
     assert len(found) == short
@@ -258,7 +259,7 @@ def test_a_disk_that_will_be_full_is_told_in_the_beginning(half, tmp_path, monke
 
 def command(run: Run, *more: str) -> list[str]:
     where = ["--run", run.name, "--runs-dir", str(run.path.parent)]
-    return [sys.executable, "-m", "qlora_core.cli", "train", *where, *more]
+    return [sys.executable, "-m", "qlora_core", "train", *where, *more]
 
 
 @pytest.fixture

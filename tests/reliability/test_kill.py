@@ -15,10 +15,11 @@ from harness import create_run, hashes, train, write_pair
 from processes import Patience, end_of
 from safetensors import safe_open
 
-from qlora_core.checkpoint import checkpoints, latest_checkpoint
-from qlora_core.runs import Run, RunLock
-from qlora_core.seals import refuse_damage
-from qlora_core.storage import write_json
+from qlora_core.files.checksums import refuse_damage
+from qlora_core.files.storage import write_json
+from qlora_core.runs.run import Run
+from qlora_core.runs.writer import RunLock
+from qlora_core.training.checkpoint import checkpoints, latest_checkpoint
 
 SEED = 6
 SETTINGS = {
@@ -40,7 +41,7 @@ def start(run: Run) -> subprocess.Popen[bytes]:
     lock = RunLock(run.path)
     with (run.path / "worker.log").open("ab") as log:
         child = subprocess.Popen(
-            [sys.executable, "-m", "qlora_core.worker", str(run.path), "--lock", str(lock.descriptor)],
+            [sys.executable, "-m", "qlora_core.jobs.worker", str(run.path), "--lock", str(lock.descriptor)],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(lock.descriptor,), start_new_session=True,
         )  # fmt: skip
     lock.release()

@@ -13,11 +13,16 @@ import psutil
 import pytest
 from harness import assert_same_training, create_run, events, train, write_pair
 
-from qlora_core import cli, device, memory, trainer
+from qlora_core import cli
+from qlora_core.engine import device
 from qlora_core.errors import MemoryShortError
-from qlora_core.guard import MemoryGuard
-from qlora_core.memory import GB, MB, MemoryMonitor, MemorySample
-from qlora_core.runs import Run
+from qlora_core.jobs import planning
+from qlora_core.machine import memory
+from qlora_core.machine.memory import GB, MB, MemoryMonitor, MemorySample
+from qlora_core.machine.memory_guard import MemoryGuard
+from qlora_core.reports import console
+from qlora_core.runs.run import Run
+from qlora_core.training import loop, saving, watching
 
 LIMIT = 0.5 * GB
 
@@ -191,10 +196,10 @@ def create(tmp_path: Path, tiny_model: Path) -> Create:
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps that take ten seconds."""
     ticks = iter(range(1000, 100000, 10))
-    real = trainer.time
-    monkeypatch.setattr(
-        trainer, "time", SimpleNamespace(monotonic=lambda: float(next(ticks)), perf_counter=real.perf_counter)
-    )
+    real = loop.time
+    fake = SimpleNamespace(monotonic=lambda: float(next(ticks)), perf_counter=real.perf_counter)
+    for module in (loop, saving, watching):
+        monkeypatch.setattr(module, "time", fake)
 
 
 def test_it_clears_saves_and_pauses_with_advice(create: Create, clock: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,10 +238,10 @@ def test_the_command_line_says_it_in_a_line(
     tiny_model: Path, tiny_rows: Path, tmp_path: Path, clock: None, monkeypatch, capsys
 ) -> None:
     told = Told(20, 0.2, 0.2)
-    monkeypatch.setattr(cli, "MemoryMonitor", lambda: told)
-    monkeypatch.setattr(cli.console.TrainingReporter, "_on_step", lambda self, event: told.between_steps(event))
-    monkeypatch.setattr(cli.console.TrainingReporter, "_on_start", lambda self, event: told.between_steps(event))
-    monkeypatch.setattr(cli.console.TrainingReporter, "_on_memory", lambda self, event: None)
+    monkeypatch.setattr(planning, "MemoryMonitor", lambda: told)
+    monkeypatch.setattr(console.TrainingReporter, "_on_step", lambda self, event: told.between_steps(event))
+    monkeypatch.setattr(console.TrainingReporter, "_on_start", lambda self, event: told.between_steps(event))
+    monkeypatch.setattr(console.TrainingReporter, "_on_memory", lambda self, event: None)
     place = ["--model", str(tiny_model), "--data", str(tiny_rows), "--runs-dir", str(tmp_path / "runs")]
     status = cli.main(["train", *place, "--run", "club", "--samples", "0", "--epochs", "3"])
     assert status == 1
@@ -255,7 +260,7 @@ def test_a_run_that_would_not_fit_never_opens_the_weights(
     """The model is a tenth of a gigabyte too large for what is free."""
     monkeypatch.setattr(device.mx, "load", lambda *_: pytest.fail("weights were opened"))
     monkeypatch.setattr(memory, "available_bytes", lambda: 500 * MB)
-    monkeypatch.setattr("qlora_core.session.available_bytes", lambda: 500 * MB)
+    monkeypatch.setattr("qlora_core.training.session.available_bytes", lambda: 500 * MB)
     if way == "session":
         run = create()
         with pytest.raises(MemoryShortError, match=r"not enough memory: 0\.7 GB wanted .*, 0\.5 GB available"):
@@ -298,7 +303,9 @@ def write_large(path: Path, small: Path) -> Path:
 
 def test_a_large_model_is_refused_by_its_headers_alone(tmp_path: Path, tiny_model: Path, plan, monkeypatch) -> None:
     large = write_large(tmp_path / "large", tiny_model)
-    monkeypatch.setattr("qlora_core.bases.remembered_sha256", lambda path: "00" * 32)  # of 14 GB it takes a while
+    monkeypatch.setattr(
+        "qlora_core.models.base_models.remembered_sha256", lambda path: "00" * 32
+    )  # of 14 GB it takes a while
     monkeypatch.setattr(device.mx, "load", lambda *_: pytest.fail("weights were opened"))
     monkeypatch.setattr(memory, "available_bytes", lambda: 4 * GB)
     tracker, planned = plan(model=str(large), run="large")

@@ -14,8 +14,10 @@ import pytest
 from harness import write_pair
 
 from qlora_core.errors import QLoraError, RunError
-from qlora_core.export import export_run
-from qlora_core.runs import Run, RunLock, TrainingTracker, is_name, resolve_config
+from qlora_core.export.export import export_run
+from qlora_core.runs.plan import TrainingTracker, resolve_config
+from qlora_core.runs.run import Run, is_name
+from qlora_core.runs.writer import RunLock
 
 PARTS = [
     "..", ".", "/", "//", "\\", "\0", "\n", "\r", "\t", " ", "\x1b[2J", "~", "$HOME", "%2e%2e", "%2f", "..%c0%af",
@@ -114,7 +116,7 @@ def test_a_run_that_is_a_link_is_not_written(plan, tmp_path: Path, dangling: boo
 
 
 def test_a_run_that_is_a_link_is_read_and_told_nothing(trained: Run, tmp_path: Path) -> None:
-    from qlora_core.evaluate import evaluate_run
+    from qlora_core.training.evaluate import evaluate_run
 
     link = tmp_path / "club"
     link.symlink_to(trained.path)
@@ -148,7 +150,7 @@ def test_a_lock_is_not_made_through_a_link(runs: Path, tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_that_is_a_link_is_not_offered(tmp_path: Path) -> None:
-    from qlora_core.checkpoint import checkpoints
+    from qlora_core.training.checkpoint import checkpoints
 
     (tmp_path / "000002").mkdir()
     (tmp_path / "000004").symlink_to(tmp_path / "000002")

@@ -13,11 +13,11 @@ from harness import FAST, load
 from tiny import write_model
 
 import qlora_core
-from qlora_core import bases
 from qlora_core.config import BaseConfig
+from qlora_core.engine.model import read_tensors
 from qlora_core.errors import ModelError
-from qlora_core.model import read_tensors
-from qlora_core.tokens import ChatTokenizer
+from qlora_core.models import base_models
+from qlora_core.tokens.tokenizer import ChatTokenizer
 
 SOURCE = Path(qlora_core.__file__).parent
 APPS = sorted((SOURCE.parents[1] / "apps").glob("*.py"))
@@ -26,20 +26,20 @@ CALLS = {"eval", "exec", "compile", "__import__"}
 READS = {"mx.load", "mx.import_function", "np.load", "numpy.load", "pd.read_pickle", "GGUFReader", "load_model",
          "mlx_lm.load", "load_file", "safe_open", "spec_from_file_location", "exec_module"}  # fmt: skip
 ALLOWED = {
-    ("model.py", "mx.load"): "behind tensor_headers",
-    ("peft.py", "load_file"): "of the safetensors library, in Rust",
-    ("smollm2.py", "GGUFReader"): "of the gguf package, in Python; its hash was compared",
-    ("weights.py", "load_model"): "after describe looked at the files; a model's own code stays off",
-    ("exported/inference.py", "mlx_lm.load"): "runs without this package, on what it exported",
+    ("engine/model.py", "mx.load"): "behind tensor_headers",
+    ("export/peft.py", "load_file"): "of the safetensors library, in Rust",
+    ("models/builtin_model.py", "GGUFReader"): "of the gguf package, in Python; its hash was compared",
+    ("engine/weights.py", "load_model"): "after describe looked at the files; a model's own code stays off",
+    ("export/templates/inference.py", "mlx_lm.load"): "runs without this package, on what it exported",
     ("bench/works.py", "np.load"): "of rows that it wrote; pickles stay off",
     ("bench/mlxlm.py", "load_model"): "after describe looked at the files; a model's own code stays off",
     ("bench/torchpeft.py", "torch"): "in a process of its own, which opens safetensors alone",
     ("bench/torchpeft.py", "load_file"): "of the safetensors library, in Rust",
-    ("device.py", "ctypes"): "opens the BLAS",
-    ("denormals.py", "ctypes"): "asks libm to flush denormal numbers",
-    ("device_lock.py", "ctypes"): "asks macOS for the machine's id",
-    ("exported/inference.py", "ctypes"): "asks libm to flush denormal numbers",
-    ("memory.py", "ctypes"): "asks macOS for the footprint of the process",
+    ("engine/device.py", "ctypes"): "opens the BLAS",
+    ("machine/denormals.py", "ctypes"): "asks libm to flush denormal numbers",
+    ("jobs/device_lock.py", "ctypes"): "asks macOS for the machine's id",
+    ("export/templates/inference.py", "ctypes"): "asks libm to flush denormal numbers",
+    ("machine/memory.py", "ctypes"): "asks macOS for the footprint of the process",
 }
 
 
@@ -126,7 +126,7 @@ def test_programs_beside_a_model_are_not_run(tmp_path: Path, monkeypatch) -> Non
 def test_a_model_that_wants_its_program_run_is_refused(tmp_path: Path, name: object) -> None:
     path = with_program(tmp_path / "model", model_file=name)
     with pytest.raises(ModelError, match="model_file names a program that comes with the model"):
-        bases.describe(path, BaseConfig(model=str(path)))
+        base_models.describe(path, BaseConfig(model=str(path)))
     assert not list(tmp_path.rglob("ran"))
 
 
@@ -143,7 +143,7 @@ def test_a_type_that_is_no_name_of_one_is_refused(tmp_path: Path, kind: str) -> 
 @pytest.mark.parametrize("name", ["model.gguf", "model.safetensors", "adapters.safetensors", "model.npz", "model.npy"])
 def test_no_gguf_reaches_mlx_under_any_name(tmp_path: Path, monkeypatch, name: str) -> None:
     """MLX goes by the name unless it is told; what is no safetensors file does not get that far."""
-    from qlora_core import model
+    from qlora_core.engine import model
 
     path = tmp_path / name
     path.write_bytes(b"GGUF\x03\0\0\0" + bytes(64))
@@ -156,7 +156,7 @@ def test_a_directory_of_pickles_is_refused_in_words(tmp_path: Path) -> None:
     path = with_program(tmp_path / "model")
     (path / "model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"only pickled \.bin files, which can run code and are not opened"):
-        bases.describe(path, BaseConfig(model=str(path)))
+        base_models.describe(path, BaseConfig(model=str(path)))
 
 
 # Nothing is told to anybody ----------------------------------------------------------------------------------------

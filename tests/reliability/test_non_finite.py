@@ -27,11 +27,12 @@ from harness import (
 )
 from safetensors.numpy import load_file
 
-from qlora_core import trainer
-from qlora_core.device import mx, tree_flatten
+from qlora_core.engine.device import mx, tree_flatten
 from qlora_core.errors import TrainingError
-from qlora_core.guard import FEWEST_NORMS, NormWatch
-from qlora_core.runs import Run
+from qlora_core.machine.memory_guard import FEWEST_NORMS, NormWatch
+from qlora_core.runs.run import Run
+from qlora_core.training import loop
+from qlora_core.training import steps as training_steps
 
 STEPS = 10
 SETTINGS = {"batch_size": 2, "epochs": 2, "dropout": 0.1, "samples": 0, "save_every": 1, "keep_checkpoints": 100}
@@ -59,14 +60,14 @@ def create(tmp_path: Path, tiny_model: Path, sources: Path) -> Create:
 @pytest.fixture
 def inject(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Change what the first micro-batch of some steps gives: `change(loss, gradient)`, both arrays."""
-    real = trainer._micro_batch
+    real = training_steps._micro_batch
 
     def do(steps: Iterable[int], change: Callable[[Any, Any], tuple[Any, Any]]) -> None:
         def micro_batch(session, shares):
             loss, gradient = real(session, shares)
             return change(loss, gradient) if session.progress.step + 1 in steps else (loss, gradient)
 
-        monkeypatch.setattr(trainer, "_micro_batch", micro_batch)
+        monkeypatch.setattr(training_steps, "_micro_batch", micro_batch)
 
     return do
 
@@ -74,7 +75,7 @@ def inject(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 @pytest.fixture
 def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Change the session before some steps: `change(session)`."""
-    real = trainer.train_step
+    real = training_steps.train_step
 
     def do(steps: Iterable[int], change: Callable[[Any], None]) -> None:
         def train_step(session, group):
@@ -82,7 +83,7 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
                 change(session)
             return real(session, group)
 
-        monkeypatch.setattr(trainer, "train_step", train_step)
+        monkeypatch.setattr(training_steps, "train_step", train_step)
 
     return do
 
@@ -308,9 +309,9 @@ def test_what_a_spike_is(before: list[float], norm: float, found: float) -> None
 def test_looking_for_them_changes_no_bit(create: Create, monkeypatch: pytest.MonkeyPatch) -> None:
     watched, blind = create("watched"), create("blind", pause_below_gb=0.0)
     train(watched)
-    monkeypatch.setattr(trainer, "_finite", lambda *trees: mx.array(True))
-    monkeypatch.setattr(trainer, "_watch_numbers", lambda *_: None)
-    monkeypatch.setattr(trainer, "_watch_memory", lambda *_: None)
+    monkeypatch.setattr(training_steps, "all_finite", lambda *trees: mx.array(True))
+    monkeypatch.setattr(loop, "watch_numbers", lambda *_: None)
+    monkeypatch.setattr(loop, "watch_memory", lambda *_: None)
     train(blind)
     assert events(watched, "warning") == []
     assert_same_training(watched, blind, STEPS)

@@ -12,13 +12,16 @@ from pathlib import Path
 import pytest
 from processes import wait_until
 
-from qlora_core import cli, device_lock, jobs, locks
-from qlora_core.device_lock import DeviceLock, lock_file
+from qlora_core import cli
 from qlora_core.errors import BusyError
+from qlora_core.files import locks
+from qlora_core.jobs import device_lock, launch
+from qlora_core.jobs.device_lock import DeviceLock, lock_file
 from qlora_core.page import training
 from qlora_core.page.problems import Problem
 from qlora_core.page.watching import RunWatcher
-from qlora_core.runs import Run, TrainingTracker
+from qlora_core.runs.plan import TrainingTracker
+from qlora_core.runs.run import Run
 
 
 @pytest.fixture
@@ -46,7 +49,7 @@ def test_a_second_training_is_refused_and_told_who_has_the_device(other, plan, t
     with training_of(other):
         tracker, planned = plan(run="club")
         with pytest.raises(BusyError) as refused:
-            jobs.start(tracker, planned)
+            launch.start(tracker, planned)
     message = str(refused.value)
     assert message.startswith(f"{other.path} is being trained already on this machine's ")
     assert f"(process {os.getpid()}, since " in message
@@ -91,7 +94,7 @@ def test_a_wait_can_be_ended(other, how, status, plan, monkeypatch):
     )
     before = signal.getsignal(signal.SIGTERM)
     run = planned.run
-    with training_of(other), jobs.beginning(tracker, planned) as (writer, device):
+    with training_of(other), launch.beginning(tracker, planned) as (writer, device):
         assert device is None
         if status == 130:
             with pytest.raises(KeyboardInterrupt):
@@ -107,21 +110,22 @@ def test_a_worker_waits_too_and_takes_over_from_one_that_was_killed(other, plan)
     with holder:
         assert holder.stdout.readline() == "ready\n"
         tracker, planned = plan(run="club", queue=True, restart=1, max_steps=2, samples=0, max_answer_tokens=1)
-        jobs.start(tracker, planned)
+        launch.start(tracker, planned)
         run = planned.run
         wait_until(
-            lambda: f"(process {holder.pid}, since" in run.status().get("message", ""), lambda: jobs.last_words(run)
+            lambda: f"(process {holder.pid}, since" in run.status().get("message", ""), lambda: launch.last_words(run)
         )
         holder.kill()
-    wait_until(lambda: not run.alive, lambda: jobs.last_words(run))
-    assert run.state == "completed", jobs.last_words(run)
+    wait_until(lambda: not run.alive, lambda: launch.last_words(run))
+    assert run.state == "completed", launch.last_words(run)
 
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from qlora_core.device_lock import DeviceLock
-from qlora_core.runs import Run, RunLock
+from qlora_core.jobs.device_lock import DeviceLock
+from qlora_core.runs.run import Run
+from qlora_core.runs.writer import RunLock
 lock, device = RunLock(Path(sys.argv[1])), DeviceLock(Path(sys.argv[1]))
 print("ready", flush=True)
 time.sleep(600)

@@ -12,9 +12,11 @@ from pathlib import Path
 import processes
 import pytest
 
-from qlora_core import jobs
 from qlora_core.errors import BusyError
-from qlora_core.runs import Run, RunLock, RunWriter, TrainingTracker
+from qlora_core.jobs import launch
+from qlora_core.runs.plan import TrainingTracker
+from qlora_core.runs.run import Run
+from qlora_core.runs.writer import RunLock, RunWriter
 
 STARTERS, READERS = 8, 4
 
@@ -22,7 +24,8 @@ RACES = """
 import json, os, signal, sys, time
 from pathlib import Path
 from qlora_core.errors import BusyError
-from qlora_core.runs import Run, TrainingTracker
+from qlora_core.runs.plan import TrainingTracker
+from qlora_core.runs.run import Run
 
 run, races, starters, readers = Run(Path(sys.argv[1])), *map(int, sys.argv[2:])
 
@@ -106,15 +109,15 @@ def run(tmp_path: Path) -> Run:
 
 PAGE = """
 import json, sys
-from qlora_core import cli, jobs
+from qlora_core.jobs import launch, planning
 from qlora_core.config import from_flat
 from qlora_core.errors import BusyError
 for line in sys.stdin:
-    tracker, plan = cli.plan_training(from_flat(json.loads(line)), say=lambda _: None)
+    tracker, plan = planning.plan_training(from_flat(json.loads(line)), say=lambda _: None)
     print("ready", flush=True)
     sys.stdin.readline()
     try:
-        print(jobs.start(tracker, plan), flush=True)
+        print(launch.start(tracker, plan), flush=True)
     except BusyError as error:
         print(error, flush=True)
 """
@@ -135,14 +138,15 @@ def test_of_pages_that_start_a_run_at_once_exactly_one_has_a_worker(tiny_model, 
             answers = [page.stdout.readline().strip() for page in pages]
             assert sum(answer.isdigit() for answer in answers) == 1, f"race {race}: {answers}"
             assert sum("is being trained by another process" in answer for answer in answers) == len(pages) - 1
-            processes.wait_until(lambda run=run: not run.alive, lambda run=run: jobs.last_words(run))
-            assert run.state == "completed", jobs.last_words(run)
+            processes.wait_until(lambda run=run: not run.alive, lambda run=run: launch.last_words(run))
+            assert run.state == "completed", launch.last_words(run)
 
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from qlora_core.runs import Run, TrainingTracker
+from qlora_core.runs.plan import TrainingTracker
+from qlora_core.runs.run import Run
 with TrainingTracker("runs").record(Run(Path(sys.argv[1]))) as writer:
     writer.set_status("running", step=3, total_steps=9)
     print("ready", flush=True)
@@ -187,7 +191,7 @@ def test_a_number_that_another_program_bears_now_means_nothing(run, tmp_path):
 def test_a_reader_that_is_suspended_while_it_looks_is_not_waited_for_for_ever(run, monkeypatch):
     import fcntl
 
-    from qlora_core import locks
+    from qlora_core.files import locks
 
     monkeypatch.setattr(locks, "PATIENCE", 0.05)
     RunLock(run.path).release()

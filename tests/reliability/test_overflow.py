@@ -29,11 +29,13 @@ from harness import (
 from safetensors.numpy import load_file, save_file
 from tiny import write_model
 
-from qlora_core import device, session, trainer
-from qlora_core.batching import Rounding
-from qlora_core.device import Kernels, mx
+from qlora_core.engine import device
+from qlora_core.engine.device import Kernels, mx
 from qlora_core.errors import TrainingError
-from qlora_core.runs import Run
+from qlora_core.runs.run import Run
+from qlora_core.tokens.batching import Rounding
+from qlora_core.training import adapted_model, float16, loop, session
+from qlora_core.training import steps as training_steps
 
 STEPS = 10
 SETTINGS = {"batch_size": 2, "epochs": 2, "dropout": 0.1, "samples": 0, "save_every": 4, "keep_checkpoints": 100}
@@ -80,7 +82,7 @@ def create(tmp_path: Path, tiny_model: Path, sources: Path) -> Create:
 @pytest.fixture
 def overflow(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Let the gradient of some steps be infinite in these dtypes."""
-    real = trainer._micro_batch
+    real = training_steps._micro_batch
 
     def do(steps: Iterable[int], dtypes: Iterable[str] = ("float16",)) -> None:
         def micro_batch(session, shares):
@@ -88,7 +90,7 @@ def overflow(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             hit = session.progress.step + 1 in steps and session.kernels.dtype in dtypes
             return loss, gradient + math.inf if hit else gradient
 
-        monkeypatch.setattr(trainer, "_micro_batch", micro_batch)
+        monkeypatch.setattr(training_steps, "_micro_batch", micro_batch)
 
     return do
 
@@ -96,13 +98,13 @@ def overflow(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 @pytest.fixture
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Dtype and number of rows of every micro-batch whose gradient is computed."""
-    found, real = [], trainer._micro_batch
+    found, real = [], training_steps._micro_batch
 
     def micro_batch(session, shares):
         found.append((session.kernels.dtype, sum(map(len, shares))))
         return real(session, shares)
 
-    monkeypatch.setattr(trainer, "_micro_batch", micro_batch)
+    monkeypatch.setattr(training_steps, "_micro_batch", micro_batch)
     return found
 
 
@@ -166,14 +168,14 @@ def test_two_bases_are_never_in_memory_together(
         request.getfixturevalue("compiling")
         kernels = Kernels("cpu", "float16", "kept", rounding=Rounding(32, 32, (64, 128)), compiled=True)
         monkeypatch.setattr(device, "choose_kernels", lambda *_: kernels)
-    real, models, held = session.load_base, [], []
+    real, models, held = adapted_model.load_base, [], []
 
     def load_base(*given):
         held.append((mx.get_active_memory(), [model() for model in models]))
         models.append(weakref.ref(loaded := real(*given)))
         return loaded
 
-    monkeypatch.setattr(session, "load_base", load_base)
+    monkeypatch.setattr(adapted_model, "load_base", load_base)
     gc.collect()
     train(create(model=large_model, max_steps=1))
     (before, _), (after, old) = held
@@ -185,12 +187,12 @@ def test_validation_rows_that_overflow_are_found_before_the_first_step(
     create: Create, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Even where no row to train does: a validation that is not finite would never be the best."""
-    real = trainer._validation_loss
+    real = training_steps.validation_loss
 
     def validation_loss(session: Any, some: Any) -> float:
         return math.inf if session.kernels.dtype == "float16" else real(session, some)
 
-    monkeypatch.setattr(trainer, "_validation_loss", validation_loss)
+    monkeypatch.setattr(float16, "validation_loss", validation_loss)
     run = create()
     assert train(run).state == "completed"
     assert started(run) == [(0, "bfloat16")]
@@ -243,7 +245,7 @@ def test_cut_before_or_after_it_ends_the_same(
     assert_same_training(run, whole, STEPS)
 
 
-@pytest.mark.parametrize("place", ["_save_if_new", "_use_bfloat16"])
+@pytest.mark.parametrize("place", ["save_if_new", "use_bfloat16"])
 def test_killed_while_it_changes_it_ends_the_same(
     create: Create, overflow: Callable[..., None], monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
@@ -251,10 +253,10 @@ def test_killed_while_it_changes_it_ends_the_same(
     whole, run = create("whole"), create("cut")
     train(whole)
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, place, lambda *_: kill())
+        patch.setattr(loop, place, lambda *_: kill())
         with pytest.raises(Killed):
             train(run)
-    assert checkpoint(run, 6).is_dir() == (place == "_use_bfloat16")
+    assert checkpoint(run, 6).is_dir() == (place == "use_bfloat16")
     assert train(run).state == "completed"
     assert_same_training(run, whole, STEPS)
 

@@ -16,11 +16,12 @@ import pytest
 from harness import create_run, hashes, train, write_pair
 from watched_disk import Operation, watched
 
-from qlora_core import storage
-from qlora_core.checkpoint import latest_checkpoint
 from qlora_core.errors import QLoraError
-from qlora_core.runs import Run, TrainingTracker
-from qlora_core.seals import refuse_damage
+from qlora_core.files import storage
+from qlora_core.files.checksums import refuse_damage
+from qlora_core.runs.plan import TrainingTracker
+from qlora_core.runs.run import Run
+from qlora_core.training.checkpoint import latest_checkpoint
 
 SEED = 4
 SETTINGS = {"epochs": 1, "save_every": 1, "eval_every": 2, "keep_checkpoints": 2}  # 4 steps

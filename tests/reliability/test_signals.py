@@ -22,8 +22,8 @@ import pytest
 from harness import at_step, checkpoint, create_run, events, train, trained_state, write_pair
 from processes import Patience, end_of
 
-from qlora_core.checkpoint import latest_checkpoint
-from qlora_core.runs import Run
+from qlora_core.runs.run import Run
+from qlora_core.training.checkpoint import latest_checkpoint
 
 ENDLESS = 5000  # steps: no trial sees the last one
 OF_ONE_RUN = 20  # trials after which another run is taken, so that this holds, and its events are read quickly
@@ -233,7 +233,7 @@ def test_a_signal_that_is_ignored_stays_ignored(run: Run) -> None:
 def test_while_it_loads_there_is_nothing_to_wait_for(
     run: Run, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
-    monkeypatch.setattr("qlora_core.session.load_base", lambda *_: signal.raise_signal(number))
+    monkeypatch.setattr("qlora_core.training.adapted_model.load_base", lambda *_: signal.raise_signal(number))
     outcome = train(run)
     assert (outcome.state, outcome.by_ctrl_c, outcome.at_once) == ("paused", number == signal.SIGINT, True)
     assert (run.state, run.status()["step"]) == ("paused", 0)

@@ -18,7 +18,7 @@ import psutil
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from harness import create_run, events, train, write_pair
-from qlora_core import device
+from qlora_core.engine import device
 
 model, place, steps, every, cycle = Path(sys.argv[2]), Path(sys.argv[3]), *map(int, sys.argv[4:])
 settings = {"max_steps": steps, "epochs": min(steps, 10_000), "eval_every": every, "save_every": every, "samples": 0}

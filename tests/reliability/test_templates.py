@@ -9,11 +9,12 @@ from pathlib import Path
 import processes
 import pytest
 
-from qlora_core import sandbox
-from qlora_core.chat_template import ChatTemplate
-from qlora_core.conversations import Conversation
 from qlora_core.errors import DataError, ModelError
-from qlora_core.tokens import ChatTokenizer, make_dataset
+from qlora_core.tokens import template_sandbox
+from qlora_core.tokens.chat_template import ChatTemplate
+from qlora_core.tokens.conversations import Conversation
+from qlora_core.tokens.dataset import make_dataset
+from qlora_core.tokens.tokenizer import ChatTokenizer
 
 MESSAGES = [
     {"role": "user", "content": "Who is 'Ana'?"},
@@ -123,7 +124,7 @@ def test_no_way_out_of_the_sandbox(text: str) -> None:
     messages = json.loads(json.dumps(MESSAGES))
     try:
         written = ChatTemplate(text, "<s>", "</s>").render(messages)
-    except (sandbox.TemplateError, DataError):
+    except (template_sandbox.TemplateError, DataError):
         written = ""
     assert messages == MESSAGES
     assert not any(word in written for word in TELLTALE), written
@@ -230,8 +231,8 @@ import json, resource, sys
 if sys.platform != "darwin":  # a process there has hundreds of GB of addresses from the start
     resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]), int(sys.argv[1])))
 resource.setrlimit(resource.RLIMIT_CPU, (int(sys.argv[2]), int(sys.argv[2])))
-from qlora_core import sandbox
-from qlora_core.chat_template import ChatTemplate
+from qlora_core.tokens import template_sandbox as sandbox
+from qlora_core.tokens.chat_template import ChatTemplate
 from qlora_core.errors import QLoraError
 sandbox.SECONDS = float(sys.argv[3])
 templates, messages = json.load(sys.stdin)
@@ -245,7 +246,7 @@ for name, text in templates:
 """
 
 
-def rendered(templates: dict[str, str], seconds: int, limit: float = sandbox.SECONDS) -> dict[str, str]:
+def rendered(templates: dict[str, str], seconds: int, limit: float = template_sandbox.SECONDS) -> dict[str, str]:
     """What becomes of templates in a process with little memory (not on macOS), and so many seconds of processor time.
 
     Args:

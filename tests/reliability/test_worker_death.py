@@ -19,13 +19,15 @@ import pytest
 from harness import create_run, events, train, write_pair
 from safetensors.numpy import load_file
 
-from qlora_core import cli, jobs
+from qlora_core import cli
 from qlora_core.errors import BusyError
+from qlora_core.jobs import launch
+from qlora_core.jobs.supervisor import Death, _prepare_another, _why_it_stops
 from qlora_core.page import training
 from qlora_core.page.problems import Problem
 from qlora_core.page.watching import RunWatcher
-from qlora_core.runs import Run, RunLock
-from qlora_core.supervisor import Death, _prepare_another, _why_it_stops
+from qlora_core.runs.run import Run
+from qlora_core.runs.writer import RunLock
 
 SEED = 6
 SETTINGS = {"run": "club", "samples": 0, "max_answer_tokens": 1, "save_every": 2, "keep_awake": False}
@@ -55,7 +57,7 @@ def deaths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Deaths:
 
 
 def wait_until(run: Run, condition: Callable[[], object]) -> None:
-    processes.wait_until(condition, lambda: f"{run.state}, {run.status()}\n{jobs.last_words(run)}")
+    processes.wait_until(condition, lambda: f"{run.state}, {run.status()}\n{launch.last_words(run)}")
 
 
 def steps_of(run: Run) -> list[int]:
@@ -76,9 +78,9 @@ def test_a_dead_worker_leaves_page_and_run_alive(plan, deaths, request):
         deaths((step, how))
         tracker, planned = plan(**SETTINGS, epochs=total, max_steps=total)
         run = planned.run
-        jobs.start(tracker, planned)
+        launch.start(tracker, planned)
         told = f"seed {SEED}, kill {kill}: {how} after step {step}"
-        wait_until(run, lambda run=run: not run.alive and jobs.exit_status(run) is not None)
+        wait_until(run, lambda run=run: not run.alive and launch.exit_status(run) is not None)
         assert run.state == "crashed", told
         assert steps_of(run) == list(range(1, step + 1)), told
         seen = RunWatcher(tracker).look(Problem("no plan"), "club")
@@ -87,9 +89,9 @@ def test_a_dead_worker_leaves_page_and_run_alive(plan, deaths, request):
         assert f"Step {last_saved(run)} is saved" in shown if last_saved(run) else "Nothing was saved yet" in shown
         assert last_saved(run) in (step - 1, step - 2), told  # a death comes before the step's own checkpoint
     deaths()
-    jobs.start(tracker, planned)
+    launch.start(tracker, planned)
     wait_until(run, lambda: not run.alive)
-    assert run.state == "completed", jobs.last_words(run)
+    assert run.state == "completed", launch.last_words(run)
     assert steps_of(run) == list(range(1, total + 1))
 
 
@@ -99,7 +101,7 @@ def test_a_supervised_run_goes_on_by_itself_with_less_at_once_and_the_same_resul
     clean = tracker.create(dataclasses.replace(planned, run=Run(tmp_path / "clean")))
     deaths((1, "SIGSEGV"), (3, "SIGKILL"), (5, "[METAL] Insufficient Memory"))
     run, taken = planned.run, []
-    jobs.start(tracker, planned)
+    launch.start(tracker, planned)
 
     def try_to_take() -> None:
         while not taken or taken[-1] == "busy":
@@ -114,7 +116,7 @@ def test_a_supervised_run_goes_on_by_itself_with_less_at_once_and_the_same_resul
     thief.start()
     wait_until(run, lambda: not run.alive)
     thief.join()
-    assert run.state == "completed", jobs.last_words(run, 40)
+    assert run.state == "completed", launch.last_words(run, 40)
     assert steps_of(run) == list(range(1, 9))
     said = events(run, "warning", "message")
     assert [word.split(". ")[0] for word in said] == [f"the trainer died after step {n}" for n in (1, 3, 5)]
@@ -123,7 +125,7 @@ def test_a_supervised_run_goes_on_by_itself_with_less_at_once_and_the_same_resul
     assert "with 1 rows at once instead of 2 and" in said[2]
     assert "at once instead" not in _prepare_another(run, Death(7, 1, memory=True, reason=""), "")  # it cannot be less
     assert (run.micro_batch, run.config().train.batch_size) == (1, 4)
-    with jobs.beginning(*plan(run="club", max_steps=9, epochs=9)):  # as a plain resume does
+    with launch.beginning(*plan(run="club", max_steps=9, epochs=9)):  # as a plain resume does
         assert run.micro_batch == 1
     assert train(clean).state == "completed"
     losses = [events(each, "step", "train_loss") for each in (run, clean)]
@@ -211,14 +213,14 @@ def test_when_it_is_not_started_again(deaths, restarts, wanted, tmp_path):
 
 
 def only_child(process: psutil.Process) -> psutil.Process:
-    (child,) = (each for each in process.children() if "qlora_core.worker" in each.cmdline())
+    (child,) = (each for each in process.children() if "qlora_core.jobs.worker" in each.cmdline())
     return child
 
 
 def test_signals_reach_the_supervised_trainer_once(flags, tmp_path):
     """Ctrl+Z suspends both and later wakes both; Ctrl+C pauses, and is no second one for the child."""
     run = Run(tmp_path / "runs" / "club")
-    command = [sys.executable, "-m", "qlora_core.cli", "train", *words({**flags, "restart": 2, "epochs": 10000})]
+    command = [sys.executable, "-m", "qlora_core", "train", *words({**flags, "restart": 2, "epochs": 10000})]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as supervisor:
         try:
             wait_until(run, lambda: steps_of(run))
@@ -243,7 +245,7 @@ def test_signals_reach_the_supervised_trainer_once(flags, tmp_path):
 def test_a_trainer_outlives_its_supervisor(plan):
     tracker, planned = plan(**SETTINGS, restart=2, epochs=10000)
     run = planned.run
-    supervisor = psutil.Process(jobs.start(tracker, planned))
+    supervisor = psutil.Process(launch.start(tracker, planned))
     wait_until(run, lambda: steps_of(run))
     supervisor.kill()
     wait_until(run, lambda: not supervisor.is_running())
@@ -251,7 +253,7 @@ def test_a_trainer_outlives_its_supervisor(plan):
     wait_until(run, lambda: len(steps_of(run)) > before)
     assert (run.alive, run.state) == (True, "running")
     with pytest.raises(BusyError):
-        jobs.start(tracker, planned)
+        launch.start(tracker, planned)
     run.request("pause")
     wait_until(run, lambda: not run.alive)
     assert run.state == "paused"

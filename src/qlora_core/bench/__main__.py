@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..denormals import flush_denormals
 from ..errors import MemoryShortError, QLoraError, brief
-from ..memory import peak_process_bytes
+from ..machine.denormals import flush_denormals
+from ..machine.memory import peak_process_bytes
 from . import works
 from .catalogue import CONTESTANTS
 from .job import Job, Watch, add_job_arguments

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from ..token_rows import TokenRow
+from ..tokens.rows import TokenRow
 
 
 def option(default: Any, help: str) -> Any:

@@ -15,8 +15,8 @@ from typing import Any
 
 import psutil
 
-from ..memory import GB, total_bytes
-from ..parallel import cores
+from ..machine.memory import GB, total_bytes
+from ..machine.process_pool import cores
 
 PACKAGES = (
     "qlora-notebook", "mlx", "mlx-lm", "numpy", "scipy-openblas32", "torch", "transformers", "peft", "bitsandbytes",

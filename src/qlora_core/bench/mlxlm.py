@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ..token_rows import TokenRow
+from ..tokens.rows import TokenRow
 from .job import Job, Watch
 from .works import ADAPTERS, PROJECTIONS, Rows, first_trained, fixed_groups
 
@@ -80,8 +80,8 @@ class Losses:
 def _device(strong: bool) -> tuple[Any, bool]:
     """MLX, and whether it computes on a CPU; with this package's BLAS for the strong one."""
     if strong:
-        from ..device import cores as physical_cores
-        from ..device import mx, set_blas_threads
+        from ..engine.device import cores as physical_cores
+        from ..engine.device import mx, set_blas_threads
 
         set_blas_threads(physical_cores())
     else:

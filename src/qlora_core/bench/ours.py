@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, TrainingError
-from ..token_rows import TokenRow, TokenRows
+from ..tokens.rows import TokenRow, TokenRows
 from .job import Job, Watch
 from .works import Rows, fixed_groups
 
@@ -72,19 +72,19 @@ def train(job: Job, rows: Rows, watch: Watch) -> dict[str, Any]:
     """Train as `qlora train` does, from rows that are given as token ids."""
     if any(word.partition("=")[0] == "blas" for word in job.without):
         import mlx.core  # noqa: F401 - MLX that was imported first stays with its own BLAS
-    from .. import trainer
-    from ..batching import epoch_batches
-    from ..device import mx, tree_flatten
+    from ..engine.device import mx, tree_flatten
+    from ..tokens.batching import epoch_batches
+    from ..training import steps
 
     with _opened(job, TokenRows.of(rows.train)) as session:
-        trainer.prepare_to_train(session)
+        steps.prepare_to_train(session)
         for indices in _batches(job, session, epoch_batches):
             if watch.due():
                 path = Path(job.save_to) / f"{len(watch.steps):06d}.safetensors"
                 mx.save_safetensors(str(path), dict(tree_flatten(session.model.trainable_parameters())))
             if not watch.begin(indices):
                 break
-            step = trainer.train_step(session, [indices])
+            step = steps.train_step(session, [indices])
             watch.end(step.loss / step.targets)
             session.progress.step += 1
             if step.tokens != watch.steps[-1]["tokens"]:
@@ -114,27 +114,28 @@ def _batches(job: Job, session: Any, epoch_batches: Any) -> Iterator[list[int]]:
 
 def evaluate(job: Job, rows: Rows, saved: Path) -> list[dict[str, Any]]:
     """Validation loss of every adapter file in a directory, over all validation rows, by this package's own code."""
-    from .. import trainer
-    from ..model import load_adapters
+    from ..engine.model import load_adapters
+    from ..training import steps
 
     found = []
     with _opened(job, TokenRows.of(rows.train)) as session:
         session.val_rows = TokenRows.of(rows.validation)
-        trainer.prepare_to_train(session)
+        steps.prepare_to_train(session)
         for path in sorted(saved.glob("*.safetensors")):
             load_adapters(session.model, path)
-            found.append({"step": int(path.stem), "val_loss": trainer.validate_model(session)})
+            found.append({"step": int(path.stem), "val_loss": steps.validate_model(session)})
     return found
 
 
 @contextlib.contextmanager
 def _opened(job: Job, rows: Sequence[TokenRow]) -> Iterator[Any]:
     """A session of a run in a temporary directory, with these rows instead of what the run was planned with."""
-    from .. import device, trainer
-    from ..cli import plan_training
     from ..config import from_flat
-    from ..memory import MemoryMonitor
-    from ..session import open_session
+    from ..engine import device
+    from ..jobs.planning import plan_training
+    from ..machine.memory import MemoryMonitor
+    from ..training import loop
+    from ..training.session import open_session
 
     with tempfile.TemporaryDirectory() as directory, _chosen(device, job) as switches:
         placeholder = Path(directory) / "rows.jsonl"
@@ -151,12 +152,12 @@ def _opened(job: Job, rows: Sequence[TokenRow]) -> Iterator[Any]:
             session = open_session(writer, MemoryMonitor(counters=device.memory_counters))
             session.train_rows = rows
             session.share_prefix()
-            trainer.start_workers(session, writer)
+            loop.start_workers(session, writer)
             _refuse_without_effect(job.without, json.loads(json.dumps(dataclasses.asdict(session.kernels))))
             try:
                 yield session
             finally:
-                trainer.end_workers(session)
+                loop.end_workers(session)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from .job import Job
 from .works import describe_model, find_model
 
 if TYPE_CHECKING:
-    from ..bases import ModelSpec
+    from ..models.base_models import ModelSpec
 
 
 def prepared(job: Job) -> dict[str, str]:
@@ -53,9 +53,9 @@ def prepare(job: Job) -> dict[str, str]:
 def _quantised(spec: ModelSpec) -> Path:
     if spec.quantize_bits is None:
         return spec.path
-    from ..device import choose_kernels
-    from ..memory import available_bytes
-    from ..weights import load_weights, loaded_directory
+    from ..engine.device import choose_kernels
+    from ..engine.weights import load_weights, loaded_directory
+    from ..machine.memory import available_bytes
 
     dtype = choose_kernels(spec.dtype, 4 * spec.parameters, available_bytes()).dtype
     load_weights(spec, dtype, lambda message: None)
@@ -69,10 +69,10 @@ def _quantised(spec: ModelSpec) -> Path:
 
 def _dequantised(source: Path, spec: ModelSpec) -> Path:
     """A copy in Hugging Face's layout: bfloat16 for CUDA, float32 elsewhere."""
-    from ..device import mx
-    from ..headers import weight_files
-    from ..model import read_tensors
-    from ..storage import cache_directory
+    from ..engine.device import mx
+    from ..engine.model import read_tensors
+    from ..files.safetensors_headers import weight_files
+    from ..files.storage import cache_directory
 
     dtype = "bfloat16" if mx.cuda.is_available() else "float32"
     directory = cache_directory() / "bench" / f"dense-{spec.short_name}-{spec.fingerprint[:16]}-{dtype}"
@@ -94,7 +94,7 @@ def _dequantised(source: Path, spec: ModelSpec) -> Path:
 
 def dequantise(tensors: dict[str, Any], quantization: dict[str, Any], dtype: Any) -> dict[str, Any]:
     """Plain weights of MLX's: packed words with their scales and biases become matrices in `dtype`."""
-    from ..device import mx
+    from ..engine.device import mx
 
     dense = {}
     for name, value in tensors.items():

@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..awake import gpu_environment
 from ..errors import QLoraError
+from ..machine.keep_awake import gpu_environment
 from ..schedule import suited_learning_rate
 from . import works
 from .catalogue import CONTESTANTS, WORKS

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..storage import write_json
+from ..files.storage import write_json
 from .machine import slug
 from .race import US, middle
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..token_rows import TokenRow
+from ..tokens.rows import TokenRow
 from .job import Job, Watch
 from .works import PROJECTIONS, Rows, fixed_groups
 

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import DataError, ModelError
-from ..token_rows import TokenRow
+from ..tokens.rows import TokenRow
 from .catalogue import RANDOM, SHAPES
 
 if TYPE_CHECKING:
-    from ..bases import ModelSpec
+    from ..models.base_models import ModelSpec
 
 ADAPTERS = "adapters.safetensors"
 PROJECTIONS = (
@@ -162,7 +162,8 @@ def _sample() -> str:
 def _read_rows(model: str, data: Sequence[str]) -> Rows:
     from .. import data as preparing
     from ..config import from_flat
-    from ..tokens import make_dataset, open_tokenizer
+    from ..tokens.dataset import make_dataset
+    from ..tokens.tokenizer import open_tokenizer
 
     config = from_flat({"model": model, "data": list(data)})
     tokenizer = open_tokenizer(config.base)
@@ -197,8 +198,8 @@ def fixed_groups(count: int, batch_size: int, steps: int) -> list[list[int]]:
 
 def describe_model(model: str, quantize: str) -> ModelSpec:
     """What is known of a model, built in, named or a directory, before it is loaded."""
-    from ..bases import find_base
     from ..config import from_flat
+    from ..models.base_models import find_base
 
     return find_base(from_flat({"model": model, "quantize": quantize}).base)
 
@@ -213,8 +214,8 @@ def find_model(model: str, directory: Path | None) -> str:
     Raises:
         ModelError: there is no such shape.
     """
-    from ..bases import has_gpu
-    from ..storage import cache_directory
+    from ..files.storage import cache_directory
+    from ..models.base_models import has_gpu
     from .drawn import write_quantised
 
     if not model.startswith(RANDOM) or Path(model).is_dir():

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..storage import left_by_file_manager
+from ..files.storage import left_by_file_manager
 from .records import Findings, composed
 from .sources import ARCHIVES, FACTS_FILE, OF_PROGRAMS, Source, form_of, opened, reason_of_name
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DataError, ModelError
-from ..hub import fetch_data
+from ..models.hub import fetch_data
 from .sources import TABLES, TESTING, form_of, split_in
 
 PREFIX = "hf:"

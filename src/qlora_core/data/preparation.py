@@ -18,9 +18,9 @@ from typing import Any
 from ..activity import doing
 from ..config import DataConfig
 from ..errors import ConfigError, DataError
-from ..parallel import in_processes
-from ..storage import cache_directory, publishing
-from ..tokens import ChatTokenizer
+from ..files.storage import cache_directory, publishing
+from ..machine.process_pool import in_processes
+from ..tokens.tokenizer import ChatTokenizer
 from .archives import located, unpacked, with_members
 from .assembly import TRAIN, UNDECIDED, VALIDATION, Table, assemble
 from .decisions import Decisions

@@ -13,7 +13,7 @@ from typing import Any, overload
 import numpy as np
 
 from ..errors import DataError
-from ..storage import replacing_all
+from ..files.storage import replacing_all
 from .report import DataReport
 from .sources import FACTS_FILE, PAIRS, REPORT_FILE, TRAIN_FILE, VAL_FILE
 

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..config import DataConfig
-from ..tokens import ChatTokenizer
+from ..tokens.tokenizer import ChatTokenizer
 from .chats import Chat, conversations, whose_answers
 from .chatter import chatter_in
 from .cleaning import clean, language_of, personal_data

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import DataError
-from ..storage import finish_replacing, left_by_file_manager
+from ..files.storage import finish_replacing, left_by_file_manager
 from .documents import CODE, SEVERAL, SUFFIXES
 from .documents.outline import one_line
 from .encoding import detect

@@ -13,10 +13,11 @@ from typing import Any
 import marimo as mo
 from markupsafe import Markup
 
-from ..memory import GB, available_bytes
-from ..runs import Run, TrainingTracker, iterate_states
-from ..talk import Answer, Talk, Talker, needed_bytes
-from ..texts import say
+from ..jobs.chat_client import Answer, Talk, Talker, needed_bytes
+from ..machine.memory import GB, available_bytes
+from ..runs.plan import TrainingTracker
+from ..runs.run import Run, iterate_states
+from ..translations import say
 from .language import read_only
 from .look import empty, folded, html_of, joined, note, put, shown, small, unseen
 
@@ -372,8 +373,8 @@ def who_to_ask(tracker: TrainingTracker, asked: Sequence[str] = ()) -> Any:
 
 def memory_before(tracker: TrainingTracker, choice: str | None, model: str | None) -> mo.Html:
     """What answering will take of the memory that is free."""
-    from ..bases import find_base
     from ..config import BaseConfig
+    from ..models.base_models import find_base
 
     if not choice:
         return empty(say("Choose whom to talk to."))

@@ -26,7 +26,7 @@ class Job:
         self.arguments = tuple(arguments)
         self._output, self._errors = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115 - read later
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "qlora_core.cli", *arguments, "--json"],
+            [sys.executable, "-m", "qlora_core", *arguments, "--json"],
             stdin=subprocess.DEVNULL,
             stdout=self._output,
             stderr=self._errors,

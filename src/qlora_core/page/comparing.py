@@ -13,10 +13,10 @@ from typing import Any
 import marimo as mo
 from markupsafe import Markup
 
-from ..charts import Chart, for_page, smooth, thin
-from ..compare import Comparison, compare, setting_text
-from ..runs import TrainingTracker
-from ..texts import say
+from ..reports.charts import Chart, for_page, smooth, thin
+from ..reports.comparison import Comparison, compare, setting_text
+from ..runs.plan import TrainingTracker
+from ..translations import say
 from .forms import words
 from .look import empty, fact_table, folded, html_of, joined, note, put, row_table, shown, small
 

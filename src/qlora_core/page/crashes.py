@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .. import jobs
-from ..endings import reason
-from ..texts import say
+from ..jobs import launch
+from ..machine.crash_reasons import reason
+from ..translations import say
 from .watching import Snapshot
 
 
@@ -15,7 +15,7 @@ def crash_words(snapshot: Snapshot, saved: int) -> str:
         snapshot: of the run.
         saved: the step of its last checkpoint; 0 if there is none.
     """
-    log = jobs.last_words(snapshot.run) if snapshot.run else ""
+    log = launch.last_words(snapshot.run) if snapshot.run else ""
     if saved:
         onward = say("Step {step} is saved: “Go on from step {step}” continues there.", step=saved)
     else:

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from ..config import RunConfig, from_flat
 from ..data import DataReport, PreparedData, Rejected, flag
-from ..texts import say
+from ..translations import say
 from .look import folded, put, row_table, shown, small
 
 Choice = tuple[str, str]

@@ -15,11 +15,11 @@ from typing import Any
 
 import marimo as mo
 
-from ..console import size
 from ..errors import BusyError, QLoraError
-from ..export import METRICS_FILE
-from ..runs import Run
-from ..texts import say
+from ..export.export import METRICS_FILE
+from ..reports.console import size
+from ..runs.run import Run
+from ..translations import say
 from .commands import Job
 from .look import empty, fact_table, note, row_table, small, text_block
 from .problems import failure

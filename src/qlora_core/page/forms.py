@@ -14,12 +14,14 @@ from typing import Any
 import marimo as mo
 from markupsafe import Markup
 
-from .. import cli, console
 from ..config import RunConfig, Setting, from_flat, given_settings, settings
 from ..errors import ConfigError
-from ..presets import PRESETS, Choice
-from ..runs import resolve_config
-from ..texts import say
+from ..jobs.exit_status import quiet_ctrl_c
+from ..jobs.planning import training_parser
+from ..reports import console
+from ..runs.plan import resolve_config
+from ..runs.presets import PRESETS, Choice
+from ..translations import say
 from .language import add_page_arguments
 from .look import fact_table, field, folded, row_table
 from .look import fields as look_fields
@@ -60,9 +62,9 @@ class Flags:
 
 def read_flags(argv: Sequence[str]) -> Flags:
     """The flags of `qlora train`. A script ends on a wrong one; a page says so and opens all the same."""
-    parser, unknown = cli.training_parser(), []
+    parser, unknown = training_parser(), []
     if scripted():
-        cli.quiet_ctrl_c()
+        quiet_ctrl_c()
         arguments = parser.parse_args(argv)
     else:
         add_page_arguments(parser)

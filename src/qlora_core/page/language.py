@@ -11,9 +11,9 @@ import sys
 
 import marimo as mo
 
-from .. import texts
-from ..serve import add_page_arguments as add_page_arguments  # of the notebooks and of `qlora app` alike
-from ..texts import LANGUAGES
+from .. import translations
+from ..translations import LANGUAGES
+from .server import add_page_arguments as add_page_arguments  # of the notebooks and of `qlora app` alike
 
 
 @functools.cache
@@ -58,4 +58,4 @@ def choose(accepted: str) -> str:
     return next((tag for weight, _, tag in sorted(wishes) if tag in LANGUAGES and weight < 0), "")
 
 
-texts.find_language = language
+translations.find_language = language

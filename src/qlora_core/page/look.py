@@ -12,7 +12,7 @@ from typing import Any, Literal
 import marimo as mo
 from markupsafe import Markup
 
-from ..texts import say
+from ..translations import say
 
 Kind = Literal["info", "success", "warn", "danger"]
 

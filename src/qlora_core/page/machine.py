@@ -13,9 +13,10 @@ from typing import Any
 
 import marimo as mo
 
-from .. import bases, console
-from ..memory import GB, MemoryMonitor, available_bytes, total_bytes
-from ..texts import say
+from ..machine.memory import GB, MemoryMonitor, available_bytes, total_bytes
+from ..models import base_models
+from ..reports import console
+from ..translations import say
 from .commands import News
 from .language import read_only
 from .look import fact_table, figures, note, small
@@ -51,7 +52,7 @@ def _processor() -> str:
 
 
 def _device() -> str:
-    if not bases.has_gpu():
+    if not base_models.has_gpu():
         return "CPU"
     return "Metal" if sys.platform == "darwin" else "CUDA"
 
@@ -62,12 +63,12 @@ def _problems(disk: int) -> Iterator[str]:
         yield say("MLX is not installed. Run: uv sync")
     elif sys.platform == "linux" and not any(_version(f"mlx-{kind}") != "–" for kind in ("cpu", "cuda-12", "cuda-13")):
         yield say("MLX has nothing to compute with here. Run: uv sync")
-    elif bases.has_nvidia_driver() and not bases.has_gpu():
+    elif base_models.has_nvidia_driver() and not base_models.has_gpu():
         yield say("There is an NVIDIA GPU, and the MLX that is installed is for a CPU. To use the GPU: "
                   "uv sync --no-group cpu --extra cuda")  # fmt: skip
     if sys.platform == "darwin" and platform.machine() != "arm64":
         yield say("This Python is for Intel processors: MLX wants one for Apple silicon. Install an arm64 Python.")
-    if not bases.has_gpu() and importlib.util.find_spec("scipy_openblas32") is None:
+    if not base_models.has_gpu() and importlib.util.find_spec("scipy_openblas32") is None:
         yield say("No optimised BLAS: training would take many times as long. Run: uv sync")
     if available_bytes() < LEAST_MEMORY_GB * GB:
         yield say("Less than {least} GB of memory are free: close other programs before you train a large model.",

@@ -8,16 +8,19 @@ from typing import Any
 
 import marimo as mo
 
-from .. import bases, fit, hub
-from ..advice import advise
-from ..bases import ModelSpec
 from ..config import BaseConfig, RunConfig, from_flat
-from ..console import size
 from ..errors import ModelError, QLoraError
-from ..memory import available_bytes
-from ..runs import Run, TrainingPlan, TrainingTracker
-from ..texts import say
-from ..tokens import ChatTokenizer, TokenDataset, open_tokenizer
+from ..machine.memory import available_bytes
+from ..models import base_models, hub
+from ..models.base_models import ModelSpec
+from ..reports.console import size
+from ..runs import memory_estimate
+from ..runs.plan import TrainingPlan, TrainingTracker
+from ..runs.plan_warnings import advise
+from ..runs.run import Run
+from ..tokens.dataset import TokenDataset
+from ..tokens.tokenizer import ChatTokenizer, open_tokenizer
+from ..translations import say
 from .commands import News
 from .forms import words
 from .language import read_only
@@ -34,8 +37,8 @@ class NotHereError(ModelError):
 
 def menu() -> mo.ui.dropdown:
     """Models with a short name: what they weigh and under which licence."""
-    built_in = say("{name}: built in, {licence}", name=bases.BUILT_IN, licence="Apache-2.0")
-    options = {built_in: bases.BUILT_IN}
+    built_in = say("{name}: built in, {licence}", name=base_models.BUILT_IN, licence="Apache-2.0")
+    options = {built_in: base_models.BUILT_IN}
     for row in hub.known_models():
         parts = say("{name}: {size} GB to fetch, {licence}",
                     name=row["name"], size=row["download_gb"], licence=row["licence"])  # fmt: skip
@@ -64,11 +67,11 @@ def find_base(config: BaseConfig, tokenizer: ChatTokenizer) -> ModelSpec:
         ModelError: it cannot be read, or is not here yet.
     """
     _must_be_here(config.model, weights=True)
-    return bases.find_base(config)
+    return base_models.find_base(config)
 
 
 def _must_be_here(name: str, *, weights: bool) -> None:
-    repository = bases.repository_of(name)
+    repository = base_models.repository_of(name)
     if repository and not scripted() and not hub.is_here(repository, weights=weights):
         raise NotHereError(say("{name} is not on this machine yet. Fetch it first, above.", name=name))
 
@@ -97,7 +100,7 @@ class Presence:
 
 def presence(config: BaseConfig | Problem) -> Presence:
     """Look for a base in the hub's cache; nobody is asked."""
-    repository = "" if isinstance(config, Problem) else attempt(bases.repository_of, config.model)
+    repository = "" if isinstance(config, Problem) else attempt(base_models.repository_of, config.model)
     if not repository or isinstance(repository, Problem):
         return Presence()
     if hub.is_here(repository):
@@ -207,7 +210,7 @@ def quantisations(spec: ModelSpec, config: RunConfig, train_dataset: TokenDatase
         remark = say("To train the other kind, choose quantize none, 4 or 8: it is a run of its own.")
         names = {"4": say("4 bits (QLoRA)"), "8": say("8 bits (QLoRA)"), "none": say("unquantised (LoRA)")}
         choices = {
-            name: bases.describe(spec.path, from_flat({"quantize": bits}, config).base, spec.licence)
+            name: base_models.describe(spec.path, from_flat({"quantize": bits}, config).base, spec.licence)
             for bits, name in names.items()
         }
     columns = [say("Base"), say("Weights"), say("Bits a weight"), say("Adapters"), say("Predicted peak")]
@@ -235,13 +238,15 @@ def memory_check(spec: ModelSpec, config: RunConfig, train_dataset: TokenDataset
         say("Predicted peak"): say("{size}, the program included", size=size(estimate.total)),
         say("Available"): size(available),
     }
-    verdict = attempt(fit.check_before_loading, estimate, available, config)
+    verdict = attempt(memory_estimate.check_before_loading, estimate, available, config)
     fits = say("It fits: {peak} are predicted, {free} are available.", peak=size(estimate.total), free=size(available))
     verdict = failure(verdict.message) if isinstance(verdict, Problem) else note(fits, "success")
     return mo.vstack([verdict, folded(say("Memory before training"), fact_table(rows))], gap=0.25)
 
 
-def _estimate(spec: ModelSpec, config: RunConfig, train_dataset: TokenDataset) -> fit.MemoryEstimate:
-    on_cpu = not bases.has_gpu()
-    dense = fit.keeps_dense_weights(4 * spec.parameters, available_bytes())
-    return fit.estimate_memory(spec, config, train_dataset.rows, keeps_dense=on_cpu and dense, on_gpu=not on_cpu)
+def _estimate(spec: ModelSpec, config: RunConfig, train_dataset: TokenDataset) -> memory_estimate.MemoryEstimate:
+    on_cpu = not base_models.has_gpu()
+    dense = memory_estimate.keeps_dense_weights(4 * spec.parameters, available_bytes())
+    return memory_estimate.estimate_memory(
+        spec, config, train_dataset.rows, keeps_dense=on_cpu and dense, on_gpu=not on_cpu
+    )

@@ -7,7 +7,7 @@ from urllib.parse import quote, urlencode
 import marimo as mo
 from markupsafe import Markup
 
-from ..texts import LANGUAGES, say
+from ..translations import LANGUAGES, say
 from .look import joined, put, shown
 
 served: tuple[str, ...] = ()

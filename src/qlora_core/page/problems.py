@@ -12,8 +12,9 @@ from typing import Any
 
 import marimo as mo
 
-from .. import cli, console
 from ..errors import QLoraError
+from ..jobs.exit_status import DONE, guarded
+from ..reports import console
 from .look import note
 
 
@@ -55,7 +56,7 @@ def attempt(call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
     if scripted():
         made: list[Any] = []
         with console.waiting(sys.stderr if "--json" in sys.argv else sys.stdout):
-            status = cli.guarded(lambda: made.append(call(*arguments, **named)) or cli.DONE)
+            status = guarded(lambda: made.append(call(*arguments, **named)) or DONE)
         if status:
             sys.exit(status)
         return made[0]

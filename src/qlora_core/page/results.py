@@ -8,13 +8,14 @@ from typing import Any
 import marimo as mo
 from markupsafe import Markup
 
-from .. import console
-from ..charts import thin
-from ..console import duration, size
-from ..guides import GUIDES
-from ..runs import Run, TrainingTracker, iterate_states
-from ..spent import PARTS
-from ..texts import say
+from ..export.guides import GUIDES
+from ..reports import console
+from ..reports.charts import thin
+from ..reports.console import duration, size
+from ..runs.plan import TrainingTracker
+from ..runs.run import Run, iterate_states
+from ..runs.time_spent import PARTS
+from ..translations import say
 from . import navigation
 from .language import language
 from .look import empty, fact_table, figures, folded, joined, put, row_table, shown, text_block

@@ -22,9 +22,10 @@ from markupsafe import Markup
 from ..config import RunConfig
 from ..data import PreparedData, Rows, texts_of
 from ..errors import DataError
-from ..texts import say
-from ..token_view import Piece, parts
-from ..tokens import ChatTokenizer, TokenDataset, make_dataset
+from ..tokens.dataset import TokenDataset, make_dataset
+from ..tokens.pieces import Piece, parts
+from ..tokens.tokenizer import ChatTokenizer
+from ..translations import say
 from .look import empty, field, fields, folded, joined, note, put, shown, small
 
 SEARCHED = 200_000  # rows

@@ -14,12 +14,12 @@ from typing import Any
 import marimo as mo
 import numpy as np
 
-from ..charts import GREY, TRAINING, Chart, for_page
 from ..config import RunConfig, settings
 from ..data import DataReport, Findings, PreparedData, Unused
-from ..texts import say
-from ..token_report import ShownRow, TokenReport
-from ..tokens import TokenDataset
+from ..reports.charts import GREY, TRAINING, Chart, for_page
+from ..tokens.dataset import TokenDataset
+from ..tokens.report import ShownRow, TokenReport
+from ..translations import say
 from .doubts import with_choices
 from .forms import read_forms, settings_form
 from .language import read_only

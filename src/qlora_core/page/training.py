@@ -12,13 +12,15 @@ import marimo as mo
 import numpy as np
 from markupsafe import Markup
 
-from .. import charts, console, jobs
 from ..activity import STAGES
-from ..charts import rate_chart as rate_chart  # shown by the notebook
-from ..console import duration, size
-from ..pace import RECENT_STEPS, counted_seconds
-from ..runs import Run, TrainingPlan, TrainingTracker
-from ..texts import say
+from ..jobs import launch
+from ..reports import charts, console
+from ..reports.charts import rate_chart as rate_chart  # shown by the notebook
+from ..reports.console import duration, size
+from ..runs.plan import TrainingPlan, TrainingTracker
+from ..runs.run import Run
+from ..runs.throughput import RECENT_STEPS, counted_seconds
+from ..translations import say
 from .crashes import crash_words
 from .language import read_only
 from .look import empty, figures, folded, joined, note, put, row_table, shown, small
@@ -113,7 +115,7 @@ def start(tracker: TrainingTracker, plan: TrainingPlan) -> mo.Html:
     """Start a worker process; whether that worked, in words."""
     if read_only():
         return failure(say("This page was opened to look at: nothing on it starts or ends training."))
-    outcome = attempt(jobs.start, tracker, plan)
+    outcome = attempt(launch.start, tracker, plan)
     if isinstance(outcome, Problem):
         return failure(outcome.message)
     return note(say("Started (process {number}).", number=outcome), "success")
@@ -133,7 +135,7 @@ def run_panel(snapshot: Snapshot) -> mo.Html:
         parts.append(failure(f"{fallback}\n{say('Change what it names, and begin again: what was saved is kept.')}"))
     elif snapshot.state == "crashed":
         parts.append(failure(crash_words(snapshot, last_checkpoint(snapshot.run))))
-        parts.append(folded(say("The trainer’s last lines"), _log_block(jobs.last_words(snapshot.run))))
+        parts.append(folded(say("The trainer’s last lines"), _log_block(launch.last_words(snapshot.run))))
     elif message:
         parts.append(note(message, "warn"))
     elif snapshot.alive and any(

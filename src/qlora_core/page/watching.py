@@ -12,10 +12,11 @@ from typing import Any
 import marimo as mo
 import numpy as np
 
-from .. import jobs
-from ..charts import stride
-from ..metrics import EVAL_FIELDS, STEP_FIELDS, Columns, GrowingTable, MetricsReader
-from ..runs import Run, TrainingPlan, TrainingTracker
+from ..jobs import launch
+from ..reports.charts import stride
+from ..runs.metrics import EVAL_FIELDS, STEP_FIELDS, Columns, GrowingTable, MetricsReader
+from ..runs.plan import TrainingPlan, TrainingTracker
+from ..runs.run import Run
 from .language import read_only
 from .problems import Problem
 
@@ -130,7 +131,7 @@ class RunWatcher:
     def _read(self, run: Run, reader: MetricsReader) -> Snapshot:
         alive, state, status = run.alive, run.state, run.status()
         asked = run.control() if alive else "run"
-        exit_status = jobs.exit_status(run) if state == "crashed" else None
+        exit_status = launch.exit_status(run) if state == "crashed" else None
         reader.poll()  # after the state: the events of a run that ended in between are then complete
         steps = len(reader.steps)
         other = len(reader.evals), len(reader.events), reader.generation

@@ -9,13 +9,13 @@ import signal
 import sys
 from pathlib import Path
 
-if "qlora_core.worker" in sys.orig_argv:
+if "qlora_core.jobs.worker" in sys.orig_argv:
     import resource
 
-    from qlora_core import runs
+    from qlora_core.runs.writer import RunWriter
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    log = runs.RunWriter.log
+    log = RunWriter.log
 
     def die(how: str) -> None:
         if how.startswith("SIG"):
@@ -28,7 +28,7 @@ if "qlora_core.worker" in sys.orig_argv:
         sys.stderr.flush()
         os.abort()
 
-    def log_and_die(writer: runs.RunWriter, type: str, **fields: object) -> None:
+    def log_and_die(writer: RunWriter, type: str, **fields: object) -> None:
         log(writer, type, **fields)
         path = Path(os.environ["DEATHS"])
         deaths = json.loads(path.read_text(encoding="utf-8"))
@@ -36,4 +36,4 @@ if "qlora_core.worker" in sys.orig_argv:
             path.write_text(json.dumps(deaths[1:]), encoding="utf-8")
             die(deaths[0][1])
 
-    runs.RunWriter.log = log_and_die
+    RunWriter.log = log_and_die

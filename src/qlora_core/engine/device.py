@@ -1,0 +1,354 @@
+"""The device: an optimised BLAS in place before MLX is imported, the default device, dtype, counters, kernel choice.
+
+Every module that computes takes `mx`, `nn` and `optim` from here, never from mlx: on Linux MLX's CPU backend binds to
+whichever BLAS the process holds when it is first imported, and its own reference BLAS is 20 to 90 times slower.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import ctypes.util
+import dataclasses
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import MissingMlxError, brief
+from ..files.storage import cache_directory, replacing
+from ..machine import memory
+from ..machine.denormals import flush_denormals
+from ..machine.keep_awake import gpu_environment
+from ..machine.process_pool import cores
+from ..models.base_models import has_gpu
+from ..runs.memory_estimate import CPU_TOKENS, cpu_streams, keeps_dense_weights
+from ..tokens.batching import AS_IT_IS, Rounding
+
+NATIVE_BFLOAT16 = 15  # generation of Apple's GPUs from which on they compute bfloat16 themselves
+ARITHMETIC = 2
+"""Counts the changes of the package that gave equal inputs other last bits.
+
+2: on a CPU sums in blocks, and denormal numbers taken for zero; on a GPU each token's loss in float32.
+"""
+WORKING_SET = 0.95  # of what Metal recommends as the most, from where on MLX lets go of what it keeps
+_SYMBOLS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")  # what mlx-cpu looks for
+
+
+@dataclass(frozen=True)
+class Blas:
+    """The matrix library in effect.
+
+    Attributes:
+        name: for people.
+        fast: False for MLX's own reference BLAS on Linux.
+        remedy: what to do about that.
+    """
+
+    name: str
+    fast: bool = True
+    remedy: str = ""
+
+
+_library: ctypes.CDLL | None = None
+_prefix = ""
+
+
+def _load_blas() -> Blas:
+    """Put an optimised BLAS into the process: the packaged OpenBLAS, else the system's; say so if there is none."""
+    global _library, _prefix
+    if sys.platform == "darwin":
+        return Blas("Accelerate")
+    if "mlx.core" in sys.modules:
+        return Blas("reference", fast=False, remedy="import qlora_core.engine.device before mlx")
+    problem = ""
+    try:
+        path, name = _packaged_openblas()
+        _library, _prefix = ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL), "scipy_"
+        return Blas(f"{name} ({_core()})")
+    except Exception as error:  # whatever is wrong with it, training must still be possible
+        problem = f"{type(error).__name__}: {error}"
+    if found := ctypes.util.find_library("openblas"):
+        with contextlib.suppress(OSError):
+            _library, _prefix = ctypes.CDLL(found, ctypes.RTLD_GLOBAL), ""
+            return Blas(f"system {found} ({_core()})")
+    return Blas(
+        "reference",
+        fast=False,
+        remedy="training is 20 to 90 times slower than it could be. Install one: pip install scipy-openblas32 lief, "
+        f"or your system's OpenBLAS (Debian: apt install libopenblas0-pthread). [{problem}]",
+    )
+
+
+def _core() -> str:
+    """The processor whose instructions OpenBLAS uses: found, or said by OPENBLAS_CORETYPE. It decides the last bits."""
+    name = getattr(_library, f"{_prefix}openblas_get_corename")
+    name.restype = ctypes.c_char_p
+    return name().decode()
+
+
+def _packaged_openblas() -> tuple[Path, str]:
+    """A copy of scipy-openblas32's library, in the cache, with the three names that MLX looks for.
+
+    The package exports them with a prefix; renaming the dynamic symbols in a copy takes a second, once. The package is
+    not imported: it would load its own copy, whose thread count would then hide ours.
+    """
+    package = importlib.util.find_spec("scipy_openblas32")
+    if package is None or package.origin is None:
+        raise OSError("scipy-openblas32 is not installed")
+    source = next(Path(package.origin).parent.glob("lib/libscipy_openblas*.so"))
+    content = source.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()[:16]
+    target = cache_directory() / "blas" / f"openblas-{digest}.so"
+    seal = target.with_suffix(".sha256")
+    if not (seal.is_file() and target.is_file() and _sha256(target) == seal.read_text(encoding="ascii")):
+        import lief
+
+        library = lief.ELF.parse(str(source))
+        if library is None:
+            raise OSError(f"{source} is not a library")
+        for symbol in library.dynamic_symbols:
+            if symbol.name in {f"scipy_{name}" for name in _SYMBOLS}:
+                symbol.name = str(symbol.name).removeprefix("scipy_")
+        with replacing(target) as temporary:
+            library.write(str(temporary))
+        with replacing(seal) as temporary:
+            temporary.write_text(_sha256(target), encoding="ascii")
+    return target, f"OpenBLAS {importlib.metadata.version('scipy-openblas32')}"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _keep_freed_memory() -> None:
+    """Tell glibc's malloc to keep what is freed.
+
+    MLX's arrays on a CPU come from malloc, which gives large ones back to the kernel at once; a step then waits for up
+    to 700,000 pages to be zeroed anew (measured: a third of its time).
+    """
+    trim_threshold, mmap_threshold, limit = -1, -3, 2**30
+    with contextlib.suppress(AttributeError, OSError):  # another libc
+        libc = ctypes.CDLL(None)
+        libc.mallopt(mmap_threshold, limit)
+        libc.mallopt(trim_threshold, limit)
+
+
+OLDEST_MACOS = 14  # that MLX has packages for
+
+
+def _remedy_without_mlx() -> str:
+    """Return what gets MLX onto this machine, where it cannot be imported."""
+    if sys.platform == "darwin" and platform.machine() != "arm64":
+        return (
+            "This Python is for Intel processors, for which MLX is not made. On Apple silicon it runs under Rosetta: "
+            "have a native one (uv python install 3.12, then uv sync). On an Intel Mac there is no remedy."
+        )
+    if sys.platform == "darwin" and int(platform.mac_ver()[0].partition(".")[0] or OLDEST_MACOS) < OLDEST_MACOS:
+        return f"MLX wants macOS {OLDEST_MACOS} or later; this is {platform.mac_ver()[0]}. Update macOS, then uv sync."
+    if sys.platform == "linux":
+        return (
+            "`uv sync` installs it for a CPU, `uv sync --no-group cpu --extra cuda` for an NVIDIA GPU; "
+            "with pip: pip install 'mlx[cpu]' or 'mlx[cuda12]'."
+        )
+    return "`uv sync` installs it."
+
+
+flush_denormals()  # before the BLAS and MLX start their threads, which take it over
+BLAS = _load_blas()
+if not has_gpu():
+    # MLX walks the graph of a step in layers this wide. Wider ones let the streams, each a part of the micro-batch,
+    # take turns; with the default of 20 they run one after the other (measured: 1.4 of 2 cores busy, then 1.9).
+    os.environ.setdefault("MLX_BFS_MAX_WIDTH", "5000")
+elif sys.platform == "linux":
+    # What a GPU is given at once: with MLX's own 100 operations and 1,000 MB it has the dequantised weights of many
+    # layers in memory together (measured on an H100: 10 GB more, and no faster).
+    os.environ.setdefault("MLX_MAX_OPS_PER_BUFFER", "20")
+    os.environ.setdefault("MLX_MAX_MB_PER_BUFFER", "100")
+    # kernels that are compiled for this GPU are kept; in MLX's own place, a temporary directory, until it starts anew
+    os.environ.setdefault("MLX_PTX_CACHE_DIR", str(cache_directory() / "kernels"))
+for _name, _value in gpu_environment().items():
+    os.environ.setdefault(_name, _value)
+
+try:
+    import mlx.core as mx
+    import mlx.nn as nn
+    import mlx.optimizers as optim
+    from mlx.utils import tree_flatten, tree_map, tree_unflatten
+except ImportError as error:  # the package is missing, or on Linux the library that computes
+    raise MissingMlxError(f"MLX, which computes, cannot be used: {brief(error)}. {_remedy_without_mlx()}") from None
+
+__all__ = ["mx", "nn", "optim", "tree_flatten", "tree_map", "tree_unflatten"]
+
+ON_CPU = not mx.metal.is_available() and not mx.cuda.is_available()
+if ON_CPU:
+    mx.set_default_device(mx.cpu)
+    mx.disable_compile()  # it would need a C++ compiler at run time, and gains nothing here
+    _keep_freed_memory()
+else:
+    # without a limit MLX keeps every array that is freed: a 7B model's training filled a GPU of 80 GB, and was no
+    # faster than with 4 or 20 GB to keep (measured); on a Mac it would keep up to 95% of the machine's memory
+    mx.set_cache_limit(mx.device_info()["memory_size" if mx.metal.is_available() else "total_memory"] // 8)
+
+
+def set_blas_threads(count: int) -> None:
+    """Threads of one matrix product, where the library can be told."""
+    if _library is not None:
+        getattr(_library, f"{_prefix}openblas_set_num_threads")(count)
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """How a run computes; recorded with the run and used again when it is resumed, since it decides the last bits.
+
+    Attributes:
+        device: `cpu`, `cuda` or `metal`.
+        dtype: of activations and of scales.
+        linear: `kept` (weights dequantised once), `dequantised` (for each use), `quantised` (MLX's own kernel).
+        streams: shares that rows are divided into, each computed on a stream (a core) of its own.
+        blas: name of the BLAS on a CPU.
+        fast_exp: polynomial `exp` in attention and SwiGLU.
+        rounding: sizes that batches are filled up to.
+        compiled: whether a micro-batch is compiled to one graph, for each shape that occurs.
+        sharing: whether layers that multiply the same input are computed together, and norms and SwiGLU made again.
+        at_once: tokens of packed rows that one stream computes at once, so that memory is used again; 0: all that fit.
+        trunk: whether layers below all adapters are computed once for each row, where each is trained more than once.
+        prefix: whether a beginning that rows share is computed once for those that are computed together.
+        arithmetic: of the package that computed it; not a choice, a resume takes that of today and says so.
+    """
+
+    device: str
+    dtype: str
+    linear: str
+    streams: int = 1
+    blas: str = ""
+    fast_exp: bool = False
+    rounding: Rounding = AS_IT_IS
+    compiled: bool = False
+    sharing: bool = True
+    at_once: int = 0
+    trunk: bool = True
+    prefix: bool = True
+    arithmetic: int = ARITHMETIC
+
+    @classmethod
+    def from_dict(cls, recorded: dict[str, Any]) -> Kernels:
+        """Read what `dataclasses.asdict` made; what an older version did not know is as by default, but arithmetic."""
+        recorded = {"arithmetic": 1, **recorded}
+        known = {field.name: recorded[field.name] for field in dataclasses.fields(cls) if field.name in recorded}
+        rounding = known.get("rounding", {})
+        return cls(**{**known, "rounding": Rounding(**{**rounding, "bins": tuple(rounding.get("bins", ()))})})
+
+
+def choose_kernels(model_dtype: str, dense_bytes: int, available: int) -> Kernels:
+    """The fastest way to compute here.
+
+    Where that is float16 and the base was saved in another dtype, its numbers may overflow: beyond 65,504 they are
+    infinite. The trainer looks for that; whoever does not takes `kernels_to_answer`.
+
+    Args:
+        model_dtype: what the base was saved in; kept on a GPU, unless it is float32, or bfloat16 on an M1 or M2, which
+            compute that in software: float16 there.
+        dense_bytes: size of all weights dequantised to float32.
+        available: free memory in bytes.
+    """
+    if mx.metal.is_available():
+        dtype = "bfloat16" if model_dtype == "bfloat16" and _has_bfloat16() else "float16"
+        # arithmetic is dear there, moving rows is not; and attention's gradient is fused for rows alone, not for bins
+        rounding = Rounding(32, 32, (128, 256), flat_cost=1.05)
+        return Kernels("metal", dtype, "quantised", rounding=rounding, compiled=True)
+    if mx.cuda.is_available():
+        dtype = "bfloat16" if model_dtype == "float32" else model_dtype
+        # fused attention has a fused gradient for multiples of 128 alone, which from 384 on is not the same each time
+        rounding = Rounding(32, 128, (128, 256))
+        linear = "kept" if keeps_dense_weights(dense_bytes // 2, available) else "dequantised"
+        return Kernels("cuda", dtype, linear, rounding=rounding, compiled=True)
+    linear = "kept" if keeps_dense_weights(dense_bytes, available) else "dequantised"
+    return Kernels("cpu", "float32", linear, streams=cpu_streams(), blas=BLAS.name, fast_exp=True, at_once=CPU_TOKENS)
+
+
+def _has_bfloat16() -> bool:
+    """Whether Apple's GPU computes bfloat16 itself: that of an M3 and later, by the generation in its architecture.
+
+    `applegpu_g13g` is an M1's, g14 an M2's, g15 an M3's, g16 an M4's; what has no such name is taken for a later one.
+    """
+    found = re.match(r"applegpu_g(\d+)", str(mx.device_info().get("architecture", "")))
+    return found is None or int(found[1]) >= NATIVE_BFLOAT16
+
+
+def kernels_to_answer(model_dtype: str, dense_bytes: int, available: int, recorded: dict[str, Any] | None) -> Kernels:
+    """As `choose_kernels`, for those who do not look for overflow: never in float16 what was saved in bfloat16.
+
+    Args:
+        model_dtype: what the base was saved in.
+        dense_bytes: size of all weights dequantised to float32.
+        available: free memory in bytes.
+        recorded: how a run trained on this base; on the same device, answers are computed in the same dtype.
+    """
+    chosen = choose_kernels(model_dtype, dense_bytes, available)
+    if recorded and recorded["device"] == chosen.device:
+        return dataclasses.replace(chosen, dtype=recorded["dtype"])
+    narrowed = (model_dtype, chosen.dtype) == ("bfloat16", "float16")
+    return dataclasses.replace(chosen, dtype="bfloat16") if narrowed else chosen
+
+
+def memory_counters() -> dict[str, int]:
+    """Bytes held by MLX's arrays now and at most, and on a GPU what is free for more.
+
+    On a GPU with memory of its own that is what is free there; on Apple's it is what the machine has left, or less
+    where MLX comes to the part of the memory that the GPU should have. What MLX keeps for its next arrays counts as
+    taken, for itself and in what the driver says; other programs' arrays only in that.
+    """
+    counters = {"active": mx.get_active_memory(), "peak": mx.get_peak_memory()}
+    if mx.cuda.is_available():
+        info = mx.device_info()
+        if total := int(info.get("total_memory", 0)):
+            left = max(total - counters["active"] - mx.get_cache_memory(), 0)
+            counters["free"] = min(left, int(info.get("free_memory", left)))
+    elif mx.metal.is_available() and (most := gpu_working_set()):
+        left = max(most - counters["active"] - mx.get_cache_memory(), 0)
+        counters["free"] = min(left, memory.available_bytes())
+    return counters
+
+
+def gpu_working_set() -> int:
+    """Return the bytes that MLX's arrays should take together on Apple's GPU; 0 where that is not known.
+
+    From there on MLX lets go of what it keeps (read in its allocator, not yet run).
+    """
+    return int(WORKING_SET * int(mx.device_info().get("max_recommended_working_set_size", 0)))
+
+
+def clear_cache() -> None:
+    """Give back the memory that is kept for arrays to come."""
+    mx.clear_cache()
+    if ON_CPU:
+        with contextlib.suppress(AttributeError, OSError):  # another libc
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def describe_device() -> str:
+    """The device in a line, for people."""
+    if mx.metal.is_available():
+        return f"Metal ({mx.device_info().get('device_name', 'Apple silicon')})"
+    if mx.cuda.is_available():
+        return f"CUDA ({mx.device_info().get('device_name', 'NVIDIA')})"
+    return f"CPU, {cores()} core{'s' if cores() > 1 else ''}, {BLAS.name}"
+
+
+@contextlib.contextmanager
+def blas_threads(count: int) -> Iterator[None]:
+    """Use `count` BLAS threads inside the block, all cores after it."""
+    set_blas_threads(count)
+    try:
+        yield
+    finally:
+        set_blas_threads(cores())

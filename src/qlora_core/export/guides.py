@@ -1,0 +1,112 @@
+"""The texts of an export: how to use it, in English and Portuguese, and what it is.
+
+Filled in from the files of `templates/`. Knows values and words; nothing of files but where the texts go.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import shlex
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from ..models.base_models import ModelSpec
+from ..reports import console
+from ..runs.run import Run
+
+TEMPLATES = Path(__file__).parent / "templates"
+GUIDES = {"INTEGRATION.md": "What do you know?", "INTEGRACAO.pt.md": "O que sabes?"}
+"""Each guide, and the question in its examples where the run has no short one of its own."""
+
+
+def write_guides(directory: Path, facts: Mapping[str, Any]) -> None:
+    """Write the guides and the program that they are about.
+
+    Args:
+        directory: gets `inference.py`, `INTEGRATION.md` and `INTEGRACAO.pt.md`.
+        facts: as `export` gathers them.
+    """
+    shutil.copyfile(TEMPLATES / "inference.py", directory / "inference.py")
+    right_first = sorted(facts["questions"], key=lambda entry: not entry.get("tuned_right"))
+    short = next((entry["question"] for entry in right_first if _simple(entry["question"])), None)
+    for name, question in GUIDES.items():
+        text = _templates().get_template(f"{name}.jinja").render(facts, question=short or question)
+        (directory / name).write_text(text, encoding="utf-8", newline="\n")
+
+
+def _simple(question: str) -> bool:
+    """Whether a question can stand in the middle of an example."""
+    plain = question.isprintable() and "`" not in question and not question.startswith("-")
+    return plain and 0 < len(question.strip()) <= 80
+
+
+def write_summary(directory: Path, run: Run, spec: ModelSpec, facts: Mapping[str, Any]) -> None:
+    """Write `summary.md`: one page on what was trained, on what, how it went and how to use it.
+
+    Args:
+        directory: gets the file, beside those that it lists.
+        run: with its numbers, if it ended.
+        spec: of the base.
+        facts: as `export` gathers them.
+    """
+    config, numbers, evaluation = run.config(), run.summary(), run.evaluation()
+    table = {
+        "State": run.state,
+        **console.model_information(spec, config),
+        "Rows": f"{len(run.train_rows()):,} to train, {len(run.validation_rows()):,} to validate",
+        "Settings": f"learning rate {config.train.learning_rate:g} ({config.train.schedule}), "
+        f"{config.train.batch_size * config.train.grad_accumulation_steps} rows a step, seed {config.train.seed}",
+        **(console.performance(numbers) if numbers else {}),
+        "Device": str(run.environment().get("device") or ""),
+    }
+    answers = console.answers_side_by_side(evaluation) if evaluation and evaluation["questions"] else ""
+    text = (
+        _templates()
+        .get_template("summary.md.jinja")
+        .render(
+            facts,
+            table={name: value for name, value in table.items() if value},
+            recall_lines=console.recall_lines(evaluation) if evaluation else "",
+            answers=answers,
+            files=sorted(path.name for path in directory.iterdir()),
+        )
+    )
+    (directory / "summary.md").write_text(text, encoding="utf-8", newline="\n")
+
+
+@functools.cache
+def _templates() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "shell": shlex.quote,
+        "literal": functools.partial(json.dumps, ensure_ascii=False),  # a text in Python and in JavaScript
+        "code": _code,
+        "cell": lambda text: str(text).replace("|", "\\|").replace("\n", "<br>"),
+        "fence": _fence,
+    }
+    return environment
+
+
+def _code(text: str) -> str:
+    """A text in a line of prose, as it is."""
+    plain = console.one_line(str(text), 500)
+    ticks = "`" * (1 + max(map(len, re.findall("`+", plain)), default=0))
+    return f"{ticks}{plain}{ticks}" if ticks == "`" else f"{ticks} {plain} {ticks}"
+
+
+def _fence(text: str) -> str:
+    """Some lines as they are, whatever they hold."""
+    ticks = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{ticks}text\n{text}\n{ticks}"

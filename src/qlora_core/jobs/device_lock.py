@@ -1,0 +1,158 @@
+"""One training at a time on a device, whatever directory its run lies in: two would share the memory of one.
+
+The lock lies in the cache, which the runs of a user share. Knows nothing of mlx.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import platform
+import re
+import signal
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ..errors import BusyError
+from ..files.locks import Held, LifeLock, holder, holder_in_words
+from ..files.storage import cache_directory, make_directory
+from ..models.base_models import has_gpu
+from ..runs.run import Run
+from ..runs.writer import RunWriter, being_trained
+
+START_ID = Path("/proc/sys/kernel/random/boot_id")
+POLL = 0.5  # seconds between two looks whether the device is free
+GOING = 10.0  # seconds that a trainer which gave its run back may take to end; on a busy machine it takes some
+
+
+def device_name() -> str:
+    """What MLX trains on here: `CPU`, `GPU 0`."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0].strip()
+    return f"GPU {visible}" if has_gpu() and visible not in ("", "-1") else "CPU"
+
+
+def lock_file() -> Path:
+    """Where the lock of this machine's device lies; a cache may be shared by machines, their devices are not."""
+    name = re.sub(r"[^\w.-]+", "-", f"{_machine()}-{device_name()}".lower())
+    return cache_directory() / "training" / f"{name}.lock"
+
+
+def _machine() -> str:
+    """Return what tells this machine from others, as long as a process lives; its name only where nothing else does.
+
+    macOS changes a machine's name with the network that it is in. Linux draws an id whenever it starts, which all
+    containers on the machine see; that of /etc/machine-id may be the same on machines made from one image.
+    """
+    found = _hardware_uuid() if sys.platform == "darwin" else _start_id()
+    return found or platform.node()
+
+
+def _start_id() -> str:
+    """Return the id that Linux drew when it started; empty where it says none."""
+    with contextlib.suppress(OSError, ValueError):
+        return str(uuid.UUID(START_ID.read_text(encoding="ascii").strip()))
+    return ""
+
+
+def _hardware_uuid() -> str:
+    """Return the id of a Mac, that of `IOPlatformUUID`; empty where it is not told.
+
+    Written from the manual of gethostuuid(2), not yet run: it fills in 16 bytes, and may wait a second for them.
+    """
+    found = (ctypes.c_ubyte * 16)()
+    wait = (ctypes.c_long * 2)(1, 0)  # a `struct timespec`
+    with contextlib.suppress(AttributeError, OSError):
+        if ctypes.CDLL(None).gethostuuid(found, ctypes.byref(wait)) == 0 and any(found):
+            return str(uuid.UUID(bytes=bytes(found)))
+    return ""
+
+
+class DeviceLock(LifeLock):
+    """The right to train on this machine's device.
+
+    Args:
+        run: the directory of the run that will be trained.
+        descriptor: a lock already taken by the process that started this one.
+
+    Raises:
+        BusyError: a run is being trained there; it is named.
+    """
+
+    def __init__(self, run: Path, descriptor: int | None = None) -> None:
+        path = lock_file()
+        make_directory(path.parent)
+        end = time.monotonic() + GOING
+        while True:
+            try:
+                super().__init__(path, descriptor, run=str(run.absolute()))
+                return
+            except Held:
+                if Run(Path(holder(path).get("run", "."))).alive or time.monotonic() > end:
+                    break
+                time.sleep(0.02)
+        if holder(path).get("run") == str(run.absolute()):
+            raise being_trained(run, path)
+        raise BusyError(
+            f"{in_use(path)}. Pause or stop that run, wait until it has ended, or let this one wait with --queue."
+        )
+
+
+def in_use(path: Path) -> str:
+    """Which run has the device, in words."""
+    run, who = holder(path).get("run") or "another run", holder_in_words(path)
+    process = f" (process {who})" if who else ""
+    return f"{run} is being trained already on this machine's {device_name()}{process}"
+
+
+def wait_for_device(writer: RunWriter) -> DeviceLock | None:
+    """Wait until the device is free, and take it. None when the run was asked to pause or stop before.
+
+    Raises:
+        KeyboardInterrupt: by a signal; the run is paused.
+    """
+    run, told = writer.run, ""
+    try:
+        with _signals_interrupt():
+            while run.control() == "run":
+                with contextlib.suppress(BusyError):
+                    lock = DeviceLock(run.path)
+                    writer.set_status("preparing", message="")
+                    return lock
+                if (message := f"Waiting: {in_use(lock_file())}.") != told:
+                    told = message
+                    writer.set_status("preparing", message=message)
+                    writer.tell("waiting", message=message)
+                time.sleep(POLL)
+    except KeyboardInterrupt:
+        _end_waiting(writer)
+        raise
+    _end_waiting(writer)
+    return None
+
+
+def _end_waiting(writer: RunWriter) -> None:
+    writer.end("paused", int(writer.run.status().get("step", 0)))
+
+
+@contextlib.contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """Let every signal that asks a program to end raise `KeyboardInterrupt`; in the main thread only."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before: dict[int, Callable[..., Any] | int | None] = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

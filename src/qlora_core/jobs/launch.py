@@ -1,0 +1,91 @@
+"""Training as a process of its own: start it, and ask it to pause or stop.
+
+The locks of run and device are taken here and handed to the child, so that between a click and the first line of the
+worker nobody else can start. The child lives in its own session: closing the page, or Ctrl+C in its terminal, leaves it
+alone. Knows nothing of mlx.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+
+from ..files.locks import LifeLock
+from ..files.storage import read_json, write_json
+from ..runs.plan import TrainingPlan, TrainingTracker
+from ..runs.run import Run
+from ..runs.writer import RunWriter
+from .device_lock import DeviceLock
+
+EXIT_FILE = "exit.json"  # how a worker's process ended that did not say so itself
+
+
+@contextlib.contextmanager
+def beginning(tracker: TrainingTracker, plan: TrainingPlan) -> Iterator[tuple[RunWriter, DeviceLock | None]]:
+    """Take a planned run, and the device unless it may wait for that, and write the run's directory.
+
+    Raises:
+        BusyError: this run is being trained, or another on the same device. Nothing was changed.
+    """
+    with contextlib.ExitStack() as held:
+        device = None if plan.config.pace.queue else held.enter_context(DeviceLock(plan.run.path))
+        writer = held.enter_context(tracker.record(plan.run))
+        tracker.create(plan)
+        writer.set_status("preparing", message="")  # a trainer that dies before its first word has crashed
+        yield writer, device
+
+
+def worker_command(run: Run, lock: LifeLock, device: LifeLock | None, *flags: str) -> tuple[list[str], Sequence[int]]:
+    """The command of a process that trains a run, and the descriptors of the locks that it is handed."""
+    command = [sys.executable, "-m", "qlora_core.jobs.worker", str(run.path), "--lock", str(lock.descriptor), *flags]
+    if device is None:
+        return command, (lock.descriptor,)
+    return [*command, "--device-lock", str(device.descriptor)], (lock.descriptor, device.descriptor)
+
+
+def start(tracker: TrainingTracker, plan: TrainingPlan) -> int:
+    """Start a worker for a planned run and return its process id.
+
+    Raises:
+        BusyError: this run is being trained, or another on the same device.
+    """
+    run = plan.run
+    with beginning(tracker, plan) as (writer, device):  # leaving it closes our copies of the locks, not the child's
+        command, descriptors = worker_command(run, writer.lock, device)
+        with (run.path / "worker.log").open("ab") as log:
+            child = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=descriptors,
+                start_new_session=True,
+            )
+    threading.Thread(target=_wait, args=(child, run), daemon=True).start()
+    return child.pid
+
+
+def _wait(child: subprocess.Popen[bytes], run: Run) -> None:
+    """Wait for a worker, which would stay in the process table otherwise, and note how it ended if it cannot."""
+    status = child.wait()
+    with contextlib.suppress(OSError):
+        if run.state == "crashed":
+            said = run.status().get("time")  # by which the two belong together, however the clock is set
+            write_json(run.path / EXIT_FILE, {"status": status, "after": said})
+
+
+def exit_status(run: Run) -> int | None:
+    """How the process of a crashed run ended: its status, or minus the signal; None where nobody saw it."""
+    noted = read_json(run.path / EXIT_FILE)
+    return noted["status"] if noted and noted.get("after") == run.status().get("time") else None
+
+
+def last_words(run: Run, lines: int = 12) -> str:
+    """The end of the worker's log, for a run that crashed."""
+    try:
+        return "\n".join((run.path / "worker.log").read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+    except FileNotFoundError:
+        return ""

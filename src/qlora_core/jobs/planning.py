@@ -1,0 +1,146 @@
+"""From flags to a planned run, and training it with its progress on the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from ..activity import watching
+from ..config import RunConfig, add_arguments
+from ..export.export import keep_result
+from ..machine.memory import MemoryMonitor
+from ..reports import console
+from ..runs.plan import TrainingPlan, TrainingTracker
+from ..runs.presets import PRESETS
+from ..runs.run import Run
+from . import launch
+from .exit_status import DONE, ERROR, INTERRUPTED, PAUSED
+from .supervisor import restarts, supervise
+from .worker import exit_status, train_here
+
+
+def training_parser(prog: str = "train.py") -> argparse.ArgumentParser:
+    """The parser of `qlora train` and of `python apps/train.py`: one flag a setting."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        allow_abbrev=False,  # --lang is a flag of the page, --language a setting
+        description="Train adapters for a language model, or go on with a run. Each run is one directory.",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object at the end, and nothing else")
+    add_training_arguments(parser)
+    return parser
+
+
+def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add one flag a setting, and that of a preset."""
+    machines = "; ".join(f"{name}: {preset.machine}" for name, preset in PRESETS.items())
+    help = f"settings that fit a machine, for Mistral-7B and smaller models ({machines}); others given here go before"
+    parser.add_argument("--preset", choices=PRESETS, default="", help=help)
+    add_arguments(parser)
+
+
+def train_planned(
+    tracker: TrainingTracker, plan: TrainingPlan, *, monitor: MemoryMonitor | None = None, as_json: bool = False
+) -> int:
+    """Train a planned run, showing its progress; a complete one is only shown.
+
+    In this process, or where it is to go on by itself (`restarts`) in one that this one looks after.
+
+    Args:
+        tracker: of the directory of all runs.
+        plan: what to train.
+        monitor: looks at the memory; a new one by default.
+        as_json: show the progress on standard error, and the result as one JSON object on standard output.
+
+    Returns:
+        The exit status.
+    """
+    reporter = console.TrainingReporter(sys.stderr if as_json else sys.stdout)
+    status = _train_planned(tracker, plan, reporter, monitor or MemoryMonitor())
+    if as_json:
+        print_json(run_as_json(plan.run))
+    return status
+
+
+def _train_planned(
+    tracker: TrainingTracker, plan: TrainingPlan, reporter: console.TrainingReporter, monitor: MemoryMonitor
+) -> int:
+    if plan.done:
+        reporter.say(f"✓ Run {plan.run.name} is complete; nothing to train. More: --epochs, or --fresh for a new run.")
+        reporter.say(console.final_summary(plan.run))
+        return DONE
+    run = plan.run
+    with launch.beginning(tracker, plan) as (writer, device):  # before anything is written: somebody may be training
+        if restarts(plan.config):
+            status = supervise(writer, reporter, device)  # the child says what is wrong, and keeps the result
+        else:
+            try:
+                outcome = train_here(writer, reporter, device=device, monitor=monitor)
+            except KeyboardInterrupt:  # while it waited for the device, or before there was a trainer
+                reporter.say(f"\nInterrupted before it began. {console.resume_line(run)}")
+                return INTERRUPTED
+            status = exit_status(outcome)
+            if outcome.state != "paused":
+                with watching(writer.working):
+                    problem = keep_result(run)
+                reporter.say(f"  ! {problem}") if problem else None
+    if run.state == "paused" and status != ERROR:
+        step, total, why = run.status().get("step"), plan.total_steps, run.status().get("message")
+        how = (
+            f"{why[0].upper()}{why[1:].rstrip('.')}."
+            if why
+            else f"Paused at step {step} of {total}; everything is saved."
+        )
+        reporter.say(f"\n{how} {console.resume_line(run)}")
+    elif status in (DONE, PAUSED):
+        reporter.say(console.final_summary(run))
+    return status
+
+
+def plan_training(
+    config: RunConfig, say: Callable[[str], None], *, preset: str = ""
+) -> tuple[TrainingTracker, TrainingPlan]:
+    """From settings to a plan, in the notebook's order, telling each section as it goes, and what a preset chose."""
+    from .. import data
+    from ..models import base_models
+    from ..tokens.dataset import make_dataset
+    from ..tokens.report import describe
+    from ..tokens.tokenizer import open_tokenizer
+
+    say(console.table(console.machine()))
+    if preset:
+        say(console.block(f"Preset {preset}", console.preset_reasons(preset, config)))
+    tokenizer = open_tokenizer(config.base)
+    prepared = data.prepare(config.data, tokenizer)
+    say(console.block("Data", console.data_counts(prepared.report)))
+    # after the data: what is wrong there must be known before 14 GB are fetched
+    model = base_models.find_base(config.base)
+    say(console.block("Model", console.model_information(model, config)))
+    train_dataset = make_dataset(prepared.train, tokenizer, config.data.max_seq_length)
+    val_dataset = make_dataset(prepared.validation, tokenizer, config.data.max_seq_length)
+    described = describe(train_dataset, val_dataset, tokenizer, config.data.max_seq_length)
+    say(console.block("Datasets", console.token_counts(described)))
+    tracker = TrainingTracker(config.place.runs_dir)
+    plan = tracker.plan(config, model, tokenizer, prepared, train_dataset, val_dataset)
+    say(console.block("Training", console.training_plan(plan)))
+    return tracker, plan
+
+
+def run_as_json(run: Run) -> dict[str, Any]:
+    """A run's state and results as one object."""
+    evaluation = run.evaluation()
+    return {
+        "run": run.name,
+        "path": str(run.path),
+        "state": run.state,
+        "summary": run.summary(),
+        "recall": evaluation["recall"] if evaluation else None,
+    }
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """Print a result for programs."""
+    print(json.dumps(value, ensure_ascii=False, indent=2))

@@ -1,0 +1,106 @@
+"""The process that trains a run for somebody else: `python -m qlora_core.jobs.worker RUN --lock N`.
+
+Its output is the run's `worker.log`; everything else it says is in the run directory. With the setting `restart` it
+trains in a child, which is this module again, and looks after that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..activity import doing, watching
+from ..machine.keep_awake import kept_awake
+from ..machine.memory import MemoryMonitor
+from ..runs.run import Run
+from ..runs.time_spent import process_age
+from ..runs.writer import RunLock, RunWriter
+from .device_lock import DeviceLock, wait_for_device
+from .exit_status import DEVICE_FAILED, DONE, ERROR, INTERRUPTED, PAUSED
+
+if TYPE_CHECKING:
+    from ..training.loop import Outcome
+
+
+def train_here(
+    writer: RunWriter,
+    listener: Callable[[dict[str, Any]], None],
+    *,
+    device: DeviceLock | None = None,
+    monitor: MemoryMonitor | None = None,
+) -> Outcome:
+    """Train the run in this process, on a device of its own, with the machine kept awake.
+
+    Args:
+        writer: has the run open.
+        listener: is told every event.
+        device: the device, where it was taken already; else it is waited for.
+        monitor: looks at the memory; a new one by default.
+
+    Raises:
+        QLoraError: as `trainer.train` does.
+        KeyboardInterrupt: while it waited for the device, or while modules were being imported.
+    """
+    writer.listeners.append(listener)
+    before = process_age()
+    with contextlib.ExitStack() as held:
+        if taken := device or wait_for_device(writer):
+            held.enter_context(taken) if device is None else None
+            held.enter_context(kept_awake(writer.run.config().pace.keep_awake))
+        began = time.monotonic() - before  # as if it had not waited
+        with watching(writer.working), doing("importing"):
+            from ..training import loop  # only here: mlx takes a second, and memory
+
+        return loop.train(writer, monitor, began=began) if taken else loop.Outcome("paused")
+
+
+def exit_status(outcome: Outcome) -> int:
+    """How the process ends that trained."""
+    if outcome.state == "completed":
+        return DONE
+    return INTERRUPTED if outcome.state == "paused" and outcome.by_ctrl_c else PAUSED
+
+
+def main() -> int:
+    """Train the run, and return what `qlora train` would: 0 complete, 3 paused or stopped, 130 Ctrl+C, 1 error."""
+    parser = argparse.ArgumentParser(prog="qlora_core.jobs.worker")
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--lock", type=int, required=True, help="descriptor of the run's lock, taken by the parent")
+    parser.add_argument("--device-lock", type=int, help="descriptor of the device's lock, if the parent took it")
+    parser.add_argument("--supervised", action="store_true", help="the parent looks after this process")
+    arguments = parser.parse_args()
+
+    from ..errors import DeviceError, QLoraError
+    from ..export.export import keep_result
+    from ..files.storage import keep_private
+    from ..reports.console import TrainingReporter
+    from .supervisor import restarts, supervise
+
+    keep_private()
+    run, reporter = Run(arguments.run), TrainingReporter()
+    try:
+        with RunWriter(run, RunLock(run.path, arguments.lock)) as writer:
+            device = None if arguments.device_lock is None else DeviceLock(run.path, arguments.device_lock)
+            if restarts(run.config()) and not arguments.supervised:
+                return supervise(writer, reporter, device)
+            outcome = train_here(writer, reporter, device=device)
+            if outcome.state != "paused":
+                with watching(writer.working):
+                    problem = keep_result(run)
+                if problem:
+                    sys.stderr.write(f"warning: {problem}\n")
+            return exit_status(outcome)
+    except QLoraError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return DEVICE_FAILED if isinstance(error, DeviceError) and arguments.supervised else ERROR
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""Cores, and work in several processes: its results in order, little of it in flight. Knows nothing of the work."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import itertools
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+import psutil
+
+from ..errors import DataError
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+MOST = 8  # each process takes some 100 MB
+
+
+def logical_cores() -> int:
+    """Cores that this process may use, each as often as it runs threads."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cores() -> int:
+    """Physical cores that this process may use."""
+    return max(1, min(logical_cores(), psutil.cpu_count(logical=False) or logical_cores()))
+
+
+def processes() -> int:
+    """How many processes share work: the cores that this one may use, and not too many."""
+    return min(logical_cores(), MOST)
+
+
+def in_processes(work: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
+    """Do `work` on each task in another process, and yield the results in order.
+
+    The processes are gone when it ends, however it ends; close the iterator to end it early.
+
+    Args:
+        work: can be pickled.
+        tasks: taken as they are needed, a few ahead of the results.
+
+    Raises:
+        DataError: a process was killed.
+    """
+    from loky import BrokenProcessPool, ProcessPoolExecutor  # only here: small data needs no processes
+
+    count = processes()
+    pool = ProcessPoolExecutor(
+        count,
+        initializer=end_with,
+        initargs=(os.getpid(),),
+        env={"TOKENIZERS_PARALLELISM": "false"},  # its threads would only be in each other's way
+    )
+    waiting: collections.deque = collections.deque()
+    tasks = iter(tasks)
+    try:
+        while True:
+            with _interrupts_held():
+                waiting.extend(pool.submit(work, task) for task in itertools.islice(tasks, 2 * count - len(waiting)))
+            if not waiting:
+                return
+            yield waiting.popleft().result()
+    except BrokenProcessPool:
+        raise DataError("a process that prepares data was killed; is there enough memory?") from None
+    finally:
+        pool.shutdown(kill_workers=True)
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Keep Ctrl+C back for a moment: a process that is started now never hears it, and so prints no traceback of it."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()  # each process needs it, and starting it lets Ctrl+C through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def end_with(parent: int) -> None:
+    """In a process of its own: end when the parent does, which may be killed before it can say so; never by Ctrl+C."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

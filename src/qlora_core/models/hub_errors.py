@@ -1,0 +1,80 @@
+"""What huggingface_hub, the network and the disk do not allow, in words for the user.
+
+Knows the exceptions of huggingface_hub. Knows nothing of files, and starts no request.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from ..errors import ModelError
+
+GO_ONLINE = (
+    "Go online once and run the same command again; without a network, give a directory or take the built-in model."
+)
+
+
+@contextlib.contextmanager
+def explained(name: str, state: str, remedy: str = GO_ONLINE, *, kind: str = "model") -> Iterator[None]:
+    """Make a ModelError of what goes wrong inside. Nothing of the error's own text is repeated: it may hold secrets.
+
+    Args:
+        name: the repository, OWNER/NAME.
+        state: what is here and what is not, told where the network or the hub fails.
+        remedy: what to do then.
+        kind: of the repository: "model" or "dataset".
+
+    Raises:
+        ModelError: huggingface_hub, the network or the disk failed inside.
+    """
+    from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
+
+    try:
+        yield
+    except (HTTPError, OSError, ValueError) as raised:
+        hidden = raised.__cause__ if isinstance(raised, LocalEntryNotFoundError) else None
+        error = hidden if isinstance(hidden, Exception) else raised
+        refused = _refused(error, "data set" if kind == "dataset" else kind)
+        raise ModelError(f"{name}: {refused or f'{state}; {_broken(error)}. {remedy}'}") from None
+
+
+def _refused(error: Exception, what: str) -> str | None:
+    """What the hub, or the disk, has against it, and what to do; None when it is the network or the hub that fails."""
+    from huggingface_hub import constants, errors
+
+    if isinstance(error, errors.HFValidationError):
+        return f"not a {what} on the hub: wanted OWNER/NAME, in letters, digits, - _ and dots."
+    if isinstance(error, errors.GatedRepoError):
+        return f"its owner wants a licence to be accepted first. Accept it on the {what}'s page, then `hf auth login`."
+    if isinstance(error, errors.RepositoryNotFoundError):
+        known = " `qlora models` lists known ones." if what == "model" else ""
+        return f"the hub has no such {what}. Misspelt, or private (`hf auth login`)?{known}"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"the hub has the {what}, but not that revision. Leave out what follows the @, or correct it."
+    if isinstance(error, errors.HfHubHTTPError):
+        if error.response.status_code in (401, 403):
+            return (
+                f"the hub refuses your login ({error.response.status_code}). `hf auth login` anew, or unset HF_TOKEN."
+            )
+        return None
+    if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
+        cache = constants.HF_HUB_CACHE
+        return f"cannot be kept in {cache} ({error.strerror}). Make that possible, or set HF_HOME to another directory."
+    return None
+
+
+def _broken(error: Exception) -> str:
+    """How the network or the hub failed, in a few words."""
+    from huggingface_hub import errors
+
+    kind = type(error).__name__
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set and forbids asking the hub"
+    if isinstance(error, errors.HfHubHTTPError):
+        return f"the hub answers {error.response.status_code}"
+    if isinstance(error, ValueError):
+        return "what answers is not the hub (must a page be accepted to be online here?)"
+    if "Timeout" in kind:
+        return f"the hub does not answer in time ({kind})"
+    return f"the hub cannot be reached ({kind})" if "Connect" in kind else f"the connection broke ({kind})"

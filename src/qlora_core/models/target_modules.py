@@ -1,0 +1,69 @@
+"""Which linear layers get adapters, told from their names alone. Knows nothing of files or of what a layer computes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable
+
+from ..errors import ModelError
+
+GROUPS = ("all", "attention", "mlp", "qv")
+
+_LAYER = re.compile(r"(?:^|\.)(?:layers|blocks|h)\.(\d+)\.(.+)$")
+_ATTENTION = re.compile(r"att(n|ention)\b.*\.")
+_ROUTERS = {"gate", "router", "shared_expert_gate"}
+_NORM = re.compile(r"norms?$")  # one for each head has a matrix
+_QUERY_VALUE = {"q_proj", "v_proj", "qkv_proj", "query_key_value", "c_attn"}
+
+
+def place(path: str) -> tuple[int, str] | None:
+    """Transformer layer of a module or tensor, and its name in it: `(3, "self_attn.q_proj")`; None outside of one."""
+    match = _LAYER.search(path)
+    return (int(match[1]), match[2]) if match else None
+
+
+def within_model(path: str) -> str:
+    """A module's or tensor's name from `layers.` on: a model inside another one has more before it."""
+    match = _LAYER.search(path)
+    return path[match.start() :].lstrip(".") if match else path
+
+
+def is_projection(name: str, projections: str) -> bool:
+    """Whether a linear layer, named as within its transformer layer, is among the projections of that name.
+
+    Experts of a mixture are stacked when they are loaded, and routers decide for all of them: neither gets adapters.
+
+    Args:
+        name: `self_attn.q_proj`, say.
+        projections: one of `GROUPS`, or last parts of names joined by commas.
+    """
+    *_, leaf = parts = name.split(".")
+    if not _ROUTERS.isdisjoint(parts) or "experts" in parts or _NORM.search(leaf):
+        return False
+    named = {
+        "all": True,
+        "attention": _ATTENTION.search(name) is not None,
+        "mlp": _ATTENTION.search(name) is None,
+        "qv": leaf in _QUERY_VALUE,
+    }
+    return named.get(projections, leaf in _names(projections))
+
+
+def choose_projections(paths: Iterable[str], layers: Collection[int], projections: str) -> list[str]:
+    """Those of the linear layers at `paths` that are in one of `layers` and among the projections of that name.
+
+    Raises:
+        ModelError: there are none, or none of one that was named.
+    """
+    paths = list(paths)
+    found = [path for path in paths if (at := place(path)) and at[0] in layers and is_projection(at[1], projections)]
+    leaves = {path.rpartition(".")[2] for path in found}
+    named = () if found and projections in GROUPS else _names(projections)
+    if missing := [name for name in named if name not in leaves]:
+        known = ", ".join([*GROUPS, *sorted({path.rpartition(".")[2] for path in paths} - _ROUTERS)])
+        raise ModelError(f"has no projections {', '.join(missing)}. Known: {known}.")
+    return found
+
+
+def _names(projections: str) -> list[str]:
+    return projections.replace(",", " ").split()

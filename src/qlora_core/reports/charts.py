@@ -1,0 +1,476 @@
+"""Curves of a run: panels for the page as Vega-Lite specifications, and one figure of them as SVG and PNG files.
+
+Knows columns of numbers and altair, and nothing of mlx, marimo or how a page is laid out. Drawing asks no network for
+anything.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..files.storage import replacing
+from ..machine.memory import GB
+from ..runs.metrics import Columns, MetricsReader
+from ..runs.plan import TrainingPlan
+from ..runs.run import Run
+from ..schedule import learning_rate
+from ..translations import say
+
+POINTS = 600  # of a curve; more cannot be told apart on a screen
+DOTS = 60  # validations up to which each is marked, and steps, so that a single one can be seen
+SMOOTHED = 100  # steps from which on a mean is drawn too; fewer show their course themselves
+REACH = 40  # the mean is over a twentieth of the run
+
+TRAINING, VALIDATION, FREE = "#3b82f6", "#e4572e", "#8a94a0"  # each can be read on white and on black
+FAINT = 0.4  # opacity of what is drawn beside its own mean
+GREY, INK = "#8a94a0", "#37424d"
+WIDE, NARROW = 780, 360  # pixels of the figure's panels
+
+
+# Curves ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line: what its legend says, its colour, and its points.
+
+    Attributes:
+        label: in the legend.
+        colour: of line and dots.
+        steps: where its points are.
+        values: how high; the same number, none of them NaN.
+        faint: drawn beside its own mean.
+        dots: each point is marked.
+    """
+
+    label: str
+    colour: str
+    steps: np.ndarray
+    values: np.ndarray
+    faint: bool = False
+    dots: bool = False
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Lines that share a vertical axis.
+
+    Attributes:
+        name: short; what the data set is called.
+        title: what it shows.
+        unit: of the vertical axis.
+        format: of its numbers, as d3 writes formats.
+        about: what somebody is told who cannot see it.
+        series: the lines.
+        zero: whether the axis begins at 0.
+        best: step, value and label of the point to mark, if there is one.
+    """
+
+    name: str
+    title: str
+    unit: str
+    format: str
+    about: str
+    series: tuple[Series, ...]
+    zero: bool = False
+    best: tuple[float, float, str] | None = field(default=None)
+
+
+def panels(steps: Columns, evals: Columns) -> list[Panel]:
+    """All panels of a run with at least one step: loss, learning rate, gradient norm, speed, memory."""
+    return [
+        _loss(steps, evals),
+        Panel(
+            "rate",
+            say("Learning rate"),
+            say("per step"),
+            ".1~e",
+            say("The learning rate of each step so far."),
+            (_series(say("of each step"), TRAINING, steps, "learning_rate"),),
+            zero=True,
+        ),
+        Panel(
+            "norm",
+            say("Gradient norm"),
+            say("before clipping"),
+            ".2~g",
+            say("The length of the gradient at each step, before it is clipped."),
+            _with_mean(steps, "grad_norm", say("each step"), say("mean of {count} steps")),
+        ),
+        Panel(
+            "speed",
+            say("Speed"),
+            say("tokens a second"),
+            ",~f",
+            say("How many tokens were trained in a second."),
+            _with_mean(steps, "tokens_per_second", say("each step"), say("mean of {count} steps")),
+            zero=True,
+        ),
+        Panel(
+            "memory",
+            say("Memory"),
+            say("GB"),
+            ",~f",
+            say("The most memory that the model's arrays took, and what was free on the machine."),
+            (
+                _series(say("arrays, peak"), TRAINING, steps, "peak_memory_bytes", GB),
+                _series(say("free"), FREE, steps, "available_memory_bytes", GB),
+            ),
+            zero=True,
+        ),
+    ]
+
+
+def _loss(steps: Columns, evals: Columns) -> Panel:
+    """Loss of training, as it is and smoothed, and of validation with its best marked."""
+    validation = _series(say("validation"), VALIDATION, evals, "val_loss", dots=len(evals["step"]) <= DOTS)
+    best = None
+    if len(validation.values):
+        place = int(np.argmin(validation.values))
+        value = float(validation.values[place])
+        best = (float(validation.steps[place]), value, say("best {loss}", loss=f"{value:.4f}"))
+    return Panel(
+        "loss",
+        say("Loss"),
+        say("nats a token"),
+        ".3~f",
+        say("Loss of training at each step and smoothed, and loss of validation with the lowest marked."),
+        (
+            *_with_mean(steps, "train_loss", say("training"), say("mean of {count} steps")),
+            *([validation] if best else []),
+        ),
+        best=best,
+    )
+
+
+def _series(
+    label: str, colour: str, columns: Columns, name: str, scale: float = 1, *, dots: bool = False, faint: bool = False
+) -> Series:
+    known = np.isfinite(columns[name])
+    return Series(label, colour, columns["step"][known], columns[name][known] / scale, faint=faint, dots=dots)
+
+
+def _with_mean(steps: Columns, name: str, label: str, mean: str) -> tuple[Series, ...]:
+    """A field as it is and smoothed (`mean` says over how many steps); as it is where there are too few to smooth."""
+    count = len(steps["step"])
+    reach = smoothing(count)
+    each = _series(label, TRAINING, steps, name, faint=bool(reach), dots=count <= DOTS)
+    if not reach:
+        return (each,)
+    return each, Series(mean.format(count=f"{2 * reach + 1:,}"), TRAINING, each.steps, smooth(each.values, reach))
+
+
+def smoothing(count: int) -> int:
+    """How many steps on either side go into the mean; 0, 2, 5, 10, 20, 50 …, so that it seldom changes."""
+    if count < SMOOTHED:
+        return 0
+    power = 10 ** int(math.log10(count / REACH))
+    return max(factor * power for factor in (1, 2, 5) if factor * power <= count / REACH)
+
+
+def smooth(values: np.ndarray, reach: int) -> np.ndarray:
+    """Mean of each value and its neighbours, up to `reach` on either side, fewer at the ends."""
+    sums = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
+    place = np.arange(len(values))
+    first, last = np.maximum(place - reach, 0), np.minimum(place + reach + 1, len(values))
+    return (sums[last] - sums[first]) / (last - first)
+
+
+# Fewer points -----------------------------------------------------------------------------------------------------
+
+
+def thin(points: Sequence[Any], most: int = 1000) -> list[Any]:
+    """At most about `most` points, evenly spaced, the last one always among them."""
+    stride = max(1, -(-len(points) // most))
+    return [*points[: len(points) - 1 : stride], *points[-1:]]
+
+
+def stride(count: int, most: int = POINTS) -> int:
+    """Of how many points lowest and highest are kept: a power of 2, so that points stay as others join them."""
+    return 1 if count <= most else 2 ** math.ceil(math.log2(2 * count / (most - 4)))
+
+
+def keep_extremes(values: np.ndarray, most: int = POINTS) -> np.ndarray:
+    """Places of at most `most` values: lowest and highest of each stretch, the first and the last."""
+    count = len(values)
+    if count <= most:
+        return np.arange(count)
+    width = stride(count, most)
+    whole = values[: count - count % width].reshape(-1, width)
+    begins = np.arange(len(whole)) * width
+    places = [begins + whole.argmin(1), begins + whole.argmax(1), [0, count - 1]]
+    if rest := count % width:
+        tail = values[-rest:]
+        places.append([count - rest + tail.argmin(), count - rest + tail.argmax()])
+    return np.unique(np.concatenate(places))
+
+
+def rows_of(panel: Panel) -> str:
+    """The points of a panel as CSV: `step,value,kind`, the kind being the number of the series."""
+    lines = ["step,value,kind"]
+    for kind, series in enumerate(panel.series):
+        kept = keep_extremes(series.values)
+        pairs = zip(series.steps[kept].tolist(), series.values[kept].tolist(), strict=True)
+        lines += [f"{step:.0f},{value:.5g},{kind}" for step, value in pairs]
+    return "\n".join(lines)
+
+
+# Specifications ---------------------------------------------------------------------------------------------------
+
+
+class Chart:
+    """A Vega-Lite specification with rows put into it as they are: checking each row would cost 300 ms a redraw."""
+
+    def __init__(self, specification: dict[str, Any], datasets: Mapping[str, Any]) -> None:
+        self.specification = {**specification, "datasets": dict(datasets)}
+
+    def _mime_(self) -> tuple[str, str]:
+        return "application/vnd.vegalite.v6+json", json.dumps(self.specification, ensure_ascii=False)
+
+
+def chart(panel: Panel, height: int) -> Chart:
+    """A panel for the page, as wide as its place; letters and axes are coloured by the page's theme."""
+    return Chart(_page_chart(_shape(panel), height), _datasets(panel))
+
+
+def rate_chart(plan: TrainingPlan) -> Chart:
+    """The learning rate of every step of a plan."""
+    total, train = plan.total_steps, plan.config.train
+    steps = np.array(thin(range(1, total + 1), POINTS))
+    values = np.array([learning_rate(int(step), total, train) for step in steps])
+    about = say("The learning rate that each step will have.")
+    planned = Series(say("of each step"), TRAINING, steps, values)
+    return chart(Panel("rate", say("Learning rate"), say("per step"), ".1~e", about, (planned,), zero=True), 140)
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """What a specification depends on, and no point of any line: so it is built once."""
+
+    name: str
+    title: str
+    unit: str
+    format: str
+    about: str
+    zero: bool
+    lines: tuple[tuple[str, str, bool, bool], ...]
+    best: bool
+    left: bool
+
+
+def _shape(panel: Panel) -> _Shape:
+    lines = tuple((series.label, series.colour, series.faint, series.dots) for series in panel.series)
+    last = max((series.steps[-1] for series in panel.series if len(series.steps)), default=0)
+    left = panel.best is not None and panel.best[0] > last / 2
+    return _Shape(
+        panel.name, panel.title, panel.unit, panel.format, panel.about, panel.zero, lines, panel.best is not None, left
+    )  # fmt: skip
+
+
+def _datasets(panel: Panel) -> dict[str, Any]:
+    best = [dict(zip(("step", "value", "text"), panel.best, strict=True))] if panel.best else []
+    return {panel.name: rows_of(panel), **({f"{panel.name}-best": best} if best else {})}
+
+
+@functools.lru_cache(256)
+def _page_chart(shape: _Shape, height: int) -> dict[str, Any]:
+    """A panel's specification for the page; built once, since altair takes its time to check it."""
+    return for_page(_layers(shape, touched=True), height, shape.about)
+
+
+def for_page(drawn: Any, height: int, about: str = "") -> dict[str, Any]:
+    """The specification of a chart of altair's, dressed for the page and as wide as its place.
+
+    Args:
+        drawn: the chart.
+        height: of the drawing itself, in pixels.
+        about: what somebody is told who cannot see it.
+    """
+    quiet = {"labelOpacity": 0.7, "titleOpacity": 0.7, "titleFontWeight": "normal", "domainOpacity": 0.3}
+    lines = {"gridColor": GREY, "gridOpacity": 0.2, "domainColor": GREY, "tickColor": GREY, "tickOpacity": 0.3}
+    made = (
+        drawn.properties(width="container", height=height, background="transparent", description=about)
+        .configure(font="PT Sans, system-ui, sans-serif")
+        .configure_view(stroke=None)
+        .configure_axis(**quiet, **lines, labelFontSize=11, titleFontSize=11)
+        .configure_title(anchor="start", fontSize=13, fontWeight=600, offset=8)
+        .configure_legend(labelOpacity=0.85, labelFontSize=11, symbolType="stroke")
+        .configure_axisY(minExtent=40, maxExtent=40)  # so that the drawing stands still while numbers grow
+        .to_dict()
+    )
+    return {**made, "usermeta": {"embedOptions": {"actions": False}}}  # a nameless menu, which offers to send data away
+
+
+def _layers(shape: _Shape, *, touched: bool, halo: str = "") -> Any:
+    """A panel as altair layers it.
+
+    Args:
+        shape: of the panel.
+        touched: each point tells its numbers when the pointer is on it.
+        halo: colour behind the words at the best point, where the background is known.
+    """
+    import altair as alt
+
+    labels = [label for label, *_ in shape.lines]
+    rows = alt.Chart(alt.NamedData(name=shape.name, format=alt.CsvDataFormat(type="csv")))
+    rows = rows.transform_calculate(series=f"{json.dumps(labels)}[datum.kind]")
+    axis = alt.Axis(labelExpr=f"datum.value ? format(datum.value, '{shape.format}') : '0'", tickCount=5)
+    legend = alt.Legend(title=None, orient="top", direction="horizontal", labelLimit=260)
+    colours = alt.Scale(
+        domain=labels, range=[_faded(colour) if faint else colour for _, colour, faint, _ in shape.lines]
+    )
+    base = rows.encode(
+        x=alt.X(
+            "step:Q",
+            title=say("optimizer step"),
+            axis=alt.Axis(tickMinStep=1, format=",d", grid=False),
+            scale=alt.Scale(nice=False),
+        ),
+        y=alt.Y("value:Q", title=shape.unit, scale=alt.Scale(zero=shape.zero), axis=axis),
+        color=alt.Color("series:N", scale=colours, legend=legend, sort=labels),
+    )
+    layers = []
+    for wanted, width in ((True, 1.0), (False, 1.8)):  # the faint ones behind the others
+        if kinds := [kind for kind, (_, _, faint, _) in enumerate(shape.lines) if faint == wanted]:
+            lines = base.transform_filter(_one_of(kinds))
+            layers.append(lines.mark_line(strokeWidth=width, strokeJoin="round", point=False))
+    if dotted := [kind for kind, (*_, dots) in enumerate(shape.lines) if dots]:
+        layers.append(base.transform_filter(_one_of(dotted)).mark_point(filled=True, size=34, opacity=1))
+    if touched:
+        words = [
+            alt.Tooltip("series:N", title=say("line")),
+            alt.Tooltip("step:Q", title=say("step"), format=",d"),
+            alt.Tooltip("value:Q", title=shape.unit, format=shape.format),
+        ]
+        layers.append(base.mark_point(size=90, opacity=0, strokeOpacity=0).encode(tooltip=words))
+    return alt.layer(*layers, *(_best_layers(shape, halo) if shape.best else [])).properties(title=shape.title)
+
+
+def _faded(colour: str) -> str:
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{FAINT})"
+
+
+def _one_of(kinds: Sequence[int]) -> str:
+    return f"indexof({list(kinds)}, +datum.kind) >= 0"
+
+
+def _best_layers(shape: _Shape, halo: str) -> list[Any]:
+    """A ring around the best point, and its value."""
+    import altair as alt
+
+    spot = alt.Chart(alt.NamedData(name=f"{shape.name}-best")).encode(x="step:Q", y="value:Q")
+    ring = spot.mark_point(size=170, color=VALIDATION, strokeWidth=2, opacity=1)
+    words: dict[str, Any] = {"align": "right" if shape.left else "left", "dx": -4 if shape.left else 4, "dy": -17}
+    words["fontSize"] = 12
+    label = spot.mark_text(color=VALIDATION, fontWeight="bold", **words).encode(text="text:N")
+    if not halo:
+        return [ring, label]
+    behind = spot.mark_text(stroke=halo, strokeWidth=4, strokeJoin="round", **words).encode(text="text:N")
+    return [ring, behind, label]
+
+
+# The figure -----------------------------------------------------------------------------------------------------
+
+PAPER = "#fdfdfc"
+
+
+def save_curves(run: Run, directory: Path) -> list[Path]:
+    """Draw loss, learning rate, gradient norm, speed and memory of a run.
+
+    Args:
+        run: is only read.
+        directory: gets `curves.svg` and `curves.png`; files of these names are replaced.
+
+    Returns:
+        The files written: none for a run without a single step.
+
+    Raises:
+        RunError: the run's `environment.json` or `config.json` cannot be read.
+    """
+    reader = MetricsReader(run.metrics_file)
+    reader.poll()
+    if not len(reader.steps):
+        return []
+    import altair
+    import vl_convert
+
+    specification = _figure(run, panels(reader.steps.columns(), reader.evals.columns()))
+    options = {"vl_version": altair.SCHEMA_VERSION.rpartition(".")[0], "allowed_base_urls": []}
+    drawn = {
+        "curves.svg": vl_convert.vegalite_to_svg(specification, **options).encode(),
+        "curves.png": vl_convert.vegalite_to_png(specification, scale=2, **options),
+    }
+    for name, content in drawn.items():
+        with replacing(directory / name) as temporary:
+            temporary.write_bytes(content)
+    return [directory / name for name in drawn]
+
+
+def _figure(run: Run, drawn: Sequence[Panel]) -> dict[str, Any]:
+    """The whole figure as a Vega-Lite specification with its rows."""
+    import altair as alt
+
+    first, *others = drawn
+    small = [_layers(_shape(p), touched=False).properties(width=NARROW, height=120) for p in others]
+    pairs = [alt.hconcat(*small[i : i + 2], spacing=26) for i in range(0, len(small), 2)]
+    loss = _layers(_shape(first), touched=False, halo=PAPER).properties(width=WIDE, height=270)
+    figure = alt.vconcat(loss, *(_apart(pair) for pair in pairs), spacing=22)
+    name = alt.TitleParams(
+        run.name, subtitle=_subtitle(run, first), anchor="start", frame="bounds", offset=16, fontSize=17
+    )
+    specification = _apart(figure).properties(background=PAPER, padding=22, title=name).configure(**_look()).to_dict()
+    return {**specification, "datasets": _together(_datasets(panel) for panel in drawn)}
+
+
+def _apart(charts: Any) -> Any:
+    return charts.resolve_scale(color="independent")
+
+
+def _together(datasets: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    return {name: rows for each in datasets for name, rows in each.items()}
+
+
+def _subtitle(run: Run, loss: Panel) -> str:
+    config, model = run.config(), run.environment()["model"]
+    parts = [model["name"], f"rank {config.lora.rank}"]
+    if loss.best:
+        step, value, _ = loss.best
+        parts.append(f"best validation loss {value:.4f} at step {step:,.0f}")
+    return "   ·   ".join(parts)
+
+
+def _look() -> dict[str, Any]:
+    """Colours and letters of the figure."""
+    return {
+        "font": "Helvetica, Arial, sans-serif",
+        "view": {"stroke": None},
+        "axis": {
+            "labelColor": GREY,
+            "titleColor": GREY,
+            "titleFontWeight": "normal",
+            "gridColor": "#e8ebee",
+            "domainColor": "#cfd5da",
+            "tickColor": "#cfd5da",
+            "titlePadding": 8,
+            "labelFontSize": 11,
+            "titleFontSize": 11,
+        },
+        "legend": {"labelColor": INK, "labelFontSize": 11, "symbolStrokeWidth": 2.5, "symbolType": "stroke"},
+        "title": {
+            "color": INK,
+            "fontSize": 13,
+            "anchor": "start",
+            "frame": "group",
+            "subtitleColor": GREY,
+            "subtitleFontSize": 12,
+        },
+    }

@@ -1,0 +1,178 @@
+"""Will it fit? Arithmetic on a model's shape and the settings; nothing is loaded.
+
+The activations' formula counts what the backward pass keeps in `kernels` and mlx-lm's layers; `tests/test_fit.py`
+compares the whole with a measured peak. Knows nothing of mlx.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..config import RunConfig
+from ..errors import MemoryShortError
+from ..machine.memory import GB
+from ..machine.process_pool import cores
+from ..models.base_models import ModelSpec
+from ..tokens.rows import TokenRow, TokenRows
+
+PROGRAM_BYTES = 350_000_000  # Python and the libraries, once loaded
+RESERVE_BYTES = 300_000_000  # left for the rest of the machine
+SCORE_BUFFERS = 7  # arrays of a layer's attention scores alive at once in its backward pass (measured: 6 to 7)
+PASSING_ARRAYS = 6  # arrays as wide as the MLP of the one layer that the backward pass is in
+CPU_TOKENS = 768  # that a core computes at once: more take arrays from fresh pages (measured: a fifth slower)
+KEPT_SCORES = 256  # a row of no more tokens keeps its attention's probabilities on a CPU; a longer one makes them again
+SPAN = 64  # tokens of such a longer one that attend at a time
+LARGE_MODEL = 3_000_000_000  # parameters from which `min_free_gb` is asked for
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Predicted peak of a run, in bytes, by what needs it.
+
+    Attributes:
+        weights: the base as loaded.
+        dense: dequantised weights that are kept beside it.
+        adapters: adapters, gradients and two moments, float32.
+        activations: what a micro-batch of the longest rows keeps for its backward pass, and that of one layer takes; on
+            a CPU the part of it that is computed at once.
+        attention: the scores in one layer of as many of those rows as are looked at together: the square of a row; on a
+            CPU, of a long one, what a part of it sees.
+        logits: of that micro-batch's trained tokens, with their gradient.
+    """
+
+    weights: int
+    dense: int
+    adapters: int
+    activations: int
+    attention: int
+    logits: int
+
+    @property
+    def training(self) -> int:
+        """What comes on top of the loaded base."""
+        return self.adapters + self.activations + self.attention + self.logits
+
+    @property
+    def total(self) -> int:
+        """All of it, with the program itself."""
+        return self.weights + self.dense + self.training + PROGRAM_BYTES
+
+
+def keeps_dense_weights(dense_bytes: int, available: int) -> bool:
+    """Whether a CPU keeps the weights dequantised: where they take less than a third of what is free."""
+    return dense_bytes < available / 3
+
+
+def cpu_streams() -> int:
+    """Parts of a micro-batch that a CPU computes side by side."""
+    return min(cores(), 8)
+
+
+def estimate_memory(
+    spec: ModelSpec, config: RunConfig, rows: Sequence[TokenRow], *, keeps_dense: bool, on_gpu: bool
+) -> MemoryEstimate:
+    """Predict the peak of training on `rows`.
+
+    Args:
+        spec: the base.
+        config: all settings.
+        rows: the longest `batch_size` of them decide.
+        keeps_dense: whether dequantised weights stay in memory.
+        on_gpu: numbers have 2 bytes there, on a CPU 4.
+    """
+    rows = TokenRows.of(rows)
+    longest = [rows[i] for i in np.argsort(rows.lengths, kind="stable")[-config.train.batch_size :]]
+    tokens, targets = sum(map(len, longest)), sum(row.target_tokens for row in longest)
+    most = max(map(len, longest))
+    a_row_each = sum(map(len, longest[-cpu_streams() :]))
+    at_once = 1.0 if on_gpu else min(1.0, max(CPU_TOKENS * cpu_streams(), a_row_each) / tokens)
+    shape = spec.config
+    hidden, inner = shape["hidden_size"], shape.get("intermediate_size", 4 * shape["hidden_size"])
+    heads = shape.get("num_attention_heads", 1)
+    head_size = shape.get("head_dim") or hidden // heads
+    projected = (heads + 2 * (shape.get("num_key_value_heads") or heads)) * head_size
+    number = 2 if on_gpu else 4
+    layer = _kept_by_a_layer(spec, config, hidden, inner, projected)
+    layers = len(spec.adapted_layers(config.lora))
+    kept = layers * 2 * hidden + layer if config.train.grad_checkpoint else layers * layer
+    kept += PASSING_ARRAYS * inner
+    together = math.ceil(len(longest) * at_once)
+    if config.train.packing and not on_gpu:
+        together = min(together, cpu_streams())
+    keeping = 0 if on_gpu else heads * (1 if config.train.grad_checkpoint else layers)
+    lengths = rows.lengths.astype(np.int64)
+    taken = np.sort(lengths * kept + np.where(lengths <= KEPT_SCORES, keeping * lengths**2, 0))
+    by_parts = config.train.packing and not on_gpu and most > KEPT_SCORES
+    scores = SPAN * most if by_parts else most**2
+    return MemoryEstimate(
+        weights=spec.loaded_bytes,
+        dense=spec.parameters * number if keeps_dense else 0,
+        adapters=16 * spec.trainable(config.lora),
+        activations=int(taken[-config.train.batch_size :].sum() * at_once) * number,
+        attention=SCORE_BUFFERS * heads * together * scores * number,
+        logits=int(3 * 4 * targets * at_once) * shape.get("vocab_size", 0),
+    )
+
+
+def _kept_by_a_layer(spec: ModelSpec, config: RunConfig, hidden: int, inner: int, projected: int) -> int:
+    """Numbers a token that a layer keeps for its backward pass.
+
+    Where what norms and SwiGLU give is made again (`sharing`): inputs of two norms, the output of attention in two
+    layouts, gate and up, q, k and v, and x A of every adapter. Measured on an H100: 3.4 MB a token of Mistral-7B's
+    shape; by this, 3.3.
+    """
+    low = config.lora.rank * len(spec.adapted_shapes(config.lora)) // len(spec.adapted_layers(config.lora))
+    shared = config.lora.adapter == "lora" and config.lora.dropout == 0
+    if shared and spec.config.get("hidden_act", "silu") in ("silu", "swish"):
+        return 4 * hidden + 2 * inner + projected + low
+    return 8 * hidden + 7 * inner + 3 * projected + low
+
+
+def check_before_loading(estimate: MemoryEstimate, available: int, config: RunConfig) -> None:
+    """Refuse a run whose predicted peak and a reserve are not free.
+
+    Raises:
+        MemoryShortError: with what to change.
+    """
+    needed = estimate.total + RESERVE_BYTES
+    if needed > available:
+        raise MemoryShortError(
+            f"not enough memory: {needed / GB:.1f} GB wanted (base {(estimate.weights + estimate.dense) / GB:.1f}, "
+            f"activations {(estimate.activations + estimate.attention) / GB:.1f}, "
+            f"adapters {estimate.adapters / GB:.1f}, logits {estimate.logits / GB:.1f}), "
+            f"{available / GB:.1f} GB available. {advice(config)}"
+        )
+
+
+def check_after_loading(estimate: MemoryEstimate, available: int, parameters: int, config: RunConfig) -> None:
+    """Refuse the first step when too little is free: `min_free_gb` for large models, else 1.5 times what is to come.
+
+    Raises:
+        MemoryShortError: with what to change.
+    """
+    large = parameters >= LARGE_MODEL
+    needed = config.pace.min_free_gb * GB if large else 1.5 * estimate.training
+    if available < needed:
+        rule = "min_free_gb" if large else "1.5 times what training will take"
+        raise MemoryShortError(
+            f"not enough memory to train: {available / GB:.1f} GB available after loading, {needed / GB:.1f} GB wanted "
+            f"({rule}). {advice(config)}"
+        )
+
+
+def advice(config: RunConfig) -> str:
+    """What makes a run need less memory, the least harmful first."""
+    changes = ["close other programs"]
+    if config.train.batch_size > 1:
+        half = config.train.batch_size // 2
+        doubled = config.train.grad_accumulation_steps * 2
+        changes.append(f"--batch-size {half} --grad-accumulation-steps {doubled} (the same result)")
+    if not config.train.grad_checkpoint:
+        changes.append("--grad-checkpoint")
+    if config.data.max_seq_length > 128:
+        changes.append(f"--max-seq-length {config.data.max_seq_length // 2}")
+    return f"What helps: {', '.join(changes)}, or a smaller model."

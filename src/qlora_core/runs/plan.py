@@ -1,0 +1,260 @@
+"""From settings and data to a run that can be trained: a new one, or one to go on with."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..config import RunConfig, from_flat, to_flat, to_json
+from ..data import PreparedData
+from ..errors import RunError, shown
+from ..files.storage import (
+    describe_file,
+    explained,
+    left_by_file_manager,
+    make_directory,
+    replacing,
+    write_json,
+    write_text,
+)
+from ..models.adapter_files import check_adapters, find_adapters
+from ..models.base_models import ModelSpec
+from ..schedule import suited_learning_rate
+from ..tokens.dataset import TokenDataset
+from ..tokens.tokenizer import ChatTokenizer
+from .presets import preset_choices
+from .run import Run, as_stored, check_name, describe_rows, is_name, refuse_links, stored_defaults
+from .writer import RunLock, RunWriter
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """Everything decided before training: it exists only when tracker, model and data do.
+
+    Attributes:
+        run: where it will be, or already is.
+        config: all settings.
+        identity: what must be the same for a run to be resumed.
+        model: what will be loaded.
+        data: the prepared rows.
+        train_rows: rows that can be trained, of those.
+        template_text: the chat template.
+        rows: of them as tokens, see `describe_rows`.
+        initial_adapters: the file of adapters to start from, if any.
+    """
+
+    run: Run
+    config: RunConfig
+    identity: dict[str, Any]
+    model: ModelSpec
+    data: PreparedData
+    train_rows: int
+    template_text: str
+    rows: dict[str, Any]
+    initial_adapters: Path | None = None
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer updates of the whole run."""
+        return self.config.train.total_steps(self.train_rows)
+
+    @property
+    def done(self) -> bool:
+        """True when the run was completed with at least as many steps in view."""
+        return self.run.state == "completed" and self.run.status().get("total_steps", 0) >= self.total_steps
+
+
+class TrainingTracker:
+    """The directory of all runs: plans them, creates them, opens them for writing.
+
+    Args:
+        runs_dir: usually `checkpoints_qlora`.
+    """
+
+    def __init__(self, runs_dir: str | Path) -> None:
+        self.runs_dir = Path(runs_dir)
+
+    def runs(self) -> list[Run]:
+        """All runs, newest first; a directory that could not be called so is none."""
+        found = (Run(path.parent) for path in self.runs_dir.glob("*/config.json") if is_name(path.parent.name))
+        return sorted(found, key=lambda run: (run.path / "config.json").stat().st_mtime, reverse=True)
+
+    def find(self, name: str) -> Run:
+        """A run by its name or path.
+
+        Raises:
+            RunError: there is none.
+        """
+        for run in ([Run(self.runs_dir / name)] if is_name(name) else []) + [Run(Path(name))]:
+            if run.exists:
+                return run
+        known = ", ".join(run.name for run in self.runs()[:8]) or "none yet"
+        name = name if name.isprintable() else shown(name)
+        raise RunError(f"{name}: no such run in {self.runs_dir}. Runs: {known}.")
+
+    def plan(
+        self,
+        config: RunConfig,
+        model: ModelSpec,
+        tokenizer: ChatTokenizer,
+        data: PreparedData,
+        train_dataset: TokenDataset,
+        val_dataset: TokenDataset,
+    ) -> TrainingPlan:
+        """Decide where a run lies and whether it may be resumed. Writes nothing.
+
+        Raises:
+            RunError: runs cannot lie there, the name is no name, no row can be trained, or the run there was made with
+                something else (named).
+        """
+        existing = next((path for path in (self.runs_dir, *self.runs_dir.parents) if path.exists()), Path())
+        if not existing.is_dir():
+            raise RunError(f"{self.runs_dir}: cannot hold runs, since {existing} is not a directory.")
+        if not len(train_dataset):
+            reasons = "; ".join(f"{where}: {why}" for where, why in train_dataset.skipped[:3])
+            raise RunError(f"no row can be trained. {reasons}")
+        model.adapted_shapes(config.lora)
+        initial = find_adapters(config.lora.init_adapter, self.runs_dir) if config.lora.init_adapter else None
+        if not config.train.learning_rate:
+            config = from_flat({"learning_rate": suited_learning_rate(model.config["hidden_size"])}, base=config)
+        identity = {
+            **to_flat(config, "result"),
+            "model": model.fingerprint,
+            "tokeniser and template": tokenizer.fingerprint,
+            "data": data.fingerprint,
+            "initial adapters": describe_file(initial)["sha256"] if initial else "",
+        }
+        identity = as_stored(identity)
+        name = config.place.run or _default_name(config, model, identity)
+        check_name(name)
+        self._refuse_twin(name)
+        run = Run(self.runs_dir / name)
+        number = 2
+        while config.place.fresh and run.exists:
+            run, number = Run(self.runs_dir / f"{name}-{number}"), number + 1
+        if run.exists:
+            _refuse_differences(run, identity)
+        if initial:
+            check_adapters(initial, model, config.lora)
+        template = tokenizer.template_text
+        rows = describe_rows(train_dataset, val_dataset)
+        return TrainingPlan(run, config, identity, model, data, len(train_dataset), template, rows, initial)
+
+    def _refuse_twin(self, name: str) -> None:
+        """Refuse a name that some file systems, a Mac's for one, cannot tell from that of another run."""
+        names = [run.name for run in self.runs()]
+        twin = next((other for other in names if other.lower() == name.lower()), name)
+        if name not in names and twin != name:
+            raise RunError(f"{name}: there is a run {twin} already, and not every disk can tell the two apart.")
+
+    def create(self, plan: TrainingPlan) -> Run:
+        """Write the run's directory, or take over how long and how often where it exists already.
+
+        Raises:
+            RunError: it is a link, or holds one.
+        """
+        run = plan.run
+        _make_directory(run.path)
+        if not run.exists:
+            plan.data.save(run.path / "data")
+            if plan.initial_adapters:
+                with replacing(run.initial_adapters) as temporary:
+                    shutil.copyfile(plan.initial_adapters, temporary)
+            if plan.config.base.template.endswith(".jinja"):
+                write_text(run.path / "chat_template.jinja", plan.template_text)
+            brought = [path for path in (run.path / "data").iterdir() if not left_by_file_manager(path.name)]
+            brought += [run.initial_adapters] if plan.initial_adapters else []
+            environment = {
+                "identity": plan.identity,
+                "files": {str(path.relative_to(run.path)): describe_file(path) for path in sorted(brought)},
+                "rows": plan.rows,
+                "model": {
+                    "name": plan.model.name,
+                    "path": str(plan.model.path.resolve()),
+                    "licence": plan.model.licence,
+                    "parameters": plan.model.parameters,
+                    "loaded_bytes": plan.model.loaded_bytes,
+                    "bits": plan.model.bits,
+                    "trainable": plan.model.trainable(plan.config.lora),
+                },
+            }
+            write_json(run.path / "environment.json", environment)
+            config = plan.config
+            if plan.model.path == Path(config.base.model).expanduser():  # the run may be resumed from elsewhere
+                config = from_flat({"model": str(plan.model.path.absolute())}, config)
+        else:
+            kept = {**to_flat(run.config()), **to_flat(plan.config, "length"), **to_flat(plan.config, "pace")}
+            config = from_flat(kept)
+        config = dataclasses.replace(config, place=dataclasses.replace(config.place, run=run.name, fresh=False))
+        write_text(run.path / "config.json", to_json(config))  # last: from now on the run exists
+        return run
+
+    def record(self, run: Run, descriptor: int | None = None) -> RunWriter:
+        """Open a run for writing; its directory is made when there is none yet.
+
+        Raises:
+            BusyError: another process writes it.
+            RunError: it is a link, or holds one.
+            StorageError: nothing can be written there.
+        """
+        _make_directory(run.path)
+        with explained(run.path / "lock"):
+            lock = RunLock(run.path, descriptor)
+        try:
+            return RunWriter(run, lock)
+        except BaseException:
+            lock.release()
+            raise
+
+
+def resolve_config(given: dict[str, Any], preset: str = "") -> RunConfig:
+    """Settings from those given and, where they say nothing, from a preset.
+
+    `run` of an existing run brings its settings and its own copy of the data along.
+
+    Raises:
+        ConfigError: a setting is unknown or out of range, or there is no such preset.
+        RunError: the run's name is none, or that run is damaged.
+        ModelError: there is no such base, whose size a preset depends on.
+    """
+    config = from_flat(given)
+    if preset:
+        given = {name: choice.value for name, choice in preset_choices(preset, config.base).items()} | given
+        config = from_flat(given)
+    if not config.place.run or config.place.fresh:
+        return config
+    check_name(config.place.run)
+    run = Run(Path(config.place.runs_dir) / config.place.run)
+    if not run.exists:
+        return config
+    stored = to_flat(run.config()) | {"data": (str(run.path / "data"),), "facts": ""}
+    stored |= {"run": run.name, "runs_dir": config.place.runs_dir}  # where it was found, wherever it was made
+    stored |= {"init_adapter": str(run.initial_adapters)} if run.initial_adapters.is_file() else {}
+    stored |= {"template": run.template}
+    return from_flat(stored | given)
+
+
+def _make_directory(run: Path) -> None:
+    refuse_links(run)
+    make_directory(run)
+
+
+def _default_name(config: RunConfig, model: ModelSpec, identity: dict[str, Any]) -> str:
+    usual = stored_defaults()  # left out, so that a setting that is added later changes no name
+    decisive = {key: value for key, value in identity.items() if value != usual.get(key)}
+    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:6]
+    return f"{model.short_name}-{f'q{model.bits}' if model.bits else 'full'}-r{config.lora.rank}-{digest}"
+
+
+def _refuse_differences(run: Run, identity: dict[str, Any]) -> None:
+    stored = stored_defaults() | run.environment()["identity"]  # what was not a setting yet, was as it is by default
+    changed = [key for key in identity if stored.get(key) != identity[key]]
+    if changed:
+        short = {key: (str(stored.get(key))[:12], str(identity[key])[:12]) for key in changed}
+        detail = "; ".join(f"{key}: the run has {old}, asked for {new}" for key, (old, new) in short.items())
+        raise RunError(f"{run.name}: cannot go on with something else. {detail}. Use --fresh, or another --run name.")

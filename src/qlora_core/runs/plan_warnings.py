@@ -1,0 +1,80 @@
+"""Settings that are allowed and rarely meant, for a look before training. Arithmetic on a plan; decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..translations import say
+from .plan import TrainingPlan
+
+MANY_PASSES = 20
+FEW_VALIDATION_ROWS = 8
+HIGHEST_USUAL_RATE = 1e-2  # adapters; full fine-tuning takes a tenth or less
+LOWEST_USUAL_RATE = 1e-6
+HIGHEST_USUAL_SCALE = 8.0
+
+
+@dataclass(frozen=True)
+class Advice:
+    """One thing to look at.
+
+    Attributes:
+        setting: its name in `config`.
+        message: what is unusual about it, and what to do.
+    """
+
+    setting: str
+    message: str
+
+
+def advise(plan: TrainingPlan) -> list[Advice]:
+    """Everything worth a look in a plan."""
+    return [*_about_steps(plan), *_about_rates(plan), *_about_validation(plan)]
+
+
+def _about_steps(plan: TrainingPlan) -> Iterator[Advice]:
+    train, rows, total = plan.config.train, plan.train_rows, plan.total_steps
+    wanted = train.batch_size * train.grad_accumulation_steps
+    if wanted > rows:
+        text = say("A step wants {wanted} rows and there are {rows}: each epoch is one step.", wanted=wanted, rows=rows)
+        yield Advice("batch_size", text)
+    if train.warmup_steps >= total:
+        text = say("Warm-up lasts {warmup} of {total} steps: the rate never comes to its peak.",
+                   warmup=train.warmup_steps, total=total)  # fmt: skip
+        yield Advice("warmup_steps", text)
+    if train.max_steps and train.max_steps < train.steps_per_epoch(rows):
+        text = say("Training ends before every row was seen once: an epoch has {steps} steps.",
+                   steps=train.steps_per_epoch(rows))  # fmt: skip
+        yield Advice("max_steps", text)
+    elif not train.max_steps and train.epochs > MANY_PASSES:
+        text = say("{epochs} passes over the same rows: a validation loss that rises again means learning by heart.",
+                   epochs=train.epochs)  # fmt: skip
+        yield Advice("epochs", text)
+
+
+def _about_rates(plan: TrainingPlan) -> Iterator[Advice]:
+    rate, scale = plan.config.train.learning_rate, plan.config.lora.scale
+    if rate > HIGHEST_USUAL_RATE:
+        yield Advice("learning_rate", say("{rate} is high for adapters: the loss may not fall.", rate=f"{rate:g}"))
+    if rate < LOWEST_USUAL_RATE:
+        yield Advice("learning_rate", say("{rate} is low: hardly anything will be learned.", rate=f"{rate:g}"))
+    if scale > HIGHEST_USUAL_SCALE:
+        text = say("The update counts {scale} times (alpha over rank): usual are 1 to 2.", scale=f"{scale:g}")
+        yield Advice("alpha", text)
+
+
+def _about_validation(plan: TrainingPlan) -> Iterator[Advice]:
+    rows = len(plan.data.validation)
+    if not rows:
+        yield Advice("val_fraction", say("No row is kept for validation: no best adapters can be chosen."))
+    elif rows < FEW_VALIDATION_ROWS:
+        text = say("The validation loss is that of {rows} rows: it says little, and so does which adapters are best.",
+                   rows=rows)  # fmt: skip
+        yield Advice("val_fraction", text)
+    if plan.config.pace.eval_every > plan.total_steps:
+        text = say("There are only {total} steps: the loss is validated once, at the end.", total=plan.total_steps)
+        yield Advice("eval_every", text)
+    if plan.config.pace.save_every > plan.total_steps:
+        text = say("There are only {total} steps: nothing is saved before the end.", total=plan.total_steps)
+        yield Advice("save_every", text)

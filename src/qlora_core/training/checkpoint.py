@@ -1,0 +1,171 @@
+"""Checkpoints: everything a run needs to go on as if it had never stopped, or nothing.
+
+A checkpoint is a directory that appears all at once: adapters, optimizer, counters, and a manifest with their hashes.
+Batch order, dropout and learning rate are functions of (seed, step), so nothing else has to be saved.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..engine.device import mx, nn, optim, tree_flatten, tree_unflatten
+from ..engine.model import load_adapters, read_tensors, save_tensors
+from ..errors import CheckpointError, ModelError
+from ..files.storage import clear_leftovers, discard, explained, manifest_problem, publishing, remove, write_json
+from ..machine.crash_reasons import device_failure
+from ..models.adapter_files import ADAPTER_FILE
+from ..runs.run import Run
+
+OPTIMIZER_FILE, STATE_FILE = "optimizer.safetensors", "state.json"
+FILES = {ADAPTER_FILE, OPTIMIZER_FILE, STATE_FILE}
+
+
+@dataclass
+class Progress:
+    """Counters of a run, at the end of an optimizer step.
+
+    Attributes:
+        step: optimizer updates done.
+        tokens: real tokens processed.
+        target_tokens: trained tokens processed.
+        seconds: time spent in steps.
+        epoch_loss: sum of the loss over the current epoch's target tokens, nats.
+        epoch_targets: those tokens.
+        best_val_loss: lowest so far; None before the first validation.
+        best_step: where that was.
+        evaluations_since_best: for early stopping.
+        last_val_step: step of the last validation, so that it is not made twice.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    target_tokens: int = 0
+    seconds: float = 0.0
+    epoch_loss: float = 0.0
+    epoch_targets: int = 0
+    best_val_loss: float | None = None
+    best_step: int = 0
+    evaluations_since_best: int = 0
+    last_val_step: int = 0
+    peak_memory_bytes: int = 0
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def save_checkpoint(
+    directory: Path, model: nn.Module, optimizer: optim.Optimizer, progress: Progress, keep: int
+) -> Path:
+    """Write `directory/<step>` and remove the oldest beyond `keep`; returns the new checkpoint's path.
+
+    Only the holder of the run's lock may do this.
+
+    Raises:
+        StorageError: it cannot be written; all others are as they were.
+    """
+    path = directory / f"{progress.step:06d}"
+    adapters = dict(tree_flatten(model.trainable_parameters()))
+    # sorted: a restored state comes in another order, and the file should not show it
+    moments = dict(sorted(tree_flatten(optimizer.state)))
+    clear_leftovers(directory, alone=True)
+    size = sum(value.nbytes for value in (*adapters.values(), *moments.values()))
+    with publishing(path, wanted=size) as temporary:
+        save_tensors(temporary / ADAPTER_FILE, adapters)
+        save_tensors(temporary / OPTIMIZER_FILE, moments)
+        write_json(temporary / STATE_FILE, asdict(progress))
+    for old in checkpoints(directory)[:-keep]:
+        discard(old)
+    return path
+
+
+def room_wanted(directory: Path, model: nn.Module, keep: int) -> int:
+    """Bytes that training still adds to a run's disk, at most.
+
+    Checkpoints up to `keep` and the one that is being written, best and final adapters, and those to take away.
+    """
+    adapters = sum(value.nbytes for _, value in tree_flatten(model.trainable_parameters()))
+    missing = max(0, keep - len(checkpoints(directory))) + 1
+    return adapters * (3 * missing + 4)  # a checkpoint has two moments as well; the fourth is a best one's successor
+
+
+def checkpoints(directory: Path) -> list[Path]:
+    """All checkpoints, oldest first; what a link leads to is none, nor what was copied there ("000200 copy")."""
+    named = (path for path in directory.glob("[0-9]*") if re.fullmatch("[0-9]+", path.name))
+    found = (path for path in named if path.is_dir() and not path.is_symlink())
+    return sorted(found, key=lambda path: int(path.name))  # beyond a million, names are longer
+
+
+def latest_checkpoint(directory: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that agrees with its manifest, and what was wrong with newer ones."""
+    problems = []
+    for path in reversed(checkpoints(directory)):
+        problem = manifest_problem(path, FILES)
+        if problem is None:
+            return path, problems
+        problems.append(f"checkpoint {path.name} cannot be used: {problem}")
+    return None, problems
+
+
+def checkpoint_to_resume(run: Run) -> tuple[Path | None, list[str]]:
+    """The checkpoint that a run goes on from, and what there is to tell about newer ones; None for a run without any.
+
+    Damaged ones that are newer are renamed, so that they are neither counted among those kept nor written over.
+
+    Raises:
+        CheckpointError: the run had checkpoints, and none of them can be used: to begin again from nothing is for the
+            user to decide.
+        StorageError: a damaged one cannot be renamed.
+    """
+    directory = run.path / "checkpoints"
+    found = checkpoints(directory)
+    path, problems = latest_checkpoint(directory)
+    if path is None:
+        _refuse_to_begin_again(run, problems)
+        return None, []
+    damaged = found[found.index(path) + 1 :]
+    for place in damaged:
+        kept = place.with_name(f"damaged-{place.name}")
+        remove(kept)
+        with explained(place, problem="is damaged and cannot be renamed"):
+            place.rename(kept)
+    if damaged:
+        names = ", ".join(f"damaged-{place.name}" for place in damaged)
+        problems.append(f"going on from checkpoint {path.name} instead; what is damaged is kept as {names}")
+    return path, problems
+
+
+def _refuse_to_begin_again(run: Run, problems: list[str]) -> None:
+    saved = [event["step"] for event in run.metrics() if event["type"] == "checkpoint"]
+    if not (problems or saved):
+        return
+    found = "; ".join(problems) or f"it saved step {max(saved)}, and there is no checkpoint any more"
+    learnt = any((place / ADAPTER_FILE).is_file() for place in (run.best, run.final))
+    kept = f"; with --init-adapter {run.name} that begins with what this one learnt" if learnt else ""
+    raise CheckpointError(
+        f"{run.path / 'checkpoints'}: the run cannot go on, and does not begin again by itself: {found}. Put a "
+        f"checkpoint back from a copy, or use --fresh, which starts a new run beside it{kept}."
+    )
+
+
+def load_checkpoint(path: Path, model: nn.Module, optimizer: optim.Optimizer) -> Progress:
+    """Put a checkpoint into a model with adapters attached and an initialised optimizer.
+
+    Raises:
+        CheckpointError: it does not fit.
+        OSError: it cannot be read.
+    """
+    try:
+        load_adapters(model, path / ADAPTER_FILE)
+        state = read_tensors(path / OPTIMIZER_FILE)
+        wanted = {name: value.shape for name, value in tree_flatten(optimizer.state)}
+        if {name: value.shape for name, value in state.items()} != wanted:
+            raise CheckpointError(f"{path}: its optimizer state does not fit the settings.")
+        optimizer.state = tree_unflatten(list(state.items()))
+        mx.eval(optimizer.state)
+        return Progress(**json.loads((path / STATE_FILE).read_text(encoding="utf-8")))
+    except (ModelError, ValueError, TypeError, RuntimeError) as error:
+        if failure := device_failure(error):
+            raise failure from None
+        raise CheckpointError(f"{path}: cannot be resumed: {error}") from None

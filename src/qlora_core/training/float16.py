@@ -1,0 +1,59 @@
+"""What to do where numbers go beyond float16: notice it, and go on in bfloat16."""
+
+from __future__ import annotations
+
+import gc
+import math
+
+import numpy as np
+
+from ..activity import doing
+from ..engine import device
+from ..files.storage import write_json
+from ..runs.writer import RunWriter
+from ..tokens.rows import TokenRows
+from .session import Session
+from .steps import HalfOverflow, all_finite, prepare_to_train, sources_of, summed_gradient, validation_loss
+
+
+def look_for_overflow(session: Session) -> None:
+    """In float16, before the first step, compute the longest rows and keep nothing of it; validation rows as well.
+
+    Not again when a run goes on: with what it learnt, this could end otherwise than in a run that was not cut.
+
+    Raises:
+        HalfOverflow: it is not finite.
+    """
+    if session.kernels.dtype != "float16" or session.progress.step:
+        return
+
+    def longest(rows: TokenRows) -> list[int]:
+        return np.argsort(rows.lengths, kind="stable")[-session.micro_batch :].tolist()
+
+    prepare_to_train(session)
+    with doing("longest_rows"):
+        some = longest(session.train_rows)
+        if not all_finite(*summed_gradient(session, [some])).item():
+            raise HalfOverflow("the longest rows, before the first step", sources_of(session.train_rows, [some]))
+        some = longest(session.val_rows)
+        if some and not math.isfinite(validation_loss(session, some)):
+            sources = sources_of(session.val_rows, [some])
+            raise HalfOverflow("the longest validation rows, before the first step", sources)
+
+
+def use_bfloat16(writer: RunWriter, step: int, where: str, rows: list[str]) -> None:
+    """Record that a run computes in bfloat16 from now on, for whoever opens it next; and say it."""
+    environment = writer.run.environment()
+    environment["kernels"]["dtype"] = "bfloat16"
+    write_json(writer.run.path / "environment.json", environment)
+    message = (
+        f"{where}: loss or gradient is not finite in float16, which ends at 65,504; from step {step + 1} on the run "
+        "computes in bfloat16, which goes as far as float32 and takes an M1 or M2 longer"
+    )
+    writer.log("warning", step=step, message=message, rows=rows)
+
+
+def give_back_memory() -> None:
+    """Free the arrays of a session that is gone: its parts refer to each other, so they do not go by themselves."""
+    gc.collect()
+    device.clear_cache()

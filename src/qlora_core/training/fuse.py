@@ -1,0 +1,193 @@
+"""One stand-alone model of a base and its adapters, and what merging them changed.
+
+Knows models and their directories; nothing of guides, pages or where an export lies.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..config import BaseConfig
+from ..engine.device import kernels_to_answer, memory_counters, mx, nn, tree_flatten, tree_unflatten
+from ..engine.loss import cross_entropy
+from ..engine.model import load_base, save_tensors
+from ..engine.weights import copy_companions
+from ..errors import RunError
+from ..files.storage import write_json
+from ..machine.crash_reasons import device_failure
+from ..machine.memory import GB, available_bytes
+from ..models.adapter_files import adapter_base
+from ..models.base_models import ModelSpec, describe
+from ..runs.memory_estimate import RESERVE_BYTES
+from ..runs.run import Run
+from ..tokens.dataset import make_dataset
+from ..tokens.rows import TokenRow
+from ..tokens.tokenizer import ChatTokenizer
+from .session import load_for_answers
+
+JUDGED_ROWS = 32  # rows on which the fused model is compared with the tuned one
+SHARD_BYTES = 1_000_000_000  # of a weight file, which is in memory until it is written
+
+
+def fuse_run(run: Run, directory: Path, *, dequantize: bool) -> dict[str, Any]:
+    """Write a run's base with its adapters merged as a model directory in MLX and Hugging Face layout.
+
+    Args:
+        run: is only read.
+        directory: exists and is empty; gets weights, `config.json` and the tokeniser's files.
+        dequantize: plain float16 weights; else quantised as the base is.
+
+    Returns:
+        What it became and what merging changed: `bits` (None: unquantised), `dtype`, and on `rows` rows, with `tokens`
+        trained tokens, the mean loss in nats before and after (`tuned_loss`, `fused_loss`) and the share of these
+        tokens for which both find the same one likeliest (`same_choice`). Where there is no memory to load it again
+        for that, `not_judged` says so, and the last two are None.
+
+    Raises:
+        QLoraError: the base or the adapters are not what they were.
+        RunError: the weights cannot be written.
+    """
+    model, tokenizer = load_for_answers(run)
+    spec = run.base()
+    rows = _judged_rows(run, tokenizer, run.config().data.max_seq_length)
+    before = _judge(model, rows)
+    dtype = "float16" if dequantize else spec.dtype
+    parameters = spec.parameters
+    weights = _merged(model, getattr(mx, dtype), dequantize=dequantize)
+    del model
+    try:
+        _describe(spec, _loaded_from(run, spec), directory, tokenizer, dequantize=dequantize)
+        _save(weights, directory, parameters)
+    except RuntimeError as error:  # mlx's own, for a full disk say
+        if failure := device_failure(error):
+            raise failure from None
+        raise RunError(f"{directory}: the fused weights cannot be written: {error}") from None
+    merged = describe(directory, BaseConfig(model=str(directory), quantize="none"))
+    reason = _too_large(merged, rows)
+    after = None if reason else _judge(_load(merged), rows)
+    return {
+        "bits": None if dequantize else spec.bits,
+        "dtype": dtype,
+        "rows": len(rows),
+        "tokens": len(before[1]),
+        "tuned_loss": before[0],
+        "fused_loss": after[0] if after else None,
+        "same_choice": float(np.mean(before[1] == after[1])) if after else None,
+        "not_judged": reason,
+    }
+
+
+def _merged(model: nn.Module, dtype: mx.Dtype, *, dequantize: bool) -> dict[str, mx.array]:
+    """The weights of a model with each adapter merged into its layer, none of them computed yet.
+
+    The model is of no use afterwards: what it was is freed, matrix by matrix, as its weights are computed.
+    """
+    from mlx_lm.utils import dequantize_model
+
+    fused = [(path, module.fuse(dequantize)) for path, module in model.named_modules() if hasattr(module, "fuse")]
+    model.update_modules(tree_unflatten(fused))
+    if dequantize:
+        dequantize_model(model)
+    model.set_dtype(dtype)
+    weights = dict(tree_flatten(model.parameters()))
+    model.update(tree_unflatten([(name, mx.array([])) for name in weights]))
+    return weights
+
+
+def _save(weights: dict[str, mx.array], directory: Path, parameters: int) -> None:
+    """Compute and write weights one matrix after another; `weights` is empty in the end.
+
+    Together MLX would compute all of them ahead of time, and hold several times their size.
+    """
+    total = sum(value.nbytes for value in weights.values())
+    shards = list(_shards(weights))
+    files = {}
+    for number, names in enumerate(shards, start=1):
+        name = "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+        shard = {}
+        for each in names:
+            shard[each] = weights.pop(each)
+            mx.eval(shard[each])
+            mx.clear_cache()
+        save_tensors(directory / name, shard, {"format": "mlx"})
+        files |= dict.fromkeys(names, name)
+    metadata = {"total_size": total, "total_parameters": parameters}
+    index = {"metadata": metadata, "weight_map": dict(sorted(files.items()))}
+    write_json(directory / "model.safetensors.index.json", index)
+
+
+def _shards(weights: dict[str, mx.array]) -> Iterator[list[str]]:
+    """Names of weights by the file that they are written to: what belongs to one layer stays together."""
+    names, size = [], 0
+    for name, value in weights.items():
+        if names and size + value.nbytes > SHARD_BYTES:
+            yield names
+            names, size = [], 0
+        names.append(name)
+        size += value.nbytes
+    yield names
+
+
+def _describe(spec: ModelSpec, loaded: Path, directory: Path, tokenizer: ChatTokenizer, *, dequantize: bool) -> None:
+    """Write what stands beside the weights; how they are quantised stands beside the base as it was loaded."""
+    config = json.loads(((spec.path if dequantize else loaded) / "config.json").read_text(encoding="utf-8"))
+    if dequantize:
+        config = {key: value for key, value in config.items() if key not in ("quantization", "quantization_config")}
+        config["torch_dtype"] = "float16"
+    elif spec.quantize_bits and "quantization" not in config:
+        config["quantization"] = {"group_size": spec.quantize_group_size, "bits": spec.quantize_bits, "mode": "affine"}
+        config["quantization_config"] = config["quantization"]
+    copy_companions(spec.path, directory)
+    (directory / "chat_template.jinja").write_text(tokenizer.asking_template, encoding="utf-8", newline="\n")
+    if tokenizer.ends_unlisted:  # other programs would not stop at the token that was trained to end an answer
+        generation = directory / "generation_config.json"
+        listed = json.loads(generation.read_text(encoding="utf-8")) if generation.is_file() else {}
+        write_json(generation, listed | {"eos_token_id": list(tokenizer.eos_ids)})
+    write_json(directory / "config.json", config)
+
+
+def _loaded_from(run: Run, spec: ModelSpec) -> Path:
+    """Where the base lies as it was loaded, or as it was before it was quantised."""
+    named = adapter_base(run.adapters)
+    return named if named.is_dir() else spec.path
+
+
+def _too_large(merged: ModelSpec, rows: Sequence[TokenRow]) -> str:
+    """Why a merged model is not loaded to be judged; "" where there is room for it and for the logits of a row."""
+    needed = merged.loaded_bytes + 8 * max(map(len, rows)) * merged.config["vocab_size"] + RESERVE_BYTES
+    free = memory_counters().get("free", available_bytes())
+    if needed <= free:
+        return ""
+    return f"it does not fit here: {needed / GB:.1f} GB wanted, {free / GB:.1f} GB available"
+
+
+def _load(merged: ModelSpec) -> nn.Module:
+    available = available_bytes()
+    return load_base(merged, kernels_to_answer(merged.dtype, 4 * merged.parameters, available, None))
+
+
+def _judged_rows(run: Run, tokenizer: ChatTokenizer, max_seq_length: int) -> Sequence[TokenRow]:
+    """Rows to validate on, else some that were trained."""
+    for rows in (run.validation_rows(), run.train_rows()):
+        usable = make_dataset(rows[:JUDGED_ROWS], tokenizer, max_seq_length).rows
+        if len(usable):
+            return usable
+    raise RunError(f"{run.path}: has no row that the fused model could be judged by.")
+
+
+def _judge(model: nn.Module, rows: Sequence[TokenRow]) -> tuple[float, np.ndarray]:
+    """Mean loss over the trained tokens of some rows, and the token `(tokens,)` that the model finds likeliest."""
+    model.eval()
+    loss, choices = 0.0, []
+    for row in rows:
+        places = np.flatnonzero(row.trained)
+        logits = model(mx.array(row.ids)[None])[0][mx.array(places - 1)].astype(mx.float32)
+        loss += cross_entropy(logits, mx.array(row.ids[places]), mx.ones(len(places))).item()
+        choices.append(np.array(logits.argmax(-1)))
+    found = np.concatenate(choices)
+    return loss / len(found), found

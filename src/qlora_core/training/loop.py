@@ -1,0 +1,408 @@
+"""The loop: one optimizer step, one epoch, one validation, and what happens between them.
+
+Everything is read from the run directory and written to it. Knows nothing of command lines, pages or how progress is
+shown: listeners of the `RunWriter` do that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ..activity import watching
+from ..engine import device
+from ..engine.model import load_adapters
+from ..errors import DeviceError, QLoraError, StorageError
+from ..files.storage import explain, write_json
+from ..machine.crash_reasons import device_failure
+from ..machine.memory import MemoryMonitor
+from ..runs.run import Run
+from ..runs.schema import State
+from ..runs.writer import RunWriter
+from ..tokens.batching import (
+    epoch_steps,
+)
+from .checkpoint import checkpoints
+from .evaluate import answer_samples, evaluate_run, forget_samples
+from .float16 import give_back_memory, look_for_overflow, use_bfloat16
+from .hidden_state_cache import leave_trunk, remove_states
+from .interruption import Interruption, PauseAsked, hearing_pauses
+from .saving import (
+    is_save_due,
+    log_memory,
+    raising_after,
+    save_current_adapters,
+    save_if_new,
+    save_now,
+    warn_of_little_room,
+)
+from .session import Session, open_session
+from .share_workers import Setup, ShareWorkers, how_many
+from .steps import HalfOverflow, prepare_to_train, step_numbers, timed_step, validate_model
+from .watching import watch_memory, watch_numbers
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How training ended.
+
+    Attributes:
+        state: of the run.
+        by_ctrl_c: whether Ctrl+C asked for it.
+        at_once: whether it ended in the middle of a step, or of loading, and nothing was saved.
+    """
+
+    state: State
+    by_ctrl_c: bool = False
+    at_once: bool = False
+
+
+def train(writer: RunWriter, monitor: MemoryMonitor | None = None, *, began: float | None = None) -> Outcome:
+    """Train, or resume, the run that `writer` has open, until it is complete, paused or stopped.
+
+    Args:
+        writer: has the run open.
+        monitor: looks at the memory; a new one by default.
+        began: when this process began to do something for the run, by `time.monotonic`; by default now.
+
+    Raises:
+        QLoraError: it cannot start, and is `failed`; or it cannot go on, and is `paused`, as it was saved last.
+    """
+    monitor = monitor or MemoryMonitor()
+    monitor.counters = device.memory_counters
+    session, state = None, None
+    with Interruption(writer.run, writer.listeners) as interruption, watching(writer.working):
+        try:
+            while state is None:
+                if session:  # it goes on in another dtype
+                    began, session, interruption.training = session.spent.counted, None, False
+                    give_back_memory()
+                writer.set_status("preparing", message="")
+                session = open_session(writer, monitor, began)
+                interruption.training = True
+                state = _train_in_one_dtype(session, writer, interruption)
+        except (StorageError, DeviceError) as error:
+            raise _pause_unsaved(writer, error) from None
+        except RuntimeError as error:
+            if failure := device_failure(error):
+                raise _pause_unsaved(writer, failure) from None
+            raise
+        except QLoraError as error:
+            writer.end("paused" if session else "failed", _step_reached(writer.run, session), str(error))
+            raise
+        except OSError as error:
+            path = Path(os.fsdecode(error.filename)) if error.filename else writer.run.path
+            raise _pause_unsaved(writer, explain(error, path, problem="cannot be read or written")) from None
+        except KeyboardInterrupt:  # at once, with the last checkpoint as it is
+            saved = checkpoints(writer.run.path / "checkpoints")
+            kept = "the last checkpoint is intact" if saved else "nothing was saved yet"
+            writer.end("paused", _step_reached(writer.run, session), f"interrupted at once; {kept}")
+        finally:
+            end_workers(session)
+    return Outcome(state or "paused", interruption.signal == signal.SIGINT, interruption.at_once)
+
+
+def _step_reached(run: Run, session: Session | None) -> int:
+    return session.progress.step if session else run.status().get("step", 0)
+
+
+def _pause_unsaved(writer: RunWriter, error: StorageError | DeviceError) -> StorageError | DeviceError:
+    """End as paused at the last checkpoint, since nothing can be saved, or may be; returns what to tell."""
+    saved = checkpoints(writer.run.path / "checkpoints")
+    step = int(saved[-1].name) if saved else 0
+    kept = f"its last checkpoint, of step {step}, is as it was" if saved else "nothing was saved yet"
+    told = f"{error} The run is paused: {kept}."
+    ended = StorageError(told, error.errno) if isinstance(error, StorageError) else DeviceError(told)
+    writer.end("paused", step, told)
+    return ended
+
+
+# Training -------------------------------------------------------------------------------------------------------
+
+
+def _train_in_one_dtype(session: Session, writer: RunWriter, interruption: Interruption) -> State | None:
+    """Train until the run ends; None if float16 is too narrow for it: opened again, it goes on in bfloat16."""
+    try:
+        return _train_to_end(session, writer, interruption)
+    except HalfOverflow as overflow:
+        if session.progress.step:
+            save_if_new(session, writer)
+        use_bfloat16(writer, session.progress.step, str(overflow), overflow.rows)
+    return None
+
+
+def _train_to_end(session: Session, writer: RunWriter, interruption: Interruption) -> State:
+    look_for_overflow(session)
+    progress, total = session.progress, session.total_steps
+    writer.set_status(
+        "running",
+        step=progress.step,
+        total_steps=total,
+        steps_per_epoch=session.steps_per_epoch,
+        best_val_loss=progress.best_val_loss,
+    )
+    writer.log(
+        "start",
+        step=progress.step,
+        total_steps=total,
+        steps_per_epoch=session.steps_per_epoch,
+        epochs=math.ceil(total / session.steps_per_epoch),
+        layout=session.layout,
+        order=session.order,
+        kernels=dataclasses.asdict(session.kernels),
+        prefix_tokens=len(session.prefix),
+        device=device.describe_device(),
+        train_rows=len(session.train_rows),
+        val_rows=len(session.val_rows),
+    )
+    if session.layout != "packed" and session.config.train.packing:
+        writer.log("warning", message=f"this model's rows cannot be packed; they are {session.layout} instead")
+    warn_of_little_room(session, writer)
+    with _spared(writer, "the layers below the adapters are computed in every step"):
+        leave_trunk(session, writer, lambda: bool(interruption.asked))
+    start_workers(session, writer)
+    session.spent.loaded()
+    prepare_to_train(session)
+    session.watch.saved_at = time.monotonic()
+    with _spared(writer, "older samples could not be taken back"):
+        forget_samples(session.run, progress.step)
+    session.watch.ask_base = not session.run.samples()
+    try:
+        with hearing_pauses(writer, interruption):
+            over = _catch_up(session, writer)
+            while progress.step < total and not (over or interruption.asked):
+                epoch = progress.step // session.steps_per_epoch
+                log_memory(session, writer, f"Epoch {epoch + 1} start")
+                train_epoch(session, writer, epoch, interruption)
+                over = _patience_is_over(session)
+        if over:
+            writer.log("warning", message=f"no better validation loss in {session.config.train.patience} validations")
+        return _finish(session, writer, interruption)
+    except PauseAsked:
+        save_if_new(session, writer)
+        writer.end("paused", progress.step)
+        return "paused"
+
+
+def _catch_up(session: Session, writer: RunWriter) -> bool:
+    """Make the validation that a pause cut short, as if it had not; whether patience is over with it."""
+    progress, every = session.progress, session.config.pace.eval_every or session.steps_per_epoch
+    due = progress.step and (progress.step % every == 0 or progress.step == session.total_steps)
+    if not (due and session.val_rows and progress.last_val_step != progress.step):
+        return False
+    _validate(session, writer)
+    return _patience_is_over(session)
+
+
+def start_workers(session: Session, writer: RunWriter) -> None:
+    """Start processes that compute beside this one, where that is worth it; until they have loaded, it is alone."""
+    progress = session.progress
+    left = sum(session.lengths) * (session.total_steps - progress.step) // session.steps_per_epoch
+    count = how_many(
+        session.kernels,
+        session.estimate,
+        session.spec.parameters * left,
+        session.monitor.sample().available,
+        separable=not (session.config.lora.dropout or session.trunk),  # masks are drawn one after the other
+    )
+    if not count:
+        return
+    streams = -(-session.kernels.streams // (count + 1))
+    setup = Setup(session.spec, session.config, session.kernels, session.layout, streams)
+    words = "a process that computed beside this one is gone; the run goes on in one, with equal results but slower"
+    session.workers = ShareWorkers(
+        setup, count, session.adapters, lambda: writer.log("warning", step=progress.step, message=words)
+    )
+    session.monitor.workers = session.workers.memory
+
+
+def end_workers(session: Session | None) -> None:
+    """End the processes beside this one."""
+    if session and session.workers:
+        session.workers.close()
+        session.workers = None
+
+
+def train_epoch(session: Session, writer: RunWriter, epoch: int, interruption: Interruption) -> None:
+    """Train the rest of an epoch (counted from 0): steps, validations and checkpoints where they are due."""
+    config, progress = session.config, session.progress
+    groups = epoch_steps(session.lengths, config.train, epoch=epoch, order=session.order)
+    done = progress.step - epoch * session.steps_per_epoch
+    if done == 0:
+        progress.epoch_loss, progress.epoch_targets = 0.0, 0
+    for number, group in enumerate(groups[done:], done + 1):
+        step, memory, seconds = timed_step(session, group)
+        writer.log("step", epoch=epoch + 1, **step_numbers(session, step, memory, seconds))
+        writer.beat(step=progress.step, epoch=epoch + 1)
+        trouble = watch_numbers(session, writer, group, step) or watch_memory(session, writer, memory)
+        last = progress.step == session.total_steps
+        with raising_after(trouble):
+            _after_step(session, writer, epoch, interruption, end_of_epoch=number == len(groups), last=last)
+            if trouble:
+                save_if_new(session, writer)
+        if last or interruption.asked or _patience_is_over(session):
+            return
+
+
+def _after_step(
+    session: Session, writer: RunWriter, epoch: int, interruption: Interruption, *, end_of_epoch: bool, last: bool
+) -> None:
+    """Validate, save and answer the sample prompts where they are due."""
+    pace, progress = session.config.pace, session.progress
+    if session.watch.ask_base and not interruption.asked:  # it answers the same before the first step, which would wait
+        session.watch.ask_base = False
+        _sample(session, writer, epoch=0)
+    if end_of_epoch:
+        average = progress.epoch_loss / max(progress.epoch_targets, 1)
+        writer.log("epoch", epoch=epoch + 1, step=progress.step, avg_loss=average)
+    due = end_of_epoch if pace.eval_every == 0 else progress.step % pace.eval_every == 0
+    sampled = due or last
+    if (due or last) and session.val_rows:
+        _validate(session, writer)
+    due = end_of_epoch if pace.save_every == 0 else progress.step % pace.save_every == 0
+    if due or last or is_save_due(session):
+        save_now(session, writer)
+    if sampled and not interruption.asked:  # a pause need not wait for them; the batch itself is not cut short
+        _sample(session, writer, epoch + 1)
+    if end_of_epoch:
+        writer.tell("epoch_complete", epoch=epoch + 1)
+
+
+# Watching -------------------------------------------------------------------------------------------------------
+
+
+# Float16 ----------------------------------------------------------------------------------------------------------
+
+
+# Validation and saving --------------------------------------------------------------------------------------------
+
+
+def _validate(session: Session, writer: RunWriter) -> None:
+    progress, started = session.progress, time.perf_counter()
+    with session.spent.on("validation"):
+        loss = validate_model(session)
+    progress.last_val_step = progress.step
+    finite = math.isfinite(loss)
+    best = finite and (progress.best_val_loss is None or loss < progress.best_val_loss)
+    if best:
+        progress.best_val_loss, progress.best_step, progress.evaluations_since_best = loss, progress.step, 0
+        save_current_adapters(session, session.run.best, val_loss=f"{loss:.6f}")
+    else:
+        progress.evaluations_since_best += 1
+    writer.set_status("running", best_val_loss=progress.best_val_loss, best_step=progress.best_step)
+    writer.log(
+        "eval",
+        step=progress.step,
+        val_loss=loss if finite else None,
+        perplexity=math.exp(min(loss, 700)) if finite else None,
+        seconds=time.perf_counter() - started,
+        best=best,
+    )
+
+
+def _sample(session: Session, writer: RunWriter, epoch: int) -> None:
+    """Answer the sample prompts, in epoch 0 as the base; training is as if it had not been. An error is a warning."""
+    pace, step = session.config.pace, session.progress.step if epoch else 0
+    if not pace.samples:
+        return
+    problem = f"step {step}: the sample prompts could not be answered"
+    with session.spent.on("samples"), _spared(writer, problem, step=step), session.whole():
+        answer_samples(session.run, session.model, session.tokenizer, pace, step=step, epoch=epoch)
+    prepare_to_train(session)
+
+
+@contextlib.contextmanager
+def _spared(writer: RunWriter, problem: str, *, trained: bool = False, **fields: int) -> Iterator[None]:
+    """Return what goes wrong inside the block is a warning: whatever it is, hours of training are worth more.
+
+    But for a device that gave up, unless all was `trained` and saved: what comes after it would not be sound.
+    """
+    try:
+        yield
+    except Exception as error:
+        failure = device_failure(error)
+        if failure and not trained:
+            raise failure from None
+        writer.log("warning", **fields, message=f"{problem}: {failure or str(error) or type(error).__name__}")
+
+
+def _patience_is_over(session: Session) -> bool:
+    patience = session.config.train.patience
+    return bool(patience) and session.progress.evaluations_since_best >= patience
+
+
+# Ending ---------------------------------------------------------------------------------------------------------
+
+
+def _finish(session: Session, writer: RunWriter, interruption: Interruption) -> State:
+    progress = session.progress
+    save_if_new(session, writer)
+    if interruption.asked == "pause" and progress.step < session.total_steps:
+        writer.end("paused", progress.step)
+        return "paused"
+    save_current_adapters(session, session.run.final)
+    end_workers(session)
+    writer.tell("evaluating")
+    with _spared(writer, "what it learnt could not be tested; `qlora evaluate` does it again", trained=True):
+        (session.run.path / "evaluation.json").unlink(missing_ok=True)  # of fewer steps
+        # one that ended before its last step would be trained further if it were paused here
+        whole = progress.step == session.total_steps
+        with (
+            session.spent.on("evaluation"),
+            hearing_pauses(writer, interruption) if whole else contextlib.nullcontext(),
+        ):
+            evaluate_best(session)
+    remove_states(session.run.path)
+    state: State = "stopped" if interruption.asked == "stop" and progress.step < session.total_steps else "completed"
+    with _spared(writer, "the summary could not be written"):
+        write_json(session.run.path / "summary.json", summarise(session))
+    writer.end(state, progress.step)
+    return state
+
+
+def evaluate_best(session: Session) -> dict[str, Any]:
+    """Judge the adapters that will be used: the best ones, else the final ones."""
+    adapters = session.run.adapters
+    load_adapters(session.model, adapters / "adapters.safetensors")
+    with session.whole():
+        return evaluate_run(
+            session.run,
+            session.model,
+            session.tokenizer,
+            adapters=adapters.name,
+            max_tokens=session.config.pace.max_answer_tokens,
+        )
+
+
+def summarise(session: Session) -> dict[str, Any]:
+    """The numbers of a run, for its last lines and for comparing runs."""
+    progress = session.progress
+    return {
+        "steps": progress.step,
+        "tokens": progress.tokens,
+        "target_tokens": progress.target_tokens,
+        "training_seconds": progress.seconds,
+        **session.spent.as_summary(),
+        "tokens_per_second": progress.tokens / progress.seconds if progress.seconds else 0.0,
+        "peak_memory_bytes": max(progress.peak_memory_bytes, device.memory_counters()["peak"]),
+        "peak_process_bytes": session.monitor.sample().process_peak,
+        "best_val_loss": progress.best_val_loss,
+        "best_step": progress.best_step,
+    }
+
+
+@contextlib.contextmanager
+def listening(writer: RunWriter, listener: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+    """Tell `listener` every event inside the block."""
+    writer.listeners.append(listener)
+    try:
+        yield
+    finally:
+        writer.listeners.remove(listener)

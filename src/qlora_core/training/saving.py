@@ -1,0 +1,104 @@
+"""Checkpoints and adapters as training writes them: when, which, and what is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..activity import doing
+from ..engine.model import adapter_parameters, save_adapters
+from ..errors import QLoraError, StorageError, TrainingError
+from ..runs.writer import RunWriter
+from .checkpoint import latest_checkpoint, room_wanted, save_checkpoint
+from .session import Session
+from .steps import all_finite
+
+
+def save_now(session: Session, writer: RunWriter) -> None:
+    """Write a checkpoint.
+
+    Raises:
+        TrainingError: a number is not finite; the older checkpoints stay.
+    """
+    _refuse_non_finite(session)
+    started = time.perf_counter()
+    directory = session.run.path / "checkpoints"
+    keep = session.config.pace.keep_checkpoints
+    writer.sync()  # the curves until here are worth as much
+    session.spent.until_now()
+    with session.spent.on("saving"), doing("saving"):
+        path = save_checkpoint(directory, session.model, session.optimizer, session.progress, keep)
+    session.watch.saved_at, session.watch.save_next = time.monotonic(), False
+    size = sum(file.stat().st_size for file in path.iterdir())
+    writer.log("checkpoint", step=session.progress.step, bytes=size, seconds=time.perf_counter() - started)
+
+
+def _refuse_non_finite(session: Session) -> None:
+    if not all_finite(session.model.trainable_parameters(), session.optimizer.state).item():
+        newest, _ = latest_checkpoint(session.run.path / "checkpoints")
+        onward = f"checkpoint {newest.name}" if newest else "the start"
+        raise TrainingError(
+            f"step {session.progress.step}: adapters or optimizer state are not finite, so they are not saved. "
+            f"Going on begins at {onward} again; if that ends here as well, lower --learning-rate in a new run."
+        )
+
+
+def is_save_due(session: Session) -> bool:
+    """Whether a checkpoint is due by the clock, or by the memory guard's word."""
+    minutes, watch = session.config.pace.save_minutes, session.watch
+    return watch.save_next or (minutes > 0 and time.monotonic() - watch.saved_at >= 60 * minutes)
+
+
+def save_if_new(session: Session, writer: RunWriter) -> None:
+    """Write a checkpoint of this step, unless there is one."""
+    newest, _ = latest_checkpoint(session.run.path / "checkpoints")
+    if newest is None or int(newest.name) != session.progress.step:
+        save_now(session, writer)
+
+
+@contextlib.contextmanager
+def raising_after(trouble: QLoraError | None) -> Iterator[None]:
+    """Raise `trouble` after the block, with what went wrong in it; if there is none, only that."""
+    try:
+        yield
+    except QLoraError as error:
+        if trouble is None:
+            raise
+        if isinstance(error, StorageError):  # whatever else is wrong, what could be saved is not
+            raise StorageError(f"{trouble} {error}", error.errno) from None
+        raise type(trouble)(f"{trouble} {error}") from None
+    if trouble:
+        raise trouble
+
+
+def warn_of_little_room(session: Session, writer: RunWriter) -> None:
+    """Say at once what would pause the run hours later."""
+    run, keep = session.run, session.config.pace.keep_checkpoints
+    wanted, free = room_wanted(run.path / "checkpoints", session.model, keep), shutil.disk_usage(run.path).free
+    if free < wanted:
+        writer.log(
+            "warning",
+            message=f"{run.path}: {wanted:,} bytes wanted for what the run will save, {free:,} bytes free there. Make "
+            "room, or use --keep-checkpoints 1; when the disk is full, the run is paused",
+        )
+
+
+def save_current_adapters(session: Session, directory: Path, **metadata: str) -> None:
+    """Write the adapters as they are now to a directory.
+
+    Raises:
+        TrainingError: a number is not finite.
+    """
+    _refuse_non_finite(session)
+    config = adapter_parameters(session.spec, session.config.lora, session.kernels.dtype)
+    save_adapters(session.model, directory, config, {"step": str(session.progress.step), **metadata})
+
+
+def log_memory(session: Session, writer: RunWriter, label: str) -> None:
+    """Record how much memory is used at a named moment."""
+    sample = session.monitor.sample()
+    writer.log("memory", step=session.progress.step, label=label, **dataclasses.asdict(sample))

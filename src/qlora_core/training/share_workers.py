@@ -1,0 +1,268 @@
+"""Processes beside the trainer that compute shares of its micro-batches on a CPU, equal to the bit.
+
+MLX's evaluator holds about ten tasks over all streams of a process, so that a second stream often waits for the first.
+A process of its own waits for nobody. Workers keep nothing: with each request they get adapters and rows, and whatever
+becomes of them, the trainer can compute the same shares itself. `python -m qlora_core.training.share_workers FD` is one
+of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+from ..config import RunConfig
+from ..engine import device
+from ..engine.compiled_loss import Passes
+from ..engine.device import Kernels, mx
+from ..engine.model import AdapterVector, Layout
+from ..machine.memory import MemoryMonitor
+from ..machine.process_pool import end_with
+from ..models.base_models import ModelSpec
+from ..runs.memory_estimate import PROGRAM_BYTES, MemoryEstimate
+from ..tokens.batching import make_batch
+from ..tokens.rows import TokenRow
+from .adapted_model import load_adapted
+
+WORTHWHILE = 5e11  # parameters times tokens to train from which on a process is worth its start, some seconds of a core
+SHARE_OF_FREE_MEMORY = 0.5  # of what is free beside the trainer's own needs, for all workers together
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What a worker has to know to load the model as the trainer did.
+
+    Attributes:
+        spec: the base.
+        config: all settings.
+        kernels: how it computes.
+        layout: how batches go through it.
+        streams: shares that it computes side by side.
+    """
+
+    spec: ModelSpec
+    config: RunConfig
+    kernels: Kernels
+    layout: Layout
+    streams: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What a worker is to compute.
+
+    Attributes:
+        shares: rows of each share.
+        gradients: whether of each the gradient is wanted, beside the loss.
+        prefix: int32, the beginning that rows share.
+        threads: of the BLAS.
+        adapters: float32 `(parameters,)`, where they are not those of the request before.
+    """
+
+    shares: list[list[TokenRow]]
+    gradients: bool
+    prefix: np.ndarray
+    threads: int
+    adapters: np.ndarray | None = None
+
+
+Computed = tuple[float, np.ndarray | None]
+"""Summed loss of a share in nats, and its gradient, float32 `(parameters,)`."""
+Own = Callable[[Request], list[Computed]]
+TOLD = ("active", "peak", "process", "process_peak")
+
+
+def how_many(kernels: Kernels, estimate: MemoryEstimate, work: int, available: int, *, separable: bool) -> int:
+    """Return how many workers are worth their start and their memory; 0 where streams of one process do.
+
+    Args:
+        kernels: whose streams are divided over the processes.
+        estimate: of the trainer's memory.
+        work: parameters of the base times tokens that are left to train.
+        available: free bytes, with the trainer's base in memory.
+        separable: whether shares depend on nothing but adapters and rows.
+    """
+    if kernels.device != "cpu" or not separable or work < WORTHWHILE:
+        return 0
+    one = estimate.weights + estimate.dense + estimate.adapters + PROGRAM_BYTES
+    room = SHARE_OF_FREE_MEMORY * (available - 1.5 * estimate.training)
+    return max(0, min(kernels.streams - 1, int(room // one)))
+
+
+class ShareWorkers:
+    """The trainer's side: starts workers, hands out shares and collects what they give.
+
+    When one is gone, all are ended, and the trainer goes on alone.
+
+    Args:
+        setup: for all of them.
+        count: of workers.
+        adapters: of the trainer's model.
+        lost: is called when a worker is gone.
+
+    Attributes:
+        engaged: whether they compute; until they have loaded, and when they are gone, they do not.
+    """
+
+    def __init__(self, setup: Setup, count: int, adapters: AdapterVector, lost: Callable[[], None]) -> None:
+        self._adapters, self._lost = adapters, lost
+        self.engaged = False
+        self._workers = [_start() for _ in range(count)]
+        self._loading = list(self._workers)
+        self._sent: list[mx.array] = []
+        self._memory: dict[Connection, dict[str, int]] = {}
+        with self._noticing_loss():
+            for connection, _ in self._workers:
+                connection.send(setup)
+
+    def __len__(self) -> int:
+        """Workers that live."""
+        return len(self._workers)
+
+    def are_ready(self, timeout: float = 0.0) -> bool:
+        """Return whether all have loaded the model, waiting for each no longer than `timeout` seconds."""
+        with self._noticing_loss():
+            while self._loading and self._loading[0][0].poll(timeout):
+                self._loading[0][0].recv()
+                self._loading.pop(0)
+        return bool(self._workers) and not self._loading
+
+    def engage(self) -> None:
+        """Let them compute if they can, before a step: within one, threads of the BLAS must not change."""
+        self.engaged = self.are_ready()
+
+    def compute(self, request: Request, trained: dict[str, Any], own: Own) -> list[Computed] | None:
+        """Compute the shares of a request, some of them in each process at the same time.
+
+        Args:
+            request: without adapters.
+            trained: the adapters' parameters.
+            own: computes a request in this process.
+
+        Returns:
+            What each share gives; None where a worker is gone.
+        """
+        processes = len(self) + 1
+        parts = [request.shares[place::processes] for place in range(processes)]
+        vector = self._vector_to_send(trained)
+        results: list[list[Computed]] = []
+        with self._noticing_loss():
+            for (connection, _), part in zip(self._workers, parts[1:], strict=True):
+                connection.send(dataclasses.replace(request, shares=part, adapters=vector))
+            results.append(own(dataclasses.replace(request, shares=parts[0])))
+            for connection, _ in self._workers:
+                computed, self._memory[connection] = connection.recv()
+                results.append(computed)
+        if not self._workers:
+            return None
+        return [results[place % processes][place // processes] for place in range(len(request.shares))]
+
+    def _vector_to_send(self, trained: dict[str, Any]) -> np.ndarray | None:
+        """The adapters, or None where all workers have them: arrays never change, an update makes new ones."""
+        values = [value for _, value in device.tree_flatten(trained)]
+        if len(values) == len(self._sent) and all(a is b for a, b in zip(values, self._sent, strict=True)):
+            return None
+        self._sent = values
+        return np.array(self._adapters.join(trained))
+
+    def memory(self) -> dict[str, int]:
+        """Return what the workers have taken, summed, by the names of `MemorySample`: as they told it last."""
+        return {name: sum(told[name] for told in self._memory.values()) for name in TOLD}
+
+    def close(self) -> None:
+        """End all workers; the peaks that they told stay."""
+        for connection, process in self._workers:
+            connection.close()
+            process.kill()
+            process.wait()
+        self._workers.clear()
+        self._loading.clear()
+        self.engaged = False
+        for told in self._memory.values():
+            told.update(active=0, process=0)
+
+    @contextlib.contextmanager
+    def _noticing_loss(self) -> Iterator[None]:
+        try:
+            yield
+        except (EOFError, OSError):  # of a connection whose other end is gone
+            self.close()
+            self._lost()
+
+
+def _start() -> tuple[Connection, subprocess.Popen[bytes]]:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        command = [sys.executable, "-m", "qlora_core.training.share_workers", str(theirs.fileno())]
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
+        )
+    return Connection(ours.detach()), process
+
+
+# A worker ---------------------------------------------------------------------------------------------------------
+
+
+class _Worker:
+    """The other side: the model, and what is computed with it."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self.model, layout = load_adapted(setup.spec, setup.config, setup.kernels)
+        if layout != setup.layout:
+            raise RuntimeError(f"the trainer lays rows {setup.layout}, this process {layout}")
+        self.adapters = AdapterVector(self.model)
+        self.passes = Passes(self.model, self.adapters, layout, compiled=setup.kernels.compiled)
+        self.monitor = MemoryMonitor(counters=device.memory_counters)
+        self.streams = [mx.default_stream(mx.cpu), *(mx.new_stream(mx.cpu) for _ in range(setup.streams - 1))]
+
+    def answer(self, request: Request) -> tuple[list[Computed], dict[str, int]]:
+        """Compute a request's shares, and tell the memory."""
+        device.set_blas_threads(request.threads)
+        if request.adapters is not None:
+            self.model.update(self.adapters.part(mx.array(request.adapters)))
+        self.model.train(request.gradients)
+        computed = compute_shares(self.passes, request, self.streams, self.setup.kernels, self.setup.layout)
+        sample = self.monitor.sample()
+        return computed, {name: getattr(sample, name) for name in TOLD}
+
+
+def compute_shares(
+    passes: Passes, request: Request, streams: Sequence[mx.Stream], kernels: Kernels, layout: Layout
+) -> list[Computed]:
+    """Compute a request's shares in this process, each on a stream of its own."""
+    compute = passes.loss_and_gradient if request.gradients else passes.loss
+    made = []
+    for share, stream in zip(request.shares, streams, strict=False):
+        with mx.stream(stream):
+            batch = make_batch(share, packed=layout == "packed", rounding=kernels.rounding, prefix=request.prefix)
+            made.append(compute(batch))
+    mx.eval(made)
+    return [(one[0].item(), np.array(one[1])) if request.gradients else (one.item(), None) for one in made]
+
+
+def main() -> int:
+    """Answer requests until the trainer closes the connection, or ends."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTSTP):
+        signal.signal(number, signal.SIG_IGN)  # they come to the trainer as well, which knows what to do
+    end_with(os.getppid())
+    with contextlib.suppress(EOFError, OSError), Connection(int(sys.argv[1])) as connection:
+        worker = _Worker(connection.recv())
+        connection.send(None)  # it has loaded
+        while True:
+            connection.send(worker.answer(connection.recv()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,289 @@
+"""One optimizer step and one validation: which rows are computed together, on which streams, and the update."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from ..activity import doing
+from ..engine import device
+from ..engine.device import mx, tree_flatten, tree_map
+from ..engine.sums import exact_norm
+from ..machine.memory import MemorySample
+from ..schedule import learning_rate
+from ..tokens.batching import (
+    AS_IT_IS,
+    Batch,
+    at_most,
+    in_rounds_of_sharing,
+    make_batch,
+    neighbours,
+    share_out,
+)
+from ..tokens.rows import TokenRow
+from ..tokens.shared_prefix import begins_with
+from .session import Session
+from .share_workers import Computed, Request, compute_shares
+
+
+class HalfOverflow(Exception):
+    """Loss or gradient is not finite in float16, which ends at 65,504; bfloat16 goes as far as float32.
+
+    Args:
+        where: in words.
+        rows: sources of those that were computed.
+    """
+
+    def __init__(self, where: str, rows: list[str]) -> None:
+        super().__init__(where)
+        self.rows = rows
+
+
+def prepare_to_train(session: Session) -> None:
+    """Put the model into training mode and divide the cores over the streams."""
+    session.model.train()
+    _share_cores(session.kernels.streams)
+
+
+def _share_cores(streams: int) -> None:
+    """Divide the cores over so many streams; nothing may be computed meanwhile, whose last bits would depend on it."""
+    device.set_blas_threads(max(1, device.cores() // streams))
+
+
+def _share_cores_of_round(session: Session, shares: Sequence[Sequence[TokenRow]]) -> None:
+    """Give a long row the cores of streams that have none; for short ones, threads that wait cost more than they do."""
+    device.set_blas_threads(_threads_of_round(session, shares))
+
+
+def _threads_of_round(session: Session, shares: Sequence[Sequence[TokenRow]]) -> int:
+    long = any(sum(map(len, share)) > session.tokens_a_stream for share in shares)
+    return max(1, device.cores() // (len(shares) if long else session.kernels.streams))
+
+
+class Step(NamedTuple):
+    """What one optimizer update saw.
+
+    Attributes:
+        loss: summed over the target tokens, nats.
+        targets: target tokens.
+        tokens: real tokens.
+        norm: of the gradient of the mean loss, before clipping.
+        rate: learning rate.
+        updated: whether the weights were; they stay as they were where a number is not finite.
+    """
+
+    loss: float
+    targets: int
+    tokens: int
+    norm: float
+    rate: float
+    updated: bool
+
+    @property
+    def finite(self) -> bool:
+        """Whether loss and gradient are."""
+        return math.isfinite(self.loss) and math.isfinite(self.norm)
+
+
+def timed_step(session: Session, group: Sequence[Sequence[int]]) -> tuple[Step, MemorySample, float]:
+    """One optimizer step, the memory after it, and how many seconds it took; counted in the progress.
+
+    Raises:
+        HalfOverflow: in float16 it is not finite. It changed nothing, and is not counted.
+    """
+    progress, started = session.progress, time.perf_counter()
+    with contextlib.nullcontext() if session.watch.stepped else _first_step(session):
+        step = train_step(session, group)
+    session.watch.stepped = True
+    if session.kernels.dtype == "float16" and not step.finite:
+        raise HalfOverflow(f"step {progress.step + 1}", sources_of(session.train_rows, group))
+    seconds = time.perf_counter() - started
+    memory = session.monitor.sample()
+    progress.step += 1
+    progress.tokens += step.tokens
+    progress.target_tokens += step.targets
+    progress.seconds += session.watch.pace.count(step.tokens, seconds)
+    progress.peak_memory_bytes = max(progress.peak_memory_bytes, memory.peak)
+    if step.updated:
+        progress.epoch_loss += step.loss
+        progress.epoch_targets += step.targets
+    return step, memory, seconds
+
+
+def _first_step(session: Session) -> contextlib.AbstractContextManager[Any]:
+    """Say that a step is made which takes longer than the others."""
+    return doing("first_step" if session.kernels.device == "cpu" else "compiling")
+
+
+def step_numbers(session: Session, step: Step, memory: MemorySample, seconds: float) -> dict[str, Any]:
+    """A step as the `step` event holds it."""
+    return {
+        "step": session.progress.step,
+        "train_loss": step.loss / step.targets if step.updated else None,
+        "learning_rate": step.rate,
+        "grad_norm": step.norm if step.updated else None,
+        "tokens": step.tokens,
+        "target_tokens": step.targets,
+        "seconds": seconds,
+        "tokens_per_second": step.tokens / seconds,
+        "peak_memory_bytes": memory.peak,
+        "available_memory_bytes": memory.available,
+    }
+
+
+def train_step(session: Session, group: Sequence[Sequence[int]]) -> Step:
+    """One optimizer update from the micro-batches of `group`.
+
+    The gradient is that of the mean loss over all target tokens of the step: micro-batches are summed, not averaged,
+    so accumulating 4 of 1 row equals 1 of 4. An update that is not finite leaves the weights as they were.
+    """
+    config = session.config.train
+    rows, number = session.train_rows, session.progress.step + 1
+    targets = sum(rows[i].target_tokens for indices in group for i in indices)
+    tokens = sum(len(rows[i]) for indices in group for i in indices)
+    loss, gradient = summed_gradient(session, group)
+    gradient = gradient / targets
+    norm, rate = exact_norm(gradient), learning_rate(number, session.total_steps, config)
+    if config.max_grad_norm:
+        gradient = gradient * mx.where(norm > config.max_grad_norm, config.max_grad_norm / norm, 1.0)
+    updated = _update(session, gradient, mx.array(rate, mx.float32), mx.isfinite(loss) & mx.isfinite(norm))
+    return Step(loss.item(), targets, tokens, norm.item(), rate, updated.item())
+
+
+def summed_gradient(session: Session, group: Sequence[Sequence[int]]) -> tuple[mx.array, mx.array]:
+    """Loss of the next step's rows and its gradient `(parameters,)`, summed over all target tokens."""
+    mx.random.seed(_dropout_seed(session.config.train.seed, session.progress.step + 1))
+    loss, gradient = mx.array(0.0), mx.array(0.0)
+    if session.workers:
+        session.workers.engage()
+    for shares in _rounds(session, session.train_rows, group):
+        part_loss, part_gradient = _micro_batch(session, shares)  # laid out while the one before is computed
+        mx.eval(loss, gradient)  # one at a time is in memory
+        _share_cores_of_round(session, shares)
+        loss, gradient = loss + part_loss, gradient + part_gradient
+        mx.async_eval(loss, gradient)
+    return loss, gradient
+
+
+def _update(session: Session, gradient: mx.array, rate: mx.array, finite: mx.array) -> mx.array:
+    """Change adapters and moments by a gradient `(parameters,)` if it is `finite` and leaves them so; tells whether."""
+    optimizer, ratio = session.optimizer, session.rate_ratio
+    state = tree_map(lambda value: value, optimizer.state)  # arrays never change, so a copy of the tree holds them
+    adapters = session.adapters.join(session.model.trainable_parameters())
+    optimizer.learning_rate = rate if ratio is None else rate * ratio
+    changed = optimizer.apply_gradients({"adapters": gradient}, {"adapters": adapters})["adapters"]
+    optimizer.learning_rate = rate  # the state that is saved holds one number
+    finite = finite & all_finite(changed, optimizer.state["adapters"])
+    optimizer.state = tree_map(lambda new, old: mx.where(finite, new, old), optimizer.state, state)
+    session.model.update(session.adapters.part(mx.where(finite, changed, adapters)))
+    mx.eval(finite, session.model.trainable_parameters(), optimizer.state)
+    return finite
+
+
+def all_finite(*trees: Any) -> mx.array:
+    """Whether every number is; a sum is finite only if all that it is made of are."""
+    values = [value for _, value in tree_flatten(list(trees)) if mx.issubdtype(value.dtype, mx.floating)]
+    return mx.isfinite(mx.stack([mx.sum(value) for value in values])).all()
+
+
+def _rounds(
+    session: Session, rows: Sequence[TokenRow], group: Iterable[Sequence[int]]
+) -> Iterator[list[list[TokenRow]]]:
+    """The rows of micro-batches in rounds that are computed one after the other; those of each stream.
+
+    Packed rows go by their tokens, whatever micro-batch they are of: many short ones take no more memory than few long
+    ones.
+    """
+    streams, packed = session.kernels.streams, session.layout == "packed"
+    batches = [[i for batch in group for i in batch]] if packed else at_most(session.micro_batch, group)
+
+    def divided(found: list[TokenRow]) -> list[list[list[int]]]:
+        lengths = [len(row) for row in found]
+        if not packed:
+            return [share_out(lengths, streams)]
+        size = len(session.prefix) if session.kernels.rounding == AS_IT_IS else 0  # in bins each has one
+        shared = [size * begins_with(row, session.prefix) for row in found]
+        limits = {"streams": streams, "share": session.tokens_a_stream, "at_once": session.tokens_at_once}
+        return in_rounds_of_sharing(lengths, shared, **limits)
+
+    for batch in batches:
+        found = [rows[i] for i in batch]
+        for shares in divided(found):
+            yield [[found[i] for i in share] for share in shares]
+
+
+def _micro_batch(session: Session, shares: Sequence[Sequence[TokenRow]]) -> tuple[mx.array, mx.array]:
+    """Summed loss of some rows and its gradient `(parameters,)`, a share of the rows in each process or stream."""
+    computed = _by_workers(session, shares, gradients=True)
+    computed = computed or _on_streams(session, shares, session.passes.loss_and_gradient)
+    losses, gradients = zip(*computed, strict=True)
+    return sum(losses), sum(gradients[1:], gradients[0])
+
+
+def _by_workers(
+    session: Session, shares: Sequence[Sequence[TokenRow]], *, gradients: bool
+) -> list[tuple[mx.array, mx.array | None]] | None:
+    """Loss and gradient of each share, computed already, some of them in each process; None where that is not to be."""
+    workers = session.workers
+    if workers is None or not workers.engaged or len(shares) == 1:
+        return None
+    request = Request(list(map(list, shares)), gradients, session.prefix, _threads_of_round(session, shares))
+    device.set_blas_threads(request.threads)
+
+    def own(request: Request) -> list[Computed]:
+        return compute_shares(session.passes, request, session.streams, session.kernels, session.layout)
+
+    computed = workers.compute(request, session.model.trainable_parameters(), own)
+    if computed is None:
+        return None
+    return [(mx.array(loss), None if gradient is None else mx.array(gradient)) for loss, gradient in computed]
+
+
+def _on_streams(session: Session, shares: Sequence[Sequence[TokenRow]], compute: Callable[[Batch], Any]) -> list[Any]:
+    """What `compute` makes of each share, on a stream of its own."""
+    packed, rounding = session.layout == "packed", session.kernels.rounding
+    results = []
+    for share, stream in zip(shares, session.streams, strict=False):
+        with mx.stream(stream):
+            results.append(compute(make_batch(share, packed=packed, rounding=rounding, prefix=session.prefix)))
+    return results
+
+
+def _dropout_seed(seed: int, step: int) -> int:
+    return (seed << 32) | step
+
+
+def validate_model(session: Session) -> float:
+    """Mean loss over all target tokens of the validation rows, nats; the same rows in the same batches every time."""
+    rows, total = session.val_rows, 0.0
+    batches = list(neighbours(rows.lengths.tolist(), session.tokens_at_once))
+    with doing("validation", len(batches)) as tick:
+        for number, some in enumerate(batches):
+            tick(number)
+            total += validation_loss(session, some)
+    return total / int(rows.target_lengths.sum())
+
+
+def validation_loss(session: Session, some: Sequence[int]) -> float:
+    """Of some validation rows, summed over their target tokens, nats."""
+    session.model.eval()
+    loss = 0.0
+    if session.workers:
+        session.workers.engage()
+    for shares in _rounds(session, session.val_rows, [some]):
+        _share_cores_of_round(session, shares)
+        if computed := _by_workers(session, shares, gradients=False):
+            losses = [one for one, _ in computed]
+        else:
+            losses = _on_streams(session, shares, session.passes.loss)
+        loss += sum(losses).item()
+    session.model.train()
+    return loss
+
+
+def sources_of(rows: Sequence[TokenRow], group: Sequence[Sequence[int]]) -> list[str]:
+    """Where the rows of some micro-batches come from."""
+    return [rows[i].source for indices in group for i in indices]

@@ -1,0 +1,61 @@
+"""What is watched after each step: numbers that are not finite, gradients far too large, and memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from ..engine import device
+from ..errors import MemoryShortError, TrainingError
+from ..machine.memory import MemorySample
+from ..runs import memory_estimate
+from ..runs.writer import RunWriter
+from .session import Session
+from .steps import Step, sources_of
+
+NON_FINITE_LIMIT = 3  # steps in a row without a finite update after which training pauses
+
+
+def watch_numbers(
+    session: Session, writer: RunWriter, group: Sequence[Sequence[int]], step: Step
+) -> TrainingError | None:
+    """Warn of an update that was not made, or of an unusual gradient, with the rows; what is wrong if that goes on."""
+    extra, number = session.progress.extra, session.progress.step
+    extra["non_finite"] = 0 if step.updated else extra.get("non_finite", 0) + 1
+    sources = sources_of(session.train_rows, group)
+    if step.updated:
+        if times := session.watch.norms.spike(step.norm):
+            message = f"step {number}: the gradient is {times:.0f} times as large as usual"
+            writer.log("warning", step=number, message=message, rows=sources)
+        return None
+    what = "the optimizer's state" if step.finite else "loss or gradient"
+    message = f"step {number}: {what} is not finite; the weights stay"
+    writer.log("warning", step=number, message=message, rows=sources)
+    if extra["non_finite"] < NON_FINITE_LIMIT:
+        return None
+    extra["non_finite"] = 0  # who goes on in spite of it gets past these rows
+    return TrainingError(
+        f"{what} was not finite {NON_FINITE_LIMIT} steps in a row, last on {', '.join(sources[:4])}. "
+        "The weights are those before. Look at these rows, or lower --learning-rate; both make another run. "
+        "Going on with this one leaves these steps out."
+    )
+
+
+def watch_memory(session: Session, writer: RunWriter, memory: MemorySample) -> MemoryShortError | None:
+    """Do what the guard says between two steps; what to tell where it says to pause."""
+    decision = session.watch.memory.look(memory, time.monotonic())
+    if decision is None:
+        return None
+    if decision.action == "pause":
+        return MemoryShortError(
+            f"{decision.message}. Paused before the machine ran out of it; going on starts with what is free then. "
+            f"{memory_estimate.advice(session.config)}"
+        )
+    step = session.progress.step
+    if decision.action == "clear":
+        device.clear_cache()
+        writer.log("warning", step=step, message=f"step {step}: {decision.message}; caches are cleared")
+        return None
+    writer.log("warning", step=step, message=f"step {step}: {decision.message}; saving")
+    session.watch.save_next = True
+    return None
