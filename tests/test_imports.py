@@ -11,7 +11,7 @@ import qlora_core
 SOURCE = Path(qlora_core.__file__).parent
 VALUES = ("errors", "config", "schedule", "sampling", "activity", "translations", "first_words")
 ORDER = (*VALUES, "machine", "files", "models", "tokens", "data", "runs", "reports", "engine", "training", "export",
-         "jobs", "page", "bench", "doctor", "cli", "__main__")  # fmt: skip
+         "jobs", "api", "page", "bench", "doctor", "cli", "__main__")  # fmt: skip
 """Packages and single modules, as `docs/architecture.md` draws them."""
 WITH_MLX = ("engine", "training", "doctor")
 LATER = {"training.fuse", "doctor"}  # imported inside functions by what stands before or does without MLX

@@ -1,0 +1,150 @@
+"""The package as a library: what a script or a notebook of your own calls.
+
+`import qlora_core` offers these functions; everything else may change from one version to the next. They take settings
+by the names of the command line's flags (`max_steps=50` for `--max-steps 50`) and raise `errors.QLoraError`, whose text
+is meant for the person at the keyboard.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .activity import watching
+from .config import from_flat
+from .runs.plan import TrainingPlan, TrainingTracker, resolve_config
+from .runs.run import Run
+
+if TYPE_CHECKING:
+    from .data import PreparedData
+    from .engine.generate import Prompt
+
+Source = str | os.PathLike[str]
+"""A file, a folder, or `hf:OWNER/NAME`."""
+
+
+def prepare(*sources: Source, **settings: Any) -> PreparedData:
+    """Read, repair and split texts, and report what became of every row.
+
+    Args:
+        sources: files, folders, or data sets of the hub.
+        settings: of the data and of the model whose tokens measure passages.
+
+    Returns:
+        `train` and `validation` hold the rows, `report` what was read and left out; `save(directory)` writes them.
+    """
+    from . import data
+    from .tokens.tokenizer import open_tokenizer
+
+    config = from_flat({**settings, "data": [os.fspath(source) for source in sources]})
+    return data.prepare(config.data, open_tokenizer(config.base))
+
+
+def plan(*sources: Source, preset: str = "", **settings: Any) -> TrainingPlan:
+    """Prepare data and decide everything about a run, without writing it.
+
+    The same settings and data lead to the same run, which `train` goes on with.
+
+    Args:
+        sources: what to train on; none where `run` names a run that exists.
+        preset: settings that fit a machine, such as `m1-16gb`.
+        settings: any of the command line's.
+    """
+    from .jobs.planning import plan_training
+
+    given = {**settings, "data": [os.fspath(source) for source in sources]} if sources else settings
+    _, made = plan_training(resolve_config(given, preset), say=lambda _: None)
+    return made
+
+
+def train(plan: TrainingPlan, listener: Callable[[dict[str, Any]], None] = lambda _: None) -> Run:
+    """Train a planned run in this process, from where it stopped, and keep its result in its directory.
+
+    Ctrl+C saves and returns; the run's `state` is `paused` then, and `completed` at the end. A completed run is
+    returned as it is.
+
+    Args:
+        plan: what `plan` made.
+        listener: is told every event as it is written to `metrics.jsonl`.
+
+    Raises:
+        BusyError: this run is being trained, or another on the same device.
+    """
+    from .export.export import keep_result
+    from .jobs.launch import beginning
+    from .jobs.worker import train_here
+
+    if plan.done:
+        return plan.run
+    tracker = TrainingTracker(plan.config.place.runs_dir)
+    with beginning(tracker, plan) as (writer, device):
+        outcome = train_here(writer, listener, device=device)
+        if outcome.state != "paused":
+            with watching(writer.working):
+                problem = keep_result(plan.run)
+            if problem:  # it is trained all the same
+                warnings.warn(problem, stacklevel=2)
+    return plan.run
+
+
+def load_run(name: str | os.PathLike[str], runs_dir: Source = "checkpoints_qlora") -> Run:
+    """Open a run for reading, by its name or its directory.
+
+    Raises:
+        RunError: there is none.
+    """
+    return TrainingTracker(runs_dir).find(os.fspath(name))
+
+
+def generate(run: Run, prompts: Sequence[Prompt], *, base: bool = False, **sampling: Any) -> list[str]:
+    """Answer questions with a run's best adapters.
+
+    Args:
+        run: has trained adapters.
+        prompts: questions, or conversations as lists of messages.
+        base: ask the base model, without the adapters.
+        sampling: fields of `sampling.Sampling`, such as `max_tokens` and `temperature`.
+    """
+    from .engine.generate import answer
+    from .training.session import load_for_answers
+
+    model, tokenizer = load_for_answers(run, base=base)
+    return answer(model, tokenizer, prompts, **sampling)
+
+
+def evaluate(run: Run) -> dict[str, Any]:
+    """Ask base and tuned model the run's questions, and count the right answers of its fact sheet.
+
+    Returns:
+        `{"adapters", "questions": […], "recall": {"trained": {…}, "held_out": {…}}}`, also in the run's
+        `evaluation.json`.
+    """
+    from .training.evaluate import evaluate_run
+    from .training.session import load_for_answers
+
+    model, tokenizer = load_for_answers(run)
+    tokens = run.config().pace.max_answer_tokens
+    return evaluate_run(run, model, tokenizer, adapters=run.adapters.name, max_tokens=tokens)
+
+
+def export(
+    run: Run, out: Source, *, to: str = "adapter", force: bool = False, dequantize: bool = False
+) -> dict[str, Any]:
+    """Write a run's result where it can be used without this package.
+
+    Args:
+        run: has trained adapters; is only read.
+        out: directory to write, which appears all at once.
+        to: `adapter` for mlx-lm, `peft` for that library, `fused` for one stand-alone model.
+        force: replace whatever is in `out`.
+        dequantize: the fused model's weights in float16 instead of quantised like the base.
+
+    Returns:
+        `{"run", "to", "path", "bytes", "files": {name: bytes}, "fused"}`.
+    """
+    from .export.export import export_run
+
+    return export_run(run, Path(out), to=to, force=force, dequantize=dequantize)  # type: ignore[arg-type]
