@@ -9,7 +9,7 @@ import pytest
 
 from qlora_core.engine import device
 from qlora_core.engine.device import mx
-from qlora_core.export.templates import inference
+from qlora_core.exports.templates import inference
 from qlora_core.machine.denormals import are_flushed, flush_denormals
 from qlora_core.training.adapted_model import streams_of_this_thread
 

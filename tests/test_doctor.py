@@ -19,7 +19,7 @@ from qlora_core.doctor import training as doctor_training
 from qlora_core.doctor.checks import Checks, Finding
 from qlora_core.engine import kernels
 from qlora_core.engine.device import Kernels, mx
-from qlora_core.export import export
+from qlora_core.exports import export
 from qlora_core.files.storage import cache_directory
 from qlora_core.jobs.device_lock import DeviceLock
 from qlora_core.machine.memory import GB

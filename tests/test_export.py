@@ -26,9 +26,9 @@ from tiny import TAUGHT, write_model
 
 from qlora_core.engine.generate import answer
 from qlora_core.errors import ConfigError, ModelError, RunError
-from qlora_core.export import export, guides
-from qlora_core.export.export import export_run
-from qlora_core.export.peft import convert_adapters
+from qlora_core.exports import export, guides
+from qlora_core.exports.export import export_run
+from qlora_core.exports.peft import convert_adapters
 from qlora_core.files.storage import manifest_problem
 from qlora_core.runs.run import Run
 from qlora_core.tokens.dataset import make_dataset

@@ -10,7 +10,7 @@ import qlora_core
 
 SOURCE = Path(qlora_core.__file__).parent
 VALUES = ("errors", "config", "schedule", "sampling", "activity", "translations", "first_words")
-ORDER = (*VALUES, "machine", "files", "models", "tokens", "data", "runs", "reports", "engine", "training", "export",
+ORDER = (*VALUES, "machine", "files", "models", "tokens", "data", "runs", "reports", "engine", "training", "exports",
          "jobs", "api", "page", "bench", "doctor", "cli", "__main__")  # fmt: skip
 """Packages and single modules, as `docs/architecture.md` draws them."""
 WITH_MLX = ("engine", "training", "doctor")
@@ -82,7 +82,7 @@ def test_importing_what_needs_no_mlx_brings_neither_it_nor_transformers(python):
 
 def needs_mlx(name: str) -> bool:
     """Contestants of the benchmark and programs of exports run in processes of their own."""
-    return name.startswith("export.templates") or name in ("bench.mlxlm", "bench.torchpeft", "bench.__main__")
+    return name.startswith("exports.templates") or name in ("bench.mlxlm", "bench.torchpeft", "bench.__main__")
 
 
 def test_training_brings_nothing_that_it_does_not_use(python):

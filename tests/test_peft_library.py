@@ -12,7 +12,7 @@ import pytest
 from harness import create_run, difference, mx, train, write_pair
 from tiny import write_model
 
-from qlora_core.export.export import export_run
+from qlora_core.exports.export import export_run
 from qlora_core.training.session import load_for_answers
 
 IDS = [5, 70, 9, 200, 41, 7, 33]

@@ -73,7 +73,7 @@ def train(plan: TrainingPlan, listener: Callable[[dict[str, Any]], None] = lambd
     Raises:
         BusyError: this run is being trained, or another on the same device.
     """
-    from .export.export import keep_result
+    from .exports.export import keep_result
     from .jobs.launch import beginning
     from .jobs.worker import train_here
 
@@ -145,6 +145,6 @@ def export(
     Returns:
         `{"run", "to", "path", "bytes", "files": {name: bytes}, "fused"}`.
     """
-    from .export.export import export_run
+    from .exports.export import export_run
 
     return export_run(run, Path(out), to=to, force=force, dequantize=dequantize)  # type: ignore[arg-type]

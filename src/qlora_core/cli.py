@@ -22,7 +22,7 @@ from .bench import Options
 from .bench import add_arguments as add_bench_arguments
 from .config import RunConfig, add_arguments, from_flat, given_settings, settings
 from .errors import QLoraError
-from .export.export import TARGETS
+from .exports.export import TARGETS
 from .files.storage import keep_private
 from .jobs.exit_status import DONE, ERROR, INTERRUPTED, complain, guarded
 from .jobs.planning import (
@@ -174,7 +174,7 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from .export.export import export_run
+    from .exports.export import export_run
 
     run = TrainingTracker(arguments.runs_dir).find(arguments.run_name)
     out = arguments.out or run.path / "export" / arguments.to

@@ -197,7 +197,7 @@ def open_adapter(directory: Path, shared: dict[str, Any]) -> None:
     from qlora_core.engine.device import Kernels
     from qlora_core.engine.model import attach_adapters, load_adapters, load_base
     from qlora_core.errors import QLoraError
-    from qlora_core.export.peft import convert_adapters
+    from qlora_core.exports.peft import convert_adapters
     from qlora_core.models.adapter_files import ADAPTER_FILE, adapter_settings, check_adapters
     from qlora_core.models.base_models import describe
 

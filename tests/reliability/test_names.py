@@ -14,7 +14,7 @@ import pytest
 from harness import write_pair
 
 from qlora_core.errors import QLoraError, RunError
-from qlora_core.export.export import export_run
+from qlora_core.exports.export import export_run
 from qlora_core.runs.plan import TrainingTracker, resolve_config
 from qlora_core.runs.run import Run, is_name
 from qlora_core.runs.writer import RunLock

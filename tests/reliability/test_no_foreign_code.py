@@ -30,7 +30,7 @@ ALLOWED = {
     ("export/peft.py", "load_file"): "of the safetensors library, in Rust",
     ("models/builtin_model.py", "GGUFReader"): "of the gguf package, in Python; its hash was compared",
     ("engine/weights.py", "load_model"): "after describe looked at the files; a model's own code stays off",
-    ("export/templates/inference.py", "mlx_lm.load"): "runs without this package, on what it exported",
+    ("exports/templates/inference.py", "mlx_lm.load"): "runs without this package, on what it exported",
     ("bench/works.py", "np.load"): "of rows that it wrote; pickles stay off",
     ("bench/mlxlm.py", "load_model"): "after describe looked at the files; a model's own code stays off",
     ("bench/torchpeft.py", "torch"): "in a process of its own, which opens safetensors alone",
@@ -38,7 +38,7 @@ ALLOWED = {
     ("engine/device.py", "ctypes"): "opens the BLAS",
     ("machine/denormals.py", "ctypes"): "asks libm to flush denormal numbers",
     ("jobs/device_lock.py", "ctypes"): "asks macOS for the machine's id",
-    ("export/templates/inference.py", "ctypes"): "asks libm to flush denormal numbers",
+    ("exports/templates/inference.py", "ctypes"): "asks libm to flush denormal numbers",
     ("machine/memory.py", "ctypes"): "asks macOS for the footprint of the process",
 }
 

@@ -25,7 +25,7 @@ from ..engine import device
 from ..engine.device import Kernels, mx, nn, tree_flatten
 from ..engine.generate import answer
 from ..engine.model import attach_adapters, load_adapters, load_base, read_tensors
-from ..export.export import Target, export_run
+from ..exports.export import Target, export_run
 from ..files.locks import is_held
 from ..jobs.device_lock import device_name, lock_file
 from ..machine.memory import MemoryMonitor

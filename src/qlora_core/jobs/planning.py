@@ -10,7 +10,7 @@ from typing import Any
 
 from ..activity import watching
 from ..config import RunConfig, add_arguments
-from ..export.export import keep_result
+from ..exports.export import keep_result
 from ..machine.memory import MemoryMonitor
 from ..reports import console
 from ..runs.plan import TrainingPlan, TrainingTracker

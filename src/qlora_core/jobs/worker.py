@@ -76,7 +76,7 @@ def main() -> int:
     arguments = parser.parse_args()
 
     from ..errors import DeviceError, QLoraError
-    from ..export.export import keep_result
+    from ..exports.export import keep_result
     from ..files.storage import keep_private
     from ..reports.console import TrainingReporter
     from .supervisor import restarts, supervise

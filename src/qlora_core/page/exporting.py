@@ -16,7 +16,7 @@ from typing import Any
 import marimo as mo
 
 from ..errors import BusyError, QLoraError
-from ..export.export import METRICS_FILE
+from ..exports.export import METRICS_FILE
 from ..reports.console import size
 from ..runs.run import Run
 from ..translations import say

@@ -8,7 +8,7 @@ from typing import Any
 import marimo as mo
 from markupsafe import Markup
 
-from ..export.guides import GUIDES
+from ..exports.guides import GUIDES
 from ..reports import console
 from ..reports.charts import thin
 from ..reports.console import duration, size
