@@ -13,11 +13,12 @@ from tiny import write_rows
 
 from qlora_core import data
 from qlora_core.config import BaseConfig, LoraConfig, from_flat
-from qlora_core.engine.device import Kernels, mx, nn, tree_flatten
+from qlora_core.engine.device import mx, nn, tree_flatten
 from qlora_core.engine.model import attach_adapters, load_base
 from qlora_core.machine.memory import MemoryMonitor
 from qlora_core.models import base_models
 from qlora_core.models.base_models import ModelSpec
+from qlora_core.runs.kernel_choice import Kernels
 from qlora_core.runs.plan import TrainingTracker
 from qlora_core.runs.run import Run
 from qlora_core.tokens.dataset import make_dataset

@@ -10,8 +10,8 @@ from harness import at_step, checkpoint, create_run, events, train, trained_stat
 from safetensors.numpy import load_file, save_file
 
 from qlora_core.errors import CheckpointError
+from qlora_core.runs.checkpoints import checkpoints, latest_checkpoint
 from qlora_core.runs.run import Run
-from qlora_core.training.checkpoint import checkpoints, latest_checkpoint
 
 FILES = {"adapters.safetensors", "optimizer.safetensors", "state.json"}
 

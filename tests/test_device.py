@@ -15,9 +15,10 @@ import pytest
 
 import qlora_core
 from qlora_core.engine import device
-from qlora_core.engine.device import Kernels, choose_kernels, mx
+from qlora_core.engine.device import choose_kernels, mx
 from qlora_core.files.storage import cache_directory
 from qlora_core.runs import memory_estimate
+from qlora_core.runs.kernel_choice import Kernels
 from qlora_core.tokens.batching import Rounding
 
 SOURCE = Path(qlora_core.__file__).parent

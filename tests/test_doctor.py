@@ -18,11 +18,12 @@ from qlora_core.doctor import machine as doctor
 from qlora_core.doctor import training as doctor_training
 from qlora_core.doctor.checks import Checks, Finding
 from qlora_core.engine import kernels
-from qlora_core.engine.device import Kernels, mx
+from qlora_core.engine.device import mx
 from qlora_core.exports import export
 from qlora_core.files.storage import cache_directory
 from qlora_core.jobs.device_lock import DeviceLock
 from qlora_core.machine.memory import GB
+from qlora_core.runs.kernel_choice import Kernels
 from qlora_core.training import adapted_model, session
 
 FACTS = {"Device": Finding("ok", "CPU"), "Memory": Finding("ok", "8 GB")}

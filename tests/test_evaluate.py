@@ -12,7 +12,7 @@ from qlora_core.cli import main
 from qlora_core.config import PaceConfig
 from qlora_core.reports import console
 from qlora_core.runs.run import Run
-from qlora_core.training.evaluate import SAMPLES, _samples, evaluate_run, recall, says
+from qlora_core.training.evaluate import ASKED_QUESTIONS, _samples, evaluate_run, recall, says
 from qlora_core.training.session import load_for_answers
 
 # Right or wrong -------------------------------------------------------------------------------------------------
@@ -102,7 +102,7 @@ def test_without_a_fact_sheet_validation_questions_are_asked_first(tmp_path: Pat
     run = create_run(tmp_path / "runs", tiny_model, sources, max_steps=1)
     train(run)
     evaluation = run.evaluation()
-    wanted = [row["messages"] for row in (*run.validation_rows(), *run.train_rows())][:SAMPLES]
+    wanted = [row["messages"] for row in (*run.validation_rows(), *run.train_rows())][:ASKED_QUESTIONS]
     assert [question["question"] for question in evaluation["questions"]] == [asked["content"] for asked, _ in wanted]
     assert [question["reference"] for question in evaluation["questions"]] == [reply["content"] for _, reply in wanted]
     assert evaluation["questions"][0]["question"] == run.validation_rows()[0]["messages"][0]["content"]

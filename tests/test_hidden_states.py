@@ -32,11 +32,12 @@ from safetensors.numpy import load_file
 
 from qlora_core.config import LoraConfig
 from qlora_core.engine import compiled_loss, device
-from qlora_core.engine.device import Kernels, mx, nn, tree_flatten
+from qlora_core.engine.device import mx, nn, tree_flatten
 from qlora_core.engine.frozen_layers import StandIn, Trunk
 from qlora_core.engine.model import Layout, batch_loss, choose_layout, load_lower_layers
 from qlora_core.errors import StorageError
 from qlora_core.reports import console
+from qlora_core.runs.kernel_choice import Kernels
 from qlora_core.runs.run import Run
 from qlora_core.tokens.batching import AS_IT_IS, Rounding, make_batch
 from qlora_core.tokens.rows import TokenRow, TokenRows

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from harness import CLOSE, FAST, compare, difference, load, normal, random_rows
 
-from qlora_core.engine.device import Kernels, mx, nn, tree_flatten
+from qlora_core.engine.device import mx, nn, tree_flatten
 from qlora_core.engine.kernels import (
     ADAPTERS,
     DequantisingEmbedding,
@@ -19,6 +19,7 @@ from qlora_core.engine.kernels import (
     use_linear_kernels,
 )
 from qlora_core.engine.model import batch_loss, load_base
+from qlora_core.runs.kernel_choice import Kernels
 from qlora_core.tokens.batching import make_batch
 
 # Linear layers ----------------------------------------------------------------------------------------------------

@@ -16,8 +16,8 @@ from conftest import ROOT
 from harness import create_run, events, train, write_pair
 
 from qlora_core.engine import device
-from qlora_core.engine.device import Kernels
 from qlora_core.jobs import launch
+from qlora_core.runs.kernel_choice import Kernels
 from qlora_core.runs.run import Run
 from qlora_core.tokens.batching import Rounding
 

@@ -20,7 +20,7 @@ from tiny import FAMILIES, write_model
 
 from qlora_core.config import LoraConfig
 from qlora_core.engine.attention import BinnedRows, PackedRows, SlicedRows
-from qlora_core.engine.device import Kernels, mx, nn, tree_flatten
+from qlora_core.engine.device import mx, nn, tree_flatten
 from qlora_core.engine.model import (
     adapter_parameters,
     base_only,
@@ -32,6 +32,7 @@ from qlora_core.engine.model import (
 )
 from qlora_core.engine.weights import loaded_directory
 from qlora_core.errors import ModelError
+from qlora_core.runs.kernel_choice import Kernels
 from qlora_core.tokens.batching import AS_IT_IS, Rounding, make_batch
 from qlora_core.tokens.rows import TokenRow
 

@@ -8,12 +8,14 @@ import pytest
 from qlora_core import page, translations
 from qlora_core.activity import Activity
 from qlora_core.errors import BusyError
+from qlora_core.files.storage import publishing
 from qlora_core.jobs import launch
 from qlora_core.jobs.device_lock import DeviceLock
 from qlora_core.machine.crash_reasons import reason
 from qlora_core.page import training
 from qlora_core.page.problems import Problem
 from qlora_core.page.watching import RunWatcher, Snapshot
+from qlora_core.runs.checkpoints import FILES, STATE_FILE
 from qlora_core.runs.plan import TrainingTracker
 from qlora_core.runs.run import Run
 from qlora_core.runs.writer import RunLock, RunWriter
@@ -49,7 +51,7 @@ def make(tracker):
             writer.log("eval", step=steps, val_loss=1.5, perplexity=4.5, seconds=1.0, best=True)
             writer.log("checkpoint", step=steps, bytes=5_000_000, seconds=1.0)
             writer.set_status(state, step=steps)
-        (run.path / "checkpoints" / f"{steps:06}").mkdir(parents=True)
+        write_checkpoint(run, steps)
         return run
 
     return made
@@ -182,10 +184,21 @@ def test_what_takes_long_is_said_while_it_lasts(tracker, make, monkeypatch):
     assert "A guardar …" not in training.run_panel(watcher.look(NOTHING)).text  # nobody is at it any more
 
 
-def test_a_crashed_run_goes_on_from_its_last_checkpoint(plan):
+def write_checkpoint(run, step):
+    """Something that is a checkpoint by its manifest."""
+    path = run.checkpoint_directory / f"{step:06d}"
+    with publishing(path) as temporary:
+        for name in FILES:
+            (temporary / name).write_bytes(b"something")
+    return path
+
+
+def test_a_crashed_run_goes_on_from_its_last_checkpoint_that_is_whole(plan):
     home, planned = plan(run="club")
     run = home.create(planned)
-    (run.path / "checkpoints" / "000004").mkdir(parents=True)
+    write_checkpoint(run, 4)
+    (write_checkpoint(run, 6) / STATE_FILE).write_text("cut", encoding="utf-8")  # damaged: nobody goes on from there
+    (run.checkpoint_directory / "000008").mkdir()
     with home.record(run) as writer:
         writer.set_status("running", step=5, total_steps=planned.total_steps)
         watcher = RunWatcher(home)
@@ -259,7 +272,7 @@ def test_before_the_first_step_there_are_no_charts(tracker, make):
 
 def test_checkpoints_tell_their_loss_and_which_is_best(tracker, make):
     run = make("run")
-    (run.path / "checkpoints" / "000002").mkdir()
+    write_checkpoint(run, 2)
     text = training.checkpoints(RunWatcher(tracker).look(NOTHING, "run")).text
     assert "Checkpoints (2)" in text
     assert text.index(">4<") < text.index(">2<")
@@ -292,11 +305,11 @@ def test_how_a_crashed_process_ended_is_noted_once(tracker, make):
     run = make("run", state="running")
     assert launch.exit_status(run) is None
     said = run.status().get("time")
-    (run.path / launch.EXIT_FILE).write_text(json.dumps({"status": -9, "after": said}), encoding="utf-8")
+    (run.path / launch.EXIT).write_text(json.dumps({"status": -9, "after": said}), encoding="utf-8")
     seen = RunWatcher(tracker).look(NOTHING, "run")
     assert (seen.state, seen.exit_status) == ("crashed", -9)
     assert "memory ran out" in training.run_panel(seen).text
-    (run.path / launch.EXIT_FILE).write_text(json.dumps({"status": -9, "after": 1}), encoding="utf-8")  # of one before
+    (run.path / launch.EXIT).write_text(json.dumps({"status": -9, "after": 1}), encoding="utf-8")  # of one before
     assert launch.exit_status(run) is None
 
 

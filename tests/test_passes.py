@@ -11,9 +11,10 @@ from harness import CLOSE, adapters_of, difference, load, random_rows, set_adapt
 from qlora_core.config import LoraConfig
 from qlora_core.engine import compiled_loss as passes_module
 from qlora_core.engine.compiled_loss import Passes
-from qlora_core.engine.device import Kernels, mx, nn, tree_flatten
+from qlora_core.engine.device import mx, nn, tree_flatten
 from qlora_core.engine.frozen_layers import Trunk
 from qlora_core.engine.model import AdapterVector, Form, choose_layout, form_loss, use_grad_checkpoint
+from qlora_core.runs.kernel_choice import Kernels
 from qlora_core.tokens.batching import Batch, Rounding, make_batch
 from qlora_core.training.hidden_state_cache import Maker
 

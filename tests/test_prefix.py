@@ -32,8 +32,9 @@ from tiny import write_model
 from qlora_core.config import LoraConfig
 from qlora_core.engine import device
 from qlora_core.engine.attention import BinnedRows, Positions, SlicedRows
-from qlora_core.engine.device import Kernels, mx
+from qlora_core.engine.device import mx
 from qlora_core.engine.model import batch_loss, can_share_prefix, choose_layout, use_grad_checkpoint
+from qlora_core.runs.kernel_choice import Kernels
 from qlora_core.runs.run import Run
 from qlora_core.tokens import shared_prefix as prefix_module
 from qlora_core.tokens.batching import AS_IT_IS, SHARED, Batch, Rounding, make_batch

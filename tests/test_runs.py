@@ -1,8 +1,10 @@
 """The run directory: who may write it, what may change when it is resumed, and what readers see meanwhile."""
 
+import dataclasses
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import stat
@@ -17,6 +19,7 @@ from qlora_core.errors import BusyError, ConfigError, RunError
 from qlora_core.files import locks
 from qlora_core.runs import plan as plans
 from qlora_core.runs import writer as writers
+from qlora_core.runs.kernel_choice import Kernels
 from qlora_core.runs.plan import TrainingTracker, resolve_config
 from qlora_core.runs.run import Run, iterate_states
 from qlora_core.runs.writer import RunLock, RunWriter
@@ -477,3 +480,26 @@ def test_a_damaged_run_is_named(created, name, content, message):
         (run.path / name).write_text(content, encoding="utf-8")
     with pytest.raises(RunError, match=message):
         _ = run.config(), run.environment()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("rounding", 5, "Expected `object`"),
+        ("rounding", {"bins": "many"}, "Expected `array`"),
+        ("sharing", "yes", "Expected `bool`"),
+        ("at_once", -1, "Expected `int` >= 0"),
+        ("prefix", None, "Expected `bool`"),
+        ("dtype", "float8", "Invalid enum value"),
+    ],
+)
+def test_recorded_kernels_are_validated_whole(created, name, value, told):
+    """Every field, since the trainer makes itself after them."""
+    kernels = dataclasses.asdict(Kernels("cpu", "float32", "kept"))
+    path = created.path / "environment.json"
+    environment = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(environment | {"kernels": kernels}), encoding="utf-8")
+    assert created.environment()["kernels"]["dtype"] == "float32"
+    path.write_text(json.dumps(environment | {"kernels": {**kernels, name: value}}), encoding="utf-8")
+    with pytest.raises(RunError, match=re.escape(told)):
+        created.environment()

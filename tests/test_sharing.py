@@ -28,11 +28,12 @@ from mlx_lm.tuner.lora import LoRALinear
 from qlora_core.config import LoraConfig
 from qlora_core.engine import fused_linear
 from qlora_core.engine import model as model_module
-from qlora_core.engine.device import Kernels, mx, nn
+from qlora_core.engine.device import mx, nn
 from qlora_core.engine.elementwise import Swiglu
 from qlora_core.engine.fused_linear import Cheap, Deferred, Norm, Plain, Same, made, multiply_together, watch_sharing
 from qlora_core.engine.kernels import LoraAdapter, use_linear_kernels
 from qlora_core.engine.model import batch_loss, choose_layout, use_grad_checkpoint
+from qlora_core.runs.kernel_choice import Kernels
 from qlora_core.tokens.batching import make_batch
 
 # Layers -----------------------------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ from qlora_core.engine import device
 from qlora_core.engine.model import load_adapters
 from qlora_core.errors import MemoryShortError, RunError, TrainingError
 from qlora_core.machine.memory import MemoryMonitor, MemorySample
+from qlora_core.runs.kernel_choice import ARITHMETIC
 from qlora_core.runs.run import Run
 from qlora_core.tokens.dataset import make_dataset
 from qlora_core.tokens.rows import TokenRow
@@ -414,19 +415,19 @@ def test_a_run_of_another_machine_goes_on_with_a_warning(create: Create) -> None
     assert "not equal to the bit" in message
 
 
-@pytest.mark.parametrize(("arithmetic", "whose"), [(None, "an older"), (device.ARITHMETIC + 1, "a newer")])
+@pytest.mark.parametrize(("arithmetic", "whose"), [(None, "an older"), (ARITHMETIC + 1, "a newer")])
 def test_a_run_of_another_version_goes_on_with_one_warning(create: Create, arithmetic: int | None, whose: str) -> None:
     """None: runs recorded none before there was a second."""
     run = create()
     train(run, at_step(1, lambda: run.request("pause")))
     environment = run.environment()
-    assert environment["kernels"].pop("arithmetic") == device.ARITHMETIC
+    assert environment["kernels"].pop("arithmetic") == ARITHMETIC
     environment["kernels"] |= {"linear": "dequantised"}
     if arithmetic:
         environment["kernels"]["arithmetic"] = arithmetic
     (run.path / "environment.json").write_text(json.dumps(environment), encoding="utf-8")
     train(run, at_step(2, lambda: run.request("pause")))
-    assert run.environment()["kernels"] == environment["kernels"] | {"arithmetic": device.ARITHMETIC}
+    assert run.environment()["kernels"] == environment["kernels"] | {"arithmetic": ARITHMETIC}
     assert train(run).state == "completed"
     (message,) = events(run, "warning", "message")
     assert f"{whose} version" in message

@@ -194,12 +194,12 @@ def _damage_header(path: Path, content: bytes, rng: random.Random) -> str:
 
 def open_adapter(directory: Path, shared: dict[str, Any]) -> None:
     from qlora_core.config import BaseConfig, LoraConfig
-    from qlora_core.engine.device import Kernels
     from qlora_core.engine.model import attach_adapters, load_adapters, load_base
     from qlora_core.errors import QLoraError
     from qlora_core.exports.peft import convert_adapters
     from qlora_core.models.adapter_files import ADAPTER_FILE, adapter_settings, check_adapters
     from qlora_core.models.base_models import describe
+    from qlora_core.runs.kernel_choice import Kernels
 
     lora = LoraConfig(rank=4)
     if "model" not in shared:
@@ -220,10 +220,10 @@ def open_adapter(directory: Path, shared: dict[str, Any]) -> None:
 
 def open_model(directory: Path, shared: dict[str, Any]) -> None:
     from qlora_core.config import BaseConfig
-    from qlora_core.engine.device import Kernels
     from qlora_core.engine.model import batch_loss, load_base
     from qlora_core.errors import QLoraError
     from qlora_core.models.base_models import about_parameters, describe
+    from qlora_core.runs.kernel_choice import Kernels
     from qlora_core.tokens.batching import make_batch
     from qlora_core.tokens.dataset import make_dataset
     from qlora_core.tokens.tokenizer import ChatTokenizer

@@ -16,8 +16,8 @@ from safetensors.numpy import load
 from qlora_core.errors import CheckpointError, ModelError, RunError
 from qlora_core.exports.export import export_run
 from qlora_core.files.checksums import refuse_damage
+from qlora_core.runs.checkpoints import FILES, checkpoints, latest_checkpoint
 from qlora_core.runs.run import Run
-from qlora_core.training.checkpoint import FILES, checkpoints, latest_checkpoint
 
 SEED = 7
 NAMES = sorted((*FILES, "manifest.json"))

@@ -17,10 +17,10 @@ from qlora_core.machine.crash_reasons import device_failure, reason
 from qlora_core.page import training
 from qlora_core.page.problems import Problem
 from qlora_core.page.watching import RunWatcher
+from qlora_core.runs.checkpoints import checkpoints
 from qlora_core.runs.plan import TrainingTracker
 from qlora_core.runs.run import Run
 from qlora_core.training import loop
-from qlora_core.training.checkpoint import checkpoints
 
 FAILED = "[METAL] Command buffer execution failed: "
 DISPLAY = f"{FAILED}Impacting Interactivity (0000000e:kIOGPUCommandBufferCallbackErrorImpactingInteractivity)"

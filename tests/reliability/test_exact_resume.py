@@ -18,7 +18,7 @@ from conftest import ROOT
 from harness import Killed, assert_same_training, at_step, create_run, events, kill, train, trained_state, write_pair
 
 from qlora_core.engine import device
-from qlora_core.engine.device import Kernels
+from qlora_core.runs.kernel_choice import Kernels
 from qlora_core.runs.run import Run
 from qlora_core.tokens.batching import Rounding, make_batch
 from qlora_core.training import loop, saving, steps, watching

@@ -20,10 +20,10 @@ from watched_disk import Failing, Operation, watched
 
 from qlora_core.errors import QLoraError, StorageError
 from qlora_core.files.storage import MOST_WAITING, LineFile
+from qlora_core.runs.checkpoints import checkpoints, latest_checkpoint
 from qlora_core.runs.plan import TrainingTracker
 from qlora_core.runs.run import Run
 from qlora_core.training import loop, saving
-from qlora_core.training.checkpoint import checkpoints, latest_checkpoint
 
 SEED = 20
 CODES = (errno.ENOSPC, errno.EIO, errno.EDQUOT)

@@ -17,9 +17,9 @@ from safetensors import safe_open
 
 from qlora_core.files.checksums import refuse_damage
 from qlora_core.files.storage import write_json
+from qlora_core.runs.checkpoints import checkpoints, latest_checkpoint
 from qlora_core.runs.run import Run
 from qlora_core.runs.writer import RunLock
-from qlora_core.training.checkpoint import checkpoints, latest_checkpoint
 
 SEED = 6
 SETTINGS = {

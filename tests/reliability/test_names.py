@@ -150,7 +150,7 @@ def test_a_lock_is_not_made_through_a_link(runs: Path, tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_that_is_a_link_is_not_offered(tmp_path: Path) -> None:
-    from qlora_core.training.checkpoint import checkpoints
+    from qlora_core.runs.checkpoints import checkpoints
 
     (tmp_path / "000002").mkdir()
     (tmp_path / "000004").symlink_to(tmp_path / "000002")

@@ -30,8 +30,9 @@ from safetensors.numpy import load_file, save_file
 from tiny import write_model
 
 from qlora_core.engine import device
-from qlora_core.engine.device import Kernels, mx
+from qlora_core.engine.device import mx
 from qlora_core.errors import TrainingError
+from qlora_core.runs.kernel_choice import Kernels
 from qlora_core.runs.run import Run
 from qlora_core.tokens.batching import Rounding
 from qlora_core.training import adapted_model, float16, loop, session

@@ -19,9 +19,9 @@ from watched_disk import Operation, watched
 from qlora_core.errors import QLoraError
 from qlora_core.files import storage
 from qlora_core.files.checksums import refuse_damage
+from qlora_core.runs.checkpoints import latest_checkpoint
 from qlora_core.runs.plan import TrainingTracker
 from qlora_core.runs.run import Run
-from qlora_core.training.checkpoint import latest_checkpoint
 
 SEED = 4
 SETTINGS = {"epochs": 1, "save_every": 1, "eval_every": 2, "keep_checkpoints": 2}  # 4 steps

@@ -22,8 +22,8 @@ import pytest
 from harness import at_step, checkpoint, create_run, events, train, trained_state, write_pair
 from processes import Patience, end_of
 
+from qlora_core.runs.checkpoints import latest_checkpoint
 from qlora_core.runs.run import Run
-from qlora_core.training.checkpoint import latest_checkpoint
 
 ENDLESS = 5000  # steps: no trial sees the last one
 OF_ONE_RUN = 20  # trials after which another run is taken, so that this holds, and its events are read quickly

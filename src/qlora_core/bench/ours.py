@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, TrainingError
+from ..runs.kernel_choice import Kernels
 from ..tokens.rows import TokenRow, TokenRows
 from .job import Job, Watch
 from .works import Rows, fixed_groups
@@ -24,7 +25,7 @@ OFF: dict[str, Any] = {
 }  # fmt: skip
 """What a technique is when it is switched off, by the name of its field; a field that is true is false then."""
 SWITCHES = {"packing": True}
-"""Techniques that are settings of a run, and their usual values; all others are fields of `device.Kernels`."""
+"""Techniques that are settings of a run, and their usual values; all others are fields of `Kernels`."""
 OF_NO_TECHNIQUE = ("device", "dtype", "trunk", "arithmetic")  # no work for a trunk here: all layers have adapters
 
 
@@ -32,7 +33,7 @@ def ablations(kernels: Mapping[str, Any], prefix_tokens: int = 0) -> list[str]:
     """What can be switched off, one by one, of these kernels, as `--without` takes it: `FIELD=VALUE`.
 
     Args:
-        kernels: fields of `device.Kernels`.
+        kernels: fields of `runs.kernel_choice.Kernels`.
         prefix_tokens: of the beginning that the rows share; without any, there is nothing to switch off.
     """
     found = []
@@ -174,7 +175,7 @@ def _chosen(device: Any, job: Job) -> Iterator[dict[str, Any]]:
         chosen = choose(model_dtype, dense_bytes, min(available, int(job.memory_gb * 1e9) or available))
         values = switched_off(job.without, dataclasses.asdict(chosen))
         fields = {name: value for name, value in values.items() if name not in (*SWITCHES, "blas")}
-        return device.Kernels.from_dict(dataclasses.asdict(chosen) | fields)
+        return Kernels.from_dict(dataclasses.asdict(chosen) | fields)
 
     device.choose_kernels = fewer
     try:

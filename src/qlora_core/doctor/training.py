@@ -22,7 +22,7 @@ from .. import data
 from ..bench.drawn import write_small
 from ..config import BaseConfig, from_flat
 from ..engine import device
-from ..engine.device import Kernels, mx, nn, tree_flatten
+from ..engine.device import mx, nn, tree_flatten
 from ..engine.generate import answer
 from ..engine.model import attach_adapters, load_adapters, load_base, read_tensors
 from ..exports.export import Target, export_run
@@ -31,6 +31,7 @@ from ..jobs.device_lock import device_name, lock_file
 from ..machine.memory import MemoryMonitor
 from ..models import base_models
 from ..models.adapter_files import ADAPTER_FILE
+from ..runs.kernel_choice import Kernels
 from ..runs.plan import TrainingTracker
 from ..runs.run import Run
 from ..tokens.batching import make_batch
@@ -314,7 +315,7 @@ def _losses(run: Run) -> list[float]:
 def _same_state(one: Run, other: Run) -> bool:
     """Return whether adapters and optimizer state of two runs' last checkpoints are equal to the bit."""
     for name in ("adapters.safetensors", "optimizer.safetensors"):
-        found, wanted = (read_tensors(run.path / "checkpoints" / f"{STEPS:06d}" / name) for run in (one, other))
+        found, wanted = (read_tensors(run.checkpoint_directory / f"{STEPS:06d}" / name) for run in (one, other))
         if found.keys() != wanted.keys() or any(_bytes(found[key]) != _bytes(wanted[key]) for key in wanted):
             return False
     return True

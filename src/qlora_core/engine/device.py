@@ -29,15 +29,11 @@ from ..machine.denormals import flush_denormals
 from ..machine.keep_awake import gpu_environment
 from ..machine.process_pool import cores
 from ..models.base_models import has_gpu
+from ..runs.kernel_choice import Kernels
 from ..runs.memory_estimate import CPU_TOKENS, cpu_streams, keeps_dense_weights
-from ..tokens.batching import AS_IT_IS, Rounding
+from ..tokens.batching import Rounding
 
 NATIVE_BFLOAT16 = 15  # generation of Apple's GPUs from which on they compute bfloat16 themselves
-ARITHMETIC = 2
-"""Counts the changes of the package that gave equal inputs other last bits.
-
-2: on a CPU sums in blocks, and denormal numbers taken for zero; on a GPU each token's loss in float32.
-"""
 WORKING_SET = 0.95  # of what Metal recommends as the most, from where on MLX lets go of what it keeps
 _SYMBOLS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")  # what mlx-cpu looks for
 
@@ -203,49 +199,6 @@ def set_blas_threads(count: int) -> None:
     """Threads of one matrix product, where the library can be told."""
     if _library is not None:
         getattr(_library, f"{_prefix}openblas_set_num_threads")(count)
-
-
-@dataclass(frozen=True)
-class Kernels:
-    """How a run computes; recorded with the run and used again when it is resumed, since it decides the last bits.
-
-    Attributes:
-        device: `cpu`, `cuda` or `metal`.
-        dtype: of activations and of scales.
-        linear: `kept` (weights dequantised once), `dequantised` (for each use), `quantised` (MLX's own kernel).
-        streams: shares that rows are divided into, each computed on a stream (a core) of its own.
-        blas: name of the BLAS on a CPU.
-        fast_exp: polynomial `exp` in attention and SwiGLU.
-        rounding: sizes that batches are filled up to.
-        compiled: whether a micro-batch is compiled to one graph, for each shape that occurs.
-        sharing: whether layers that multiply the same input are computed together, and norms and SwiGLU made again.
-        at_once: tokens of packed rows that one stream computes at once, so that memory is used again; 0: all that fit.
-        trunk: whether layers below all adapters are computed once for each row, where each is trained more than once.
-        prefix: whether a beginning that rows share is computed once for those that are computed together.
-        arithmetic: of the package that computed it; not a choice, a resume takes that of today and says so.
-    """
-
-    device: str
-    dtype: str
-    linear: str
-    streams: int = 1
-    blas: str = ""
-    fast_exp: bool = False
-    rounding: Rounding = AS_IT_IS
-    compiled: bool = False
-    sharing: bool = True
-    at_once: int = 0
-    trunk: bool = True
-    prefix: bool = True
-    arithmetic: int = ARITHMETIC
-
-    @classmethod
-    def from_dict(cls, recorded: dict[str, Any]) -> Kernels:
-        """Read what `dataclasses.asdict` made; what an older version did not know is as by default, but arithmetic."""
-        recorded = {"arithmetic": 1, **recorded}
-        known = {field.name: recorded[field.name] for field in dataclasses.fields(cls) if field.name in recorded}
-        rounding = known.get("rounding", {})
-        return cls(**{**known, "rounding": Rounding(**{**rounding, "bins": tuple(rounding.get("bins", ()))})})
 
 
 def choose_kernels(model_dtype: str, dense_bytes: int, available: int) -> Kernels:

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from ..runs.kernel_choice import Kernels
 from .attention import PackedRows, Positions, SlicedRows, fast_attention, packed_attention
-from .device import ON_CPU, Kernels, mx, nn
+from .device import ON_CPU, mx, nn
 from .elementwise import Swiglu, fast_exp, fast_swiglu
 from .fused_linear import Deferred, Norm, Plain, Same, is_deferring, made, multiply_together, used
 from .lazy_import import imported_later

@@ -23,10 +23,11 @@ from ..machine.crash_reasons import device_failure
 from ..models.adapter_files import ADAPTER_CONFIG, ADAPTER_FILE, refuse_misfits
 from ..models.base_models import ModelSpec
 from ..models.target_modules import place
+from ..runs.kernel_choice import Kernels
 from ..tokens.batching import AS_IT_IS, Batch, Rounding, make_batch
 from ..tokens.rows import TokenRow
 from .attention import BinnedRows, PackedRows, SlicedRows
-from .device import Kernels, mx, nn, tree_flatten, tree_unflatten
+from .device import mx, nn, tree_flatten, tree_unflatten
 from .frozen_layers import giving, language_model
 from .fused_linear import deferring, is_deferring, settled, stop_sharing, watch_sharing
 from .kernels import (

@@ -16,11 +16,9 @@ from collections.abc import Iterator, Sequence
 from ..files.locks import LifeLock
 from ..files.storage import read_json, write_json
 from ..runs.plan import TrainingPlan, TrainingTracker
-from ..runs.run import Run
+from ..runs.run import EXIT, WORKER_LOG, Run
 from ..runs.writer import RunWriter
 from .device_lock import DeviceLock
-
-EXIT_FILE = "exit.json"  # how a worker's process ended that did not say so itself
 
 
 @contextlib.contextmanager
@@ -55,7 +53,7 @@ def start(tracker: TrainingTracker, plan: TrainingPlan) -> int:
     run = plan.run
     with beginning(tracker, plan) as (writer, device):  # leaving it closes our copies of the locks, not the child's
         command, descriptors = worker_command(run, writer.lock, device)
-        with (run.path / "worker.log").open("ab") as log:
+        with (run.path / WORKER_LOG).open("ab") as log:
             child = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -74,18 +72,18 @@ def _wait(child: subprocess.Popen[bytes], run: Run) -> None:
     with contextlib.suppress(OSError):
         if run.state == "crashed":
             said = run.status().get("time")  # by which the two belong together, however the clock is set
-            write_json(run.path / EXIT_FILE, {"status": status, "after": said})
+            write_json(run.path / EXIT, {"status": status, "after": said})
 
 
 def exit_status(run: Run) -> int | None:
     """How the process of a crashed run ended: its status, or minus the signal; None where nobody saw it."""
-    noted = read_json(run.path / EXIT_FILE)
+    noted = read_json(run.path / EXIT)
     return noted["status"] if noted and noted.get("after") == run.status().get("time") else None
 
 
 def last_words(run: Run, lines: int = 12) -> str:
     """The end of the worker's log, for a run that crashed."""
     try:
-        return "\n".join((run.path / "worker.log").read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+        return "\n".join((run.path / WORKER_LOG).read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
     except FileNotFoundError:
         return ""

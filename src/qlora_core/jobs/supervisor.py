@@ -21,13 +21,12 @@ from typing import Any
 
 from ..config import RunConfig
 from ..errors import QLoraError
-from ..files.storage import write_json
 from ..machine.crash_reasons import DEVICE_GAVE_UP, out_of_memory, reason
 from ..models.base_models import has_metal
 from ..reports.console import TrainingReporter, resume_line
 from ..runs.metrics import parse
-from ..runs.run import Run
-from ..runs.writer import RunLock, RunWriter
+from ..runs.run import WORKER_LOG, Run
+from ..runs.writer import RunLock, RunWriter, record
 from ..tokens.batching import epoch_steps
 from ..tokens.dataset import make_dataset
 from .device_lock import DeviceLock, wait_for_device
@@ -124,7 +123,7 @@ def _train_in_child(
     run: Run, writer: RunWriter, device: DeviceLock, reporter: TrainingReporter, signals: Forwarding
 ) -> tuple[int, str]:
     """Train in a process of its own; its exit status, or minus the signal, and what it added to the worker's log."""
-    path = run.path / "worker.log"
+    path = run.path / WORKER_LOG
     before = _size(path)
     command, descriptors = worker_command(run, writer.lock, device, "--supervised")
     reporter.stream.flush()
@@ -208,7 +207,7 @@ def _prepare_another(run: Run, death: Death, which: str) -> str:
     if not death.memory or death.micro_batch == 1:
         return f"{words}."
     half, train = death.micro_batch // 2, run.config().train
-    write_json(run.path / "environment.json", run.environment() | {"micro_batch": half})
+    record(run, micro_batch=half)
     return (
         f"{words}, with {half} rows at once instead of {death.micro_batch} and twice as many micro-batches: "
         f"{train.batch_size * train.grad_accumulation_steps} rows a step, as before."

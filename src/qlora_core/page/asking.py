@@ -16,7 +16,7 @@ from markupsafe import Markup
 from ..jobs.chat_client import Answer, Talk, Talker, needed_bytes
 from ..machine.memory import GB, available_bytes
 from ..runs.plan import TrainingTracker
-from ..runs.run import Run, iterate_states
+from ..runs.run import SAMPLES, Run, iterate_states
 from ..translations import say
 from .language import read_only
 from .look import empty, folded, html_of, joined, note, put, shown, small, unseen
@@ -323,7 +323,7 @@ def _lines(text: str) -> Markup:
 
 def samples_mark(run: Run | None) -> tuple[str, int, int]:
     """Changes with a run's samples."""
-    path = run.path / "samples.jsonl" if run else None
+    path = run.path / SAMPLES if run else None
     if path is None or not path.is_file():
         return "", 0, 0
     found = path.stat()

@@ -13,7 +13,7 @@ from ..reports import console
 from ..reports.charts import thin
 from ..reports.console import duration, size
 from ..runs.plan import TrainingTracker
-from ..runs.run import Run, iterate_states
+from ..runs.run import CONFIG, Run, iterate_states
 from ..runs.time_spent import PARTS
 from ..translations import say
 from . import navigation
@@ -33,7 +33,7 @@ def runs_overview(tracker: TrainingTracker) -> mo.Html:
 
 
 def _run_row(run: Run, found: dict[str, Any]) -> dict[str, Any]:
-    best, changed = found["best_val_loss"], run.status().get("time") or (run.path / "config.json").stat().st_mtime
+    best, changed = found["best_val_loss"], run.status().get("time") or (run.path / CONFIG).stat().st_mtime
     row = {
         say("Run"): run.name,
         say("State"): say(found["state"]),

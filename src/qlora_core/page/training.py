@@ -6,6 +6,7 @@ A run is trained by a worker process; here its directory is read, and a word lef
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import marimo as mo
@@ -17,6 +18,7 @@ from ..jobs import launch
 from ..reports import charts, console
 from ..reports.charts import rate_chart as rate_chart  # shown by the notebook
 from ..reports.console import duration, size
+from ..runs.checkpoints import usable_checkpoints
 from ..runs.plan import TrainingPlan, TrainingTracker
 from ..runs.run import Run
 from ..runs.throughput import RECENT_STEPS, counted_seconds
@@ -296,9 +298,8 @@ def last_checkpoint(run: Run) -> int:
     return max((step for step, _ in _saved(run)), default=0)
 
 
-def _saved(run: Run) -> list[tuple[int, Any]]:
-    paths = (path for path in (run.path / "checkpoints").glob("[0-9]*") if path.is_dir())
-    return sorted(((int(path.name), path) for path in paths if path.name.isdigit()), reverse=True)
+def _saved(run: Run) -> list[tuple[int, Path]]:
+    return [(int(path.name), path) for path in usable_checkpoints(run.checkpoint_directory)]
 
 
 def checkpoints(snapshot: Snapshot) -> mo.Html | None:

@@ -28,7 +28,7 @@ from ..schedule import suited_learning_rate
 from ..tokens.dataset import TokenDataset
 from ..tokens.tokenizer import ChatTokenizer
 from .presets import preset_choices
-from .run import Run, as_stored, check_name, describe_rows, is_name, refuse_links, stored_defaults
+from .run import CONFIG, ENVIRONMENT, Run, as_stored, check_name, describe_rows, is_name, refuse_links, stored_defaults
 from .writer import RunLock, RunWriter
 
 
@@ -82,7 +82,7 @@ class TrainingTracker:
     def runs(self) -> list[Run]:
         """All runs, newest first; a directory that could not be called so is none."""
         found = (Run(path.parent) for path in self.runs_dir.glob("*/config.json") if is_name(path.parent.name))
-        return sorted(found, key=lambda run: (run.path / "config.json").stat().st_mtime, reverse=True)
+        return sorted(found, key=lambda run: (run.path / CONFIG).stat().st_mtime, reverse=True)
 
     def find(self, name: str) -> Run:
         """A run by its name or path.
@@ -183,7 +183,7 @@ class TrainingTracker:
                     "trainable": plan.model.trainable(plan.config.lora),
                 },
             }
-            write_json(run.path / "environment.json", environment)
+            write_json(run.path / ENVIRONMENT, environment)
             config = plan.config
             if plan.model.path == Path(config.base.model).expanduser():  # the run may be resumed from elsewhere
                 config = from_flat({"model": str(plan.model.path.absolute())}, config)
@@ -191,7 +191,7 @@ class TrainingTracker:
             kept = {**to_flat(run.config()), **to_flat(plan.config, "length"), **to_flat(plan.config, "pace")}
             config = from_flat(kept)
         config = dataclasses.replace(config, place=dataclasses.replace(config.place, run=run.name, fresh=False))
-        write_text(run.path / "config.json", to_json(config))  # last: from now on the run exists
+        write_text(run.path / CONFIG, to_json(config))  # last: from now on the run exists
         return run
 
     def record(self, run: Run, descriptor: int | None = None) -> RunWriter:

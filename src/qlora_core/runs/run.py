@@ -34,7 +34,10 @@ from .schema import Environment, Evaluation, Sample, State, Status, Summary, pro
 
 Control = Literal["run", "pause", "stop"]
 
-STATUS, METRICS = "status.json", "metrics.jsonl"
+CONFIG, ENVIRONMENT, STATUS, METRICS = "config.json", "environment.json", "status.json", "metrics.jsonl"
+SAMPLES, EVALUATION, SUMMARY, CONTROL = "samples.jsonl", "evaluation.json", "summary.json", "control"
+WORKER_LOG, EXIT = "worker.log", "exit.json"
+"""Files of a run; `docs/runs.md` tells what is in them."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
@@ -95,12 +98,17 @@ class Run:
     @property
     def exists(self) -> bool:
         """True once the run was created."""
-        return os.path.isfile(self.path / "config.json")  # noqa: PTH113 - false also for what can be no path
+        return os.path.isfile(self.path / CONFIG)  # noqa: PTH113 - false also for what can be no path
 
     @property
     def best(self) -> Path:
         """Adapters with the lowest validation loss."""
         return self.path / "best"
+
+    @property
+    def checkpoint_directory(self) -> Path:
+        """Where the trainer saves what it goes on from."""
+        return self.path / "checkpoints"
 
     @property
     def final(self) -> Path:
@@ -215,7 +223,7 @@ class Run:
     def config(self) -> RunConfig:
         """What was asked."""
         try:
-            return from_json(self._read("config.json"))
+            return from_json(self._read(CONFIG))
         except ConfigError as error:
             raise RunError(f"{self.path / 'config.json'}: {error}") from None
 
@@ -225,7 +233,7 @@ class Run:
         Raises:
             RunError: this is not a run, or it is damaged.
         """
-        found = self._read_json("environment.json", Environment)
+        found = self._read_json(ENVIRONMENT, Environment)
         unknown = {"path": "(unknown)", "licence": ""}
         return {"identity": {}, **found, "model": {**unknown, **found["model"]}}
 
@@ -249,12 +257,12 @@ class Run:
         Raises:
             RunError: it is damaged.
         """
-        return self._read_json("evaluation.json", Evaluation) if (self.path / "evaluation.json").exists() else None
+        return self._read_json(EVALUATION, Evaluation) if (self.path / EVALUATION).exists() else None
 
     def samples(self) -> list[dict[str, Any]]:
         """Answers while it learnt, in order: `{"step", "epoch", "question", "answer", "reference"}`."""
         try:
-            lines = read_text(self.path / "samples.jsonl", TABLE_BYTES, errors="replace").splitlines()
+            lines = read_text(self.path / SAMPLES, TABLE_BYTES, errors="replace").splitlines()
         except (OSError, ValueError):
             return []
         found = []
@@ -273,9 +281,9 @@ class Run:
         Raises:
             RunError: they are damaged.
         """
-        if not (self.path / "summary.json").exists():
+        if not (self.path / SUMMARY).exists():
             return None
-        return {**_NO_NUMBERS, **self._read_json("summary.json", Summary)}
+        return {**_NO_NUMBERS, **self._read_json(SUMMARY, Summary)}
 
     def train_rows(self) -> Rows:
         """The prepared rows it trains on."""
@@ -313,7 +321,7 @@ class Run:
     def control(self) -> Control:
         """What the trainer was asked to do."""
         try:
-            word = read_text(self.path / "control", 100).strip()
+            word = read_text(self.path / CONTROL, 100).strip()
         except (OSError, ValueError):  # also where it cannot be read for the moment: training goes on
             return "run"
         return word if word in ("pause", "stop") else "run"  # type: ignore[return-value]
@@ -325,7 +333,7 @@ class Run:
             RunError: the run is a link, or holds one.
         """
         refuse_links(self.path)
-        write_text(self.path / "control", what)
+        write_text(self.path / CONTROL, what)
 
     def metrics(self) -> list[dict[str, Any]]:
         """All events so far, in order, steps that were taken back by a resume left out."""

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import msgspec
 
+from .kernel_choice import Kernels
+
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 Moment = Annotated[float, msgspec.Meta(ge=0, le=1e11)]
 """Seconds since 1970."""
@@ -51,18 +53,6 @@ class Model(TypedDict):
     trainable: NotRequired[Count]
 
 
-class RecordedKernels(TypedDict):
-    """How a run computes, in `environment.json`."""
-
-    device: str
-    dtype: Literal["float32", "float16", "bfloat16"]
-    linear: Literal["kept", "dequantised", "quantised"]
-    streams: Annotated[int, msgspec.Meta(ge=1, le=64)]
-    blas: str
-    fast_exp: bool
-    arithmetic: NotRequired[Annotated[int, msgspec.Meta(ge=1)]]
-
-
 class RecordedRows(TypedDict):
     """The rows as tokens, in `environment.json`."""
 
@@ -76,7 +66,7 @@ class Environment(TypedDict):
     model: Model
     rows: NotRequired[RecordedRows]
     identity: NotRequired[dict[str, Any]]
-    kernels: NotRequired[RecordedKernels]
+    kernels: NotRequired[Kernels]
     versions: NotRequired[dict[str, str]]
 
 

@@ -21,7 +21,7 @@ from ..files.storage import (
     remove,
     write_json,
 )
-from .run import METRICS, STATUS, Run, refuse_links
+from .run import ENVIRONMENT, METRICS, STATUS, Run, refuse_links
 from .schema import State
 
 PRINTED = "what is printed"
@@ -53,6 +53,16 @@ def being_trained(run: Path, lock: Path) -> BusyError:
     return BusyError(f"{run}: is being trained by {process}. Follow it, or pause it first.")
 
 
+def record(run: Run, **facts: Any) -> dict[str, Any]:
+    """Add facts to a run's `environment.json`, in the place of those of the same name, and return all of it.
+
+    Only the holder of the run's lock may do this.
+    """
+    environment = {**run.environment(), **facts}
+    write_json(run.path / ENVIRONMENT, environment)
+    return environment
+
+
 class RunWriter:
     """Writes one run: status, metrics, and to whoever listens. A context manager; leaving it gives the lock back.
 
@@ -72,7 +82,7 @@ class RunWriter:
         self.status.pop("work", None)  # of a trainer that died over it
         self._written = 0.0
         self._failing: set[str] = set()
-        for place, alone in ((run.path / "checkpoints", True), (run.path, False), (run.best, True), (run.final, True)):
+        for place, alone in ((run.checkpoint_directory, True), (run.path, False), (run.best, True), (run.final, True)):
             clear_leftovers(place, alone=alone)
         if not lock.inherited and run.control() != "run":
             run.request("run")  # a pause asked of an earlier trainer is done; one asked since the lock was taken is not

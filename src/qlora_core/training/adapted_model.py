@@ -8,7 +8,7 @@ from collections.abc import Callable
 from ..activity import doing
 from ..config import RunConfig
 from ..engine import device
-from ..engine.device import Kernels, mx, nn
+from ..engine.device import mx, nn
 from ..engine.kernels import dequantise_kept
 from ..engine.model import (
     Layout,
@@ -18,6 +18,7 @@ from ..engine.model import (
     use_grad_checkpoint,
 )
 from ..models.base_models import ModelSpec
+from ..runs.kernel_choice import Kernels
 
 _made = threading.local()
 

@@ -7,7 +7,6 @@ Batch order, dropout and learning rate are functions of (seed, step), so nothing
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,10 @@ from typing import Any
 from ..engine.device import mx, nn, optim, tree_flatten, tree_unflatten
 from ..engine.model import load_adapters, read_tensors, save_tensors
 from ..errors import CheckpointError, ModelError
-from ..files.storage import clear_leftovers, discard, explained, manifest_problem, publishing, remove, write_json
+from ..files.storage import clear_leftovers, discard, publishing, write_json
 from ..machine.crash_reasons import device_failure
 from ..models.adapter_files import ADAPTER_FILE
-from ..runs.run import Run
-
-OPTIMIZER_FILE, STATE_FILE = "optimizer.safetensors", "state.json"
-FILES = {ADAPTER_FILE, OPTIMIZER_FILE, STATE_FILE}
+from ..runs.checkpoints import OPTIMIZER_FILE, STATE_FILE, checkpoints
 
 
 @dataclass
@@ -88,65 +84,6 @@ def room_wanted(directory: Path, model: nn.Module, keep: int) -> int:
     adapters = sum(value.nbytes for _, value in tree_flatten(model.trainable_parameters()))
     missing = max(0, keep - len(checkpoints(directory))) + 1
     return adapters * (3 * missing + 4)  # a checkpoint has two moments as well; the fourth is a best one's successor
-
-
-def checkpoints(directory: Path) -> list[Path]:
-    """All checkpoints, oldest first; what a link leads to is none, nor what was copied there ("000200 copy")."""
-    named = (path for path in directory.glob("[0-9]*") if re.fullmatch("[0-9]+", path.name))
-    found = (path for path in named if path.is_dir() and not path.is_symlink())
-    return sorted(found, key=lambda path: int(path.name))  # beyond a million, names are longer
-
-
-def latest_checkpoint(directory: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that agrees with its manifest, and what was wrong with newer ones."""
-    problems = []
-    for path in reversed(checkpoints(directory)):
-        problem = manifest_problem(path, FILES)
-        if problem is None:
-            return path, problems
-        problems.append(f"checkpoint {path.name} cannot be used: {problem}")
-    return None, problems
-
-
-def checkpoint_to_resume(run: Run) -> tuple[Path | None, list[str]]:
-    """The checkpoint that a run goes on from, and what there is to tell about newer ones; None for a run without any.
-
-    Damaged ones that are newer are renamed, so that they are neither counted among those kept nor written over.
-
-    Raises:
-        CheckpointError: the run had checkpoints, and none of them can be used: to begin again from nothing is for the
-            user to decide.
-        StorageError: a damaged one cannot be renamed.
-    """
-    directory = run.path / "checkpoints"
-    found = checkpoints(directory)
-    path, problems = latest_checkpoint(directory)
-    if path is None:
-        _refuse_to_begin_again(run, problems)
-        return None, []
-    damaged = found[found.index(path) + 1 :]
-    for place in damaged:
-        kept = place.with_name(f"damaged-{place.name}")
-        remove(kept)
-        with explained(place, problem="is damaged and cannot be renamed"):
-            place.rename(kept)
-    if damaged:
-        names = ", ".join(f"damaged-{place.name}" for place in damaged)
-        problems.append(f"going on from checkpoint {path.name} instead; what is damaged is kept as {names}")
-    return path, problems
-
-
-def _refuse_to_begin_again(run: Run, problems: list[str]) -> None:
-    saved = [event["step"] for event in run.metrics() if event["type"] == "checkpoint"]
-    if not (problems or saved):
-        return
-    found = "; ".join(problems) or f"it saved step {max(saved)}, and there is no checkpoint any more"
-    learnt = any((place / ADAPTER_FILE).is_file() for place in (run.best, run.final))
-    kept = f"; with --init-adapter {run.name} that begins with what this one learnt" if learnt else ""
-    raise CheckpointError(
-        f"{run.path / 'checkpoints'}: the run cannot go on, and does not begin again by itself: {found}. Put a "
-        f"checkpoint back from a copy, or use --fresh, which starts a new run beside it{kept}."
-    )
 
 
 def load_checkpoint(path: Path, model: nn.Module, optimizer: optim.Optimizer) -> Progress:

@@ -19,10 +19,10 @@ from ..engine.device import nn
 from ..engine.generate import Prompt, answer
 from ..engine.model import base_only
 from ..files.storage import write_json, write_text
-from ..runs.run import Run, refuse_links
+from ..runs.run import EVALUATION, SAMPLES, Run, refuse_links
 from ..tokens.tokenizer import ChatTokenizer
 
-SAMPLES = 6  # questions answered side by side when there is no fact sheet
+ASKED_QUESTIONS = 6  # answered side by side when there is no fact sheet
 ALIKE = 1000  # rows that are looked at for a system text that they share
 
 
@@ -58,7 +58,7 @@ def evaluate_run(
                 base_right=says(before, question["expected"]), tuned_right=says(after, question["expected"])
             )
     result = {"adapters": adapters, "questions": questions, "recall": recall(questions)}
-    write_json(run.path / "evaluation.json", result)
+    write_json(run.path / EVALUATION, result)
     return result
 
 
@@ -83,7 +83,7 @@ def answer_samples(
         {"step": step, "epoch": epoch, "question": question, "answer": text, "reference": reference}
         for (question, reference, _), text in zip(asked, answers, strict=True)
     ]
-    with (run.path / "samples.jsonl").open("a", encoding="utf-8", newline="\n") as file:
+    with (run.path / SAMPLES).open("a", encoding="utf-8", newline="\n") as file:
         file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
@@ -111,7 +111,7 @@ def _samples(run: Run, config: PaceConfig) -> list[tuple[str, str, Prompt]]:
 
 def forget_samples(run: Run, step: int) -> None:
     """Take back the samples of steps after `step`, where a run goes on from an older checkpoint, and a torn line."""
-    path = run.path / "samples.jsonl"
+    path = run.path / SAMPLES
     kept = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in run.samples() if sample["step"] <= step]
     if path.is_file() and path.read_bytes() != "".join(kept).encode():
         write_text(path, "".join(kept))
@@ -173,7 +173,7 @@ def _questions(run: Run) -> Iterator[tuple[dict[str, Any], Prompt]]:
     for prompt, reference in filter(
         None, map(_first_exchange, itertools.chain(run.validation_rows(), run.train_rows()))
     ):
-        if len(asked) == SAMPLES:
+        if len(asked) == ASKED_QUESTIONS:
             break
         if prompt not in asked:
             asked.append(prompt)

@@ -9,8 +9,7 @@ import numpy as np
 
 from ..activity import doing
 from ..engine import device
-from ..files.storage import write_json
-from ..runs.writer import RunWriter
+from ..runs.writer import RunWriter, record
 from ..tokens.rows import TokenRows
 from .session import Session
 from .steps import HalfOverflow, all_finite, prepare_to_train, sources_of, summed_gradient, validation_loss
@@ -43,9 +42,7 @@ def look_for_overflow(session: Session) -> None:
 
 def use_bfloat16(writer: RunWriter, step: int, where: str, rows: list[str]) -> None:
     """Record that a run computes in bfloat16 from now on, for whoever opens it next; and say it."""
-    environment = writer.run.environment()
-    environment["kernels"]["dtype"] = "bfloat16"
-    write_json(writer.run.path / "environment.json", environment)
+    record(writer.run, kernels=writer.run.environment()["kernels"] | {"dtype": "bfloat16"})
     message = (
         f"{where}: loss or gradient is not finite in float16, which ends at 65,504; from step {step + 1} on the run "
         "computes in bfloat16, which goes as far as float32 and takes an M1 or M2 longer"

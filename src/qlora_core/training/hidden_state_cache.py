@@ -168,7 +168,7 @@ def leave_trunk(session: Session, writer: RunWriter, asked: Callable[[], bool]) 
 def _refuse_to_fill_disk(session: Session, wanted: int) -> None:
     """Raise a `StorageError` where states of so many bytes leave too little for what the run saves, and for others."""
     run, keep = session.run, session.config.pace.keep_checkpoints
-    needed = wanted + room_wanted(run.path / "checkpoints", session.model, keep) + RESERVE_BYTES
+    needed = wanted + room_wanted(run.checkpoint_directory, session.model, keep) + RESERVE_BYTES
     free = shutil.disk_usage(run.path).free
     if free < needed:
         raise StorageError(

@@ -23,13 +23,13 @@ from ..errors import DeviceError, QLoraError, StorageError
 from ..files.storage import explain, write_json
 from ..machine.crash_reasons import device_failure
 from ..machine.memory import MemoryMonitor
-from ..runs.run import Run
+from ..runs.checkpoints import checkpoints
+from ..runs.run import EVALUATION, SUMMARY, Run
 from ..runs.schema import State
 from ..runs.writer import RunWriter
 from ..tokens.batching import (
     epoch_steps,
 )
-from .checkpoint import checkpoints
 from .evaluate import answer_samples, evaluate_run, forget_samples
 from .float16 import give_back_memory, look_for_overflow, use_bfloat16
 from .hidden_state_cache import leave_trunk, remove_states
@@ -101,7 +101,7 @@ def train(writer: RunWriter, monitor: MemoryMonitor | None = None, *, began: flo
             path = Path(os.fsdecode(error.filename)) if error.filename else writer.run.path
             raise _pause_unsaved(writer, explain(error, path, problem="cannot be read or written")) from None
         except KeyboardInterrupt:  # at once, with the last checkpoint as it is
-            saved = checkpoints(writer.run.path / "checkpoints")
+            saved = checkpoints(writer.run.checkpoint_directory)
             kept = "the last checkpoint is intact" if saved else "nothing was saved yet"
             writer.end("paused", _step_reached(writer.run, session), f"interrupted at once; {kept}")
         finally:
@@ -115,7 +115,7 @@ def _step_reached(run: Run, session: Session | None) -> int:
 
 def _pause_unsaved(writer: RunWriter, error: StorageError | DeviceError) -> StorageError | DeviceError:
     """End as paused at the last checkpoint, since nothing can be saved, or may be; returns what to tell."""
-    saved = checkpoints(writer.run.path / "checkpoints")
+    saved = checkpoints(writer.run.checkpoint_directory)
     step = int(saved[-1].name) if saved else 0
     kept = f"its last checkpoint, of step {step}, is as it was" if saved else "nothing was saved yet"
     told = f"{error} The run is paused: {kept}."
@@ -351,7 +351,7 @@ def _finish(session: Session, writer: RunWriter, interruption: Interruption) -> 
     end_workers(session)
     writer.tell("evaluating")
     with _spared(writer, "what it learnt could not be tested; `qlora evaluate` does it again", trained=True):
-        (session.run.path / "evaluation.json").unlink(missing_ok=True)  # of fewer steps
+        (session.run.path / EVALUATION).unlink(missing_ok=True)  # of fewer steps
         # one that ended before its last step would be trained further if it were paused here
         whole = progress.step == session.total_steps
         with (
@@ -362,7 +362,7 @@ def _finish(session: Session, writer: RunWriter, interruption: Interruption) -> 
     remove_states(session.run.path)
     state: State = "stopped" if interruption.asked == "stop" and progress.step < session.total_steps else "completed"
     with _spared(writer, "the summary could not be written"):
-        write_json(session.run.path / "summary.json", summarise(session))
+        write_json(session.run.path / SUMMARY, summarise(session))
     writer.end(state, progress.step)
     return state
 

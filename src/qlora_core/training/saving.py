@@ -12,8 +12,9 @@ from pathlib import Path
 from ..activity import doing
 from ..engine.model import adapter_parameters, save_adapters
 from ..errors import QLoraError, StorageError, TrainingError
+from ..runs.checkpoints import latest_checkpoint
 from ..runs.writer import RunWriter
-from .checkpoint import latest_checkpoint, room_wanted, save_checkpoint
+from .checkpoint import room_wanted, save_checkpoint
 from .session import Session
 from .steps import all_finite
 
@@ -26,7 +27,7 @@ def save_now(session: Session, writer: RunWriter) -> None:
     """
     _refuse_non_finite(session)
     started = time.perf_counter()
-    directory = session.run.path / "checkpoints"
+    directory = session.run.checkpoint_directory
     keep = session.config.pace.keep_checkpoints
     writer.sync()  # the curves until here are worth as much
     session.spent.until_now()
@@ -39,7 +40,7 @@ def save_now(session: Session, writer: RunWriter) -> None:
 
 def _refuse_non_finite(session: Session) -> None:
     if not all_finite(session.model.trainable_parameters(), session.optimizer.state).item():
-        newest, _ = latest_checkpoint(session.run.path / "checkpoints")
+        newest, _ = latest_checkpoint(session.run.checkpoint_directory)
         onward = f"checkpoint {newest.name}" if newest else "the start"
         raise TrainingError(
             f"step {session.progress.step}: adapters or optimizer state are not finite, so they are not saved. "
@@ -55,7 +56,7 @@ def is_save_due(session: Session) -> bool:
 
 def save_if_new(session: Session, writer: RunWriter) -> None:
     """Write a checkpoint of this step, unless there is one."""
-    newest, _ = latest_checkpoint(session.run.path / "checkpoints")
+    newest, _ = latest_checkpoint(session.run.checkpoint_directory)
     if newest is None or int(newest.name) != session.progress.step:
         save_now(session, writer)
 
@@ -78,7 +79,7 @@ def raising_after(trouble: QLoraError | None) -> Iterator[None]:
 def warn_of_little_room(session: Session, writer: RunWriter) -> None:
     """Say at once what would pause the run hours later."""
     run, keep = session.run, session.config.pace.keep_checkpoints
-    wanted, free = room_wanted(run.path / "checkpoints", session.model, keep), shutil.disk_usage(run.path).free
+    wanted, free = room_wanted(run.checkpoint_directory, session.model, keep), shutil.disk_usage(run.path).free
     if free < wanted:
         writer.log(
             "warning",

@@ -21,7 +21,7 @@ from ..activity import doing
 from ..config import RunConfig, from_flat
 from ..engine import device
 from ..engine.compiled_loss import Passes
-from ..engine.device import Kernels, mx, nn, optim
+from ..engine.device import mx, nn, optim
 from ..engine.frozen_layers import Trunk
 from ..engine.model import (
     AdapterVector,
@@ -32,22 +32,23 @@ from ..engine.model import (
     load_base,
 )
 from ..errors import RunError
-from ..files.storage import write_json
 from ..machine.memory import GB, MemoryMonitor, available_bytes
 from ..machine.memory_guard import MemoryGuard, NormWatch
 from ..models.base_models import ModelSpec
 from ..runs import memory_estimate
+from ..runs.checkpoints import checkpoint_to_resume
+from ..runs.kernel_choice import ARITHMETIC, Kernels
 from ..runs.run import Run, describe_rows
 from ..runs.throughput import Pace
 from ..runs.time_spent import TimeSpent
-from ..runs.writer import RunWriter
+from ..runs.writer import RunWriter, record
 from ..tokens.batching import Order
 from ..tokens.dataset import TokenDataset, make_dataset
 from ..tokens.rows import TokenRow
 from ..tokens.shared_prefix import NO_PREFIX, common_prefix
 from ..tokens.tokenizer import ChatTokenizer
 from .adapted_model import load_adapted, streams_of_this_thread
-from .checkpoint import Progress, checkpoint_to_resume, load_checkpoint
+from .checkpoint import Progress, load_checkpoint
 from .share_workers import ShareWorkers
 
 
@@ -253,14 +254,14 @@ def _kernels(writer: RunWriter, environment: dict[str, Any], spec: ModelSpec, mo
     if not device.BLAS.fast:
         writer.log("warning", message=f"no optimised BLAS: {device.BLAS.remedy}")
     packages = ("mlx", "mlx-lm", "numpy", "tokenizers", "qlora-notebook")
-    environment |= {
-        "kernels": dataclasses.asdict(chosen),
-        "device": device.describe_device(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "versions": {name: _version(name) for name in packages},
-    }
-    write_json(writer.run.path / "environment.json", environment)
+    record(
+        writer.run,
+        kernels=dataclasses.asdict(chosen),
+        device=device.describe_device(),
+        platform=f"{platform.system()} {platform.machine()}",
+        python=platform.python_version(),
+        versions={name: _version(name) for name in packages},
+    )
     return chosen
 
 
@@ -293,23 +294,21 @@ def _with_rows_of_today(
             "texts, ends of answers): it goes on, but perhaps not equal to the bit"
         )
         writer.log("warning", message=message)
-    environment |= {"rows": today}
-    write_json(writer.run.path / "environment.json", environment)
-    return environment
+    return record(writer.run, rows=today)
 
 
 def _of_today(writer: RunWriter, environment: dict[str, Any], kernels: Kernels) -> Kernels:
     """Recorded kernels with the arithmetic of this version of the package; what changes is recorded and told, once."""
-    if kernels.arithmetic == device.ARITHMETIC:
+    if kernels.arithmetic == ARITHMETIC:
         return kernels
-    other = "an older" if kernels.arithmetic < device.ARITHMETIC else "a newer"
+    other = "an older" if kernels.arithmetic < ARITHMETIC else "a newer"
     message = (
-        f"the run was computed by {other} version (arithmetic {kernels.arithmetic}, now {device.ARITHMETIC}): it goes "
+        f"the run was computed by {other} version (arithmetic {kernels.arithmetic}, now {ARITHMETIC}): it goes "
         "on, but not equal to the bit"
     )
     writer.log("warning", message=message)
-    kernels = dataclasses.replace(kernels, arithmetic=device.ARITHMETIC)
-    write_json(writer.run.path / "environment.json", environment | {"kernels": dataclasses.asdict(kernels)})
+    kernels = dataclasses.replace(kernels, arithmetic=ARITHMETIC)
+    record(writer.run, kernels=dataclasses.asdict(kernels))
     return kernels
 
 

@@ -24,11 +24,12 @@ import numpy as np
 from ..config import RunConfig
 from ..engine import device
 from ..engine.compiled_loss import Passes
-from ..engine.device import Kernels, mx
+from ..engine.device import mx
 from ..engine.model import AdapterVector, Layout
 from ..machine.memory import MemoryMonitor
 from ..machine.process_pool import end_with
 from ..models.base_models import ModelSpec
+from ..runs.kernel_choice import Kernels
 from ..runs.memory_estimate import PROGRAM_BYTES, MemoryEstimate
 from ..tokens.batching import make_batch
 from ..tokens.rows import TokenRow
