@@ -493,13 +493,15 @@ def test_a_damaged_run_is_named(created, name, content, message):
         ("dtype", "float8", "Invalid enum value"),
     ],
 )
-def test_recorded_kernels_are_validated_whole(created, name, value, told):
+def test_recorded_kernels_are_validated_whole(plan, name, value, told):
     """Every field, since the trainer makes itself after them."""
+    tracker, planned = plan()
+    run = tracker.create(planned)
     kernels = dataclasses.asdict(Kernels("cpu", "float32", "kept"))
-    path = created.path / "environment.json"
+    path = run.path / "environment.json"
     environment = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(environment | {"kernels": kernels}), encoding="utf-8")
-    assert created.environment()["kernels"]["dtype"] == "float32"
+    assert run.environment()["kernels"]["dtype"] == "float32"
     path.write_text(json.dumps(environment | {"kernels": {**kernels, name: value}}), encoding="utf-8")
     with pytest.raises(RunError, match=re.escape(told)):
-        created.environment()
+        run.environment()
