@@ -819,28 +819,28 @@ def diagnosis(get_drawn):
 
 
 @app.cell
-def poll(
-    asker,
-    base_config,
-    doctor,
-    fetcher,
-    follow_doctor,
-    follow_exports,
-    follow_fetcher,
-    follow_presence,
-    follow_run,
-    follow_samples,
-    follow_talk,
-    plan,
-    run_menu,
-    tick,
-    watcher,
-):
+def poll_run(follow_exports, follow_run, follow_samples, plan, run_menu, tick, watcher):
     # What changes by itself is looked at here; whatever shows it reads the states that are set when there is news
     tick.value
     follow_run(watcher.look(plan, run_menu.value))
     follow_samples(page.asking.samples_mark(watcher.run))
     follow_exports(page.exporting.look(watcher.run))
+    return
+
+
+@app.cell
+def poll_processes(
+    asker,
+    base_config,
+    doctor,
+    fetcher,
+    follow_doctor,
+    follow_fetcher,
+    follow_presence,
+    follow_talk,
+    tick,
+):
+    tick.value
     follow_talk(asker.look())
     follow_presence(page.model.presence(base_config.base))
     follow_doctor(doctor.look())
