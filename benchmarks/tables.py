@@ -1,4 +1,4 @@
-"""The tables of the READMEs from `benchmarks/results/*.json`, which `qlora bench` writes.
+"""The tables of docs/benchmarks.md and its translation from `benchmarks/results/*.json`, which `qlora bench` writes.
 
     uv run python benchmarks/tables.py            # writes them
     uv run python benchmarks/tables.py --print    # shows them
@@ -17,7 +17,7 @@ from pathlib import Path
 from qlora_core.bench.report import caption, tables
 
 ROOT = Path(__file__).parents[1]
-READMES = {"en": ROOT / "README.md", "pt": ROOT / "README.pt.md"}
+DOCUMENTS = {"en": ROOT / "docs/benchmarks.md", "pt": ROOT / "docs/pt/medicoes.md"}
 BEGIN, END = "<!-- bench -->\n", "<!-- end of bench -->\n"
 
 
@@ -31,11 +31,11 @@ def made(language: str, directory: Path = ROOT / "benchmarks" / "results") -> st
 
 
 def split(text: str) -> tuple[str, str, str]:
-    """A README before the tables, the tables, and what is after them."""
+    """A document before the tables, the tables, and what is after them."""
     before, begin, rest = text.partition(BEGIN)
     table, end, after = rest.partition(END)
     if not (begin and end):
-        raise SystemExit(f"the README has no {BEGIN.strip()} … {END.strip()}")
+        raise SystemExit(f"there is no {BEGIN.strip()} … {END.strip()}")
     return before, table, after
 
 
@@ -46,7 +46,7 @@ def main() -> int:
     if parser.parse_args().print:
         print(made("en"), end="")
         return 0
-    for language, path in READMES.items():
+    for language, path in DOCUMENTS.items():
         before, _, after = split(path.read_text(encoding="utf-8"))
         path.write_text(before + BEGIN + made(language) + END + after, encoding="utf-8")
     return 0

@@ -531,7 +531,7 @@ def test_what_cannot_be_measured_is_told_in_a_line(tmp_path):
     assert "no such shape. Known: random-llama-1b" in told["error"]
 
 
-# The READMEs ----------------------------------------------------------------------------------------------------
+# The documents --------------------------------------------------------------------------------------------------
 
 
 def tables_module():
@@ -542,9 +542,9 @@ def tables_module():
 
 
 @pytest.mark.parametrize("language", ["en", "pt"])
-def test_a_readme_shows_the_results_that_are_kept(language):
+def test_a_document_shows_the_results_that_are_kept(language):
     tables = tables_module()
-    text = tables.READMES[language].read_text(encoding="utf-8")
+    text = tables.DOCUMENTS[language].read_text(encoding="utf-8")
     assert tables.split(text)[1] == tables.made(language)
 
 

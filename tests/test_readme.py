@@ -1,11 +1,18 @@
-"""The README's tables are made from the code; `python tests/test_readme.py` writes them anew."""
+"""README.md and the English documents: their tables are made from the code, and what they name exists.
 
+`python tests/test_readme.py` writes the tables anew.
+"""
+
+import ast
+import importlib
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from test_imports import ORDER
 
 from qlora_core.config import settings
 from qlora_core.data.shapes import shape
@@ -14,6 +21,33 @@ from qlora_core.runs.presets import PRESETS
 
 ROOT = Path(__file__).parent.parent
 README, PORTUGUESE = ROOT / "README.md", ROOT / "README.pt.md"
+SETTINGS = ROOT / "docs/settings.md"
+TRANSLATIONS = {
+    "README.md": "README.pt.md",
+    "CONTRIBUTING.md": "docs/pt/contribuir.md",
+    "docs/architecture.md": "docs/pt/arquitetura.md",
+    "docs/benchmarks.md": "docs/pt/medicoes.md",
+    "docs/commands.md": "docs/pt/comandos.md",
+    "docs/data.md": "docs/pt/dados.md",
+    "docs/exports.md": "docs/pt/exportacoes.md",
+    "docs/from-the-notebook.md": "docs/pt/do-notebook.md",
+    "docs/models.md": "docs/pt/modelos.md",
+    "docs/page.md": "docs/pt/pagina.md",
+    "docs/reliability.md": "docs/pt/fiabilidade.md",
+    "docs/runs.md": "docs/pt/treinos.md",
+    "docs/settings.md": "docs/pt/opcoes.md",
+}
+"""Each page and its translation."""
+ENGLISH_ONLY = ("docs/accuracy.md", "docs/doctor.md")
+PORTUGUESE_ONLY = ("docs/pt/caminho.md",)
+ENGLISH = (*TRANSLATIONS, *ENGLISH_ONLY)
+EVERY_PAGE = (*ENGLISH, *TRANSLATIONS.values(), *PORTUGUESE_ONLY)
+FOLDERS = "apps|src|data|tests|benchmarks|docs|scripts"
+WIDEST = 125
+
+
+def text_of(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
 
 
 def settings_table() -> str:
@@ -64,33 +98,135 @@ def parts(text: str, name: str) -> tuple[str, str, str]:
     return before, table, after
 
 
+def links(page: str) -> list[tuple[str, str]]:
+    """The file, from the root, and the anchor of each link of a page within the project."""
+    found = []
+    for target in re.findall(r"\]\((?!http)([^)]+)\)", text_of(page)):
+        file, _, anchor = target.partition("#")
+        path = (ROOT / page).parent / file if file else ROOT / page
+        found.append((path.resolve().relative_to(ROOT.resolve()).as_posix(), anchor))
+    return found
+
+
+def anchors(page: str) -> set[str]:
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text_of(page), flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def names_of_code(text: str) -> set[str]:
+    """Dotted names of the package: `runs.plan.TrainingTracker`."""
+    spans = re.findall(r"`([a-z_]+(?:\.\w+)+)`", text)
+    return {name for name in spans if name.partition(".")[0] in ORDER and not name.endswith((".json", ".py"))}
+
+
+def is_there(name: str) -> bool:
+    """Whether a dotted name is that of a module, or of what one defines or hands on."""
+    names = name.split(".")
+    for length in range(len(names), 0, -1):
+        try:
+            found: Any = importlib.import_module(".".join(("qlora_core", *names[:length])))
+        except ModuleNotFoundError:
+            continue
+        for attribute in names[length:]:
+            if not hasattr(found, attribute):
+                return False
+            found = getattr(found, attribute)
+        return True
+    return False
+
+
 @pytest.mark.parametrize("name", TABLES_OF_THE_CODE)
 def test_a_table_is_that_of_the_code(name):
-    assert parts(README.read_text(encoding="utf-8"), name)[1] == TABLES_OF_THE_CODE[name]()
+    assert parts(SETTINGS.read_text(encoding="utf-8"), name)[1] == TABLES_OF_THE_CODE[name]()
+
+
+@pytest.mark.parametrize(("readme", "most"), [(README, 180), (PORTUGUESE, 190)])
+def test_a_readme_is_read_in_one_go(readme, most):
+    assert len(readme.read_text(encoding="utf-8").splitlines()) <= most
+
+
+def test_every_page_is_known_and_has_its_translation():
+    pages = {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    assert pages == {page for page in EVERY_PAGE if page.startswith("docs/")}
+    assert [page for page in EVERY_PAGE if not (ROOT / page).is_file()] == []
+
+
+@pytest.mark.parametrize(("readme", "pages"), [("README.md", ENGLISH), ("README.pt.md", TRANSLATIONS.values())])
+def test_a_readme_leads_to_every_page(readme, pages):
+    assert set(pages) - {readme} <= {file for file, _ in links(readme)}
+
+
+def test_every_page_leads_back_and_to_its_translation():
+    for english, portuguese in TRANSLATIONS.items():
+        assert (portuguese, "") in links(english), english
+        assert (english, "") in links(portuguese), portuguese
+        if english != "README.md":
+            assert ("README.md", "") in links(english), english
+            assert ("README.pt.md", "") in links(portuguese), portuguese
 
 
 def test_its_rows_are_accepted():
-    (rows,) = re.findall(r"```json\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    (rows,) = re.findall(r"```json\n(.*?)```", text_of("docs/data.md"), re.DOTALL)
     kinds = [next(iter(shape(json.loads(row), (), str).content)) for row in rows.splitlines()]
     assert kinds == ["messages"] * 6 + ["text"] * 2
+    (row,) = re.findall(r"```json\n(.*?)```", text_of("README.md"), re.DOTALL)
+    assert row in rows
 
 
 def test_every_suffix_that_is_read_is_told():
-    text = README.read_text(encoding="utf-8")
+    text = text_of("docs/data.md")
     synonyms = {".markdown", ".htm", ".xhtml"}
     assert [s for s in (*TABLES, *DOCUMENTS, *PACKED) if s not in synonyms and f"`{s}`" not in text] == []
 
 
-def test_every_file_named_exists():
-    text = README.read_text(encoding="utf-8")
-    named = set(re.findall(r"`((?:apps|src|data|tests|benchmarks)/[\w./-]*)`", text)) | set(
-        re.findall(r"\]\((?!http|#)([^)]+)\)", text)
-    )
-    assert named
-    assert [name for name in named if not (README.parent / name).exists()] == []
+@pytest.mark.parametrize("page", EVERY_PAGE)
+def test_every_file_named_exists(page):
+    named = set(re.findall(rf"`((?:{FOLDERS})/[\w./-]*)`", text_of(page))) | {file for file, _ in links(page)}
+    assert named or page in ENGLISH_ONLY
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("page", EVERY_PAGE)
+def test_every_anchor_is_a_heading(page):
+    assert [(file, anchor) for file, anchor in links(page) if anchor and anchor not in anchors(file)] == []
+
+
+@pytest.mark.parametrize("page", EVERY_PAGE)
+def test_every_name_of_the_code_exists(page):
+    assert [name for name in sorted(names_of_code(text_of(page))) if not is_there(name)] == []
+
+
+@pytest.mark.parametrize(("page", "least"), [("docs/architecture.md", 25), ("docs/from-the-notebook.md", 15)])
+def test_pages_about_the_code_name_it(page, least):
+    assert len(names_of_code(text_of(page))) >= least
+
+
+@pytest.mark.parametrize("page", EVERY_PAGE)
+def test_prose_is_no_wider_than_a_screen(page):
+    lines = [line for line in text_of(page).splitlines() if not line.startswith("|")]
+    assert [line for line in lines if len(line) > WIDEST] == []
+    assert not [pair for pair in pairwise(text_of(page).splitlines()) if pair == ("", "")]
+
+
+def test_the_results_of_the_readme_are_among_those_measured():
+    results = re.sub(r"`[^`]+`|SmolLM2-135M|Mistral-7B|H100", " ", text_of("README.md").partition("\n## Results\n")[2])
+    table = [line for line in results.partition("\n## ")[0].splitlines() if line.startswith("| ")]
+    figures = set(re.findall(r"\d+(?:[.,]\d+)*", "\n".join(table)))
+    measured = set(re.findall(r"\d+(?:[.,]\d+)*", text_of("docs/benchmarks.md")))
+    assert len(figures) > 25
+    assert sorted(figures - measured) == []
+
+
+def test_every_script_says_what_it_writes():
+    """Each program of "What programs write" names the documents that it writes, and is there."""
+    section = text_of("CONTRIBUTING.md").partition("## What programs write")[2].partition("\n## ")[0]
+    scripts = re.findall(r"uv run python (\S+)", section)
+    assert len(scripts) == 5
+    for script in scripts:
+        assert ast.get_docstring(ast.parse(text_of(script))), script
 
 
 if __name__ == "__main__":
     for name, table in TABLES_OF_THE_CODE.items():
-        before, _, after = parts(README.read_text(encoding="utf-8"), name)
-        README.write_text(f"{before}<!-- {name} -->\n{table()}<!-- end of {name} -->\n{after}", encoding="utf-8")
+        before, _, after = parts(SETTINGS.read_text(encoding="utf-8"), name)
+        SETTINGS.write_text(f"{before}<!-- {name} -->\n{table()}<!-- end of {name} -->\n{after}", encoding="utf-8")

@@ -1,6 +1,6 @@
 """Every setting, once: default, range, unit, help and what it decides.
 
-The command line, the page's form, `config.json` and the README's table are derived from the dataclasses here. Knows
+The command line, the page's form, `config.json` and docs/settings.md are derived from the dataclasses here. Knows
 nothing of files, models or training.
 """
 

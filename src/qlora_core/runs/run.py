@@ -1,7 +1,7 @@
 """The run directory: the one thing that the trainer and everything else share.
 
 `TrainingTracker` plans runs and opens them for writing; `Run` reads them, also while they are being written. Knows
-nothing of mlx. The layout is the table in README.md, "A run's directory".
+nothing of mlx. The layout is the table in docs/runs.md.
 """
 
 from __future__ import annotations
