@@ -31,6 +31,7 @@ TRANSLATIONS = {
     "docs/data.md": "docs/pt/dados.md",
     "docs/exports.md": "docs/pt/exportacoes.md",
     "docs/from-the-notebook.md": "docs/pt/do-notebook.md",
+    "docs/library.md": "docs/pt/biblioteca.md",
     "docs/models.md": "docs/pt/modelos.md",
     "docs/page.md": "docs/pt/pagina.md",
     "docs/reliability.md": "docs/pt/fiabilidade.md",
