@@ -1,4 +1,4 @@
-"""Every setting, once: default, range, unit, help and what it decides.
+"""Every setting, declared once: its default, range, unit, help text and role.
 
 The command line, the page's form, `config.json` and the README's table are derived from the dataclasses here. Knows
 nothing of files, models or training.
@@ -19,12 +19,12 @@ from typing import Any, Literal
 from .errors import ConfigError, shown
 
 Role = Literal["result", "length", "pace", "place"]
-"""What a setting decides: the result; only how long training lasts; how often to look; where things lie.
+"""What a setting decides: the result; how long training lasts; how often to validate and save; where things are.
 
-Two runs that differ in a `result` setting are different runs; the other roles may change when a run is resumed.
+Two runs that differ in a `result` setting are different runs; settings of other roles may change when a run is resumed.
 """
 Reasoning = Literal["train", "keep", "drop"]
-"""What becomes of the reasoning that stands before an answer: trained with it, read but not trained, or left out."""
+"""What is done with the reasoning before an answer: trained with it, read but not trained, or left out."""
 
 
 def knob(
@@ -174,7 +174,7 @@ class LoraConfig:
 
     @property
     def scale(self) -> float:
-        """Factor of the update: `alpha / rank`, with `rslora` `alpha / √rank`."""
+        """Return the factor of the update: `alpha / rank`, or `alpha / √rank` with `rslora`."""
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
@@ -214,11 +214,11 @@ class TrainConfig:
     )
 
     def steps_per_epoch(self, rows: int) -> int:
-        """Optimizer updates in one pass over `rows`; the last one of an epoch may be smaller."""
+        """Return the optimizer updates in one pass over `rows` rows; the last one of an epoch may be smaller."""
         return math.ceil(math.ceil(rows / self.batch_size) / self.grad_accumulation_steps)
 
     def total_steps(self, rows: int) -> int:
-        """Optimizer updates of the whole run."""
+        """Return the optimizer updates of the whole run, for `rows` training rows."""
         steps = self.epochs * self.steps_per_epoch(rows)
         return min(steps, self.max_steps) if self.max_steps else steps
 
@@ -313,13 +313,13 @@ class RunConfig:
             raise ConfigError("; ".join(problems))
 
     def value(self, setting: Setting) -> Any:
-        """The value of one setting."""
+        """Return the value of one setting."""
         return getattr(getattr(self, setting.group), setting.name)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One leaf of the tree: `group.name`, its type and what `knob` said of it."""
+    """One setting, `group.name`: its type and how it was declared."""
 
     group: str
     name: str
@@ -334,17 +334,17 @@ class Setting:
 
     @property
     def flag(self) -> str:
-        """The command line's spelling, `--learning-rate`."""
+        """Return its command-line flag, such as `--learning-rate`."""
         return "--" + self.name.replace("_", "-")
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The allowed words of a `Literal` setting, else empty."""
+        """Return the allowed words of a `Literal` setting, empty for any other."""
         return typing.get_args(self.type) if typing.get_origin(self.type) is Literal else ()
 
 
 def settings(role: Role | None = None) -> Iterator[Setting]:
-    """Every setting in order of declaration, or those of one role; names are unique over all groups."""
+    """Yield all settings in order of declaration, or those of one role; names are unique over all groups."""
     for group in dataclasses.fields(RunConfig):
         cls = group.default_factory
         hints = typing.get_type_hints(cls)
@@ -360,7 +360,7 @@ def _problems(setting: Setting, value: Any) -> Iterator[str]:
             yield f"{setting.name} must be one of {', '.join(setting.choices)}; found {shown(value)}"
         return
     wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}.get(setting.type)
-    if wanted is None:  # tuple of texts
+    if wanted is None:  # the setting is a tuple of texts
         least = 1 if setting.default else 0
         texts = isinstance(value, tuple) and all(isinstance(item, str) and item for item in value)
         if not texts or len(value) < least:
@@ -403,12 +403,12 @@ def from_flat(flat: dict[str, Any], base: RunConfig | None = None) -> RunConfig:
 
 
 def to_flat(config: RunConfig, role: Role | None = None) -> dict[str, Any]:
-    """`{name: value}` of all settings, or of those of one role."""
+    """Return `{name: value}` of all settings, or of those of one role."""
     return {setting.name: config.value(setting) for setting in settings(role)}
 
 
 def to_json(config: RunConfig) -> str:
-    """The text of `config.json`: settings by group."""
+    """Return the text of `config.json`: settings by group."""
     return json.dumps(dataclasses.asdict(config), indent=2, ensure_ascii=False) + "\n"
 
 
@@ -428,7 +428,7 @@ def from_json(text: str) -> RunConfig:
 
 
 def add_arguments(parser: argparse.ArgumentParser, *names: str) -> None:
-    """Give `parser` a flag for every setting, or for those named; only given ones reach the namespace."""
+    """Add a flag to `parser` for every setting, or for those named; only flags that are given reach the namespace."""
     groups: dict[str, Any] = {}
     headings = {f.name: (f.default_factory.__doc__ or "").rstrip(".").partition(":")[0].lower()
                 for f in dataclasses.fields(RunConfig)}  # fmt: skip
@@ -457,6 +457,6 @@ def add_arguments(parser: argparse.ArgumentParser, *names: str) -> None:
 
 
 def given_settings(namespace: argparse.Namespace) -> dict[str, Any]:
-    """The settings that were on the command line, `{name: value}`."""
+    """Return the settings that were given on the command line, `{name: value}`."""
     names = {setting.name for setting in settings()}
     return {name: value for name, value in vars(namespace).items() if name in names}
