@@ -56,7 +56,7 @@ class EncodedText:
 
 
 _OPEN: weakref.WeakValueDictionary[str, ChatTokenizer] = weakref.WeakValueDictionary()
-"""Open tokenisers by the hash of `tokenizer.json`: reading it takes a tenth of a second, and training opens it again."""
+"""Open tokenisers by the hash of `tokenizer.json`: reading it takes a tenth of a second, and happens repeatedly."""
 
 
 class ChatTokenizer:

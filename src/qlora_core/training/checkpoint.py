@@ -1,4 +1,4 @@
-"""Checkpoints: everything a run needs to go on as if it had never stopped, or nothing.
+"""Checkpoints: everything a run needs to go on as if it had never stopped.
 
 A checkpoint is a directory that appears all at once: adapters, optimizer, counters, and a manifest with their hashes.
 Batch order, dropout and learning rate are functions of (seed, step), so nothing else has to be saved.
@@ -36,9 +36,9 @@ class Progress:
         epoch_loss: sum of the loss over the current epoch's target tokens, nats.
         epoch_targets: those tokens.
         best_val_loss: lowest so far; None before the first validation.
-        best_step: where that was.
-        evaluations_since_best: for early stopping.
-        last_val_step: step of the last validation, so that it is not made twice.
+        best_step: step of that validation.
+        evaluations_since_best: validations since then, for early stopping.
+        last_val_step: step of the last validation, so that it is not repeated.
     """
 
     step: int = 0
@@ -58,7 +58,7 @@ class Progress:
 def save_checkpoint(
     directory: Path, model: nn.Module, optimizer: optim.Optimizer, progress: Progress, keep: int
 ) -> Path:
-    """Write `directory/<step>` and remove the oldest beyond `keep`; returns the new checkpoint's path.
+    """Write `directory/<step>` and remove the oldest beyond `keep`; return the new checkpoint's path.
 
     Only the holder of the run's lock may do this.
 
@@ -81,9 +81,10 @@ def save_checkpoint(
 
 
 def room_wanted(directory: Path, model: nn.Module, keep: int) -> int:
-    """Bytes that training still adds to a run's disk, at most.
+    """Return the most bytes that training will still add to a run's directory.
 
-    Checkpoints up to `keep` and the one that is being written, best and final adapters, and those to take away.
+    These are checkpoints up to `keep` and the one that is being written, best and final adapters, and the adapters to
+    export.
     """
     adapters = sum(value.nbytes for _, value in tree_flatten(model.trainable_parameters()))
     missing = max(0, keep - len(checkpoints(directory))) + 1
@@ -91,14 +92,17 @@ def room_wanted(directory: Path, model: nn.Module, keep: int) -> int:
 
 
 def checkpoints(directory: Path) -> list[Path]:
-    """All checkpoints, oldest first; what a link leads to is none, nor what was copied there ("000200 copy")."""
+    """Return all checkpoints, oldest first.
+
+    Symlinks and copies such as `000200 copy` are ignored.
+    """
     named = (path for path in directory.glob("[0-9]*") if re.fullmatch("[0-9]+", path.name))
     found = (path for path in named if path.is_dir() and not path.is_symlink())
     return sorted(found, key=lambda path: int(path.name))  # beyond a million, names are longer
 
 
 def latest_checkpoint(directory: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that agrees with its manifest, and what was wrong with newer ones."""
+    """Return the newest checkpoint that agrees with its manifest, and the problems of newer ones."""
     problems = []
     for path in reversed(checkpoints(directory)):
         problem = manifest_problem(path, FILES)
@@ -109,9 +113,9 @@ def latest_checkpoint(directory: Path) -> tuple[Path | None, list[str]]:
 
 
 def checkpoint_to_resume(run: Run) -> tuple[Path | None, list[str]]:
-    """The checkpoint that a run goes on from, and what there is to tell about newer ones; None for a run without any.
+    """Return the checkpoint to resume from, and messages about newer ones; None for a run without any.
 
-    Damaged ones that are newer are renamed, so that they are neither counted among those kept nor written over.
+    Newer, damaged checkpoints are renamed, so that they are neither counted among those kept nor overwritten.
 
     Raises:
         CheckpointError: the run had checkpoints, and none of them can be used: to begin again from nothing is for the
@@ -150,7 +154,7 @@ def _refuse_to_begin_again(run: Run, problems: list[str]) -> None:
 
 
 def load_checkpoint(path: Path, model: nn.Module, optimizer: optim.Optimizer) -> Progress:
-    """Put a checkpoint into a model with adapters attached and an initialised optimizer.
+    """Load a checkpoint into a model with adapters attached and an initialised optimizer.
 
     Raises:
         CheckpointError: it does not fit.
