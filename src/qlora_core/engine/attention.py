@@ -395,6 +395,6 @@ def fast_attention(
 
 
 def _put_together(seen: Sequence[mx.array], spans: Sequence[Span]) -> mx.array:
-    """Sum, for each span, the gradients `(B, K, S, D)` from its readers: `(B, K, N, D)` in all."""
+    """Add up the gradients `(B, K, S, D)` of each span from all of its readers; return `(B, K, N, D)`."""
     parts = [[seen[number][:, :, at : at + len(span)] for number, at in span.readers] for span in spans]
     return mx.concatenate([sum(part[1:], part[0]) for part in parts], axis=2)

@@ -385,7 +385,7 @@ def in_rounds(lengths: Sequence[int], *, streams: int, share: int, at_once: int)
 def in_rounds_of_sharing(
     lengths: Sequence[int], shared: Sequence[int], *, streams: int, share: int, at_once: int
 ) -> list[list[list[int]]]:
-    """Like `in_rounds`, for rows that share a prefix, stored once per share.
+    """Divide rows that share a prefix, stored once per share, into rounds as `in_rounds` does.
 
     Fewer streams mean fewer copies of the prefix: this tries each number of streams and returns the fastest plan.
 

@@ -26,7 +26,7 @@ class Ids(NamedTuple):
     places: list[tuple[int, int]]
 
 
-class Borders:
+class Boundaries:
     """Encodes texts so that the ids before an answer are those of the text before it, encoded on its own.
 
     Args:
@@ -49,7 +49,7 @@ class Borders:
         encoding = None if after else self._tokenizer.encode(text, add_special_tokens=False)
         found = self._after(text) if encoding is None else Ids(encoding.ids, encoding.offsets)
         for number, begin in enumerate(begins):
-            if 0 < begin < len(text) and not self._is_border(text, found, encoding, begin):
+            if 0 < begin < len(text) and not self._is_boundary(text, found, encoding, begin):
                 head = self.encode(text[:begin], begins[:number], after=after)
                 tail = self.encode(text[begin:], [other - begin for other in begins[number + 1 :]], after=True)
                 moved = [(first + begin, last + begin) for first, last in tail.places]
@@ -68,7 +68,7 @@ class Borders:
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         return Ids(encoding.ids, encoding.offsets)
 
-    def _is_border(self, text: str, found: Ids, encoding: Encoding | None, begin: int) -> bool:
+    def _is_boundary(self, text: str, found: Ids, encoding: Encoding | None, begin: int) -> bool:
         """Return whether the ids up to a place in a text are those of the text up to there.
 
         A tokeniser splits off added tokens of the vocabulary first, so nothing before one affects the ids after it. If

@@ -350,7 +350,7 @@ class ChatTemplate:
         asked = any(message["role"] in ("user", "tool") for message in conversation.messages[:place])
         if asked and prompt is None:  # raises the error with the template's reason
             prompt = self._asked(conversation.up_to(place), thinks)
-        begin = self._border(conversation, place, answered, prompt if asked else "")
+        begin = self._boundary(conversation, place, answered, prompt if asked else "")
         prompt = prompt if asked and prompt is not None else answered[:begin]
         opened = _OPENED.search(prompt) and _OPENING.match(conversation.messages[place].get("content") or "")
         if opened:  # the request opens the reasoning, and once it is said the template leaves it out
@@ -358,7 +358,7 @@ class ChatTemplate:
             return _Answer(place, prompt, content[opened.end() :] + self.endings[0], len(prompt) - begin)
         return _Answer(place, prompt, answered[begin:], len(prompt) - begin)
 
-    def _border(self, conversation: Conversation, place: int, answered: str, prompt: str | None) -> int:
+    def _boundary(self, conversation: Conversation, place: int, answered: str, prompt: str | None) -> int:
         """Return where an answer begins in a conversation that does not begin with the request for it.
 
         The place is between the turn before and the answer's own words, which a rendering with other words shows. It is

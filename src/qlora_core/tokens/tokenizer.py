@@ -26,7 +26,7 @@ from ..config import BaseConfig, Reasoning
 from ..errors import DataError, ModelError, brief, shown
 from ..files.untrusted_json import TABLE_BYTES, is_whole, read_object, read_text
 from ..models.base_models import find_tokenizer
-from .boundaries import Borders
+from .boundaries import Boundaries
 from .chat_template import Script, open_template, read_template
 from .conversations import Conversation, Message, Note, fit
 from .rows import TokenRow
@@ -114,7 +114,7 @@ class ChatTokenizer:
         highest = max([*self._tokenizer.get_vocab().values(), *self.eos_ids])
         if highest > HIGHEST_ID:
             raise ModelError(f"{path}: has the token id {highest}; at most {HIGHEST_ID} is believed.")
-        self._borders = Borders(self._tokenizer)
+        self._boundaries = Boundaries(self._tokenizer)
         self.own_template = self._own_template(settings)
         begin, joins = self._begins_with_bos(), self._joins_blanks()
         self.template_text = read_template(template, self.own_template, begin=begin, joins=joins)
@@ -301,7 +301,7 @@ class ChatTokenizer:
         """
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         script = self._prompt(messages, tools)
-        return self._borders.encode(script.text, script.begins).ids
+        return self._boundaries.encode(script.text, script.begins).ids
 
     # Rows -------------------------------------------------------------------------------------------------------
 
@@ -366,7 +366,7 @@ class ChatTokenizer:
 
     def _encoded_script(self, script: Script) -> EncodedText:
         """Encode a script, and mark its answers as trained up to the tokens that end them."""
-        ids, places = self._borders.encode(script.text, script.begins)
+        ids, places = self._boundaries.encode(script.text, script.begins)
         if not ids:
             raise DataError("the model's chat template writes nothing for this conversation")
         trained, ends = np.zeros(len(ids), bool), [last for _, last in places]
