@@ -28,8 +28,10 @@ NO_VERBS = frozenset(
         r"\w+",
         """
     A About After All Also An And Another Answers Any As At Because Before Beside Besides Between Both But By Each
-    Either Every Everything Few For From Half Has Here How If In Inside Is It Its Itself Less Like Many More Most Much Neither
-    None Nothing Of On Once One Only Or Others Our Out Outside Over Same Several Since So Some Something Such Than That
+    Either Every Everything Few For From Half Has Here How If In Inside Is It Its Itself Less Like Many More Most Much
+    Neither
+    None Nothing Of On Once One Only Or Others Our Out Outside Over Same
+    Several Since So Some Something Such Than That
     The Their Them Then There These They This Those Three To True Two Under Until What Whatever When Where Which While
     Who Whoever Whose Why With Within Without
     Bytes Cells Columns Directory Error Factor False Function Hash Id Ids Index Indices Kind Length Logits Loss

@@ -150,7 +150,7 @@ class PackedRows(_EndToEnd):
         """Set the padding in the result of `take_apart` to zero."""
         return x if self.full else x * self._inside.astype(x.dtype)
 
-    def without_filling(self, x: mx.array) -> mx.array:
+    def without_padding(self, x: mx.array) -> mx.array:
         """Set the padding in the result of `put_together` to zero."""
         return x if self.full else x * self._real.astype(x.dtype)
 
@@ -200,7 +200,7 @@ def packed_attention(queries: mx.array, keys: mx.array, values: mx.array, rows: 
         apart = [rows.take_apart(x) for x in mx.depends(list(primals), [cotangent])]  # each (R, H or K, L, D)
         down = rows.without_copies(rows.take_apart(cotangent))  # (R, H, L, D); padding gets no gradient
         _, gradients = mx.vjp(lambda *qkv: [attend(*qkv)], apart, [down])
-        return tuple(rows.without_filling(rows.put_together(gradient)) for gradient in gradients)
+        return tuple(rows.without_padding(rows.put_together(gradient)) for gradient in gradients)
 
     if rows.full:
         return rows.put_together(attend(*map(rows.take_apart, (queries, keys, values))))

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..config import LoraConfig
 from ..errors import ModelError
-from ..files.checksums import SEAL, refuse_damage, seal
+from ..files.checksums import CHECKSUM, checksum, refuse_damage
 from ..files.safetensors_headers import tensor_headers
 from ..files.storage import replacing, write_json
 from ..machine.crash_reasons import device_failure
@@ -151,10 +151,10 @@ def save_adapters(model: nn.Module, directory: Path, config: dict[str, Any], met
         StorageError: they cannot be written; the weights are as they were.
     """
     tensors = dict(tree_flatten(model.trainable_parameters()))
-    sealed = {SEAL: seal((name, value.shape, np.array(value).tobytes()) for name, value in tensors.items())}
+    checked = {CHECKSUM: checksum((name, value.shape, np.array(value).tobytes()) for name, value in tensors.items())}
     write_json(directory / ADAPTER_CONFIG, config)
     with replacing(directory / ADAPTER_FILE, wanted=sum(value.nbytes for value in tensors.values())) as temporary:
-        save_tensors(temporary, tensors, metadata | sealed)
+        save_tensors(temporary, tensors, metadata | checked)
 
 
 def load_adapters(model: nn.Module, path: Path) -> None:

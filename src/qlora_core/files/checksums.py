@@ -14,10 +14,10 @@ from pathlib import Path
 
 from ..errors import ModelError
 
-SEAL = "sha256"
+CHECKSUM = "sha256"
 
 
-def seal(tensors: Iterable[tuple[str, Sequence[int], bytes]]) -> str:
+def checksum(tensors: Iterable[tuple[str, Sequence[int], bytes]]) -> str:
     """Return an order-independent SHA-256 of tensor names, shapes and values."""
     digest = hashlib.sha256()
     for name, shape, content in sorted(tensors):
@@ -37,9 +37,9 @@ def refuse_damage(file: Path) -> None:
         content = memoryview(file.read_bytes())
         (length,) = struct.unpack("<Q", content[:8])
         entries, data = json.loads(bytes(content[8 : 8 + length])), content[8 + length :]
-        expected = (entries.pop("__metadata__", None) or {}).get(SEAL)
+        expected = (entries.pop("__metadata__", None) or {}).get(CHECKSUM)
         spans = {name: (entry["shape"], slice(*entry["data_offsets"])) for name, entry in entries.items()}
-        found = seal((name, shape, bytes(data[span])) for name, (shape, span) in spans.items())
+        found = checksum((name, shape, bytes(data[span])) for name, (shape, span) in spans.items())
     except FileNotFoundError:
         raise ModelError(f"{file}: is missing.") from None
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError, struct.error) as error:

@@ -38,7 +38,7 @@ def _median(values: np.ndarray) -> np.ndarray:
     return np.sort(values)[..., (values.shape[-1] - 1) // 2]
 
 
-class Pace:
+class Throughput:
     """Measures the speed of the most recent steps."""
 
     def __init__(self) -> None:

@@ -42,7 +42,7 @@ from ..tokens.rows import TokenRow, TokenRows
 from .checkpoint import room_wanted
 from .session import Session
 
-FILE, SEAL = "hidden_states.bin", "hidden_states.json"
+FILE, RECORD = "hidden_states.bin", "hidden_states.json"
 RESERVE_BYTES = 2 * GB  # disk space left for other programs
 TOKENS = 512  # tokens computed together; without a backward pass nothing else is kept, so this takes little memory
 BITS = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
@@ -224,23 +224,23 @@ def write_states(directory: Path, known: dict[str, Any], made: Iterable[np.ndarr
     Raises:
         StorageError: there is no room.
     """
-    (directory / SEAL).unlink(missing_ok=True)
-    seal = hashlib.sha256()
+    (directory / RECORD).unlink(missing_ok=True)
+    digest = hashlib.sha256()
     with replacing(directory / FILE, wanted=wanted) as temporary, temporary.open("wb") as file:
         for states in made:
             content = states.tobytes()
-            seal.update(content)
+            digest.update(content)
             file.write(content)
-    write_json(directory / SEAL, {**known, "sha256": seal.hexdigest()})
+    write_json(directory / RECORD, {**known, "sha256": digest.hexdigest()})
 
 
 def read_states(directory: Path, known: dict[str, Any], dtype: str) -> np.ndarray | None:
     """Return all states, mapped from the file; None if they belong to something else or are damaged."""
     try:
-        recorded = json.loads((directory / SEAL).read_text(encoding="utf-8"))
+        recorded = json.loads((directory / RECORD).read_text(encoding="utf-8"))
         with (directory / FILE).open("rb") as file:
-            sealed = {**known, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-        if recorded != sealed:
+            expected = {**known, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        if recorded != expected:
             return None
         return _mapped(directory, dtype)
     except (OSError, ValueError):
@@ -253,5 +253,5 @@ def _mapped(directory: Path, dtype: str) -> np.ndarray:
 
 def remove_states(directory: Path) -> None:
     """Delete the hidden states, which nobody needs once a run has ended."""
-    for name in (SEAL, FILE):
+    for name in (RECORD, FILE):
         (directory / name).unlink(missing_ok=True)

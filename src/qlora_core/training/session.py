@@ -38,7 +38,7 @@ from ..machine.memory_guard import MemoryGuard, NormWatch
 from ..models.base_models import ModelSpec
 from ..runs import memory_estimate
 from ..runs.run import Run, describe_rows
-from ..runs.throughput import Pace
+from ..runs.throughput import Throughput
 from ..runs.time_spent import TimeSpent
 from ..runs.writer import RunWriter
 from ..tokens.batching import Order
@@ -58,7 +58,7 @@ class Watch:
     Attributes:
         memory: decides what to do before memory runs out.
         norms: recent gradient norms.
-        pace: duration of recent steps.
+        throughput: speed over recent steps.
         saved_at: when the last checkpoint was written, or training began, in seconds of a monotonic clock.
         save_next: whether the memory guard asked for a checkpoint.
         stepped: whether a step was done, after which kernels are compiled.
@@ -67,7 +67,7 @@ class Watch:
 
     memory: MemoryGuard
     norms: NormWatch = dataclasses.field(default_factory=NormWatch)
-    pace: Pace = dataclasses.field(default_factory=Pace)
+    throughput: Throughput = dataclasses.field(default_factory=Throughput)
     saved_at: float = 0.0
     save_next: bool = False
     stepped: bool = False

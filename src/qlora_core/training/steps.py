@@ -108,7 +108,7 @@ def timed_step(session: Session, group: Sequence[Sequence[int]]) -> tuple[Step, 
     progress.step += 1
     progress.tokens += step.tokens
     progress.target_tokens += step.targets
-    progress.seconds += session.watch.pace.count(step.tokens, seconds)
+    progress.seconds += session.watch.throughput.count(step.tokens, seconds)
     progress.peak_memory_bytes = max(progress.peak_memory_bytes, memory.peak)
     if step.updated:
         progress.epoch_loss += step.loss
