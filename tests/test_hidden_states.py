@@ -42,7 +42,7 @@ from qlora_core.runs.run import Run
 from qlora_core.tokens.batching import AS_IT_IS, Rounding, make_batch
 from qlora_core.tokens.rows import TokenRow, TokenRows
 from qlora_core.training import hidden_state_cache, loop
-from qlora_core.training.hidden_state_cache import FILE, SEAL, Maker, RowsAbove, read_states, write_states
+from qlora_core.training.hidden_state_cache import FILE, RECORD, Maker, RowsAbove, read_states, write_states
 
 UPPER = LoraConfig(rank=4, num_layers=1)
 FAMILIES = {
@@ -154,7 +154,7 @@ def test_states_come_back_as_they_were_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", ["changed", "cut", "gone", "no seal", "torn seal"])
 def test_damaged_states_are_not_used(tmp_path: Path, damage: str) -> None:
     write_states(tmp_path, {}, [np.ones((3, 2), np.float32)], 24)
-    file, seal = tmp_path / FILE, tmp_path / SEAL
+    file, seal = tmp_path / FILE, tmp_path / RECORD
     content = file.read_bytes()
     {
         "changed": lambda: file.write_bytes(content[:-1] + b"\1"),
@@ -212,7 +212,7 @@ def test_a_run_learns_what_it_would_without(create: Create) -> None:
     assert line == f"  ✓ 3 layers were computed once for each row {kept}, and are out of memory"
     assert events(without, "trunk") == events(with_trunk, "warning") == []
     assert not (with_trunk.path / FILE).exists()  # nobody needs it any more
-    assert not (with_trunk.path / SEAL).exists()
+    assert not (with_trunk.path / RECORD).exists()
     assert json.loads((with_trunk.path / "evaluation.json").read_text(encoding="utf-8"))
 
 

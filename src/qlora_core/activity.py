@@ -1,7 +1,7 @@
-"""Say what is being done right now, where that may take some seconds: by whoever does it, to whoever shows it.
+"""Tell whoever is listening what is being done right now, where that may take some seconds.
 
-A thread hears of its own work alone, and nobody has to hand a listener down to a matrix that is quantised. Knows
-neither those who do something nor those who show it.
+A listener hears only of the work of its own thread, and nobody has to pass it down to the code that quantises a matrix.
+This module knows neither the code that does the work nor the code that shows it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ STAGES = {
     "saving": "Saving",
     "exporting": "Writing the result to take away",
 }
-"""The words for everything that is worth saying."""
+"""Text shown for each stage of work that is worth reporting."""
 
 
 @dataclass
@@ -46,9 +46,9 @@ class Activity:
 
     Attributes:
         stage: one of `STAGES`.
-        total: how much there is to do; 0 where that is not known.
-        done: how much is done.
-        began: when, by a clock that is never set.
+        total: how much there is to do; 0 if unknown.
+        done: how much of it is done.
+        began: when it began, in seconds of a monotonic clock.
     """
 
     stage: str
@@ -58,7 +58,7 @@ class Activity:
 
 
 Watch = Callable[[Activity | None], None]
-"""Is told what is being done whenever that changes, or has got further; None: nothing that is worth saying."""
+"""Called with the current activity whenever it changes or makes progress; None: nothing worth reporting."""
 
 
 class _Here(threading.local):
@@ -75,7 +75,7 @@ _here = _Here()
 
 @contextlib.contextmanager
 def watching(watch: Watch) -> Iterator[None]:
-    """Inside the block, `watch` is told what this thread does; whoever was told outside of it is not."""
+    """Report what this thread does inside the block to `watch`, instead of to the listener of the outer block."""
     outer, _here.watch = _here.watch, watch
     try:
         yield
@@ -85,7 +85,7 @@ def watching(watch: Watch) -> Iterator[None]:
 
 @contextlib.contextmanager
 def doing(stage: str, total: int = 0) -> Iterator[Callable[[int], None]]:
-    """Say that something is being done inside the block; yield a function that takes how much of it is done."""
+    """Report an activity inside the block; yield a function that takes how much of it is done."""
     outer, activity = _here.now, Activity(stage, total)
     _here.now = activity
     _here.tell()

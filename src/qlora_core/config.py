@@ -1,4 +1,4 @@
-"""Every setting, once: default, range, unit, help and what it decides.
+"""Every setting, declared once: its default, range, unit, help text and role.
 
 The command line, the page's form, `config.json` and docs/settings.md are derived from the dataclasses here. Knows
 nothing of files, models or training.
@@ -19,15 +19,15 @@ from typing import Any, Literal
 from .errors import ConfigError, shown
 
 Role = Literal["result", "length", "pace", "place"]
-"""What a setting decides: the result; only how long training lasts; how often to look; where things lie.
+"""What a setting decides: the result; how long training lasts; how often to validate and save; where things are.
 
-Two runs that differ in a `result` setting are different runs; the other roles may change when a run is resumed.
+Two runs that differ in a `result` setting are different runs; settings of other roles may change when a run is resumed.
 """
 Reasoning = Literal["train", "keep", "drop"]
-"""What becomes of the reasoning that stands before an answer: trained with it, read but not trained, or left out."""
+"""What is done with the reasoning before an answer: trained with it, read but not trained, or left out."""
 
 
-def knob(
+def declare(
     default: Any,
     help: str,
     *,
@@ -48,24 +48,24 @@ def knob(
 class BaseConfig:
     """The base model."""
 
-    model: str = knob(
+    model: str = declare(
         "smollm2-135m",
         "Built-in model, alias, local directory (Hugging Face or MLX layout) or hub id.",
         role="place",
         essential=True,
     )
-    quantize: Literal["4", "8", "none"] = knob(
+    quantize: Literal["4", "8", "none"] = declare(
         "4", "Bits to quantise to while loading, when the base is not quantised already."
     )
-    group_size: Literal["32", "64", "128"] = knob("64", "Weights that share a scale when quantising.")
-    template: str = knob(
+    group_size: Literal["32", "64", "128"] = declare("64", "Weights that share a scale when quantising.")
+    template: str = declare(
         "auto",
         "How a conversation is written: the model's own chat template, or plain where it has none (auto); plain "
         "(### Prompt: / ### Response:); pergunta (### Pergunta: / ### Resposta:); a text of your own with {prompt} and "
         "{response} in it; or a .jinja file.",
         role="place",
     )
-    reasoning: Reasoning = knob(  # noqa: RUF009 - ruff does not see that it is one of three words
+    reasoning: Reasoning = declare(  # noqa: RUF009 - ruff does not see that it is one of three words
         "train",
         "What becomes of the reasoning before an answer (<think>, reasoning_content): trained with the answer, kept to "
         "be read but not trained, or dropped. Where most answers have none, the model is asked not to reason.",
@@ -76,105 +76,107 @@ class BaseConfig:
 class DataConfig:
     """What is read, split and cut."""
 
-    data: tuple[str, ...] = knob(
+    data: tuple[str, ...] = declare(
         ("data/sample/club",),
         "Files and directories to train on; hf:OWNER/NAME, or hf:OWNER/NAME:SPLIT, for a data set of the hub.",
         role="place",
         essential=True,
     )
-    columns: tuple[str, ...] = knob(
+    columns: tuple[str, ...] = declare(
         (),
         "Names of columns that are not recognised, as in prompt=Frage completion=Antwort, or of what is in one, "
         "translation.en; also text=, messages=, system=, context=, options=, history=, reasoning=, tools=, better=.",
     )
-    own_split: bool = knob(
+    own_split: bool = declare(
         True,
         "Keep to the split that names of files and folders, keys or a column split tell; what is for testing is left "
         "out.",
     )
-    val_fraction: float = knob(
+    val_fraction: float = declare(
         0.05,
         "Share of the rows kept for validation, by a hash of each; every source of so many rows gives one at least.",
         ge=0.0,
         le=0.5,
     )
-    val_rows: int = knob(0, "Keep about this many rows for validation instead of a share.", ge=0, unit="rows")
-    val_from: Literal["all", "replies"] = knob(
+    val_rows: int = declare(0, "Keep about this many rows for validation instead of a share.", ge=0, unit="rows")
+    val_from: Literal["all", "replies"] = declare(
         "all", "Validate on rows of every kind, or on replies alone, so that no passage of a text is held out."
     )
-    keep_documents: bool = knob(
+    keep_documents: bool = declare(
         True, "Keep the passages of a short document, or of a section, on one side of the split."
     )
-    max_seq_length: int = knob(
+    max_seq_length: int = declare(
         512, "Longest row, prompt and reply together; what is beyond is cut.", ge=16, le=131072, unit="tokens"
     )
-    passage_tokens: int = knob(
+    passage_tokens: int = declare(
         256,
         "Running text and documents are joined and cut to passages of at most this size.",
         ge=32,
         le=131072,
         unit="tokens",
     )
-    question: str = knob(
+    question: str = declare(
         "",
         "Also ask for each document, and answer with its own words: a language (pt, en, es, fr, de) for 'Who was …?', "
         "or a question of your own with {title} in it.",
     )
-    answers_of: str = knob(
+    answers_of: str = declare(
         "",
         "Exported chats: the person whose messages are trained as the answers; default: the chat's owner where the "
         "file tells, else whoever wrote most.",
     )
-    drop_debris: bool = knob(True, "Leave page numbers, running heads and title pages out of running text.")
-    repair: bool = knob(True, "Mend wrongly decoded text, Unicode forms and control characters.")
-    near_duplicates: Literal["group", "drop", "ignore"] = knob(
+    drop_debris: bool = declare(True, "Leave page numbers, running heads and title pages out of running text.")
+    repair: bool = declare(True, "Mend wrongly decoded text, Unicode forms and control characters.")
+    near_duplicates: Literal["group", "drop", "ignore"] = declare(
         "group", "Rows that say nearly the same: keep on one side of the split, keep only the first, or ignore it."
     )
-    several_answers: Literal["keep", "first", "drop"] = knob(
+    several_answers: Literal["keep", "first", "drop"] = declare(
         "keep", "Questions that have several answers: keep them all, keep the first of each, or leave them out."
     )
-    asked_passages: Literal["keep", "drop"] = knob(
+    asked_passages: Literal["keep", "drop"] = declare(
         "keep", "Passages that answer a question word for word: also train them as text, or as the answer alone."
     )
-    tables: Literal["sentences", "rows"] = knob(
+    tables: Literal["sentences", "rows"] = declare(
         "sentences",
         "Tables in documents: a sentence for each row, with the names of its columns, or rows as they stand.",
     )
-    scans: Literal["sure", "all", "keep"] = knob(
+    scans: Literal["sure", "all", "keep"] = declare(
         "sure", "Words and figures that scanning broke: mend what is sure, also what is only likely, or nothing."
     )
-    decide: tuple[str, ...] = knob(
+    decide: tuple[str, ...] = declare(
         (),
         "Answers to what the report asks: title:FILE=TEXT, subject:FILE=person, thing or none, section:FILE=end or go "
         "on, copy:FILE=keep or drop.",
     )
-    language: str = knob("", "Leave out rows that are in another language than this one (pt, en, …); default: none.")
-    facts: str = knob("", "Fact sheet for measuring recall; default: every facts.jsonl among the data.", role="place")
+    language: str = declare("", "Leave out rows that are in another language than this one (pt, en, …); default: none.")
+    facts: str = declare(
+        "", "Fact sheet for measuring recall; default: every facts.jsonl among the data.", role="place"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
     """The adapter: W x + scale · B A x, with W frozen (arXiv:2106.09685)."""
 
-    adapter: Literal["lora", "dora"] = knob(
+    adapter: Literal["lora", "dora"] = declare(
         "lora", "Kind: LoRA, or DoRA, which also learns each output's magnitude (arXiv:2402.09353) and is slower."
     )
-    rank: int = knob(8, "Rank r of the update B A.", ge=1, le=512, essential=True)
-    alpha: float = knob(16.0, "The update is scaled by alpha / rank.", ge=0.0, le=4096.0)
-    rslora: bool = knob(False, "Scale by alpha / √rank instead, for high ranks (rsLoRA, arXiv:2312.03732).")
-    dropout: float = knob(0.0, "Dropout on the adapter's input.", ge=0.0, le=0.9)
-    num_layers: int = knob(0, "Transformer layers that get adapters, counted from the last; 0: all.", ge=0, le=1024)
-    projections: str = knob(
+    rank: int = declare(8, "Rank r of the update B A.", ge=1, le=512, essential=True)
+    alpha: float = declare(16.0, "The update is scaled by alpha / rank.", ge=0.0, le=4096.0)
+    rslora: bool = declare(False, "Scale by alpha / √rank instead, for high ranks (rsLoRA, arXiv:2312.03732).")
+    dropout: float = declare(0.0, "Dropout on the adapter's input.", ge=0.0, le=0.9)
+    num_layers: int = declare(0, "Transformer layers that get adapters, counted from the last; 0: all.", ge=0, le=1024)
+    projections: str = declare(
         "all",
         "Linear layers that get adapters: all, attention, mlp, qv (queries and values), or names, as in q_proj,v_proj.",
     )
-    init_adapter: str = knob(
+    init_adapter: str = declare(
         "", "Adapters to start from: a run, a directory or a .safetensors file; default: none.", role="place"
     )
 
     @property
     def scale(self) -> float:
-        """Factor of the update: `alpha / rank`, with `rslora` `alpha / √rank`."""
+        """Return the factor of the update: `alpha / rank`, or `alpha / √rank` with `rslora`."""
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
@@ -182,30 +184,34 @@ class LoraConfig:
 class TrainConfig:
     """The optimisation."""
 
-    epochs: int = knob(5, "Passes over the training rows.", ge=1, le=10000, role="length", essential=True)
-    max_steps: int = knob(
+    epochs: int = declare(5, "Passes over the training rows.", ge=1, le=10000, role="length", essential=True)
+    max_steps: int = declare(
         0, "Stop after this many steps; 0: as many as the epochs need.", ge=0, role="length", unit="steps"
     )
-    batch_size: int = knob(4, "Rows a micro-batch.", ge=1, le=4096, unit="rows", essential=True)
-    grad_accumulation_steps: int = knob(1, "Micro-batches a step.", ge=1, le=4096)
-    learning_rate: float = knob(
+    batch_size: int = declare(4, "Rows a micro-batch.", ge=1, le=4096, unit="rows", essential=True)
+    grad_accumulation_steps: int = declare(1, "Micro-batches a step.", ge=1, le=4096)
+    learning_rate: float = declare(
         0.0, "Peak learning rate; 0: one that suits the model's width.", ge=0.0, le=1.0, essential=True
     )
-    lora_plus: float = knob(
+    lora_plus: float = declare(
         1.0,
         "Learning rate of B over that of A (LoRA+, arXiv:2402.12354, where 16 is advised).",
         ge=0.01,
         le=1000.0,
     )
-    schedule: Literal["cosine", "linear", "constant"] = knob("cosine", "Shape of the learning rate after warm-up.")
-    warmup_steps: int = knob(5, "Steps over which the learning rate rises from 0.", ge=0, unit="steps")
-    optimizer: Literal["adamw", "adam"] = knob("adamw", "Optimizer.")
-    weight_decay: float = knob(0.0, "Decoupled weight decay of AdamW.", ge=0.0, le=1.0)
-    max_grad_norm: float = knob(1.0, "Gradients are scaled down to this norm; 0: never.", ge=0.0)
-    packing: bool = knob(True, "Put the rows of a micro-batch end to end, without padding, where the model allows it.")
-    grad_checkpoint: bool = knob(False, "Recompute activations in the backward pass: less memory, a third more time.")
-    seed: int = knob(42, "Decides batch order, dropout and the adapter's start.", ge=0, le=2**31 - 1)
-    patience: int = knob(
+    schedule: Literal["cosine", "linear", "constant"] = declare("cosine", "Shape of the learning rate after warm-up.")
+    warmup_steps: int = declare(5, "Steps over which the learning rate rises from 0.", ge=0, unit="steps")
+    optimizer: Literal["adamw", "adam"] = declare("adamw", "Optimizer.")
+    weight_decay: float = declare(0.0, "Decoupled weight decay of AdamW.", ge=0.0, le=1.0)
+    max_grad_norm: float = declare(1.0, "Gradients are scaled down to this norm; 0: never.", ge=0.0)
+    packing: bool = declare(
+        True, "Put the rows of a micro-batch end to end, without padding, where the model allows it."
+    )
+    grad_checkpoint: bool = declare(
+        False, "Recompute activations in the backward pass: less memory, a third more time."
+    )
+    seed: int = declare(42, "Decides batch order, dropout and the adapter's start.", ge=0, le=2**31 - 1)
+    patience: int = declare(
         0,
         "Stop after this many validations without a better loss; 0: never.",
         ge=0,
@@ -214,11 +220,11 @@ class TrainConfig:
     )
 
     def steps_per_epoch(self, rows: int) -> int:
-        """Optimizer updates in one pass over `rows`; the last one of an epoch may be smaller."""
+        """Return the optimizer updates in one pass over `rows` rows; the last one of an epoch may be smaller."""
         return math.ceil(math.ceil(rows / self.batch_size) / self.grad_accumulation_steps)
 
     def total_steps(self, rows: int) -> int:
-        """Optimizer updates of the whole run."""
+        """Return the optimizer updates of the whole run, for `rows` training rows."""
         steps = self.epochs * self.steps_per_epoch(rows)
         return min(steps, self.max_steps) if self.max_steps else steps
 
@@ -227,28 +233,28 @@ class TrainConfig:
 class PaceConfig:
     """How often to look and save, and what becomes of the process that trains."""
 
-    eval_every: int = knob(
+    eval_every: int = declare(
         0, "Steps between validations; 0: at the end of each epoch.", ge=0, role="pace", unit="steps"
     )
-    save_every: int = knob(
+    save_every: int = declare(
         0, "Steps between checkpoints; 0: at the end of each epoch.", ge=0, role="pace", unit="steps"
     )
-    save_minutes: float = knob(
+    save_minutes: float = declare(
         5.0,
         "Also save when so long has been trained since the last checkpoint: no more is lost by a power cut; 0: never.",
         ge=0.0,
         role="pace",
         unit="minutes",
     )
-    keep_checkpoints: int = knob(3, "Newest checkpoints kept.", ge=1, le=1000, role="pace")
-    min_free_gb: float = knob(
+    keep_checkpoints: int = declare(3, "Newest checkpoints kept.", ge=1, le=1000, role="pace")
+    min_free_gb: float = declare(
         3.0,
         "Memory that must be free before the first step of a model of 3B parameters or more.",
         ge=0.0,
         role="pace",
         unit="GB",
     )
-    pause_below_gb: float = knob(
+    pause_below_gb: float = declare(
         0.5,
         "Free memory below which training saves and pauses, before the machine runs out of it; below twice that it "
         "first clears caches and saves; 0: never.",
@@ -256,10 +262,10 @@ class PaceConfig:
         role="pace",
         unit="GB",
     )
-    max_answer_tokens: int = knob(
+    max_answer_tokens: int = declare(
         40, "Longest answer when the model is tested.", ge=1, le=4096, role="pace", unit="tokens"
     )
-    samples: int = knob(
+    samples: int = declare(
         4,
         "Questions answered at each validation, to watch the model learn; 0: none.",
         ge=0,
@@ -267,10 +273,10 @@ class PaceConfig:
         role="pace",
         unit="questions",
     )
-    sample_prompts: tuple[str, ...] = knob(
+    sample_prompts: tuple[str, ...] = declare(
         (), "Prompts to answer instead, all of them; default: questions of the fact sheet or the rows.", role="pace"
     )
-    restart: int = knob(
+    restart: int = declare(
         -1,
         "Times that training goes on by itself after its process died or the GPU gave up, from what was saved last. "
         "Where memory ran out, with half as many rows at once; after two deaths at one step it stops and asks. -1: 3 "
@@ -279,10 +285,10 @@ class PaceConfig:
         le=1000,
         role="pace",
     )
-    queue: bool = knob(
+    queue: bool = declare(
         False, "Wait while another run is being trained on this device; without it, that is an error.", role="pace"
     )
-    keep_awake: bool = knob(
+    keep_awake: bool = declare(
         True, "Hold off the machine's idle sleep while it trains, where the system lets us.", role="pace"
     )
 
@@ -291,9 +297,9 @@ class PaceConfig:
 class PlaceConfig:
     """Where a run lies."""
 
-    run: str = knob("", "Name of the run; default: made from model, settings and data.", role="place")
-    runs_dir: str = knob("checkpoints_qlora", "Directory of all runs.", role="place")
-    fresh: bool = knob(False, "Start a new run beside an existing one.", role="place")
+    run: str = declare("", "Name of the run; default: made from model, settings and data.", role="place")
+    runs_dir: str = declare("checkpoints_qlora", "Directory of all runs.", role="place")
+    fresh: bool = declare(False, "Start a new run beside an existing one.", role="place")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,13 +319,13 @@ class RunConfig:
             raise ConfigError("; ".join(problems))
 
     def value(self, setting: Setting) -> Any:
-        """The value of one setting."""
+        """Return the value of one setting."""
         return getattr(getattr(self, setting.group), setting.name)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One leaf of the tree: `group.name`, its type and what `knob` said of it."""
+    """One setting, `group.name`: its type and how it was declared."""
 
     group: str
     name: str
@@ -334,17 +340,17 @@ class Setting:
 
     @property
     def flag(self) -> str:
-        """The command line's spelling, `--learning-rate`."""
+        """Return its command-line flag, such as `--learning-rate`."""
         return "--" + self.name.replace("_", "-")
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The allowed words of a `Literal` setting, else empty."""
+        """Return the allowed words of a `Literal` setting, empty for any other."""
         return typing.get_args(self.type) if typing.get_origin(self.type) is Literal else ()
 
 
 def settings(role: Role | None = None) -> Iterator[Setting]:
-    """Every setting in order of declaration, or those of one role; names are unique over all groups."""
+    """Yield all settings in order of declaration, or those of one role; names are unique over all groups."""
     for group in dataclasses.fields(RunConfig):
         cls = group.default_factory
         hints = typing.get_type_hints(cls)
@@ -360,7 +366,7 @@ def _problems(setting: Setting, value: Any) -> Iterator[str]:
             yield f"{setting.name} must be one of {', '.join(setting.choices)}; found {shown(value)}"
         return
     wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}.get(setting.type)
-    if wanted is None:  # tuple of texts
+    if wanted is None:  # the setting is a tuple of texts
         least = 1 if setting.default else 0
         texts = isinstance(value, tuple) and all(isinstance(item, str) and item for item in value)
         if not texts or len(value) < least:
@@ -403,12 +409,12 @@ def from_flat(flat: dict[str, Any], base: RunConfig | None = None) -> RunConfig:
 
 
 def to_flat(config: RunConfig, role: Role | None = None) -> dict[str, Any]:
-    """`{name: value}` of all settings, or of those of one role."""
+    """Return `{name: value}` of all settings, or of those of one role."""
     return {setting.name: config.value(setting) for setting in settings(role)}
 
 
 def to_json(config: RunConfig) -> str:
-    """The text of `config.json`: settings by group."""
+    """Return the text of `config.json`: settings by group."""
     return json.dumps(dataclasses.asdict(config), indent=2, ensure_ascii=False) + "\n"
 
 
@@ -428,7 +434,7 @@ def from_json(text: str) -> RunConfig:
 
 
 def add_arguments(parser: argparse.ArgumentParser, *names: str) -> None:
-    """Give `parser` a flag for every setting, or for those named; only given ones reach the namespace."""
+    """Add a flag to `parser` for every setting, or for those named; only flags that are given reach the namespace."""
     groups: dict[str, Any] = {}
     headings = {f.name: (f.default_factory.__doc__ or "").rstrip(".").partition(":")[0].lower()
                 for f in dataclasses.fields(RunConfig)}  # fmt: skip
@@ -457,6 +463,6 @@ def add_arguments(parser: argparse.ArgumentParser, *names: str) -> None:
 
 
 def given_settings(namespace: argparse.Namespace) -> dict[str, Any]:
-    """The settings that were on the command line, `{name: value}`."""
+    """Return the settings that were given on the command line, `{name: value}`."""
     names = {setting.name for setting in settings()}
     return {name: value for name, value in vars(namespace).items() if name in names}

@@ -3,38 +3,38 @@
     QLoraError
     ├── ConfigError       a setting
     ├── DataError         training data
-    ├── DeviceError       MLX, which computes, is not there
+    ├── MissingMlxError   MLX, which does the computing, is not there
     ├── ModelError        a base model, its tokeniser or adapters
     ├── MemoryShortError  not enough free memory to start or go on
     ├── RunError          a run directory
     │   ├── BusyError         somebody else is training there
     │   └── CheckpointError   a checkpoint that cannot be trusted
-    ├── DeviceError       a GPU, or its memory, gave up what it was computing
+    ├── DeviceError       a GPU failed in the middle of a computation, or ran out of memory
     ├── StorageError      a file cannot be written: full disk, quota, broken device (also an OSError)
     └── TrainingError     training itself went wrong
 
-Each message says what, where (file:line where there is one), what was found, what was wanted and what to do.
-The command line prints `error: …` and exits with 1; the page shows the same text. A traceback is a bug of ours.
+Each message says what went wrong, where (as file:line if there is one), what was found, what was expected and what to
+do. The command line prints `error: …` and exits with 1; the page shows the same text. A traceback is always a bug.
 """
 
 from typing import Any
 
-LONGEST = 80  # characters of a value in a message
+LONGEST = 80  # characters; longer values are shortened in messages
 
 
 def shown(value: Any) -> str:
-    """A value as a message shows it: on one line, and not too long."""
-    if isinstance(value, int) and value.bit_length() > 8192:  # Python refuses to write out the longest
+    """Return a value as a message shows it: on one line and shortened."""
+    if isinstance(value, int) and value.bit_length() > 8192:  # Python refuses to convert very long integers to text
         return "a very large number"
     try:
         text = repr(value)
-    except (ValueError, RecursionError):  # one of these inside
+    except (ValueError, RecursionError):  # the value contains such an integer, or itself
         text = f"a {type(value).__name__}"
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
 def brief(error: BaseException, most: int = 400) -> str:
-    """What a library says of a failure: on one line, and not too long."""
+    """Return a library's error message on one line, shortened."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
@@ -76,15 +76,15 @@ class CheckpointError(RunError):
 
 
 class DeviceError(QLoraError):
-    """The device gave up what it was computing, which may hold anything: memory ran out, or the system ended it."""
+    """The device gave up a computation because memory ran out or the system ended it; its results are undefined."""
 
 
 class StorageError(QLoraError, OSError):
     """A file or directory cannot be written.
 
     Args:
-        message: for the user.
-        errno: what the system said.
+        message: text for the user.
+        errno: the system's error number.
     """
 
     def __init__(self, message: str, errno: int | None = None) -> None:
@@ -93,4 +93,4 @@ class StorageError(QLoraError, OSError):
 
 
 class TrainingError(QLoraError):
-    """Training cannot go on (loss or gradients are not finite, say)."""
+    """Training cannot go on, for example because loss or gradients are not finite."""

@@ -1,6 +1,6 @@
-"""The first lines that a terminal shows of a training: at once, before anything that takes seconds to import.
+"""The first lines that a terminal shows when training starts, printed before anything that takes seconds to import.
 
-Imports nothing but Python's own.
+Imports nothing but the standard library.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ WIDTH = 72
 
 
 def header() -> str:
-    """The first lines."""
+    """Return the first lines."""
     return f"{'═' * WIDTH}\n  QLoRA Notebook\n{'═' * WIDTH}"
 
 
 def greet(argv: Sequence[str]) -> None:
-    """Print the first lines, unless help is asked for; with `--json`, on standard error.
+    """Print the first lines, unless help is asked for; with `--json`, to standard error.
 
     Args:
-        argv: the flags that were given.
+        argv: command-line arguments.
     """
     if not {"-h", "--help"} & set(argv):
         print(header(), file=sys.stderr if "--json" in argv else sys.stdout, flush=True)

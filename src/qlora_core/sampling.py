@@ -1,4 +1,4 @@
-"""How tokens are drawn, as a value. Knows nothing of models; `generate` does the drawing."""
+"""The settings that decide how tokens are drawn. Knows nothing of models; `generate` does the drawing."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn.
+    """Settings that decide how tokens are drawn.
 
     Attributes:
-        max_tokens: longest answer.
-        temperature: 0 takes the likeliest token every time; the rest then changes nothing but the penalty.
-        top_p: only the likeliest tokens that together have this probability; 1: all.
-        top_k: only this many of the likeliest; 0: all.
-        min_p: only tokens with at least this share of the likeliest one's probability.
-        repetition_penalty: above 1, tokens among the last 20 become less likely; 1: none.
-        seed: decides the draws.
+        max_tokens: longest answer, in tokens.
+        temperature: 0 always takes the most likely token; of the other settings only the penalty then has an effect.
+        top_p: draw only from the most likely tokens that together have this probability; 1: from all.
+        top_k: draw only from this many of the most likely tokens; 0: from all.
+        min_p: draw only from tokens with at least this fraction of the most likely token's probability.
+        repetition_penalty: above 1, tokens that are among the last 20 become less likely; 1: no penalty.
+        seed: seed of the random draws.
     """
 
     max_tokens: int = 128

@@ -1,6 +1,6 @@
-"""What the page says, in the reader's language. An English text is its own name; `languages/*.po` hold the others.
+"""What the page says, in the reader's language. English texts are their own keys; `languages/*.po` hold translations.
 
-Knows nothing of who reads: whoever shows texts to people tells by `find_language` how that is found out.
+Knows nothing of the reader: whoever shows texts to people sets `find_language`, which returns the language to use.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ find_language: Callable[[], str] = lambda: "en"  # noqa: E731 - replaced by the 
 
 
 def say(text: str, /, **values: object) -> str:
-    """`text` in the reader's language, with values in the places of their names, `{name}`."""
+    """Return `text` in the reader's language, with `values` filled in for their names in braces, `{name}`."""
     spoken = catalogue(find_language()).get(text, text)
     return spoken.format(**values) if values else spoken
 
 
 @functools.cache
 def catalogue(language: str) -> dict[str, str]:
-    """English texts and what they are in another language."""
+    """Return the translations into a language, `{English text: translation}`."""
     path = CATALOGUES / f"{language}.po"
     if not path.is_file():
         return {}
-    from babel.messages.pofile import read_po  # only here: English needs none
+    from babel.messages.pofile import read_po  # imported here since English does not need it
 
     with path.open("rb") as file:
         return {message.id: message.string for message in read_po(file) if message.id and message.string}

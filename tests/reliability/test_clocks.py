@@ -28,7 +28,7 @@ from qlora_core.runs import writer
 from qlora_core.runs.metrics import MetricsReader
 from qlora_core.runs.plan import TrainingTracker
 from qlora_core.runs.run import Run
-from qlora_core.runs.throughput import RECENT_STEPS, Pace, counted_seconds
+from qlora_core.runs.throughput import RECENT_STEPS, Throughput, counted_seconds
 from qlora_core.runs.writer import RunLock
 from qlora_core.training import loop, saving, steps, watching
 
@@ -72,7 +72,7 @@ def test_a_change_of_pace_is_none_of_them() -> None:
 
 
 def test_the_pace_of_the_last_steps() -> None:
-    pace = Pace()
+    pace = Throughput()
     assert (pace.tokens_per_second, pace.seconds_for(10)) == (0.0, 0.0)
     assert [pace.count(100, seconds) for seconds in (0.5, 0.5, 0.5, HOUR, 0.5)] == [0.5] * 5
     assert (pace.tokens_per_second, pace.seconds_for(10)) == (200.0, 5.0)

@@ -1,4 +1,5 @@
-"""One model on one device: load it, attach adapters, compute its loss and answers. The first half that imports MLX.
+"""Load one model on one device, attach adapters, and compute its loss and its answers.
 
-`device` comes first: it puts a fast BLAS in place before anything imports MLX.
+With `training`, the only package that imports MLX. `device` comes first: it puts a fast BLAS in place before anything
+imports MLX.
 """

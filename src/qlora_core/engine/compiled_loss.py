@@ -1,4 +1,4 @@
-"""Passes of batches through a model: forwards, or forwards and backwards; compiled where that is faster.
+"""Loss of a batch, and its gradient, as functions that are compiled where that is faster.
 
 Knows nothing of rows, steps or streams.
 """
@@ -13,13 +13,13 @@ from .model import AdapterVector, Form, Layout, arrays_of, form_loss
 
 
 class Passes:
-    """Loss, and gradient, of batches.
+    """Computes the loss of batches, and its gradient.
 
     Args:
         model: with adapters attached.
-        adapters: of that model, as one vector.
-        layout: how batches go through it.
-        compiled: whether each shape is compiled when it first occurs, and kept.
+        adapters: the model's adapters as one vector.
+        layout: how batches are laid out for the model.
+        compiled: whether a function is compiled for each new shape, and kept.
     """
 
     def __init__(self, model: nn.Module, adapters: AdapterVector, layout: Layout, *, compiled: bool) -> None:
@@ -28,15 +28,15 @@ class Passes:
         self._functions: dict[Form, Any] = {}
 
     def loss(self, batch: Batch) -> mx.array:
-        """Summed over the trained tokens, nats."""
+        """Return the loss, summed over the trained tokens, in nats."""
         return self._call(False, batch)
 
     def loss_and_gradient(self, batch: Batch) -> tuple[mx.array, mx.array]:
-        """The same with its gradient, `(parameters,)` float32. Dropout masks come from MLX's global state."""
+        """Return the loss and its gradient `(parameters,)`, float32. Dropout masks come from MLX's global state."""
         return self._call(True, batch)
 
     def forget(self) -> None:
-        """Let go of what was compiled, and with it of every weight that it holds."""
+        """Drop the compiled functions, and with them all references to weights."""
         self._functions.clear()
 
     def _call(self, training: bool, batch: Batch) -> Any:
@@ -48,17 +48,18 @@ class Passes:
         try:
             return function(trained, arrays_of(batch))
         finally:
-            self._model.update(trained)  # inside, they were placeholders
+            self._model.update(trained)  # tracing left placeholders in the model
 
     def _made(self, form: Form) -> Any:
-        """What computes batches of a form: the loss, for training with its gradient."""
+        """Make the function that computes batches of a form: the loss, for training with its gradient."""
 
         def forward(trained: dict[str, Any], arrays: dict[str, mx.array]) -> mx.array:
             self._model.update(trained)
             return form_loss(self._model, arrays, form)
 
         def both(trained: dict[str, Any], arrays: dict[str, mx.array]) -> tuple[mx.array, mx.array]:
-            # not scaled for float16: of a sum over tokens nothing underflows (measured: as near float32 as if it were)
+            # no loss scaling in float16: in a sum over tokens nothing underflows (measured: scaling is no closer to
+            # the result in float32)
             loss, gradients = mx.value_and_grad(forward)(trained, arrays)
             return loss, self._adapters.join(gradients)
 

@@ -1,7 +1,7 @@
-"""The device: an optimised BLAS in place before MLX is imported, the default device, dtype, counters, kernel choice.
+"""The device: a fast BLAS in place before MLX is imported, the default device, dtype, counters, choice of kernels.
 
-Every module that computes takes `mx`, `nn` and `optim` from here, never from mlx: on Linux MLX's CPU backend binds to
-whichever BLAS the process holds when it is first imported, and its own reference BLAS is 20 to 90 times slower.
+Every module that computes imports `mx`, `nn` and `optim` from here, never from mlx. On Linux, MLX's CPU backend binds
+to whichever BLAS the process holds when MLX is first imported, and its own reference BLAS is 20 to 90 times slower.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ from ..runs.kernel_choice import Kernels
 from ..runs.memory_estimate import CPU_TOKENS, cpu_streams, keeps_dense_weights
 from ..tokens.batching import Rounding
 
-NATIVE_BFLOAT16 = 15  # generation of Apple's GPUs from which on they compute bfloat16 themselves
-WORKING_SET = 0.95  # of what Metal recommends as the most, from where on MLX lets go of what it keeps
+NATIVE_BFLOAT16 = 15  # the first generation of Apple's GPUs that computes bfloat16 in hardware
+WORKING_SET = 0.95  # share of the working set that Metal recommends, from which MLX frees the memory that it caches
 _SYMBOLS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")  # what mlx-cpu looks for
 
 
 @dataclass(frozen=True)
 class Blas:
-    """The matrix library in effect.
+    """The matrix library in use.
 
     Attributes:
-        name: for people.
+        name: name for people.
         fast: False for MLX's own reference BLAS on Linux.
-        remedy: what to do about that.
+        remedy: what to do if it is not fast.
     """
 
     name: str
@@ -58,7 +58,7 @@ _prefix = ""
 
 
 def _load_blas() -> Blas:
-    """Put an optimised BLAS into the process: the packaged OpenBLAS, else the system's; say so if there is none."""
+    """Load a fast BLAS into the process: the packaged OpenBLAS, else the system's; describe the one in use."""
     global _library, _prefix
     if sys.platform == "darwin":
         return Blas("Accelerate")
@@ -69,7 +69,7 @@ def _load_blas() -> Blas:
         path, name = _packaged_openblas()
         _library, _prefix = ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL), "scipy_"
         return Blas(f"{name} ({_core()})")
-    except Exception as error:  # whatever is wrong with it, training must still be possible
+    except Exception as error:  # whatever goes wrong here, training must still be possible
         problem = f"{type(error).__name__}: {error}"
     if found := ctypes.util.find_library("openblas"):
         with contextlib.suppress(OSError):
@@ -84,17 +84,17 @@ def _load_blas() -> Blas:
 
 
 def _core() -> str:
-    """The processor whose instructions OpenBLAS uses: found, or said by OPENBLAS_CORETYPE. It decides the last bits."""
+    """Return the processor that OpenBLAS is tuned for, detected or set by OPENBLAS_CORETYPE; last bits depend on it."""
     name = getattr(_library, f"{_prefix}openblas_get_corename")
     name.restype = ctypes.c_char_p
     return name().decode()
 
 
 def _packaged_openblas() -> tuple[Path, str]:
-    """A copy of scipy-openblas32's library, in the cache, with the three names that MLX looks for.
+    """Return a cached copy of scipy-openblas32's library, with the three names that MLX looks for, and its name.
 
-    The package exports them with a prefix; renaming the dynamic symbols in a copy takes a second, once. The package is
-    not imported: it would load its own copy, whose thread count would then hide ours.
+    The package exports these symbols with a prefix. Renaming them in a copy takes a second, once. The package is not
+    imported: that would load its own copy of the library, whose thread count would then hide the one of ours.
     """
     package = importlib.util.find_spec("scipy_openblas32")
     if package is None or package.origin is None:
@@ -126,10 +126,10 @@ def _sha256(path: Path) -> str:
 
 
 def _keep_freed_memory() -> None:
-    """Tell glibc's malloc to keep what is freed.
+    """Tell glibc's malloc to keep freed memory.
 
-    MLX's arrays on a CPU come from malloc, which gives large ones back to the kernel at once; a step then waits for up
-    to 700,000 pages to be zeroed anew (measured: a third of its time).
+    On a CPU, MLX's arrays come from malloc, which returns large ones to the kernel at once. A step would then wait for
+    up to 700,000 pages to be zeroed again (measured: a third of its time).
     """
     trim_threshold, mmap_threshold, limit = -1, -3, 2**30
     with contextlib.suppress(AttributeError, OSError):  # another libc
@@ -138,11 +138,11 @@ def _keep_freed_memory() -> None:
         libc.mallopt(trim_threshold, limit)
 
 
-OLDEST_MACOS = 14  # that MLX has packages for
+OLDEST_MACOS = 14  # the oldest version that MLX has packages for
 
 
 def _remedy_without_mlx() -> str:
-    """Return what gets MLX onto this machine, where it cannot be imported."""
+    """Return how to install MLX on this machine, for when it cannot be imported."""
     if sys.platform == "darwin" and platform.machine() != "arm64":
         return (
             "This Python is for Intel processors, for which MLX is not made. On Apple silicon it runs under Rosetta: "
@@ -158,18 +158,19 @@ def _remedy_without_mlx() -> str:
     return "`uv sync` installs it."
 
 
-flush_denormals()  # before the BLAS and MLX start their threads, which take it over
+flush_denormals()  # before the BLAS and MLX start their threads, which inherit the setting
 BLAS = _load_blas()
 if not has_gpu():
-    # MLX walks the graph of a step in layers this wide. Wider ones let the streams, each a part of the micro-batch,
-    # take turns; with the default of 20 they run one after the other (measured: 1.4 of 2 cores busy, then 1.9).
+    # MLX orders the graph of a step breadth-first, up to this width. A larger width lets the streams, each with a part
+    # of the micro-batch, run at the same time; with the default of 20 they run one after another (measured: 1.4 of 2
+    # cores were busy with the default, 1.9 with this).
     os.environ.setdefault("MLX_BFS_MAX_WIDTH", "5000")
 elif sys.platform == "linux":
-    # What a GPU is given at once: with MLX's own 100 operations and 1,000 MB it has the dequantised weights of many
-    # layers in memory together (measured on an H100: 10 GB more, and no faster).
+    # How much work is sent to the GPU at once: with MLX's default of 100 operations and 1,000 MB, the dequantised
+    # weights of many layers are in memory together (measured on an H100: 10 GB more, and no faster).
     os.environ.setdefault("MLX_MAX_OPS_PER_BUFFER", "20")
     os.environ.setdefault("MLX_MAX_MB_PER_BUFFER", "100")
-    # kernels that are compiled for this GPU are kept; in MLX's own place, a temporary directory, until it starts anew
+    # keep the kernels that are compiled for this GPU; MLX's own choice is a temporary directory
     os.environ.setdefault("MLX_PTX_CACHE_DIR", str(cache_directory() / "kernels"))
 for _name, _value in gpu_environment().items():
     os.environ.setdefault(_name, _value)
@@ -179,7 +180,7 @@ try:
     import mlx.nn as nn
     import mlx.optimizers as optim
     from mlx.utils import tree_flatten, tree_map, tree_unflatten
-except ImportError as error:  # the package is missing, or on Linux the library that computes
+except ImportError as error:  # the package is missing, or on Linux its backend
     raise MissingMlxError(f"MLX, which computes, cannot be used: {brief(error)}. {_remedy_without_mlx()}") from None
 
 __all__ = ["mx", "nn", "optim", "tree_flatten", "tree_map", "tree_unflatten"]
@@ -187,40 +188,40 @@ __all__ = ["mx", "nn", "optim", "tree_flatten", "tree_map", "tree_unflatten"]
 ON_CPU = not mx.metal.is_available() and not mx.cuda.is_available()
 if ON_CPU:
     mx.set_default_device(mx.cpu)
-    mx.disable_compile()  # it would need a C++ compiler at run time, and gains nothing here
+    mx.disable_compile()  # it would need a C++ compiler at run time, and saves no time on a CPU
     _keep_freed_memory()
 else:
-    # without a limit MLX keeps every array that is freed: a 7B model's training filled a GPU of 80 GB, and was no
-    # faster than with 4 or 20 GB to keep (measured); on a Mac it would keep up to 95% of the machine's memory
+    # without a limit MLX caches the memory of every freed array: training a 7B model filled a GPU of 80 GB, and was no
+    # faster than with a cache of 4 or 20 GB (measured); on a Mac it would cache up to 95% of the machine's memory
     mx.set_cache_limit(mx.device_info()["memory_size" if mx.metal.is_available() else "total_memory"] // 8)
 
 
 def set_blas_threads(count: int) -> None:
-    """Threads of one matrix product, where the library can be told."""
+    """Set the number of threads for a matrix product, if the library allows it."""
     if _library is not None:
         getattr(_library, f"{_prefix}openblas_set_num_threads")(count)
 
 
 def choose_kernels(model_dtype: str, dense_bytes: int, available: int) -> Kernels:
-    """The fastest way to compute here.
+    """Return the fastest way to compute on this machine.
 
-    Where that is float16 and the base was saved in another dtype, its numbers may overflow: beyond 65,504 they are
-    infinite. The trainer looks for that; whoever does not takes `kernels_to_answer`.
+    If that is float16 and the base was saved in another dtype, its numbers may overflow: beyond 65,504 they are
+    infinite. The trainer checks for that; code that does not should call `kernels_to_answer`.
 
     Args:
-        model_dtype: what the base was saved in; kept on a GPU, unless it is float32, or bfloat16 on an M1 or M2, which
-            compute that in software: float16 there.
+        model_dtype: dtype that the base was saved in. A GPU keeps it, unless it is float32, or it is bfloat16 on an M1
+            or M2: these compute bfloat16 in software, and use float16 instead.
         dense_bytes: size of all weights dequantised to float32.
         available: free memory in bytes.
     """
     if mx.metal.is_available():
         dtype = "bfloat16" if model_dtype == "bfloat16" and _has_bfloat16() else "float16"
-        # arithmetic is dear there, moving rows is not; and attention's gradient is fused for rows alone, not for bins
+        # there arithmetic is expensive and moving rows is cheap; attention's gradient is fused for rows, not for bins
         rounding = Rounding(32, 32, (128, 256), flat_cost=1.05)
         return Kernels("metal", dtype, "quantised", rounding=rounding, compiled=True)
     if mx.cuda.is_available():
         dtype = "bfloat16" if model_dtype == "float32" else model_dtype
-        # fused attention has a fused gradient for multiples of 128 alone, which from 384 on is not the same each time
+        # attention's gradient is fused only for multiples of 128, and from 384 on it is not deterministic
         rounding = Rounding(32, 128, (128, 256))
         linear = "kept" if keeps_dense_weights(dense_bytes // 2, available) else "dequantised"
         return Kernels("cuda", dtype, linear, rounding=rounding, compiled=True)
@@ -229,22 +230,23 @@ def choose_kernels(model_dtype: str, dense_bytes: int, available: int) -> Kernel
 
 
 def _has_bfloat16() -> bool:
-    """Whether Apple's GPU computes bfloat16 itself: that of an M3 and later, by the generation in its architecture.
+    """Return whether Apple's GPU computes bfloat16 in hardware, as from the M3 on, by its generation.
 
-    `applegpu_g13g` is an M1's, g14 an M2's, g15 an M3's, g16 an M4's; what has no such name is taken for a later one.
+    `applegpu_g13g` is an M1's architecture, g14 an M2's, g15 an M3's, g16 an M4's; an unknown name counts as a later
+    one.
     """
     found = re.match(r"applegpu_g(\d+)", str(mx.device_info().get("architecture", "")))
     return found is None or int(found[1]) >= NATIVE_BFLOAT16
 
 
 def kernels_to_answer(model_dtype: str, dense_bytes: int, available: int, recorded: dict[str, Any] | None) -> Kernels:
-    """As `choose_kernels`, for those who do not look for overflow: never in float16 what was saved in bfloat16.
+    """Return kernels for code that does not check for overflow: a base saved in bfloat16 never gets float16.
 
     Args:
-        model_dtype: what the base was saved in.
+        model_dtype: dtype that the base was saved in.
         dense_bytes: size of all weights dequantised to float32.
         available: free memory in bytes.
-        recorded: how a run trained on this base; on the same device, answers are computed in the same dtype.
+        recorded: kernels that a run trained this base with; on the same device, answers use the same dtype.
     """
     chosen = choose_kernels(model_dtype, dense_bytes, available)
     if recorded and recorded["device"] == chosen.device:
@@ -254,11 +256,11 @@ def kernels_to_answer(model_dtype: str, dense_bytes: int, available: int, record
 
 
 def memory_counters() -> dict[str, int]:
-    """Bytes held by MLX's arrays now and at most, and on a GPU what is free for more.
+    """Return the bytes held by MLX's arrays, now and at most, and on a GPU what is free for more.
 
-    On a GPU with memory of its own that is what is free there; on Apple's it is what the machine has left, or less
-    where MLX comes to the part of the memory that the GPU should have. What MLX keeps for its next arrays counts as
-    taken, for itself and in what the driver says; other programs' arrays only in that.
+    On a GPU with memory of its own, that is what is free there; on Apple's, it is what the machine has left, or less if
+    MLX gets near the share of memory that the GPU should have. Memory that MLX caches for its next arrays counts as
+    taken, both in MLX's own count and in the driver's; only the driver's counts what other programs hold.
     """
     counters = {"active": mx.get_active_memory(), "peak": mx.get_peak_memory()}
     if mx.cuda.is_available():
@@ -273,15 +275,15 @@ def memory_counters() -> dict[str, int]:
 
 
 def gpu_working_set() -> int:
-    """Return the bytes that MLX's arrays should take together on Apple's GPU; 0 where that is not known.
+    """Return how many bytes MLX's arrays should take at most on Apple's GPU; 0 if unknown.
 
-    From there on MLX lets go of what it keeps (read in its allocator, not yet run).
+    Beyond that MLX frees the memory that it caches (read in its allocator, not yet run).
     """
     return int(WORKING_SET * int(mx.device_info().get("max_recommended_working_set_size", 0)))
 
 
 def clear_cache() -> None:
-    """Give back the memory that is kept for arrays to come."""
+    """Free the memory that is cached for later arrays."""
     mx.clear_cache()
     if ON_CPU:
         with contextlib.suppress(AttributeError, OSError):  # another libc
@@ -289,7 +291,7 @@ def clear_cache() -> None:
 
 
 def describe_device() -> str:
-    """The device in a line, for people."""
+    """Return a line for people that describes the device."""
     if mx.metal.is_available():
         return f"Metal ({mx.device_info().get('device_name', 'Apple silicon')})"
     if mx.cuda.is_available():

@@ -1,4 +1,4 @@
-"""The layers below the first that has adapters, and what stands in for them while they are out of memory.
+"""The layers below the first one with adapters, and what replaces them while they are out of memory.
 
 Knows layers and the hidden states between them; nothing of rows, files or steps.
 """
@@ -14,11 +14,11 @@ from .fused_linear import settled
 
 
 class Passage:
-    """Where hidden states go from the layers below to those above.
+    """Carries hidden states from the layers below to those above.
 
     Attributes:
-        given: those that were made before, `(R, L, hidden)`; None where what comes is handed on.
-        seen: what came last.
+        given: hidden states computed earlier, `(R, L, hidden)`; None: pass on what the layers below compute.
+        seen: the hidden states that arrived last.
     """
 
     given: mx.array | None = None
@@ -26,11 +26,12 @@ class Passage:
 
 
 class StandIn(nn.Module):
-    """Stands where a layer was and computes nothing.
+    """Takes the place of a layer, and computes nothing.
 
     Args:
-        layer: that was there; a model may ask for its plain attributes (whether it looks at a window, say).
-        passage: of all stand-ins of a model.
+        layer: the layer that is replaced; a model may still read its plain attributes, such as whether it uses a
+            window.
+        passage: shared by all stand-ins of a model.
     """
 
     def __init__(self, layer: nn.Module, passage: Passage) -> None:
@@ -39,7 +40,7 @@ class StandIn(nn.Module):
         self.passage = passage
 
     def __call__(self, x: mx.array, *_: Any, **__: Any) -> mx.array:
-        """What was given, else what came."""
+        """Return the given hidden states if there are any, else `x`."""
         if self.passage.given is not None:
             return self.passage.given
         self.passage.seen = settled(x)
@@ -50,9 +51,9 @@ class Trunk:
     """The lower layers of a model.
 
     Args:
-        model: on which layers are replaced in place.
-        depth: how many of its layers are below the first that has adapters.
-        load: those layers anew, when they have been let go.
+        model: its layers are replaced in place.
+        depth: number of layers below the first one with adapters.
+        load: loads those layers again after they have been released.
     """
 
     def __init__(self, model: nn.Module, depth: int, load: Callable[[], Sequence[nn.Module]]) -> None:
@@ -62,18 +63,18 @@ class Trunk:
         self._stand_ins = [StandIn(layer, self._passage) for layer in self._layers]
 
     def take_out(self) -> list[nn.Module]:
-        """Stand in for the lower layers from now on, and give them back; what is computed needs states made before."""
+        """Replace the lower layers by stand-ins and return them; the model then needs hidden states made earlier."""
         below = self._layers[: self.depth]
         self._layers[: self.depth] = self._stand_ins[: self.depth]
         return below
 
     def put_back(self, layers: Sequence[nn.Module]) -> None:
-        """Have these lower layers again."""
+        """Restore the lower layers."""
         self._layers[: self.depth] = layers
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[None]:
-        """Inside the block the model has all of its layers, loaded anew."""
+        """Load the lower layers again, so that the model has all of its layers inside the block."""
         self.put_back(self._load())
         try:
             yield
@@ -83,7 +84,7 @@ class Trunk:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[Passage]:
-        """Inside the block only they compute; what they made last is seen in the passage."""
+        """Run only the lower layers inside the block; the yielded passage holds their last output."""
         above = self._layers[self.depth :]
         self._layers[self.depth :] = self._stand_ins[self.depth :]
         try:
@@ -95,7 +96,7 @@ class Trunk:
 
 @contextlib.contextmanager
 def giving(model: nn.Module, states: mx.array | None) -> Iterator[None]:
-    """Inside the block the layers above get these states from the stand-ins below; None: the layers below compute."""
+    """Give the layers above these hidden states inside the block; with None, the layers below compute them."""
     if states is None:
         yield
         return
@@ -108,5 +109,5 @@ def giving(model: nn.Module, states: mx.array | None) -> Iterator[None]:
 
 
 def language_model(model: nn.Module) -> nn.Module:
-    """That of a model that sees or hears as well, else itself."""
+    """Return the language model inside a multimodal model, or the model itself."""
     return model.language_model if "language_model" in model else model

@@ -1,7 +1,8 @@
-"""Layers that multiply one input by their weights, computed together and keeping little for the backward pass.
+"""Linear layers that share an input, computed together and keeping little for the backward pass.
 
-What a norm or an activation gives is as large as what it is made of, which is kept anyway: it is made again when the
-backward pass comes to it. Which layers share an input is seen by watching a model once. Knows nothing of data or loss.
+A norm's output is as large as its input, which is kept anyway; the same holds for an activation. So the output is
+recomputed in the backward pass instead of being kept. Which layers share an input is found by watching a model once.
+Knows nothing of data or loss.
 """
 
 from __future__ import annotations
@@ -15,49 +16,49 @@ from typing import Any, Protocol
 from .device import mx, nn
 
 Pull = Callable[[mx.array], tuple[mx.array, ...]]
-"""Takes the gradient of an output to those of its inputs."""
+"""Maps the gradient of an output to those of its inputs."""
 
 
 class Cheap(Protocol):
-    """A function whose output costs little beside a product with a matrix."""
+    """A function that costs little compared with a matrix product."""
 
     def __call__(self, *inputs: mx.array) -> mx.array:
-        """The output."""
+        """Return the output."""
         ...
 
     def again(self, *inputs: mx.array) -> tuple[mx.array, Pull]:
-        """The output, and its vector-Jacobian product."""
+        """Return the output, and its vector-Jacobian product."""
         ...
 
 
 class Same:
-    """An input that nothing was done to."""
+    """The identity, for an input that is used as it is."""
 
     def __call__(self, x: mx.array) -> mx.array:
-        """`x`."""
+        """Return `x`."""
         return x
 
     def again(self, x: mx.array) -> tuple[mx.array, Pull]:
-        """`x`, and its gradient as it is."""
+        """Return `x`, and a function that passes its gradient on."""
         return x, lambda cotangent: (cotangent,)
 
 
 class Plain:
-    """A cheap function that has no gradient of its own making.
+    """A cheap function that uses MLX's gradient.
 
     Args:
-        function: of arrays.
+        function: a function of arrays.
     """
 
     def __init__(self, function: Callable[..., mx.array]) -> None:
         self._function = function
 
     def __call__(self, *inputs: mx.array) -> mx.array:
-        """The output."""
+        """Return the output."""
         return self._function(*inputs)
 
     def again(self, *inputs: mx.array) -> tuple[mx.array, Pull]:
-        """The output, and MLX's gradient."""
+        """Return the output, and MLX's gradient of it."""
 
         def pull(cotangent: mx.array) -> tuple[mx.array, ...]:
             return tuple(mx.vjp(lambda *xs: [self._function(*xs)], list(inputs), [cotangent])[1])
@@ -66,21 +67,21 @@ class Plain:
 
 
 class Norm:
-    """Root-mean-square norm with a frozen weight (arXiv:1910.07467): no gradient is made for the weight.
+    """Root-mean-square norm with a frozen weight (arXiv:1910.07467): no gradient is computed for the weight.
 
     Args:
-        module: whose weight and epsilon these are.
+        module: the norm whose weight and epsilon are used.
     """
 
     def __init__(self, module: nn.RMSNorm) -> None:
         self._weight, self._eps = module.weight, module.eps
 
     def __call__(self, x: mx.array) -> mx.array:
-        """`x` over its root mean square, times the weight."""
+        """Return `x` divided by its root mean square, times the weight."""
         return mx.fast.rms_norm(x, self._weight, self._eps)
 
     def again(self, x: mx.array) -> tuple[mx.array, Pull]:
-        """The same, and its gradient."""
+        """Return the same, and its gradient."""
 
         def bare(x: mx.array) -> list[mx.array]:
             return [mx.fast.rms_norm(x, None, self._eps)]
@@ -92,14 +93,14 @@ class Norm:
 
 
 class Deferred:
-    """What a cheap function makes of its inputs, on its way to the layers that multiply it.
+    """The output of a cheap function, not yet computed, on its way to the layers that multiply it.
 
-    Has the shape that a model may ask for; anything else that is done with it is an error, and then `watch_sharing` was
+    It has a shape, which a model may ask for. Any other use of it is an error, which means that `watch_sharing` was
     wrong about this model.
 
     Args:
-        function: makes it.
-        inputs: of the function; the first has its shape.
+        function: computes the output.
+        inputs: of the function; the output has the shape of the first.
     """
 
     def __init__(self, function: Cheap, *inputs: mx.array) -> None:
@@ -110,13 +111,13 @@ class Deferred:
 
     @property
     def value(self) -> mx.array:
-        """The array, made once."""
+        """Return the output as an array, computed once."""
         if self._value is None:
             self._value = self.function(*self.inputs)
         return self._value
 
     def product(self, layer: Any) -> mx.array:
-        """What `layer` makes of it: all layers that share it are computed when the first one asks."""
+        """Return the output of `layer`; when the first layer asks, all layers that share this input are computed."""
         if id(layer) not in self._products:
             together = layer.together or (layer,)
             outputs = multiply_together(self, together)
@@ -125,22 +126,24 @@ class Deferred:
 
 
 def multiply_together(x: Deferred, layers: Sequence[Any]) -> list[mx.array]:
-    """What each of some layers makes of one input: x Wᵀ + scale · x A B, and a bias where there is one.
+    """Return the outputs of layers with a common input: x Wᵀ + scale · x A B, plus a bias if there is one.
 
-    One function with its own gradient, which keeps the inputs of `x` and (for each adapter) x A, `rank` columns wide.
-    The adapters' products with x are one product. Where a layer has no adapter, its part with A and B is left out.
+    They are one function with its own gradient. For the backward pass it keeps the inputs of `x` and, for each adapter,
+    x A, which has only `rank` columns. The products of x with all matrices A are one product. A layer without an
+    adapter has no terms with A and B.
 
     Args:
         x: `(…, inputs)`.
         layers: `kernels.FrozenLinear`, or `kernels.LoraAdapter` around one.
     """
+    # Shapes: N tokens, `inputs` columns of x, `outputs` rows of each W; r is the sum of the ranks of all adapters.
     bases = [getattr(layer, "linear", layer) for layer in layers]
     adapted = [i for i, layer in enumerate(layers) if layer is not bases[i] and layer.enabled]
-    ends = list(itertools.accumulate(layers[i].lora_a.shape[1] for i in adapted))
-    count, value = len(x.inputs), _flat(mx.stop_gradient(x.value))
+    ends = list(itertools.accumulate(layers[i].lora_a.shape[1] for i in adapted))  # where each adapter ends in r
+    count, value = len(x.inputs), _flat(mx.stop_gradient(x.value))  # (N, inputs); gradients go by the function's inputs
 
     def parts(primals: Sequence[mx.array]) -> tuple[list[mx.array], list[mx.array], list[mx.array]]:
-        """Inputs, A and scale · B as they are multiplied."""
+        """Split the arguments into inputs, matrices A and matrices scale · B, in the dtype of the product."""
         arrays = list(primals)
         a, b = arrays[count : count + len(adapted)], arrays[count + len(adapted) :]
         scaled = [(layers[i].scale * one).astype(x.dtype) for i, one in zip(adapted, b, strict=True)]
@@ -149,25 +152,27 @@ def multiply_together(x: Deferred, layers: Sequence[Any]) -> list[mx.array]:
     @mx.custom_function
     def forward(*primals):
         _, a, b = parts(primals)
-        outputs = [base.forward(value) for base in bases]
-        low = value @ _joined(a) if a else value[..., :0]
+        outputs = [base.forward(value) for base in bases]  # each (N, outputs)
+        low = value @ _joined(a) if a else value[..., :0]  # x A of all adapters, (N, r)
         for i, own, b_i in zip(adapted, _split(low, ends), b, strict=True):
             outputs[i] = mx.addmm(outputs[i], own, b_i)
-        return *outputs, low
+        return *outputs, low  # `low` is an output so that the backward pass has it
 
     @forward.vjp
     def _(primals, cotangents, outputs):
         gradients, low = list(cotangents[:-1]), outputs[-1]
-        inputs, a, b = parts([primals] if isinstance(primals, mx.array) else primals)  # one alone comes as it is
+        inputs, a, b = parts([primals] if isinstance(primals, mx.array) else primals)  # a single one is not in a tuple
+        # `depends`: recompute x only when its gradient is due; MLX could otherwise do so for many layers at once
         again, pull = x.function.again(*mx.depends(inputs, gradients))
-        down = None
+        down = None  # gradient of x, (N, inputs)
         for base, gradient in zip(bases, gradients, strict=True):
             down = base.backward(gradient, down)
         if not adapted:
             return pull(down.reshape(x.shape))
-        joined = _joined([gradients[i] @ b_i.T for i, b_i in zip(adapted, b, strict=True)])
+        joined = _joined([gradients[i] @ b_i.T for i, b_i in zip(adapted, b, strict=True)])  # gradient of x A, (N, r)
         down = mx.addmm(down, joined, _joined(a).T)
-        of_a = _split(_flat(again).T @ joined, ends)
+        of_a = _split(_flat(again).T @ joined, ends)  # each (inputs, rank)
+        # each (rank, outputs)
         of_b = [layers[i].scale * (own.T @ gradients[i]) for i, own in zip(adapted, _split(low, ends), strict=True)]
         return *pull(down.reshape(x.shape)), *(one.astype(mx.float32) for one in (*of_a, *of_b))
 
@@ -190,16 +195,17 @@ def _flat(x: mx.array) -> mx.array:
 
 
 def settled(x: mx.array | Deferred) -> mx.array:
-    """The array, also of a `Deferred` that leaves the layers which share it."""
+    """Return the array of a `Deferred` that leaves the layers which share it, or an array as it is."""
     return x.value if isinstance(x, Deferred) else x
 
 
-# Seeing who shares what -------------------------------------------------------------------------------------------
+# Finding out which layers share an input --------------------------------------------------------------------------
 
 
 class _State(threading.local):
     deferring = False
-    watched: dict[int, tuple[mx.array, Any, list[Any]]] | None = None  # value, its maker, layers that multiply it
+    # by the id of an array: the array, the function that made it, the layers that multiply it; None: not watching
+    watched: dict[int, tuple[mx.array, Any, list[Any]]] | None = None
 
 
 _state = _State()
@@ -207,7 +213,7 @@ _state = _State()
 
 @contextmanager
 def deferring(on: bool = True) -> Iterator[None]:
-    """Inside the block, cheap functions whose users are known hand on a `Deferred`."""
+    """Make cheap functions with known users return a `Deferred` inside the block."""
     before, _state.deferring = _state.deferring, on
     try:
         yield
@@ -216,31 +222,32 @@ def deferring(on: bool = True) -> Iterator[None]:
 
 
 def is_deferring() -> bool:
-    """Whether this is inside such a block."""
+    """Return whether this runs inside a block of `deferring`."""
     return _state.deferring
 
 
 def made(value: mx.array, maker: Any) -> mx.array:
-    """Say that `maker` is a cheap function that made `value`; gives it back."""
+    """Note that the cheap function `maker` made `value`; return `value`."""
     if _state.watched is not None:
         _state.watched[id(value)] = (value, maker, [])
     return value
 
 
 def used(value: mx.array, layer: Any) -> None:
-    """Say that `layer` multiplies `value`."""
+    """Note that `layer` multiplies `value`."""
     if _state.watched is not None and id(value) in _state.watched:
         _state.watched[id(value)][2].append(layer)
 
 
 def watch_sharing(forward: Callable[[], Any]) -> list[Any]:
-    """Run `forward` once, of which nothing is computed, and note in every layer with whom it shares its input.
+    """Trace `forward` once, without computing anything, and note for every layer which others share its input.
 
-    A function hands on `Deferred` from then on where all that it made was multiplied by layers that may be computed
-    together. What else used it was not seen: compare a loss before and after, and `stop_sharing` if they differ.
+    From then on a function returns a `Deferred` if all of its outputs were multiplied by layers that may be computed
+    together. Other uses of an output cannot be seen: compare a loss before and after, and call `stop_sharing` if they
+    differ.
 
     Returns:
-        Those functions.
+        The functions that return a `Deferred` from now on.
     """
     _state.watched = {}
     try:
@@ -248,6 +255,7 @@ def watch_sharing(forward: Callable[[], Any]) -> list[Any]:
         watched = list(_state.watched.values())
     finally:
         _state.watched = None
+    # an adapter calls the linear layer inside it with the same input: only the adapter counts
     inner = {id(layer.linear) for _, _, layers in watched for layer in layers if hasattr(layer, "linear")}
     outer = [(maker, tuple(one for one in layers if id(one) not in inner)) for _, maker, layers in watched]
     refused = {id(maker) for maker, layers in outer if not layers or not all(layer.shares for layer in layers)}
@@ -260,10 +268,10 @@ def watch_sharing(forward: Callable[[], Any]) -> list[Any]:
 
 
 def stop_sharing(makers: list[Any]) -> None:
-    """Let these functions hand on arrays again."""
+    """Make these functions return arrays again."""
     for maker in makers:
         _note(maker, "is_shared", False)
 
 
 def _note(owner: Any, name: str, value: Any) -> None:
-    object.__setattr__(owner, name, value)  # past nn.Module, for which it would be a parameter
+    object.__setattr__(owner, name, value)  # bypasses nn.Module, which would take it for a parameter or a submodule

@@ -1,4 +1,4 @@
-"""Answers of a loaded model, many at once, through mlx-lm's batched generation."""
+"""Answers of a loaded model, many at once, by mlx-lm's batched generation."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def answer(
     """Answer every prompt, in order.
 
     Args:
-        model: with adapters or without; left in the mode it was in.
+        model: with or without adapters; left in the mode (training or evaluation) that it was in.
         tokenizer: of that model.
-        prompts: side by side where the model allows it.
-        tick: is told, again and again, how many answers are whole.
+        prompts: answered side by side if the model allows it.
+        tick: called repeatedly with the number of finished answers.
         sampling: fields of `Sampling`.
     """
     answers: list[list[int]] = [[] for _ in prompts]
@@ -39,20 +39,20 @@ def answer(
 
 
 def stream(model: nn.Module, tokenizer: ChatTokenizer, prompt: Prompt, **sampling: Any) -> Iterator[str]:
-    """The answer to one prompt, piece by piece as it is made; joined, it is what `answer` gives."""
+    """Yield the answer to one prompt piece by piece as it is generated; joined, the pieces equal that of `answer`."""
     return (piece for piece, _ in stream_tokens(model, tokenizer, prompt, **sampling) if piece)
 
 
 def stream_tokens(
     model: nn.Module, tokenizer: ChatTokenizer, prompt: Prompt, **sampling: Any
 ) -> Iterator[tuple[str, int]]:
-    """After each token of the answer to one prompt: the text that it adds, which may be none, and tokens so far."""
+    """Yield after each token of the answer the text that it adds, which may be empty, and the tokens so far."""
     ids: list[int] = []
     shown = ""
     for _, token in _tokens(model, tokenizer, [prompt], Sampling(**sampling)):
         ids.append(token)
         text = tokenizer.decode(ids).lstrip()
-        whole = text.rstrip("\ufffd").rstrip()  # not yet: half a character, or space that the answer may end in
+        whole = text.rstrip("\ufffd").rstrip()  # hold back half a character, and blanks that may turn out to be the end
         piece = whole[len(shown) :] if whole.startswith(shown) else ""
         shown += piece
         yield piece, len(ids)
@@ -67,7 +67,7 @@ def _tokens(
     sampling: Sampling,
     tick: Callable[[int], None] = lambda _: None,
 ) -> Iterator[tuple[int, int]]:
-    """(index of the prompt, token) as they are made, ends of text left out."""
+    """Yield (index of the prompt, token) as tokens are generated, without tokens that end an answer."""
     from mlx_lm.generate import BatchGenerator
     from mlx_lm.sample_utils import make_logits_processors, make_sampler
 
@@ -75,20 +75,20 @@ def _tokens(
         return
     mx.random.seed(sampling.seed)
     encoded = [tokenizer.encode_prompt(prompt) for prompt in prompts]
-    order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))  # alike in length: less padding
+    order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))  # similar lengths together: less padding
     penalty = sampling.repetition_penalty if sampling.repetition_penalty != 1 else None
     training, batched = model.training, _takes_a_mask_a_row(model)
     model.eval()
     try:
-        # half the cores: on a busy machine BLAS threads wait for one that is not running (10 times slower, measured),
-        # and on a quiet one the other half would save a sixth of the time
+        # half the cores: on a busy machine, BLAS threads wait for each other (10 times slower, measured), and on an
+        # idle one the other half would save only a sixth of the time
         with blas_threads(max(1, cores() // 2)):
             generator = BatchGenerator(
                 model,
                 stop_tokens=[[token] for token in tokenizer.eos_ids],
                 sampler=make_sampler(
                     sampling.temperature,
-                    top_p=sampling.top_p % 1,  # 1 is 0 to mlx-lm: all
+                    top_p=sampling.top_p % 1,  # mlx-lm writes 0 for "all"
                     min_p=sampling.min_p,
                     top_k=sampling.top_k,
                 ),
@@ -111,13 +111,13 @@ def _tokens(
 
 
 def _takes_a_mask_a_row(model: nn.Module) -> bool:
-    """Whether prompts of unequal length may go side by side: mlx-lm's shared attention does it right.
+    """Return whether prompts of different length may go side by side, which needs mlx-lm's shared attention.
 
-    An attention of a model's own need not: gemma2's takes the mask's rows for its groups of heads.
+    A model's own attention may not support it: gemma2's takes the rows of the mask for its groups of heads.
     """
     from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
 
     if not all(isinstance(cache, (KVCache, RotatingKVCache)) for cache in make_prompt_cache(model)):
-        return False  # states that run on over the padding, in some of the models that have them
+        return False  # recurrent states, which in some of these models continue over the padding
     modules = {type(module).__module__ for module in model.modules()}
     return any(hasattr(sys.modules[name], "scaled_dot_product_attention") for name in modules)

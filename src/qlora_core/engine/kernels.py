@@ -1,7 +1,7 @@
-"""Other ways to compute what mlx-lm's models compute, with equal results: see `tests/test_kernels.py`.
+"""Alternative kernels for what mlx-lm's models compute, with equal results (see the tests of this module).
 
-Frozen linear layers that dequantise, adapters that work in the activations' dtype, and how attention, norms and SwiGLU
-are made aware of packed rows and of shared inputs. Knows nothing of data, batches or training.
+Frozen linear layers that dequantise, adapters that compute in the dtype of the activations, and changes that make
+attention, norms and SwiGLU aware of packed rows and shared inputs. Knows nothing of data, batches or training.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from .lazy_import import imported_later
 
 
 class FrozenLinear:
-    """A linear layer of the base, which says how it multiplies in each direction.
+    """A linear layer of the base model, which defines its product in each direction.
 
     Attributes:
-        together: layers that share its input, itself among them; empty where that is not known.
-        shares: whether it may be computed with others.
+        together: layers that share its input, including itself; empty if unknown.
+        shares: whether it may be computed together with others.
     """
 
     together: tuple[Any, ...] = ()
@@ -44,7 +44,7 @@ class FrozenLinear:
         raise NotImplementedError
 
     def product(self, x: mx.array) -> mx.array:
-        """Compute x Wᵀ of `(…, inputs)`, without the bias; keeps nothing for its gradient."""
+        """Compute x Wᵀ of `(…, inputs)`, without the bias; nothing is kept for the gradient."""
 
         @mx.custom_function
         def linear(x):
@@ -57,7 +57,7 @@ class FrozenLinear:
         return linear(x)
 
     def __call__(self, x: mx.array | Deferred) -> mx.array:
-        """Outputs of inputs `(…, inputs)`."""
+        """Return the outputs `(…, outputs)` of inputs `(…, inputs)`."""
         if isinstance(x, Deferred):
             return x.product(self)
         used(x, self)
@@ -70,22 +70,22 @@ def _product(a: mx.array, b: mx.array, onto: mx.array | None) -> mx.array:
 
 
 class Dequantising:
-    """A frozen quantised matrix that is dequantised to be multiplied.
+    """A frozen quantised matrix that is dequantised before it is multiplied.
 
-    With `keep` it stays in memory so; without, each use makes it anew (and nothing of that is saved for the backward
-    pass). The parameters stay those of the quantised layer.
+    With `keep`, the dequantised matrix stays in memory; without, each use computes it anew, and nothing is saved for
+    the backward pass. The parameters remain those of the quantised layer.
     """
 
     keep = False
 
     def _dense(self, after: mx.array) -> mx.array:
-        """W, `(outputs, inputs)`, to be used on `after`."""
+        """Return W, `(outputs, inputs)`, which is computed after `after` if it is not kept."""
         if not self.keep:
-            # tied to its use: otherwise all weights are ready at once and dequantised ahead of time
+            # depends on the other operand: otherwise MLX could dequantise all weights of the model ahead of time
             return _dequantise(self, mx.depends([self.weight], [after])[0])
         if "_kept" not in self.__dict__:
             kept = _dequantise(self, self.weight)
-            if ON_CPU:  # columns first: few rows are multiplied up to twice as fast, many as fast, to the same bits
+            if ON_CPU:  # column-major: with few rows up to twice as fast, with many as fast, and equal to the bit
                 kept = mx.contiguous(kept.T).T
             mx.eval(kept)
             _keep(self, kept)
@@ -101,25 +101,25 @@ class Dequantising:
 
 
 class DequantisingLinear(Dequantising, FrozenLinear, nn.QuantizedLinear):
-    """A frozen quantised linear layer that dequantises and multiplies, forwards and backwards."""
+    """A frozen quantised linear layer that dequantises its weight for every product, forwards and backwards."""
 
 
 class DequantisingEmbedding(Dequantising, nn.QuantizedEmbedding):
-    """A frozen quantised embedding whose use as output layer dequantises and multiplies."""
+    """A frozen quantised embedding that dequantises its weight when it is used as the output layer."""
 
     product = FrozenLinear.product
 
     def as_linear(self, x: mx.array) -> mx.array:
-        """Logits of hidden states `(…, dims)`."""
+        """Return the logits of hidden states `(…, dims)`."""
         return self.product(x)
 
 
 def _keep(layer: Any, dense: mx.array) -> None:
-    object.__setattr__(layer, "_kept", dense)  # past nn.Module, for which it would be a parameter
+    object.__setattr__(layer, "_kept", dense)  # bypasses nn.Module, which would take it for a parameter
 
 
 class QuantisedLinear(FrozenLinear, nn.QuantizedLinear):
-    """MLX's quantised layer."""
+    """MLX's quantised linear layer, frozen."""
 
     def forward(self, x: mx.array) -> mx.array:
         """Compute x Wᵀ."""
@@ -144,7 +144,7 @@ class QuantisedLinear(FrozenLinear, nn.QuantizedLinear):
 
 
 class PlainLinear(FrozenLinear, nn.Linear):
-    """MLX's linear layer."""
+    """MLX's linear layer, frozen."""
 
     def forward(self, x: mx.array) -> mx.array:
         """Compute x Wᵀ."""
@@ -156,23 +156,23 @@ class PlainLinear(FrozenLinear, nn.Linear):
 
 
 class KeyedDropout(nn.Dropout):
-    """Dropout that takes its mask from a key, if it has one: a layer that is recomputed drops the same numbers."""
+    """Dropout that draws its mask from a key, if it has one: a layer that is recomputed drops the same numbers."""
 
     key: mx.array | None = None
 
     def use_key(self, key: mx.array | None) -> None:
-        """Take masks from `key`; None: from the global state, as MLX does."""
-        object.__setattr__(self, "key", key)  # past nn.Module, for which it would be a parameter
+        """Draw masks from `key`; None: from the global state, as MLX does."""
+        object.__setattr__(self, "key", key)  # bypasses nn.Module, which would take it for a parameter
 
     def __call__(self, x: mx.array) -> mx.array:
-        """`x` with some numbers dropped and the others scaled up, while training."""
+        """Drop some numbers of `x` and scale up the others, while training."""
         if self._p_1 == 1 or not self.training:
             return x
         return (mx.random.bernoulli(self._p_1, x.shape, key=self.key) * x) * (1 / self._p_1)
 
 
 def draw_keys(count: int) -> list[mx.array]:
-    """Random keys from the global state."""
+    """Draw random keys from the global state."""
     return list(mx.random.randint(0, 2**32 - 1, (count, 2), mx.uint32)) if count else []
 
 
@@ -180,12 +180,12 @@ _NOT_FOR_US = (
     "transformers", "transformers.tokenization_utils_base", "huggingface_hub",
     "mlx_lm.tuner.trainer", "mlx_lm.tuner.utils",
 )  # fmt: skip
-"""What mlx-lm imports to load tokenisers, fetch models and train, which are done here in other ways: a second."""
+"""Imports of mlx-lm for loading tokenisers, fetching models and training, none of which it does here: one second."""
 
 
 def _adapters_of_mlx_lm() -> tuple[type, type]:
     with imported_later(*_NOT_FOR_US):
-        from mlx_lm.tuner.dora import DoRALinear  # not above: `device` comes before anything that imports mlx
+        from mlx_lm.tuner.dora import DoRALinear  # imported here since `device` must come before any import of mlx
         from mlx_lm.tuner.lora import LoRALinear
 
     return LoRALinear, DoRALinear
@@ -195,7 +195,7 @@ LoRALinear, DoRALinear = _adapters_of_mlx_lm()
 
 
 class Adapter:
-    """An adapter on a linear layer; `enabled` False gives the base model's answer, to the bit."""
+    """An adapter on a linear layer; with `enabled` False it computes what the base model does, to the bit."""
 
     enabled = True
     together: tuple[Any, ...] = ()
@@ -210,20 +210,20 @@ class Adapter:
 
     def low_rank(self, x: mx.array) -> mx.array:
         """Compute scale · x A B, with A and B in float32 and the arithmetic in the dtype of `x`."""
-        low = self.dropout(x) @ self.lora_a.astype(x.dtype)  # type: ignore[attr-defined]
-        return low @ (self.scale * self.lora_b).astype(x.dtype)  # type: ignore[attr-defined]
+        low = self.dropout(x) @ self.lora_a.astype(x.dtype)  # type: ignore[attr-defined] # (…, rank)
+        return low @ (self.scale * self.lora_b).astype(x.dtype)  # type: ignore[attr-defined] # (…, outputs)
 
 
 class LoraAdapter(Adapter, LoRALinear):
-    """LoRA (arXiv:2106.09685) as mlx-lm stores it."""
+    """LoRA (arXiv:2106.09685), in mlx-lm's format."""
 
     @property
     def shares(self) -> bool:
-        """Whether it may be computed with others: with dropout each has an input of its own."""
+        """Return whether it may be computed with others: with dropout each one has a different input."""
         return self.dropout._p_1 == 1
 
     def __call__(self, x: mx.array | Deferred) -> mx.array:
-        """Outputs of inputs `(…, inputs)`."""
+        """Return the outputs `(…, outputs)` of inputs `(…, inputs)`."""
         if isinstance(x, Deferred):
             return x.product(self)
         used(x, self)
@@ -234,25 +234,26 @@ class LoraAdapter(Adapter, LoRALinear):
 
 
 class DoraAdapter(Adapter, DoRALinear):
-    """DoRA (arXiv:2402.09353) as mlx-lm stores it: magnitudes `m` of the outputs are learnt beside their directions.
+    """DoRA (arXiv:2402.09353), in mlx-lm's format: the outputs' magnitudes `m` are learnt apart from their directions.
 
-    The norms of the rows of W + scale (A B)ᵀ, through which no gradient goes (4.3 there), are had without that sum:
-    |w + s·b|² = |w|² + 2 s w·b + s²|b|², where w·b and b·b follow from W A and Aᵀ A, `rank` columns each.
+    No gradient goes through the norms of the rows of W + scale (A B)ᵀ (section 4.3 there). They are computed without
+    that sum: |w + s·b|² = |w|² + 2 s w·b + s²|b|², where w·b and b·b follow from W A and Aᵀ A, which have `rank`
+    columns.
     """
 
     shares = False
 
     @classmethod
     def wrap(cls, linear: nn.Module, rank: int, scale: float, dropout: float) -> nn.Module:
-        """Put an adapter with B = 0, and the magnitudes that the base has, on a linear layer of the base."""
+        """Put an adapter with B = 0, and with the magnitudes of the base, on a linear layer of the base."""
         made = super().wrap(linear, rank, scale, dropout)
         squares = made.m.square()
-        mx.eval(made.m, squares)  # one layer at a time: each is dequantised for it
-        object.__setattr__(made, "_squares", squares)  # past nn.Module, for which it would be a parameter
+        mx.eval(made.m, squares)  # one layer at a time, since each is dequantised for this
+        object.__setattr__(made, "_squares", squares)  # bypasses nn.Module, which would take it for a parameter
         return made
 
     def __call__(self, x: mx.array) -> mx.array:
-        """Outputs of inputs `(…, inputs)`."""
+        """Return the outputs `(…, outputs)` of inputs `(…, inputs)`."""
         used(x, self)
         if not self.enabled:
             return self.linear(x)
@@ -261,8 +262,8 @@ class DoraAdapter(Adapter, DoRALinear):
 
     def _norms(self, dtype: mx.Dtype) -> mx.array:
         a, b = mx.stop_gradient(self.lora_a), mx.stop_gradient(self.scale * self.lora_b)
-        along = (self.linear.product(a.T.astype(dtype)).astype(mx.float32) * b).sum(0)
-        own = (b * ((a.T @ a) @ b)).sum(0)
+        along = (self.linear.product(a.T.astype(dtype)).astype(mx.float32) * b).sum(0)  # s w·b, (outputs,)
+        own = (b * ((a.T @ a) @ b)).sum(0)  # s² |b|², (outputs,)
         return mx.stop_gradient(mx.sqrt(mx.maximum(self._squares + 2 * along + own, 1e-12)))
 
 
@@ -275,17 +276,17 @@ def _dequantise(layer: Any, weight: mx.array) -> mx.array:
     )
 
 
-# Whether MLX's own are right ----------------------------------------------------------------------------------------
+# Checking MLX's own products ----------------------------------------------------------------------------------------
 
-ROUNDED_AWAY = {"float16": 5e-3, "bfloat16": 3e-2, "float32": 2e-3}  # relative; a wrong product is off by far more
+TOLERANCE = {"float16": 5e-3, "bfloat16": 3e-2, "float32": 2e-3}  # relative; a wrong product is off by far more
 
 
 @functools.cache
 def quantised_products_are_right(dtype: str, *, bits: int, group_size: int, mode: str = "affine") -> bool:
-    """Return whether MLX multiplies quantised weights here as it does dequantised ones, forwards and backwards.
+    """Return whether MLX's products with quantised weights are right here, forwards and backwards.
 
-    For few rows and for many, which are different kernels. That of the backward pass was wrong on an M5 before MLX
-    0.32.1, without anything being said. Not yet run on Metal.
+    Tried with few rows and with many, which use different kernels. The product of the backward pass was wrong on an M5
+    before MLX 0.32.1, without any error. Not yet run on Metal.
     """
     rng, kind = np.random.default_rng(0), getattr(mx, dtype)
     drawn = mx.array(rng.normal(0, 0.05, (128, 256)).astype(np.float32)).astype(kind)
@@ -297,13 +298,13 @@ def quantised_products_are_right(dtype: str, *, bits: int, group_size: int, mode
         x = mx.array(rng.normal(size=(rows, len(weight))).astype(np.float32)).astype(kind)
         wanted = np.array(x.astype(mx.float32)) @ weight
         found = np.array(mx.quantized_matmul(x, packed, *scales, transpose=transpose, **how).astype(mx.float32))
-        if not np.linalg.norm(found - wanted) <= ROUNDED_AWAY[dtype] * np.linalg.norm(wanted):  # nor where it is NaN
+        if not np.linalg.norm(found - wanted) <= TOLERANCE[dtype] * np.linalg.norm(wanted):  # `not`: NaN is wrong too
             return False
     return True
 
 
 def wrong_products(model: nn.Module, dtype: str) -> list[str]:
-    """The kinds of quantised weights in a model that MLX's own product is wrong for, in words."""
+    """Return the kinds of quantised weights in a model that MLX's own product is wrong for, in words."""
     layers = [module for module in model.modules() if isinstance(module, nn.QuantizedLinear | nn.QuantizedEmbedding)]
     kinds = sorted({(layer.bits, layer.group_size, layer.mode) for layer in layers})
     return [
@@ -313,11 +314,11 @@ def wrong_products(model: nn.Module, dtype: str) -> list[str]:
     ]
 
 
-# Putting them into a model ----------------------------------------------------------------------------------------
+# Using the kernels in a model -------------------------------------------------------------------------------------
 
 
 def use_linear_kernels(model: nn.Module, kernels: Kernels) -> None:
-    """Make every linear layer and embedding of a model compute as `kernels` says, in place."""
+    """Make every linear layer and embedding of a model use `kernels`, in place."""
     dequantise = kernels.linear != "quantised"
     chosen = {
         nn.QuantizedLinear: DequantisingLinear if dequantise else QuantisedLinear,
@@ -332,7 +333,7 @@ def use_linear_kernels(model: nn.Module, kernels: Kernels) -> None:
 
 
 def dequantise_kept(model: nn.Module, streams: Sequence[mx.Stream]) -> None:
-    """Dequantise the linear layers that keep it, on all streams, and not one after the other at their first use."""
+    """Dequantise all weights that are kept dequantised, on all streams at once instead of one by one at first use."""
     layers = [module for module in model.modules() if isinstance(module, DequantisingLinear) and module.keep]
     made = []
     for layer, stream in zip(layers, itertools.cycle(streams)):
@@ -346,10 +347,10 @@ def dequantise_kept(model: nn.Module, streams: Sequence[mx.Stream]) -> None:
 def use_attention_kernels(model: nn.Module, kernels: Kernels) -> None:
     """Make the functions that a model's modules call aware of packed rows and of the device.
 
-    Their `scaled_dot_product_attention` and `swiglu` are replaced by ones that fall through to the originals for
-    everything they do not know (a KV cache, a window, a mask of the model's own).
+    Their `scaled_dot_product_attention` and `swiglu` are replaced by functions that call the originals for everything
+    that they do not know (a KV cache, a window, a mask of the model's own).
     """
-    for name in {type(module).__module__ for module in model.modules()}:  # a family may borrow another one's layers
+    for name in {type(module).__module__ for module in model.modules()}:  # a model may use layers of another family
         module = sys.modules[name]
         for function, aware in (("scaled_dot_product_attention", _aware_attention), ("swiglu", _aware_swiglu)):
             if original := getattr(module, function, None):
@@ -357,7 +358,7 @@ def use_attention_kernels(model: nn.Module, kernels: Kernels) -> None:
 
 
 def use_shared_norms(model: nn.Module) -> None:
-    """Let norms hand on their input to layers that are known to multiply what they make of it (`watch_sharing`)."""
+    """Let norms pass their input on to the layers that are known to multiply their output (`watch_sharing`)."""
     aware: dict[type, type] = {}
     for module in model.modules():
         kind = type(module)
@@ -375,7 +376,7 @@ def _aware_norm(kind: type) -> type:
 
 
 def use_positions(model: nn.Module) -> None:
-    """Let rotary embeddings (arXiv:2104.09864) turn each token by its own position, where rows share a beginning."""
+    """Let rotary embeddings (arXiv:2104.09864) rotate each token by its own position, for rows that share a prefix."""
     aware: dict[type, type] = {}
     for module in model.modules():
         kind = type(module)
@@ -384,16 +385,17 @@ def use_positions(model: nn.Module) -> None:
 
 
 class RotatingEach:
-    """A rotary embedding that knows `Positions`."""
+    """A rotary embedding that accepts `Positions`."""
 
     def __call__(self, x: mx.array, offset: int | Positions = 0, **options: Any) -> mx.array:
-        """Queries or keys `(R, H, L, D)`, turned."""
+        """Rotate queries or keys `(R, H, L, D)` by their positions."""
         rotate = functools.partial(super().__call__, **options)  # type: ignore[misc]
         return offset.each(rotate, x) if isinstance(offset, Positions) else rotate(x, offset=offset)
 
 
 def _aware_attention(original: Callable[..., mx.array], kernels: Kernels) -> Callable[..., mx.array]:
     def attention(queries, keys, values, cache=None, scale=1.0, mask=None, **options):
+        # plain: no options such as sinks and no mask but the rows' own causal one
         plain = not options or all(value is None for value in options.values())
         plain = plain and cache is not None and mask is getattr(cache, "causal", None)
         if plain and isinstance(cache, SlicedRows) and queries.dtype == mx.float32:

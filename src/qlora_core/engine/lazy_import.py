@@ -1,4 +1,4 @@
-"""Libraries that somebody else's code imports at once and we hardly use: imported when they are first used."""
+"""Libraries that other people's code imports at once but that are hardly used here: imported when they are needed."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import Any
 
 @contextlib.contextmanager
 def imported_later(*modules: str) -> Iterator[None]:
-    """Inside the block, `from MODULE import name` gives a stand-in that does what the real thing does, when asked.
+    """Make `from MODULE import name` give a stand-in inside the block, which imports the real thing when it is used.
 
     Args:
-        modules: of packages that are not imported yet; others are left alone.
+        modules: modules of packages that are not imported yet; others are left alone.
     """
     standing_in = [name for name in modules if name.partition(".")[0] not in sys.modules]
     sys.modules.update({name: _Module(name) for name in standing_in})
     try:
         yield
     finally:
-        for name in standing_in:  # who imports it from now on gets the real one
+        for name in standing_in:  # whoever imports it from now on gets the real one
             del sys.modules[name]
 
 
@@ -34,14 +34,14 @@ class _Module(ModuleType):
 
 
 class _Later(type):
-    """A class, since it may stand in an annotation or among the bases of a class, where a function may have stood."""
+    """Stand-in for a class or function. It is a class itself, since it may be used as an annotation or a base class."""
 
     def _real(cls) -> Any:
         return getattr(importlib.import_module(cls._home), cls.__name__)
 
     def __getattr__(cls, name: str) -> Any:
         if cls._home in sys.modules and isinstance(sys.modules[cls._home], _Module):
-            return lambda *_, **__: None  # somebody registers something while he is being imported
+            return lambda *_, **__: None  # a module registers something with it while it is being imported
         return getattr(cls._real(), name)
 
     def __call__(cls, *arguments: Any, **named: Any) -> Any:

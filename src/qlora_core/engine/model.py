@@ -1,6 +1,7 @@
 """Load a base model, quantise it on the way, attach adapters, and compute its loss.
 
-mlx-lm's model definitions and adapter format; our kernels inside. Knows nothing of steps, runs or files of a run.
+Uses mlx-lm's model definitions and adapter format with the kernels of this package. Knows nothing of steps, runs or the
+files of a run.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 
 from ..config import LoraConfig
 from ..errors import ModelError
-from ..files.checksums import SEAL, refuse_damage, seal
+from ..files.checksums import CHECKSUM, checksum, refuse_damage
 from ..files.safetensors_headers import tensor_headers
 from ..files.storage import replacing, write_json
 from ..machine.crash_reasons import device_failure
@@ -47,14 +48,14 @@ from .loss import cross_entropy, head_loss
 from .weights import load_weights, loaded_directory
 
 Layout = Literal["packed", "padded", "whole"]
-"""How batches go through a model: rows end to end; side by side; side by side with logits at every position."""
+"""How batches are laid out: rows end to end; side by side; or side by side with logits at every position."""
 
 OTHER_PARTS = (AttributeError, TypeError, ValueError, IndexError)
-"""What a model raises that has other parts than those it is asked for."""
+"""Errors that a model raises if it does not have the parts that it is asked for."""
 
 
 def load_base(spec: ModelSpec, kernels: Kernels, warn: Callable[[str], None] = lambda _: None) -> nn.Module:
-    """Load the weights, frozen, in `kernels.dtype`, quantised while loading where `spec` says so.
+    """Load a base model with frozen weights in `kernels.dtype`, quantised while loading if `spec` says so.
 
     Raises:
         ModelError: mlx-lm does not know the architecture, or the weights do not fit it.
@@ -70,7 +71,7 @@ def load_base(spec: ModelSpec, kernels: Kernels, warn: Callable[[str], None] = l
 
 
 def load_lower_layers(spec: ModelSpec, kernels: Kernels, count: int) -> list[nn.Module]:
-    """The lowest layers alone, frozen, for a model that `load_base` loaded before.
+    """Load only the lowest `count` layers, frozen, for a model that `load_base` loaded before.
 
     Raises:
         ModelError: the weights are not what they were.
@@ -82,7 +83,7 @@ def load_lower_layers(spec: ModelSpec, kernels: Kernels, count: int) -> list[nn.
 
 
 def _with_right_products(model: nn.Module, kernels: Kernels, warn: Callable[[str], None] = lambda _: None) -> Kernels:
-    """Kernels that dequantise weights to multiply them, where MLX's own product of them is wrong on this device."""
+    """Return kernels that dequantise weights before use if MLX's own products with them are wrong on this device."""
     if kernels.linear != "quantised" or not (wrong := wrong_products(model, kernels.dtype)):
         return kernels
     warn(
@@ -93,7 +94,7 @@ def _with_right_products(model: nn.Module, kernels: Kernels, warn: Callable[[str
 
 
 def attach_adapters(model: nn.Module, spec: ModelSpec, lora: LoraConfig, seed: int) -> None:
-    """Put adapters on the chosen layers; with B = 0 the model's answers stay as they were (arXiv:2106.09685, 4.1).
+    """Put adapters on the chosen layers; with B = 0 the model's answers do not change (arXiv:2106.09685, 4.1).
 
     Raises:
         ModelError: the model has no such layers.
@@ -113,12 +114,12 @@ def attach_adapters(model: nn.Module, spec: ModelSpec, lora: LoraConfig, seed: i
 
 
 def _keys(spec: ModelSpec, lora: LoraConfig) -> list[str]:
-    """Linear layers that get adapters, named as within a transformer layer."""
+    """Return the linear layers that get adapters, by their names within a transformer layer."""
     return list(dict.fromkeys(place(path)[1] for path in spec.adapted_shapes(lora)))  # type: ignore[index]
 
 
 def adapter_parameters(spec: ModelSpec, lora: LoraConfig, dtype: str) -> dict[str, Any]:
-    """The adapter in mlx-lm's words, as `adapter_config.json` holds it, on the base as it was loaded in `dtype`."""
+    """Return the contents of `adapter_config.json`, in mlx-lm's terms, for a base that was loaded in `dtype`."""
     return {
         "fine_tune_type": lora.adapter,
         "num_layers": len(spec.adapted_layers(lora)),
@@ -135,28 +136,30 @@ def adapter_parameters(spec: ModelSpec, lora: LoraConfig, dtype: str) -> dict[st
 def save_tensors(path: Path, tensors: dict[str, mx.array], metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file.
 
+    Opening the file in Python gives the system's reason if that fails; MLX's own writing gives none.
+
     Raises:
-        OSError: as the system says it; MLX's own writing names no reason.
+        OSError: the file cannot be written.
     """
     with path.open("wb") as file:
         mx.save_safetensors(file, tensors, metadata)
 
 
 def save_adapters(model: nn.Module, directory: Path, config: dict[str, Any], metadata: dict[str, str]) -> None:
-    """Write `adapters.safetensors` and `adapter_config.json` as mlx-lm reads them; the weights change place at once.
+    """Write `adapters.safetensors` and `adapter_config.json` in mlx-lm's format; the weights are replaced atomically.
 
     Raises:
         StorageError: they cannot be written; the weights are as they were.
     """
     tensors = dict(tree_flatten(model.trainable_parameters()))
-    sealed = {SEAL: seal((name, value.shape, np.array(value).tobytes()) for name, value in tensors.items())}
+    checked = {CHECKSUM: checksum((name, value.shape, np.array(value).tobytes()) for name, value in tensors.items())}
     write_json(directory / ADAPTER_CONFIG, config)
     with replacing(directory / ADAPTER_FILE, wanted=sum(value.nbytes for value in tensors.values())) as temporary:
-        save_tensors(temporary, tensors, metadata | sealed)
+        save_tensors(temporary, tensors, metadata | checked)
 
 
 def load_adapters(model: nn.Module, path: Path) -> None:
-    """Load an adapter file into attached adapters, after comparing every name and shape, and its numbers with its seal.
+    """Load an adapter file into attached adapters, after checking every name, every shape and the checksum.
 
     Raises:
         ModelError: the file cannot be read or is damaged, or a tensor is missing, unknown or of another shape.
@@ -170,10 +173,13 @@ def load_adapters(model: nn.Module, path: Path) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, mx.array]:
-    """The tensors of a safetensors file; the only place where MLX opens one that it is told the name of.
+    """Read the tensors of a safetensors file.
+
+    This is the only place where MLX opens a file by a name that it is given. MLX is written in C++, so it only gets
+    files that were checked before.
 
     Raises:
-        ModelError: it is not one. MLX, which is written in C++, sees no file that was not looked at before.
+        ModelError: it is not one.
     """
     tensor_headers(path)
     try:
@@ -183,9 +189,10 @@ def read_tensors(path: Path) -> dict[str, mx.array]:
 
 
 class AdapterVector:
-    """The adapters of a model as one vector, in the order of their names, and back.
+    """The adapters of a model as one vector, in the order of their names.
 
-    One optimizer update and one norm instead of hundreds of small ones; elementwise, so the numbers are the same.
+    It makes one optimizer update and one norm out of hundreds of small ones; these are elementwise, so the numbers are
+    the same.
 
     Args:
         model: with adapters attached.
@@ -198,25 +205,25 @@ class AdapterVector:
         self._cuts = np.cumsum([value.size for _, value in named])[:-1].tolist()
 
     def spread(self, values: Callable[[str], float]) -> mx.array | None:
-        """`values(name)` at each number of each adapter, `(parameters,)`; None where it is 1 everywhere."""
+        """Return `values(name)` for each number of each adapter, `(parameters,)`; None if all are 1."""
         numbers = [values(name) for name in self.names]
         if set(numbers) == {1.0}:
             return None
         return mx.concatenate([mx.full(math.prod(s), x) for s, x in zip(self.shapes, numbers, strict=True)])
 
     def join(self, tree: dict[str, Any]) -> mx.array:
-        """Adapters, or gradients of them, to `(parameters,)` float32."""
+        """Join adapters, or gradients of them, to one vector `(parameters,)`, float32."""
         return mx.concatenate([value.reshape(-1) for _, value in tree_flatten(tree)])
 
     def part(self, vector: mx.array) -> dict[str, Any]:
-        """What `join` joined."""
+        """Split a vector into the adapters that `join` joined."""
         values = [part.reshape(shape) for part, shape in zip(mx.split(vector, self._cuts), self.shapes, strict=True)]
         return dict(tree_unflatten(list(zip(self.names, values, strict=True))))
 
 
 @contextmanager
 def base_only(model: nn.Module) -> Iterator[None]:
-    """Inside the block the adapters are off: the model answers as the base does."""
+    """Switch the adapters off inside the block, so that the model answers as the base does."""
     adapters = [module for module in model.modules() if isinstance(module, Adapter)]
     for adapter in adapters:
         adapter.enabled = False
@@ -230,8 +237,8 @@ def base_only(model: nn.Module) -> Iterator[None]:
 def use_grad_checkpoint(model: nn.Module) -> None:
     """Recompute each transformer layer in the backward pass instead of keeping its activations.
 
-    Not `mx.checkpoint`: it draws new dropout masks when it recomputes, and leaves MLX free to recompute all layers at
-    once, which takes more memory than keeping them did.
+    `mx.checkpoint` does not do: it draws new dropout masks when it recomputes, and leaves MLX free to recompute all
+    layers at once, which takes more memory than keeping them.
     """
     made: dict[type, type] = {}
     for layer in model.layers:
@@ -249,14 +256,14 @@ def _checkpointed(cls: type) -> type:
             self.update(tree_unflatten([(name, value) for (name, _), value in zip(named, values, strict=True)]))
             for dropout, key in zip(dropouts, keys, strict=True):
                 dropout.use_key(key)
-            with deferring(sharing):  # the backward pass is outside of that block
+            with deferring(sharing):  # the backward pass runs outside the block that was active in the forward pass
                 return cls.__call__(self, x, *args, **options)
 
         layer = mx.custom_function(forward)
 
         @layer.vjp
         def _(primals, cotangent, _):
-            # recompute only when the layers above are done, and finish the adapters' gradients before those below
+            # recompute only when the layers above are done, and finish this layer's adapters before those below begin
             inputs = mx.depends(list(primals), [cotangent])
             _, (down, *gradients) = mx.vjp(lambda *inputs: [forward(*inputs)], inputs, [cotangent])
             return (mx.depends([down], gradients)[0] if gradients else down, *gradients)
@@ -271,13 +278,13 @@ def _checkpointed(cls: type) -> type:
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """What is the same for all batches that a model takes in one way; the rest are arrays.
+    """What a compiled function depends on besides arrays: it is the same for all batches that are computed alike.
 
     Attributes:
-        layout: how rows lie.
+        layout: how rows are laid out.
         plain: whether packed rows need no mask but the causal one.
-        lengths: of parts end to end that are cut where they begin; none otherwise.
-        prefix: which of those is the beginning that all after it share.
+        lengths: tokens of each part, for parts end to end that attention divides into spans; otherwise empty.
+        prefix: index of the part that all later ones share.
         training: whether gradients will be asked for.
     """
 
@@ -289,13 +296,13 @@ class Form:
 
     @classmethod
     def of(cls, batch: Batch, layout: Layout, *, training: bool) -> Form:
-        """Of a batch in this layout."""
+        """Return the form of a batch in this layout."""
         sliced = layout == "packed" and batch.pack is None and batch.row is None
         return cls(layout, batch.plain, batch.lengths if sliced else (), batch.prefix, training)
 
 
 def arrays_of(batch: Batch) -> dict[str, mx.array]:
-    """The arrays of a batch, as `form_loss` takes them."""
+    """Return the arrays of a batch, as `form_loss` takes them."""
     names = ("ids", "source", "target", "weight", "states", "unpack", "pack", "row", "position")
     found = {name: mx.array(getattr(batch, name)) for name in names if getattr(batch, name) is not None}
     if batch.states is not None and batch.states.dtype == np.uint16:
@@ -304,30 +311,33 @@ def arrays_of(batch: Batch) -> dict[str, mx.array]:
 
 
 def batch_loss(model: nn.Module, batch: Batch, layout: Layout) -> mx.array:
-    """Cross-entropy summed over the trained tokens of a batch, in nats, float32."""
+    """Return the cross-entropy summed over the trained tokens of a batch, in nats, float32."""
     return form_loss(model, arrays_of(batch), Form.of(batch, layout, training=model.training))
 
 
 def form_loss(model: nn.Module, arrays: dict[str, mx.array], form: Form) -> mx.array:
-    """Cross-entropy of a batch, as `batch_loss`; a function of arrays, whose shapes and `form` decide what is done."""
+    """Return the cross-entropy of a batch, like `batch_loss`, as a function of arrays that can be compiled.
+
+    What is computed depends only on the shapes of the arrays and on `form`.
+    """
     source, target, weight = (arrays[name] for name in ("source", "target", "weight"))
     if form.layout == "whole":
-        logits = model(arrays["ids"])
-        logits = logits.reshape(-1, logits.shape[-1])[source]
+        logits = model(arrays["ids"])  # (R, L, V)
+        logits = logits.reshape(-1, logits.shape[-1])[source]  # (T, V): only where the next token is trained
         return cross_entropy(logits, target, weight)
     model = language_model(model)
     with giving(model, arrays.get("states")):
-        hidden = form_hidden(model, arrays, form)
-    hidden = hidden.reshape(-1, hidden.shape[-1])[source]
+        hidden = form_hidden(model, arrays, form)  # (R, L, hidden)
+    hidden = hidden.reshape(-1, hidden.shape[-1])[source]  # (T, hidden)
     return head_loss(lambda part: _project(model, part), hidden, target, weight, gradients=form.training)
 
 
 def form_hidden(model: nn.Module, arrays: dict[str, mx.array], form: Form) -> mx.array:
-    """Hidden states below the head, `(R, L, hidden)` as the batch's ids lie; in no layout but `whole`."""
+    """Return the hidden states below the head, `(R, L, hidden)`, laid out like the ids; not for the layout `whole`."""
     model = language_model(model)
     cache = [_rows(model, arrays, form)] * len(model.layers) if form.layout == "packed" else None
     with deferring():
-        return settled(model.model(arrays["ids"], cache))  # the last norm may be shared with the head alone
+        return settled(model.model(arrays["ids"], cache))  # the last norm may return a `Deferred`, used by the head
 
 
 def _rows(model: nn.Module, arrays: dict[str, mx.array], form: Form) -> SlicedRows | PackedRows | BinnedRows:
@@ -343,19 +353,22 @@ def _project(model: nn.Module, hidden: mx.array) -> mx.array:
 
 
 def few_rows(vocabulary: int) -> list[TokenRow]:
-    """Rows of unequal length, drawn: enough to tell whether two ways to compute are the same."""
+    """Draw a few rows of unequal length: enough to tell whether two ways to compute agree."""
     rng = np.random.default_rng(0)
     drawn = [rng.integers(0, vocabulary, length).astype(np.int32) for length in (7, 12, 4)]
     return [TokenRow(ids, np.arange(len(ids)) > len(ids) // 2) for ids in drawn]
 
 
 def same_loss(model: nn.Module, found: float, wanted: float) -> bool:
-    """Whether two losses are the same but for rounding: float32 agrees to 1e-5, half precision has more of its own."""
+    """Return whether two losses are equal up to rounding: 1e-4 relative in float32, 2e-2 in half precision."""
     return abs(found - wanted) <= (1e-4 if _dtype(model) == mx.float32 else 2e-2) * abs(wanted)
 
 
 def _head_alone_gives_logits(model: nn.Module, ids: mx.array) -> bool:
-    """Whether nothing comes after the head, a soft cap say, which may change less than half precision rounds away."""
+    """Return whether the logits are the output of the head, with nothing such as a soft cap after it.
+
+    A small change by such a step would be lost in the rounding of half precision, so this compares almost exactly.
+    """
     try:
         inner = language_model(model)
         return mx.allclose(_project(inner, inner.model(ids, None)), model(ids), rtol=1e-6, atol=0).item()
@@ -366,17 +379,18 @@ def _head_alone_gives_logits(model: nn.Module, ids: mx.array) -> bool:
 def choose_layout(
     model: nn.Module, vocabulary: int, *, packing: bool, rounding: Rounding = AS_IT_IS, sharing: bool = True
 ) -> Layout:
-    """The first layout that gives this model the loss it has on the same rows one by one.
+    """Return the first layout that gives this model the same loss as its rows one by one.
 
-    Packed rows, the head on trained positions only and layers that share their input rest on how a model is written; a
-    few tokens tell. Models with soft caps, learned positions or states fall back to one that is right.
+    Whether packed rows, the head on trained positions only, and layers that share their input work depends on how a
+    model is written; a few tokens show it. Models with soft caps, learned positions or recurrent states get a layout
+    that is right for them.
     """
     rows = few_rows(vocabulary)
     if not _head_alone_gives_logits(model, mx.array(rows[0].ids)[None]):
         return "whole"
     batches = [make_batch([row], packed=False) for row in rows]
     expected = sum(batch_loss(model, batch, "whole").item() for batch in batches)
-    # bins as they are would be left too empty by so few tokens
+    # so few tokens would leave the bins too empty to be used, so smaller bins are tried as well
     roundings = (rounding, dataclasses.replace(rounding, bins=(16,))) if rounding.bins else (rounding,)
 
     def agrees(layout: Layout) -> bool:
@@ -397,19 +411,19 @@ def choose_layout(
 
 
 def can_share_prefix(model: nn.Module, vocabulary: int, rounding: Rounding = AS_IT_IS) -> bool:
-    """Whether packed rows that share a beginning give this model the loss that they have without sharing it."""
+    """Return whether packed rows give this model the same loss with a shared prefix as without sharing it."""
     if not any(isinstance(module, RotatingEach) for module in model.modules()):
-        return False  # its positions are counted in another way
+        return False  # the model has no rotary embeddings that take positions
     rows = few_rows(vocabulary)
     beginning = rows[0].ids
     rows = [TokenRow(np.concatenate([beginning, row.ids]), np.pad(row.trained, (len(beginning), 0))) for row in rows]
-    # bins as they are would be left too empty by so few tokens
+    # so few tokens would leave the bins too empty to be used
     rounding = dataclasses.replace(rounding, bins=(32,)) if rounding.bins else rounding
     apart = make_batch(rows, packed=True, rounding=rounding)
     shared = make_batch(rows, packed=True, rounding=rounding, prefix=beginning)
     try:
         losses = [batch_loss(model, batch, "packed").item() for batch in (shared, apart)]
-    except (*OTHER_PARTS, RuntimeError) as error:  # MLX has no kernel for it here: for heads of 16 on CUDA, say
+    except (*OTHER_PARTS, RuntimeError) as error:  # MLX may have no kernel for it, as for heads of size 16 on CUDA
         if failure := device_failure(error):
             raise failure from None
         return False
@@ -417,7 +431,7 @@ def can_share_prefix(model: nn.Module, vocabulary: int, rounding: Rounding = AS_
 
 
 def _dtype(model: nn.Module) -> mx.Dtype:
-    """Of what it computes in: that of all its numbers but packed weights and adapters."""
+    """Return the dtype the base model computes in."""
     trained = dict(tree_flatten(model.trainable_parameters()))
     values = (value for name, value in tree_flatten(model.parameters()) if name not in trained)
     return next(value.dtype for value in values if mx.issubdtype(value.dtype, mx.floating))

@@ -1,6 +1,6 @@
-"""A base's weights: read, quantised one matrix at a time where that is asked, and kept for the next time.
+"""The weights of a base model: read, quantised one matrix at a time if asked for, and cached for the next time.
 
-Reading is mlx-lm's and lazy, so that no more than one matrix exists at full size. Knows the cache; nothing of kernels,
+mlx-lm reads them lazily, so that no more than one matrix exists at full size. Knows the cache; nothing of kernels,
 adapters or runs.
 """
 
@@ -22,23 +22,23 @@ from ..models.base_models import ModelSpec
 from .device import mx, nn, tree_flatten
 
 BLOCK = 32_000_000  # weights that are quantised at once: 64 MB in half precision
-ROOM = 2 * GB  # left free on the disk beside a base that is kept
-_BESIDES = ("*.json", "*.jinja", "*.model", "*.txt", "LICENSE*", "NOTICE*")  # of a model directory, beside its weights
-_OF_THE_WEIGHTS = ("config.json", "model.safetensors.index.json", MANIFEST)
+ROOM = 2 * GB  # space that must remain free on the disk after a quantised base is cached
+_COMPANIONS = ("*.json", "*.jinja", "*.model", "*.txt", "LICENSE*", "NOTICE*")  # of weights in a model directory
+_OF_THE_WEIGHTS = ("config.json", "model.safetensors.index.json", MANIFEST)  # files that describe the weights
 
 Warn = Callable[[str], None]
 
 
 def load_weights(spec: ModelSpec, dtype: str, warn: Warn, *, lowest: int | None = None) -> nn.Module:
-    """Load a base in `dtype`, quantised where `spec` says so, and every weight in memory.
+    """Load a base into memory in `dtype`, quantised where `spec` says so.
 
-    What was quantised is kept in the cache by the content of the base, and read from there the next time.
+    Quantised weights are cached by the content of the base, and read from the cache the next time.
 
     Args:
         spec: the base.
-        dtype: of scales, norms and whatever is not quantised, `float32` say.
-        warn: is told when what was quantised could not be kept.
-        lowest: of how many layers, the lowest, the weights are wanted; others stay where they are. None: of all.
+        dtype: dtype of scales, norms and whatever is not quantised, for example `float32`.
+        warn: called with a message if the quantised weights could not be cached.
+        lowest: load only the weights of this many of the lowest layers; None: load all.
 
     Raises:
         ModelError: mlx-lm does not know the architecture, or the weights do not fit it.
@@ -46,7 +46,7 @@ def load_weights(spec: ModelSpec, dtype: str, warn: Warn, *, lowest: int | None 
     if spec.quantize_bits is None:
         return _read(spec, spec.path, dtype, lowest)
     kept = _kept_directory(spec, dtype)
-    with locked(kept):  # whoever comes second waits, and reads
+    with locked(kept):  # a second process waits, and then reads what the first one wrote
         if manifest_problem(kept, contents=False) is not None:
             model, config = _quantised(spec, dtype)
             _keep(model, config, spec, kept, warn)
@@ -56,10 +56,10 @@ def load_weights(spec: ModelSpec, dtype: str, warn: Warn, *, lowest: int | None 
 
 @contextlib.contextmanager
 def _explained(spec: ModelSpec) -> Iterator[None]:
-    """Whatever mlx-lm makes of a configuration that does not fit its weights is the model's fault."""
+    """Turn any error that mlx-lm raises for a model whose files do not fit together into a `ModelError`."""
     try:
         yield
-    except Exception as error:  # a model's definition may divide by a size, index by it, …
+    except Exception as error:  # a model's definition may divide by a wrong size, index by it, and so on
         if failure := device_failure(error):
             raise failure from None
         kind = spec.config["model_type"]
@@ -67,7 +67,7 @@ def _explained(spec: ModelSpec) -> Iterator[None]:
 
 
 def loaded_directory(spec: ModelSpec, dtype: str) -> Path:
-    """Where mlx-lm finds the weights that `load_weights` gave: that of the base, if what was quantised is not kept."""
+    """Return where mlx-lm finds the weights that `load_weights` loaded: in the cache, else in the base's directory."""
     if spec.quantize_bits is None:
         return spec.path
     kept = _kept_directory(spec, dtype)
@@ -75,7 +75,7 @@ def loaded_directory(spec: ModelSpec, dtype: str) -> Path:
 
 
 def _kept_directory(spec: ModelSpec, dtype: str) -> Path:
-    """By content, bits, group size and dtype."""
+    """Return the cache directory, keyed by content hash, bits, group size and dtype."""
     how = f"q{spec.quantize_bits}-g{spec.quantize_group_size}-{dtype}"
     return cache_directory() / "models" / f"{spec.short_name}-{spec.fingerprint[:16]}-{how}"
 
@@ -99,7 +99,7 @@ def _read(spec: ModelSpec, path: Path, dtype: str, lowest: int | None) -> nn.Mod
 
 
 def _quantised(spec: ModelSpec, dtype: str) -> tuple[nn.Module, dict[str, Any]]:
-    """The model, and its `config.json`."""
+    """Load and quantise a model; return it with its `config.json`."""
     from mlx_lm.utils import load_model, quantize_model
 
     with _explained(spec):
@@ -112,7 +112,7 @@ def _quantised(spec: ModelSpec, dtype: str) -> tuple[nn.Module, dict[str, Any]]:
                 full[path] = module.weight
             return chosen
 
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints, and standard output may be JSON
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints, but standard output may have to be JSON
             model, config = quantize_model(
                 model, config, spec.quantize_group_size, spec.quantize_bits, quant_predicate=predicate
             )
@@ -130,7 +130,7 @@ def _quantised(spec: ModelSpec, dtype: str) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def _try(model: nn.Module) -> None:
-    """Lay out an answer without computing it: a setting of a wrong type shows here, and not in the middle of a run."""
+    """Build the graph of an answer without computing it: a wrong type in the settings fails here, not in mid-run."""
     model(mx.array([[0, 1]]))
 
 
@@ -139,9 +139,9 @@ def _leaves(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def _quantise(module: nn.Module, weight: mx.array, dtype: mx.Dtype) -> None:
-    """Replace what a quantised layer would compute all at once by the same, block by block."""
+    """Replace the parameters that a layer would quantise all at once by the same ones, quantised block by block."""
     rows = max(1, BLOCK // (weight.size // weight.shape[0]))
-    mx.eval(weight)  # else each block would read it from the file anew
+    mx.eval(weight)  # otherwise each block would read it from the file again
     parts = []
     for start in range(0, weight.shape[0], rows):
         block = weight[start : start + rows].astype(dtype)
@@ -151,16 +151,16 @@ def _quantise(module: nn.Module, weight: mx.array, dtype: mx.Dtype) -> None:
 
 
 def _settle(parameters: dict[str, Any]) -> None:
-    """Compute parameters, and give back what computing them took."""
+    """Compute parameters, and free the memory that computing them took."""
     mx.eval(parameters)
     mx.clear_cache()
 
 
 def _keep(model: nn.Module, config: dict[str, Any], spec: ModelSpec, directory: Path, warn: Warn) -> None:
-    """Write a quantised model for the next time, if there is room."""
+    """Cache a quantised model for the next time, if there is room."""
     from mlx_lm.utils import save_config, save_model
 
-    for stale in directory.parent.glob(f".{directory.name}.*.tmp"):  # of one that was killed: gigabytes
+    for stale in directory.parent.glob(f".{directory.name}.*.tmp"):  # gigabytes, left by a process that was killed
         shutil.rmtree(stale, ignore_errors=True)
     needed = sum(value.nbytes for _, value in tree_flatten(model.parameters())) + ROOM
     try:
@@ -171,13 +171,13 @@ def _keep(model: nn.Module, config: dict[str, Any], spec: ModelSpec, directory: 
             save_model(temporary, model)
             save_config(config, temporary / "config.json")
             copy_companions(spec.path, temporary)
-    except (OSError, RuntimeError) as error:  # safetensors' writer raises the second
+    except (OSError, RuntimeError) as error:  # MLX raises the second if it cannot write a safetensors file
         message = f"the quantised base is not kept in {directory.parent}, and will be quantised anew next time: {error}"
         warn(f"{message.removesuffix('.')}. QLORA_CACHE names another place for it.")
 
 
 def copy_companions(source: Path, directory: Path) -> None:
-    """Copy what lies beside a model's weights and does not describe them: tokeniser, template, licence."""
-    for path in {path for pattern in _BESIDES for path in source.glob(pattern)}:
+    """Copy the files beside a model's weights that do not describe them: tokeniser, template, licence."""
+    for path in {path for pattern in _COMPANIONS for path in source.glob(pattern)}:
         if path.is_file() and path.name not in _OF_THE_WEIGHTS and not left_by_file_manager(path.name):
             shutil.copyfile(path, directory / path.name)

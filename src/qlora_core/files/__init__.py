@@ -1,4 +1,4 @@
-"""Bytes on disk that survive a power cut: atomic writes, locks, checksums, files that somebody else wrote.
+"""Bytes on disk that survive a power cut: atomic writes, locks, checksums, and files from untrusted sources.
 
 Knows nothing of what the files mean.
 """

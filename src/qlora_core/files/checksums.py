@@ -1,7 +1,7 @@
-"""Adapter files that carry the hash of their own numbers, so that a damaged one is recognised wherever it lies.
+"""Adapter files that carry a hash of their own numbers, so that a damaged file is recognised wherever it is.
 
-Safetensors has no check of its data: most files with a wrong byte load. A seal is an entry of the file's metadata,
-which other programs pass over; files of other programs have none. Knows nothing of models.
+Safetensors has no checksum of its data: most files with a wrong byte load without an error. The checksum here is an
+entry in the file's metadata, which other programs ignore; files of other programs have none. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from pathlib import Path
 
 from ..errors import ModelError
 
-SEAL = "sha256"
+CHECKSUM = "sha256"
 
 
-def seal(tensors: Iterable[tuple[str, Sequence[int], bytes]]) -> str:
-    """Hash of names, shapes and numbers, whatever order they come in."""
+def checksum(tensors: Iterable[tuple[str, Sequence[int], bytes]]) -> str:
+    """Return an order-independent SHA-256 of tensor names, shapes and values."""
     digest = hashlib.sha256()
     for name, shape, content in sorted(tensors):
         digest.update(f"{name} {tuple(shape)} {len(content)}\n".encode())
@@ -27,7 +27,7 @@ def seal(tensors: Iterable[tuple[str, Sequence[int], bytes]]) -> str:
 
 
 def refuse_damage(file: Path) -> None:
-    """Compare a safetensors file with its seal, if it has one.
+    """Compare a safetensors file with the checksum in its metadata, if it has one.
 
     Raises:
         ModelError: it is missing, not what was saved, or not such a file.
@@ -37,9 +37,9 @@ def refuse_damage(file: Path) -> None:
         content = memoryview(file.read_bytes())
         (length,) = struct.unpack("<Q", content[:8])
         entries, data = json.loads(bytes(content[8 : 8 + length])), content[8 + length :]
-        expected = (entries.pop("__metadata__", None) or {}).get(SEAL)
+        expected = (entries.pop("__metadata__", None) or {}).get(CHECKSUM)
         spans = {name: (entry["shape"], slice(*entry["data_offsets"])) for name, entry in entries.items()}
-        found = seal((name, shape, bytes(data[span])) for name, (shape, span) in spans.items())
+        found = checksum((name, shape, bytes(data[span])) for name, (shape, span) in spans.items())
     except FileNotFoundError:
         raise ModelError(f"{file}: is missing.") from None
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError, struct.error) as error:

@@ -1,7 +1,7 @@
 """Locks that a process holds as long as it lives, and loses however it ends.
 
-The lock is the kernel's (`flock`), never a number in a file: a process number that another program bears by now means
-nothing. What the file says of its holder is for people. Knows nothing of what is guarded.
+The lock is the kernel's (`flock`), never a process id in a file: that id may belong to another program by now. What the
+file says about the holder is only for people. Knows nothing of what a lock guards.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-PATIENCE = 10.0  # seconds for a reader, which holds a lock for an instant, to let go; it may be suspended in it
+PATIENCE = 10.0  # seconds to wait for a reader to let go; it holds the lock for an instant, but may be suspended then
 
 
 class Held(Exception):
@@ -28,9 +28,9 @@ class LifeLock:
     """A lock held as long as its descriptor is open, here or in a process that inherited it. A context manager.
 
     Args:
-        path: the file that is locked; made when there is none.
+        path: the file to lock; created if missing.
         descriptor: a lock already taken by the process that started this one.
-        about: told of the holder to those that come too late, beside its process and since when.
+        about: extra fields shown, with process id and start time, to a process that finds the lock taken.
 
     Raises:
         Held: another process holds it, even if it is suspended.
@@ -53,11 +53,11 @@ class LifeLock:
         self.release()
 
     def release(self) -> None:
-        """Let go."""
+        """Release the lock."""
         os.close(self.descriptor)
 
     def _sign(self, about: dict[str, Any]) -> None:
-        with contextlib.suppress(OSError):  # a full disk: the lock is held all the same
+        with contextlib.suppress(OSError):  # the disk may be full; the lock is held all the same
             os.ftruncate(self.descriptor, 0)
             os.pwrite(self.descriptor, json.dumps(about).encode(), 0)
 
@@ -65,8 +65,8 @@ class LifeLock:
 def _take(path: Path) -> int:
     """Open and lock a file.
 
-    A reader shares the lock for an instant (`is_held`), and so does this, to tell readers from a holder: a shared lock
-    is given beside readers, and refused beside a holder.
+    A reader (`is_held`) takes the shared lock for an instant. To tell readers from a holder, this tries the shared lock
+    as well: it is granted beside readers, but refused beside a holder.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     end = time.monotonic() + PATIENCE
@@ -91,10 +91,10 @@ def _locked(descriptor: int, kind: int) -> bool:
 
 
 def is_held(path: Path) -> bool:
-    """Whether a process holds the lock."""
+    """Return whether a process holds the lock."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:  # none, or nothing that could be locked
+    except OSError:  # there is no such file, or it is nothing that can be locked
         return False
     try:
         return not _locked(descriptor, fcntl.LOCK_SH)
@@ -103,7 +103,7 @@ def is_held(path: Path) -> bool:
 
 
 def holder(path: Path) -> dict[str, Any]:
-    """What the one who took a lock last said of itself: `pid`, `since` and more; empty where it did not."""
+    """Return what the last holder of a lock wrote about itself (`pid`, `since` and more); empty if nothing."""
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -112,11 +112,11 @@ def holder(path: Path) -> dict[str, Any]:
 
 
 def holder_in_words(path: Path) -> str:
-    """Who holds a lock, by its process number, and since when; empty where that is not known for certain."""
+    """Return who holds a lock, as its process id and since when; empty if that is not certain."""
     said = holder(path)
     try:
         process = psutil.Process(said["pid"])
-        if process.create_time() > said["since"] + 1:  # the number went to another program
+        if process.create_time() > said["since"] + 1:  # the process id now belongs to another program
             return ""
         suspended = process.status() == psutil.STATUS_STOPPED
     except (KeyError, TypeError, ValueError, psutil.Error):

@@ -1,4 +1,4 @@
-"""Safetensors files by their headers: names, shapes and sizes; no number is read. Knows nothing of models."""
+"""Safetensors files read by their headers: names, shapes and sizes, but no data. Knows nothing of models."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from ..errors import ModelError, StorageError, brief, shown
 from .storage import explained
 from .untrusted_json import is_whole
 
-LONGEST = 100_000_000  # bytes of a header
-LARGEST = 2**31 - 1  # of a dimension: MLX counts with 32 bits
+LONGEST = 100_000_000  # bytes that a header may have
+LARGEST = 2**31 - 1  # largest dimension: MLX counts with 32 bits
 _BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
     "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
 }  # fmt: skip
-"""Of one number of each data type that the format knows."""
+"""Bits of one number of each data type in the format."""
 
 Tensor = tuple[str, list[int], int]
 """Data type, shape and size in bytes."""
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The weight files of a model directory.
+    """Return the weight files of a model directory.
 
     Raises:
         ModelError: there are none, or only pickled ones.
@@ -41,21 +41,21 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def tensor_headers(file: Path, longest: int = LONGEST) -> dict[str, Tensor]:
-    """`{name: (dtype, shape, bytes)}` of a safetensors file, from its header alone.
+    """Return `{name: (dtype, shape, bytes)}` of a safetensors file, from its header alone.
 
-    What is accepted here may be handed to a library written in C++: each tensor has a known type and as many bytes as
-    its shape wants, and together they fill the file, without gap and overlap.
+    A file accepted here is safe to pass to a library written in C++: each tensor has a known type and exactly the bytes
+    that its shape needs, and together they fill the file without gap or overlap.
 
     Args:
         file: its path.
-        longest: bytes that its header may have.
+        longest: most bytes that its header may have.
 
     Raises:
         ModelError: it is not one, or is cut off.
         StorageError: the device does not let it be read.
     """
     try:
-        if not file.is_file():  # a named pipe would keep us waiting for ever
+        if not file.is_file():  # reading a named pipe would wait for ever
             raise ValueError("not a regular file")
         found = file.stat().st_size
         if found < 8:
@@ -85,7 +85,7 @@ def tensor_headers(file: Path, longest: int = LONGEST) -> dict[str, Tensor]:
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of the header; of a name that stands there twice, another reader might take the other one."""
+    """Build an object of the header, and refuse duplicate names: another reader might take the other value."""
     made = dict(pairs)
     if len(made) < len(pairs):
         raise ValueError("a name stands there twice")
@@ -102,7 +102,7 @@ def _refuse_misshapen(name: str, dtype: str, shape: list[int], size: int) -> Non
 
 
 def _covered(places: list[tuple[int, int]]) -> int:
-    """Where the last of the tensors ends, which lie one behind the other."""
+    """Return where the last tensor ends, after checking that tensors follow each other without gap or overlap."""
     reached = 0
     for begin, end in places:
         if begin != reached:

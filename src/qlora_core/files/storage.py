@@ -1,8 +1,8 @@
-"""Files that are either wholly there or not there at all.
+"""Files that are either completely there or not there at all.
 
-Everything that must survive a crash is written through here: to a temporary name, flushed to the device, renamed.
-What cannot be written is told with its place, the room that it wanted, and what to do.
-Knows nothing of what is written.
+Everything that must survive a crash is written through here: to a temporary name, flushed to the device, renamed. If
+something cannot be written, the error says where, how much room was needed, and what to do. Knows nothing of what is
+written.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from ..errors import StorageError
 
 MANIFEST = "manifest.json"
 LARGE_FILE = 16_000_000  # bytes from which a file's hash is worth remembering
-QUIET_SECONDS = 2.0  # since a file's last change
-REMEMBERED = 500  # hashes
+QUIET_SECONDS = 2.0  # a file's hash is remembered only if its last change is at least this long ago
+REMEMBERED = 500  # hashes that are remembered
 MOST_WAITING = 4_000_000  # bytes of lines that wait to be written: ten thousand steps
 
 _OF_FILE_MANAGERS = re.compile(r"(?is)\._.*|\.DS_Store|\.localized|Icon\r|Thumbs\.db|desktop\.ini")
@@ -48,16 +48,16 @@ _REMEDIES = {
     errno.ENODEV: "Connect the disk again",
     errno.ENXIO: "Connect the disk again",
 }
-"""What is the device's, and what to do; everything else (a file that is missing, say) is told as it is."""
+"""Errors of the device, and what to do about each; all others, such as a missing file, are passed on unchanged."""
 
 
 def explain(error: OSError, path: Path, wanted: int = 0, *, problem: str = "cannot be written") -> StorageError:
-    """What the system said, as an error for the user.
+    """Return an error for the user that explains what the system reported.
 
     Args:
-        error: of the system.
+        error: the system's error.
         path: what was being written.
-        wanted: bytes that were to be written, where that is known.
+        wanted: bytes that were to be written, if known.
         problem: what could not be done.
     """
     if isinstance(error, StorageError):
@@ -74,7 +74,7 @@ def explain(error: OSError, path: Path, wanted: int = 0, *, problem: str = "cann
 
 @contextlib.contextmanager
 def explained(path: Path, wanted: int = 0, *, problem: str = "cannot be written") -> Iterator[None]:
-    """Inside the block, what the device refuses while `path` is written is told as `explain` does.
+    """Turn errors of the device inside the block, while `path` is written, into those that `explain` makes.
 
     Raises:
         StorageError: as said.
@@ -92,13 +92,13 @@ def explained(path: Path, wanted: int = 0, *, problem: str = "cannot be written"
 
 
 def flush_to_disk(descriptor: int) -> None:
-    """Make the kernel hand a file's data to the device; on macOS also the device's own cache (`F_FULLFSYNC`)."""
+    """Make the kernel write a file's data to the device; on macOS also flush the device's own cache (`F_FULLFSYNC`)."""
     if sys.platform == "darwin":  # not yet run here
         try:
             fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
             return
         except OSError as error:
-            if error.errno not in _NOT_KNOWN:  # network drives do not know it; what they know is fsync
+            if error.errno not in _NOT_KNOWN:  # network drives do not support it, only fsync
                 raise
     os.fsync(descriptor)
 
@@ -107,21 +107,21 @@ _NOT_KNOWN = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY)
 
 
 def flush_directory(path: Path) -> None:
-    """Make what was made, renamed or deleted in `path` durable."""
+    """Make all changes to the entries of `path` durable: files created, renamed or deleted there."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         flush_to_disk(descriptor)
     except OSError as error:
-        if error.errno not in _NOT_KNOWN:  # some network drives flush no directories
+        if error.errno not in _NOT_KNOWN:  # some network drives cannot flush directories
             raise
     finally:
         os.close(descriptor)
 
 
 def make_directory(path: Path) -> None:
-    """Make a directory, and those above it that are missing, for this user only; what exists stays as it is.
+    """Make a directory and its missing parents, readable by this user only; what exists stays as it is.
 
-    None of them goes when the power does.
+    The new directories survive a power loss.
     """
     missing = list(itertools.takewhile(lambda place: not place.is_dir(), (path, *path.parents)))
     for place in reversed(missing):
@@ -131,19 +131,19 @@ def make_directory(path: Path) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path, *, wanted: int = 0, lasting: bool = True) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; when the block ends without error it takes the place of `path`.
+    """Yield a temporary path beside `path`; when the block ends without error, it replaces `path`.
 
     Args:
         path: the file.
         wanted: bytes that will be written, for the message if they cannot be.
-        lasting: wait until the device has it; else a power cut may leave an empty file.
+        lasting: wait until the device has stored it; otherwise a power cut may leave an empty file.
 
     Raises:
         StorageError: it cannot be written; `path` is as it was.
     """
     with explained(path, wanted):
         make_directory(path.parent)
-        # safetensors writers insist on their suffix, so the temporary name keeps it
+        # programs that write safetensors insist on that suffix, so the temporary name keeps it
         temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
         try:
             yield temporary
@@ -162,13 +162,13 @@ _PENDING = ".replacing.json"
 
 @contextlib.contextmanager
 def replacing_all(directory: Path, names: Sequence[str]) -> Iterator[dict[str, Path]]:
-    """Yield a temporary path for each name; when the block ends without error, all take their places together.
+    """Yield a temporary path for each name; when the block ends without error, all are renamed together.
 
-    A list of what is to be renamed is written first, so that `finish_replacing` makes good a kill in between.
+    A list of the renames is written first, so that `finish_replacing` can complete them after a kill in between.
     """
     make_directory(directory)
     finish_replacing(directory)
-    for stale in (path for name in names for path in directory.glob(f".{name}.*.tmp")):  # of one that was killed
+    for stale in (path for name in names for path in directory.glob(f".{name}.*.tmp")):  # of a process that was killed
         stale.unlink(missing_ok=True)
     temporary = {name: directory / f".{name}.{os.getpid()}.tmp" for name in names}
     try:
@@ -185,7 +185,7 @@ def replacing_all(directory: Path, names: Sequence[str]) -> Iterator[dict[str, P
 
 
 def finish_replacing(directory: Path) -> None:
-    """Finish what `replacing_all` began there, if it was killed between one file and the next."""
+    """Finish the renames that `replacing_all` began in `directory`, if it was killed in between."""
     pending = directory / _PENDING
     if not pending.is_file():
         return
@@ -198,23 +198,23 @@ def finish_replacing(directory: Path) -> None:
 
 
 def write_text(path: Path, text: str, *, lasting: bool = True) -> None:
-    """Replace `path` by `text`, UTF-8, atomically and, if it is to be `lasting`, durably."""
+    """Replace `path` by `text`, UTF-8, atomically and, if `lasting`, durably."""
     content = text.encode()
     with replacing(path, wanted=len(content), lasting=lasting) as temporary:
         temporary.write_bytes(content)
 
 
 def write_json(path: Path, value: Any, *, lasting: bool = True) -> None:
-    """Replace `path` by `value` as JSON, atomically and, if it is to be `lasting`, durably."""
+    """Replace `path` by `value` as JSON, atomically and, if `lasting`, durably."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", lasting=lasting)
 
 
 @contextlib.contextmanager
 def publishing(directory: Path, *, wanted: int = 0) -> Iterator[Path]:
-    """Yield an empty temporary directory; when the block ends without error it appears as `directory`, all at once.
+    """Yield an empty temporary directory; when the block ends without error, it appears as `directory`, all at once.
 
-    A manifest with size and SHA-256 of each file is written last. An existing `directory` is moved aside for it; what
-    file managers left there stays.
+    A manifest with size and SHA-256 of each file is written last. An existing `directory` is moved aside first, and its
+    files left by file managers are copied into the new one.
 
     Args:
         directory: the directory.
@@ -237,7 +237,7 @@ def publishing(directory: Path, *, wanted: int = 0) -> Iterator[Path]:
             for path in files:
                 with path.open("rb") as file:
                     flush_to_disk(file.fileno())
-            # flushes the names in the directory as well
+            # this also flushes the directory, and with it the names of the files
             write_json(temporary / MANIFEST, {"files": {path.name: describe_file(path) for path in files}})
             if directory.exists():
                 _bring_along(directory, temporary)
@@ -252,15 +252,15 @@ def publishing(directory: Path, *, wanted: int = 0) -> Iterator[Path]:
 
 
 def left_by_file_manager(name: str) -> bool:
-    """Whether Finder or Explorer leaves files of that name wherever somebody looks: they are nobody's content."""
+    """Return whether Finder or Explorer leaves files of that name in directories that somebody opens."""
     return bool(_OF_FILE_MANAGERS.fullmatch(name))
 
 
 def _bring_along(source: Path, directory: Path) -> None:
-    """Copy what file managers left."""
+    """Copy files left by file managers."""
     for path in source.iterdir():
         if left_by_file_manager(path.name) and path.is_file() and not path.is_symlink():
-            with contextlib.suppress(OSError):  # Finder may have taken it away, or writes a new one anyway
+            with contextlib.suppress(OSError):  # Finder may have removed it, and writes a new one anyway
                 shutil.copy2(path, directory / path.name)
 
 
@@ -268,7 +268,7 @@ def _bring_along(source: Path, directory: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a file or a directory with all in it, as far as that is possible."""
+    """Delete a file, or a directory with everything in it, as far as possible."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -277,10 +277,10 @@ def remove(path: Path) -> None:
 
 
 def discard(directory: Path) -> None:
-    """Delete a directory that others look at: it disappears all at once, never in part."""
+    """Delete a directory that others may read: it disappears all at once, never in part."""
     doomed = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
     remove(doomed)
-    with contextlib.suppress(OSError):  # it stays, and is whole
+    with contextlib.suppress(OSError):  # if that fails, it stays and is complete
         directory.rename(doomed)
     remove(doomed)
 
@@ -289,13 +289,13 @@ _LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)\.(?P<kind>tmp|old)(\.\w+)?
 
 
 def clear_leftovers(directory: Path, *, alone: bool = False) -> None:
-    """Clear up after processes that were killed while they wrote something in `directory`.
+    """Clean up after processes that were killed while they wrote something in `directory`.
 
-    What they were writing goes; what they had moved aside, and not replaced yet, comes back.
+    What they were writing is deleted; what they had moved aside and not yet replaced is moved back.
 
     Args:
-        directory: only itself, not those in it; may be missing.
-        alone: nobody else writes there, so that a process of that number which lives is another one by now.
+        directory: cleaned up itself, but not its subdirectories; may be missing.
+        alone: nobody else writes there, so a living process with the writer's id is a different program.
     """
     for path in directory.glob(".*"):
         match = _LEFTOVER.fullmatch(path.name)
@@ -309,14 +309,14 @@ def clear_leftovers(directory: Path, *, alone: bool = False) -> None:
 
 
 def _gone(pid: int) -> bool:
-    """True when no process of that number lives; of ours, nothing is being written when it clears up."""
+    """Return whether no process has that id, or only this one, which writes nothing while it cleans up."""
     if pid == os.getpid():
         return True
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return True
-    except PermissionError:  # somebody else's
+    except PermissionError:  # it is another user's process
         return False
     return False
 
@@ -325,16 +325,16 @@ def _gone(pid: int) -> bool:
 
 
 class LineFile:
-    """Appends lines to a file. Those that cannot be written wait, and are written when it works again.
+    """Appends lines to a file. Lines that cannot be written wait until writing works again.
 
-    Each is written at once as a whole; a reader may still see half of the last one. One that a crash tore is ended, so
-    that the next stands alone.
+    Each line is written whole in one call, but a reader may still see half of the last one. A line torn by a crash is
+    ended first, so that the next one stands alone.
 
     Args:
-        path: the file; made when it is missing.
+        path: the file; created if missing.
 
     Attributes:
-        lost: lines given up because too many waited.
+        lost: number of lines given up because too many were waiting.
     """
 
     def __init__(self, path: Path) -> None:
@@ -345,7 +345,7 @@ class LineFile:
         self._begun = False
 
     def append(self, line: str) -> None:
-        """Write a line, after those that wait.
+        """Write a line, after those that are waiting.
 
         Raises:
             OSError: it cannot be written now; it waits.
@@ -356,7 +356,7 @@ class LineFile:
         self.flush()
 
     def flush(self) -> None:
-        """Write what waits.
+        """Write the lines that are waiting.
 
         Raises:
             OSError: it cannot be written now.
@@ -367,11 +367,11 @@ class LineFile:
             while self._waiting:
                 self._waiting = self._waiting[self._file.write(self._waiting) :]
         except OSError:
-            self._close()  # the next attempt opens it anew: the drive may have been away
+            self._close()  # the next attempt opens the file anew: the drive may have been disconnected
             raise
 
     def sync(self) -> None:
-        """Write what waits, and wait until the device has it.
+        """Write the lines that are waiting, and wait until the device has stored them.
 
         Raises:
             OSError: it cannot be written now.
@@ -380,7 +380,7 @@ class LineFile:
         flush_to_disk(self._file.fileno())
 
     def close(self) -> None:
-        """Write what waits, if that is possible now."""
+        """Write the lines that are waiting, if possible, and close the file."""
         with contextlib.suppress(OSError):
             self.flush()
         self._close()
@@ -398,14 +398,14 @@ class LineFile:
         self._file = None
 
     def _forget_oldest(self) -> None:
-        first = self._waiting.index(b"\n") + 1  # half of it may be in the file already, so it stays
+        first = self._waiting.index(b"\n") + 1  # keep the first line: half of it may be in the file already
         rest = self._waiting.index(b"\n", len(self._waiting) - MOST_WAITING // 2) + 1
         self.lost += self._waiting.count(b"\n", first, rest)
         self._waiting = self._waiting[:first] + self._waiting[rest:]
 
 
 def _is_torn(path: Path) -> bool:
-    """True when a file does not end with the end of a line."""
+    """Return whether a file does not end with a line break."""
     with path.open("rb") as file:
         if not file.seek(0, os.SEEK_END):
             return False
@@ -417,18 +417,18 @@ def _is_torn(path: Path) -> bool:
 
 
 def describe_file(path: Path) -> dict[str, Any]:
-    """Size in bytes and SHA-256 of a file."""
+    """Return the size in bytes and the SHA-256 of a file."""
     with path.open("rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def manifest_problem(directory: Path, names: Collection[str] | None = None, *, contents: bool = True) -> str | None:
-    """What is wrong with a published directory by its manifest, in a few words; None when nothing is.
+    """Return what is wrong with a published directory by its manifest, in a few words; None if nothing.
 
     Args:
-        directory: as `publishing` left it.
-        names: files that the manifest has to list, and no others; None: whatever it lists.
-        contents: compare hashes; else sizes alone, for files that would take long to read.
+        directory: made by `publishing`.
+        names: the files that the manifest must list, and no others; None: whatever it lists.
+        contents: compare hashes; if False, only sizes, for files that would take long to read.
     """
     try:
         wanted = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))["files"]
@@ -452,7 +452,7 @@ def manifest_problem(directory: Path, names: Collection[str] | None = None, *, c
 
 
 def file_problem(path: Path, expected: Any, *, contents: bool = True) -> str | None:
-    """What is wrong with a file that `describe_file` described, in a few words; None when nothing is.
+    """Return how a file differs from what `describe_file` recorded, in a few words; None if it does not.
 
     Raises:
         OSError: it cannot be read.
@@ -468,7 +468,7 @@ def file_problem(path: Path, expected: Any, *, contents: bool = True) -> str | N
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Inside the block no other process is in one for the same path; a file beside it holds the lock."""
+    """Keep other processes out of the block for the same path, by a lock file beside it."""
     make_directory(path.parent)
     descriptor = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
     try:
@@ -479,10 +479,10 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def remembered_sha256(path: Path) -> str:
-    """SHA-256 of a file's content, in hex digits; that of a large file is remembered until the file changes.
+    """Return the SHA-256 of a file's content in hex digits; that of a large file is remembered until it changes.
 
-    It has changed when its place on the disk, its size or one of its times has. One that changed a moment ago is
-    not remembered: it could change again within the clock's resolution.
+    A file has changed when its inode, its size or one of its times has. The hash of a file that changed a moment ago is
+    not remembered: it could change again within the resolution of the clock.
     """
     state = path.stat()
     key = "-".join(map(str, (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)))
@@ -499,7 +499,7 @@ def remembered_sha256(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """An object from a file that can be done without: empty where it is missing or damaged."""
+    """Read a JSON object from a file that is not essential: empty if the file is missing or damaged."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -508,7 +508,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def cache_directory() -> Path:
-    """Where converted models and libraries are kept; `QLORA_CACHE` overrides the system's own place."""
+    """Return where converted models and libraries are kept; `QLORA_CACHE` overrides the system's own place."""
     from platformdirs import user_cache_path
 
     override = os.environ.get("QLORA_CACHE")
@@ -516,5 +516,5 @@ def cache_directory() -> Path:
 
 
 def keep_private() -> None:
-    """Let whatever this process makes from now on be readable by this user only."""
+    """Make everything that this process creates from now on readable by this user only."""
     os.umask(0o077)

@@ -1,4 +1,4 @@
-"""JSON files that somebody else wrote, read within limits. Knows nothing of what they say."""
+"""JSON files from untrusted sources, read within limits. Knows nothing of what they mean."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import math
 from pathlib import Path
 from typing import Any
 
-SETTINGS_BYTES = 4_000_000  # of a file of settings
-TABLE_BYTES = 100_000_000  # of one that also holds a vocabulary, or a line for each tensor
+SETTINGS_BYTES = 4_000_000  # longest file of settings that is read
+TABLE_BYTES = 100_000_000  # longest file that also holds a vocabulary, or a line for each tensor
 
 
 def read_text(path: Path, longest: int = SETTINGS_BYTES, errors: str = "strict") -> str:
-    """The text of a file.
+    """Read the text of a file.
 
     Raises:
         OSError: it is not there, or may not be read.
         ValueError: it is no plain file, longer than that, or not UTF-8.
     """
     size = path.stat().st_size
-    if not path.is_file():  # a named pipe would keep us waiting for ever
+    if not path.is_file():  # reading a named pipe would wait for ever
         raise ValueError("not a regular file")
     if size > longest:
         raise ValueError(f"{size} bytes; at most {longest} are read")
@@ -27,7 +27,7 @@ def read_text(path: Path, longest: int = SETTINGS_BYTES, errors: str = "strict")
 
 
 def read_object(path: Path, longest: int = SETTINGS_BYTES) -> dict[str, Any]:
-    """The JSON object that a file holds.
+    """Read the JSON object in a file.
 
     Raises:
         OSError: it is not there, or may not be read.
@@ -43,12 +43,12 @@ def read_object(path: Path, longest: int = SETTINGS_BYTES) -> dict[str, Any]:
 
 
 def is_whole(value: Any, least: int, most: int) -> bool:
-    """Whether a value is a whole number from `least` to `most`; true and false are none."""
+    """Return whether a value is a whole number from `least` to `most`; booleans are not."""
     return type(value) is int and least <= value <= most
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a finite number that is not too large to reckon with."""
+    """Return whether a value is a finite number that is not too large to compute with."""
     return is_whole(value, -(2**53), 2**53) or (type(value) is float and math.isfinite(value))
 
 

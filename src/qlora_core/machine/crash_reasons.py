@@ -1,4 +1,4 @@
-"""Why a process ended, in plain words: from its exit status and its last lines, or from what MLX said of the device."""
+"""Why a process ended, in plain words: from its exit status and last lines, or from what MLX said of the device."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ MEMORY_WORDS = (
 DEVICE_GAVE_UP = "the device gave up"
 WATCHDOG_WORDS = ("impacting interactivity", "gpu timeout")
 IN_COMPILED_CODE = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)
-SHELL = 128  # a shell, or a container, tells of a signal as this and its number
+SHELL = 128  # a shell or a container reports a signal as 128 plus its number
 
 
 def by_signal(status: int | None) -> int:
-    """The signal that ended a process; 0 where it ended by itself, or nobody saw it end."""
+    """Return the signal that ended a process; 0 if it ended by itself or its end was not observed."""
     if status is None or 0 <= status <= SHELL:
         return 0
     number = -status if status < 0 else status - SHELL
@@ -25,7 +25,7 @@ def by_signal(status: int | None) -> int:
 
 
 def out_of_memory(status: int | None, log: str) -> bool:
-    """Whether memory ran out, most likely: the system kills without a word then, a library says so and gives up."""
+    """Return whether memory most likely ran out: the system then kills without a word, or a library reports it."""
     return by_signal(status) == signal.SIGKILL or _says(log, MEMORY_WORDS)
 
 
@@ -39,9 +39,9 @@ def _says(log: str, words: tuple[str, ...]) -> bool:
 
 
 def device_failure(error: BaseException) -> DeviceError | None:
-    """Return what to tell of an error where the device gave up, as MLX says it, with the remedy; None for any other.
+    """Return the error to show if the device failed during a computation, with a remedy; None for any other error.
 
-    Since 0.32 a command buffer that fails on Metal is such an error, and does not end the process.
+    Since MLX 0.32 a command buffer that fails on Metal raises such an error and does not end the process.
     """
     if isinstance(error, DeviceError):
         return error
@@ -61,10 +61,10 @@ def device_failure(error: BaseException) -> DeviceError | None:
 
 
 def reason(status: int | None, log: str) -> str:
-    """Why a process ended.
+    """Return why a process ended, in words.
 
     Args:
-        status: its exit status, or minus the signal that ended it; None where nobody saw it end.
+        status: its exit status, or minus the signal that ended it; None if its end was not observed.
         log: its last lines.
     """
     number = by_signal(status)

@@ -1,8 +1,8 @@
-"""Denormal numbers, below 1.2e-38 in float32: have the processor take them for zero.
+"""Make the processor treat denormal numbers (below 1.2e-38 in float32) as zero.
 
 A product with one of them costs an Intel core over 100 cycles, and small gradients are full of them. The setting
-belongs to a thread, and a thread takes it over from the one that starts it: whoever computes sets it before MLX and the
-BLAS start theirs. Knows nothing of mlx.
+belongs to a thread, and a new thread inherits it from the one that starts it, so it has to be set before MLX and the
+BLAS start their threads. Knows nothing of mlx.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ import platform
 import struct
 import sys
 
-SMALLEST_NORMAL = sys.float_info.min  # of float64; the setting holds for all sizes
+SMALLEST_NORMAL = sys.float_info.min  # smallest normal float64; the setting applies to floats of all sizes
 
-# By processor: where the control register lies in glibc's `fenv_t`, and the bits that flush. On x86-64
+# For each processor: the offset of the control register in glibc's `fenv_t`, and the bits to set. On x86-64 these are
 # MXCSR's flush-to-zero and denormals-are-zero (Intel's manual, volume 1, 10.2.3), on arm64 FPCR's FZ (Arm's, C5.2.8).
 _REGISTERS = {"x86_64": (28, 0x8040), "aarch64": (0, 1 << 24)}
 
 
 def flush_denormals(on: bool = True) -> bool:
-    """Take denormal numbers for zero in this thread and in all that it starts from now on; tell whether that holds.
+    """Treat denormal numbers as zero in this thread and all it starts from now on; return whether that worked.
 
     Returns:
-        False on a processor or a system where nobody knows how: nothing has changed. Not yet run on arm64.
+        False on a processor or system where it is not known how; nothing has changed then. Not yet run on arm64.
     """
     if sys.platform != "linux" or platform.machine() not in _REGISTERS:
         return False
@@ -42,5 +42,5 @@ def flush_denormals(on: bool = True) -> bool:
 
 
 def are_flushed() -> bool:
-    """Return whether this thread takes denormal numbers for zero, by computing one."""
+    """Return whether this thread treats denormal numbers as zero, by computing one."""
     return SMALLEST_NORMAL / 2 == 0.0

@@ -1,7 +1,7 @@
-"""Keeping the machine from falling asleep by itself while it trains, and macOS from ending what its GPU computes.
+"""Keep the machine from falling asleep while it trains, and macOS from ending work on its GPU.
 
-A small program of the system holds sleep off, and ends with this process however that ends. Where there is none, or it
-may not, the machine sleeps as it always does; closing the lid always does it.
+A small program of the system holds sleep off and ends with this process, however that ends. If there is no such
+program, or it is not permitted, the machine sleeps as usual. Closing the lid always puts it to sleep.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 REASON = "training a language model"
-TRIAL = 10  # seconds for a program that only says whether it may, or that is asked to end
+TRIAL = 10  # seconds to wait for a program that only checks its permission, or that was told to end
 LET_IT_SLEEP = "let it sleep in a long run: while it is on, macOS may end what keeps the GPU busy"
 
 
 def gpu_environment() -> dict[str, str]:
-    """Return what a process that computes on a Mac's GPU has in its environment before MLX opens it; elsewhere nothing.
+    """Return the environment variables to set on a Mac before MLX opens the GPU; empty on other systems.
 
     macOS ends sustained work on the GPU that drives the display ("Impacting Interactivity": ml-explore/mlx#3267). Its
-    driver is more patient with this variable, which it reads once; llama.cpp sets it as well. Not yet run on a Mac.
+    driver, which reads this variable once, is more patient with it; llama.cpp sets it as well. Not yet run on a Mac.
     """
     return {"AGX_RELAX_CDM_CTXSTORE_TIMEOUT": "1"} if sys.platform == "darwin" else {}
 
 
 def _command(*last: str) -> list[str]:
-    """The program that holds sleep off while `last` runs, with what it is told; empty where there is none."""
+    """Return the command that holds sleep off while `last` runs; empty if the system has none."""
     if sys.platform == "darwin":  # not yet run here; -i: idle sleep alone, the display may be switched off
         found = shutil.which("caffeinate")
         return [found, "-i", *last] if found else []
@@ -40,10 +40,10 @@ def _command(*last: str) -> list[str]:
 
 @contextlib.contextmanager
 def kept_awake(wanted: bool = True) -> Iterator[None]:
-    """Hold idle sleep off inside the block, where the system lets us.
+    """Hold idle sleep off inside the block, where the system permits it.
 
     Args:
-        wanted: False does nothing.
+        wanted: if False, do nothing.
     """
     # on macOS it watches this process; on Linux `cat` waits for the end of a pipe that closes with this process
     last = ("-w", str(os.getpid())) if sys.platform == "darwin" else ("cat",)
@@ -66,13 +66,13 @@ def kept_awake(wanted: bool = True) -> Iterator[None]:
             child.terminate()
             try:
                 child.wait(TRIAL)
-            except subprocess.TimeoutExpired:  # it waits for a bus that does not answer
+            except subprocess.TimeoutExpired:  # it waits for a system bus that does not answer
                 child.kill()
                 child.wait()
 
 
 def describe() -> str:
-    """Whether sleep can be held off here, and by what; tried, for people."""
+    """Try to hold sleep off and return a sentence for people: whether it works here, and by which program."""
     command = _command("true")
     if not command:
         return f"not held off while training: no {'caffeinate' if sys.platform == 'darwin' else 'systemd-inhibit'} here"

@@ -1,6 +1,6 @@
-"""What memory is used and what is free, of the machine, of this process and, when told how to ask, of the device.
+"""How much memory is used and free: of the machine, of this process and, if told how to ask, of the device.
 
-Knows nothing of mlx: `device.memory_counters` is handed in by whoever has it.
+Knows nothing of mlx: `device.memory_counters` is passed in by whoever has it.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ VM_STAT = "/usr/bin/vm_stat"
 
 @dataclass(frozen=True)
 class MemorySample:
-    """One look at the memory, in bytes.
+    """Memory at one moment, in bytes.
 
     Attributes:
-        available: what programs can still take without swapping; of the GPU where it has memory of its own, and no more
-            than Apple's GPU should have.
-        process: memory of this process now: resident; on macOS its footprint, which counts what is compressed as well.
-        process_peak: the most it ever was.
-        active: held by the device's arrays.
-        peak: the most that was.
-        swap: moved to the disk by the whole machine.
-        pressure: 1 where the system warns that memory is short, 2 where it is critical, else 0; None where it has no
-            such word, as Linux.
+        available: what programs can still take without swapping; that of the GPU if it has memory of its own, and on
+            Apple silicon no more than the GPU should have.
+        process: memory of this process: resident memory, or on macOS its footprint, which includes compressed pages.
+        process_peak: highest resident memory of this process so far.
+        active: memory held by the device's arrays.
+        peak: highest `active` so far.
+        swap: what the whole machine has moved to disk.
+        pressure: 1 if the system warns that memory is short, 2 if it is critical, else 0; None on systems that do not
+            say, such as Linux.
     """
 
     available: int
@@ -50,15 +50,15 @@ class MemorySample:
 
 
 class MemoryMonitor:
-    """Looks at the memory, and says so on request.
+    """Measures memory, and reports it on request.
 
     Args:
-        report: called with each line that `log_memory` makes, `print` say.
-        counters: the device's own numbers.
+        report: called with each line that `log_memory` makes, for example `print`.
+        counters: returns the device's own numbers.
 
     Attributes:
-        workers: returns what processes that compute for this one have taken, by the names of `MemorySample`; it is
-            added, so that peaks are an upper bound: they need not have been at the same time.
+        workers: returns what processes that compute for this one have taken, by the names of `MemorySample`. It is
+            added, so peaks are an upper bound: they need not have occurred at the same time.
     """
 
     def __init__(self, report: Callable[[str], None] | None = None, counters: Counters | None = None) -> None:
@@ -83,7 +83,7 @@ class MemoryMonitor:
         )
 
     def log_memory(self, label: str) -> MemorySample:
-        """Look now, and report `[Memory] label: …MB available`."""
+        """Measure now, and report `[Memory] label: …MB available`."""
         sample = self.sample()
         if self.report:
             self.report(f"[Memory] {label}: {sample.available // MB}MB available")
@@ -91,7 +91,7 @@ class MemoryMonitor:
 
 
 def available_bytes() -> int:
-    """Memory that can still be taken: of the machine, or of the container's limit where that is less."""
+    """Return the memory that can still be taken: of the machine, or of the container's limit if that is less."""
     memory = psutil.virtual_memory()
     available = memory.available
     if sys.platform == "darwin":
@@ -103,18 +103,18 @@ def available_bytes() -> int:
 
 
 def total_bytes() -> int:
-    """Memory of the machine, or the container's limit where that is less."""
+    """Return the machine's memory, or the container's limit if that is less."""
     return min(psutil.virtual_memory().total, _cgroup("memory.max") or sys.maxsize)
 
 
 def peak_process_bytes() -> int:
-    """The most resident memory this process ever had."""
+    """Return the highest resident memory of this process so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
 
 
 def swap_bytes() -> int:
-    """What the machine has moved to the disk."""
+    """Return how much the machine has moved to disk."""
     if sys.platform != "linux":
         return psutil.swap_memory().used
     found = {}  # psutil reads a second file for it, and warns where that is missing
@@ -127,7 +127,7 @@ def swap_bytes() -> int:
 
 
 def _vm_stat() -> str:
-    """Return what macOS's `vm_stat` prints; empty where it does not answer."""
+    """Return what macOS's `vm_stat` prints; empty if it fails."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         # descriptors stay open: Python then spawns it, and does not fork a process whose GPU is at work
         return subprocess.run([VM_STAT], capture_output=True, text=True, timeout=5, check=True, close_fds=False).stdout
@@ -135,11 +135,11 @@ def _vm_stat() -> str:
 
 
 def _left_by_vm_stat(text: str, total: int) -> int:
-    """Return what programs have not taken of `total` bytes, as Activity Monitor counts it, from what `vm_stat` printed.
+    """Return how many of `total` bytes are free as Activity Monitor counts it, from the output of `vm_stat`.
 
-    Taken are programs' own pages, wired ones, and those that hold compressed ones; cached files are not. psutil counts
-    inactive pages as free, though some must be written to the disk first, and active pages of files as taken. 0 where a
-    number is missing. Not yet run on a Mac.
+    Programs' own pages, wired pages and those that hold compressed ones count as taken; cached files do not. psutil
+    counts inactive pages as free, though some must be written to disk first, and active pages of files as taken.
+    Returns 0 if a number is missing. Not yet run on a Mac.
     """
     page = re.search(r"page size of (\d+) bytes", text)
     pages = {name: int(number) for name, number in re.findall(r'^"?([^:"]+)"?:\s+(\d+)\.?$', text, re.MULTILINE)}
@@ -152,7 +152,7 @@ def _left_by_vm_stat(text: str, total: int) -> int:
 
 
 def _footprint(pid: int) -> int:
-    """A process's memory as macOS counts it when it looks for one to end; 0 elsewhere.
+    """Return a process's memory as macOS counts it when it chooses a process to end; 0 on other systems.
 
     Written from Apple's `sys/resource.h`, not yet run: `rusage_info_v0` is 16 bytes and ten 64-bit numbers, of which
     `ri_phys_footprint` is the eighth.
@@ -167,7 +167,7 @@ def _footprint(pid: int) -> int:
 
 
 def _pressure() -> int | None:
-    """How short memory is by macOS's own word: 0, 1 (it warns), 2 (critical); None where nothing is said.
+    """Return macOS's own memory pressure: 0 (normal), 1 (warning), 2 (critical); None if unknown.
 
     Written from Apple's `sys/event.h` (the levels are 1, 2 and 4), not yet run.
     """
@@ -188,7 +188,7 @@ def _cgroup(name: str) -> int | None:
 
 
 def _cgroup_file_cache() -> int:
-    """Cached file pages, which the kernel gives back when memory is asked for."""
+    """Return the size of cached file pages, which the kernel gives back when memory is needed."""
     try:
         lines = Path("/sys/fs/cgroup/memory.stat").read_text(encoding="ascii").splitlines()
     except OSError:

@@ -1,6 +1,6 @@
-"""What is watched between two steps: the memory that is left, and gradients far larger than they were.
+"""Watch two things between steps: how much memory is left, and gradients far larger than before.
 
-Decides from numbers that are handed in; the trainer carries it out. Nothing here changes what is learnt. Knows nothing
+It decides from the numbers it is given, and the trainer acts on it. Nothing here changes what is learnt. Knows nothing
 of mlx, of files or of clocks.
 """
 
@@ -13,15 +13,15 @@ from typing import Literal
 
 from .memory import GB, MemorySample
 
-SHORT = 2.0  # times the limit, below which memory is short
-NEAR = 4.0  # times the limit that was asked for, below which growing swap counts
-SHARE_AT_START = 0.25  # of what is free after the first step; the limit is never more, so that small machines can train
-CRITICAL_SECONDS = 3.0  # below the limit, before it pauses: programs take much for a moment
-CALM_SECONDS = 30.0  # after which a shortage is over, and the next one begins anew
-SWAP_SECONDS, SWAP_GROWTH = 30.0, 256_000_000  # swap that grows so fast, over no less time, is growing
+SHORT = 2.0  # memory is short below this many times the limit
+NEAR = 4.0  # growing swap only counts below this many times the limit asked for
+SHARE_AT_START = 0.25  # the limit is at most this share of what is free after the first step: small machines can train
+CRITICAL_SECONDS = 3.0  # memory must stay critical this long before training pauses: other programs have brief peaks
+CALM_SECONDS = 30.0  # without a shortage, after which the next one counts as new
+SWAP_SECONDS, SWAP_GROWTH = 30.0, 256_000_000  # swap grows if so many bytes are added in so many seconds, or faster
 
-FEWEST_NORMS, RECENT_NORMS = 10, 50  # gradient norms from which the usual one is told
-SPIKE = 10.0  # times the usual norm
+FEWEST_NORMS, RECENT_NORMS = 10, 50  # gradient norms whose median is the usual one: at least, at most
+SPIKE = 10.0  # a norm this many times the usual one is a spike
 
 
 # Memory ---------------------------------------------------------------------------------------------------------
@@ -32,8 +32,8 @@ class Decision:
     """What to do about the memory now.
 
     Attributes:
-        action: clear the device's cache; save a checkpoint; pause, which saves as well.
-        message: what was seen, in a clause.
+        action: clear the device's cache; save a checkpoint; or pause, which also saves.
+        message: what was observed, as a clause.
     """
 
     action: Literal["clear", "save", "pause"]
@@ -41,16 +41,16 @@ class Decision:
 
 
 class MemoryGuard:
-    """Acts before the machine runs out of memory, one thing a step, the cheapest first.
+    """Acts before the machine runs out of memory, one action a step, the cheapest first.
 
     Memory is short when less than twice the limit is available, when the system warns, or when swap keeps growing while
-    little is available: then the cache is cleared, and if that does not help a checkpoint is saved, each once a
-    shortage. It is critical below the limit, when the system says so, or when swap grew on: if that lasts for some
-    seconds, it pauses. Where the system has a word for it, swap counts only while it warns: macOS moves programs that
-    are idle to the disk when all is well.
+    little is available. Then the cache is cleared, and if that does not help a checkpoint is saved, each once a
+    shortage. Memory is critical below the limit, when the system says so, or when swap has kept growing; if that lasts
+    for some seconds, training pauses. On a system that reports memory pressure, swap counts only while it warns: macOS
+    moves idle programs to disk even when all is well.
 
     Args:
-        limit: available bytes below which it pauses; 0: it never acts.
+        limit: available bytes below which it pauses; 0: never act.
     """
 
     def __init__(self, limit: float) -> None:
@@ -60,14 +60,14 @@ class MemoryGuard:
         self._short_at: float | None = None
         self._critical_since: float | None = None
         self._swap_mark: tuple[float, int] = (0.0, 0)
-        self._swap_growth: list[int] = []  # of the last spans in which it grew
+        self._swap_growth: list[int] = []  # growth in each of the last spans, if swap grew in all of them
 
     def look(self, sample: MemorySample, now: float) -> Decision | None:
-        """Decide after a step.
+        """Decide what to do after a step.
 
         Args:
             sample: the memory now.
-            now: seconds, of a clock that is never set.
+            now: seconds of a monotonic clock.
         """
         if not self.limit:
             return None
@@ -97,7 +97,7 @@ class MemoryGuard:
         return None
 
     def _level(self, sample: MemorySample) -> int:
-        """0: enough; 1: short; 2: critical."""
+        """Return 0 if there is enough memory, 1 if it is short, 2 if it is critical."""
         pressure = sample.pressure or 0
         counts = sample.available < self._near and sample.pressure != 0
         swapping = len(self._swap_growth) if counts else 0
@@ -134,13 +134,13 @@ class MemoryGuard:
 
 
 class NormWatch:
-    """Knows a gradient that is far larger than the last ones."""
+    """Detects a gradient that is far larger than the recent ones."""
 
     def __init__(self) -> None:
         self._norms: deque[float] = deque(maxlen=RECENT_NORMS)
 
     def spike(self, norm: float) -> float:
-        """Take in a step's norm; how many times the usual one it is if that is unusual, else 0."""
+        """Record a gradient norm. Return its ratio to the recent median if it is a spike, else 0."""
         usual = statistics.median(self._norms) if len(self._norms) >= FEWEST_NORMS else 0.0
         self._norms.append(norm)
         return norm / usual if usual and norm > SPIKE * usual else 0.0

@@ -1,4 +1,7 @@
-"""Cores, and work in several processes: its results in order, little of it in flight. Knows nothing of the work."""
+"""Processor cores, and work spread over several processes: results in order, few of them in flight.
+
+Knows nothing of the work.
+"""
 
 from __future__ import annotations
 
@@ -18,32 +21,32 @@ from ..errors import DataError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
-MOST = 8  # each process takes some 100 MB
+MOST = 8  # processes; each takes some 100 MB
 
 
 def logical_cores() -> int:
-    """Cores that this process may use, each as often as it runs threads."""
+    """Return the logical cores (hardware threads) that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cores() -> int:
-    """Physical cores that this process may use."""
+    """Return the physical cores that this process may use."""
     return max(1, min(logical_cores(), psutil.cpu_count(logical=False) or logical_cores()))
 
 
 def processes() -> int:
-    """How many processes share work: the cores that this one may use, and not too many."""
+    """Return how many processes share work: one for each usable core, up to a limit."""
     return min(logical_cores(), MOST)
 
 
 def in_processes(work: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
     """Do `work` on each task in another process, and yield the results in order.
 
-    The processes are gone when it ends, however it ends; close the iterator to end it early.
+    The processes end with the iterator, however it ends; close it to end them early.
 
     Args:
-        work: can be pickled.
-        tasks: taken as they are needed, a few ahead of the results.
+        work: a function that can be pickled.
+        tasks: read as they are needed, a few ahead of the results.
 
     Raises:
         DataError: a process was killed.
@@ -55,7 +58,7 @@ def in_processes(work: Callable[[Task], Result], tasks: Iterable[Task]) -> Itera
         count,
         initializer=end_with,
         initargs=(os.getpid(),),
-        env={"TOKENIZERS_PARALLELISM": "false"},  # its threads would only be in each other's way
+        env={"TOKENIZERS_PARALLELISM": "false"},  # with all cores busy, threads would only compete for them
     )
     waiting: collections.deque = collections.deque()
     tasks = iter(tasks)
@@ -74,13 +77,13 @@ def in_processes(work: Callable[[Task], Result], tasks: Iterable[Task]) -> Itera
 
 @contextlib.contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Keep Ctrl+C back for a moment: a process that is started now never hears it, and so prints no traceback of it."""
+    """Block Ctrl+C inside the block: a process started meanwhile never receives it, so it prints no traceback."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
     from multiprocessing import resource_tracker
 
-    resource_tracker.ensure_running()  # each process needs it, and starting it lets Ctrl+C through again
+    resource_tracker.ensure_running()  # every process needs it; starting it later would unblock Ctrl+C
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -89,7 +92,7 @@ def _interrupts_held() -> Iterator[None]:
 
 
 def end_with(parent: int) -> None:
-    """In a process of its own: end when the parent does, which may be killed before it can say so; never by Ctrl+C."""
+    """End this process when its parent does, which may be killed before it can say so, and ignore Ctrl+C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:

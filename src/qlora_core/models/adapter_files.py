@@ -1,4 +1,4 @@
-"""Adapter files: where one lies, and whether it fits a base and the settings. Knows nothing of mlx."""
+"""Adapter files: where one is, and whether it fits a base and the settings. Knows nothing of mlx."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .target_modules import within_model
 ADAPTER_FILE, ADAPTER_CONFIG = "adapters.safetensors", "adapter_config.json"
 
 Shapes = Mapping[str, tuple[int, ...]]
-SHOWN = 5  # misfits that a message names
-LONGEST_CONFIG, LONGEST_HEADER = 64_000, 1_000_000  # bytes
+SHOWN = 5  # most misfits that a message names
+LONGEST_CONFIG, LONGEST_HEADER = 64_000, 1_000_000  # bytes that are read
 MOST_RANK, MOST_LAYERS, MOST_SCALE = 512, 1024, 1e6
 
 
 def find_adapters(name: str, runs_dir: Path) -> Path:
-    """The adapter file of that name: a file, a directory that holds one, or a run, whose best one it is.
+    """Find the adapter file of that name: a file, a directory with one, or a run, of which it is the best.
 
     Raises:
         ModelError: there is none.
@@ -39,10 +39,10 @@ def find_adapters(name: str, runs_dir: Path) -> Path:
 
 
 def adapter_settings(directory: Path) -> dict[str, Any]:
-    """What `adapter_config.json` says, in mlx-lm's words.
+    """Read `adapter_config.json`, in mlx-lm's format.
 
     Raises:
-        ModelError: there is none, or it says something that cannot be.
+        ModelError: there is none, or one of its values is impossible.
     """
     path = directory / ADAPTER_CONFIG
     try:
@@ -54,7 +54,7 @@ def adapter_settings(directory: Path) -> dict[str, Any]:
 
 
 def adapter_base(directory: Path) -> Path:
-    """The base that adapters were trained on, as their settings name it.
+    """Return the base that adapters were trained on, as their settings name it.
 
     Raises:
         ModelError: they name none.
@@ -87,7 +87,7 @@ def _refuse_impossible(settings: dict[str, Any]) -> None:
 
 
 def adapter_headers(path: Path) -> dict[str, Tensor]:
-    """`{name: (dtype, shape, bytes)}` of an adapter file, from its header alone.
+    """Return `{name: (dtype, shape, bytes)}` of an adapter file, from its header alone.
 
     Raises:
         ModelError: it is none.
@@ -96,11 +96,11 @@ def adapter_headers(path: Path) -> dict[str, Tensor]:
 
 
 def check_adapters(path: Path, spec: ModelSpec, lora: LoraConfig) -> None:
-    """Refuse an adapter file that does not fit, from its header alone.
+    """Refuse an adapter file that does not fit, by its header alone.
 
     Raises:
-        ModelError: it cannot be read, a tensor is missing, unknown or of another shape, or it was trained with another
-            scale than the settings have.
+        ModelError: it cannot be read; a tensor is missing, unknown or of another shape; or it was trained with a
+            different scale.
     """
     found = {within_model(name): tuple(shape) for name, (_, shape, _) in adapter_headers(path).items()}
     wanted = {within_model(name): shape for name, shape in spec.adapter_shapes(lora).items()}
@@ -115,7 +115,7 @@ def check_adapters(path: Path, spec: ModelSpec, lora: LoraConfig) -> None:
 
 
 def refuse_misfits(path: Path, found: Shapes, wanted: Shapes) -> None:
-    """Compare names and shapes of an adapter file with those that are wanted.
+    """Compare names and shapes of an adapter file with those that are expected.
 
     Raises:
         ModelError: they differ; the first few differences are named.
@@ -133,7 +133,7 @@ def refuse_misfits(path: Path, found: Shapes, wanted: Shapes) -> None:
 
 
 def _scale(directory: Path) -> float | None:
-    """The scale that an `adapter_config.json` of mlx-lm's kind names, if there is one."""
+    """Return the scale in an `adapter_config.json` of mlx-lm's format; None if there is no such file."""
     if not (directory / ADAPTER_CONFIG).is_file():
         return None
     return float(adapter_settings(directory)["lora_parameters"]["scale"])

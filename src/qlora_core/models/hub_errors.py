@@ -1,6 +1,6 @@
-"""What huggingface_hub, the network and the disk do not allow, in words for the user.
+"""Explain to the user why huggingface_hub, the network or the disk failed.
 
-Knows the exceptions of huggingface_hub. Knows nothing of files, and starts no request.
+Knows the exceptions of huggingface_hub. Knows nothing of files, and makes no request.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ GO_ONLINE = (
 
 @contextlib.contextmanager
 def explained(name: str, state: str, remedy: str = GO_ONLINE, *, kind: str = "model") -> Iterator[None]:
-    """Make a ModelError of what goes wrong inside. Nothing of the error's own text is repeated: it may hold secrets.
+    """Turn errors inside the block into a ModelError.
+
+    An error's own text is never repeated: it may contain secrets.
 
     Args:
         name: the repository, OWNER/NAME.
-        state: what is here and what is not, told where the network or the hub fails.
+        state: what is and is not on this machine, shown if the network or the hub fails.
         remedy: what to do then.
         kind: of the repository: "model" or "dataset".
 
@@ -40,7 +42,7 @@ def explained(name: str, state: str, remedy: str = GO_ONLINE, *, kind: str = "mo
 
 
 def _refused(error: Exception, what: str) -> str | None:
-    """What the hub, or the disk, has against it, and what to do; None when it is the network or the hub that fails."""
+    """Return why the hub or the disk refuses, and what to do; None if the network or the hub fails."""
     from huggingface_hub import constants, errors
 
     if isinstance(error, errors.HFValidationError):
@@ -65,7 +67,7 @@ def _refused(error: Exception, what: str) -> str | None:
 
 
 def _broken(error: Exception) -> str:
-    """How the network or the hub failed, in a few words."""
+    """Return how the network or the hub failed, in a few words."""
     from huggingface_hub import errors
 
     kind = type(error).__name__

@@ -1,4 +1,4 @@
-"""Which linear layers get adapters, told from their names alone. Knows nothing of files or of what a layer computes."""
+"""Which linear layers get adapters, decided by their names alone. Knows nothing of files or of what layers compute."""
 
 from __future__ import annotations
 
@@ -12,30 +12,31 @@ GROUPS = ("all", "attention", "mlp", "qv")
 _LAYER = re.compile(r"(?:^|\.)(?:layers|blocks|h)\.(\d+)\.(.+)$")
 _ATTENTION = re.compile(r"att(n|ention)\b.*\.")
 _ROUTERS = {"gate", "router", "shared_expert_gate"}
-_NORM = re.compile(r"norms?$")  # one for each head has a matrix
+_NORM = re.compile(r"norms?$")  # norms with a weight for each head have a matrix, like a linear layer
 _QUERY_VALUE = {"q_proj", "v_proj", "qkv_proj", "query_key_value", "c_attn"}
 
 
 def place(path: str) -> tuple[int, str] | None:
-    """Transformer layer of a module or tensor, and its name in it: `(3, "self_attn.q_proj")`; None outside of one."""
+    """Return the transformer layer of a module or tensor and its name there, `(3, "self_attn.q_proj")`, or None."""
     match = _LAYER.search(path)
     return (int(match[1]), match[2]) if match else None
 
 
 def within_model(path: str) -> str:
-    """A module's or tensor's name from `layers.` on: a model inside another one has more before it."""
+    """Return a module's or tensor's name from `layers.` on: inside a larger model it has a prefix."""
     match = _LAYER.search(path)
     return path[match.start() :].lstrip(".") if match else path
 
 
 def is_projection(name: str, projections: str) -> bool:
-    """Whether a linear layer, named as within its transformer layer, is among the projections of that name.
+    """Return whether a linear layer, named as within its transformer layer, is one of the chosen projections.
 
-    Experts of a mixture are stacked when they are loaded, and routers decide for all of them: neither gets adapters.
+    The experts of a mixture are stacked when they are loaded, and routers decide for all experts: neither gets
+    adapters.
 
     Args:
-        name: `self_attn.q_proj`, say.
-        projections: one of `GROUPS`, or last parts of names joined by commas.
+        name: for example `self_attn.q_proj`.
+        projections: one of `GROUPS`, or last parts of names, separated by commas.
     """
     *_, leaf = parts = name.split(".")
     if not _ROUTERS.isdisjoint(parts) or "experts" in parts or _NORM.search(leaf):
@@ -50,10 +51,10 @@ def is_projection(name: str, projections: str) -> bool:
 
 
 def choose_projections(paths: Iterable[str], layers: Collection[int], projections: str) -> list[str]:
-    """Those of the linear layers at `paths` that are in one of `layers` and among the projections of that name.
+    """Return the linear layers at `paths` that are in one of `layers` and among the chosen projections.
 
     Raises:
-        ModelError: there are none, or none of one that was named.
+        ModelError: there are none, or none with one of the names.
     """
     paths = list(paths)
     found = [path for path in paths if (at := place(path)) and at[0] in layers and is_projection(at[1], projections)]

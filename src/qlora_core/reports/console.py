@@ -33,7 +33,7 @@ from ..models.base_models import ModelSpec
 from ..runs.plan import TrainingPlan
 from ..runs.presets import preset_choices
 from ..runs.run import Run
-from ..runs.throughput import Pace
+from ..runs.throughput import Throughput
 from ..runs.time_spent import PARTS
 from ..tokens.report import TokenReport
 
@@ -440,7 +440,7 @@ class TrainingReporter:
         self.stream = stream or sys.stdout
         self._bar: tqdm | None = None
         self._start: dict[str, Any] = {}
-        self._pace = Pace()
+        self._pace = Throughput()
         self._waiting = Waiting(self.stream)
 
     def __call__(self, event: dict[str, Any]) -> None:

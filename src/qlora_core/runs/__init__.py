@@ -1,4 +1,5 @@
-"""The run directory, the one thing that the trainer and everything else share: what is planned, written and read there.
+"""The run directory, which the trainer and everything else share: runs are planned, written and read here.
 
-`run` reads a run, `writer` writes one, `plan` makes one from settings and data, `schema` says what its files hold.
+`run` reads a run, `writer` writes one, `plan` makes one from settings and data, `schema` defines the contents of its
+files.
 """

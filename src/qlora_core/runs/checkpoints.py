@@ -16,14 +16,17 @@ FILES = {ADAPTER_FILE, OPTIMIZER_FILE, STATE_FILE}
 
 
 def checkpoints(directory: Path) -> list[Path]:
-    """All checkpoints, oldest first; what a link leads to is none, nor what was copied there ("000200 copy")."""
+    """Return all checkpoints, oldest first.
+
+    Symlinks and copies such as `000200 copy` are ignored.
+    """
     named = (path for path in directory.glob("[0-9]*") if re.fullmatch("[0-9]+", path.name))
     found = (path for path in named if path.is_dir() and not path.is_symlink())
     return sorted(found, key=lambda path: int(path.name))  # beyond a million, names are longer
 
 
 def latest_checkpoint(directory: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that agrees with its manifest, and what was wrong with newer ones."""
+    """Return the newest checkpoint that agrees with its manifest, and the problems of newer ones."""
     problems = []
     for path in reversed(checkpoints(directory)):
         problem = manifest_problem(path, FILES)
@@ -42,9 +45,9 @@ def usable_checkpoints(directory: Path) -> list[Path]:
 
 
 def checkpoint_to_resume(run: Run) -> tuple[Path | None, list[str]]:
-    """The checkpoint that a run goes on from, and what there is to tell about newer ones; None for a run without any.
+    """Return the checkpoint to resume from, and messages about newer ones; None for a run without any.
 
-    Damaged ones that are newer are renamed, so that they are neither counted among those kept nor written over.
+    Newer, damaged checkpoints are renamed, so that they are neither counted among those kept nor overwritten.
 
     Raises:
         CheckpointError: the run had checkpoints, and none of them can be used: to begin again from nothing is for the

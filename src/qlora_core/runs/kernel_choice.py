@@ -11,30 +11,32 @@ import msgspec
 from ..tokens.batching import AS_IT_IS, Rounding
 
 ARITHMETIC = 2
-"""Counts the changes of the package that gave equal inputs other last bits.
+"""Version of the arithmetic: counts the changes to this package that changed the last bits of results.
 
-2: on a CPU sums in blocks, and denormal numbers taken for zero; on a GPU each token's loss in float32.
+2: on a CPU sums in blocks, and denormal numbers treated as zero; on a GPU each token's loss in float32.
 """
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """How a run computes; recorded with the run and used again when it is resumed, since it decides the last bits.
+    """How a run computes. Recorded with the run and used again when it is resumed, since it decides the last bits.
 
     Attributes:
         device: `cpu`, `cuda` or `metal`.
-        dtype: of activations and of scales.
-        linear: `kept` (weights dequantised once), `dequantised` (for each use), `quantised` (MLX's own kernel).
-        streams: shares that rows are divided into, each computed on a stream (a core) of its own.
+        dtype: dtype of activations and of scales.
+        linear: how weights are multiplied: `kept` (dequantised once), `dequantised` (for each use) or `quantised`
+            (MLX's own kernel).
+        streams: number of shares that rows are divided into, each computed on a stream (a core) of its own.
         blas: name of the BLAS on a CPU.
-        fast_exp: polynomial `exp` in attention and SwiGLU.
-        rounding: sizes that batches are filled up to.
-        compiled: whether a micro-batch is compiled to one graph, for each shape that occurs.
-        sharing: whether layers that multiply the same input are computed together, and norms and SwiGLU made again.
-        at_once: tokens of packed rows that one stream computes at once, so that memory is used again; 0: all that fit.
-        trunk: whether layers below all adapters are computed once for each row, where each is trained more than once.
-        prefix: whether a beginning that rows share is computed once for those that are computed together.
-        arithmetic: of the package that computed it; not a choice, a resume takes that of today and says so.
+        fast_exp: use the polynomial `exp` in attention and SwiGLU.
+        rounding: sizes that batches are padded to.
+        compiled: compile a micro-batch to one graph, for each shape that occurs.
+        sharing: compute layers with the same input together, and recompute norms and SwiGLU in the backward pass.
+        at_once: tokens of packed rows that one stream computes at once, so that memory is reused; 0: as many as fit.
+        trunk: compute the layers below all adapters only once for each row, if rows are trained more than once.
+        prefix: compute a prefix that rows share once for the rows that are computed together.
+        arithmetic: version of the package's arithmetic. It is not a choice: a resumed run takes the current version and
+            says so.
     """
 
     device: str
@@ -53,7 +55,7 @@ class Kernels:
 
     @classmethod
     def from_dict(cls, recorded: dict[str, Any]) -> Kernels:
-        """Read what `dataclasses.asdict` made; what an older version did not know is as by default, but arithmetic."""
+        """Read what `dataclasses.asdict` wrote; fields that are missing get their defaults, `arithmetic` gets 1."""
         recorded = {"arithmetic": 1, **recorded}
         known = {field.name: recorded[field.name] for field in dataclasses.fields(cls) if field.name in recorded}
         rounding = known.get("rounding", {})

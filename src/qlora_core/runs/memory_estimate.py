@@ -1,7 +1,7 @@
-"""Will it fit? Arithmetic on a model's shape and the settings; nothing is loaded.
+"""Predict whether a run fits into memory, by arithmetic on a model's shape and the settings; nothing is loaded.
 
-The activations' formula counts what the backward pass keeps in `kernels` and mlx-lm's layers; `tests/test_fit.py`
-compares the whole with a measured peak. Knows nothing of mlx.
+The formula for activations counts what the backward pass keeps in `kernels` and mlx-lm's layers; a test compares the
+whole with a measured peak. Knows nothing of mlx.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from ..tokens.rows import TokenRow, TokenRows
 PROGRAM_BYTES = 350_000_000  # Python and the libraries, once loaded
 RESERVE_BYTES = 300_000_000  # left for the rest of the machine
 SCORE_BUFFERS = 7  # arrays of a layer's attention scores alive at once in its backward pass (measured: 6 to 7)
-PASSING_ARRAYS = 6  # arrays as wide as the MLP of the one layer that the backward pass is in
-CPU_TOKENS = 768  # that a core computes at once: more take arrays from fresh pages (measured: a fifth slower)
-KEPT_SCORES = 256  # a row of no more tokens keeps its attention's probabilities on a CPU; a longer one makes them again
-SPAN = 64  # tokens of such a longer one that attend at a time
-LARGE_MODEL = 3_000_000_000  # parameters from which `min_free_gb` is asked for
+PASSING_ARRAYS = 6  # arrays as wide as the MLP, alive at once in the layer that the backward pass is in
+CPU_TOKENS = 768  # tokens that a core computes at once; with more, arrays need new pages (measured: a fifth slower)
+KEPT_SCORES = 256  # on a CPU, rows up to this length keep attention probabilities, longer ones recompute them
+SPAN = 64  # tokens of such a longer row whose attention is computed at once
+LARGE_MODEL = 3_000_000_000  # parameters from which on `min_free_gb` applies
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Predicted peak of a run, in bytes, by what needs it.
+    """Predicted peak memory of a run, in bytes, by use.
 
     Attributes:
         weights: the base as loaded.
         dense: dequantised weights that are kept beside it.
         adapters: adapters, gradients and two moments, float32.
-        activations: what a micro-batch of the longest rows keeps for its backward pass, and that of one layer takes; on
-            a CPU the part of it that is computed at once.
-        attention: the scores in one layer of as many of those rows as are looked at together: the square of a row; on a
-            CPU, of a long one, what a part of it sees.
-        logits: of that micro-batch's trained tokens, with their gradient.
+        activations: what a micro-batch of the longest rows keeps for its backward pass, and what that takes in one
+            layer; on a CPU, only for the tokens that are computed at once.
+        attention: attention scores in one layer, for the rows of that micro-batch whose attention is computed together:
+            the square of a row's length; on a CPU, for a long row, those of one span.
+        logits: logits of that micro-batch's trained tokens, with their gradient.
     """
 
     weights: int
@@ -53,36 +53,36 @@ class MemoryEstimate:
 
     @property
     def training(self) -> int:
-        """What comes on top of the loaded base."""
+        """Return what training takes on top of the loaded base."""
         return self.adapters + self.activations + self.attention + self.logits
 
     @property
     def total(self) -> int:
-        """All of it, with the program itself."""
+        """Return the sum of all parts, and the program itself."""
         return self.weights + self.dense + self.training + PROGRAM_BYTES
 
 
 def keeps_dense_weights(dense_bytes: int, available: int) -> bool:
-    """Whether a CPU keeps the weights dequantised: where they take less than a third of what is free."""
+    """Return whether weights are kept dequantised: if they take less than a third of the free memory."""
     return dense_bytes < available / 3
 
 
 def cpu_streams() -> int:
-    """Parts of a micro-batch that a CPU computes side by side."""
+    """Return the number of shares of a micro-batch that a CPU computes side by side."""
     return min(cores(), 8)
 
 
 def estimate_memory(
     spec: ModelSpec, config: RunConfig, rows: Sequence[TokenRow], *, keeps_dense: bool, on_gpu: bool
 ) -> MemoryEstimate:
-    """Predict the peak of training on `rows`.
+    """Predict the peak memory of training on `rows`.
 
     Args:
         spec: the base.
         config: all settings.
-        rows: the longest `batch_size` of them decide.
+        rows: the `batch_size` longest ones decide.
         keeps_dense: whether dequantised weights stay in memory.
-        on_gpu: numbers have 2 bytes there, on a CPU 4.
+        on_gpu: a number has 2 bytes on a GPU, 4 on a CPU.
     """
     rows = TokenRows.of(rows)
     longest = [rows[i] for i in np.argsort(rows.lengths, kind="stable")[-config.train.batch_size :]]
@@ -119,11 +119,11 @@ def estimate_memory(
 
 
 def _kept_by_a_layer(spec: ModelSpec, config: RunConfig, hidden: int, inner: int, projected: int) -> int:
-    """Numbers a token that a layer keeps for its backward pass.
+    """Return how many numbers a layer keeps for its backward pass, per token.
 
-    Where what norms and SwiGLU give is made again (`sharing`): inputs of two norms, the output of attention in two
-    layouts, gate and up, q, k and v, and x A of every adapter. Measured on an H100: 3.4 MB a token of Mistral-7B's
-    shape; by this, 3.3.
+    If the outputs of norms and SwiGLU are recomputed (`fused_linear`), these are: inputs of two norms, the output of
+    attention in two layouts, gate and up, q, k and v, and x A of every adapter. Measured on an H100: 3.4 MB a token of
+    Mistral-7B's shape; by this formula, 3.3.
     """
     low = config.lora.rank * len(spec.adapted_shapes(config.lora)) // len(spec.adapted_layers(config.lora))
     shared = config.lora.adapter == "lora" and config.lora.dropout == 0
@@ -133,7 +133,7 @@ def _kept_by_a_layer(spec: ModelSpec, config: RunConfig, hidden: int, inner: int
 
 
 def check_before_loading(estimate: MemoryEstimate, available: int, config: RunConfig) -> None:
-    """Refuse a run whose predicted peak and a reserve are not free.
+    """Refuse a run if its predicted peak and a reserve are not free.
 
     Raises:
         MemoryShortError: with what to change.
@@ -149,7 +149,9 @@ def check_before_loading(estimate: MemoryEstimate, available: int, config: RunCo
 
 
 def check_after_loading(estimate: MemoryEstimate, available: int, parameters: int, config: RunConfig) -> None:
-    """Refuse the first step when too little is free: `min_free_gb` for large models, else 1.5 times what is to come.
+    """Refuse to begin if too little memory is free.
+
+    Required are `min_free_gb` for large models, else 1.5 times what training will take.
 
     Raises:
         MemoryShortError: with what to change.
@@ -165,7 +167,7 @@ def check_after_loading(estimate: MemoryEstimate, available: int, parameters: in
 
 
 def advice(config: RunConfig) -> str:
-    """What makes a run need less memory, the least harmful first."""
+    """Return what makes a run need less memory, the least harmful first."""
     changes = ["close other programs"]
     if config.train.batch_size > 1:
         half = config.train.batch_size // 2

@@ -1,7 +1,7 @@
-"""What a run recorded in `metrics.jsonl`, read as it grows: steps and validations as columns, the rest as events.
+"""Read `metrics.jsonl` as it grows: steps and validations as columns, the rest as events.
 
-A run may have 100,000 steps and be looked at every second: each look parses only what was added. Knows nothing of what
-the numbers mean or how they are drawn.
+A run may have 100,000 steps and be polled every second: each poll parses only what was added. Knows nothing of what the
+numbers mean or how they are drawn.
 """
 
 from __future__ import annotations
@@ -18,21 +18,23 @@ import numpy as np
 from .schema import is_event
 
 Columns = Mapping[str, np.ndarray]
-"""Name of a field to its values, float64; what was not a finite number, or not recorded, is NaN."""
+"""Values of each field by its name, float64; NaN if a value was not recorded or not a finite number."""
 
 STEP_FIELDS = ("step", "epoch", "train_loss", "learning_rate", "grad_norm", "tokens", "seconds", "tokens_per_second",
                "peak_memory_bytes", "available_memory_bytes")  # fmt: skip
 EVAL_FIELDS = ("step", "val_loss", "seconds")
-RECENT = 200  # events that are kept for a log
+RECENT = 200  # most recent events that are kept for a log
 
 _decode = msgspec.json.Decoder().decode  # four times as fast as json.loads
 
 
 class GrowingTable:
-    """Rows of numbers that are appended to, as columns; appending costs the same however many there are.
+    """A table of numbers that rows are appended to, read as columns.
+
+    Appending costs the same however many rows there are.
 
     Args:
-        names: of the fields; others are left out.
+        names: names of the fields; other fields are ignored.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -55,13 +57,13 @@ class GrowingTable:
         self._count = end
 
     def cut(self, step: float) -> None:
-        """Forget the rows after a step. What `columns` gave away before stays as it was."""
+        """Remove the rows after a step. Columns returned earlier do not change."""
         filled = self._table[:, : self._count]
         self._table = filled[:, filled[0] <= step]
         self._count = self._table.shape[1]
 
     def columns(self) -> Columns:
-        """All rows so far, read-only; they do not change when rows are appended."""
+        """Return all rows so far as read-only columns, which do not change when rows are appended."""
         views = self._table[:, : self._count]
         views.flags.writeable = False
         return dict(zip(self.names, views, strict=True))
@@ -70,15 +72,15 @@ class GrowingTable:
 class MetricsReader:
     """Reads a run's metrics as they grow; each `poll` parses only what was added.
 
-    A half-written last line is left for the next time. When a run goes on from an older checkpoint, what was recorded
-    after that step is dropped: `generation` then changes.
+    A half-written last line is left for the next time. When a run resumes from an older checkpoint, what was recorded
+    after that step is removed, and `generation` changes.
 
     Attributes:
-        steps: a row an optimizer step.
-        evals: a row a validation.
+        steps: one row for each optimizer step.
+        evals: one row for each validation.
         events: all other events.
-        recent: the last events that are not steps, as they came: nothing is dropped from a log.
-        generation: changes when something was dropped.
+        recent: the last events that are not steps, for a log, from which nothing is removed.
+        generation: changes when something was removed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -93,7 +95,7 @@ class MetricsReader:
         self._offset = 0
 
     def poll(self) -> bool:
-        """Read what is new; True if there was something."""
+        """Read what is new; return whether there was anything."""
         chunk = self._read()
         waiting: dict[str, list[dict[str, Any]]] = {"step": [], "eval": []}
         for event in parse(chunk):
@@ -115,7 +117,7 @@ class MetricsReader:
             return b""
         try:
             with self.path.open("rb") as file:
-                if os.fstat(file.fileno()).st_size < self._offset:  # another run of the same name lies there now
+                if os.fstat(file.fileno()).st_size < self._offset:  # a new run of the same name has replaced this one
                     self._begin()
                     self.generation += 1
                 file.seek(self._offset)
@@ -133,7 +135,7 @@ class MetricsReader:
                 waiting[kind] = []
 
     def _go_back(self, start: Mapping[str, Any]) -> None:
-        """Drop what came after the step that training starts from."""
+        """Remove what came after the step that training starts from."""
         if not (self.steps or self.evals or self.events):
             return
         self.generation += 1
@@ -144,7 +146,7 @@ class MetricsReader:
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """All events in order, those left out that were taken back by going on from an older checkpoint."""
+    """Return all events in order, without those undone by resuming from an older checkpoint."""
     if not path.is_file():
         return []
     lines = path.read_bytes()
@@ -157,7 +159,10 @@ def read_events(path: Path) -> list[dict[str, Any]]:
 
 
 def parse(lines: bytes) -> Iterator[dict[str, Any]]:
-    """The events of whole lines; a line torn by a crash and closed by the next trainer, or damaged, is passed over."""
+    """Yield the events of complete lines.
+
+    Damaged lines are skipped, such as one torn by a crash and ended by the next trainer.
+    """
     for line in lines.split(b"\n")[:-1]:
         try:
             event = _decode(line)

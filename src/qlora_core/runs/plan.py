@@ -1,4 +1,4 @@
-"""From settings and data to a run that can be trained: a new one, or one to go on with."""
+"""Turn settings and data into a run that can be trained: a new one, or one to resume."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ from .writer import RunLock, RunWriter
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """Everything decided before training: it exists only when tracker, model and data do.
+    """Everything that is decided before training, from settings, model and data.
 
     Attributes:
         run: where it will be, or already is.
         config: all settings.
         identity: what must be the same for a run to be resumed.
-        model: what will be loaded.
+        model: description of the base.
         data: the prepared rows.
-        train_rows: rows that can be trained, of those.
-        template_text: the chat template.
-        rows: of them as tokens, see `describe_rows`.
-        initial_adapters: the file of adapters to start from, if any.
+        train_rows: number of rows that can be trained.
+        template_text: text of the chat template.
+        rows: digest of the rows as tokens, see `describe_rows`.
+        initial_adapters: file of the adapters to start from, if any.
     """
 
     run: Run
@@ -60,17 +60,17 @@ class TrainingPlan:
 
     @property
     def total_steps(self) -> int:
-        """Optimizer updates of the whole run."""
+        """Return the optimizer updates of the whole run."""
         return self.config.train.total_steps(self.train_rows)
 
     @property
     def done(self) -> bool:
-        """True when the run was completed with at least as many steps in view."""
+        """Return whether the run was completed, with at least as many steps as planned here."""
         return self.run.state == "completed" and self.run.status().get("total_steps", 0) >= self.total_steps
 
 
 class TrainingTracker:
-    """The directory of all runs: plans them, creates them, opens them for writing.
+    """The directory of all runs: plans and creates runs, and opens them for writing.
 
     Args:
         runs_dir: usually `checkpoints_qlora`.
@@ -80,12 +80,12 @@ class TrainingTracker:
         self.runs_dir = Path(runs_dir)
 
     def runs(self) -> list[Run]:
-        """All runs, newest first; a directory that could not be called so is none."""
+        """Return all runs, newest first; directories without a valid name of a run are ignored."""
         found = (Run(path.parent) for path in self.runs_dir.glob("*/config.json") if is_name(path.parent.name))
         return sorted(found, key=lambda run: (run.path / CONFIG).stat().st_mtime, reverse=True)
 
     def find(self, name: str) -> Run:
-        """A run by its name or path.
+        """Find a run by its name or path.
 
         Raises:
             RunError: there is none.
@@ -106,11 +106,11 @@ class TrainingTracker:
         train_dataset: TokenDataset,
         val_dataset: TokenDataset,
     ) -> TrainingPlan:
-        """Decide where a run lies and whether it may be resumed. Writes nothing.
+        """Decide where a run goes and whether it may be resumed. Writes nothing.
 
         Raises:
-            RunError: runs cannot lie there, the name is no name, no row can be trained, or the run there was made with
-                something else (named).
+            RunError: there cannot be runs there, the name is not valid, no row can be trained, or the run there was
+                made with something different (named).
         """
         existing = next((path for path in (self.runs_dir, *self.runs_dir.parents) if path.exists()), Path())
         if not existing.is_dir():
@@ -146,14 +146,14 @@ class TrainingTracker:
         return TrainingPlan(run, config, identity, model, data, len(train_dataset), template, rows, initial)
 
     def _refuse_twin(self, name: str) -> None:
-        """Refuse a name that some file systems, a Mac's for one, cannot tell from that of another run."""
+        """Refuse a name that some file systems, such as a Mac's, cannot tell from that of another run."""
         names = [run.name for run in self.runs()]
         twin = next((other for other in names if other.lower() == name.lower()), name)
         if name not in names and twin != name:
             raise RunError(f"{name}: there is a run {twin} already, and not every disk can tell the two apart.")
 
     def create(self, plan: TrainingPlan) -> Run:
-        """Write the run's directory, or take over how long and how often where it exists already.
+        """Create the run's directory; in an existing run, update only settings of length and of how often to look.
 
         Raises:
             RunError: it is a link, or holds one.
@@ -195,10 +195,10 @@ class TrainingTracker:
         return run
 
     def record(self, run: Run, descriptor: int | None = None) -> RunWriter:
-        """Open a run for writing; its directory is made when there is none yet.
+        """Open a run for writing; its directory is created if missing.
 
         Raises:
-            BusyError: another process writes it.
+            BusyError: another process is writing it.
             RunError: it is a link, or holds one.
             StorageError: nothing can be written there.
         """
@@ -213,14 +213,14 @@ class TrainingTracker:
 
 
 def resolve_config(given: dict[str, Any], preset: str = "") -> RunConfig:
-    """Settings from those given and, where they say nothing, from a preset.
+    """Return the complete settings: those given, and a preset's for others.
 
-    `run` of an existing run brings its settings and its own copy of the data along.
+    The name of an existing run brings along its settings and its own copy of the data.
 
     Raises:
         ConfigError: a setting is unknown or out of range, or there is no such preset.
-        RunError: the run's name is none, or that run is damaged.
-        ModelError: there is no such base, whose size a preset depends on.
+        RunError: the run's name is not valid, or that run is damaged.
+        ModelError: there is no such base; a preset depends on its size.
     """
     config = from_flat(given)
     if preset:
@@ -245,14 +245,14 @@ def _make_directory(run: Path) -> None:
 
 
 def _default_name(config: RunConfig, model: ModelSpec, identity: dict[str, Any]) -> str:
-    usual = stored_defaults()  # left out, so that a setting that is added later changes no name
+    usual = stored_defaults()  # defaults are left out, so that a setting which is added later changes no name
     decisive = {key: value for key, value in identity.items() if value != usual.get(key)}
     digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:6]
     return f"{model.short_name}-{f'q{model.bits}' if model.bits else 'full'}-r{config.lora.rank}-{digest}"
 
 
 def _refuse_differences(run: Run, identity: dict[str, Any]) -> None:
-    stored = stored_defaults() | run.environment()["identity"]  # what was not a setting yet, was as it is by default
+    stored = stored_defaults() | run.environment()["identity"]  # a setting that is newer than the run had its default
     changed = [key for key in identity if stored.get(key) != identity[key]]
     if changed:
         short = {key: (str(stored.get(key))[:12], str(identity[key])[:12]) for key in changed}

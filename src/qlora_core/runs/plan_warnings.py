@@ -1,4 +1,4 @@
-"""Settings that are allowed and rarely meant, for a look before training. Arithmetic on a plan; decides nothing."""
+"""Warnings before training about settings that are allowed but rarely intended. Decides nothing."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from .plan import TrainingPlan
 
 MANY_PASSES = 20
 FEW_VALIDATION_ROWS = 8
-HIGHEST_USUAL_RATE = 1e-2  # adapters; full fine-tuning takes a tenth or less
+HIGHEST_USUAL_RATE = 1e-2  # for adapters; full fine-tuning uses a tenth or less
 LOWEST_USUAL_RATE = 1e-6
 HIGHEST_USUAL_SCALE = 8.0
 
 
 @dataclass(frozen=True)
 class Advice:
-    """One thing to look at.
+    """A warning about one setting.
 
     Attributes:
         setting: its name in `config`.
@@ -29,7 +29,7 @@ class Advice:
 
 
 def advise(plan: TrainingPlan) -> list[Advice]:
-    """Everything worth a look in a plan."""
+    """Return everything in a plan that deserves a look."""
     return [*_about_steps(plan), *_about_rates(plan), *_about_validation(plan)]
 
 

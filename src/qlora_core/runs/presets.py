@@ -1,8 +1,8 @@
-"""Settings that fit a machine: for Mistral-7B's kind, and for smaller models.
+"""Settings that fit a machine: for models like Mistral-7B, and for smaller ones.
 
-Micro-batch and length follow from the arithmetic of `fit`: the largest power of two of rows, each as long as
-`max_seq_length` allows, whose predicted peak is within the machine's budget. `tests/test_presets.py` does that
-arithmetic again. Eight rows make a step, whatever the micro-batch.
+Micro-batch and length follow from the arithmetic of `memory_estimate`: the largest power of two of rows, each as long
+as `max_seq_length` allows, whose predicted peak is within the machine's budget. A test repeats that arithmetic. Eight
+rows make a step, whatever the micro-batch.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Preset:
     """Settings for a machine.
 
     Attributes:
-        machine: which one.
-        budget_gb: what a run may take at its peak.
-        large: `{setting: choice}` for models of 3B parameters and more, meant for Mistral-7B.
-        small: for smaller ones, meant for 1.7B.
+        machine: which machine.
+        budget_gb: most memory that a run may take, in GB.
+        large: `{setting: choice}` for models of 3B parameters and more, intended for Mistral-7B.
+        small: `{setting: choice}` for smaller models, intended for 1.7B.
     """
 
     machine: str
@@ -56,7 +56,7 @@ def _batch(size: int) -> dict[str, Choice]:
 PRESETS = {
     "m1-16gb": Preset(
         "Apple silicon, 16 GB",
-        8.6,  # half of it; the system and a browser take the rest, and the GPU may have two thirds: 11.45
+        8.6,  # half of the memory; the system and a browser take the rest. The GPU may have two thirds: 11.45
         large={
             "quantize": FOUR_BITS,
             "max_seq_length": Choice(512, "a question with a long answer, or a page of a book"),
@@ -71,7 +71,7 @@ PRESETS = {
     ),
     "m1-8gb": Preset(
         "Apple silicon, 8 GB",
-        5.2,  # of the two thirds that are the GPU's, 5.73; the base alone takes 4
+        5.2,  # the GPU may have two thirds: 5.73. The base alone takes 4
         large={
             "quantize": FOUR_BITS,
             "max_seq_length": Choice(256, "half the length is half the memory for a row"),
@@ -121,7 +121,7 @@ PRESETS = {
 
 
 def preset_choices(name: str, base: BaseConfig) -> Mapping[str, Choice]:
-    """The settings of a preset for a base.
+    """Return the settings of a preset for a base.
 
     Raises:
         ConfigError: there is no such preset.

@@ -1,7 +1,6 @@
-"""The run directory: the one thing that the trainer and everything else share.
+"""Read a run directory, also while it is being written.
 
-`TrainingTracker` plans runs and opens them for writing; `Run` reads them, also while they are being written. Knows
-nothing of mlx. The layout is the table in docs/runs.md.
+Knows nothing of mlx. The layout is the table in docs/runs.md.
 """
 
 from __future__ import annotations
@@ -46,15 +45,15 @@ _NO_NUMBERS = dict.fromkeys(Summary.__annotations__, 0) | {"best_val_loss": None
 
 
 def is_name(name: str) -> bool:
-    """Whether a run may be called that: one part of a path, the same on every file system, hidden nowhere."""
+    """Return whether a run may have that name: one part of a path, valid on every file system and not hidden."""
     return bool(_NAME.fullmatch(name)) and not name.endswith(".") and not _RESERVED.fullmatch(name)
 
 
 def check_name(name: str) -> None:
-    """Refuse what cannot be a run's name.
+    """Refuse a name that a run cannot have.
 
     Raises:
-        RunError: it is none.
+        RunError: it is not valid.
     """
     if not is_name(name):
         raise RunError(
@@ -64,10 +63,10 @@ def check_name(name: str) -> None:
 
 
 def refuse_links(run: Path) -> None:
-    """Refuse to write into a run that is not where it seems to be, in whole or in part.
+    """Refuse to write into a run if it, or something in it, is a link to somewhere else.
 
     Raises:
-        RunError: it is a link, or holds one.
+        RunError: it is a link, or contains one.
     """
     if run.is_symlink():
         raise RunError(
@@ -92,52 +91,52 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The directory's name."""
+        """Return the directory's name."""
         return self.path.name
 
     @property
     def exists(self) -> bool:
-        """True once the run was created."""
-        return os.path.isfile(self.path / CONFIG)  # noqa: PTH113 - false also for what can be no path
+        """Return whether the run has been created."""
+        return os.path.isfile(self.path / CONFIG)  # noqa: PTH113 - also False for an impossible path
 
     @property
     def best(self) -> Path:
-        """Adapters with the lowest validation loss."""
+        """Return the directory of the adapters with the lowest validation loss."""
         return self.path / "best"
 
     @property
     def checkpoint_directory(self) -> Path:
-        """Where the trainer saves what it goes on from."""
+        """Return the directory of the checkpoints that training resumes from."""
         return self.path / "checkpoints"
 
     @property
     def final(self) -> Path:
-        """Adapters as training left them."""
+        """Return the directory of the adapters at the end of training."""
         return self.path / "final"
 
     @property
     def result(self) -> Path:
-        """What to take away, once training ended: adapters, a program that asks them, a guide, curves."""
+        """Return the directory to export: adapters, a program that uses them, a guide, curves; written at the end."""
         return self.path / "export" / "adapter"
 
     @property
     def initial_adapters(self) -> Path:
-        """The file of adapters that training starts from, where it starts from some."""
+        """Return the file of the adapters that training starts from, which exists only if it starts from some."""
         return self.path / "initial_adapters.safetensors"
 
     @property
     def metrics_file(self) -> Path:
-        """What was recorded while training, an event a line."""
+        """Return the file of events recorded during training, one per line."""
         return self.path / METRICS
 
     @property
     def template(self) -> str:
-        """Which chat template: the run's copy of a file, else as the setting says."""
+        """Return the chat template: the run's copy of a file, else the value of the setting."""
         own = self.path / "chat_template.jinja"
         return str(own) if own.is_file() else self.config().base.template
 
     def base(self) -> ModelSpec:
-        """The base that it is trained on.
+        """Return the description of the base that it is trained on.
 
         Raises:
             RunError: this is not a run, or its base is gone.
@@ -150,10 +149,10 @@ class Run:
         return describe(path, self.config().base, model["licence"])
 
     def tokenizer(self) -> ChatTokenizer:
-        """The base's tokeniser with the run's template.
+        """Open the base's tokeniser with the run's template.
 
         Raises:
-            RunError: it is not what it was when the run began.
+            RunError: it has changed since the run began.
             ModelError: it cannot be read.
         """
         environment, reasoning = self.environment(), self.config().base.reasoning
@@ -169,7 +168,7 @@ class Run:
         return made
 
     def refuse_change(self, what: str, found: str) -> None:
-        """Compare a fingerprint with the one of its beginning.
+        """Compare a fingerprint with the one recorded when the run began.
 
         Raises:
             RunError: they differ.
@@ -180,7 +179,7 @@ class Run:
             raise RunError(f"{self.name}: its {what} changed since the run began ({where}). Use --fresh.")
 
     def refuse_changed_settings(self) -> None:
-        """Compare the settings that decide the result with those of its beginning.
+        """Compare the settings that decide the result with those recorded when the run began.
 
         Raises:
             RunError: one differs (named).
@@ -195,13 +194,13 @@ class Run:
                 )
 
     def refuse_damage(self) -> None:
-        """Compare the rows and adapters that it brought along with what they were in its beginning.
+        """Compare the run's rows and initial adapters with their hashes recorded when the run began.
 
         Raises:
             RunError: a file is damaged or missing.
         """
         environment = self.environment()
-        for name, expected in environment.get("files", {}).items():  # runs of earlier versions noted none
+        for name, expected in environment.get("files", {}).items():  # earlier versions recorded none
             if problem := file_problem(self.path / name, expected):
                 raise RunError(
                     f"{self.path / name}: {problem}: it was damaged or changed since the run began. Put it back from a "
@@ -210,7 +209,7 @@ class Run:
 
     @property
     def adapters(self) -> Path:
-        """What to answer with: the best adapters, or the final ones where there was no validation.
+        """Return the directory of the adapters to use: the best, or the final ones if there was no validation.
 
         Raises:
             RunError: the run has neither.
@@ -221,14 +220,14 @@ class Run:
         raise RunError(f"{self.path}: has no trained adapters yet (state: {self.state}).")
 
     def config(self) -> RunConfig:
-        """What was asked."""
+        """Return the run's settings."""
         try:
             return from_json(self._read(CONFIG))
         except ConfigError as error:
             raise RunError(f"{self.path / 'config.json'}: {error}") from None
 
     def environment(self) -> dict[str, Any]:
-        """Versions, device, kernel choice and the hashes that identify the run.
+        """Return versions, device, kernels and the hashes that identify the run.
 
         Raises:
             RunError: this is not a run, or it is damaged.
@@ -239,12 +238,15 @@ class Run:
 
     @property
     def micro_batch(self) -> int:
-        """Rows that are computed at once. Fewer than `batch_size` since memory ran out: then as many more times."""
+        """Return the number of rows that are computed at once.
+
+        After memory ran out these are fewer than `batch_size`, and a step has more micro-batches.
+        """
         batch_size = self.config().train.batch_size
         return min(self.environment().get("micro_batch", batch_size), batch_size)
 
     def status(self) -> dict[str, Any]:
-        """The trainer's last word; empty before it spoke, and where that is damaged."""
+        """Return the trainer's last status; empty if there is none yet, or it is damaged."""
         try:
             found = read_object(self.path / STATUS)
         except (OSError, ValueError):
@@ -252,7 +254,7 @@ class Run:
         return {} if problem(found, Status) else found
 
     def evaluation(self) -> dict[str, Any] | None:
-        """The result of the last evaluation, if there was one.
+        """Return the result of the last evaluation; None if there was none.
 
         Raises:
             RunError: it is damaged.
@@ -260,7 +262,7 @@ class Run:
         return self._read_json(EVALUATION, Evaluation) if (self.path / EVALUATION).exists() else None
 
     def samples(self) -> list[dict[str, Any]]:
-        """Answers while it learnt, in order: `{"step", "epoch", "question", "answer", "reference"}`."""
+        """Return answers during training, in order: `{"step", "epoch", "question", "answer", "reference"}`."""
         try:
             lines = read_text(self.path / SAMPLES, TABLE_BYTES, errors="replace").splitlines()
         except (OSError, ValueError):
@@ -276,7 +278,7 @@ class Run:
         return found
 
     def summary(self) -> dict[str, Any] | None:
-        """The numbers of a run that ended.
+        """Return the numbers of a run that ended; None before that.
 
         Raises:
             RunError: they are damaged.
@@ -286,29 +288,32 @@ class Run:
         return {**_NO_NUMBERS, **self._read_json(SUMMARY, Summary)}
 
     def train_rows(self) -> Rows:
-        """The prepared rows it trains on."""
+        """Return the prepared training rows."""
         return Rows(self.path / "data" / TRAIN_FILE)
 
     def validation_rows(self) -> Rows:
-        """The prepared rows it validates on."""
+        """Return the prepared validation rows."""
         return Rows(self.path / "data" / VAL_FILE)
 
     def facts(self) -> list[dict[str, Any]]:
-        """The fact sheet, empty if there is none."""
+        """Return the fact sheet; empty if there is none."""
         path = self.path / "data" / FACTS_FILE
         return list(Rows(path)) if path.is_file() else []
 
     @property
     def alive(self) -> bool:
-        """True while a trainer holds the lock."""
+        """Return whether a trainer holds the lock."""
         return is_held(self.path / "lock")
 
     @property
     def state(self) -> State | Literal["new"]:
-        """What the run is doing; `crashed` when its trainer is gone without having said why, `new` before the first."""
+        """Return what the run is doing.
+
+        It is `crashed` if its trainer is gone without having recorded why, and `new` before the first training.
+        """
         status = self.status()
         if status.get("state") in ("preparing", "running") and not self.alive:
-            # a trainer that ended, or began, between the two looks has written again
+            # read again: a trainer that ended or began between reading the status and checking the lock has written one
             if (again := self.status()) == status:
                 return "crashed"
             status = again
@@ -316,13 +321,13 @@ class Run:
             return state
         if self.alive:
             return "preparing"
-        return "crashed" if _has_content(self.metrics_file) else "new"  # a power cut may empty the status
+        return "crashed" if _has_content(self.metrics_file) else "new"  # a power cut may have emptied the status
 
     def control(self) -> Control:
-        """What the trainer was asked to do."""
+        """Return what the trainer was asked to do."""
         try:
             word = read_text(self.path / CONTROL, 100).strip()
-        except (OSError, ValueError):  # also where it cannot be read for the moment: training goes on
+        except (OSError, ValueError):  # missing, or unreadable for the moment: training goes on
             return "run"
         return word if word in ("pause", "stop") else "run"  # type: ignore[return-value]
 
@@ -336,7 +341,7 @@ class Run:
         write_text(self.path / CONTROL, what)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All events so far, in order, steps that were taken back by a resume left out."""
+        """Return all events so far, in order, without steps that were undone by a resume."""
         return read_events(self.metrics_file)
 
     def _read(self, name: str) -> str:
@@ -361,13 +366,13 @@ class Run:
 
 
 def describe_rows(train: TokenDataset, validation: TokenDataset) -> dict[str, Any]:
-    """What a run records of its rows as tokens: a digest, and whether their answers begin with reasoning."""
+    """Return what a run records about its rows as tokens: a digest, and whether answers begin with reasoning."""
     digests = f"{train.rows.digest()} {validation.rows.digest()}"
     return {"tokens": hashlib.sha256(digests.encode()).hexdigest(), "thinks": train.thinks}
 
 
 def iterate_states(runs: list[Run]) -> Iterator[dict[str, Any]]:
-    """A line a run for `qlora runs`: name, state, step, total steps, best validation loss."""
+    """Yield one line per run for `qlora runs`: name, state, step, total steps, best validation loss, path."""
     for run in runs:
         status = run.status()
         yield {
@@ -393,5 +398,5 @@ def stored_defaults() -> dict[str, Any]:
 
 
 def as_stored(values: dict[str, Any]) -> dict[str, Any]:
-    """Values as they will be read again: tuples become lists."""
+    """Return values as they will be read again from JSON: tuples become lists."""
     return json.loads(json.dumps(values))

@@ -1,6 +1,6 @@
-"""What the JSON files of a run say: which fields, of which types. A run may come from elsewhere, or be damaged.
+"""Fields and types of a run's JSON files, for validation: a run may come from elsewhere, or be damaged.
 
-Knows no directory; the files are read by `runs` and `metrics`.
+Knows no directory; `run` and `metrics` read the files.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Work(TypedDict):
 
 
 class Status(TypedDict, total=False):
-    """`status.json`."""
+    """Contents of `status.json`."""
 
     state: State
     step: Count
@@ -61,7 +61,7 @@ class RecordedRows(TypedDict):
 
 
 class Environment(TypedDict):
-    """`environment.json`."""
+    """Contents of `environment.json`."""
 
     model: Model
     rows: NotRequired[RecordedRows]
@@ -92,7 +92,7 @@ class Recall(TypedDict):
 
 
 class Evaluation(TypedDict):
-    """`evaluation.json`."""
+    """Contents of `evaluation.json`."""
 
     adapters: str
     questions: list[Question]
@@ -100,7 +100,7 @@ class Evaluation(TypedDict):
 
 
 class Summary(TypedDict, total=False):
-    """`summary.json`."""
+    """Contents of `summary.json`."""
 
     steps: Count
     tokens: Count
@@ -130,7 +130,7 @@ class Sample(TypedDict):
 
 
 class Event(TypedDict):
-    """A line of `metrics.jsonl`, as far as fields are known."""
+    """A line of `metrics.jsonl`, as far as its fields are known."""
 
     type: str
     step: NotRequired[Count]
@@ -168,11 +168,11 @@ _NEEDED = {
     "trunk": ("layers", "bytes", "seconds"),
     "warning": ("message",),
 }
-"""Fields that an event of a type is nothing without."""
+"""Required fields of each type of event."""
 
 
 def problem(value: Any, shape: Any) -> str:
-    """What in a value is not as it should be, in words; empty if all is."""
+    """Return what is wrong with a value by its type, in words; empty if nothing is."""
     try:
         msgspec.convert(value, shape)
     except (msgspec.ValidationError, ValueError, OverflowError, RecursionError) as error:
@@ -181,7 +181,7 @@ def problem(value: Any, shape: Any) -> str:
 
 
 def is_event(value: Any) -> bool:
-    """Whether a line of `metrics.jsonl` can be one."""
+    """Return whether a decoded line of `metrics.jsonl` is a valid event."""
     if not isinstance(value, dict) or problem(value, Event):
         return False
     return all(value.get(name) is not None for name in _NEEDED.get(value["type"], ()))

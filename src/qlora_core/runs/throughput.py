@@ -1,7 +1,7 @@
-"""How fast training is, by the last steps' own times.
+"""How fast training is, from the durations of recent steps.
 
 A step during which the process was stopped, or the machine slept, says nothing of the speed: it counts as long as its
-neighbours. Steps are compared by their time a token, since they differ in length.
+neighbours. Steps are compared by their time per token, since they differ in length.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from collections import deque
 
 import numpy as np
 
-RECENT_STEPS = 50  # neighbours that a step is compared with; speed and time left are told of the last ones
-TOO_LONG = 5.0  # times the usual time a token, from which a step was interrupted rather than slow
+RECENT_STEPS = 50  # neighbours that a step is compared with, and recent steps that give speed and remaining time
+TOO_LONG = 5.0  # a step with this many times the usual time per token was interrupted rather than slow
 
 
 def counted_seconds(tokens: np.ndarray, seconds: np.ndarray) -> np.ndarray:
-    """How long steps took, `(steps,)`, those that were interrupted as long as the others would have."""
+    """Return the duration that counts for each step, `(steps,)`: its own, or the usual one if it was interrupted."""
     tokens, seconds = np.asarray(tokens, np.float64), np.asarray(seconds, np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         each = seconds / tokens
@@ -26,7 +26,7 @@ def counted_seconds(tokens: np.ndarray, seconds: np.ndarray) -> np.ndarray:
 
 
 def _medians(values: np.ndarray) -> np.ndarray:
-    """For each value the median of its neighbours (of two, the lower): a block, for the newest the last ones."""
+    """Return for each value the median of its neighbours in blocks; for the newest values, of the last ones."""
     if len(values) <= RECENT_STEPS:
         return np.full(len(values), _median(values)) if len(values) else values
     whole = len(values) - len(values) % RECENT_STEPS
@@ -38,25 +38,25 @@ def _median(values: np.ndarray) -> np.ndarray:
     return np.sort(values)[..., (values.shape[-1] - 1) // 2]
 
 
-class Pace:
-    """The last steps of a training, as it goes on."""
+class Throughput:
+    """Measures the speed of the most recent steps."""
 
     def __init__(self) -> None:
         self._steps: deque[tuple[float, float]] = deque(maxlen=RECENT_STEPS)
 
     def count(self, tokens: int, seconds: float) -> float:
-        """Take in a step; how long it counts."""
+        """Record a step; return the seconds that count for it."""
         self._steps.append((tokens, seconds))
         return float(self._counted()[1][-1])
 
     @property
     def tokens_per_second(self) -> float:
-        """Over the last steps; 0 before the first."""
+        """Return the tokens per second over recent steps; 0 before the first."""
         tokens, seconds = self._counted()
         return float(tokens.sum() / seconds.sum()) if seconds.sum() else 0.0
 
     def seconds_for(self, steps: int) -> float:
-        """How long so many more steps will take; 0 before the first."""
+        """Return how long `steps` more steps will take; 0 before the first step."""
         _, seconds = self._counted()
         return steps * float(seconds.mean()) if len(seconds) else 0.0
 

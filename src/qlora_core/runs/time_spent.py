@@ -1,4 +1,4 @@
-"""Where the time of a run goes, over all the processes that trained it. Knows clocks and names of parts only."""
+"""How long each part of a run took, over all processes that trained it. Knows clocks and names of parts only."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ PARTS = {
     "saving": "saving",
     "evaluation": "final test",
 }
-"""Parts of a run and their words. `loading` is all before the first step; `training` is the steps alone, which the
-trainer counts itself with their tokens."""
+"""Parts of a run, and the text for each. `loading` is everything before the first step; `training` is only the steps,
+which the trainer counts itself, together with their tokens."""
 
 
 def process_age() -> float:
-    """Seconds since this process began; 0 where the clock was set back meanwhile."""
+    """Return the seconds since this process began; 0 if the clock was set back meanwhile."""
     return max(0.0, time.time() - psutil.Process().create_time())
 
 
 class TimeSpent:
-    """Counts seconds of a run's parts.
+    """Counts the seconds of each part of a run.
 
     Args:
-        seconds: what was counted so far, by part; added to in place, since a checkpoint keeps it.
+        seconds: seconds counted so far, by part; added to in place, since a checkpoint stores it.
         began: when this process began, by `time.monotonic`.
     """
 
@@ -40,7 +40,7 @@ class TimeSpent:
 
     @contextlib.contextmanager
     def on(self, part: str) -> Iterator[None]:
-        """Count what the block takes."""
+        """Count the time of the block for `part`."""
         started = time.monotonic()
         try:
             yield
@@ -48,17 +48,17 @@ class TimeSpent:
             self._add(part, time.monotonic() - started)
 
     def loaded(self) -> None:
-        """Count everything until now as loading."""
+        """Count all the time until now as loading."""
         self._add("loading", time.monotonic() - self.began)
 
     def until_now(self) -> None:
-        """Count whatever passed since this was last called, and was no part, in the total as well."""
+        """Add the time since the last call to the total, including time that belongs to no part."""
         now = time.monotonic()
         self._add("total", now - self.counted)
         self.counted = now
 
     def as_summary(self) -> dict[str, Any]:
-        """`{"loading_seconds", …, "total_seconds"}` until now."""
+        """Return `{"loading_seconds", …, "total_seconds"}` until now."""
         self.until_now()
         counted = [part for part in (*PARTS, "total") if part != "training"]
         return {f"{part}_seconds": self.seconds.get(part, 0.0) for part in counted}

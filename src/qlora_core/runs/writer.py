@@ -1,4 +1,4 @@
-"""Writing a run: the lock that only one process holds, and every file that a trainer adds to."""
+"""Write a run: the lock that only one process holds, and every file that a trainer adds to."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .run import ENVIRONMENT, METRICS, STATUS, Run, refuse_links
 from .schema import State
 
 PRINTED = "what is printed"
-RESERVE = 65_536  # bytes that are given back for a trainer's last words, should the disk be full
+RESERVE = 65_536  # bytes that are freed for a trainer's last messages, in case the disk is full
 
 
 class RunLock(LifeLock):
@@ -47,7 +47,7 @@ class RunLock(LifeLock):
 
 
 def being_trained(run: Path, lock: Path) -> BusyError:
-    """The error for who wants to train a run that is being trained; `lock` tells by whom."""
+    """Build the error for a run that another process is training; `lock` says which."""
     who = holder_in_words(lock)
     process = f"another process ({who})" if who else "another process"
     return BusyError(f"{run}: is being trained by {process}. Follow it, or pause it first.")
@@ -64,10 +64,10 @@ def record(run: Run, **facts: Any) -> dict[str, Any]:
 
 
 class RunWriter:
-    """Writes one run: status, metrics, and to whoever listens. A context manager; leaving it gives the lock back.
+    """Writes one run: status, metrics, and events to listeners. A context manager, which releases the lock.
 
-    What it writes can be done without for a while: if it cannot be written, training goes on with a warning, the status
-    is kept in memory and the events wait.
+    Training can go on without these files for a while: if one cannot be written, there is a warning, the status is kept
+    in memory and the events wait.
 
     Raises:
         RunError: the run is a link, or holds one.
@@ -79,45 +79,45 @@ class RunWriter:
         self.listeners: list[Callable[[dict[str, Any]], None]] = []
         self.lock = lock
         self.status = run.status()
-        self.status.pop("work", None)  # of a trainer that died over it
+        self.status.pop("work", None)  # left by a trainer that died
         self._written = 0.0
         self._failing: set[str] = set()
         for place, alone in ((run.checkpoint_directory, True), (run.path, False), (run.best, True), (run.final, True)):
             clear_leftovers(place, alone=alone)
         if not lock.inherited and run.control() != "run":
-            run.request("run")  # a pause asked of an earlier trainer is done; one asked since the lock was taken is not
+            run.request("run")  # clears a request to an earlier trainer, but not one made since the lock was taken
         self._metrics = LineFile(run.metrics_file)
-        with contextlib.suppress(OSError):  # told at the first event, when somebody listens
+        with contextlib.suppress(OSError):  # reported at the first event, when somebody listens
             self._metrics.flush()
         self._reserve = run.path / ".reserve"
         with contextlib.suppress(OSError):
-            self._reserve.write_bytes(os.urandom(RESERVE))  # not zeros: some file systems store none
+            self._reserve.write_bytes(os.urandom(RESERVE))  # not zeros, for which some file systems use no space
 
     def __enter__(self) -> RunWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._metrics.close()
-        if STATUS in self._failing:  # once more: readers take a last word that is missing for a crash
+        if STATUS in self._failing:  # try once more: without a final status, readers assume a crash
             with contextlib.suppress(OSError):
                 write_json(self.run.path / STATUS, self.status)
         remove(self._reserve)
         self.lock.release()
 
     def log(self, type: str, **fields: Any) -> None:
-        """Append one event to `metrics.jsonl`, a whole line at once, and tell the listeners."""
+        """Append one event to `metrics.jsonl`, a whole line at once, and send it to the listeners."""
         event = {"type": type, **fields, "time": round(time.time(), 3)}
         line = json.dumps(event, ensure_ascii=False)
         self._attempt(METRICS, lambda: self._metrics.append(line))
         self.tell(**event)
 
     def tell(self, type: str, **fields: Any) -> None:
-        """Tell the listeners something that is not worth keeping."""
+        """Send the listeners an event that is not recorded."""
         for listener in self.listeners:
             self._attempt(PRINTED, functools.partial(listener, {"type": type, **fields}))
 
     def working(self, activity: Activity | None) -> None:
-        """Take what is being done into the status, and tell it; how far it is at most once a second."""
+        """Put the current activity into the status and send it to the listeners; progress at most once a second."""
         if activity is None:
             self.status.pop("work", None)
             work = {"stage": "", "done": 0, "total": 0}
@@ -132,12 +132,12 @@ class RunWriter:
         self.tell("working", **work)
 
     def sync(self) -> None:
-        """Make what was logged durable."""
+        """Make the recorded events durable."""
         self._attempt(METRICS, self._metrics.sync)
 
     def set_status(self, state: State, **fields: Any) -> None:
-        """Replace `status.json`; fields not given stay as they were."""
-        lasting = state != self.status.get("state")  # a beat that a power cut takes is no loss
+        """Replace `status.json`; fields that are not given stay as they were."""
+        lasting = state != self.status.get("state")  # progress within a state may be lost in a power cut
         self.status = {
             **self.status,
             **fields,
@@ -149,19 +149,19 @@ class RunWriter:
         self._attempt(STATUS, lambda: write_json(self.run.path / STATUS, self.status, lasting=lasting))
 
     def beat(self, **fields: Any) -> None:
-        """Take `fields` into the status; written at most once a second, since every write waits for the disk."""
+        """Put `fields` into the status; written at most once a second, since every write waits for the disk."""
         self.status |= fields
         if time.monotonic() - self._written >= 1:
             self.set_status(self.status["state"])
 
     def end(self, state: State, step: int, message: str = "") -> None:
-        """Say how training ended; the last event of this process."""
-        remove(self._reserve)  # room for the last words, on a disk that is full
+        """Record how training ended; the last event of this process."""
+        remove(self._reserve)  # makes room for the last events on a full disk
         self.log("end", state=state, step=step, message=message)
         self.set_status(state, step=step, message=message)
 
     def _attempt(self, what: str, write: Callable[[], object]) -> None:
-        """Write something that training can do without; the first failure is a warning, and so is that it is over."""
+        """Write something that training can do without; warn at the first failure, and when it works again."""
         try:
             write()
         except OSError as error:
@@ -170,7 +170,7 @@ class RunWriter:
                 reason = explain(error, self.run.path / what) if what != PRINTED else f"{what} is lost: {error}."
                 self.log("warning", message=f"{reason} Training goes on, and tries again.")
         else:
-            if what in self._failing and what != PRINTED:  # some events print nothing, which is no sign
+            if what in self._failing and what != PRINTED:  # not for output: some events print nothing, so never fail
                 self._failing.remove(what)
                 lost = f"; {self._metrics.lost} lines are lost" if self._metrics.lost else ""
                 self.log("warning", message=f"{what} can be written again{lost}")

@@ -1,7 +1,7 @@
-"""Token rows to batches, as pure functions of (lengths, settings, seed, epoch).
+"""Turn token rows into batches, as pure functions of (lengths, settings, seed, epoch).
 
-Packed: rows end to end, no padding. Padded: rows of similar length side by side. Both hold the same rows and the same
-targets. Knows nothing of models or text.
+Packed: rows end to end, without padding. Padded: rows of similar length side by side. Both hold the same rows and the
+same targets. Knows nothing of models or text.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from .shared_prefix import NO_PREFIX, begins_with, part
 
 @dataclass(frozen=True)
 class Rounding:
-    """Sizes that batches are filled up to, so that few shapes occur: a GPU prepares for each when it first sees it.
+    """Sizes that batches are padded to, so that few shapes occur: a GPU compiles kernels when it first sees a shape.
 
     Attributes:
-        tokens: of a packed batch: to a multiple of this and of a sixteenth of the power of two above; and of its
-            trained tokens, to one of this and of an eighth. 1: as they are.
-        longest: of its longest row, where attention takes the rows apart: to a multiple of this.
-        bins: sizes of bins that rows are packed into, where that leaves little empty; none: end to end in one row.
-        flat_cost: what a token end to end in one row costs, where attention takes the rows apart and puts them
-            together, in tokens in bins: a quarter more on an H100 (measured).
+        tokens: pad the tokens of a packed batch to a multiple of this, and of a sixteenth of the next power of two; pad
+            its trained tokens to a multiple of this, and of an eighth of it. 1: no padding.
+        longest: pad the longest row to a multiple of this, where attention lays rows side by side.
+        bins: sizes of bins that rows are packed into, if that leaves little of them empty; empty: one row, end to end.
+        flat_cost: cost of a token end to end in one row, where attention lays rows side by side and packs them again,
+            relative to one in bins: a quarter more on an H100 (measured).
     """
 
     tokens: int = 1
@@ -38,11 +38,11 @@ class Rounding:
     flat_cost: float = 1.25
 
     def total(self, count: int) -> int:
-        """Of a batch with `count` tokens: at most an eighth more where that is no less than `tokens`."""
+        """Return the padded size of a batch of `count` tokens: at most an eighth more, from `tokens` on."""
         return self._up(count, 4)
 
     def trained(self, count: int) -> int:
-        """Of a batch with `count` trained tokens: at most a quarter more where that is no less than `tokens`."""
+        """Return the padded number of trained tokens: at most a quarter more than `count`, from `tokens` on."""
         return self._up(count, 3)
 
     def _up(self, count: int, bits: int) -> int:
@@ -50,7 +50,7 @@ class Rounding:
 
 
 AS_IT_IS = Rounding()
-SHARED = -2  # instead of a row's number: a token that all rows after it see
+SHARED = -2  # stands in place of a row's number: a token of the prefix, which all later rows see
 
 
 def _up(count: int, step: int) -> int:
@@ -59,26 +59,28 @@ def _up(count: int, step: int) -> int:
 
 @dataclass(frozen=True)
 class Batch:
-    """What one forward pass takes.
+    """The arrays that one forward pass takes.
 
-    Rows lie end to end in one (`pack`), end to end in several bins (`row`), or each in its own, padded. The beginning
-    that rows share lies before them once, in bins once in each, and they without it: each of these is a part.
+    Rows lie end to end in one row (`pack`), end to end in several bins (`row`), or each in a line of its own with
+    padding. A prefix that rows share comes before them, once, or once in each bin that has such rows; the rows follow
+    without it. Each row or rest of a row and each copy of the prefix is a part.
 
     Attributes:
-        ids: int32, `(1, N)` end to end, `(R, L)` in bins or padded.
+        ids: int32: token ids, `(1, N)` end to end, `(R, L)` in bins or padded.
         lengths: tokens of each part, in order.
-        source: int32, `(T,)`: flat positions whose next token is trained.
+        source: int32, `(T,)`: flat positions of the tokens whose next token is trained.
         target: int32, `(T,)`: those next tokens.
-        weight: float32, `(T,)`: 1, or 0 for what fills the batch up.
+        weight: float32, `(T,)`: 1, or 0 for padding.
         starts: int64, `(parts,)`: flat position of the first token of each part.
-        states: `(…, hidden)`, as `ids` is laid out: those of the rows, if they have any.
-        unpack: int32, `(R, L)`: end to end and filled up, the place of each token of each row, -1 beyond its end.
-        pack: int32, `(N,)`: end to end and filled up, the place in the flattened `unpack` of each token, -1 for what
-            fills it up.
-        row: int32, `(R, L)`: in bins, which part a token belongs to, -1 for what fills a bin up, `SHARED` for what rows
-            after it share.
-        position: int32, as `ids`: of each token in its row, if rows share a beginning.
-        prefix: end to end, which part is the beginning that all after it share.
+        states: `(…, hidden)`, laid out like `ids`: hidden states of the rows, if they have any.
+        unpack: int32, `(R, L)`, if rows lie end to end with padding: the flat position of each token of each row; -1
+            beyond its end.
+        pack: int32, `(N,)`, if rows lie end to end with padding: the index of each token in the flattened `unpack`; -1
+            for padding.
+        row: int32, `(R, L)`, if rows lie in bins: the part that a token belongs to; -1 for padding, `SHARED` for a
+            prefix that later rows share.
+        position: int32, laid out like `ids`: position of each token within its row, if rows share a prefix.
+        prefix: index of the part that all later parts share, if rows lie end to end and share one.
     """
 
     ids: np.ndarray
@@ -96,27 +98,27 @@ class Batch:
 
     @property
     def plain(self) -> bool:
-        """Whether attention may go from each token to all before it: no two rows lie in one line of what it sees."""
+        """Return whether causal attention alone is right: no line that attention sees holds two rows."""
         if self.row is not None:
-            return len(self.lengths) == len(self.row)  # no bin is empty, nor has it only what rows share
+            return len(self.lengths) == len(self.row)  # no bin is empty or holds only a prefix, so each has one row
         return self.unpack is not None and self.unpack.size == self.ids.size == self.tokens
 
     @property
     def tokens(self) -> int:
-        """Real tokens; padding is never counted."""
+        """Return the number of real tokens, without padding."""
         return sum(self.lengths)
 
 
 def make_batch(
     rows: Sequence[TokenRow], *, packed: bool, rounding: Rounding = AS_IT_IS, prefix: np.ndarray = NO_PREFIX
 ) -> Batch:
-    """Lay rows end to end, in one or in bins, or side by side.
+    """Lay out rows: end to end in one row or in bins, or side by side.
 
     Args:
-        rows: to lay.
-        packed: whether end to end.
-        rounding: sizes that the batch is filled up to.
-        prefix: int32, a beginning that rows which have it share, where packed that makes the batch smaller.
+        rows: at least one.
+        packed: end to end; otherwise side by side.
+        rounding: sizes that the batch is padded to.
+        prefix: int32, a prefix for rows that begin with it to share, if packed and if that makes the batch smaller.
     """
     lengths = np.fromiter(map(len, rows), np.int64)
     if not packed:
@@ -139,8 +141,8 @@ def _packed(rows: Sequence[TokenRow], lengths: np.ndarray, rounding: Rounding) -
     starts = np.cumsum(lengths) - lengths
     if rounding == AS_IT_IS:
         return _laid(rows, lengths, starts, (1, total), rounding)
-    position = np.arange(_up(int(lengths.max()), rounding.longest))
-    inside = position < lengths[:, None]
+    position = np.arange(_up(int(lengths.max()), rounding.longest))  # (L,)
+    inside = position < lengths[:, None]  # (R, L)
     pack = np.full(total, -1, np.int32)
     pack[: lengths.sum()] = np.flatnonzero(inside)
     unpack = np.where(inside, starts[:, None] + position, -1).astype(np.int32)
@@ -150,7 +152,7 @@ def _packed(rows: Sequence[TokenRow], lengths: np.ndarray, rounding: Rounding) -
 def _in_bins(
     rows: Sequence[TokenRow], size: int, bins: Sequence[Sequence[int]], rounding: Rounding, beginning: int = -1
 ) -> Batch:
-    """Rows in bins of this size; `beginning` is the one that those after it in its bin share."""
+    """Lay out rows in bins of this size; row number `beginning` is the prefix that later rows of its bin share."""
     placed, row = [], np.full((len(bins), size), -1, np.int32)
     for number, indices in enumerate(bins):
         place = 0
@@ -164,7 +166,7 @@ def _in_bins(
 
 
 def _sharing_end_to_end(rows: Sequence[TokenRow], sharing: Sequence[bool], size: int, rounding: Rounding) -> Batch:
-    """Rows that share nothing, the beginning of `size` tokens, and what the others have beyond it."""
+    """Lay out rows end to end: those without the prefix, the prefix of `size` tokens, and the rests of the others."""
     alone = [row for row, shares in zip(rows, sharing, strict=True) if not shares]
     rests = [part(row, size) for row, shares in zip(rows, sharing, strict=True) if shares]
     parts = [*alone, _beginning(rows, sharing, size), *rests]
@@ -175,7 +177,7 @@ def _sharing_end_to_end(rows: Sequence[TokenRow], sharing: Sequence[bool], size:
 
 
 def _sharing_in_bins(rows: Sequence[TokenRow], sharing: Sequence[bool], size: int, rounding: Rounding) -> Batch:
-    """The same in each bin that has rows which share it."""
+    """Lay out rows in bins, with a copy of the prefix in each bin that has rows which share it."""
     parts = [part(row, size) if shares else row for row, shares in zip(rows, sharing, strict=True)]
     elsewhere = [size * shares for shares in sharing]
     width, bins = fill_bins([len(row) for row in parts], rounding.bins, elsewhere)
@@ -194,7 +196,7 @@ def _beginning(rows: Sequence[TokenRow], sharing: Sequence[bool], size: int) -> 
 
 
 def _positions(batch: Batch, elsewhere: Sequence[int]) -> np.ndarray:
-    """Of each token in its row, int32, as the ids lie, where so many tokens before each part lie elsewhere."""
+    """Return the position of each token within its row, int32, shaped like `ids`; part i starts at `elsewhere[i]`."""
     position = np.zeros(batch.ids.size, np.int32)
     for start, length, before in zip(batch.starts, batch.lengths, elsewhere, strict=True):
         position[start : start + length] = np.arange(before, before + length)
@@ -204,12 +206,12 @@ def _positions(batch: Batch, elsewhere: Sequence[int]) -> np.ndarray:
 def _laid(
     rows: Sequence[TokenRow], lengths: np.ndarray, starts: np.ndarray, shape: tuple[int, int], rounding: Rounding
 ) -> Batch:
-    """Rows that start at these flat positions of a batch of this shape."""
+    """Build a batch of this shape from rows that start at these flat positions."""
     ids = np.zeros(shape[0] * shape[1], np.int32)
     source, target = [], []
     for start, row in zip(starts.tolist(), rows, strict=True):
         ids[start : start + len(row)] = row.ids
-        trained = np.flatnonzero(row.trained)
+        trained = np.flatnonzero(row.trained)  # never the first token of a row, so its predecessor is in the row
         source.append(start + trained - 1)
         target.append(row.ids[trained])
     states = None
@@ -234,15 +236,18 @@ def _laid(
 def fill_bins(
     lengths: Sequence[int], sizes: Sequence[int], before: Sequence[int] | None = None
 ) -> tuple[int, list[list[int]]]:
-    """Rows in bins of the size that leaves least empty: each, the longest first, in the first one that has room.
+    """Pack rows into bins of the size that leaves least empty.
+
+    Each row, the longest first, goes into the first bin that has room (first-fit decreasing).
 
     Args:
-        lengths: of the rows.
-        sizes: those too small for the longest row count as its length, rounded up to a multiple of the smallest.
-        before: tokens that lie in a bin before the rows that share them; 0 for a row that does not.
+        lengths: tokens of each row.
+        sizes: sizes to try; one too small for the longest row counts as the length of that row, rounded up to a
+            multiple of the smallest size.
+        before: tokens of the prefix that a row shares, which its bin needs once; 0 for a row that shares none.
 
     Returns:
-        The size, and the indices of the rows in each bin; no bins if there are no sizes.
+        The size of the bins, and the indices of the rows in each; no bins if there are no sizes.
     """
     before = before or [0] * len(lengths)
     alone = [length + more for length, more in zip(lengths, before, strict=True)]
@@ -250,9 +255,9 @@ def fill_bins(
     for size in sorted({max(size, _up(max(alone), min(sizes))) for size in sizes}):
         bins: list[list[int]] = []
         room: list[int] = []
-        has: list[bool] = []  # what its rows share
+        has: list[bool] = []  # whether a bin holds the prefix already
         for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-            taken = (alone[index], lengths[index])  # where it lies there not yet, and where it does
+            taken = (alone[index], lengths[index])  # tokens that the row takes in a bin without the prefix, and with it
             place = next((i for i, left in enumerate(room) if left >= taken[has[i]]), len(bins))
             if place == len(bins):
                 bins.append([])
@@ -267,24 +272,24 @@ def fill_bins(
 
 
 Order = Literal["drawn", "alike", "level"]
-"""How rows come together in an epoch's batches: as they are drawn; rows of similar length; so that batches are level.
+"""How rows are grouped into an epoch's batches: as drawn; by similar length; or so that batches are equally large.
 
 `alike` suits layouts that pad. With `level`, each batch has short and long rows and nearly the same number of tokens:
-few shapes, and bins that are filled well.
+there are few shapes, and bins are well filled.
 """
 
-WINDOW = 16  # batches whose rows are drawn together before they are put in order
+WINDOW = 16  # batches whose rows are drawn together before they are sorted
 
 
 def epoch_batches(lengths: Sequence[int], batch_size: int, *, seed: int, epoch: int, order: Order) -> list[list[int]]:
-    """Indices of the rows of every micro-batch of one epoch; each row occurs once.
+    """Return the indices of the rows of every micro-batch of one epoch; each row occurs once.
 
     Args:
         lengths: tokens of each row.
-        batch_size: rows a micro-batch; the last one may be smaller, and of level ones the last few.
-        seed: with `epoch`, decides the order alone: a resumed run sees the batches it would have seen.
+        batch_size: rows a micro-batch; the last one may be smaller, with `level` the last few.
+        seed: decides the order, together with `epoch` alone: a resumed run gets the batches it would have got.
         epoch: counted from 0.
-        order: how rows come together.
+        order: how rows are grouped.
     """
     rng = np.random.default_rng([seed, epoch])
     drawn = rng.permutation(len(lengths)).tolist()
@@ -302,7 +307,7 @@ def _cut(rows: list[int], size: int) -> list[list[int]]:
 
 
 def _dealt(rows: list[int], size: int) -> list[list[int]]:
-    """Rows that are sorted by length, dealt out to and fro."""
+    """Deal out rows, sorted by length, to batches in turns: first to last, then last to first."""
     count = math.ceil(len(rows) / size)
     piles: list[list[int]] = [[] for _ in range(count)]
     for number, row in enumerate(rows):
@@ -312,18 +317,18 @@ def _dealt(rows: list[int], size: int) -> list[list[int]]:
 
 
 def epoch_steps(lengths: Sequence[int], train: TrainConfig, *, epoch: int, order: Order) -> list[list[list[int]]]:
-    """The micro-batches of each step of an epoch, as `epoch_batches` makes them."""
+    """Return the micro-batches of each step of an epoch, as `epoch_batches` makes them."""
     batches = epoch_batches(lengths, train.batch_size, seed=train.seed, epoch=epoch, order=order)
     return _cut(batches, train.grad_accumulation_steps)
 
 
 def at_most(rows: int, batches: Iterable[Sequence[int]]) -> Iterator[Sequence[int]]:
-    """The same rows in the same order, no more than `rows` at once."""
+    """Split batches into ones of at most `rows` rows, in the same order."""
     return (batch[i : i + rows] for batch in batches for i in range(0, len(batch), rows))
 
 
 def neighbours(lengths: Iterable[int], tokens: int) -> Iterator[range]:
-    """Indices next to each other, of together no more than so many tokens, or of one row."""
+    """Yield ranges of consecutive rows that have at most `tokens` tokens together, or are a single row."""
     begin = total = end = 0
     for end, length in enumerate(lengths, 1):
         if total and total + length > tokens:
@@ -335,10 +340,10 @@ def neighbours(lengths: Iterable[int], tokens: int) -> Iterator[range]:
 
 
 def share_out(lengths: Sequence[int], parts: int) -> list[list[int]]:
-    """Divide rows over at most `parts` streams so that each has about as many tokens; indices of the rows of each."""
+    """Divide rows over at most `parts` streams with about as many tokens each; return the indices for each stream."""
     shares: list[list[int]] = [[] for _ in range(min(parts, len(lengths)))]
     tokens = [0] * len(shares)
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):  # the longest first, to the least loaded
         place = min(range(len(shares)), key=lambda place: (tokens[place], len(shares[place])))
         shares[place].append(index)
         tokens[place] += lengths[index]
@@ -346,20 +351,21 @@ def share_out(lengths: Sequence[int], parts: int) -> list[list[int]]:
 
 
 def in_rounds(lengths: Sequence[int], *, streams: int, share: int, at_once: int) -> list[list[list[int]]]:
-    """Divide rows into rounds that are computed one after the other, each on several streams at the same time.
+    """Divide rows into rounds, computed one after another, each of them on several streams at the same time.
 
     Args:
-        lengths: of the rows.
-        streams: shares of a round, at most.
-        share: tokens of one, at most; a row that is longer is one.
-        at_once: tokens of a round, at most; a row that is longer is one.
+        lengths: tokens of each row.
+        streams: most shares in a round.
+        share: most tokens in a share, unless it is a single, longer row.
+        at_once: most tokens in a round, unless it is a single, longer row.
 
     Returns:
-        As few rounds as do, of shares of about as many tokens each; indices of the rows of each share.
+        The indices of the rows of each share of each round. There are as few rounds as possible, and shares have about
+        as many tokens each.
     """
     share = min(share, at_once)
-    count = streams * math.ceil(sum(lengths) / min(streams * share, at_once))
-    while True:
+    count = streams * math.ceil(sum(lengths) / min(streams * share, at_once))  # the least that could be enough
+    while True:  # add a round of shares until none is too large
         shares = share_out(lengths, count)
         tokens = [sum(lengths[i] for i in each) for each in shares]
         if all(len(each) == 1 or total <= share for each, total in zip(shares, tokens, strict=True)):
@@ -379,16 +385,16 @@ def in_rounds(lengths: Sequence[int], *, streams: int, share: int, at_once: int)
 def in_rounds_of_sharing(
     lengths: Sequence[int], shared: Sequence[int], *, streams: int, share: int, at_once: int
 ) -> list[list[list[int]]]:
-    """As `in_rounds`, where rows share a beginning, which lies once in each of their shares: as is done soonest.
+    """Divide rows that share a prefix, stored once per share, into rounds as `in_rounds` does.
 
-    With fewer streams there are fewer of it.
+    Fewer streams mean fewer copies of the prefix: this tries each number of streams and returns the fastest plan.
 
     Args:
-        lengths: of the rows.
-        shared: tokens of each that belong to the beginning; 0 for a row that shares none.
-        streams: shares of a round, at most.
-        share: tokens of one, at most, unless half of them are more than it holds beside the beginning.
-        at_once: tokens of a round, at most; a row that is longer is one.
+        lengths: tokens of each row.
+        shared: tokens of each row that belong to the prefix; 0 for a row that shares none.
+        streams: most shares in a round.
+        share: most tokens in a share; at least half of this is left for rows beside the prefix.
+        at_once: most tokens in a round, unless it is a single, longer row.
     """
     size = max(shared)
     ways = [in_rounds(lengths, streams=streams, share=share, at_once=at_once)]
@@ -400,4 +406,5 @@ def in_rounds_of_sharing(
     def tokens(rows: Sequence[int]) -> int:
         return sum(rests[i] for i in rows) + max(shared[i] for i in rows)
 
+    # a round takes as long as its largest share
     return min(ways, key=lambda rounds: sum(max(map(tokens, shares)) for shares in rounds))

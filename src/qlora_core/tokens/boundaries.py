@@ -1,7 +1,7 @@
-"""Texts to token ids with a border of tokens where each answer begins, as in what a model is given to answer.
+"""Encode texts so that no token crosses the beginning of an answer, just as when a model is asked for that answer.
 
-A tokeniser joins letters to tokens across any place in a text, also across the one where a request ends and the answer
-begins. Knows the tokeniser, nothing of templates.
+A tokeniser may join any letters to a token, even across the place where a request ends and an answer begins. Knows the
+tokeniser, nothing of templates.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from typing import NamedTuple
 from tokenizers import Encoding, Tokenizer
 
 ANCHORS = ("\n", "a", ")", "0", ".", " ")
-"""Texts to encode another behind, for its ids where it goes on; the first with which it shares no token is taken."""
-NEAR = 24  # tokens before an answer among which one that was added to the vocabulary is looked for first
-WORDS = 3  # words before an answer that are encoded again where there is none; the last may be cut differently
-KEPT, CONTEXTS = 64, 4096  # characters of a text before an answer that is remembered, and how many of them
+"""Texts to put before another one, to get its ids as a continuation; the first that shares no token with it is used."""
+NEAR = 24  # an added token of the vocabulary is looked for among so many tokens before an answer
+WORDS = 3  # words before an answer that are encoded again if there is none; the last may be split differently
+KEPT, CONTEXTS = 64, 4096  # texts before answers whose ids are remembered: longest in characters, and how many
 
 
 class Ids(NamedTuple):
-    """Token ids of a text, and where in it each token begins and ends."""
+    """Token ids of a text, with the place in the text where each token begins and ends."""
 
     ids: list[int]
     places: list[tuple[int, int]]
 
 
-class Borders:
-    """Encodes texts, and where answers begin in them apart from what comes before, if need be.
+class Boundaries:
+    """Encodes texts so that the ids before an answer are those of the text before it, encoded on its own.
 
     Args:
         tokenizer: without padding and truncation.
@@ -39,17 +39,17 @@ class Borders:
         self._contexts: dict[tuple[str, bool], list[int]] = {}
 
     def encode(self, text: str, begins: Sequence[int], *, after: bool = False) -> Ids:
-        """Ids of a text that begin with those of each of its parts that ends where an answer begins.
+        """Return ids of a text in which each part up to the beginning of an answer has the ids it has on its own.
 
         Args:
-            text: without tokens that the tokeniser adds by itself.
-            begins: where in it answers begin, in order.
-            after: whether it goes on behind another text.
+            text: without the tokens that the tokeniser adds by itself.
+            begins: places in the text where answers begin, in order.
+            after: whether the text continues another one.
         """
         encoding = None if after else self._tokenizer.encode(text, add_special_tokens=False)
         found = self._after(text) if encoding is None else Ids(encoding.ids, encoding.offsets)
         for number, begin in enumerate(begins):
-            if 0 < begin < len(text) and not self._is_border(text, found, encoding, begin):
+            if 0 < begin < len(text) and not self._is_boundary(text, found, encoding, begin):
                 head = self.encode(text[:begin], begins[:number], after=after)
                 tail = self.encode(text[begin:], [other - begin for other in begins[number + 1 :]], after=True)
                 moved = [(first + begin, last + begin) for first, last in tail.places]
@@ -57,7 +57,7 @@ class Borders:
         return found
 
     def _after(self, text: str) -> Ids:
-        """Ids of a text that goes on behind another: without the blank that some tokenisers put before a text."""
+        """Return ids of a text that continues another: without the blank that some tokenisers put before a text."""
         for anchor in ANCHORS:
             size, known = len(anchor), self._context(anchor, after=False)
             encoding = self._tokenizer.encode(anchor + text, add_special_tokens=False)
@@ -68,12 +68,12 @@ class Borders:
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         return Ids(encoding.ids, encoding.offsets)
 
-    def _is_border(self, text: str, found: Ids, encoding: Encoding | None, begin: int) -> bool:
+    def _is_boundary(self, text: str, found: Ids, encoding: Encoding | None, begin: int) -> bool:
         """Return whether the ids up to a place in a text are those of the text up to there.
 
-        A token that was added to the vocabulary is split off first, so that nothing before one has a part in what
-        follows. Nor has anything before some words in their ids, where a tokeniser cuts texts to words, which it does
-        from their beginning on.
+        A tokeniser splits off added tokens of the vocabulary first, so nothing before one affects the ids after it. If
+        a tokeniser splits a text into words, which it does from its beginning on, what comes some words earlier has no
+        effect either. So it is usually enough to compare the ids since then.
         """
         ids, places = found
         count = bisect_right(places, begin, key=lambda place: place[1])
@@ -91,7 +91,7 @@ class Borders:
         return ids[:count] == self._context(text[:begin], after=encoding is None)
 
     def _context(self, text: str, *, after: bool) -> list[int]:
-        """Ids of the text before an answer; a short one, such as the name of who speaks, comes again and again."""
+        """Return the ids of the text before an answer; short ones, such as a speaker's name, are remembered."""
         known = self._contexts.get((text, after))
         if known is not None:
             return known

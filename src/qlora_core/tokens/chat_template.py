@@ -1,4 +1,4 @@
-"""A model's chat template: messages to texts, and what in them the model is to say. Knows jinja2, nothing of tokens."""
+"""A model's chat template: renders messages as text, and finds the answers in it. Knows jinja2, nothing of tokens."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ PATTERNS = {
     "plain": "### Prompt:\n{prompt}\n\n### Response:\n{response}",
     "pergunta": "### Pergunta:\n{prompt}\n\n### Resposta:\n{response}",
 }
-"""For a base model that brings no chat template of its own."""
+"""Patterns for a base model without a chat template of its own."""
 
 
 def from_pattern(pattern: str, *, begin: bool = False, joins: bool = False) -> str:
-    """The chat template that writes each question and its answer into a text with `{prompt}` and `{response}` in it.
+    """Build a chat template that writes each question and its answer into a text with `{prompt}` and `{response}`.
 
-    A system text stands above the first question as it is. Every answer ends with the end-of-text token.
+    A system text goes above the first question, unchanged. Every answer ends with the end-of-text token.
 
     Args:
-        pattern: the text.
-        begin: write the begin-of-text token before all.
-        joins: the tokeniser makes one token of a blank and the word behind it: what asks the model then ends before a
-            blank that stands before `{response}`, and the answer begins with it.
+        pattern: the text with the two placeholders.
+        begin: write the begin-of-text token first.
+        joins: the tokeniser joins a blank and the next word to one token. The request then ends before a blank that
+            precedes `{response}`, and the answer begins with it.
 
     Raises:
         ConfigError: one of the two is missing, occurs twice, or stands in the other's place.
@@ -61,16 +61,16 @@ def from_pattern(pattern: str, *, begin: bool = False, joins: bool = False) -> s
 
 
 def read_template(choice: str, own: str | None, *, begin: bool, joins: bool = False) -> str:
-    r"""The text of the chat template that the setting `template` names.
+    r"""Return the text of the chat template that the setting `template` names.
 
     Args:
         choice: `auto`, a name of `PATTERNS`, the path of a `.jinja` file, or a pattern with `\n` for line breaks.
-        own: what the model brings.
-        begin: whether this tokeniser begins a text with its begin-of-text token, as a template of ours then does.
-        joins: whether it makes one token of a blank and the word behind it.
+        own: the model's own template, if it has one.
+        begin: whether this tokeniser begins texts with its begin-of-text token; a template from a pattern then does.
+        joins: whether it joins a blank and the next word to one token.
 
     Raises:
-        ConfigError: there is no such file, or the text is no pattern.
+        ConfigError: there is no such file, or the text is not a pattern.
     """
     if choice == "auto" and own:
         return own
@@ -85,13 +85,13 @@ def read_template(choice: str, own: str | None, *, begin: bool, joins: bool = Fa
 
 @dataclass(frozen=True)
 class Script:
-    """A text for the model, and what in it the model is to say.
+    """A text for the model, with the places of the answers in it.
 
     Attributes:
-        text: a conversation, or its beginning.
-        begins: where answers begin, those that are only read too: what stands before one is what the model is given
-            when it is asked for it.
-        targets: where each answer that is trained begins, and where it has ended at the latest.
+        text: a conversation, or the beginning of one.
+        begins: where answers begin, including those that are not trained: the text before one is what the model is
+            given when it is asked for it.
+        targets: where each trained answer begins, and where it has certainly ended.
     """
 
     text: str
@@ -101,12 +101,12 @@ class Script:
 
 @dataclass(frozen=True)
 class _Answer:
-    """An answer with what it is an answer to.
+    """An answer with the request that it answers.
 
     Attributes:
-        place: of its message.
-        prompt: what the model is given.
-        said: what it is to say, and what the template writes behind it.
+        place: index of its message.
+        prompt: the text that the model is given.
+        said: the text that it should answer, and what the template writes after it.
         shift: how much further on it stands here than in the conversation that ends with it.
     """
 
@@ -121,11 +121,10 @@ class _Answer:
 
 
 class ChatTemplate:
-    """A chat template, which renders a conversation and its beginnings as seldom as its program allows.
+    """A chat template, which renders a conversation and its beginnings as rarely as its program allows.
 
-    An answer stands between two texts: what the model is given when it is asked for it, and the conversation up to and
-    with it. Many a template is a loop over the messages that never looks ahead: one rendering with a mark before each
-    turn holds them all.
+    An answer is found from two texts: the request for it, and the conversation up to and including it. Many templates
+    are a loop over the messages that never looks ahead. Of these, one rendering with a mark before each turn is enough.
 
     Raises:
         TemplateError: it is not a template.
@@ -144,16 +143,16 @@ class ChatTemplate:
     # Texts ------------------------------------------------------------------------------------------------------
 
     def render(self, messages: Sequence[Message], *, ask: bool = False, **names: Any) -> str:
-        """Messages as text.
+        """Render messages as text.
 
         Args:
             messages: in order.
-            ask: end with what asks the model to speak.
-            names: `tools` that may be called; `thinks`, whether an answer begins with reasoning, where that is said.
+            ask: end with the request for the model's answer.
+            names: `tools` that may be called; `thinks`, whether an answer begins with reasoning, if that matters.
 
         Raises:
             DataError: the template refuses them.
-            ModelError: it made too much of them, or took too long, and is not to be used.
+            ModelError: it wrote too much or took too long, and cannot be used.
         """
         return self._rendered(self._whole, messages, ask=ask, **names)
 
@@ -167,23 +166,24 @@ class ChatTemplate:
             names["enable_thinking"] = thinks
         try:
             return template_sandbox.render(template, messages=messages, add_generation_prompt=ask, **names)
-        except template_sandbox.LimitError as error:  # the next conversation would fare no better, and take as long
+        except template_sandbox.LimitError as error:  # other conversations would fail as well, and take as long
             raise ModelError(
                 f"the model's chat template was stopped: {error}. Choose another with --template."
             ) from None
-        except Exception as error:  # a template is a program of the model's: it may raise anything
+        except Exception as error:  # a template is a program that comes with the model: it may raise anything
             raise DataError(f"the model's chat template refuses this conversation: {error}") from None
 
     def conversation(self, conversation: Conversation) -> tuple[str, list[int]]:
-        """The text, and how much of it the first 0, 1, 2, … messages write, empty where one rendering cannot tell.
+        """Return the text, and how long the text of the first 0, 1, 2, … messages is; empty if unknown.
 
         Raises:
             DataError: the template refuses the conversation.
             ModelError: see `render`.
         """
         messages, tools = conversation.messages, conversation.tools
-        if self._turns and messages and messages[0]["role"] != "assistant":  # of no messages, it may write otherwise
-            with contextlib.suppress(Exception):  # rendered again without marks, for the words of its refusal
+        # without messages, or with an answer first, a template may write something else
+        if self._turns and messages and messages[0]["role"] != "assistant":
+            with contextlib.suppress(Exception):  # it is rendered again below, which gives the reason for a refusal
                 pieces = self._rendered(self._turns, messages, ask=False, tools=tools).split(_MARK)
                 if len(pieces) == len(messages) + 1:
                     return "".join(pieces), list(itertools.accumulate(map(len, pieces)))
@@ -191,14 +191,14 @@ class ChatTemplate:
         return self.render(messages, tools=tools, thinks=thinks), []
 
     def prompt(self, conversation: Conversation, thinks: bool | None = None) -> Script:
-        """Return what the model is given when it is asked for the next turn, and where in that earlier answers begin.
+        """Return the text that asks the model for the next turn, with the places where earlier answers begin.
 
         Args:
-            conversation: up to there.
-            thinks: whether the answer is to begin with reasoning; None: as the template has it.
+            conversation: the turns before.
+            thinks: whether the answer should begin with reasoning; None: as the template does.
 
         Raises:
-            DataError: the template refuses it, or leaves out a part of it.
+            DataError: the template refuses it, or omits a part of it.
             ModelError: see `render`.
         """
         self._look_at_context(conversation, len(conversation.messages), thinks)
@@ -215,7 +215,7 @@ class ChatTemplate:
         return text + self.empty_thought if thinks is False else text
 
     def _try_asking(self, conversation: Conversation, place: int) -> str | None:
-        """Return what asks for an answer; None where nothing stands before it, or the template asks nothing of that."""
+        """Return the request for an answer; None if nothing precedes it or the template refuses that."""
         with contextlib.suppress(DataError):
             return self._asked(conversation.up_to(place), conversation.thinks.get(place)) if place else None
         return None
@@ -223,14 +223,14 @@ class ChatTemplate:
     # Scripts ----------------------------------------------------------------------------------------------------
 
     def scripts(self, conversation: Conversation, *, apart: bool = False) -> tuple[list[Script], frozenset[str]]:
-        """The texts from which a conversation is learned, and notes on them.
+        """Return the texts from which a conversation is trained, and notes on them.
 
-        One text holds all answers that stand in it as they were asked for. An answer that the template writes otherwise
-        when more follows (Qwen3's drops its reasoning), or that it asks for in another way (Mistral's has the system
-        text in the last question), has a text of its own, which ends with it.
+        One text holds all answers that stand in it just as they were asked for. If the template writes an answer
+        differently when more turns follow (Qwen3's drops its reasoning), or its request (Mistral's puts the system text
+        into the last question), the answer gets a text of its own, which ends with it.
 
         Args:
-            conversation: control tokens in it are broken up.
+            conversation: its control tokens are broken up.
             apart: give each answer a text of its own.
 
         Raises:
@@ -261,7 +261,7 @@ class ChatTemplate:
         return self._gathered(conversation, text, answers, prompts, notes, apart=apart), frozenset(notes)
 
     def _begins(self, text: str, conversation: Conversation, ends: Sequence[int]) -> tuple[int, ...] | None:
-        """Where answers begin, if each stands behind the request that is always the same."""
+        """Return where answers begin, if each follows the request, which is always the same; else None."""
         places = _answers(conversation)
         if not all(text.startswith(self._request, ends[place]) for place in places):
             return None
@@ -277,7 +277,7 @@ class ChatTemplate:
         *,
         apart: bool,
     ) -> list[Script]:
-        """The text of the whole conversation with the answers that stand in it as they were asked for, others alone."""
+        """Return one text with the answers that stand in it as they were asked for, and one for each other answer."""
 
         def script(text: str, spans: Sequence[tuple[int, int]]) -> Script:
             begins = {len(prompt) for prompt in prompts.values() if prompt is not None and text.startswith(prompt)}
@@ -299,7 +299,7 @@ class ChatTemplate:
         return [*scripts, script(text, together)] if together or not scripts else scripts
 
     def _stop(self, text: str, answer: _Answer) -> int:
-        """Where an answer has ended in the text of the whole conversation; 0 where that has it otherwise."""
+        """Return where an answer ends in the text of the whole conversation; 0 if it stands there differently."""
         if text.startswith(answer.text):
             return len(answer.text)
         ending, inner = self.endings
@@ -308,13 +308,13 @@ class ChatTemplate:
         return alike if alike >= needed else 0
 
     def _learned(self, conversation: Conversation, answer: _Answer, text: str, stop: int) -> list[tuple[int, int]]:
-        """The parts of an answer that are trained: those that the template marks, without reasoning that is only read.
+        """Return the trained parts of an answer: those that the template marks, without reasoning that is only read.
 
         Args:
-            conversation: the whole.
-            answer: one of it.
-            text: in which it stands, that of the whole conversation or its own.
-            stop: where it has ended in the former; 0: it stands in the latter.
+            conversation: the whole conversation.
+            answer: one of its answers.
+            text: the text that it stands in: the whole conversation's or its own.
+            stop: where it ends in the text of the whole conversation; 0: `text` is its own.
         """
         whole, start, stop = stop > 0, len(answer.prompt), stop or len(text)
         spans = [(start, stop)]
@@ -331,13 +331,13 @@ class ChatTemplate:
     def _answer(
         self, conversation: Conversation, place: int, prompt: str | None, answered: str | None = None
     ) -> _Answer:
-        """An answer behind what the model is given when it is asked for it.
+        """Return an answer with the request for it.
 
         Args:
-            conversation: the whole.
-            place: of the answer.
-            prompt: what asks for it, if that is known.
-            answered: the text of the conversation up to and with it, if that is known.
+            conversation: the whole conversation.
+            place: index of the answer.
+            prompt: the request for it, if known.
+            answered: the text of the conversation up to and including it, if known.
 
         Raises:
             DataError: the template refuses the conversation up to there, or it does not show where the answer begins.
@@ -348,9 +348,9 @@ class ChatTemplate:
         if prompt is not None and answered.startswith(prompt):
             return _Answer(place, prompt, answered[len(prompt) :], 0)
         asked = any(message["role"] in ("user", "tool") for message in conversation.messages[:place])
-        if asked and prompt is None:  # for the words of its refusal
+        if asked and prompt is None:  # raises the error with the template's reason
             prompt = self._asked(conversation.up_to(place), thinks)
-        begin = self._border(conversation, place, answered, prompt if asked else "")
+        begin = self._boundary(conversation, place, answered, prompt if asked else "")
         prompt = prompt if asked and prompt is not None else answered[:begin]
         opened = _OPENED.search(prompt) and _OPENING.match(conversation.messages[place].get("content") or "")
         if opened:  # the request opens the reasoning, and once it is said the template leaves it out
@@ -358,14 +358,14 @@ class ChatTemplate:
             return _Answer(place, prompt, content[opened.end() :] + self.endings[0], len(prompt) - begin)
         return _Answer(place, prompt, answered[begin:], len(prompt) - begin)
 
-    def _border(self, conversation: Conversation, place: int, answered: str, prompt: str | None) -> int:
-        """Where an answer begins in a conversation that does not begin with what asks for it.
+    def _boundary(self, conversation: Conversation, place: int, answered: str, prompt: str | None) -> int:
+        """Return where an answer begins in a conversation that does not begin with the request for it.
 
-        It is looked for between the turn before and the answer's own words, whose places a rendering with other words
-        shows: where the texts first differ there, else where the text before most resembles the end of a request.
+        The place is between the turn before and the answer's own words, which a rendering with other words shows. It is
+        where the texts first differ there, else where the text before most resembles the end of a request.
 
         Raises:
-            DataError: it does not show.
+            DataError: the rendering does not show it.
         """
         messages, thinks = conversation.messages, conversation.thinks.get(place)
         other = [*messages[:place], {**messages[place], "content": _WORD}]
@@ -383,16 +383,16 @@ class ChatTemplate:
         borders, backwards = range(len(before), first - 1, -1), prompt[::-1]
         return max(borders, key=lambda border: _common(before[first:border][::-1], backwards))
 
-    # What it leaves out -----------------------------------------------------------------------------------------
+    # What a template omits --------------------------------------------------------------------------------------
 
     def _look_at_context(self, conversation: Conversation, last: int, thinks: bool | None) -> bool:
-        """Refuse a conversation of which what asks for the turn `last` leaves a turn out.
+        """Refuse a conversation if the request for turn `last` omits an earlier turn.
 
         Returns:
-            Whether it leaves out the words of an earlier answer, beside a call say.
+            Whether it omits the words of an earlier answer, for example those beside a call.
 
         Raises:
-            DataError: which other turn it leaves out.
+            DataError: it omits a turn that is not an answer (named).
         """
         altered = False
         if not last or last > MOST_LOOKED_AT:
@@ -415,10 +415,10 @@ class ChatTemplate:
         return altered
 
     def _look_at_answer(self, conversation: Conversation, place: int, said: str, notes: set[str]) -> None:
-        """Refuse an answer that is not written at all, and note one that is written otherwise.
+        """Refuse an answer that is not written at all, and note one that is written differently.
 
         Raises:
-            DataError: which answer that is.
+            DataError: it is not written.
         """
         message = conversation.messages[place]
         content = (message.get("content") or "").strip()
@@ -439,7 +439,7 @@ class ChatTemplate:
         notes.add("altered")
 
     def _omitted(self, shape: tuple[tuple[str, bool, bool, bool], ...], tools: bool, thinks: bool | None) -> list[int]:
-        """Places of the messages whose words a request does not hold, for conversations of that shape."""
+        """Return the indices of the messages whose words a request omits, for conversations of that shape."""
         key = (shape, tools, thinks)
         if key not in self._omissions:
             messages = []
@@ -458,10 +458,10 @@ class ChatTemplate:
     def _omissions(self) -> dict[Any, list[int]]:
         return {}
 
-    # What it can do ---------------------------------------------------------------------------------------------
+    # What a template can do -------------------------------------------------------------------------------------
 
     def _try(self, messages: Sequence[Message], *, ask: bool = False, **names: Any) -> str:
-        """Render messages that nobody gave it; nothing where it refuses them."""
+        """Render made-up messages; return an empty text if the template refuses them."""
         with contextlib.suppress(DataError, ModelError):
             return self.render(messages, ask=ask, **names)
         return ""
@@ -487,7 +487,7 @@ class ChatTemplate:
 
     @functools.cached_property
     def empty_thought(self) -> str:
-        """What it writes between a request and an answer without reasoning, where it shows that there is none."""
+        """Return the text between a request and an answer without reasoning, if the template writes any."""
         if "</think>" not in self._text:
             return ""
         question = {"role": "user", "content": "a"}
@@ -498,7 +498,7 @@ class ChatTemplate:
 
     @functools.cached_property
     def endings(self) -> tuple[str, str]:
-        """What it writes behind an answer that ends a conversation, and as much of it as stands behind any other."""
+        """Return the text after an answer that ends a conversation, and the part of it that follows other answers."""
         asked = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _WORD}]
         more = [{"role": "user", "content": "b"}, {"role": "assistant", "content": "c"}]
         thinks = False if self._switches else None
@@ -507,9 +507,9 @@ class ChatTemplate:
         return last, last[: _common(last, inner)]
 
     def without_reasoning(self) -> str:
-        """The text of this template that asks for answers without reasoning, whatever else is said.
+        """Return this template, changed so that it always asks for answers without reasoning.
 
-        mlx-lm says otherwise to every template of a model that can reason.
+        mlx-lm asks every template of a model that can reason for reasoning.
         """
         if self._switches:
             return "{% set enable_thinking = false %}" + self._text
@@ -521,16 +521,16 @@ class ChatTemplate:
     def _marked_spans(
         self, conversation: Conversation, upto: int, thinks: bool | None, shift: int
     ) -> list[tuple[int, int]] | None:
-        """Where `{% generation %}` says that the model speaks, further on by `shift`; None where that is lost."""
+        """Return the spans inside `{% generation %}`, moved by `shift`; None if they cannot be told."""
         messages, tools = conversation.messages[:upto], conversation.tools
         pieces = self._rendered(self._marked, messages, ask=False, tools=tools, thinks=thinks).split(_MARK)
-        if len(pieces) % 2 == 0:  # the marks went through a filter
+        if len(pieces) % 2 == 0:  # a filter has changed or removed marks
             return None
         edges = [shift + edge for edge in itertools.accumulate(map(len, pieces))]
         return list(zip(edges[0::2], edges[1::2], strict=False))
 
 
-_WORD = f"w{secrets.token_hex(16)}"  # a word that no data has and no filter changes but one that escapes letters
+_WORD = f"w{secrets.token_hex(16)}"  # a word that is in no data, and that only a filter which escapes letters changes
 _TOOL = {
     "type": "function",
     "function": {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {}}},
@@ -538,12 +538,12 @@ _TOOL = {
 _CALL = {"type": "function", "id": "a1b2c3d4e", "function": {"name": "f", "arguments": {}}}
 _EMPTY_THOUGHT = re.compile(r"\s*(<think>\s*)?</think>\s*")  # which the request may have opened
 _OPENED, _OPENING = re.compile(r"<think>\s*$"), re.compile(r"\s*<think>\s*(?=.*</think>)", re.DOTALL)
-MOST_LOOKED_AT = 200  # turns of a conversation that is tried with other words
+MOST_LOOKED_AT = 200  # longest conversation, in turns, that is checked for omissions
 
 
 @functools.lru_cache(maxsize=16)
 def open_template(text: str, bos_token: str, eos_token: str) -> ChatTemplate:
-    """Return a template that is parsed once in a process: a page opens the same one again and again.
+    """Return a template that is parsed only once in a process: a page opens the same one repeatedly.
 
     Raises:
         TemplateError: it is not a template.
@@ -552,7 +552,7 @@ def open_template(text: str, bos_token: str, eos_token: str) -> ChatTemplate:
 
 
 def _answers(conversation: Conversation) -> list[int]:
-    """Places of the answers, trained or not."""
+    """Return the indices of the answers, trained or not."""
     return [place for place, message in enumerate(conversation.messages) if message["role"] == "assistant"]
 
 
@@ -560,7 +560,7 @@ _MARK = f"\0{secrets.token_hex(16)}\0"  # data cannot know it
 
 
 def _marked_blocks(text: str) -> Template | None:
-    """The template with a mark before and after each `{% generation %}`; None where it has none."""
+    """Return the template with a mark before and after each `{% generation %}`; None if it has none."""
     tree = template_sandbox.parse(text)
     blocks = list(tree.find_all(nodes.Scope))
     for block in blocks:
@@ -569,7 +569,7 @@ def _marked_blocks(text: str) -> Template | None:
 
 
 def _ends_with_request(tree: nodes.Template) -> bool:
-    """Whether a template ends with what asks the model to speak, and nothing else depends on whether it is asked."""
+    """Return whether a template ends with the request for an answer, and depends on it nowhere else."""
     last = tree.body[-1] if tree.body else None
     asks = (
         isinstance(last, nodes.If) and isinstance(last.test, nodes.Name) and last.test.name == "add_generation_prompt"
@@ -580,10 +580,10 @@ def _ends_with_request(tree: nodes.Template) -> bool:
 
 
 def _marked_turns(text: str, names: dict[str, str]) -> tuple[Template | None, str]:
-    """The template with a mark before each turn, and its request; if it writes a message without regard to later ones.
+    """Return the template with a mark before each turn, and its request, if no turn's text depends on later turns.
 
-    It does where its end is a loop over the messages and a request that is always the same, it looks at no messages
-    besides but the first, and of the loop's state only at what has been.
+    This holds if the template ends with a loop over the messages and a request that is always the same, looks at no
+    other message but the first, and of the loop's state only at what has been.
     """
     tree = template_sandbox.parse(text)
     if not _ends_with_request(tree) or len(tree.body) < 2:
@@ -623,7 +623,7 @@ def _mark() -> nodes.Output:
 
 
 def _common(text: str, other: str) -> int:
-    """How many letters two texts begin with alike."""
+    """Return the length of the common beginning of two texts."""
     alike, most = 0, min(len(text), len(other))
     while alike < most:
         middle = (alike + most + 1) // 2

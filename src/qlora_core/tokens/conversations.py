@@ -1,6 +1,6 @@
-"""A prepared conversation made fit for a chat template: reasoning, tools, calls, and who is to be learned from.
+"""Fit a prepared conversation for a chat template: reasoning, tools, calls, and which answers are trained.
 
-Knows messages, and what a template can write; nothing of templates' text or of tokens.
+Knows messages, and what a template can write; nothing of a template's text or of tokens.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from ..config import Reasoning
 
 Message = Mapping[str, Any]
 Note = Literal["system", "tools", "reasoning", "dropped", "altered", "unmarked", "apart"]
-"""What was done with a conversation that its author should hear of, see `token_report`."""
+"""Something that was done with a conversation and that its author should know, see `report`."""
 
 PASSED = ("role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name", "tools")
-"""What a template is told of a message."""
-CALL_ID = 9  # letters and digits: Mistral's templates take no other length
+"""Fields of a message that are passed to a template."""
+CALL_ID = 9  # letters and digits in the id of a call: Mistral's templates accept no other length
 
 _THOUGHT = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
 _THOUGHT_OR_REST = re.compile(r"(.*?)</think>\s*", re.DOTALL)
@@ -32,9 +32,9 @@ class Abilities:
 
     Attributes:
         system: a system text.
-        tools: the tools that may be called: given by that name, with the system text, or not at all.
-        reasoning: an answer's reasoning where it is given apart from the answer.
-        thinks: whether a request depends on whether the answer is to begin with reasoning.
+        tools: the tools that may be called: passed to it apart, passed with the system text, or not at all.
+        reasoning: an answer's reasoning, given apart from the answer.
+        thinks: whether a request depends on whether the answer should begin with reasoning.
     """
 
     system: bool = True
@@ -48,13 +48,13 @@ class Conversation:
     """Messages as a template takes them.
 
     Attributes:
-        messages: with what the template is told of each.
+        messages: only with fields that are passed to the template.
         tools: for the template's variable of that name; None where there are none.
-        targets: places of the answers that are trained.
-        thinks: of each answer, by its place, whether it begins with reasoning; None where no request depends on it.
-        unsaid: places of the answers whose reasoning is read but not trained.
-        notes: what was done that its author should hear of.
-        before: turns of its author's that stand before the first no more, as a system text that was moved.
+        targets: indices of the answers that are trained.
+        thinks: for each answer, by its index, whether it begins with reasoning; None if no request depends on it.
+        unsaid: indices of the answers whose reasoning is read but not trained.
+        notes: what was done and its author should know.
+        before: number of the author's turns that are gone from the beginning, such as a system text that was moved.
     """
 
     messages: Sequence[Message]
@@ -66,11 +66,11 @@ class Conversation:
     before: int = 0
 
     def number(self, place: int) -> int:
-        """The number of a turn as its author counts, from 1."""
+        """Return the number of a turn as its author counts, from 1."""
         return place + 1 + self.before
 
     def up_to(self, place: int) -> Conversation:
-        """What comes before a message."""
+        """Return the conversation before a message."""
         return Conversation(self.messages[:place], self.tools, thinks=self.thinks)
 
 
@@ -82,15 +82,15 @@ def fit(
     *,
     move_system: bool = False,
 ) -> Conversation:
-    """Make a conversation fit for a template.
+    """Fit a conversation for a template.
 
     Args:
-        messages: of a prepared row: `role`, `content` and, where there is such, `reasoning_content`, `tool_calls`,
-            `tool_call_id`, `name`, and of an answer that is context only `train` (False).
-        tools: that may be called, as the row has them.
-        abilities: of the template.
-        reasoning: what becomes of an answer's reasoning.
-        move_system: put a system text into the question behind it although the template can write one.
+        messages: of a prepared row: `role`, `content` and, if present, `reasoning_content`, `tool_calls`,
+            `tool_call_id`, `name`, and `train` (False) for an answer that is only context.
+        tools: tools that may be called, as in the row.
+        abilities: what the template can write.
+        reasoning: how an answer's reasoning is used.
+        move_system: move a system text into the question after it even if the template can write one.
     """
     if not tools and not move_system and (places := _plain_answers(messages, abilities)) is not None:
         return Conversation(messages, None, places, dict.fromkeys(places, False if abilities.thinks else None))
@@ -126,7 +126,7 @@ def fit(
 
 
 def _plain_answers(messages: Sequence[Message], abilities: Abilities) -> tuple[int, ...] | None:
-    """Places of the answers, where all messages are texts and nothing else, as in nearly every row; else None."""
+    """Return the indices of the answers if all messages are plain texts, as in nearly every row; else None."""
     places = []
     for place, message in enumerate(messages):
         role, content = message["role"], message.get("content")
@@ -140,7 +140,7 @@ def _plain_answers(messages: Sequence[Message], abilities: Abilities) -> tuple[i
 
 
 def is_target(message: Message) -> bool:
-    """Whether a turn is an answer that is trained: one that is not marked as context."""
+    """Return whether a turn is an answer that is trained, that is, not marked as context."""
     return message["role"] == "assistant" and message.get("train") not in (False, 0)
 
 
@@ -149,7 +149,7 @@ def _is_there(message: Message, key: str) -> bool:
 
 
 def _listed(tools: Any) -> list[Any]:
-    """Tools as a list, also where they are its JSON."""
+    """Return tools as a list, even if given as JSON text."""
     if isinstance(tools, str):
         try:
             tools = json.loads(tools)
@@ -159,7 +159,7 @@ def _listed(tools: Any) -> list[Any]:
 
 
 def _with_system_moved(messages: Sequence[Message]) -> list[Message]:
-    """Each system text before the question behind it, an empty one nowhere; one that no question follows stays."""
+    """Move each system text into the question after it and drop empty ones; one without a question stays."""
     moved: list[Message] = []
     waiting: list[Message] = []
     for message in messages:
@@ -175,7 +175,7 @@ def _with_system_moved(messages: Sequence[Message]) -> list[Message]:
 
 
 def _with_tools_told(messages: Sequence[Message], tools: Sequence[Any]) -> list[Message]:
-    """The tools as JSON in the system message, where Phi's templates look for them."""
+    """Add the tools as JSON to the system message, where Phi's templates look for them."""
     told = {"tools": json.dumps(tools, ensure_ascii=False)}
     if messages and messages[0]["role"] == "system":
         return [{**messages[0], **told}, *messages[1:]]
@@ -185,7 +185,7 @@ def _with_tools_told(messages: Sequence[Message], tools: Sequence[Any]) -> list[
 def _with_reasoning(
     message: Message, abilities: Abilities, reasoning: Reasoning, notes: set[Note]
 ) -> tuple[Message, bool]:
-    """An answer with its reasoning where the template writes it, and whether there is any."""
+    """Return an answer with its reasoning where the template writes it, and whether there is any."""
     content = message.get("content") or ""
     thought = message.get("reasoning_content") or ""
     inline = _THOUGHT.match(content) if "</think>" in content else None
@@ -195,7 +195,7 @@ def _with_reasoning(
     if inline and not thought.strip():
         thought, said = inline[1].strip("\n"), content[inline.end() :]
     rest = {key: value for key, value in message.items() if key != "reasoning_content"}
-    if not thought.strip():  # an empty thought is none; who writes no reasoning writes it as it stands
+    if not thought.strip():  # an empty thought counts as none; a template that writes no reasoning gets it unchanged
         return ({**rest, "content": said} if abilities.reasoning or abilities.thinks else message), False
     if reasoning == "drop":
         notes.add("dropped")
@@ -209,19 +209,19 @@ def _with_reasoning(
 
 
 def after_reasoning(said: str) -> int:
-    """Where in what is said the reasoning has ended, which the request may have opened; 0 where there is none."""
+    """Return where an answer's reasoning ends, which the request may have opened; 0 if there is none."""
     found = _THOUGHT_OR_REST.match(said)
     return found.end() if found else 0
 
 
 def calls_of(message: Message) -> Iterator[Mapping[str, Any]]:
-    """The calls of an answer, each `{"name", "arguments"}`."""
+    """Yield the calls of an answer, each `{"name", "arguments"}`."""
     for call in message.get("tool_calls") or ():
         yield call.get("function") or call
 
 
 class _CallIds:
-    """Gives calls and their results ids as every template takes them."""
+    """Gives calls and their results ids that every template accepts."""
 
     def __init__(self) -> None:
         self._own: dict[str, str] = {}
@@ -229,7 +229,7 @@ class _CallIds:
         self._count = 0
 
     def given(self, message: dict[str, Any]) -> dict[str, Any]:
-        """The message with ids, if it calls or is a result."""
+        """Return the message with such ids, if it has calls or is a result."""
         if message.get("tool_calls"):
             return {**message, "tool_calls": [self._called(call) for call in message["tool_calls"]]}
         if message["role"] == "tool":
@@ -258,7 +258,7 @@ class _CallIds:
 
 
 def _call_id(own: Any) -> str:
-    """The id that a row has where it is fit to be one, else one that depends on what it stands for."""
+    """Return the row's own id if it is suitable, else one derived from what it stands for."""
     if isinstance(own, str) and len(own) == CALL_ID and own.isalnum():
         return own
     return hashlib.sha256(json.dumps(own, sort_keys=True, default=str).encode()).hexdigest()[:CALL_ID]

@@ -1,4 +1,4 @@
-"""Many rows to token ids, in several processes where there are many, and what was left out."""
+"""Encode many rows, in several processes if there are many, and report rows that cannot be used."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from .conversations import Note, is_target
 from .rows import TokenRow, TokenRows
 from .tokenizer import ChatTokenizer
 
-PARALLEL_ROWS = 20_000  # fewer rows are encoded before worker processes have started
-CHUNK_ROWS = 2_000  # rows a task of a worker process: a tenth of a second
+PARALLEL_ROWS = 20_000  # with fewer rows, one process finishes before worker processes have started
+CHUNK_ROWS = 2_000  # rows in a task of a worker process: a tenth of a second
 
 
 @dataclass(frozen=True)
 class TokenDataset:
-    """Rows ready to train, and what could not be used.
+    """Rows that are ready to train, and those that could not be used.
 
     Attributes:
-        rows: in the order of the prepared file; given as any sequence of rows, they are made compact.
-        skipped: (source, reason) of each row with nothing to train, or each part of one that became several.
-        skipped_places: where each of those stands among the prepared rows.
-        several: (place, rows) of each prepared row that did not become one row and is used.
-        notes: (what, prepared rows, the first one's source) of what was done that their author should hear of.
-        conversations: prepared rows that are conversations.
-        thinks: whether the model is to be asked for answers that begin with reasoning, as most of them do or do not;
-            None where no request depends on it.
+        rows: in the order of the prepared file; any sequence of rows is accepted and made compact.
+        skipped: (source, reason) of each row with nothing to train, or of each such part of a row that became several.
+        skipped_places: index of each of those among the prepared rows.
+        several: (index, rows) of each prepared row that is used but did not become exactly one row.
+        notes: (note, number of prepared rows, source of the first) for everything done that the author should know.
+        conversations: number of prepared rows that are conversations.
+        thinks: whether the model is to be asked for answers that begin with reasoning, as most answers do or do not;
+            None if no request depends on it.
     """
 
     rows: TokenRows
@@ -58,21 +58,21 @@ class TokenDataset:
 
     @property
     def tokens(self) -> int:
-        """All real tokens."""
+        """Return the number of tokens, without padding."""
         return len(self.rows.ids)
 
     @property
     def target_tokens(self) -> int:
-        """Trained tokens."""
+        """Return the number of trained tokens."""
         return int(np.count_nonzero(self.rows.trained))
 
     @property
     def truncated(self) -> int:
-        """Rows that lost tokens at their end."""
+        """Return the number of rows that lost tokens at their end."""
         return int(np.count_nonzero(self.rows.cut))
 
     def origins(self, prepared: int) -> np.ndarray:
-        """int64, `(rows,)`: the place among so many prepared rows of the one that each row was made of."""
+        """Return, for each row, the index of the prepared row that it was made from, int64, `(rows,)`."""
         counts = np.ones(prepared, np.int64)
         counts[list(self.skipped_places)] = 0
         for place, count in self.several:
@@ -81,7 +81,7 @@ class TokenDataset:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest row."""
+        """Return the tokens of the longest row."""
         return int(self.rows.lengths.max(initial=0))
 
 
@@ -92,17 +92,17 @@ def make_dataset(
     *,
     progress: Callable[[int], None] | None = None,
 ) -> TokenDataset:
-    """Encode prepared rows; one whose prompt fills `max_seq_length`, or that the template refuses, is reported.
+    """Encode prepared rows; rows whose prompt fills `max_seq_length`, or that the template refuses, are reported.
 
-    From `PARALLEL_ROWS` on, processes share the work; the result is the same to the bit. From then on the tokeniser
-    asks for answers with reasoning, or without, as these rows have it, unless it was told.
+    From `PARALLEL_ROWS` rows on, several processes share the work; the result is the same to the bit. Afterwards the
+    tokeniser asks for answers with or without reasoning, as most of these rows have it, unless it was told otherwise.
 
     Args:
-        rows: the prepared rows. Where it has a method `lines(start, stop)`, which gives rows as lines of JSON in
-            bytes, the processes get those.
-        tokenizer: of the model; the processes read it from its directory again.
-        max_seq_length: tokens a row may have.
-        progress: is told how many rows are done, now and then.
+        rows: the prepared rows. If they have a method `lines(start, stop)` that returns rows as JSON in bytes, the
+            processes receive those.
+        tokenizer: the model's; worker processes load it from its directory again.
+        max_seq_length: most tokens in a row.
+        progress: called now and then with the number of rows done.
 
     Raises:
         DataError: a process was killed.
@@ -132,7 +132,7 @@ def make_dataset(
 
 
 def _moved(part: TokenDataset, start: int) -> TokenDataset:
-    """What a dataset says besides its rows, of prepared rows that begin at a place."""
+    """Return everything but the rows of a dataset, with indices that count from `start`."""
     places = tuple(start + place for place in part.skipped_places)
     several = tuple((start + place, count) for place, count in part.several)
     return dataclasses.replace(part, rows=TokenRows.of([]), skipped_places=places, several=several)
@@ -165,7 +165,7 @@ def _joined(rows: list[TokenRows], parts: Sequence[TokenDataset], tokenizer: Cha
 
 
 def tokens_wanted(reason: str) -> int | None:
-    """Tokens of the row that was skipped for this reason, if that is its prompt's length."""
+    """Return the tokens of a row that was skipped for this reason, if the reason is the length of its prompt."""
     found = re.match(r"nothing to train: the prompt fills .* \(the row has (\d+) tokens\)$", reason)
     return int(found[1]) if found else None
 
@@ -199,7 +199,7 @@ def _encode_chunk(rows: Iterable[dict[str, Any]], tokenizer: ChatTokenizer, max_
 
 
 def _why_nothing(row: dict[str, Any], encoded: TokenRow, max_seq_length: int) -> str:
-    """Why a row has no token that is trained."""
+    """Return why a row has no trained token."""
     if encoded.cut:
         total = len(encoded) + encoded.cut
         return f"nothing to train: the prompt fills max_seq_length {max_seq_length} (the row has {total} tokens)"
@@ -218,12 +218,12 @@ def _part(rows: Sequence[dict[str, Any]], start: int, stop: int) -> Iterator[dic
 def _encode_lines(
     lines: Sequence[bytes | dict[str, Any]], *, source: tuple[Path, str, Reasoning], max_seq_length: int
 ) -> TokenDataset:
-    """In a process of its own: encode rows, given as JSON or decoded."""
+    """Encode rows, given as JSON or decoded, in a worker process."""
     rows = (json.loads(line) if isinstance(line, bytes) else line for line in lines)
     return _encode_chunk(rows, _tokenizer_here(*source), max_seq_length)
 
 
 @functools.lru_cache(maxsize=1)
 def _tokenizer_here(directory: Path, template: str, reasoning: Reasoning) -> ChatTokenizer:
-    """The tokeniser of this process; not read as it starts, so that what is wrong with it can be told."""
+    """Return the tokeniser of this worker process, loaded at first use so that errors can be reported."""
     return ChatTokenizer(directory, template, reasoning)

@@ -1,4 +1,4 @@
-"""One row as the pieces of text that its tokens stand for, and what training does with each.
+"""One row as the pieces of text that its tokens stand for, and how training uses each.
 
 Knows tokens, nothing of how they are shown.
 """
@@ -16,13 +16,14 @@ PieceKind = Literal["trained", "context", "cut"]
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A token of a row.
+    """A token of a row, with its text.
 
     Attributes:
-        text: its part of the row's text. Of tokens that share a character the first has it whole, the others nothing.
-        id: in the model's vocabulary.
-        kind: a target of the loss; read, but not trained; or beyond `max_seq_length`.
-        special: whether it is a control token of the model, such as an end of text, and no word of the data.
+        text: its part of the row's text. If several tokens share a character, the first has it and the others are
+            empty.
+        id: its id in the model's vocabulary.
+        kind: a target of the loss; read but not trained; or beyond `max_seq_length`.
+        special: whether it is a control token of the model, such as an end of text, and not text from the data.
     """
 
     text: str
@@ -32,15 +33,16 @@ class Piece:
 
 
 def parts(row: dict[str, Any], tokenizer: ChatTokenizer, max_seq_length: int) -> list[list[Piece]]:
-    """Every token of each text that a prepared row is learned from, as `make_dataset` encodes them, and those cut off.
+    """Return every token, even if cut off, of each text that a prepared row is trained from.
 
-    The pieces of a text in order are the text that the model sees, with the begin and end of text that the tokeniser
-    adds, by name. Nearly every row is learned from one text; a conversation may have several, see `encode_rows`.
+    The texts are encoded as by `make_dataset`. The pieces of a text in order are the text that the model sees, with the
+    names of the tokens that the tokeniser adds at its begin and end. Nearly every row is trained from one text; a
+    conversation may have several, see `encode_rows`.
 
     Args:
         row: `{"messages": […]}` or `{"text": …}`.
         tokenizer: of the model.
-        max_seq_length: tokens that a text may have.
+        max_seq_length: most tokens in a text.
 
     Raises:
         DataError: the template refuses the row.
@@ -49,7 +51,7 @@ def parts(row: dict[str, Any], tokenizer: ChatTokenizer, max_seq_length: int) ->
 
 
 def pieces(row: dict[str, Any], tokenizer: ChatTokenizer, max_seq_length: int) -> list[Piece]:
-    """The pieces of all of them, one text after the other; see `parts`.
+    """Return the pieces of all texts of a row, one text after another; see `parts`.
 
     Raises:
         DataError: the template refuses the row.
@@ -61,7 +63,7 @@ def _pieces(encoded: EncodedText, tokenizer: ChatTokenizer, max_seq_length: int)
     kinds: list[PieceKind] = ["trained" if trained else "context" for trained in encoded.trained[:max_seq_length]]
     kinds += ["cut"] * (len(encoded.ids) - len(kinds))
     texts = _texts(encoded.text, encoded.places)
-    texts += [""] * (len(kinds) - len(texts))  # an end of text that was appended
+    texts += [""] * (len(kinds) - len(texts))  # an end of text that was appended has none
     names = tokenizer.control_names
     return [
         Piece(text or names.get(i, ""), i, kind, i in names)
@@ -70,9 +72,9 @@ def _pieces(encoded: EncodedText, tokenizer: ChatTokenizer, max_seq_length: int)
 
 
 def _texts(text: str, places: Sequence[tuple[int, int]]) -> list[str]:
-    """Each token's own part of the text: what lies between the end of those before it and its own end.
+    """Return each token's own part of the text: from the end of the tokens before it to its own end.
 
-    What no token stands for, since the tokeniser drops it, goes with the token behind it, or the last one.
+    Text that no token stands for, since the tokeniser drops it, belongs to the next token, or to the last one.
     """
     found, done = [], 0
     for _, end in places:

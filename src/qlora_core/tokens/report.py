@@ -22,25 +22,25 @@ from .tokenizer import WORD_JOINER, ChatTokenizer
 
 SKIPPED_SHOWN = 1000
 PERCENTILES = (50, 90, 99)
-BINS = 12  # at most, with the one for rows that are cut
-SHOWN = 5  # typical rows, and as many odd ones
-LEAST_TOKENS = 8  # the mean of fewer says little about a row
+BINS = 12  # most bins of the histogram, including the one for rows that are cut
+SHOWN = 5  # typical rows that are shown, and as many odd ones
+LEAST_TOKENS = 8  # the mean over fewer tokens says little about a row
 SAMPLE_LENGTH = 120  # characters
-PROMPT_SHARE = 0.6  # of the tokens, above which much work goes into what is not trained
-TINY_ANSWER = 3  # tokens, its end included
+PROMPT_SHARE = 0.6  # if prompts have a larger share of the tokens, much work goes into what is not trained
+TINY_ANSWER = 3  # tokens, including its end
 FEW_ROWS = 50
-FAR_OUT = 8  # times the 99th percentile
-BLOCK_ROWS = 1 << 15  # looked at together, so that memory stays flat
+FAR_OUT = 8  # a row is an outlier from this many times the 99th percentile on
+BLOCK_ROWS = 1 << 15  # rows that are processed at once, so that memory use stays flat
 
 
 @dataclass(frozen=True)
 class ShownRow:
-    """A row to look at.
+    """A row to show.
 
     Attributes:
         source: where it came from.
-        bits: mean surprise of its tokens.
-        text: how it begins, behind what all rows share.
+        bits: mean surprise of its tokens, in bits.
+        text: its beginning, after what all rows share.
     """
 
     source: str
@@ -50,28 +50,28 @@ class ShownRow:
 
 @dataclass(frozen=True)
 class TokenReport:
-    """Rows as the model sees them, those to train and those to validate on together.
+    """Statistics of rows as the model sees them, for training and validation rows together.
 
-    A length is that of the whole row: what is cut off counts.
+    A length is that of the whole row, including what is cut off.
 
     Attributes:
-        rows: usable rows.
-        skipped_rows: rows that cannot be used.
-        skipped: (source, reason) of the first thousand of them.
+        rows: number of usable rows.
+        skipped_rows: number of rows that cannot be used.
+        skipped: (source, reason) of the first thousand of those.
         tokens: tokens of the usable rows, without what is cut off.
         target_tokens: trained tokens.
         longest: length of the longest row.
-        max_seq_length: tokens a row may have.
-        truncated: rows that are cut.
-        lost_tokens: what is cut off, in all.
-        histogram: (shortest, longest, rows) of each range of lengths: powers of two up to `max_seq_length`, and what is
-            longer, if anything is.
+        max_seq_length: most tokens in a row.
+        truncated: number of rows that are cut.
+        lost_tokens: tokens that are cut off, in all.
+        histogram: (shortest, longest, rows) of each range of lengths: powers of two up to `max_seq_length`, and one for
+            longer rows if there are any.
         percentiles: `{50: …, 90: …, 99: …}`: the length that so many per cent of the rows do not exceed.
         most_typical: the rows of least surprise, see `typicality`.
         least_typical: the rows of most surprise that are not among those.
-        control_rows: usable rows that spell a control token of the model.
-        control_tokens: control tokens spelled in the first of them.
-        warnings: what to do something about, and what.
+        control_rows: usable rows that contain a control token of the model.
+        control_tokens: control tokens in the first of those.
+        warnings: each problem, and what to do about it.
     """
 
     rows: int
@@ -92,7 +92,7 @@ class TokenReport:
     warnings: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: lists for tuples, and the percentiles' names as texts."""
+        """Return it for JSON: with lists for tuples, and percentiles keyed by text."""
         listed = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
         listed |= {name: [list(entry) for entry in listed[name]] for name in ("skipped", "histogram")}
         listed |= {
@@ -105,13 +105,13 @@ class TokenReport:
 def describe(
     train: TokenDataset, validation: TokenDataset, tokenizer: ChatTokenizer, max_seq_length: int
 ) -> TokenReport:
-    """Look at all rows as tokens.
+    """Compute the report of all rows as tokens.
 
     Args:
-        train: rows to train on, as `make_dataset` gives them.
+        train: rows to train on, from `make_dataset`.
         validation: rows to validate on.
-        tokenizer: that of both.
-        max_seq_length: that of both.
+        tokenizer: used for both.
+        max_seq_length: used for both.
     """
     rows = _Corpus([train.rows, validation.rows])
     skipped = (*train.skipped, *validation.skipped)
@@ -151,12 +151,12 @@ def describe(
 
 
 def typicality(rows: TokenRows | _Corpus, vocabulary: int) -> np.ndarray:
-    """Mean surprise of each row's tokens, in bits.
+    """Return the mean surprise of each row's tokens, in bits.
 
     With n(t) the number of times that token t occurs in all rows, N the number of all tokens and V the size of the
     vocabulary, the surprise of a token is -log2((n(t) + 1) / (N + V)): its information under the corpus's own unigram
-    distribution with add-one smoothing. Rows of common words have few bits; another language, a table, code or
-    damaged text have many. Order counts for nothing.
+    distribution with add-one smoothing. Rows of common words have few bits; another language, a table, code or damaged
+    text have many. Order does not matter.
 
     Args:
         rows: the corpus.
@@ -181,7 +181,7 @@ def typicality(rows: TokenRows | _Corpus, vocabulary: int) -> np.ndarray:
 
 
 class _Corpus:
-    """The rows of several datasets as one, without a copy: at a million rows that would be half a gigabyte."""
+    """The rows of several datasets as one, without a copy, which would take half a gigabyte for a million rows."""
 
     def __init__(self, parts: Sequence[TokenRows]) -> None:
         self.parts = parts
@@ -202,7 +202,7 @@ class _Corpus:
         raise IndexError(index)
 
     def blocks(self, rows: int | None = None) -> Iterator[TokenRows]:
-        """All rows in order, some together, so that memory stays flat."""
+        """Yield all rows in order, in blocks, so that memory use stays flat."""
         size = rows or BLOCK_ROWS
         return (part[i : i + size] for part in self.parts for i in range(0, len(part), size))
 
@@ -220,7 +220,7 @@ def _histogram(lengths: np.ndarray, max_seq_length: int) -> tuple[tuple[int, int
 
 
 def _shared_beginning(rows: _Corpus) -> int:
-    """Tokens that all rows begin with; of a single row, nothing is shared."""
+    """Return the number of tokens that all rows begin with; 0 for a single row."""
     if len(rows) < 2:
         return 0
     shared = int(rows.lengths.min())
@@ -261,7 +261,7 @@ def _sample(ids: np.ndarray, tokenizer: ChatTokenizer) -> str:
 
 
 def _control_tokens(rows: _Corpus, tokenizer: ChatTokenizer) -> tuple[str, ...]:
-    """Which are spelled, as far as the first hundred rows that spell any show it."""
+    """Return the control tokens that rows contain, from the first hundred rows with any."""
     found: dict[str, None] = {}
     for i in np.flatnonzero(rows.armed)[:100]:
         text = tokenizer.decode(rows[i].ids)
@@ -273,7 +273,7 @@ def _control_tokens(rows: _Corpus, tokenizer: ChatTokenizer) -> tuple[str, ...]:
 
 
 def none_trained(train: TokenDataset) -> str:
-    """Why no row can be trained with this model; "" where some can."""
+    """Return why no row can be trained with this model; empty if some can."""
     if len(train) or not train.skipped:
         return ""
     source, reason = train.skipped[0]
@@ -285,7 +285,7 @@ def none_trained(train: TokenDataset) -> str:
 
 
 def left_out(train: TokenDataset, prepared: int) -> int:
-    """Return how many of so many prepared rows give nothing to train."""
+    """Return how many of `prepared` prepared rows give nothing to train."""
     return prepared - len(np.unique(train.origins(prepared)))
 
 
@@ -315,7 +315,7 @@ def _prompts(rows: _Corpus, tokenizer: ChatTokenizer, shared: int) -> str:
 
 
 def _template_beginning(tokenizer: ChatTokenizer) -> int:
-    """Tokens that the template itself writes before a question."""
+    """Return the number of tokens that the template itself writes before a question."""
     try:
         one, other = tokenizer.encode_prompt("a"), tokenizer.encode_prompt("b")
     except DataError:
@@ -342,7 +342,7 @@ def _rounded(length: int) -> int:
 
 
 def _holds(length: int, what: str) -> str:
-    """The length with what it does, unless the setting cannot be so high."""
+    """Return the length and what it does, unless the setting cannot be that high."""
     limit = next(field.metadata["le"] for field in dataclasses.fields(DataConfig) if field.name == "max_seq_length")
     return f"{length} {what}" if length <= limit else f"no length {what} ({limit} is the most): split the longest"
 
@@ -379,7 +379,7 @@ WRITTEN = {
     "apart": "each answer makes a row, since the model's chat template writes an answer, or what asks for it, "
     "otherwise when more follows",
 }
-"""What was done with a row, by the notes of `tokens`; of reasoning see `_reasons`."""
+"""What each note on a row means; for reasoning see `_reasons`."""
 
 
 def _written_otherwise(notes: dict[str, tuple[int, str]], conversations: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""Encoded rows, one at a time or a million in a few arrays. Knows numbers only."""
+"""Encoded rows: one at a time, or a million in a few arrays. Knows only numbers."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import overload
 
 import numpy as np
 
-_BLOCK = 2_000  # rows that are summed together
+_BLOCK = 2_000  # rows that are summed at once
 
 
 @dataclass(frozen=True, eq=False)
 class TokenRow:
-    """One row as the trainer sees it.
+    """One row as the model is trained on it.
 
     Attributes:
         ids: int32, `(length,)`.
         trained: bool, `(length,)`; True where the token is a target of the loss. The first token never is.
         source: where the row came from (file:line).
-        cut: tokens lost beyond `max_seq_length`.
-        armed: whether its text spells a control token of the model, which was broken up.
-        states: `(length, hidden)`: its hidden states above the layers that never change, if they were made before;
-            bfloat16, which numpy has not, as uint16.
+        cut: number of tokens lost beyond `max_seq_length`.
+        armed: whether its text contained a control token of the model, which was broken up.
+        states: `(length, hidden)`: its hidden states above the frozen layers, if they were computed earlier; bfloat16,
+            which numpy lacks, is stored as uint16.
     """
 
     ids: np.ndarray
@@ -48,22 +48,22 @@ class TokenRow:
 
     @property
     def target_tokens(self) -> int:
-        """Number of trained tokens."""
+        """Return the number of trained tokens."""
         return int(self.trained.sum())
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TokenRows(Sequence[TokenRow]):
-    """Many rows end to end in a few arrays that cannot be written to; a row of it is a view.
+    """Many rows end to end in a few read-only arrays; each row is a view.
 
     Attributes:
         ids: int32, `(tokens,)`.
         trained: bool, `(tokens,)`.
-        offsets: int64, `(rows + 1,)`: where in `ids` each row begins, and the last ends.
+        offsets: int64, `(rows + 1,)`: index in `ids` where each row begins, and where the last one ends.
         cut: int32, `(rows,)`.
         armed: bool, `(rows,)`.
-        source_bytes: uint8: the sources end to end in UTF-8.
-        source_offsets: int64, `(rows + 1,)`: where in `source_bytes` each begins, and the last ends.
+        source_bytes: uint8: the sources end to end, in UTF-8.
+        source_offsets: int64, `(rows + 1,)`: index in `source_bytes` where each begins, and where the last one ends.
     """
 
     ids: np.ndarray
@@ -82,11 +82,12 @@ class TokenRows(Sequence[TokenRow]):
 
     @classmethod
     def of(cls, rows: Iterable[TokenRow]) -> TokenRows:
-        """The same rows, compact; what is compact already comes back itself."""
+        """Return the same rows in compact form; rows that already are compact are returned as they are."""
         if isinstance(rows, TokenRows):
             return rows
         rows = list(rows)
-        sources = [row.source.encode("utf-8", "surrogatepass") for row in rows]  # a file's name may be no Unicode
+        # a file's name may not be valid Unicode
+        sources = [row.source.encode("utf-8", "surrogatepass") for row in rows]
         return cls(
             ids=np.concatenate([np.zeros(0, np.int32), *(row.ids for row in rows)], dtype=np.int32),
             trained=np.concatenate([np.zeros(0, bool), *(row.trained for row in rows)], dtype=bool),
@@ -99,7 +100,10 @@ class TokenRows(Sequence[TokenRow]):
 
     @classmethod
     def joined(cls, parts: list[TokenRows]) -> TokenRows:
-        """The rows of all parts in order. The list is empty then: each part is let go when it has been copied."""
+        """Return the rows of all parts in order.
+
+        Consumes `parts`: each is freed once it is copied, so memory is not doubled.
+        """
         lengths = [np.concatenate([np.zeros(0, np.int64), *(np.diff(p.offsets) for p in parts)])]
         lengths += [np.concatenate([np.zeros(0, np.int64), *(np.diff(p.source_offsets) for p in parts)])]
         tokens, sources = _offsets(lengths[0]), _offsets(lengths[1])
@@ -121,7 +125,7 @@ class TokenRows(Sequence[TokenRow]):
         return tuple(getattr(self, name) for name in _names(TokenRows))
 
     def __reduce__(self) -> tuple[type[TokenRows], tuple[np.ndarray, ...]]:
-        return TokenRows, self._arrays()  # an array that was pickled could be written to
+        return TokenRows, self._arrays()  # goes through `__post_init__`, since unpickled arrays are writeable
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -179,11 +183,11 @@ class TokenRows(Sequence[TokenRow]):
 
     @functools.cached_property
     def lengths(self) -> np.ndarray:
-        """int64, `(rows,)`: tokens of each row."""
+        """Return the tokens of each row, int64, `(rows,)`."""
         return np.diff(self.offsets)
 
     def digest(self) -> str:
-        """SHA-256 of the ids of all rows and of which are trained."""
+        """Return the SHA-256 of the ids of all rows and of which are trained."""
         found = hashlib.sha256()
         for array in (self.ids, self.trained, self.offsets):
             found.update(np.ascontiguousarray(array).data)
@@ -191,10 +195,10 @@ class TokenRows(Sequence[TokenRow]):
 
     @functools.cached_property
     def target_lengths(self) -> np.ndarray:
-        """int64, `(rows,)`: trained tokens of each row."""
+        """Return the trained tokens of each row, int64, `(rows,)`."""
         counts = np.zeros(len(self), np.int64)
-        filled = np.flatnonzero(self.lengths)  # of an empty row, `reduceat` would give its neighbour's first token
-        for start in range(0, len(filled), _BLOCK):  # it makes a copy eight times as large
+        filled = np.flatnonzero(self.lengths)  # for an empty row, `reduceat` would return its neighbour's first token
+        for start in range(0, len(filled), _BLOCK):  # in blocks, since it makes a copy eight times as large
             part = filled[start : start + _BLOCK]
             first, last = self.offsets[part[0]], self.offsets[part[-1] + 1]
             counts[part] = np.add.reduceat(self.trained[first:last], self.offsets[part] - first, dtype=np.int64)
@@ -207,5 +211,5 @@ def _names(kind: type) -> tuple[str, ...]:
 
 
 def _offsets(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
-    """int64, `(rows + 1,)`: where each begins that has one of these lengths, and where the last ends."""
+    """Return the offsets of parts with these lengths, int64, `(rows + 1,)`; the last one is their sum."""
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)

@@ -1,9 +1,9 @@
-"""Where chat templates run: they reach nothing but what they are given, make nothing large, and do not take long.
+"""Run chat templates so that they reach only what they are given, make nothing large and do not take long.
 
-jinja2's own sandbox keeps a template from Python's insides, not from `{{ 'x' * 10**9 }}`. Here whatever could make much
-of little is looked at before it is done, so that no value is ever larger than a limit; then no single operation takes
-long, and the clock need be looked at only now and then. What no chat template needs is left out. Knows nothing of
-messages or tokens.
+jinja2's own sandbox keeps a template from Python's internals, but not from `{{ 'x' * 10**9 }}`. Here every operation
+that could make much out of little is checked before it is done, so that no value is ever larger than a limit. Then no
+single operation takes long, and the clock need only be checked now and then. Features that no chat template needs are
+left out. Knows nothing of messages or tokens.
 """
 
 from __future__ import annotations
@@ -28,19 +28,20 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 from jinja2.utils import Namespace, _PassArg, pass_context
 from jinja2.visitor import NodeTransformer
 
-LONGEST = 100_000  # characters of a template; the longest known has a third of it
-ROOM = 1_000_000  # characters that a rendering may write, and any value have, beyond four times what it was given
-ALTOGETHER = 64 * ROOM  # characters that all values of one rendering may have together
-SECONDS = 2.0  # of processor time for a rendering: a busy machine, or one that slept, is not the template's fault
-LOOKS = 64  # operations between two looks at the clock
-WIDEST = 10_000  # the most that a width, a count or a precision may be
-BITS = 4096  # of the largest whole number that is reckoned with
-LARGE = 10_000  # characters of what takes so long to make that the clock is looked at each time
-LEAVES = 16  # texts joined by + to be written at once, which needs no look: their sum is looked at
+LONGEST = 100_000  # characters in a template; the longest known has a third of that
+ROOM = 1_000_000  # characters of output, or of any value, that are allowed beyond four times the size of the input
+ALTOGETHER = 64 * ROOM  # characters in all values of one rendering together
+SECONDS = 2.0  # processor time for a rendering; real time would blame the template for a busy or sleeping machine
+LOOKS = 64  # operations between two checks of the clock
+WIDEST = 10_000  # largest width, count or precision
+BITS = 4096  # size of the largest integer
+LARGE = 10_000  # characters; making a longer value takes so long that the clock is checked each time
+LEAVES = 16  # so many texts joined by + directly for output need no check each: their sum is checked
 
-SHOWN = 300  # characters of a refusal that a template words itself
+SHOWN = 300  # characters shown of a refusal in the template's own words
 
-_WIDE = re.compile(r"\d{5,}|%[^a-zA-Z%]*\*|:[^{}]*\{")  # in a format: a width of five digits, or one given elsewhere
+# in a format: a width of five digits, or one that is an argument or a nested field
+_WIDE = re.compile(r"\d{5,}|%[^a-zA-Z%]*\*|:[^{}]*\{")
 _WIDE_DATE = re.compile(r"\d{4,}")
 
 
@@ -49,7 +50,7 @@ class LimitError(SecurityError):
 
 
 class Rendering(Context):
-    """The names of one rendering, and what it has used."""
+    """The variables of one rendering, and the resources that it has used."""
 
     ticks = 0
     made = 0
@@ -57,11 +58,11 @@ class Rendering(Context):
 
     @functools.cached_property
     def room(self) -> int:
-        """Characters that a value may have."""
+        """Return the number of characters that a value may have."""
         return ROOM + 4 * size_of(self.parent.get("messages"), 1 << 62)
 
     def tick(self, size: int = 0) -> None:
-        """Count an operation that makes so many characters."""
+        """Count an operation that makes `size` characters."""
         self.ticks += 1
         self.made += size
         if self.made > ALTOGETHER and self.made > ALTOGETHER // ROOM * self.room:
@@ -73,12 +74,12 @@ class Rendering(Context):
                 raise LimitError(f"it takes more than {SECONDS:g} seconds")
 
     def foresee(self, size: int) -> None:
-        """Refuse a value of that size before it is made."""
+        """Refuse a value of `size` characters before it is made."""
         if size > ROOM and size > self.room:
             raise LimitError(f"it makes more than {ROOM / 1e6:.0f} MB of text")
 
     def admit(self, value: Any) -> Any:
-        """A value that was made, if it is small enough."""
+        """Return a value that was made, if it is small enough."""
         size = len(value) if type(value) is str else size_of(value, ROOM) if isinstance(value, _CONTAINERS) else 0
         if size > ROOM:
             self.foresee(size_of(value, self.room))
@@ -90,7 +91,7 @@ _CONTAINERS = (list, tuple, dict, set, frozenset, type({}.keys()), type({}.value
 
 
 def size_of(value: Any, most: int) -> int:
-    """Characters of a value as text, or about; counting ends beyond `most`."""
+    """Return the approximate number of characters of a value as text; stop counting beyond `most`."""
     if isinstance(value, str):
         return len(value)
     if isinstance(value, int):
@@ -154,7 +155,7 @@ def _add(rendering: Rendering, left: Any, right: Any) -> Any:
         _refuse_large_numbers(left, right)
         if isinstance(left, tuple):
             raise SecurityError("it adds up tuples")
-    return rendering.admit(left + right)  # at most twice a value that was admitted
+    return rendering.admit(left + right)  # at most twice as large as a value that was admitted
 
 
 @pass_context
@@ -170,7 +171,7 @@ def _slice(rendering: Rendering, value: Any, start: Any, stop: Any, step: Any) -
 
 @pass_context
 def _made(rendering: Rendering, value: Any) -> Any:
-    if isinstance(value, tuple):  # one that is large could be made a key, which is slow
+    if isinstance(value, tuple):  # a large one could be used as a key, which is slow
         _refuse_wide(size_of(value, WIDEST))
     return rendering.admit(value)
 
@@ -190,7 +191,7 @@ def _each(rendering: Rendering, values: Iterable[Any], weight: int) -> Iterator[
 
 @pass_context
 def _written(rendering: Rendering, value: Any) -> Any:
-    """What is written, counted."""
+    """Return what is to be written as text, and count it."""
     if type(value) is not str:
         value = _text(value)
     if len(value) > ROOM:
@@ -206,7 +207,7 @@ def _text(value: Any) -> str:
 
 
 class _Guard(NodeTransformer):
-    """Puts the looks into a template."""
+    """Inserts the checks into a template."""
 
     def visit_Output(self, node: nodes.Output) -> nodes.Node:
         node.nodes = [self._spared(part) if len(_leaves(part)) <= LEAVES else self.visit(part) for part in node.nodes]
@@ -234,7 +235,7 @@ class _Guard(NodeTransformer):
         return _filtered(node.node, "(slice)", *(bound or nodes.Const(None, lineno=node.lineno) for bound in bounds))
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
-        """A comparison of two large values takes long; most are with a constant."""
+        """Count comparisons of two values that may be large, since those take long; most are with a constant."""
         self.generic_visit(node)
         within = any(operand.op in ("in", "notin") for operand in node.ops)
         if not all(_small(operand.expr) or (not within and _small(node.expr)) for operand in node.ops):
@@ -277,7 +278,7 @@ def _leaves(node: nodes.Node) -> list[nodes.Node]:
 
 
 def _weight(node: nodes.Node) -> nodes.Const:
-    """Characters that stand in a part of the template."""
+    """Return the number of characters of text in a part of the template."""
     return nodes.Const(sum(len(data.data) for data in node.find_all(nodes.TemplateData)), lineno=node.lineno)
 
 
@@ -298,14 +299,14 @@ _KEPT_FILTERS = (
     "reverse", "round", "select", "selectattr", "slice", "sort", "string", "sum", "title", "trim", "truncate",
     "unique", "upper", "wordcount",
 )  # fmt: skip
-"""Those left out write HTML, draw lots, or are of no use in a chat template."""
+"""The others of jinja2's filters write HTML, are random, or have no use in a chat template."""
 _WIDE_FILTERS = ("batch", "center", "indent", "round", "slice", "truncate")
 _SLOW_TESTS = ("==", "!=", "<", "<=", ">", ">=", "eq", "equalto", "ge", "greaterthan", "gt", "in", "le", "lessthan",
                "lt", "ne")  # fmt: skip
 
 
 def _guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter or a test of jinja2's with its arguments looked at before, and its result after."""
+    """Return a filter or a test that checks its arguments before, and its result after, the one of jinja2's."""
     passed = _PassArg.from_obj(function)
     if passed is None and name not in (*_WIDE_FILTERS, *_FILTER_FORESIGHT):
 
@@ -384,7 +385,7 @@ def _to_json(
     separators: Any = None,
     sort_keys: bool = False,
 ) -> str:
-    """JSON with the arguments that transformers gives this filter."""
+    """Return JSON, with the options that transformers gives this filter."""
     _refuse_wide(indent, *map(len, separators or ()))
     encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
     pieces, total = [], 0
@@ -403,22 +404,22 @@ _TEXT_METHODS = {
     "removeprefix", "removesuffix", "rfind", "rindex", "rpartition", "rsplit", "rstrip", "split", "splitlines",
     "startswith", "strip", "swapcase", "title", "upper",
 }  # fmt: skip
-"""Of a text: what they give is hardly longer than it."""
+"""Methods of a text with a result that is hardly longer than the text."""
 _CONTAINER_METHODS = {"copy", "count", "get", "index", "items", "keys", "values"}
 _PADDING = {"center", "expandtabs", "ljust", "rjust", "zfill"}
 
 
 class _Namespace(Namespace):
-    """Whose text does not hold that of its values."""
+    """A namespace whose text does not contain that of its values."""
 
     def __repr__(self) -> str:
         return "<namespace>"
 
 
 class _Generation(Extension):
-    """`{% generation %}`, with which transformers marks what a model is to learn: a block that writes what it holds.
+    """`{% generation %}`, with which transformers marks what a model should learn: a block that writes its contents.
 
-    No other tag makes a `Scope`, so that these are known by it.
+    No other tag makes a `Scope`, so these blocks can be recognised by it.
     """
 
     tags = frozenset({"generation"})
@@ -433,7 +434,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     """jinja2's sandbox with limits."""
 
     context_class = Rendering
-    intercepted_binops = frozenset({"*", "**", "%", "/", "//", "-"})  # those of + are put in by the guard
+    intercepted_binops = frozenset({"*", "**", "%", "/", "//", "-"})  # the guard inserts the checks of +
 
     def __init__(self) -> None:
         extensions = [loopcontrols, _Generation]
@@ -441,7 +442,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         kept = {name: _guarded(name, self.filters[name]) for name in _KEPT_FILTERS}
         guards = {"(add)": _add, "(concatenate)": _concatenate, "(slice)": _slice, "(made)": _made,
                   "(counted)": _counted, "(each)": _each}  # fmt: skip
-        # nothing is escaped here, so all text is safe
+        # there is no HTML here, so all text is safe
         plain = dict.fromkeys(("safe", "e", "escape", "forceescape"), kept["string"])
         plain["e"] = plain["escape"] = plain["forceescape"] = _guarded("escape", _escaped)
         self.filters = {**kept, **guards, **plain, "join": _join, "tojson": _to_json}
@@ -450,7 +451,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self.globals["namespace"] = _Namespace
 
     def call_binop(self, context: Rendering, operator: str, left: Any, right: Any) -> Any:
-        """Do what an operator stands for, if it makes nothing large."""
+        """Apply an operator, if the result is not too large."""
         if isinstance(left, int) or isinstance(right, int):
             _refuse_large_numbers(left, right)
         if look := _FORESIGHT.get(operator):
@@ -458,10 +459,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return context.admit(self.binop_table[operator](left, right))
 
     def call(__self, __context: Rendering, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        """Call something, if it makes nothing large."""
+        """Make a call, if the result is not too large."""
         if isinstance(__obj, types.BuiltinMethodType):
             owner, name = __obj.__self__, __obj.__name__
-            for hidden in ("_loop_vars", "_block_vars"):  # meant for jinja2's own
+            for hidden in ("_loop_vars", "_block_vars"):  # meant for jinja2 itself
                 kwargs.pop(hidden, None)
             if type(owner) is str and name in _TEXT_METHODS:
                 return __context.admit(__obj(*args, **kwargs))
@@ -471,7 +472,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return __context.admit(super().call(__context, __obj, *args, **kwargs))
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        """`str.format`, if it makes nothing large."""
+        """Return `str.format` with a check that the result is not too large."""
         wrapped = super().wrap_str_format(value)
         if wrapped is None:
             return None
@@ -511,7 +512,7 @@ def _escaped(value: Any) -> str:
 
 
 def parse(text: str) -> nodes.Template:
-    """What a template consists of.
+    """Parse a template.
 
     Raises:
         TemplateError: it is not a template, or one too long.
@@ -523,7 +524,7 @@ def parse(text: str) -> nodes.Template:
 
 
 def build(tree: nodes.Template) -> Template:
-    """A template that can be rendered by `render`; `tree` is not what it was afterwards.
+    """Compile a template for `render`; this changes `tree`.
 
     Raises:
         TemplateError: it uses something that is left out here, or is nested too deeply.
@@ -535,22 +536,22 @@ def build(tree: nodes.Template) -> Template:
 
 
 def render(template: Template, **names: Any) -> str:
-    """What a template writes.
+    """Return what a template writes.
 
     Raises:
-        LimitError: too much, or it takes too long.
-        Exception: a template is a program of somebody's and may raise anything.
+        LimitError: it writes too much, or takes too long.
+        Exception: a template is an untrusted program and may raise anything.
     """
     text = template.render(**names)
     if len(text) > ROOM and len(text) > ROOM + 4 * size_of(names.get("messages"), len(text)):
         raise LimitError(f"it writes more than {ROOM / 1e6:.0f} MB of text")
-    text.encode()  # half a character would stop the tokeniser
+    text.encode()  # raises if there is a lone surrogate, which would make the tokeniser fail
     return text
 
 
 @contextlib.contextmanager
 def _as_template_error() -> Iterator[None]:
-    """Whatever goes wrong while somebody's template is read is the template's fault."""
+    """Turn whatever goes wrong while a template is read into a `TemplateError`: it is the template's fault."""
     try:
         yield
     except TemplateError:
@@ -568,7 +569,7 @@ def _sandbox() -> Sandbox:
         _refuse_wide(len(form))
         if _WIDE_DATE.search(form):
             raise LimitError(f"it asks for a width or a count of more than {WIDEST}")
-        # a date that moved with the clock would change the tokens of a resumed run
+        # always the same date: the current one would change the tokens of a resumed run
         return datetime.date(2024, 7, 26).strftime(form)
 
     made = Sandbox()

@@ -1,8 +1,8 @@
-"""Rows of text to token ids, and which of them are trained.
+"""Encode rows of text as token ids, and mark those that are trained.
 
-What is trained continues the ids that the model is given when it is asked: where the tokeniser would join the end of a
-request and the beginning of an answer to one token, they are encoded apart. Knows chat templates, the tokeniser and the
-loss mask. Uses `tokenizers` and jinja2's sandbox; knows nothing of mlx and does not import transformers, so that the
+A trained answer continues exactly the ids that the model is given when it is asked: if the tokeniser would join the end
+of a request and the beginning of an answer to one token, they are encoded apart. Knows chat templates, the tokeniser
+and the loss mask. Uses `tokenizers` and jinja2's sandbox; knows nothing of mlx and does not import transformers, so the
 page can show what will be trained.
 """
 
@@ -26,13 +26,13 @@ from ..config import BaseConfig, Reasoning
 from ..errors import DataError, ModelError, brief, shown
 from ..files.untrusted_json import TABLE_BYTES, is_whole, read_object, read_text
 from ..models.base_models import find_tokenizer
-from .boundaries import Borders
+from .boundaries import Boundaries
 from .chat_template import Script, open_template, read_template
 from .conversations import Conversation, Message, Note, fit
 from .rows import TokenRow
 
-HIGHEST_ID = (1 << 24) - 1  # of a token: 60 times as many as the largest vocabulary known
-WORD_JOINER = "\u2060"  # breaks a control token spelled out in somebody's text, and is invisible
+HIGHEST_ID = (1 << 24) - 1  # highest token id accepted: 60 times the largest known vocabulary
+WORD_JOINER = "\u2060"  # an invisible character that breaks up a control token spelled out in a text
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,12 +40,12 @@ class EncodedText:
     """A text with its tokens.
 
     Attributes:
-        text: that the model sees.
-        ids: int32, `(tokens,)`; an end of text that was appended is the last.
+        text: as the model sees it.
+        ids: int32, `(tokens,)`; if an end of text was appended, it is the last.
         trained: bool, `(tokens,)`.
-        places: where in the text each token begins and ends; an end that was appended has none. Tokens that share a
-            character have it in common.
-        ended: whether each answer has the token that ends it.
+        places: begin and end of each token in the text; an appended end of text has none. Tokens that share a character
+            overlap there.
+        ended: whether every answer has a token that ends it.
     """
 
     text: str
@@ -56,7 +56,7 @@ class EncodedText:
 
 
 _OPEN: weakref.WeakValueDictionary[str, ChatTokenizer] = weakref.WeakValueDictionary()
-"""By the content of their `tokenizer.json`, which takes a tenth of a second to read: the trainer opens it again."""
+"""Open tokenisers by the hash of `tokenizer.json`: reading it takes a tenth of a second, and happens repeatedly."""
 
 
 class ChatTokenizer:
@@ -64,10 +64,10 @@ class ChatTokenizer:
 
     Args:
         directory: holds `tokenizer.json` and, usually, `tokenizer_config.json`.
-        template: which chat template, as the setting of that name says.
-        reasoning: what becomes of an answer's reasoning, as the setting of that name says.
-        thinks: whether the model is asked for answers that begin with reasoning; None: as the rows have it that were
-            encoded last, and before any as the template has it.
+        template: the chat template, as in the setting of that name.
+        reasoning: how an answer's reasoning is used, as in the setting of that name.
+        thinks: whether the model is asked for answers that begin with reasoning; None: as most of the rows that were
+            encoded last have it, and before that as the template does.
 
     Raises:
         ConfigError: there is no such template.
@@ -95,7 +95,7 @@ class ChatTokenizer:
             digest = hashlib.sha256(content).hexdigest()
             same = _OPEN.get(digest)
             self._tokenizer = same._tokenizer if same else _read_tokenizer(content)
-        except BaseException as error:  # the library raises bare Exception, and a panic of Rust is not even that
+        except BaseException as error:  # the library raises plain Exception; a panic in Rust is only a BaseException
             if isinstance(error, (KeyboardInterrupt, SystemExit)):
                 raise
             raise ModelError(f"{path}: cannot be read as a tokeniser: {brief(error)}") from None
@@ -114,7 +114,7 @@ class ChatTokenizer:
         highest = max([*self._tokenizer.get_vocab().values(), *self.eos_ids])
         if highest > HIGHEST_ID:
             raise ModelError(f"{path}: has the token id {highest}; at most {HIGHEST_ID} is believed.")
-        self._borders = Borders(self._tokenizer)
+        self._boundaries = Boundaries(self._tokenizer)
         self.own_template = self._own_template(settings)
         begin, joins = self._begins_with_bos(), self._joins_blanks()
         self.template_text = read_template(template, self.own_template, begin=begin, joins=joins)
@@ -128,9 +128,9 @@ class ChatTokenizer:
         self._vocabulary = highest + 1
 
     def _with_written_end(self) -> tuple[int, ...]:
-        """The ids that end an answer with the control token that the template writes right behind one, listed or not.
+        """Return the ids that end an answer, including the control token that the template writes after one.
 
-        A base model with a chat template, say, lists its end of text only.
+        A base model with a chat template, for example, may list only its end of text.
         """
         ending = self._template.endings[0].lstrip()
         token = next((token for token in self.control_tokens if ending.startswith(token)), None)
@@ -139,11 +139,11 @@ class ChatTokenizer:
 
     @property
     def ends_unlisted(self) -> bool:
-        """Whether answers end with a token that the model's files do not list among those that end one."""
+        """Return whether answers end with a token that the model's files do not list as one that ends an answer."""
         return self.eos_ids != self._listed_ends
 
     def _end_ids(self) -> tuple[int, ...]:
-        """Ids that end an answer; the tokeniser's own end-of-text comes first."""
+        """Return the ids that end an answer; the tokeniser's own end of text comes first."""
         found = [self._tokenizer.token_to_id(self.eos_token)] if self.eos_token else []
         for name in ("config.json", "generation_config.json"):
             ids = _read_json(self.directory / name).get("eos_token_id")
@@ -175,12 +175,12 @@ class ChatTokenizer:
         return bool(self.bos_token) and ids[:1] == [self._tokenizer.token_to_id(self.bos_token)]
 
     def _joins_blanks(self) -> bool:
-        """Whether a blank and the word behind it are one token, as byte-level BPE and SentencePiece write it."""
+        """Return whether a blank and the word after it are one token, as in byte-level BPE and SentencePiece."""
         return any(token[0] in "Ġ▁" and token[1:].isalpha() for token in self._tokenizer.get_vocab() if token)
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the tokeniser, the template and the ids that end a text."""
+        """Return the SHA-256 of the tokeniser, the template and the ids that end a text."""
         return self._fingerprint(self.template_text)
 
     def _fingerprint(self, template: str) -> str:
@@ -191,36 +191,36 @@ class ChatTokenizer:
 
     @property
     def fingerprint_with_blank(self) -> str:
-        """The fingerprint that versions gave which left a blank before an answer to what asks for it."""
+        """Return the fingerprint by older versions, which left the blank before an answer in the request."""
         text = read_template(self.template, self.own_template, begin=self._begins_with_bos(), joins=False)
         return self._fingerprint(text)
 
     @property
     def thinks(self) -> bool | None:
-        """Whether the model is asked for answers that begin with reasoning; None: as the template has it."""
+        """Return whether the model is asked for answers that begin with reasoning; None: as the template does."""
         return self._rows_think if self._told_to_think is None else self._told_to_think
 
     @property
     def can_think(self) -> bool:
-        """Whether the template has an answer begin with reasoning, or shows that it has none."""
+        """Return whether the template can ask for reasoning, or show that an answer has none."""
         return self._template.abilities.thinks
 
     def follow(self, thinks: bool | None) -> None:
-        """Ask for answers with reasoning, or without, as the rows have it that are trained."""
+        """Ask for answers with or without reasoning, as the training rows have it."""
         self._rows_think = thinks
 
     @property
     def asking_template(self) -> str:
-        """The chat template for programs that ask the model, with that decided."""
+        """Return the chat template for programs that ask the model, with reasoning on or off as here."""
         return self._template.without_reasoning() if self.thinks is False else self.template_text
 
     # Messages ---------------------------------------------------------------------------------------------------
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
-        """Messages as the text the model sees; control tokens spelled out in their content are broken up.
+        """Return messages as the text that the model sees; control tokens spelled out in them are broken up.
 
         Raises:
-            DataError: the template refuses these messages (two user turns in a row, say).
+            DataError: the template refuses these messages, for example two user turns in a row.
         """
         if add_generation_prompt:
             return self._prompt(messages).text
@@ -229,12 +229,12 @@ class ChatTokenizer:
         )[1]
 
     def _fitting(self, messages: Sequence[Message], tools: Any, make: Callable[[Conversation], Any]) -> tuple[Any, Any]:
-        """What `make` makes of messages, their control tokens broken up, once fit for the template; that before it.
+        """Return messages as fitted for the template, and the result of `make` for them.
 
-        A system text that the template refuses goes into the question behind it.
+        A system text that the template refuses is moved into the question after it.
 
         Raises:
-            DataError: the template refuses them all the same; with its first words.
+            DataError: the template refuses them even so; the message is the first refusal's.
         """
         conversation = self._fit(messages, tools)
         try:
@@ -252,7 +252,7 @@ class ChatTokenizer:
         return fit(messages, tools, self._template.abilities, self.reasoning, move_system=move_system)
 
     def _safe(self, messages: Sequence[Message]) -> Sequence[Message]:
-        """Messages with all control tokens in their texts broken up; themselves where there are none."""
+        """Return messages with all control tokens in their texts broken up; the same object if there are none."""
         for message in messages:
             for part in message.values():
                 if part is not None and (not isinstance(part, str) or self._may_spell(part)):
@@ -260,7 +260,7 @@ class ChatTokenizer:
         return messages
 
     def _disarmed(self, value: Any) -> Any:
-        """A value with all control tokens in its texts broken up; itself where there are none."""
+        """Return a value with all control tokens in its texts broken up; the same object if there are none."""
         if isinstance(value, str):
             return self.disarm(value) if self._may_spell(value) else value
         if value is None:
@@ -275,9 +275,9 @@ class ChatTokenizer:
         return value
 
     def disarm(self, text: str) -> str:
-        """Break every control token spelled out in `text`, so that data cannot speak as the system or end a turn.
+        """Break up every control token spelled out in `text`, so that data cannot end a turn or speak as the system.
 
-        A text that spells none comes back itself, not a copy.
+        A text without any is returned as it is, not copied.
         """
         if self._may_spell(text):  # a model may have hundreds of control tokens
             for token in self.control_tokens:
@@ -290,26 +290,26 @@ class ChatTokenizer:
         return self._fitting(*safe, lambda conversation: self._template.prompt(conversation, self.thinks))[1]
 
     def encode_prompt(self, prompt: str | Sequence[Message], tools: Sequence[Any] | None = None) -> list[int]:
-        """Ids of a question, ready for the model's answer.
+        """Return the ids of a question, ready for the model's answer.
 
         Args:
             prompt: the question, or the messages before the answer.
-            tools: that the model may call.
+            tools: tools that the model may call.
 
         Raises:
             DataError: the template refuses it.
         """
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         script = self._prompt(messages, tools)
-        return self._borders.encode(script.text, script.begins).ids
+        return self._boundaries.encode(script.text, script.begins).ids
 
     # Rows -------------------------------------------------------------------------------------------------------
 
     def encode_row(self, row: dict[str, Any], max_seq_length: int) -> TokenRow:
-        """Encode a prepared row that is learned from one text, as nearly all are; see `encode_rows`.
+        """Encode a prepared row that is trained from one text, as nearly all are; see `encode_rows`.
 
         Raises:
-            DataError: the template refuses the row, or wants several texts for it.
+            DataError: the template refuses the row, or it needs several texts.
         """
         rows, _ = self.encode_rows(row, max_seq_length)
         if len(rows) != 1:
@@ -317,11 +317,12 @@ class ChatTokenizer:
         return rows[0]
 
     def encode_rows(self, row: dict[str, Any], max_seq_length: int) -> tuple[list[TokenRow], frozenset[Note]]:
-        """Encode a prepared row, `{"messages": […]}` or `{"text": …}`; also what was done with it to be told of.
+        """Encode a prepared row, `{"messages": […]}` or `{"text": …}`; also return notes on what was done with it.
 
-        Every assistant turn is trained up to and including the token that ends it, unless it is marked `train: false`;
-        of a text row, everything. The end is always there to be trained, unless it is cut off. A conversation becomes
-        several rows where the template asks for one answer in another way than it writes it before the next.
+        Every assistant turn is trained, including the token that ends it, unless it is marked `train: false`. A text
+        row is trained completely. The end token is always there to be trained unless it is cut off. A conversation
+        becomes several rows if the template writes an answer in one way when it is the last turn, and in another when
+        more follows.
 
         Raises:
             DataError: the template refuses the row.
@@ -337,7 +338,7 @@ class ChatTokenizer:
         return rows, notes
 
     def texts_of(self, row: dict[str, Any]) -> tuple[list[EncodedText], frozenset[Note], bool]:
-        """The texts that a prepared row is learned from, notes on it, and whether it spells a control token.
+        """Return the texts that a prepared row is trained from, notes on it, and whether it contains a control token.
 
         Raises:
             DataError: the template refuses the row.
@@ -349,7 +350,7 @@ class ChatTokenizer:
         armed = messages is not row["messages"] or tools is not row.get("tools")
         conversation, (scripts, notes) = self._fitting(messages, tools, self._template.scripts)
         texts = [self._encoded_script(script) for script in scripts]
-        if not all(text.ended for text in texts):  # an answer that nothing ends must be the last of its text
+        if not all(text.ended for text in texts):  # an answer without an end token must be the last in its text
             scripts, notes = self._template.scripts(conversation, apart=True)
             texts = [self._encoded_script(script) for script in scripts]
         return texts, conversation.notes | notes, armed
@@ -364,20 +365,20 @@ class ChatTokenizer:
         return EncodedText(text, np.asarray(ids, np.int32), trained, encoding.offsets)
 
     def _encoded_script(self, script: Script) -> EncodedText:
-        """A script's ids, and its answers up to the tokens that end them."""
-        ids, places = self._borders.encode(script.text, script.begins)
+        """Encode a script, and mark its answers as trained up to the tokens that end them."""
+        ids, places = self._boundaries.encode(script.text, script.begins)
         if not ids:
             raise DataError("the model's chat template writes nothing for this conversation")
         trained, ends = np.zeros(len(ids), bool), [last for _, last in places]
         ended = True
         for start, stop in script.targets:
             first, last = bisect_right(ends, start), bisect_right(ends, stop)
-            while first < last and places[first][0] < start:  # a token that takes the blank behind it
+            while first < last and places[first][0] < start:  # skip a token that began before the answer
                 first += 1
             if first == last:
                 continue
-            # what a template writes behind an end (a line feed) is not the model's to say; where a mark ends before
-            # the end, that is the token behind the last
+            # the model need not say what a template writes after the end token, such as a line feed; if a mark ends
+            # before the end token, that token is the next one
             end = next((i for i in range(first, min(last + 1, len(ids))) if ids[i] in self.eos_ids), None)
             ended = ended and (end is not None or last == len(ids))
             trained[first : last if end is None else end + 1] = True
@@ -388,7 +389,7 @@ class ChatTokenizer:
         return EncodedText(script.text, np.asarray(ids, np.int32), trained, places, ended)
 
     def texts_of_row(self, row: dict[str, Any]) -> list[str]:
-        """A prepared row as the texts that the model sees, for a trainer that renders no conversation itself.
+        """Return a prepared row as the texts that the model sees, for trainers that render no conversations.
 
         Raises:
             DataError: the template refuses the row.
@@ -396,16 +397,16 @@ class ChatTokenizer:
         return [encoded.text for encoded in self.texts_of(row)[0]]
 
     def count(self, text: str) -> int:
-        """Tokens of a text without begin or end."""
+        """Return the number of tokens in a text, without begin or end tokens."""
         return len(self._tokenizer.encode(text, add_special_tokens=False))
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of ids, without control tokens."""
+        """Return the text of ids, without control tokens."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)
 
     @property
     def vocabulary(self) -> int:
-        """Ids that the tokeniser may give: one more than the highest."""
+        """Return the number of ids that the tokeniser may produce: one more than the highest."""
         return self._vocabulary
 
 
@@ -417,7 +418,7 @@ def _read_tokenizer(content: bytes) -> Tokenizer:
 
 
 def open_tokenizer(config: BaseConfig) -> ChatTokenizer:
-    """The tokeniser of `config.model`, fetched if need be, with the template that `config` names.
+    """Open the tokeniser of `config.model`, fetched if need be, with the template of `config`.
 
     Raises:
         QLoraError: there is no such model or template, or one of them cannot be read.

@@ -1,4 +1,4 @@
-"""A base with new adapters, ready to compute as a run's kernels say, in the trainer and in the processes beside it."""
+"""A base with new adapters, ready to compute with a run's kernels, in the trainer or a process beside it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _made = threading.local()
 
 
 def streams_of_this_thread(count: int) -> list[mx.Stream]:
-    """The default stream and others beside it, the same for every session of a thread: MLX never ends one."""
+    """Return the default stream and others, the same for every session of a thread: MLX never frees one."""
     if not hasattr(_made, "streams"):
         _made.streams = [mx.default_stream(mx.default_device())]
     while len(_made.streams) < count:
@@ -35,7 +35,7 @@ def streams_of_this_thread(count: int) -> list[mx.Stream]:
 def load_adapted(
     spec: ModelSpec, config: RunConfig, kernels: Kernels, warn: Callable[[str], None] = lambda _: None
 ) -> tuple[nn.Module, Layout]:
-    """Load a base with new adapters, ready to compute as `kernels` say, and find how batches go through it.
+    """Load a base with new adapters, ready to compute with `kernels`, and choose how batches are laid out for it.
 
     Raises:
         ModelError: the base cannot be loaded, or has no such layers.

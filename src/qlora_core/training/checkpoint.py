@@ -1,4 +1,4 @@
-"""Checkpoints: everything a run needs to go on as if it had never stopped, or nothing.
+"""Checkpoints: everything a run needs to go on as if it had never stopped.
 
 A checkpoint is a directory that appears all at once: adapters, optimizer, counters, and a manifest with their hashes.
 Batch order, dropout and learning rate are functions of (seed, step), so nothing else has to be saved.
@@ -32,9 +32,9 @@ class Progress:
         epoch_loss: sum of the loss over the current epoch's target tokens, nats.
         epoch_targets: those tokens.
         best_val_loss: lowest so far; None before the first validation.
-        best_step: where that was.
-        evaluations_since_best: for early stopping.
-        last_val_step: step of the last validation, so that it is not made twice.
+        best_step: step of that validation.
+        evaluations_since_best: validations since then, for early stopping.
+        last_val_step: step of the last validation, so that it is not repeated.
     """
 
     step: int = 0
@@ -54,7 +54,7 @@ class Progress:
 def save_checkpoint(
     directory: Path, model: nn.Module, optimizer: optim.Optimizer, progress: Progress, keep: int
 ) -> Path:
-    """Write `directory/<step>` and remove the oldest beyond `keep`; returns the new checkpoint's path.
+    """Write `directory/<step>` and remove the oldest beyond `keep`; return the new checkpoint's path.
 
     Only the holder of the run's lock may do this.
 
@@ -77,9 +77,10 @@ def save_checkpoint(
 
 
 def room_wanted(directory: Path, model: nn.Module, keep: int) -> int:
-    """Bytes that training still adds to a run's disk, at most.
+    """Return the most bytes that training will still add to a run's directory.
 
-    Checkpoints up to `keep` and the one that is being written, best and final adapters, and those to take away.
+    These are checkpoints up to `keep` and the one that is being written, best and final adapters, and the adapters to
+    export.
     """
     adapters = sum(value.nbytes for _, value in tree_flatten(model.trainable_parameters()))
     missing = max(0, keep - len(checkpoints(directory))) + 1
@@ -87,7 +88,7 @@ def room_wanted(directory: Path, model: nn.Module, keep: int) -> int:
 
 
 def load_checkpoint(path: Path, model: nn.Module, optimizer: optim.Optimizer) -> Progress:
-    """Put a checkpoint into a model with adapters attached and an initialised optimizer.
+    """Load a checkpoint into a model with adapters attached and an initialised optimizer.
 
     Raises:
         CheckpointError: it does not fit.

@@ -1,7 +1,7 @@
 """What a trained model knows: answers of base and tuned model side by side, and recall of a fact sheet.
 
-Recall counts an answer as right when it contains an expected text, without regard to case and accents. Whether a
-question was trained is read from the rows of the run, not declared.
+An answer counts as right if it contains an expected text, regardless of case and accents. Whether a question was
+trained is found in the rows of the run, not declared.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from ..runs.run import EVALUATION, SAMPLES, Run, refuse_links
 from ..tokens.tokenizer import ChatTokenizer
 
 ASKED_QUESTIONS = 6  # answered side by side when there is no fact sheet
-ALIKE = 1000  # rows that are looked at for a system text that they share
+ALIKE = 1000  # rows that are checked for a common system text
 
 
 def evaluate_run(
     run: Run, model: nn.Module, tokenizer: ChatTokenizer, *, adapters: str, max_tokens: int
 ) -> dict[str, Any]:
-    """Answer the run's fact sheet, or some validation questions, with base and tuned model.
+    """Answer the run's fact sheet, or some validation questions, with the base and the tuned model.
 
     Args:
         run: its `evaluation.json` is replaced.
         model: with the adapters to be judged.
         tokenizer: of that model.
-        adapters: which ones they are, for the record (`best`, `final`).
-        max_tokens: longest answer.
+        adapters: name of the adapters, for the record (`best` or `final`).
+        max_tokens: longest answer, in tokens.
 
     Returns:
         `{"adapters", "questions": […], "recall": {"trained": {…}, "held_out": {…}}}`.
@@ -69,11 +69,11 @@ def answer_samples(
 
     Args:
         run: whose.
-        model: with the adapters as they are; for step 0 the base answers, whatever they are.
+        model: with the current adapters; for step 0 the base answers, whatever they are.
         tokenizer: of that model.
-        config: which prompts, and how long an answer may be.
-        step: made so far.
-        epoch: that it belongs to, from 1.
+        config: which prompts are asked, and how long an answer may be.
+        step: steps done so far.
+        epoch: epoch that the step belongs to, from 1.
     """
     asked = _samples(run, config)
     with doing("samples", len(asked)) as tick, nullcontext() if step else base_only(model):
@@ -88,15 +88,15 @@ def answer_samples(
 
 
 def sample_prompts(run: Run, config: PaceConfig) -> dict[str, str]:
-    """What is asked while it learns, with the answer that is wanted where one is known.
+    """Return the questions that are asked during training, with their expected answers where known.
 
-    The prompts of the settings, else some of the questions that are asked at the end, spread over them.
+    These are the prompts of the settings, else some of the questions that are asked at the end, evenly spread.
     """
     return {question: reference for question, reference, _ in _samples(run, config)}
 
 
 def _samples(run: Run, config: PaceConfig) -> list[tuple[str, str, Prompt]]:
-    """Each question that is asked while it learns, with its answer and all that the model is given."""
+    """Return each question asked during training, with its expected answer and the full prompt."""
     if config.sample_prompts:
         system = shared_system(run)
         return [(question, "", _behind(system, question)) for question in dict.fromkeys(config.sample_prompts)]
@@ -110,7 +110,7 @@ def _samples(run: Run, config: PaceConfig) -> list[tuple[str, str, Prompt]]:
 
 
 def forget_samples(run: Run, step: int) -> None:
-    """Take back the samples of steps after `step`, where a run goes on from an older checkpoint, and a torn line."""
+    """Remove samples of steps after `step`, when a run resumes from an older checkpoint, and any torn line."""
     path = run.path / SAMPLES
     kept = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in run.samples() if sample["step"] <= step]
     if path.is_file() and path.read_bytes() != "".join(kept).encode():
@@ -118,7 +118,7 @@ def forget_samples(run: Run, step: int) -> None:
 
 
 def recall(questions: Iterable[dict[str, Any]]) -> dict[str, dict[str, int]]:
-    """Right answers of base and tuned model, for trained and for held-out phrasings."""
+    """Count right answers of base and tuned model, for trained and for held-out phrasings."""
     counts: dict[str, dict[str, int]] = {}
     for question in questions:
         if question["expected"]:
@@ -130,7 +130,7 @@ def recall(questions: Iterable[dict[str, Any]]) -> dict[str, dict[str, int]]:
 
 
 def says(text: str, expected: Sequence[str]) -> bool:
-    """Whether `text` contains one of the expected texts as whole words, without regard to case and accents."""
+    """Return whether `text` contains one of the expected texts as whole words, regardless of case and accents."""
     padded = f" {_plain(text)} "
     return any(f" {value} " in padded for value in map(_plain, expected) if value)
 
@@ -142,7 +142,7 @@ def _plain(text: str) -> str:
 
 
 def shared_system(run: Run) -> str:
-    """The system text that every row that is trained begins with; empty where they have none, or several."""
+    """Return the system text that all training rows begin with; empty if there is none, or several."""
     texts = set()
     for row in itertools.islice(run.train_rows(), ALIKE):
         first = (row.get("messages") or [{}])[0]
@@ -158,7 +158,7 @@ def _behind(system: str, question: str) -> Prompt:
 
 
 def _questions(run: Run) -> Iterator[tuple[dict[str, Any], Prompt]]:
-    """What to ask, and all that the model is given: the fact sheet, else how the first conversations begin."""
+    """Yield questions and their full prompts: of the fact sheet, else from the beginnings of conversations."""
     facts = run.facts()
     if facts:
         trained = {m["content"] for row in run.train_rows() for m in row.get("messages", ()) if m["role"] == "user"}
@@ -182,9 +182,9 @@ def _questions(run: Run) -> Iterator[tuple[dict[str, Any], Prompt]]:
 
 
 def _first_exchange(row: dict[str, Any]) -> tuple[list[dict[str, Any]], str] | None:
-    """The beginning of a conversation up to its first question, and the answer; None where it has none in words.
+    """Return a conversation up to its first question, and the answer; None if that is not a plain text.
 
-    A row with tools is none: what answers it may be a call.
+    A row with tools does not count: it may be answered by a call.
     """
     messages = row.get("messages", ())
     place = next((i for i, message in enumerate(messages) if message["role"] == "assistant"), 0)

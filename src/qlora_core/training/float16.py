@@ -1,4 +1,4 @@
-"""What to do where numbers go beyond float16: notice it, and go on in bfloat16."""
+"""What to do when numbers exceed the range of float16: detect it, and continue in bfloat16."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from .steps import HalfOverflow, all_finite, prepare_to_train, sources_of, summe
 
 
 def look_for_overflow(session: Session) -> None:
-    """In float16, before the first step, compute the longest rows and keep nothing of it; validation rows as well.
+    """Compute the longest training and validation rows before the first step, to check float16 for overflow.
 
-    Not again when a run goes on: with what it learnt, this could end otherwise than in a run that was not cut.
+    Nothing of it is kept. This is not repeated when a run resumes: with the adapters trained so far, the outcome could
+    differ from that of a run that was not interrupted.
 
     Raises:
-        HalfOverflow: it is not finite.
+        HalfOverflow: a result is not finite.
     """
     if session.kernels.dtype != "float16" or session.progress.step:
         return
@@ -41,7 +42,7 @@ def look_for_overflow(session: Session) -> None:
 
 
 def use_bfloat16(writer: RunWriter, step: int, where: str, rows: list[str]) -> None:
-    """Record that a run computes in bfloat16 from now on, for whoever opens it next; and say it."""
+    """Record that the run computes in bfloat16 from now on, for whoever opens it next, and log a warning."""
     record(writer.run, kernels=writer.run.environment()["kernels"] | {"dtype": "bfloat16"})
     message = (
         f"{where}: loss or gradient is not finite in float16, which ends at 65,504; from step {step + 1} on the run "
@@ -51,6 +52,6 @@ def use_bfloat16(writer: RunWriter, step: int, where: str, rows: list[str]) -> N
 
 
 def give_back_memory() -> None:
-    """Free the arrays of a session that is gone: its parts refer to each other, so they do not go by themselves."""
+    """Free the arrays of a session that is gone: its parts refer to each other, so they need the garbage collector."""
     gc.collect()
     device.clear_cache()

@@ -1,6 +1,6 @@
-"""One stand-alone model of a base and its adapters, and what merging them changed.
+"""Merge a base and its adapters into one stand-alone model, and measure what merging changed.
 
-Knows models and their directories; nothing of guides, pages or where an export lies.
+Knows models and their directories; nothing of guides, pages or where exports are.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from ..tokens.tokenizer import ChatTokenizer
 from .session import load_for_answers
 
 JUDGED_ROWS = 32  # rows on which the fused model is compared with the tuned one
-SHARD_BYTES = 1_000_000_000  # of a weight file, which is in memory until it is written
+SHARD_BYTES = 1_000_000_000  # size of a weight file, which is held in memory until it is written
 
 
 def fuse_run(run: Run, directory: Path, *, dequantize: bool) -> dict[str, Any]:
-    """Write a run's base with its adapters merged as a model directory in MLX and Hugging Face layout.
+    """Merge a run's adapters into its base, and write a model directory in MLX and Hugging Face layout.
 
     Args:
-        run: is only read.
-        directory: exists and is empty; gets weights, `config.json` and the tokeniser's files.
-        dequantize: plain float16 weights; else quantised as the base is.
+        run: only read.
+        directory: an existing, empty directory; gets weights, `config.json` and the tokeniser's files.
+        dequantize: write plain float16 weights; otherwise they are quantised as the base is.
 
     Returns:
-        What it became and what merging changed: `bits` (None: unquantised), `dtype`, and on `rows` rows, with `tokens`
-        trained tokens, the mean loss in nats before and after (`tuned_loss`, `fused_loss`) and the share of these
-        tokens for which both find the same one likeliest (`same_choice`). Where there is no memory to load it again
-        for that, `not_judged` says so, and the last two are None.
+        What the model became, and what merging changed: `bits` (None: unquantised) and `dtype`; on `rows` rows with
+        `tokens` trained tokens, the mean loss in nats before and after (`tuned_loss`, `fused_loss`), and the share of
+        these tokens for which both models predict the same one (`same_choice`). If there is too little memory to load
+        the model again for that, `not_judged` says so, and the last two are None.
 
     Raises:
         QLoraError: the base or the adapters are not what they were.
@@ -83,9 +83,9 @@ def fuse_run(run: Run, directory: Path, *, dequantize: bool) -> dict[str, Any]:
 
 
 def _merged(model: nn.Module, dtype: mx.Dtype, *, dequantize: bool) -> dict[str, mx.array]:
-    """The weights of a model with each adapter merged into its layer, none of them computed yet.
+    """Return the weights of a model with each adapter merged into its layer, not yet computed.
 
-    The model is of no use afterwards: what it was is freed, matrix by matrix, as its weights are computed.
+    The model cannot be used afterwards: its own weights are freed one by one as the merged ones are computed.
     """
     from mlx_lm.utils import dequantize_model
 
@@ -100,9 +100,9 @@ def _merged(model: nn.Module, dtype: mx.Dtype, *, dequantize: bool) -> dict[str,
 
 
 def _save(weights: dict[str, mx.array], directory: Path, parameters: int) -> None:
-    """Compute and write weights one matrix after another; `weights` is empty in the end.
+    """Compute and write weights one matrix after another; this empties `weights`.
 
-    Together MLX would compute all of them ahead of time, and hold several times their size.
+    Given all at once, MLX would compute all of them ahead of time, and hold several times their size.
     """
     total = sum(value.nbytes for value in weights.values())
     shards = list(_shards(weights))
@@ -122,7 +122,7 @@ def _save(weights: dict[str, mx.array], directory: Path, parameters: int) -> Non
 
 
 def _shards(weights: dict[str, mx.array]) -> Iterator[list[str]]:
-    """Names of weights by the file that they are written to: what belongs to one layer stays together."""
+    """Yield the names of the weights for each file."""
     names, size = [], 0
     for name, value in weights.items():
         if names and size + value.nbytes > SHARD_BYTES:
@@ -134,7 +134,7 @@ def _shards(weights: dict[str, mx.array]) -> Iterator[list[str]]:
 
 
 def _describe(spec: ModelSpec, loaded: Path, directory: Path, tokenizer: ChatTokenizer, *, dequantize: bool) -> None:
-    """Write what stands beside the weights; how they are quantised stands beside the base as it was loaded."""
+    """Write the files beside the weights; their quantisation is that of the base as it was loaded."""
     config = json.loads(((spec.path if dequantize else loaded) / "config.json").read_text(encoding="utf-8"))
     if dequantize:
         config = {key: value for key, value in config.items() if key not in ("quantization", "quantization_config")}
@@ -144,7 +144,7 @@ def _describe(spec: ModelSpec, loaded: Path, directory: Path, tokenizer: ChatTok
         config["quantization_config"] = config["quantization"]
     copy_companions(spec.path, directory)
     (directory / "chat_template.jinja").write_text(tokenizer.asking_template, encoding="utf-8", newline="\n")
-    if tokenizer.ends_unlisted:  # other programs would not stop at the token that was trained to end an answer
+    if tokenizer.ends_unlisted:  # otherwise other programs would not stop at the token that ends a trained answer
         generation = directory / "generation_config.json"
         listed = json.loads(generation.read_text(encoding="utf-8")) if generation.is_file() else {}
         write_json(generation, listed | {"eos_token_id": list(tokenizer.eos_ids)})
@@ -152,13 +152,13 @@ def _describe(spec: ModelSpec, loaded: Path, directory: Path, tokenizer: ChatTok
 
 
 def _loaded_from(run: Run, spec: ModelSpec) -> Path:
-    """Where the base lies as it was loaded, or as it was before it was quantised."""
+    """Return the directory of the base as it was loaded, or as it was before it was quantised."""
     named = adapter_base(run.adapters)
     return named if named.is_dir() else spec.path
 
 
 def _too_large(merged: ModelSpec, rows: Sequence[TokenRow]) -> str:
-    """Why a merged model is not loaded to be judged; "" where there is room for it and for the logits of a row."""
+    """Return why a merged model is not loaded for judging; empty if there is room for it and a row's logits."""
     needed = merged.loaded_bytes + 8 * max(map(len, rows)) * merged.config["vocab_size"] + RESERVE_BYTES
     free = memory_counters().get("free", available_bytes())
     if needed <= free:
@@ -172,7 +172,7 @@ def _load(merged: ModelSpec) -> nn.Module:
 
 
 def _judged_rows(run: Run, tokenizer: ChatTokenizer, max_seq_length: int) -> Sequence[TokenRow]:
-    """Rows to validate on, else some that were trained."""
+    """Return some validation rows, or some training rows if there are none."""
     for rows in (run.validation_rows(), run.train_rows()):
         usable = make_dataset(rows[:JUDGED_ROWS], tokenizer, max_seq_length).rows
         if len(usable):
@@ -181,7 +181,7 @@ def _judged_rows(run: Run, tokenizer: ChatTokenizer, max_seq_length: int) -> Seq
 
 
 def _judge(model: nn.Module, rows: Sequence[TokenRow]) -> tuple[float, np.ndarray]:
-    """Mean loss over the trained tokens of some rows, and the token `(tokens,)` that the model finds likeliest."""
+    """Return the mean loss over the trained tokens of some rows, and the predicted tokens `(tokens,)`."""
     model.eval()
     loss, choices = 0.0, []
     for row in rows:

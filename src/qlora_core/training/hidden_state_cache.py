@@ -1,4 +1,4 @@
-"""Hidden states of all rows above the trunk, made once and kept in a file of the run, which is mapped into memory.
+"""Hidden states of all rows above the frozen layers, computed once and memory-mapped from a file of the run.
 
 Knows sessions, layers and that file; nothing of steps.
 """
@@ -42,18 +42,18 @@ from ..tokens.rows import TokenRow, TokenRows
 from .checkpoint import room_wanted
 from .session import Session
 
-FILE, SEAL = "hidden_states.bin", "hidden_states.json"
-RESERVE_BYTES = 2 * GB  # of the disk, left for other programs
-TOKENS = 512  # that go through the layers together: nothing is kept of them, so that they take little memory
+FILE, RECORD = "hidden_states.bin", "hidden_states.json"
+RESERVE_BYTES = 2 * GB  # disk space left for other programs
+TOKENS = 512  # tokens computed together; without a backward pass nothing else is kept, so this takes little memory
 BITS = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
 
 
 class RowsAbove(Sequence[TokenRow]):
-    """Rows with their hidden states.
+    """Rows with their hidden states above the frozen layers.
 
     Args:
-        rows: whose.
-        states: `(tokens, hidden)`, of all rows end to end, as `TokenRow` has them.
+        rows: the rows without them.
+        states: `(tokens, hidden)`, of all rows end to end, with the dtypes of `TokenRow`.
     """
 
     def __init__(self, rows: TokenRows, states: np.ndarray) -> None:
@@ -69,20 +69,20 @@ class RowsAbove(Sequence[TokenRow]):
 
 
 class Maker:
-    """Makes hidden states above a trunk.
+    """Computes the hidden states above the frozen layers.
 
     Args:
         model: with all of its layers.
-        trunk: of that model.
-        layout: how batches go through it; not `whole`.
-        rounding: of batches.
+        trunk: the frozen layers of that model.
+        layout: how batches are laid out; not `whole`.
+        rounding: sizes that batches are padded to.
     """
 
     def __init__(self, model: nn.Module, trunk: Trunk, layout: Layout, rounding: Rounding) -> None:
         self._model, self._trunk, self._layout, self._rounding = model, trunk, layout, rounding
 
     def states_of(self, *batches: Sequence[TokenRow], streams: Sequence[mx.Stream] = ()) -> list[np.ndarray]:
-        """Those of each row, `(length, hidden)`; the batches are computed at the same time, each on a stream."""
+        """Compute each row's hidden states, `(length, hidden)`; batches run concurrently, one per stream."""
         laid = [make_batch(rows, packed=self._layout == "packed", rounding=self._rounding) for rows in batches]
         seen = []
         for batch, stream in zip(laid, itertools.cycle(streams or [mx.default_stream(mx.default_device())])):
@@ -97,7 +97,10 @@ class Maker:
         return states
 
     def agrees(self, vocabulary: int) -> bool:
-        """Whether the layers above give the same loss on states made before: a model may hand on more than those."""
+        """Return whether the layers above give the same loss with hidden states that were computed earlier.
+
+        They do not if a model passes on more than hidden states.
+        """
         rows = few_rows(vocabulary)
 
         def loss(rows: Sequence[TokenRow]) -> float:
@@ -117,10 +120,10 @@ class Maker:
 
 
 def leave_trunk(session: Session, writer: RunWriter, asked: Callable[[], bool]) -> None:
-    """Where only upper layers have adapters, compute those below once for each row, and let them go.
+    """Compute the layers below all adapters once for each row, and release them, if that saves time.
 
-    All stays as it is where each row is trained once, where the model does not allow it, and where the run is `asked`
-    to end before all are computed.
+    Nothing changes if rows are trained only once, if the model does not allow it, or if `asked` returns True, since the
+    run is to end, before all states are computed.
 
     Raises:
         StorageError: there is no room for the states, or too little would be left.
@@ -158,15 +161,15 @@ def leave_trunk(session: Session, writer: RunWriter, asked: Callable[[], bool]) 
     session.train_rows = RowsAbove(parts[0], states[: counts[0]])
     session.val_rows = RowsAbove(parts[1], states[counts[0] :])
     session.trunk = trunk
-    session.passes.forget()  # compiled for the longest rows, they would keep the layers that go
+    session.passes.forget()  # functions compiled for the longest rows would keep the layers in memory
     trunk.take_out()
-    gc.collect()  # layers that share an input know each other
+    gc.collect()  # layers that share an input refer to each other
     device.clear_cache()
     writer.log("trunk", layers=depth, bytes=states.nbytes, seconds=time.perf_counter() - started)
 
 
 def _refuse_to_fill_disk(session: Session, wanted: int) -> None:
-    """Raise a `StorageError` where states of so many bytes leave too little for what the run saves, and for others."""
+    """Raise a `StorageError` if `wanted` bytes of states leave too little for what the run saves and a reserve."""
     run, keep = session.run, session.config.pace.keep_checkpoints
     needed = wanted + room_wanted(run.checkpoint_directory, session.model, keep) + RESERVE_BYTES
     free = shutil.disk_usage(run.path).free
@@ -179,7 +182,7 @@ def _refuse_to_fill_disk(session: Session, wanted: int) -> None:
 
 
 class _AskedToEnd(Exception):
-    """The run is to end before all rows have their states."""
+    """The run is to end before all hidden states are computed."""
 
 
 def _all_states(
@@ -201,7 +204,7 @@ def _all_states(
 
 
 def _digest(parts: Iterable[TokenRows]) -> str:
-    """Of the ids of rows, and of where each begins."""
+    """Return a hash of the ids of rows, and of where each row begins."""
     found = hashlib.sha256()
     for rows in parts:
         found.update(rows.ids.tobytes())
@@ -210,34 +213,34 @@ def _digest(parts: Iterable[TokenRows]) -> str:
 
 
 def write_states(directory: Path, known: dict[str, Any], made: Iterable[np.ndarray], wanted: int) -> None:
-    """Write states `(…, hidden)` one after the other, and of what they were made.
+    """Write hidden states `(…, hidden)` one after another, and a record of what they were computed from.
 
     Args:
-        directory: of the run.
-        known: what decides them.
-        made: as they come.
-        wanted: bytes of all.
+        directory: the run's directory.
+        known: everything that decides the states.
+        made: the states, in order.
+        wanted: size of all states in bytes.
 
     Raises:
         StorageError: there is no room.
     """
-    (directory / SEAL).unlink(missing_ok=True)
-    seal = hashlib.sha256()
+    (directory / RECORD).unlink(missing_ok=True)
+    digest = hashlib.sha256()
     with replacing(directory / FILE, wanted=wanted) as temporary, temporary.open("wb") as file:
         for states in made:
             content = states.tobytes()
-            seal.update(content)
+            digest.update(content)
             file.write(content)
-    write_json(directory / SEAL, {**known, "sha256": seal.hexdigest()})
+    write_json(directory / RECORD, {**known, "sha256": digest.hexdigest()})
 
 
 def read_states(directory: Path, known: dict[str, Any], dtype: str) -> np.ndarray | None:
-    """The numbers of all states, mapped from the file; None if they were made of something else, or are damaged."""
+    """Return all states, mapped from the file; None if they belong to something else or are damaged."""
     try:
-        recorded = json.loads((directory / SEAL).read_text(encoding="utf-8"))
+        recorded = json.loads((directory / RECORD).read_text(encoding="utf-8"))
         with (directory / FILE).open("rb") as file:
-            sealed = {**known, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-        if recorded != sealed:
+            expected = {**known, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        if recorded != expected:
             return None
         return _mapped(directory, dtype)
     except (OSError, ValueError):
@@ -249,6 +252,6 @@ def _mapped(directory: Path, dtype: str) -> np.ndarray:
 
 
 def remove_states(directory: Path) -> None:
-    """Once a run has ended nobody needs them."""
-    for name in (SEAL, FILE):
+    """Delete the hidden states, which nobody needs once a run has ended."""
+    for name in (RECORD, FILE):
         (directory / name).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Ctrl+C, signals and words in the control file: how training is asked to pause or stop."""
+"""How training is asked to pause or stop: Ctrl+C, signals, and words in the control file."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from ..activity import Activity, watching
 from ..runs.run import Run
 from ..runs.writer import RunWriter
 
-PAUSABLE = ("validation", "samples", "evaluation")  # stages that a pause cuts short
+PAUSABLE = ("validation", "samples", "evaluation")  # stages that a pause interrupts
 
 
 class PauseAsked(BaseException):
-    """What is computed is given up, since the run is to pause. No error: whoever passes errors over lets it through."""
+    """Interrupts a computation since the run is to pause. Not an `Exception`, so that no error handler catches it."""
 
 
 @contextlib.contextmanager
 def hearing_pauses(writer: RunWriter, interruption: Interruption) -> Iterator[None]:
-    """Inside the block a pause is heard between two batches, or tokens, of what may take minutes and changes nothing.
+    """Let a request to pause interrupt the block between two batches or tokens, where nothing would be lost.
 
     Raises:
-        PauseAsked: it was asked for.
+        PauseAsked: a pause was asked for.
     """
 
     def watch(activity: Activity | None) -> None:
@@ -37,19 +37,20 @@ def hearing_pauses(writer: RunWriter, interruption: Interruption) -> Iterator[No
 
 
 class Interruption:
-    """Notices that training should end: Ctrl+C, SIGTERM, a closed terminal (SIGHUP), or a word in the control file.
+    """Notices requests to end training: Ctrl+C, SIGTERM, a closed terminal (SIGHUP), or a word in the control file.
 
-    While it trains, the current step is finished first, and a second Ctrl+C ends it at once. Before, there is nothing
-    to save, and the first signal ends it at once. A context manager; signals are only caught in the main thread.
+    During training the current step is finished first, but a second Ctrl+C ends training at once. Before training there
+    is nothing to save, and the first signal ends it at once. A context manager; signals are only caught in the main
+    thread.
 
     Args:
-        run: whose control file is read.
-        listeners: are told at once that a signal was heard, which is long before the step ends.
+        run: its control file is read.
+        listeners: called as soon as a signal is received, which is long before the step ends.
 
     Attributes:
-        signal: the number of the first one that came; 0 if none did.
-        training: set when loading is done.
-        at_once: whether a KeyboardInterrupt was raised; whatever else comes is ignored.
+        signal: number of the first signal received; 0 if none was.
+        training: set once loading is done.
+        at_once: whether a KeyboardInterrupt was raised; later signals are ignored.
     """
 
     def __init__(self, run: Run, listeners: Iterable[Callable[[dict[str, Any]], None]] = ()) -> None:
@@ -60,7 +61,7 @@ class Interruption:
 
     @property
     def asked(self) -> str:
-        """`pause`, `stop`, or empty."""
+        """Return `pause`, `stop`, or an empty text if neither was asked for."""
         word = self.run.control()
         return word if word != "run" else "pause" if self.signal else ""
 
@@ -82,7 +83,7 @@ class Interruption:
         first, self.signal = not self.signal, self.signal or number
         if self.at_once:
             raise KeyboardInterrupt
-        # it may have come in the middle of writing a line, when another one is refused: then that is all there is
+        # a signal that interrupts the writing of a line cannot write another one; then nothing is reported
         with contextlib.suppress(OSError, RuntimeError):
             for listener in self.listeners if first else ():
                 listener({"type": "asked"})

@@ -1,4 +1,4 @@
-"""The loop: one optimizer step, one epoch, one validation, and what happens between them.
+"""The training loop: steps, epochs, validations, and what happens between them.
 
 Everything is read from the run directory and written to it. Knows nothing of command lines, pages or how progress is
 shown: listeners of the `RunWriter` do that.
@@ -54,9 +54,9 @@ class Outcome:
     """How training ended.
 
     Attributes:
-        state: of the run.
-        by_ctrl_c: whether Ctrl+C asked for it.
-        at_once: whether it ended in the middle of a step, or of loading, and nothing was saved.
+        state: the run's state.
+        by_ctrl_c: whether Ctrl+C ended it.
+        at_once: whether it ended in the middle of a step or of loading, and nothing was saved.
     """
 
     state: State
@@ -65,15 +65,15 @@ class Outcome:
 
 
 def train(writer: RunWriter, monitor: MemoryMonitor | None = None, *, began: float | None = None) -> Outcome:
-    """Train, or resume, the run that `writer` has open, until it is complete, paused or stopped.
+    """Train or resume the run that `writer` has open, until it is complete, paused or stopped.
 
     Args:
         writer: has the run open.
-        monitor: looks at the memory; a new one by default.
-        began: when this process began to do something for the run, by `time.monotonic`; by default now.
+        monitor: measures memory; a new one by default.
+        began: when this process began to work on the run, by `time.monotonic`; by default now.
 
     Raises:
-        QLoraError: it cannot start, and is `failed`; or it cannot go on, and is `paused`, as it was saved last.
+        QLoraError: it cannot start, and is `failed`; or it cannot go on, and is `paused` as it was last saved.
     """
     monitor = monitor or MemoryMonitor()
     monitor.counters = device.memory_counters
@@ -114,7 +114,7 @@ def _step_reached(run: Run, session: Session | None) -> int:
 
 
 def _pause_unsaved(writer: RunWriter, error: StorageError | DeviceError) -> StorageError | DeviceError:
-    """End as paused at the last checkpoint, since nothing can be saved, or may be; returns what to tell."""
+    """End the run as paused at the last checkpoint, since nothing can be saved; return the error to raise."""
     saved = checkpoints(writer.run.checkpoint_directory)
     step = int(saved[-1].name) if saved else 0
     kept = f"its last checkpoint, of step {step}, is as it was" if saved else "nothing was saved yet"
@@ -128,7 +128,7 @@ def _pause_unsaved(writer: RunWriter, error: StorageError | DeviceError) -> Stor
 
 
 def _train_in_one_dtype(session: Session, writer: RunWriter, interruption: Interruption) -> State | None:
-    """Train until the run ends; None if float16 is too narrow for it: opened again, it goes on in bfloat16."""
+    """Train until the run ends. Return None if float16 overflows: the run must be opened again, in bfloat16."""
     try:
         return _train_to_end(session, writer, interruption)
     except HalfOverflow as overflow:
@@ -192,7 +192,7 @@ def _train_to_end(session: Session, writer: RunWriter, interruption: Interruptio
 
 
 def _catch_up(session: Session, writer: RunWriter) -> bool:
-    """Make the validation that a pause cut short, as if it had not; whether patience is over with it."""
+    """Run the validation that a pause interrupted; return whether patience is over after it."""
     progress, every = session.progress, session.config.pace.eval_every or session.steps_per_epoch
     due = progress.step and (progress.step % every == 0 or progress.step == session.total_steps)
     if not (due and session.val_rows and progress.last_val_step != progress.step):
@@ -202,7 +202,7 @@ def _catch_up(session: Session, writer: RunWriter) -> bool:
 
 
 def start_workers(session: Session, writer: RunWriter) -> None:
-    """Start processes that compute beside this one, where that is worth it; until they have loaded, it is alone."""
+    """Start processes that compute beside this one, if worthwhile; until they have loaded, it computes alone."""
     progress = session.progress
     left = sum(session.lengths) * (session.total_steps - progress.step) // session.steps_per_epoch
     count = how_many(
@@ -210,7 +210,7 @@ def start_workers(session: Session, writer: RunWriter) -> None:
         session.estimate,
         session.spec.parameters * left,
         session.monitor.sample().available,
-        separable=not (session.config.lora.dropout or session.trunk),  # masks are drawn one after the other
+        separable=not (session.config.lora.dropout or session.trunk),  # dropout masks are drawn from one sequence
     )
     if not count:
         return
@@ -231,7 +231,7 @@ def end_workers(session: Session | None) -> None:
 
 
 def train_epoch(session: Session, writer: RunWriter, epoch: int, interruption: Interruption) -> None:
-    """Train the rest of an epoch (counted from 0): steps, validations and checkpoints where they are due."""
+    """Train the rest of an epoch (counted from 0): steps, validations and checkpoints when they are due."""
     config, progress = session.config, session.progress
     groups = epoch_steps(session.lengths, config.train, epoch=epoch, order=session.order)
     done = progress.step - epoch * session.steps_per_epoch
@@ -254,9 +254,10 @@ def train_epoch(session: Session, writer: RunWriter, epoch: int, interruption: I
 def _after_step(
     session: Session, writer: RunWriter, epoch: int, interruption: Interruption, *, end_of_epoch: bool, last: bool
 ) -> None:
-    """Validate, save and answer the sample prompts where they are due."""
+    """Validate, save and answer the sample prompts when they are due."""
     pace, progress = session.config.pace, session.progress
-    if session.watch.ask_base and not interruption.asked:  # it answers the same before the first step, which would wait
+    # the base answers the same now as before the first step, which need not wait for it
+    if session.watch.ask_base and not interruption.asked:
         session.watch.ask_base = False
         _sample(session, writer, epoch=0)
     if end_of_epoch:
@@ -269,16 +270,10 @@ def _after_step(
     due = end_of_epoch if pace.save_every == 0 else progress.step % pace.save_every == 0
     if due or last or is_save_due(session):
         save_now(session, writer)
-    if sampled and not interruption.asked:  # a pause need not wait for them; the batch itself is not cut short
+    if sampled and not interruption.asked:  # a pause need not wait for the samples
         _sample(session, writer, epoch + 1)
     if end_of_epoch:
         writer.tell("epoch_complete", epoch=epoch + 1)
-
-
-# Watching -------------------------------------------------------------------------------------------------------
-
-
-# Float16 ----------------------------------------------------------------------------------------------------------
 
 
 # Validation and saving --------------------------------------------------------------------------------------------
@@ -308,7 +303,7 @@ def _validate(session: Session, writer: RunWriter) -> None:
 
 
 def _sample(session: Session, writer: RunWriter, epoch: int) -> None:
-    """Answer the sample prompts, in epoch 0 as the base; training is as if it had not been. An error is a warning."""
+    """Answer the sample prompts, in epoch 0 with the base; training is not affected, and an error is only a warning."""
     pace, step = session.config.pace, session.progress.step if epoch else 0
     if not pace.samples:
         return
@@ -320,9 +315,10 @@ def _sample(session: Session, writer: RunWriter, epoch: int) -> None:
 
 @contextlib.contextmanager
 def _spared(writer: RunWriter, problem: str, *, trained: bool = False, **fields: int) -> Iterator[None]:
-    """Return what goes wrong inside the block is a warning: whatever it is, hours of training are worth more.
+    """Turn any exception into a warning: an optional extra must not abort hours of training.
 
-    But for a device that gave up, unless all was `trained` and saved: what comes after it would not be sound.
+    A failure of the device is raised, since later results would be undefined, unless everything was `trained` and
+    saved.
     """
     try:
         yield
@@ -352,7 +348,7 @@ def _finish(session: Session, writer: RunWriter, interruption: Interruption) -> 
     writer.tell("evaluating")
     with _spared(writer, "what it learnt could not be tested; `qlora evaluate` does it again", trained=True):
         (session.run.path / EVALUATION).unlink(missing_ok=True)  # of fewer steps
-        # one that ended before its last step would be trained further if it were paused here
+        # if a run that ended before its last step were paused here, resuming would train it further
         whole = progress.step == session.total_steps
         with (
             session.spent.on("evaluation"),
@@ -368,7 +364,7 @@ def _finish(session: Session, writer: RunWriter, interruption: Interruption) -> 
 
 
 def evaluate_best(session: Session) -> dict[str, Any]:
-    """Judge the adapters that will be used: the best ones, else the final ones."""
+    """Evaluate the adapters that will be used: the best ones, else the final ones."""
     adapters = session.run.adapters
     load_adapters(session.model, adapters / "adapters.safetensors")
     with session.whole():
@@ -382,7 +378,7 @@ def evaluate_best(session: Session) -> dict[str, Any]:
 
 
 def summarise(session: Session) -> dict[str, Any]:
-    """The numbers of a run, for its last lines and for comparing runs."""
+    """Return the numbers of a run, for its last lines and for comparing runs."""
     progress = session.progress
     return {
         "steps": progress.step,
@@ -400,7 +396,7 @@ def summarise(session: Session) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def listening(writer: RunWriter, listener: Callable[[dict[str, Any]], None]) -> Iterator[None]:
-    """Tell `listener` every event inside the block."""
+    """Send every event inside the block to `listener`."""
     writer.listeners.append(listener)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Checkpoints and adapters as training writes them: when, which, and what is refused."""
+"""When and what training saves: checkpoints and adapters, and numbers that it refuses to save."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def save_now(session: Session, writer: RunWriter) -> None:
     started = time.perf_counter()
     directory = session.run.checkpoint_directory
     keep = session.config.pace.keep_checkpoints
-    writer.sync()  # the curves until here are worth as much
+    writer.sync()  # the recorded metrics are worth as much as the checkpoint
     session.spent.until_now()
     with session.spent.on("saving"), doing("saving"):
         path = save_checkpoint(directory, session.model, session.optimizer, session.progress, keep)
@@ -49,13 +49,13 @@ def _refuse_non_finite(session: Session) -> None:
 
 
 def is_save_due(session: Session) -> bool:
-    """Whether a checkpoint is due by the clock, or by the memory guard's word."""
+    """Return whether a checkpoint is due, by the clock or since the memory guard asked for one."""
     minutes, watch = session.config.pace.save_minutes, session.watch
     return watch.save_next or (minutes > 0 and time.monotonic() - watch.saved_at >= 60 * minutes)
 
 
 def save_if_new(session: Session, writer: RunWriter) -> None:
-    """Write a checkpoint of this step, unless there is one."""
+    """Write a checkpoint of this step, unless there is one already."""
     newest, _ = latest_checkpoint(session.run.checkpoint_directory)
     if newest is None or int(newest.name) != session.progress.step:
         save_now(session, writer)
@@ -63,13 +63,13 @@ def save_if_new(session: Session, writer: RunWriter) -> None:
 
 @contextlib.contextmanager
 def raising_after(trouble: QLoraError | None) -> Iterator[None]:
-    """Raise `trouble` after the block, with what went wrong in it; if there is none, only that."""
+    """Raise `trouble` after the block, together with any error in the block; without trouble, only the latter."""
     try:
         yield
     except QLoraError as error:
         if trouble is None:
             raise
-        if isinstance(error, StorageError):  # whatever else is wrong, what could be saved is not
+        if isinstance(error, StorageError):  # the more serious of the two: nothing could be saved
             raise StorageError(f"{trouble} {error}", error.errno) from None
         raise type(trouble)(f"{trouble} {error}") from None
     if trouble:
@@ -77,7 +77,7 @@ def raising_after(trouble: QLoraError | None) -> Iterator[None]:
 
 
 def warn_of_little_room(session: Session, writer: RunWriter) -> None:
-    """Say at once what would pause the run hours later."""
+    """Warn now about too little disk space, which would otherwise pause the run hours later."""
     run, keep = session.run, session.config.pace.keep_checkpoints
     wanted, free = room_wanted(run.checkpoint_directory, session.model, keep), shutil.disk_usage(run.path).free
     if free < wanted:
@@ -89,7 +89,7 @@ def warn_of_little_room(session: Session, writer: RunWriter) -> None:
 
 
 def save_current_adapters(session: Session, directory: Path, **metadata: str) -> None:
-    """Write the adapters as they are now to a directory.
+    """Write the current adapters to a directory.
 
     Raises:
         TrainingError: a number is not finite.
@@ -100,6 +100,6 @@ def save_current_adapters(session: Session, directory: Path, **metadata: str) ->
 
 
 def log_memory(session: Session, writer: RunWriter, label: str) -> None:
-    """Record how much memory is used at a named moment."""
+    """Record how much memory is used at this point, named `label`."""
     sample = session.monitor.sample()
     writer.log("memory", step=session.progress.step, label=label, **dataclasses.asdict(sample))

@@ -1,6 +1,6 @@
-"""A run loaded into memory: base, adapters, optimizer, rows, and how they compute.
+"""A run loaded into memory: base, adapters, optimizer, rows, and how they are computed.
 
-Made from the run directory alone; refuses what is not what it was when the run began. Knows nothing of steps.
+It is made from the run directory alone, and refuses anything that changed since the run began. Knows nothing of steps.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from ..runs import memory_estimate
 from ..runs.checkpoints import checkpoint_to_resume
 from ..runs.kernel_choice import ARITHMETIC, Kernels
 from ..runs.run import Run, describe_rows
-from ..runs.throughput import Pace
+from ..runs.throughput import Throughput
 from ..runs.time_spent import TimeSpent
 from ..runs.writer import RunWriter, record
 from ..tokens.batching import Order
@@ -54,21 +54,21 @@ from .share_workers import ShareWorkers
 
 @dataclasses.dataclass
 class Watch:
-    """What the trainer keeps in mind from step to step, and no result depends on.
+    """What the trainer remembers from step to step, and no result depends on.
 
     Attributes:
-        memory: decides what to do before it runs out.
-        norms: of the gradients of late.
-        pace: of the last steps.
-        saved_at: when the last checkpoint was written, or training began; seconds of a clock that is never set.
-        save_next: whether the memory guard wants a checkpoint.
-        stepped: whether a step was made, after which kernels are compiled.
-        ask_base: whether the base has not answered the sample prompts yet.
+        memory: decides what to do before memory runs out.
+        norms: recent gradient norms.
+        throughput: speed over recent steps.
+        saved_at: when the last checkpoint was written, or training began, in seconds of a monotonic clock.
+        save_next: whether the memory guard asked for a checkpoint.
+        stepped: whether a step was done, after which kernels are compiled.
+        ask_base: whether the base still has to answer the sample prompts.
     """
 
     memory: MemoryGuard
     norms: NormWatch = dataclasses.field(default_factory=NormWatch)
-    pace: Pace = dataclasses.field(default_factory=Pace)
+    throughput: Throughput = dataclasses.field(default_factory=Throughput)
     saved_at: float = 0.0
     save_next: bool = False
     stepped: bool = False
@@ -82,24 +82,24 @@ class Session:
     Attributes:
         run: its directory.
         config: all settings.
-        spec: the base.
+        spec: description of the base.
         tokenizer: of the base.
         model: with adapters attached.
-        adapters: the model's, as the optimizer sees them.
-        optimizer: initialised, or restored.
+        adapters: the model's adapters as one vector, as the optimizer sees them.
+        optimizer: new, or restored from a checkpoint.
         kernels: how it computes.
-        layout: how batches go through it.
+        layout: how batches are laid out.
         train_rows: rows to train.
         val_rows: rows to validate on.
-        progress: where it is.
-        monitor: memory.
-        watch: of the steps.
-        spent: where its time goes.
-        micro_batch: rows that are computed at once: `batch_size`, or fewer since memory ran out.
-        estimate: of its memory.
-        trunk: the layers that are out of memory, where rows have their hidden states from a file.
-        prefix: token ids of the beginning that rows computed together share; none if they share nothing.
-        workers: processes that compute shares of a micro-batch beside this one, where they are worth it.
+        progress: counters of the run.
+        monitor: measures memory.
+        watch: what is watched from step to step.
+        spent: how long each part of the run took.
+        micro_batch: rows that are computed at once: `batch_size`, or fewer after memory ran out.
+        estimate: predicted peak memory.
+        trunk: the frozen lower layers, if they are out of memory and rows have hidden states from a file.
+        prefix: token ids of the prefix that rows computed together share; empty if they share none.
+        workers: processes that compute shares of a micro-batch beside this one, if worthwhile.
     """
 
     run: Run
@@ -124,9 +124,9 @@ class Session:
     workers: ShareWorkers | None = None
 
     def share_prefix(self) -> None:
-        """Have rows share the beginning that saves most, where the model allows it.
+        """Let rows share the prefix that saves most, if the model allows it.
 
-        With dropout each row drops other numbers, also of what it begins with.
+        They cannot with dropout: each row drops different numbers, in the prefix too.
         """
         kernels, lora = self.kernels, self.config.lora
         self.prefix = NO_PREFIX
@@ -136,65 +136,68 @@ class Session:
                 self.prefix = found
 
     def whole(self) -> contextlib.AbstractContextManager[None]:
-        """Inside the block the model has all of its layers."""
+        """Return a context in which the model has all of its layers."""
         return self.trunk.whole() if self.trunk else contextlib.nullcontext()
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer updates in one pass over the rows."""
+        """Return the optimizer updates in one pass over the rows."""
         return self.config.train.steps_per_epoch(len(self.train_rows))
 
     @property
     def total_steps(self) -> int:
-        """Optimizer updates of the whole run."""
+        """Return the optimizer updates of the whole run."""
         return self.config.train.total_steps(len(self.train_rows))
 
     @functools.cached_property
     def streams(self) -> list[mx.Stream]:
-        """Where the parts of a micro-batch are computed."""
+        """Return the streams that compute the shares of a micro-batch."""
         return streams_of_this_thread(self.kernels.streams)
 
     @functools.cached_property
     def passes(self) -> Passes:
-        """Of batches through the model."""
+        """Return the loss and gradient functions for this model, which are compiled where that is faster."""
         return Passes(self.model, self.adapters, self.layout, compiled=self.kernels.compiled)
 
     @functools.cached_property
     def rate_ratio(self) -> mx.array | None:
-        """Learning rate of each adapter parameter over the step's (LoRA+: that of B is higher); None: all the same."""
+        """Return each parameter's learning rate relative to the step's (LoRA+: higher for B); None: all the same."""
         ratio = self.config.train.lora_plus
         return self.adapters.spread(lambda name: ratio if name.endswith("lora_b") else 1.0)
 
     @property
     def order(self) -> Order:
-        """How rows come together in batches."""
+        """Return how rows are grouped into batches."""
         if self.layout != "packed":
             return "alike"
         return "level" if self.kernels.rounding.bins else "drawn"
 
     @functools.cached_property
     def tokens_at_once(self) -> int:
-        """Of packed rows: as many as the `micro_batch` longest have, which fit."""
+        """Return the token budget of a packed micro-batch.
+
+        This is the sum of the `micro_batch` longest rows, for which memory was checked.
+        """
         return sum(sorted(self.lengths)[-self.micro_batch :])
 
     @property
     def tokens_a_stream(self) -> int:
-        """Of those, as many as one stream computes."""
+        """Return how many of these tokens one stream computes."""
         return self.kernels.at_once or self.tokens_at_once
 
     @functools.cached_property
     def lengths(self) -> list[int]:
-        """Tokens of each row to train."""
+        """Return the tokens of each training row."""
         return self.train_rows.lengths.tolist()
 
 
 def open_session(writer: RunWriter, monitor: MemoryMonitor, began: float | None = None) -> Session:
-    """Load everything a run needs, from its newest usable checkpoint where there is one.
+    """Load everything a run needs, from its newest usable checkpoint if there is one.
 
     Args:
         writer: has the run open.
-        monitor: looks at the memory.
-        began: when this process began to do something for the run, by `time.monotonic`; by default now.
+        monitor: measures memory.
+        began: when this process began to work on the run, by `time.monotonic`; by default now.
 
     Raises:
         QLoraError: the base, the data or a checkpoint is not what it was, or there is too little memory.
@@ -227,7 +230,7 @@ def open_session(writer: RunWriter, monitor: MemoryMonitor, began: float | None 
     adapters = AdapterVector(model)
     optimizer.init({"adapters": adapters.join(model.trainable_parameters())})
     if not device.ON_CPU:
-        device.clear_cache()  # what loading left there counts as taken
+        device.clear_cache()  # memory that loading left in the cache counts as taken
     memory_estimate.check_after_loading(estimate, monitor.sample().available, spec.parameters, config)
     progress = load_checkpoint(checkpoint, model, optimizer) if checkpoint else Progress()
     watch = Watch(MemoryGuard(config.pace.pause_below_gb * GB))
@@ -242,7 +245,7 @@ def open_session(writer: RunWriter, monitor: MemoryMonitor, began: float | None 
 
 
 def _kernels(writer: RunWriter, environment: dict[str, Any], spec: ModelSpec, monitor: MemoryMonitor) -> Kernels:
-    """The run's recorded kernel choice, so that it goes on to the bit; at first, and on another device, a new one."""
+    """Return the run's recorded kernels, so results stay equal to the bit; at first, or on a new device, new ones."""
     chosen = device.choose_kernels(spec.dtype, 4 * spec.parameters, monitor.sample().available)
     recorded = environment.get("kernels")
     if recorded:
@@ -268,7 +271,7 @@ def _kernels(writer: RunWriter, environment: dict[str, Any], spec: ModelSpec, mo
 def _with_rows_of_today(
     writer: RunWriter, environment: dict[str, Any], train: TokenDataset, validation: TokenDataset, *, begun: bool
 ) -> dict[str, Any]:
-    """The environment with the rows as this version makes tokens of them; it is told where that may be new.
+    """Return the environment with the digest of the rows as this version encodes them; warn if it may be new.
 
     Raises:
         RunError: training has begun with other tokens.
@@ -298,7 +301,7 @@ def _with_rows_of_today(
 
 
 def _of_today(writer: RunWriter, environment: dict[str, Any], kernels: Kernels) -> Kernels:
-    """Recorded kernels with the arithmetic of this version of the package; what changes is recorded and told, once."""
+    """Return recorded kernels with this version's arithmetic; record a change and warn about it once."""
     if kernels.arithmetic == ARITHMETIC:
         return kernels
     other = "an older" if kernels.arithmetic < ARITHMETIC else "a newer"
@@ -320,14 +323,14 @@ def _version(package: str) -> str:
 
 
 def make_optimizer(config: RunConfig) -> optim.Optimizer:
-    """Adam (arXiv:1412.6980) or AdamW (arXiv:1711.05101), with bias correction; the rate is set at each step."""
+    """Make Adam (arXiv:1412.6980) or AdamW (arXiv:1711.05101), with bias correction; each step sets the rate."""
     if config.train.optimizer == "adam":
         return optim.Adam(config.train.learning_rate, bias_correction=True)
     return optim.AdamW(config.train.learning_rate, weight_decay=config.train.weight_decay, bias_correction=True)
 
 
 def _checkpoint(writer: RunWriter) -> Path | None:
-    """Where the run goes on from, telling what is damaged."""
+    """Return the checkpoint to resume from, and warn about damaged ones."""
     path, problems = checkpoint_to_resume(writer.run)
     for problem in problems:
         writer.log("warning", message=problem)
@@ -335,10 +338,10 @@ def _checkpoint(writer: RunWriter) -> Path | None:
 
 
 def load_for_answers(run: Run, *, base: bool = False) -> tuple[nn.Module, ChatTokenizer]:
-    """A run's base with its best adapters, or without any, ready to generate.
+    """Load a run's base with its best adapters, or without any, ready to generate.
 
     Raises:
-        QLoraError: the base or the adapters are not there, or not what they were.
+        QLoraError: the base or the adapters are missing or have changed.
     """
     config = run.config()
     spec = run.base()

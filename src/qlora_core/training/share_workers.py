@@ -1,9 +1,8 @@
 """Processes beside the trainer that compute shares of its micro-batches on a CPU, equal to the bit.
 
-MLX's evaluator holds about ten tasks over all streams of a process, so that a second stream often waits for the first.
-A process of its own waits for nobody. Workers keep nothing: with each request they get adapters and rows, and whatever
-becomes of them, the trainer can compute the same shares itself. `python -m qlora_core.training.share_workers FD` is one
-of them.
+MLX's evaluator holds about ten tasks over all streams of a process, so a second stream often waits for the first. A
+separate process never waits. Workers keep no state: each request brings adapters and rows, and if a worker fails, the
+trainer can compute the same shares itself. `python -m qlora_core.training.share_workers FD` runs one of them.
 """
 
 from __future__ import annotations
@@ -35,20 +34,20 @@ from ..tokens.batching import make_batch
 from ..tokens.rows import TokenRow
 from .adapted_model import load_adapted
 
-WORTHWHILE = 5e11  # parameters times tokens to train from which on a process is worth its start, some seconds of a core
-SHARE_OF_FREE_MEMORY = 0.5  # of what is free beside the trainer's own needs, for all workers together
+WORTHWHILE = 5e11  # parameters × tokens to train, from which on a process is worth the seconds that it takes to start
+SHARE_OF_FREE_MEMORY = 0.5  # share of what is free beside the trainer's own needs, for all workers together
 
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What a worker has to know to load the model as the trainer did.
+    """What a worker needs to load the model as the trainer did.
 
     Attributes:
-        spec: the base.
+        spec: description of the base.
         config: all settings.
-        kernels: how it computes.
-        layout: how batches go through it.
-        streams: shares that it computes side by side.
+        kernels: how the run computes.
+        layout: how batches are laid out.
+        streams: number of shares that it computes side by side.
     """
 
     spec: ModelSpec
@@ -60,14 +59,14 @@ class Setup:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What a worker is to compute.
+    """What a worker has to compute.
 
     Attributes:
         shares: rows of each share.
-        gradients: whether of each the gradient is wanted, beside the loss.
-        prefix: int32, the beginning that rows share.
-        threads: of the BLAS.
-        adapters: float32 `(parameters,)`, where they are not those of the request before.
+        gradients: whether gradients are wanted, beside losses.
+        prefix: int32, the prefix that rows share.
+        threads: threads of the BLAS.
+        adapters: float32 `(parameters,)`; None if unchanged since the request before.
     """
 
     shares: list[list[TokenRow]]
@@ -84,14 +83,14 @@ TOLD = ("active", "peak", "process", "process_peak")
 
 
 def how_many(kernels: Kernels, estimate: MemoryEstimate, work: int, available: int, *, separable: bool) -> int:
-    """Return how many workers are worth their start and their memory; 0 where streams of one process do.
+    """Return how many workers are worth their start and their memory; 0 if streams of one process suffice.
 
     Args:
-        kernels: whose streams are divided over the processes.
+        kernels: their streams are divided over the processes.
         estimate: of the trainer's memory.
-        work: parameters of the base times tokens that are left to train.
+        work: parameters of the base times tokens left to train.
         available: free bytes, with the trainer's base in memory.
-        separable: whether shares depend on nothing but adapters and rows.
+        separable: whether shares depend only on adapters and rows.
     """
     if kernels.device != "cpu" or not separable or work < WORTHWHILE:
         return 0
@@ -101,18 +100,18 @@ def how_many(kernels: Kernels, estimate: MemoryEstimate, work: int, available: i
 
 
 class ShareWorkers:
-    """The trainer's side: starts workers, hands out shares and collects what they give.
+    """The trainer's side: starts workers, distributes shares and collects results.
 
-    When one is gone, all are ended, and the trainer goes on alone.
+    If a worker is lost, all are ended, and the trainer goes on alone.
 
     Args:
-        setup: for all of them.
-        count: of workers.
+        setup: passed to each of them.
+        count: number of workers.
         adapters: of the trainer's model.
-        lost: is called when a worker is gone.
+        lost: called when a worker is lost.
 
     Attributes:
-        engaged: whether they compute; until they have loaded, and when they are gone, they do not.
+        engaged: whether they compute; they do not before they have loaded, or after one was lost.
     """
 
     def __init__(self, setup: Setup, count: int, adapters: AdapterVector, lost: Callable[[], None]) -> None:
@@ -127,7 +126,7 @@ class ShareWorkers:
                 connection.send(setup)
 
     def __len__(self) -> int:
-        """Workers that live."""
+        """Return the number of living workers."""
         return len(self._workers)
 
     def are_ready(self, timeout: float = 0.0) -> bool:
@@ -139,11 +138,11 @@ class ShareWorkers:
         return bool(self._workers) and not self._loading
 
     def engage(self) -> None:
-        """Let them compute if they can, before a step: within one, threads of the BLAS must not change."""
+        """Let them compute if they are ready. Only between steps: within one, BLAS threads must not change."""
         self.engaged = self.are_ready()
 
     def compute(self, request: Request, trained: dict[str, Any], own: Own) -> list[Computed] | None:
-        """Compute the shares of a request, some of them in each process at the same time.
+        """Compute the shares of a request, some in each process at the same time.
 
         Args:
             request: without adapters.
@@ -151,7 +150,7 @@ class ShareWorkers:
             own: computes a request in this process.
 
         Returns:
-            What each share gives; None where a worker is gone.
+            The result of each share; None if a worker was lost.
         """
         processes = len(self) + 1
         parts = [request.shares[place::processes] for place in range(processes)]
@@ -169,7 +168,10 @@ class ShareWorkers:
         return [results[place % processes][place // processes] for place in range(len(request.shares))]
 
     def _vector_to_send(self, trained: dict[str, Any]) -> np.ndarray | None:
-        """The adapters, or None where all workers have them: arrays never change, an update makes new ones."""
+        """Return the adapters, or None if all workers have them.
+
+        Arrays never change, an update makes new ones; so it is enough to compare identities.
+        """
         values = [value for _, value in device.tree_flatten(trained)]
         if len(values) == len(self._sent) and all(a is b for a, b in zip(values, self._sent, strict=True)):
             return None
@@ -177,11 +179,11 @@ class ShareWorkers:
         return np.array(self._adapters.join(trained))
 
     def memory(self) -> dict[str, int]:
-        """Return what the workers have taken, summed, by the names of `MemorySample`: as they told it last."""
+        """Return the memory that the workers last reported, summed, by the names of `MemorySample`."""
         return {name: sum(told[name] for told in self._memory.values()) for name in TOLD}
 
     def close(self) -> None:
-        """End all workers; the peaks that they told stay."""
+        """End all workers, but keep their reported peaks."""
         for connection, process in self._workers:
             connection.close()
             process.kill()
@@ -196,7 +198,7 @@ class ShareWorkers:
     def _noticing_loss(self) -> Iterator[None]:
         try:
             yield
-        except (EOFError, OSError):  # of a connection whose other end is gone
+        except (EOFError, OSError):  # the other end of a connection is gone
             self.close()
             self._lost()
 
@@ -215,7 +217,7 @@ def _start() -> tuple[Connection, subprocess.Popen[bytes]]:
 
 
 class _Worker:
-    """The other side: the model, and what is computed with it."""
+    """The worker's side: the model, and functions that compute with it."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
@@ -228,7 +230,7 @@ class _Worker:
         self.streams = [mx.default_stream(mx.cpu), *(mx.new_stream(mx.cpu) for _ in range(setup.streams - 1))]
 
     def answer(self, request: Request) -> tuple[list[Computed], dict[str, int]]:
-        """Compute a request's shares, and tell the memory."""
+        """Compute a request's shares, and return them with the memory in use."""
         device.set_blas_threads(request.threads)
         if request.adapters is not None:
             self.model.update(self.adapters.part(mx.array(request.adapters)))
@@ -253,9 +255,9 @@ def compute_shares(
 
 
 def main() -> int:
-    """Answer requests until the trainer closes the connection, or ends."""
+    """Answer requests until the trainer closes the connection or ends."""
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTSTP):
-        signal.signal(number, signal.SIG_IGN)  # they come to the trainer as well, which knows what to do
+        signal.signal(number, signal.SIG_IGN)  # the trainer receives them as well, and ends the workers if need be
     end_with(os.getppid())
     with contextlib.suppress(EOFError, OSError), Connection(int(sys.argv[1])) as connection:
         worker = _Worker(connection.recv())

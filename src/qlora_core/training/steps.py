@@ -30,11 +30,11 @@ from .share_workers import Computed, Request, compute_shares
 
 
 class HalfOverflow(Exception):
-    """Loss or gradient is not finite in float16, which ends at 65,504; bfloat16 goes as far as float32.
+    """Loss or gradient is not finite in float16, which ends at 65,504; bfloat16 has the range of float32.
 
     Args:
-        where: in words.
-        rows: sources of those that were computed.
+        where: the step or rows, in words.
+        rows: sources of the rows that were computed.
     """
 
     def __init__(self, where: str, rows: list[str]) -> None:
@@ -49,12 +49,15 @@ def prepare_to_train(session: Session) -> None:
 
 
 def _share_cores(streams: int) -> None:
-    """Divide the cores over so many streams; nothing may be computed meanwhile, whose last bits would depend on it."""
+    """Divide the cores over the streams.
+
+    Nothing may be computed meanwhile: the number of threads of a product decides its last bits.
+    """
     device.set_blas_threads(max(1, device.cores() // streams))
 
 
 def _share_cores_of_round(session: Session, shares: Sequence[Sequence[TokenRow]]) -> None:
-    """Give a long row the cores of streams that have none; for short ones, threads that wait cost more than they do."""
+    """Give a long row the cores of idle streams; with short rows, waiting threads cost more than they save."""
     device.set_blas_threads(_threads_of_round(session, shares))
 
 
@@ -64,15 +67,15 @@ def _threads_of_round(session: Session, shares: Sequence[Sequence[TokenRow]]) ->
 
 
 class Step(NamedTuple):
-    """What one optimizer update saw.
+    """The numbers of one optimizer update.
 
     Attributes:
-        loss: summed over the target tokens, nats.
-        targets: target tokens.
-        tokens: real tokens.
-        norm: of the gradient of the mean loss, before clipping.
+        loss: summed over the target tokens, in nats.
+        targets: number of target tokens.
+        tokens: number of tokens, without padding.
+        norm: norm of the gradient of the mean loss, before clipping.
         rate: learning rate.
-        updated: whether the weights were; they stay as they were where a number is not finite.
+        updated: whether the weights were changed; if a number is not finite, they are not.
     """
 
     loss: float
@@ -84,15 +87,15 @@ class Step(NamedTuple):
 
     @property
     def finite(self) -> bool:
-        """Whether loss and gradient are."""
+        """Return whether loss and gradient are finite."""
         return math.isfinite(self.loss) and math.isfinite(self.norm)
 
 
 def timed_step(session: Session, group: Sequence[Sequence[int]]) -> tuple[Step, MemorySample, float]:
-    """One optimizer step, the memory after it, and how many seconds it took; counted in the progress.
+    """Make one optimizer step and count it; return it with the memory after it and its duration in seconds.
 
     Raises:
-        HalfOverflow: in float16 it is not finite. It changed nothing, and is not counted.
+        HalfOverflow: it is not finite in float16. It changed nothing, and is not counted.
     """
     progress, started = session.progress, time.perf_counter()
     with contextlib.nullcontext() if session.watch.stepped else _first_step(session):
@@ -105,7 +108,7 @@ def timed_step(session: Session, group: Sequence[Sequence[int]]) -> tuple[Step, 
     progress.step += 1
     progress.tokens += step.tokens
     progress.target_tokens += step.targets
-    progress.seconds += session.watch.pace.count(step.tokens, seconds)
+    progress.seconds += session.watch.throughput.count(step.tokens, seconds)
     progress.peak_memory_bytes = max(progress.peak_memory_bytes, memory.peak)
     if step.updated:
         progress.epoch_loss += step.loss
@@ -114,12 +117,12 @@ def timed_step(session: Session, group: Sequence[Sequence[int]]) -> tuple[Step, 
 
 
 def _first_step(session: Session) -> contextlib.AbstractContextManager[Any]:
-    """Say that a step is made which takes longer than the others."""
+    """Report that a step is being made which takes longer than the others."""
     return doing("first_step" if session.kernels.device == "cpu" else "compiling")
 
 
 def step_numbers(session: Session, step: Step, memory: MemorySample, seconds: float) -> dict[str, Any]:
-    """A step as the `step` event holds it."""
+    """Return a step as the fields of a `step` event."""
     return {
         "step": session.progress.step,
         "train_loss": step.loss / step.targets if step.updated else None,
@@ -135,16 +138,16 @@ def step_numbers(session: Session, step: Step, memory: MemorySample, seconds: fl
 
 
 def train_step(session: Session, group: Sequence[Sequence[int]]) -> Step:
-    """One optimizer update from the micro-batches of `group`.
+    """Make one optimizer update from the micro-batches of `group`.
 
-    The gradient is that of the mean loss over all target tokens of the step: micro-batches are summed, not averaged,
-    so accumulating 4 of 1 row equals 1 of 4. An update that is not finite leaves the weights as they were.
+    The gradient is that of the mean loss over all target tokens of the step. Micro-batches are summed, not averaged, so
+    4 micro-batches of 1 row equal 1 of 4. An update that is not finite leaves the weights as they were.
     """
     config = session.config.train
     rows, number = session.train_rows, session.progress.step + 1
     targets = sum(rows[i].target_tokens for indices in group for i in indices)
     tokens = sum(len(rows[i]) for indices in group for i in indices)
-    loss, gradient = summed_gradient(session, group)
+    loss, gradient = summed_gradient(session, group)  # (), (parameters,)
     gradient = gradient / targets
     norm, rate = exact_norm(gradient), learning_rate(number, session.total_steps, config)
     if config.max_grad_norm:
@@ -154,14 +157,14 @@ def train_step(session: Session, group: Sequence[Sequence[int]]) -> Step:
 
 
 def summed_gradient(session: Session, group: Sequence[Sequence[int]]) -> tuple[mx.array, mx.array]:
-    """Loss of the next step's rows and its gradient `(parameters,)`, summed over all target tokens."""
+    """Return the loss of a step's rows and its gradient `(parameters,)`, summed over all target tokens."""
     mx.random.seed(_dropout_seed(session.config.train.seed, session.progress.step + 1))
     loss, gradient = mx.array(0.0), mx.array(0.0)
     if session.workers:
         session.workers.engage()
     for shares in _rounds(session, session.train_rows, group):
-        part_loss, part_gradient = _micro_batch(session, shares)  # laid out while the one before is computed
-        mx.eval(loss, gradient)  # one at a time is in memory
+        part_loss, part_gradient = _micro_batch(session, shares)  # builds the graph while the last round is computed
+        mx.eval(loss, gradient)  # wait for it, so that only one round at a time is in memory
         _share_cores_of_round(session, shares)
         loss, gradient = loss + part_loss, gradient + part_gradient
         mx.async_eval(loss, gradient)
@@ -169,13 +172,13 @@ def summed_gradient(session: Session, group: Sequence[Sequence[int]]) -> tuple[m
 
 
 def _update(session: Session, gradient: mx.array, rate: mx.array, finite: mx.array) -> mx.array:
-    """Change adapters and moments by a gradient `(parameters,)` if it is `finite` and leaves them so; tells whether."""
+    """Apply a gradient `(parameters,)` to adapters and moments if all of them stay finite; return whether they do."""
     optimizer, ratio = session.optimizer, session.rate_ratio
-    state = tree_map(lambda value: value, optimizer.state)  # arrays never change, so a copy of the tree holds them
+    state = tree_map(lambda value: value, optimizer.state)  # arrays are immutable, so a copy of the tree is enough
     adapters = session.adapters.join(session.model.trainable_parameters())
     optimizer.learning_rate = rate if ratio is None else rate * ratio
     changed = optimizer.apply_gradients({"adapters": gradient}, {"adapters": adapters})["adapters"]
-    optimizer.learning_rate = rate  # the state that is saved holds one number
+    optimizer.learning_rate = rate  # the state that is saved holds a single number, without the ratio
     finite = finite & all_finite(changed, optimizer.state["adapters"])
     optimizer.state = tree_map(lambda new, old: mx.where(finite, new, old), optimizer.state, state)
     session.model.update(session.adapters.part(mx.where(finite, changed, adapters)))
@@ -184,7 +187,10 @@ def _update(session: Session, gradient: mx.array, rate: mx.array, finite: mx.arr
 
 
 def all_finite(*trees: Any) -> mx.array:
-    """Whether every number is; a sum is finite only if all that it is made of are."""
+    """Return whether all numbers are finite.
+
+    The sum of an array is checked: it is finite only if all of its terms are.
+    """
     values = [value for _, value in tree_flatten(list(trees)) if mx.issubdtype(value.dtype, mx.floating)]
     return mx.isfinite(mx.stack([mx.sum(value) for value in values])).all()
 
@@ -192,10 +198,10 @@ def all_finite(*trees: Any) -> mx.array:
 def _rounds(
     session: Session, rows: Sequence[TokenRow], group: Iterable[Sequence[int]]
 ) -> Iterator[list[list[TokenRow]]]:
-    """The rows of micro-batches in rounds that are computed one after the other; those of each stream.
+    """Yield rounds of rows, computed one after another; each is a list of the rows of each stream.
 
-    Packed rows go by their tokens, whatever micro-batch they are of: many short ones take no more memory than few long
-    ones.
+    Packed rows are grouped by their tokens, whatever micro-batch they belong to: many short rows take no more memory
+    than a few long ones.
     """
     streams, packed = session.kernels.streams, session.layout == "packed"
     batches = [[i for batch in group for i in batch]] if packed else at_most(session.micro_batch, group)
@@ -204,7 +210,7 @@ def _rounds(
         lengths = [len(row) for row in found]
         if not packed:
             return [share_out(lengths, streams)]
-        size = len(session.prefix) if session.kernels.rounding == AS_IT_IS else 0  # in bins each has one
+        size = len(session.prefix) if session.kernels.rounding == AS_IT_IS else 0  # each bin has its own copy anyway
         shared = [size * begins_with(row, session.prefix) for row in found]
         limits = {"streams": streams, "share": session.tokens_a_stream, "at_once": session.tokens_at_once}
         return in_rounds_of_sharing(lengths, shared, **limits)
@@ -216,7 +222,10 @@ def _rounds(
 
 
 def _micro_batch(session: Session, shares: Sequence[Sequence[TokenRow]]) -> tuple[mx.array, mx.array]:
-    """Summed loss of some rows and its gradient `(parameters,)`, a share of the rows in each process or stream."""
+    """Return the summed loss of some rows and its gradient `(parameters,)`.
+
+    Each process or stream computes a share of the rows.
+    """
     computed = _by_workers(session, shares, gradients=True)
     computed = computed or _on_streams(session, shares, session.passes.loss_and_gradient)
     losses, gradients = zip(*computed, strict=True)
@@ -226,7 +235,7 @@ def _micro_batch(session: Session, shares: Sequence[Sequence[TokenRow]]) -> tupl
 def _by_workers(
     session: Session, shares: Sequence[Sequence[TokenRow]], *, gradients: bool
 ) -> list[tuple[mx.array, mx.array | None]] | None:
-    """Loss and gradient of each share, computed already, some of them in each process; None where that is not to be."""
+    """Compute loss and gradient of each share, some in each process; return None if workers are not to be used."""
     workers = session.workers
     if workers is None or not workers.engaged or len(shares) == 1:
         return None
@@ -243,7 +252,7 @@ def _by_workers(
 
 
 def _on_streams(session: Session, shares: Sequence[Sequence[TokenRow]], compute: Callable[[Batch], Any]) -> list[Any]:
-    """What `compute` makes of each share, on a stream of its own."""
+    """Return the result of `compute` for each share, on a stream of its own."""
     packed, rounding = session.layout == "packed", session.kernels.rounding
     results = []
     for share, stream in zip(shares, session.streams, strict=False):
@@ -257,7 +266,10 @@ def _dropout_seed(seed: int, step: int) -> int:
 
 
 def validate_model(session: Session) -> float:
-    """Mean loss over all target tokens of the validation rows, nats; the same rows in the same batches every time."""
+    """Return the mean loss over all target tokens of the validation rows, in nats.
+
+    It computes the same rows in the same batches every time.
+    """
     rows, total = session.val_rows, 0.0
     batches = list(neighbours(rows.lengths.tolist(), session.tokens_at_once))
     with doing("validation", len(batches)) as tick:
@@ -268,7 +280,7 @@ def validate_model(session: Session) -> float:
 
 
 def validation_loss(session: Session, some: Sequence[int]) -> float:
-    """Of some validation rows, summed over their target tokens, nats."""
+    """Return the loss (nats) summed over the target tokens of the given validation rows."""
     session.model.eval()
     loss = 0.0
     if session.workers:
@@ -285,5 +297,5 @@ def validation_loss(session: Session, some: Sequence[int]) -> float:
 
 
 def sources_of(rows: Sequence[TokenRow], group: Sequence[Sequence[int]]) -> list[str]:
-    """Where the rows of some micro-batches come from."""
+    """Return the sources of the rows of some micro-batches."""
     return [rows[i].source for indices in group for i in indices]

@@ -1,4 +1,4 @@
-"""What is watched after each step: numbers that are not finite, gradients far too large, and memory."""
+"""What is checked after each step: numbers that are not finite, gradients that are far too large, and memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NON_FINITE_LIMIT = 3  # steps in a row without a finite update after which train
 def watch_numbers(
     session: Session, writer: RunWriter, group: Sequence[Sequence[int]], step: Step
 ) -> TrainingError | None:
-    """Warn of an update that was not made, or of an unusual gradient, with the rows; what is wrong if that goes on."""
+    """Warn about skipped updates and gradient spikes. Return an error after several skipped updates in a row."""
     extra, number = session.progress.extra, session.progress.step
     extra["non_finite"] = 0 if step.updated else extra.get("non_finite", 0) + 1
     sources = sources_of(session.train_rows, group)
@@ -33,7 +33,7 @@ def watch_numbers(
     writer.log("warning", step=number, message=message, rows=sources)
     if extra["non_finite"] < NON_FINITE_LIMIT:
         return None
-    extra["non_finite"] = 0  # who goes on in spite of it gets past these rows
+    extra["non_finite"] = 0  # so that a run that is resumed in spite of this gets past these rows
     return TrainingError(
         f"{what} was not finite {NON_FINITE_LIMIT} steps in a row, last on {', '.join(sources[:4])}. "
         "The weights are those before. Look at these rows, or lower --learning-rate; both make another run. "
@@ -42,7 +42,7 @@ def watch_numbers(
 
 
 def watch_memory(session: Session, writer: RunWriter, memory: MemorySample) -> MemoryShortError | None:
-    """Do what the guard says between two steps; what to tell where it says to pause."""
+    """Do what the memory guard decides after a step; return an error if it decides to pause."""
     decision = session.watch.memory.look(memory, time.monotonic())
     if decision is None:
         return None
