@@ -135,7 +135,7 @@ def _generate(arguments: argparse.Namespace) -> int:
 
 
 def _read_lines(path: Path) -> list[str]:
-    """The lines of a file, or of standard input for `-`, without empty ones."""
+    """Return the non-empty lines of a file, or of standard input for `-`."""
     try:
         text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -218,7 +218,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _doctor_of_training(arguments: argparse.Namespace) -> int:
-    """Look at everything and train small models; a line a check, as each ends."""
+    """Run all checks and train small models, printing a line as each check ends."""
     stream = sys.stderr if arguments.json else sys.stdout
     shown = console.OneLine(stream)
     shown.trying("loading MLX")
@@ -276,7 +276,7 @@ def _app(arguments: argparse.Namespace) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of `qlora`."""
+    """Return the parser of `qlora`."""
     parser = argparse.ArgumentParser(prog="qlora", description="Fine-tune language models with QLoRA on MLX.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 

@@ -1,4 +1,4 @@
-"""What there is to choose from, as plain data: trainers, works, and shapes of models. Imports nothing of weight."""
+"""The choices as plain data: trainers, workloads, and model shapes. Imports nothing heavy."""
 
 from __future__ import annotations
 

@@ -31,12 +31,12 @@ CHATML = (
 
 
 def write_checkpoint(shape: str, directory: Path) -> Path:
-    """Write a checkpoint in bfloat16; what is there already is left as it is."""
+    """Write a checkpoint in bfloat16; an existing one is kept."""
     return _write_model(SHAPES[shape], directory, _dense)
 
 
 def write_quantised(shape: str, directory: Path, dtype: str) -> Path:
-    """Write a model at 4 bits in MLX's layout; what is there already is left as it is.
+    """Write a model at 4 bits in MLX's layout; an existing one is kept.
 
     Args:
         shape: a name of `SHAPES`.
@@ -48,7 +48,7 @@ def write_quantised(shape: str, directory: Path, dtype: str) -> Path:
 
 
 def write_small(settings: dict[str, Any], directory: Path) -> Path:
-    """Write a checkpoint in bfloat16 whose every weight has numbers of its own: for models of a few megabytes.
+    """Write a small checkpoint in bfloat16 in which every weight has its own numbers.
 
     Args:
         settings: of `config.json`, of a family in `ARCHITECTURES`.
@@ -58,7 +58,7 @@ def write_small(settings: dict[str, Any], directory: Path) -> Path:
 
 
 class Numbers(NamedTuple):
-    """A tensor of a file: what safetensors says of it, and numbers that are written over and over until it is full."""
+    """A tensor of a file: its safetensors header, and numbers that are repeated until it is full."""
 
     name: str
     kind: str
@@ -67,12 +67,12 @@ class Numbers(NamedTuple):
 
     @property
     def count(self) -> int:
-        """How many numbers."""
+        """Return the number of elements."""
         return math.prod(self.shape)
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Return the size in bytes."""
         return self.count * self.pattern.itemsize
 
 
@@ -104,7 +104,7 @@ def _write_model(settings: dict[str, Any], directory: Path, layout: Layout) -> P
 
 
 def _weights(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...], float]]:
-    """Name and shape of every weight, and what norms hold."""
+    """Yield the name and shape of every weight, and the value that norms are filled with."""
     hidden, inner, family = config["hidden_size"], config["intermediate_size"], config["model_type"]
     head = config.get("head_dim") or hidden // config["num_attention_heads"]
     queries, keys = (head * config[f"num_{kind}_heads"] for kind in ("attention", "key_value"))
@@ -199,7 +199,7 @@ def _noise(width: float) -> np.ndarray:
 
 
 def _upper_half(numbers: np.ndarray) -> np.ndarray:
-    """Float32 as bfloat16."""
+    """Return float32 as bfloat16 by keeping the upper half of each number."""
     return (numbers.view(np.uint32) >> 16).astype(np.uint16)
 
 
@@ -208,7 +208,7 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def _write_tokeniser(directory: Path) -> None:
-    """A token a byte: what is measured is given as token ids."""
+    """Write a byte-level tokeniser, enough for benchmarks that use token ids directly."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

@@ -1,4 +1,4 @@
-"""What `qlora bench` is asked to do: its flags, and what `--quick` makes of them."""
+"""Options of `qlora bench`: its flags and the defaults of `--quick`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TRACKS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How the benchmark is run.
+    """Settings of a benchmark.
 
     Attributes:
         quick: under 15 minutes on two cores.
@@ -66,7 +66,7 @@ class Options:
 
     @classmethod
     def of(cls, arguments: argparse.Namespace) -> Options:
-        """From the command line; what was not given depends on `--quick`."""
+        """Return options from the command line; defaults depend on `--quick`."""
         quick = arguments.quick
         tracks = ("ablations",) if arguments.ablations else ("speed", "same") if quick else tuple(TRACKS)
         works = ("short-qa",) if quick or arguments.data else tuple(WORKS)
@@ -102,7 +102,7 @@ class Options:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of `qlora bench`."""
+    """Add the flags of `qlora bench`."""
     add = parser.add_argument
     add("--quick", action="store_true", help="under 15 minutes on two cores: short rows, the built-in model")
     add("--ablations", action="store_true", help="only our trainer, with each of its techniques switched off")

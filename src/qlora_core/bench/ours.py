@@ -29,7 +29,7 @@ OF_NO_TECHNIQUE = ("device", "dtype", "trunk", "arithmetic")  # no work for a tr
 
 
 def ablations(kernels: Mapping[str, Any], prefix_tokens: int = 0) -> list[str]:
-    """What can be switched off, one by one, of these kernels, as `--without` takes it: `FIELD=VALUE`.
+    """Return the techniques of these kernels that can be switched off, each as `FIELD=VALUE` for `--without`.
 
     Args:
         kernels: fields of `device.Kernels`.
@@ -48,7 +48,7 @@ def ablations(kernels: Mapping[str, Any], prefix_tokens: int = 0) -> list[str]:
 
 
 def switched_off(words: Sequence[str], kernels: Mapping[str, Any]) -> dict[str, Any]:
-    """`FIELD` or `FIELD=VALUE` as values of the fields' types.
+    """Parse `FIELD` or `FIELD=VALUE` into a value of the field's type.
 
     Raises:
         ConfigError: there is no such field.
@@ -69,7 +69,7 @@ def switched_off(words: Sequence[str], kernels: Mapping[str, Any]) -> dict[str, 
 
 
 def train(job: Job, rows: Rows, watch: Watch) -> dict[str, Any]:
-    """Train as `qlora train` does, from rows that are given as token ids."""
+    """Train as `qlora train` does, with rows given as token ids."""
     if any(word.partition("=")[0] == "blas" for word in job.without):
         import mlx.core  # noqa: F401 - MLX that was imported first stays with its own BLAS
     from ..engine.device import mx, tree_flatten
@@ -100,7 +100,7 @@ def train(job: Job, rows: Rows, watch: Watch) -> dict[str, Any]:
 
 
 def _batches(job: Job, session: Any, epoch_batches: Any) -> Iterator[list[int]]:
-    """Rows of each step, without end: the trainer's own order, or that of the rows."""
+    """Yield the rows of each step without end, in the trainer's order or that of the rows."""
     rows = session.train_rows
     if job.batches == "fixed":
         yield from fixed_groups(len(rows), job.batch_size, job.warm_up + job.steps)
@@ -113,7 +113,7 @@ def _batches(job: Job, session: Any, epoch_batches: Any) -> Iterator[list[int]]:
 
 
 def evaluate(job: Job, rows: Rows, saved: Path) -> list[dict[str, Any]]:
-    """Validation loss of every adapter file in a directory, over all validation rows, by this package's own code."""
+    """Return the validation loss of every adapter file in a directory, computed over all rows by this package."""
     from ..engine.model import load_adapters
     from ..training import steps
 
@@ -129,7 +129,7 @@ def evaluate(job: Job, rows: Rows, saved: Path) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def _opened(job: Job, rows: Sequence[TokenRow]) -> Iterator[Any]:
-    """A session of a run in a temporary directory, with these rows instead of what the run was planned with."""
+    """Open a session of a run in a temporary directory, with these rows instead of the planned ones."""
     from ..config import from_flat
     from ..engine import device
     from ..jobs.planning import plan_training
@@ -162,7 +162,7 @@ def _opened(job: Job, rows: Sequence[TokenRow]) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _chosen(device: Any, job: Job) -> Iterator[dict[str, Any]]:
-    """Inside the block `device.choose_kernels` leaves out some techniques, and counts on the job's memory alone.
+    """Make `device.choose_kernels` leave out some techniques inside the block, and count only the job's memory.
 
     Yields:
         Those that are settings.
@@ -184,7 +184,7 @@ def _chosen(device: Any, job: Job) -> Iterator[dict[str, Any]]:
 
 
 def _refuse_without_effect(without: Sequence[str], kernels: dict[str, Any]) -> None:
-    """Whoever measures a technique must know that it is off."""
+    """Raise an error if switching off a technique would change nothing."""
     for name, value in switched_off(without, kernels).items():
         if name not in SWITCHES and kernels[name] != value:
             raise ConfigError(f"--without {name}={value}: the trainer computes with {kernels[name]} all the same.")

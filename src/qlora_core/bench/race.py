@@ -43,7 +43,7 @@ Result = dict[str, Any]
 
 
 def bench(options: Options, say: Say) -> Result:
-    """Measure everything that is asked for.
+    """Measure everything that was requested.
 
     Returns:
         `machine`, `model`, `works`, `contestants`, every `runs` with its raw steps, and what was made of them: `pairs`,
@@ -64,7 +64,7 @@ def bench(options: Options, say: Say) -> Result:
 
 
 class Race:
-    """One benchmark: its files, and its results as they come.
+    """One benchmark with its files and its growing results.
 
     Args:
         options: what is asked.
@@ -95,7 +95,7 @@ class Race:
     # Before -----------------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Find out who can take part, and make the model's directories and the adapters that all start from."""
+        """Find out who can take part, and create the model's directories and the shared initial adapters."""
         options = self.options
         for name in options.contestants:
             if problem := self._absence(name):
@@ -146,7 +146,7 @@ class Race:
         return self.options.peft_python if name.startswith("peft") else ""
 
     def rows(self, work: str) -> Path:
-        """The file with the rows of a work, made when they are first wanted."""
+        """Return the file with the rows of a workload, created on first use."""
         path = self.directory / f"{work}.npz"
         if not path.is_file():
             options, vocabulary = self.options, self.spec.config["vocab_size"]
@@ -159,7 +159,7 @@ class Race:
     # One run ----------------------------------------------------------------------------------------------------
 
     def run(self, name: str, work: str, batch_size: int, role: str, **changes: Any) -> Result:
-        """Measure one contestant in a fresh process; the result is kept, and has an `error` where there is none."""
+        """Measure one contestant in a fresh process and keep the result, which holds an `error` if it failed."""
         rows = str(self.rows(work))
         job = dataclasses.replace(self.job, contestant=name, work=work, rows=rows, batch_size=batch_size, **changes)
         self.say(f"  {role}: {name}, {work}, {batch_size} rows a step {' '.join(job.without)}".rstrip())
@@ -174,7 +174,7 @@ class Race:
         return result
 
     def attempt(self, what: str, act: Callable[[], None]) -> None:
-        """Do a part of the benchmark; what goes wrong with it is recorded, and the other parts go on."""
+        """Run one part of the benchmark; record a failure and let the other parts go on."""
         try:
             act()
         except QLoraError as error:
@@ -188,7 +188,7 @@ class Race:
     # Speed ------------------------------------------------------------------------------------------------------
 
     def track_speed(self) -> None:
-        """Each trainer at its best batch size, in pairs with ours, the order changing from pair to pair."""
+        """Measure each trainer at its best batch size, in pairs with ours whose order alternates."""
         for work in self.options.works:
             self.attempt(f"the rows `{work}`", functools.partial(self._speed, work))
 
@@ -204,7 +204,7 @@ class Race:
             self.run(US, work, self.best_sizes[US, work], "pair")
 
     def _in(self, work: str) -> list[str]:
-        """Who takes part in a work, ours first, slow ones last; not those for whom no batch size worked."""
+        """Return the contestants of a workload, ours first, slow ones last, without those that no batch size suits."""
         return [
             name
             for name in sorted(self.present, key=lambda name: (name != US, self._is_slow(name)))
@@ -215,7 +215,7 @@ class Race:
         return CONTESTANTS[name].cautious and self.device == "cpu"
 
     def _choose_size(self, name: str, work: str) -> None:
-        """Try every batch size, and keep the fastest that fits; 0 where none works."""
+        """Try every batch size and keep the fastest that fits; 0 if none works."""
         options = self.options
         sizes = options.batch_sizes or (WORKS[work].on_cpu if self.device == "cpu" else WORKS[work].on_gpu)
         if options.quick and not options.batch_sizes:
@@ -251,7 +251,7 @@ class Race:
     # The same mathematics ---------------------------------------------------------------------------------------
 
     def track_same(self) -> None:
-        """Identical batches: how far the losses of ours and of the others are apart, step by step.
+        """Train on identical batches and compare our losses with the others', step by step.
 
         mlx-lm also trains one padded place a row; for it, ours gets rows that hold that id as well. Its loss is MLX's
         own, whose sums lose small terms on a CPU (see `sums`), so that it is a little too low there.
@@ -281,13 +281,13 @@ class Race:
                 )
 
     def _reference(self) -> str:
-        """mlx-lm as installed would take hours on a CPU; repaired from outside it computes the same."""
+        """Return the reference for mlx-lm, whose own loop takes hours on a CPU: the same with that part repaired."""
         return "mlx-lm-strong" if self.device == "cpu" else "mlx-lm"
 
     # Each at its best -------------------------------------------------------------------------------------------
 
     def track_best(self) -> None:
-        """Seconds until the same validation loss, told by one evaluator for all; saving and evaluating not counted."""
+        """Measure the seconds to the same validation loss, judged by one evaluator, without saving and evaluating."""
         work = "sample"
         rate = self.options.learning_rate or suited_learning_rate(self.spec.config["hidden_size"])
         curves = {}
@@ -303,7 +303,7 @@ class Race:
         self.results["best"] = {"learning_rate": rate, **time_to_loss(curves)} if curves else {}
 
     def _curve(self, name: str, work: str, size: int, rate: float) -> list[dict[str, float]]:
-        """Seconds and validation losses of a contestant as it trains."""
+        """Return seconds and validation losses of a contestant during training."""
         saved = self.directory / f"saved-{name}"
         saved.mkdir()
         rows = self.rows(work)
@@ -330,7 +330,7 @@ class Race:
     # Our techniques ---------------------------------------------------------------------------------------------
 
     def track_ablations(self) -> None:
-        """Our trainer with each of its techniques switched off, in pairs with all of them on."""
+        """Train with each of our techniques switched off, in pairs with all of them on."""
         work = self.options.works[0]
         if (US, work) not in self.best_sizes:
             self._choose_size(US, work)
@@ -362,7 +362,7 @@ class Race:
 
 
 def missing_packages(name: str, python: str = "") -> list[str]:
-    """What a contestant needs and is not installed: here, or for another Python interpreter."""
+    """Return the packages that a contestant needs and lacks, here or in another Python interpreter."""
     needs = CONTESTANTS[name].needs
     if not python:
         return [package for package in needs if importlib.util.find_spec(package) is None]
@@ -376,7 +376,7 @@ def missing_packages(name: str, python: str = "") -> list[str]:
 
 
 def start(job: Job, python: str) -> Result:
-    """Do a job in a fresh process; the result has the GPU's peak, or an `error`."""
+    """Run a job in a fresh process and return its result with the GPU's peak, or an `error`."""
     source = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH", "")]))
     environment = {**gpu_environment(), **os.environ, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
@@ -417,12 +417,12 @@ def _read_result(out: Path, log: Path, status: int) -> Result:
 
 
 def peak(result: Result, device: str) -> int:
-    """Bytes at most: on a GPU of the library's arrays, on a CPU of the process, as not every library counts there."""
+    """Return peak bytes: of the library's arrays on a GPU, of the process on a CPU, where not every library counts."""
     return result.get("process_peak_bytes" if device == "cpu" else "peak_bytes") or 0
 
 
 def best_size(trials: Sequence[Result], max_memory_gb: float, device: str) -> int:
-    """The batch size of the fastest trial that fits; 0 where none does."""
+    """Return the batch size of the fastest trial that fits; 0 if none does."""
     fitting = [
         trial
         for trial in trials
@@ -432,7 +432,7 @@ def best_size(trials: Sequence[Result], max_memory_gb: float, device: str) -> in
 
 
 def compare(one: Result, other: Result) -> Result:
-    """How many times as many tokens/s (`ratio`), and the most that other programs took of the processor meanwhile."""
+    """Return the ratio of tokens/s, and the largest share of the processor that other programs took meanwhile."""
     return {
         "ratio": one["tokens_per_second"] / other["tokens_per_second"],
         "others_share": max(result.get("others_share", 0.0) for result in (one, other)),
@@ -440,12 +440,12 @@ def compare(one: Result, other: Result) -> Result:
 
 
 def middle(values: Sequence[float]) -> dict[str, float]:
-    """Median and range."""
+    """Return median and range."""
     return {"median": statistics.median(values), "least": min(values), "most": max(values)}
 
 
 def compare_losses(mine: Sequence[Result], theirs: Sequence[Result], tolerance: float) -> Result:
-    """Differences of the losses of the same steps, nats a trained token."""
+    """Return the differences between the losses of the same steps, in nats per trained token."""
     gaps = [abs(one["loss"] - other["loss"]) for one, other in zip(mine, theirs, strict=True)]
     return {
         "steps": len(gaps),
@@ -457,7 +457,7 @@ def compare_losses(mine: Sequence[Result], theirs: Sequence[Result], tolerance: 
 
 
 def elapsed(result: Result) -> list[float]:
-    """Seconds from the start of the process to the end of each step, loading included; the first is before any."""
+    """Return the seconds from process start to the end of each step, loading included; the first is before any step."""
     ends = [result["seconds_loading"]]
     for step in result["steps"]:
         ends.append(ends[-1] + step["seconds"])
@@ -465,7 +465,7 @@ def elapsed(result: Result) -> list[float]:
 
 
 def time_to_loss(curves: dict[str, list[dict[str, float]]]) -> Result:
-    """Seconds of each contestant to the lowest validation loss that all of them reach.
+    """Return the seconds each contestant takes to reach the lowest validation loss that all of them reach.
 
     Between two evaluations the loss is taken to fall along a line.
     """
@@ -489,7 +489,7 @@ def _crossing(curve: list[dict[str, float]], target: float) -> float:
 
 
 def in_words(result: Result, device: str) -> str:
-    """A run in a line."""
+    """Return a run in one line."""
     if result.get("out_of_memory"):
         return f"out of memory: {result['error']}"
     if "error" in result:

@@ -34,7 +34,7 @@ LARGE, ENOUGH = 0.2, 20  # of all rows, and rows: a source of more that gives no
 
 @dataclass
 class Table:
-    """What is known of each row, in the order of reading.
+    """Columns about every row, in reading order.
 
     Attributes:
         digests: uint64, `(rows, 4)`: SHA-256 of each content.
@@ -64,7 +64,7 @@ class Table:
     def spool(
         cls, parts: Iterable[tuple[int, Part]], path: Path, report: DataReport, progress: Callable[[int], None] | None
     ) -> Table:
-        """Write the lines of all parts, of which there is at least one, to a file, and keep what is known of them."""
+        """Write the lines of all parts, of which there is at least one, to a file, and return the table about them."""
         columns: list[tuple[np.ndarray, ...]] = []
         places: dict[str, int] = {}
         kinds: list[str] = []
@@ -97,7 +97,7 @@ class Table:
         return len(self.digests)
 
     def first_of_equals(self) -> np.ndarray:
-        """bool, `(rows,)`: True for a row whose content stands nowhere before it, nor among those to validate on."""
+        """Return bool, `(rows,)`: True if no earlier row and no validation row has the same content."""
         order = np.lexsort((np.arange(len(self)), self.sides != VALIDATION, *self.digests.T))
         ordered = self.digests[order]
         first = np.ones(len(self), bool)
@@ -105,17 +105,17 @@ class Table:
         return first
 
     def select(self, chosen: np.ndarray) -> Table:
-        """Some of the rows; what is known of the files stays."""
+        """Return some of the rows; information about files stays."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         return Table(**{n: v[chosen] if isinstance(v, np.ndarray) else v for n, v in values.items()})
 
     @property
     def places(self) -> np.ndarray:
-        """float, `(rows,)`, from 0 to 1: where a row's hash falls, or its document's."""
+        """Return float, `(rows,)`, from 0 to 1: the position of each row's hash, or of its document's."""
         return np.where(self.groups > 0, self.groups, self.digests[:, 0]) / 2.0**64
 
     def pools(self, least: float) -> tuple[np.ndarray, list[str]]:
-        """Files as whoever collected them sees them: of documents of fewer than `least` rows, all of a folder are one.
+        """Group files as their collector sees them: documents of fewer than `least` rows in a folder count as one.
 
         Returns:
             int, `(rows,)`: the place of the row's pool among the names; and the names.
@@ -129,7 +129,7 @@ class Table:
 
 
 def assemble(spool: Path, table: Table, config: DataConfig, report: DataReport, train: Path, validation: Path) -> None:
-    """Leave out duplicates, decide each row's side and write the two files; the counts go to the report."""
+    """Leave out duplicates, decide each row's side, write the two files and report the counts."""
     kept = table.first_of_equals()
     report.duplicates = int((~kept).sum())
     stored = Rows(spool)
@@ -163,7 +163,7 @@ def assemble(spool: Path, table: Table, config: DataConfig, report: DataReport, 
 
 
 def _count(rows: Table, held_out: np.ndarray, report: DataReport) -> None:
-    """Tell the report how many rows there are on each side, and what stands on both."""
+    """Report how many rows there are on each side, and how many stand on both."""
     report.train, report.validation = int((~held_out).sum()), int(held_out.sum())
     answers = int(rows.answers.sum())
     report.shapes = +Counter(messages=answers, text=len(rows) - answers)  # without those of which there are none
@@ -182,7 +182,7 @@ def _count(rows: Table, held_out: np.ndarray, report: DataReport) -> None:
 
 
 def _several_answers(stored: Rows, table: Table, kept: np.ndarray, config: DataConfig, report: DataReport) -> None:
-    """Name the questions that are answered in several ways, and do with them what the settings say."""
+    """Name the questions with several answers, and treat them as the settings say."""
     places = np.flatnonzero(kept & (table.prompts > 0))
     values, counts = np.unique(table.prompts[places], return_counts=True)
     several = places[np.isin(table.prompts[places], values[counts > 1])]
@@ -206,7 +206,7 @@ def _several_answers(stored: Rows, table: Table, kept: np.ndarray, config: DataC
 
 
 def _nearly_the_same(rows: Rows, kept: np.ndarray, near: np.ndarray) -> list[int]:
-    """Rows of a component that really are like its first one; bands alone are only probable."""
+    """Return rows of a component that really resemble its first one; shared bands alone only make it probable."""
     dropped = []
     for place in np.flatnonzero(near != np.arange(len(near))):
         first, row = rows[int(kept[near[place]])], rows[int(kept[place])]
@@ -223,7 +223,7 @@ def _drop_copies(
     config: DataConfig,
     report: DataReport,
 ) -> None:
-    """Ask which of two copies to keep, and leave out what the user says, or what `near_duplicates` does."""
+    """Ask which of two copies to keep, and leave out what the user chose or what `near_duplicates` says."""
     decisions = Decisions.read(config.decide)
     for one, other, share in copies:
         names = (table.names[one], table.names[other])
@@ -258,7 +258,7 @@ def _drop_copies(
 def _known_from_copies(
     stored: Rows, table: Table, kept: np.ndarray, held_out: np.ndarray, copies: list[tuple[int, int, float]]
 ) -> list[int]:
-    """Rows to train that say what a validation row from a copy of their source says, and none of its other rows."""
+    """Return training rows that repeat a validation row of a copy of their source; other rows stay."""
     beside: dict[int, set[int]] = {}
     for one, other, _ in copies:
         beside.setdefault(one, set()).add(other)
@@ -278,13 +278,13 @@ def _known_from_copies(
 
 
 def _runs_in(stored: Rows, places: np.ndarray) -> np.ndarray:
-    """The runs of words of some rows, sorted."""
+    """Return the sorted runs of words of some rows."""
     found = [runs_of(said_in(stored[place])) for place in places.tolist()]
     return np.unique(np.concatenate(found)) if found else np.zeros(0, np.uint64)
 
 
 def _covered(stored: Rows, places: np.ndarray, known: np.ndarray, share: float, enough: float = np.inf) -> list[int]:
-    """Those rows of which at least a share of the runs are known, or so many that it is no chance."""
+    """Return the rows of which at least a given share of the runs are known, or so many that it is no coincidence."""
     if not len(known):
         return []
     found = ((place, runs_of(said_in(stored[place]))) for place in places.tolist())
@@ -295,7 +295,7 @@ def _covered(stored: Rows, places: np.ndarray, known: np.ndarray, share: float, 
 
 
 def _sides(rows: Table, config: DataConfig) -> np.ndarray:
-    """bool, `(rows,)`: True for validation. Near duplicates, and rows of one document or question, stay together."""
+    """Return bool, `(rows,)`: True for validation. Near duplicates and rows of a document or question stay together."""
     held_out = rows.sides == VALIDATION
     undecided = rows.sides == UNDECIDED
     if not undecided.any():
@@ -323,13 +323,13 @@ def _sides(rows: Table, config: DataConfig) -> np.ndarray:
 
 
 def _few(prompts: np.ndarray) -> np.ndarray:
-    """The hashes of what is asked, 0 where so many rows ask it that it is an order ("Translate:") and no question."""
+    """Return the question hashes, 0 for one that so many rows ask that it is an instruction ("Translate:")."""
     _, inverse, counts = np.unique(prompts, return_inverse=True, return_counts=True)
     return np.where(counts[inverse] > max(PATTERN, len(prompts) / 100), 0, prompts).astype(np.uint64)
 
 
 def _look_at_sources(rows: Table, held_out: np.ndarray, config: DataConfig, report: DataReport) -> None:
-    """Count the rows of each source on both sides, and name a large one of which nothing is validated."""
+    """Count the rows of each source on both sides, and name large sources without validation rows."""
     pools, names = rows.pools(max(len(rows) * LARGE, 1))
     counts = np.bincount(pools, minlength=len(names))
     validated = np.bincount(pools[held_out], minlength=len(names))
@@ -343,7 +343,7 @@ def _look_at_sources(rows: Table, held_out: np.ndarray, config: DataConfig, repo
 
 
 def _remedy(rows: Table, here: np.ndarray, count: int, config: DataConfig) -> str:
-    """What gives a source validation rows."""
+    """Return how to give a source validation rows."""
     if config.val_from == "replies" and not rows.answers[here].any():
         return "--val-from all"
     groups = np.where(rows.groups[here] > 0, rows.groups[here], rows.digests[here, 0])

@@ -73,7 +73,7 @@ def _repaired(text: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _trimmed(text: str) -> str:
-    """Without white space around it; what indents the first line stays where it says something.
+    """Return the text without surrounding white space, keeping the first line's indentation where it has a meaning.
 
     That is where it is as deep as code is indented, or where other lines are indented too; or there is no other, and
     no sentence begins.
@@ -133,7 +133,7 @@ _YEAR = re.compile(r"(?:1[5-9]|20)\d\d")
 
 
 def personal_data(text: str) -> tuple[str, ...]:
-    """Kinds of personal data that a text seems to hold; an odd telephone number is missed rather than prose flagged."""
+    """Return the kinds of personal data a text seems to hold; rather miss an odd telephone number than flag prose."""
     address = "@" in text and _ADDRESS.search(text)
     telephone = _MANY_DIGITS.search(text) and any(
         _is_telephone(text, *found.span()) for found in _DIGITS.finditer(text)
@@ -161,7 +161,7 @@ def _is_telephone(text: str, start: int, end: int) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def _is_valid(number: str, region: str) -> bool:
-    """Whether this can be somebody's number, and neither a free nor a paid service."""
+    """Return whether a telephone number can be a person's, and belongs to no free or paid service."""
     import phonenumbers
     from phonenumbers import PhoneNumberType as Type
 
@@ -180,7 +180,7 @@ _loading = threading.Lock()
 
 
 def language_of(text: str) -> str:
-    """The language a text is in: its ISO 639-1 code, that of ISO 639-3 where it has no other, or "" where unsure.
+    """Return the ISO 639-1 code of a text's language, its ISO 639-3 code if it has no other, or "" when unsure.
 
     Raises:
         DataError: the extra that holds the library is not installed.

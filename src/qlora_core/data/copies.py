@@ -1,4 +1,4 @@
-"""Which sources are copies of one text, and which rows of one copy say what a row of another says. Knows no files.
+"""Sources that are copies of one text, and rows of one copy that repeat rows of another. Knows no files.
 
 Copies of a book are cut into passages at other places, so that no two rows are alike; what they share are runs of
 `RUN` neighbouring words. A thousandth of the memory that all runs would take tells the copies: only every `KEPT`th
@@ -25,7 +25,7 @@ _ODD = np.uint64(0x9E3779B97F4A7C15)
 
 
 def runs_of(text: str) -> np.ndarray:
-    """A hash of every `RUN` neighbouring words of a text, case and punctuation aside: uint64, `(words - RUN + 1,)`."""
+    """Return a hash of every `RUN` neighbouring words, ignoring case and punctuation: uint64, `(words - RUN + 1,)`."""
     found = _WORD.findall(text.casefold())
     words = np.fromiter((zlib.crc32(word.encode("utf-8", "replace")) for word in found), np.uint64, len(found))
     count = len(words) - RUN + 1
@@ -39,13 +39,13 @@ def runs_of(text: str) -> np.ndarray:
 
 
 def marks_of(texts: Iterable[str]) -> np.ndarray:
-    """The runs of all texts that are kept, to tell copies by: uint64, each once."""
+    """Return the runs of all texts that are kept to recognise copies: uint64, each once."""
     found = [runs[runs % np.uint64(KEPT) == 0] for runs in map(runs_of, texts)]
     return np.unique(np.concatenate(found)) if found else np.zeros(0, np.uint64)
 
 
 def find_copies(marks: Sequence[np.ndarray]) -> list[tuple[int, int, float]]:
-    """Pairs of sources of which one holds a good part of the other.
+    """Return pairs of sources of which one holds a good part of the other.
 
     Args:
         marks: of each source, as `marks_of` gives them.
@@ -76,7 +76,7 @@ def find_copies(marks: Sequence[np.ndarray]) -> list[tuple[int, int, float]]:
 
 
 def overlap(runs: np.ndarray, known: np.ndarray) -> int:
-    """How many runs of a row are among those of others.
+    """Count the runs of a row that others contain too.
 
     Args:
         runs: of the row, as `runs_of` gives them.

@@ -55,7 +55,7 @@ _LANGUAGES = {  # where two encodings make as much sense, the first is taken
 
 
 def _in_place(letters: str) -> re.Pattern[str]:
-    """The letters where words have them: no capital after a small letter, no other script in a Latin word."""
+    """Return letters in plausible positions: no capital after a small letter, no other script in a Latin word."""
     capitals = "".join(letter for letter in letters.upper() if not letter.isascii())  # not the SS of ß
     if letters[0] < "\u0250":
         return re.compile(f"[{letters}]|(?<![a-z{letters}])[{capitals}]")
@@ -66,7 +66,7 @@ _LETTERS = {name: [_in_place(letters) for letters in languages.split()] for name
 
 
 def detect(sample: bytes) -> str:
-    """Name of the encoding that a file beginning with `sample` is in.
+    """Return the name of the encoding of a file that begins with `sample`.
 
     A byte order mark decides; then many zero bytes (UTF-16); then whether what is not ASCII is UTF-8, some of it
     damaged perhaps. Else it is the legacy encoding in which most of the characters are letters of one language, where
@@ -84,7 +84,7 @@ def detect(sample: bytes) -> str:
 
 
 def decode(content: bytes) -> tuple[str, str]:
-    """A whole file's text with line feeds only, and its encoding; a damaged byte becomes U+FFFD."""
+    """Decode a file's text with line feeds only, and name its encoding; a damaged byte becomes U+FFFD."""
     name = detect(content)
     text = content.decode(name, errors="replace")
     return text.replace("\r\n", "\n").replace("\r", "\n"), name
@@ -103,7 +103,7 @@ def _beyond_ascii(sample: bytes) -> str:
 
 
 def _sense(sample: bytes, name: str) -> float:
-    """Share of the characters beyond ASCII that are, in this encoding, letters or punctuation in their places."""
+    """Return the share of non-ASCII characters that this encoding makes letters or punctuation in plausible places."""
     text = codecs.getincrementaldecoder(name)("replace").decode(sample)
     letters = max(len(pattern.findall(text)) for pattern in _LETTERS[name])
     return (letters + len(_PUNCTUATION.findall(text))) / (len(_BEYOND_ASCII.findall(text)) or 1)

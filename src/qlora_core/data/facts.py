@@ -14,7 +14,7 @@ from .tables import read_json_lines
 
 
 def read_facts(sheets: Sequence[Path], report: DataReport) -> list[dict[str, Any]]:
-    """The rows of every fact sheet, `{"fact", "expected": […], "questions": […]}`.
+    """Return the rows of every fact sheet, `{"fact", "expected": […], "questions": […]}`.
 
     Raises:
         DataError: a sheet does not exist.

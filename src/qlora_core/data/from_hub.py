@@ -21,7 +21,7 @@ _LICENCE = re.compile(r"^licen[sc]e:[ \t]*(\S[^\n]*|(?:\n[ \t]*-[^\n]+)+)", re.M
 
 @dataclass(frozen=True)
 class Named:
-    """Sources as files and directories of this machine.
+    """Sources as local files and directories.
 
     Attributes:
         named: as the user did.
@@ -35,7 +35,7 @@ class Named:
 
 
 def fetched(named: Sequence[str], say: Callable[[str], None] | None = None) -> Named:
-    """Fetch the data sets among the sources; what is in the hub's cache already is not fetched again.
+    """Fetch the data sets among the sources; those in the hub's cache are not fetched again.
 
     Args:
         named: files, directories, and data sets.
@@ -68,7 +68,7 @@ def fetched(named: Sequence[str], say: Callable[[str], None] | None = None) -> N
 
 
 def is_wanted(file: str, split: str) -> bool:
-    """Whether a file of a data set, by its path there, holds rows of a split; without one, of any but the test."""
+    """Return whether a file of a data set, by its path, holds rows of the split; without one, of any but the test."""
     path = Path(file)
     if form_of(path) not in TABLES or path.name in _NO_ROWS or any(part.startswith(".") for part in path.parts):
         return False
@@ -85,7 +85,7 @@ def is_wanted(file: str, split: str) -> bool:
 
 
 def _licence(path: Path) -> str:
-    """What a data set's README says of its licence."""
+    """Return the licence stated in a data set's README."""
     try:
         text = (path / "README.md").read_text(encoding="utf-8", errors="replace")
     except OSError:

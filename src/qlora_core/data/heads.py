@@ -21,12 +21,12 @@ _QUOTED = re.compile(r"[«“\"'‘(]$")
 
 
 def bare(text: str) -> str:
-    """The letters and digits of a text, without accents and case, by which broken forms are compared."""
+    """Return the letters and digits of a text without accents and case, used to compare broken forms."""
     return "".join(c for c in unicodedata.normalize("NFKD", text).casefold() if c.isalnum())
 
 
 def nearly(one: str, other: str) -> bool:
-    """Whether two texts that `bare` made are the same but for a few letters."""
+    """Return whether two texts made by `bare` are the same except for a few letters."""
     if one == other:
         return True
     if not one or not other or abs(len(one) - len(other)) > 0.25 * max(len(one), len(other)):
@@ -38,7 +38,7 @@ def nearly(one: str, other: str) -> bool:
 def without_heads(
     lines: Sequence[str], heads: Sequence[str], little: Callable[[str], bool]
 ) -> dict[int, tuple[str, str]]:
-    """Lines inside which a running head stands: their place, what is left of each, and what was taken out.
+    """Return lines inside which a running head stands: position, remaining text, and what was removed.
 
     A head interrupts a sentence: what stands before it is not ended, what follows goes on. Where prose names the head
     again and again, only those are taken out to which a page number or a stray letter sticks.
@@ -69,7 +69,7 @@ def without_heads(
 
 
 def _tolerant(head: str) -> re.Pattern[str]:
-    """A pattern for a head with letters read wrongly, spaces lost, and a page number or a letter stuck to it."""
+    """Return a pattern for a head that allows misread letters, lost spaces, and an attached page number or letter."""
     parts = []
     for char in head:
         if char.isspace():
@@ -85,7 +85,7 @@ def _tolerant(head: str) -> re.Pattern[str]:
 
 
 def _is_used(line: str, match: re.Match[str], little: Callable[[str], bool]) -> bool:
-    """Whether the words are a part of the sentence: named, quoted, or asked for by the word before them."""
+    """Return whether the words belong to the sentence: named, quoted, or required by the word before them."""
     before, after = line[: match.start()].rstrip(), line[match.end() :].lstrip()
     if after[:1] in ",.;:!?»”\"')" and after:
         return True
@@ -93,7 +93,7 @@ def _is_used(line: str, match: re.Match[str], little: Callable[[str], bool]) -> 
 
 
 def _interrupts(lines: Sequence[str], at: int, match: re.Match[str]) -> bool:
-    """Whether the sentence before the words goes on behind them."""
+    """Return whether the sentence before the words goes on behind them."""
     line = lines[at]
     before = line[: match.start()].rstrip() or (lines[at - 1] if at else "")
     after = line[match.end() :].lstrip() or (lines[at + 1] if at + 1 < len(lines) else "")

@@ -65,7 +65,7 @@ def prepare(
     output: Path | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> PreparedData:
-    """Read, validate, mend, join, deduplicate and split the sources.
+    """Read, validate, repair, join, deduplicate and split the sources.
 
     What was prepared before from the same files with the same settings is not read again: it lies in the cache, and is
     recognised by every file's size and time of change.
@@ -130,21 +130,21 @@ class _Plan:
 
     @property
     def sources(self) -> list[Source]:
-        """Every file of rows and documents, validation first, so that none of its rows is trained."""
+        """Return every file of rows and documents, validation first, so that none of its rows is trained."""
         return [*self.own.validation, *self.own.train, *self.own.loose]
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Every file that is read."""
+        """Return every file that is read."""
         return tuple(dict.fromkeys((*(source.file for source in self.sources), *self.sheets)))
 
     @property
     def names(self) -> list[Path]:
-        """What every source is called, members of archives too."""
+        """Return the names of all sources, members of archives included."""
         return [*(source.path for source in self.sources), *self.sheets]
 
     def located(self, there: dict[Path, Path]) -> _Plan:
-        """With the places of the bytes of members; without those that could not be unpacked."""
+        """Return the sources with the locations of members' bytes, without members that could not be unpacked."""
 
         def known(sources: list[Source]) -> list[Source]:
             return [located(source, there) for source in sources if not source.archive or source.path in there]
@@ -153,7 +153,7 @@ class _Plan:
         return replace(self, own=own)
 
     def units(self) -> Iterator[tuple[int, Unit]]:
-        """What is read, with the side it falls on."""
+        """Yield everything to be read, with the side it belongs to."""
         whole = self.own.complete
         sides = [(VALIDATION, source) for source in self.own.validation]
         sides += [(TRAIN if whole else UNDECIDED, source) for source in self.own.train]
@@ -165,7 +165,7 @@ class _Plan:
 
 
 def _is_ours(source: Source, *names: str) -> bool:
-    """Whether `qlora data` wrote this file, under one of these names."""
+    """Return whether `qlora data` wrote this file under one of these names."""
     return source.path.name in names and is_prepared(source.path.parent)
 
 
@@ -178,7 +178,7 @@ def _units(source: Source, **options: bool) -> Iterator[Unit]:
 
 
 def _state(plan: _Plan, config: DataConfig, tokenizer: ChatTokenizer) -> dict[str, Any]:
-    """Everything that the prepared rows are a function of."""
+    """Return everything that the prepared rows depend on."""
     code = hashlib.sha256()
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         code.update(path.read_bytes())
@@ -205,7 +205,7 @@ def _stat(path: Path) -> Any:
 
 
 def _forget_oldest(directory: Path) -> None:
-    """Keep the newest preparations; one that is in use stays readable until its user ends."""
+    """Keep the newest preparations; one in use stays readable until its user ends."""
     entries = sorted(filter(Path.is_dir, directory.iterdir()), key=lambda path: path.stat().st_mtime)
     whole = [path for path in entries if path.name[0] != "."]
     left = [path for path in entries if path.name[0] == "." and path.stat().st_mtime < time.time() - ABANDONED]
@@ -254,7 +254,7 @@ def _write(
 
 
 def _parts(plan: _Plan, reading: Reading) -> Iterator[tuple[int, Part]]:
-    """Every part in order; in several processes where there is much to read.
+    """Yield every part in order, reading in several processes where there is much to read.
 
     What is large and cannot be cut is read here, a part at a time: as a whole it might not fit into memory.
     """
@@ -270,7 +270,7 @@ def _parts(plan: _Plan, reading: Reading) -> Iterator[tuple[int, Part]]:
 
 
 def _size(unit: Unit) -> int:
-    """Bytes that a unit reads; a packed file counts as many times as it may grow."""
+    """Return the bytes that a unit reads; a packed file counts as often as it may grow."""
     start, stop, _ = unit.piece
     size = unit.source.content.stat().st_size
     return (size if stop is None else stop) - start if not packing_of(unit.source.content) else 20 * size

@@ -74,7 +74,7 @@ Piece = TypeVar("Piece", Fragment, Block)
 
 @dataclass(frozen=True)
 class Unit:
-    """What is read in one go.
+    """A piece that is read in one go.
 
     Attributes:
         source: the file.
@@ -122,12 +122,12 @@ class Part:
 
 
 def _may_be_a_message(row: dict[str, Any]) -> bool:
-    """Take a quick look, which nearly all rows fail."""
+    """Take a quick look that nearly all rows fail."""
     return "role" in row or "replies" in row or type(row.get("prompt")) is dict
 
 
 def can_be_cut(source: Source) -> bool:
-    """Whether the lines of a file can be read in pieces: each is a row, and none belongs to another one."""
+    """Return whether a file can be read in pieces: each line is a row, and none belongs to another."""
     if source.form in OPEN_FORMS and recognise(source.form, first_bytes(source.content)):
         return False
     with contextlib.suppress(ValueError, OSError):
@@ -137,13 +137,13 @@ def can_be_cut(source: Source) -> bool:
 
 @dataclass(frozen=True)
 class Reading:
-    """How to read: the settings, and where the tokeniser that measures passages lies."""
+    """Instructions for reading: the settings, and where the tokeniser that measures passages lies."""
 
     config: DataConfig
     tokenizer: Path
 
     def parts(self, unit: Unit) -> Iterator[Part]:
-        """Read one unit, handing over some thousand rows at a time; whatever is wrong with it is in their reports."""
+        """Read one unit, handing over some thousand rows at a time; everything wrong with it is in their reports."""
         return _Reader(unit, self.config, self.tokenizer).parts()
 
     def __call__(self, unit: Unit) -> list[Part]:
@@ -171,7 +171,7 @@ class _Reader:
         self.kinds: list[str] = []  # repairs of the row at hand
 
     def parts(self) -> Iterator[Part]:
-        """The unit's rows, `ROWS_A_PART` at a time; the last part may be empty, but its report counts."""
+        """Yield the unit's rows, `ROWS_A_PART` at a time; the last part may be empty, but its report counts."""
         records = self._records()
         taken, first = ROWS_A_PART, self.unit.piece[0] == 0
         while taken == ROWS_A_PART:
@@ -180,7 +180,7 @@ class _Reader:
             yield part
 
     def _part(self, records: Iterable[Record], first: bool) -> tuple[Part, int]:
-        """Rows as lines and numbers, and how many records they were; copies are found by the first part of a file.
+        """Return rows as lines and numbers, and how many records they were; copies are found by a file's first part.
 
         The records themselves are not kept, which spares the memory and its collector.
         """
@@ -232,7 +232,7 @@ class _Reader:
             self.report.skipped_files.add(self.name, str(error))
 
     def _wanted(self, record: Record) -> bool:
-        """Look at a finished row: its language, and personal data in it."""
+        """Return whether a finished row is wanted, by its language, and note its personal data."""
         if self.unit.prepared:
             return True
         text = "\n".join(texts_of(record.content))
@@ -277,7 +277,7 @@ class _Reader:
         yield from self._threads(messages)
 
     def _recognised(self, row: Any, where: str) -> tuple[Record | None, bool]:
-        """The record of a row, and whether it is a line of running text; None when it is not used."""
+        """Return the record of a row, and whether it is a line of running text; None if it is not used."""
         try:
             if isinstance(row, UnusableError):
                 self.report.unreadable += 1
@@ -307,7 +307,7 @@ class _Reader:
         return record, shaped.running
 
     def _note_what_is_beside(self, shaped: Shaped) -> None:
-        """Count what is used for nothing, and what is marked as not to be trained."""
+        """Count unused content and parts marked as not to be trained."""
         for name, longer in shaped.unused:
             self.report.unused[f"{shaped.beside} {name}"] += 1
             self.report.unused_longer[f"{shaped.beside} {name}"] += longer
@@ -322,7 +322,7 @@ class _Reader:
 
     @functools.cached_property
     def _mostly_questions(self) -> bool:
-        """Whether the file is of questions, so that a row without one has a gap, and is no line of running text."""
+        """Return whether the file is of questions, so that a row without one has a gap and is no running text."""
         asked = blank = 0
         with contextlib.suppress(ValueError, OSError):
             for _, row in itertools.islice(read_rows(self.unit.source, lambda _: ""), PEEK):
@@ -335,7 +335,7 @@ class _Reader:
     # Conversations that stand in several rows, or in a tree
 
     def _threads(self, messages: Messages) -> Iterator[Record]:
-        """The conversations of messages that stand one a row."""
+        """Yield the conversations of messages that stand one in a row."""
         for thread in messages.threads():
             self.report.joined_messages += len(thread.turns) - thread.given
             yield from self._thread(thread)
@@ -343,7 +343,7 @@ class _Reader:
             self.report.rejected.add(f"{self.name}:{place}", reason)
 
     def _tree(self, root: dict[str, Any], number: int) -> Iterator[Record]:
-        """The conversations of a row that is a tree of replies."""
+        """Yield the conversations of a row that is a tree of replies."""
         try:
             threads = list(tree_threads(root, number))
         except ValueError as error:
@@ -373,7 +373,7 @@ class _Reader:
         return cleaned
 
     def _note_repairs(self, where: str, sample: str) -> None:
-        """Count the repairs made since the last call."""
+        """Count the repairs since the last call."""
         if self.kinds:
             self.report.mended.update(self.kinds)
             self.report.mended_rows.add(where, ", ".join(dict.fromkeys(self.kinds)), sample)
@@ -388,7 +388,7 @@ class _Reader:
             self.report.encodings[encoding] += 1
 
     def _in_order(self) -> Iterator[Record]:
-        """The records of the unit, by what its file is."""
+        """Return the records of the unit, read as the kind of file it is."""
         form, mapped = self.unit.source.form, bool(self.columns)
         whole = self.unit.piece == (0, None, 1) and not self.unit.prepared and (form in SEVERAL or not mapped)
         kind = recognise(form, first_bytes(self.unit.source.content)) if whole and form in OPEN_FORMS else None
@@ -422,7 +422,7 @@ class _Reader:
             self.report.recognised.add(self.name, how)
 
     def _chat(self, chat: Chat) -> Iterator[Record]:
-        """A chat's conversations; those in which nobody is answered are counted among the rejected rows."""
+        """Yield a chat's conversations; those without any answer count among the rejected rows."""
         self._leave_out(chat.left_out)
         if not chat.messages:
             self.report.skipped_files.add(self.name, f"{chat.title or chat.kind}: holds no messages")
@@ -446,7 +446,7 @@ class _Reader:
     # Running text and documents
 
     def _leave_out(self, found: Iterable[tuple[str, str, str]]) -> None:
-        """List what is no text of the file: place, reason and beginning of each."""
+        """List what is not the file's own text: place, reason and beginning of each."""
         for place, reason, sample in found:
             self.report.debris.add(f"{self.name}:{place}" if place else self.name, reason, sample)
 
@@ -466,12 +466,12 @@ class _Reader:
 
     @property
     def _title(self) -> str:
-        """What the name of the file says; source code is known by its path."""
+        """Return the title from the file's name; source code is known by its path."""
         source = self.unit.source
         return (source.within or composed(self.path.name)) if source.is_code else title_of(self.path)
 
     def _passages(self, document: Document, title: str, part: str = "") -> Iterator[Record]:
-        """The passages of a document, or of running text, which has no title of its own, and questions about them.
+        """Yield the passages of a document, or of untitled running text, and questions about them.
 
         `part` tells the documents of one file apart.
         """
@@ -503,7 +503,7 @@ class _Reader:
             )
 
     def _structured(self, document: Document) -> tuple[str, list[Block]]:
-        """Title and blocks of a document, without what belongs to a page, to a scan or to a chat program."""
+        """Return title and blocks of a document, without parts that belong to a page, a scan or a chat program."""
         decided = self.decisions.find(TITLE, self.name)
         title = decided or document.title
         if self.unit.source.is_code:
@@ -534,7 +534,7 @@ class _Reader:
         return title or within, blocks
 
     def _without_chatter(self, pieces: Sequence[Piece]) -> list[Piece]:
-        """Without what was said to a chat program, or by it, before and behind the text."""
+        """Return the text without remarks to or by a chat program before and behind it."""
         paragraphs = [
             list(run) for filled, run in itertools.groupby(pieces, key=lambda piece: bool(piece.text)) if filled
         ]
@@ -547,7 +547,7 @@ class _Reader:
         return [piece for piece in pieces if id(piece) not in gone]
 
     def _asked(self, passages: Sequence[Passage], *, is_document: bool) -> list[Asked]:
-        """The questions of the setting `question`; about what nothing is asked is told."""
+        """Return the questions of the setting `question`; report what is asked about nothing."""
         template = self.config.question
         if not template or not passages:
             return []
@@ -571,7 +571,7 @@ class _Reader:
         return list(ask(passages, template, kind=kind, about_all=is_document and len(passages) <= BOOK, unasked=tell))
 
     def _groups(self, passages: Sequence[Passage], part: str, *, is_document: bool, asked: bool) -> list[str]:
-        """The group of each passage: its document; in a book its section; in a long section the passage alone.
+        """Return the group of each passage: its document; in a book its section; in a long section the passage alone.
 
         Running text is split passage by passage. Where the file lies must not decide the split, its name may.
         """
@@ -592,14 +592,14 @@ class _Reader:
 
 
 def _encode(record: Record) -> tuple[bytes, bytes]:
-    """The row's line in the prepared file, and the SHA-256 of its content."""
+    """Return the row's line in the prepared file, and the SHA-256 of its content."""
     content = _ENCODE(record.content).encode()
     rest = _ENCODE({"source": record.source, "metadata": record.metadata}).encode()
     return content[:-1] + b", " + rest[1:] + b"\n", hashlib.sha256(content).digest()
 
 
 def _prompt(content: dict[str, Any]) -> int:
-    """A hash of what is said before the last answer; 0 where nothing is."""
+    """Return a hash of what is said before the last answer; 0 if there is nothing."""
     turns = content.get("messages", ())
     last = len(turns) - 1
     while last > 0 and turns[last]["role"] != "assistant":
@@ -611,7 +611,7 @@ def _prompt(content: dict[str, Any]) -> int:
 
 
 def folder_of(name: str) -> str:
-    """The name that the documents of a folder share: the folder and their suffix."""
+    """Return the name that documents of a folder share: the folder and their suffix."""
     path = PurePath(name)
     return str(path.parent / f"*{path.suffix}")
 

@@ -58,14 +58,14 @@ class Format:
 
 
 def recognise(form: str, sample: bytes) -> Format | None:
-    """What a file with this suffix is, by its beginning; None: what its suffix says."""
+    """Return the format of a file with this suffix, by its beginning; None if it is what its suffix says."""
     candidates = [kind for kind in FORMATS if form in kind.forms]
     text = sample.decode(detect(sample), errors="replace").replace("\r\n", "\n").replace("\r", "\n")
     return next((kind for kind in candidates if kind.is_it(text)), None)
 
 
 def read_items(kind: Format, content: bytes, name: str) -> list[Item]:
-    """What a file of this format holds.
+    """Return the content of a file of this format.
 
     Raises:
         ValueError: why it cannot be read, in one plain line.

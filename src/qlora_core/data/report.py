@@ -1,4 +1,4 @@
-"""What became of the sources: counts, findings and warnings. Knows nothing of how rows are made."""
+"""Results of reading the sources: counts, findings and warnings. Knows nothing of how rows are made."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MOST_LOST = 0.1  # share of the sources that may be unreadable; above it, prepar
 
 @dataclass
 class DataReport:
-    """What became of the sources.
+    """The result of reading the sources.
 
     Every row is accounted for: read + passages + questions + conversations = train + validation + test_rows +
     duplicates + near_duplicates_dropped + several_answers_dropped + copies_dropped + copies_left_out + rejected +
@@ -148,7 +148,7 @@ class DataReport:
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> DataReport:
-        """The report that `write` wrote; what it does not know is left out."""
+        """Return the report that `write` wrote; unknown keys are ignored."""
         report = cls()
         saved = {**saved, **_counted(saved.get("unused"))}
         for name, mine in vars(report).items():
@@ -163,7 +163,7 @@ class DataReport:
         path.write_text(json.dumps(self.as_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
 
     def as_dict(self) -> dict[str, Any]:
-        """The report as a JSON object."""
+        """Return the report as a JSON object."""
         plain = {
             name: asdict(value) if isinstance(value, Findings) else dict(value) if isinstance(value, Counter) else value
             for name, value in vars(self).items()
@@ -173,7 +173,7 @@ class DataReport:
 
     @property
     def unused_columns(self) -> list[Unused]:
-        """What holds content and is used for nothing, what most rows have first."""
+        """Return columns that hold content and are used for nothing, those that most rows have first."""
         found = []
         for name, rows in self.unused.most_common():
             beside, _, column = name.partition(" ")
@@ -184,16 +184,16 @@ class DataReport:
 
     @property
     def left_out_as_copies(self) -> int:
-        """Rows that are not trained since a copy of their source says the same."""
+        """Return the number of rows left out because a copy of their source says the same."""
         return self.copies_dropped + self.copies_left_out
 
     @property
     def lost_share(self) -> float:
-        """Share that could not even be read, of the rows or of the bytes, whichever is more, from 0 to 1."""
+        """Return the share that could not be read, of rows or bytes, whichever is larger, from 0 to 1."""
         return max(self.unreadable / max(self.read, 1), min(1.0, self.unread / max(self.bytes, 1)))
 
     def look_again(self, config: DataConfig) -> None:
-        """Fill `warnings` from the counts; each remedy that is named changes what the settings are."""
+        """Fill `warnings` from the counts; every remedy changes the current settings."""
         self.warnings = [
             *self._lost(),
             *self._left_aside(config.columns),
@@ -242,7 +242,7 @@ class DataReport:
         return found
 
     def _left_aside(self, columns: Sequence[str]) -> list[str]:
-        """What is in the rows and is not trained, since nothing is made of it or its author says so."""
+        """Return warnings about content of the rows that is not trained because it is unused or its author says so."""
         found = []
         if unused := self.unused_columns:
             names = "; ".join(column.described for column in unused[:MANY])
@@ -330,14 +330,14 @@ class Unused:
 
     @property
     def described(self) -> str:
-        """Name, share and length in words."""
+        """Describe name, share and length in words."""
         share = f"{self.share:.0%}" if self.share >= 0.01 else f"{self.rows}"
         longer = f", longer than the {'text' if self.beside == 'text' else 'prompt'}" if self.longer_than_prompt else ""
         return f"`{self.column}` (in {share} of the rows{longer})"
 
     @property
     def choice(self) -> tuple[str, str] | None:
-        """The setting that uses it where it belongs to the row; None where no setting does."""
+        """Return the setting that uses it if it belongs to the row; None if no setting does."""
         plain = self.column.strip().casefold()
         if plain in MASKS or "[" in self.column or self.beside == "messages" or judges(self.column):
             return None
@@ -347,7 +347,7 @@ class Unused:
 
     @property
     def remedy(self) -> str:
-        """What to do where it belongs to the row."""
+        """Return what to do if it belongs to the row."""
         if self.column.strip().casefold() in MASKS:
             return (
                 f"`{self.column}` has not one mark for each turn, and marks of tokens belong to the tokenizer that "
@@ -369,7 +369,7 @@ def _questions(count: int) -> str:
 
 
 def _counted(unused: Any) -> dict[str, Counter[str]]:
-    """The counts of a list of `Unused`, as `as_dict` writes it."""
+    """Return the counts of a list of `Unused` in the form `as_dict` writes."""
     columns = [Unused(**column) for column in unused] if isinstance(unused, list) else []
     names = [(f"{column.beside} {column.column}", column) for column in columns]
     return {

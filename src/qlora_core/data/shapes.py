@@ -83,7 +83,7 @@ class Shaped:
 
 
 def shape(row: Any, columns: Columns, clean: Clean) -> Shaped:
-    """Recognise a row.
+    """Recognise the shape of a row.
 
     Args:
         row: a JSON value, or a row of a table; a null is as good as absent.
@@ -121,7 +121,7 @@ def shape(row: Any, columns: Columns, clean: Clean) -> Shaped:
 
 
 def _is_plain_mark(value: Any) -> bool:
-    """Whether a mark is true or 1, and so says nothing that is not done."""
+    """Return whether a mark is true or 1, and so changes nothing."""
     return value is None or value == 1 or is_truth(value) or (isinstance(value, str) and value.strip() in ("", "1"))
 
 
@@ -134,7 +134,7 @@ def _speaks(turn: dict[str, Any]) -> bool:
 
 
 def _talk_of(row: dict[str, Any], columns: Columns) -> Layout | None:
-    """The layout of a row of no known columns, one of which is a conversation by what it holds."""
+    """Return the layout of a row without known columns, one of which holds a conversation."""
     for key in row:
         if key.strip().casefold() in _TALKS and _are_turns(with_speakers(unpacked(row[key]), Noted())):
             return layout_of(tuple(row), (*columns, ("messages", key)))
@@ -155,14 +155,14 @@ def _unrecognised(row: dict[str, Any]) -> str:
 
 
 def _texts_within(value: Any, path: str = "") -> list[str]:
-    """The names of the texts of a row, also of those within its objects: `translation.en`."""
+    """Return the names of the row's texts, including those within its objects: `translation.en`."""
     if isinstance(value, dict):
         return [name for key, inner in value.items() for name in _texts_within(inner, f"{path}.{key}" if path else key)]
     return [path] if isinstance(value, str) and content_length(path.rpartition(".")[2], value) else []
 
 
 def _opened(row: dict[str, Any], columns: Columns) -> dict[str, Any]:
-    """The row with what stands in its objects as columns of their own, where `columns` names one: `translation.en`."""
+    """Return the row with objects expanded into columns that `columns` names: `translation.en`."""
     for _, theirs in columns:
         parts = theirs.split(".")
         for count in range(1, len(parts)):
@@ -187,7 +187,7 @@ def _without_nulls(row: dict[str, Any], columns: Columns) -> dict[str, Any]:
 
 
 def _judged(row: dict[str, Any], layout: Layout) -> dict[str, Any]:
-    """A row without `chosen` and `rejected`, which only say whether its answer is a good one.
+    """Return a row without `chosen` and `rejected` if these only say whether its answer is a good one.
 
     Raises:
         MarkedError: it is not.
@@ -201,7 +201,7 @@ def _judged(row: dict[str, Any], layout: Layout) -> dict[str, Any]:
 
 
 def _other_shape(row: dict[str, Any], layout: Layout, columns: Columns) -> dict[str, Any]:
-    """The row without its empty columns, where it has another shape then; tables have all columns in every row."""
+    """Return the row without empty columns if that gives it another shape; tables have all columns in every row."""
     filled = {key: value for key, value in row.items() if not _is_blank(value)}
     other = layout_of(tuple(filled), columns)
     return filled if other and other != layout else {}
@@ -228,7 +228,7 @@ def _whole_text(row: dict[str, Any], layout: Layout, clean: Clean) -> str:
 
 
 def _question(row: dict[str, Any], layout: Layout, clean: Clean) -> list[dict[str, Any]]:
-    """The turns of a question and its answer; empty where there is more to be said of them."""
+    """Return the turns of a plain question and its answer; empty if more needs to be said of them."""
     asked, answered = row[layout.asked], row[layout.answered]
     if type(asked) is not str or type(answered) is not str or "<" in asked or asked[:1] in ("[", "{"):
         return []
@@ -241,7 +241,7 @@ def _question(row: dict[str, Any], layout: Layout, clean: Clean) -> list[dict[st
 
 
 class _Row:
-    """A row whose columns are known."""
+    """A row with known columns."""
 
     def __init__(self, row: dict[str, Any], layout: Layout, columns: Columns, clean: Clean) -> None:
         self.row, self.layout, self.columns, self.clean = row, layout, columns, clean
@@ -250,7 +250,7 @@ class _Row:
         self.masks: set[str] = set()  # lists of marks whose turns have them now
 
     def shaped(self) -> Shaped:
-        """The row, put together.
+        """Assemble the row.
 
         Raises:
             ValueError: what is wrong with it.
@@ -336,7 +336,7 @@ class _Row:
         return self._beside(messages)
 
     def _beside(self, messages: list[dict[str, Any]]) -> dict[str, Any]:
-        """A conversation with what stands in columns beside it: system text, thought, tools."""
+        """Return a conversation with the content of its neighbouring columns: system text, thought, tools."""
         row, layout = self.row, self.layout
         if layout.system and (system := self.clean(_text(row, layout.system).removeprefix("SYSTEM: "))):
             if messages[0]["role"] != "system":
@@ -358,7 +358,7 @@ class _Row:
         return conversation(self._with_marks(turns) if self.layout.masks else turns, name, self.clean, self.noted)
 
     def _with_marks(self, turns: Any) -> Any:
-        """The turns with the marks of a list beside them, where it has one for each of them."""
+        """Return the turns with the marks of a list beside them, if there is one for each turn."""
         for key in self.layout.masks:
             marks = unpacked(self.row[key])
             if not isinstance(turns, list) or not isinstance(marks, list) or len(marks) != len(turns):
@@ -370,7 +370,7 @@ class _Row:
         return turns
 
     def _with_better(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The messages before a preferred answer, which only are its context, and that answer."""
+        """Return the messages before a preferred answer, which are only its context, and that answer."""
         name = self.layout.chosen
         better = self.row[name]
         if isinstance(better, str):
@@ -393,7 +393,7 @@ class _Row:
         return self._last_alone(messages)
 
     def _last_alone(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Messages of which the last answer is trained, which was judged, and no other."""
+        """Return messages of which only the last answer, the one that was judged, is trained."""
         for message in messages[:-1]:
             if message["role"] == "assistant":
                 message["train"] = False
@@ -403,7 +403,7 @@ class _Row:
     # Questions and answers
 
     def _pair(self) -> dict[str, Any] | None:
-        """A question and its answer, or running text; None where the row has another shape without its blank cells."""
+        """Return a question and its answer, or running text; None if the row has another shape without blank cells."""
         row, layout = self.row, self.layout
         asked = unpacked(row[layout.asked]) if layout.asked else ""
         if isinstance(asked, dict) and isinstance(asked.get("messages"), list):  # hosted models' preference files
@@ -430,7 +430,7 @@ class _Row:
         return self._beside([*earlier, {"role": "user", "content": prompt}, {"role": "assistant", "content": answer}])
 
     def _asked_in_turns(self, asked: Any) -> list[dict[str, Any]]:
-        """What is asked, where it is a conversation; empty where it is a text."""
+        """Return the question if it is a conversation; empty if it is a text."""
         layout = self.layout
         if isinstance(asked, str):
             asked = turns_of_text(asked)
@@ -443,7 +443,7 @@ class _Row:
         return []
 
     def _rounds(self, asked: Any) -> list[dict[str, Any]]:
-        """The rounds of a list of questions and a list of their answers; none of texts."""
+        """Return the rounds of a list of questions and a list of their answers; none if they are texts."""
         answers = unpacked(self.row[self.layout.chosen])
         if not isinstance(asked, list) or not isinstance(answers, list) or len(asked) != len(answers):
             return []
@@ -453,7 +453,7 @@ class _Row:
         return self._turns([{"role": BOTH[n % 2], "content": text} for n, text in enumerate(both)], self.layout.chosen)
 
     def _line(self, answer: str) -> dict[str, Any]:
-        """A line of running text; what stands beside it is used for nothing."""
+        """Return a line of running text; the content beside it is unused."""
         layout = self.layout
         self.blank = layout.asked
         for key in (layout.system, layout.reasoning, layout.tools, layout.history):
@@ -462,7 +462,7 @@ class _Row:
         return {"text": answer}
 
     def _prompt(self, options: Options) -> str:
-        """What is asked, with what it is about behind it."""
+        """Return the question followed by its context."""
         row, layout = self.row, self.layout
         if layout.contexts or options or layout.given:
             asked = self.clean(_text(row, layout.asked)) if layout.asked else ""
@@ -472,7 +472,7 @@ class _Row:
         return self.clean(_text(row, layout.asked)) if layout.asked else ""
 
     def _context(self, key: str) -> str:
-        """A text that the question is about; "" for the name or number of one, which is metadata."""
+        """Return a text that the question is about; "" for a mere name or number, which is metadata."""
         value = unpacked(self.row[key])
         text = flat(value)
         if text and (content_length("", text) or key.strip().casefold() in ("context", "contexto", "contexts")):
@@ -503,7 +503,7 @@ class _Row:
         return self.clean(text)
 
     def _best(self, value: Any, name: str) -> Any:
-        """The best of answers in a list, each with a rank or a score; what is no such list comes back as it is."""
+        """Return the best answer in a list with ranks or scores; any other value comes back unchanged."""
         if not isinstance(value, list) or not value or _are_turns(value):
             return value
         if not all(isinstance(answer, dict) for answer in value):
@@ -513,7 +513,7 @@ class _Row:
         return best_of(value, name)
 
     def _calls(self) -> dict[str, Any] | None:
-        """The turn that an answer is, where it is a list of calls of the tools that the row offers."""
+        """Return the turn of an answer that is a list of calls to the row's tools."""
         row, layout = self.row, self.layout
         calls = unpacked(row[layout.answered]) if layout.tools and not _is_blank(row[layout.tools]) else None
         if not isinstance(calls, list) or not calls or not all(isinstance(c, dict) and "name" in c for c in calls):
@@ -521,7 +521,7 @@ class _Row:
         return {"role": "assistant", "content": "", "tool_calls": [call_of(call, 2) for call in calls]}
 
     def _continued(self, messages: list[dict[str, Any]]) -> dict[str, Any]:
-        """A conversation that is asked, and how it goes on: only that is trained."""
+        """Return a conversation that is asked and its continuation: only that is trained."""
         row, layout = self.row, self.layout
         if layout.chosen:
             return self._beside(self._with_better(messages))
@@ -540,7 +540,7 @@ class _Row:
         return self._beside(messages)
 
     def _history(self, key: str) -> list[dict[str, Any]]:
-        """Earlier rounds: pairs of texts, or turns."""
+        """Return the earlier rounds: pairs of texts, or turns."""
         rounds = unpacked(self.row[key]) if key else None
         if _is_blank(rounds):
             return []
@@ -567,7 +567,7 @@ _PLACEHOLDER = re.compile(
 
 
 def _common(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The messages with which both begin."""
+    """Return the messages with which both begin."""
     same = []
     for one, other in zip(first, second, strict=False):
         if one["role"] != other["role"] or one["content"] != other["content"]:
@@ -580,7 +580,7 @@ _CONTEXT_TEXTS = ("text", "content", "passage", "contents", "body", "sentences",
 
 
 def flat(value: Any) -> str | None:
-    """The text of a context: a text, a list of texts, or objects with a text and perhaps a title; None otherwise."""
+    """Return the text of a context (a text, a list of texts, objects with a text and perhaps a title), or None."""
     if isinstance(value, str):
         return value
     if isinstance(value, list):

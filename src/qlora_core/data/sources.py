@@ -1,4 +1,4 @@
-"""Which files are read, and their bytes: unpacked and in lines, whatever their encoding. Knows nothing of rows."""
+"""Files to read and their bytes: unpacked and in lines, whatever their encoding. Knows nothing of rows."""
 
 from __future__ import annotations
 
@@ -63,27 +63,27 @@ class Source:
 
     @property
     def file(self) -> Path:
-        """The file on the disk that it comes from."""
+        """Return the file on disk that it comes from."""
         return self.archive or self.path
 
     @property
     def content(self) -> Path:
-        """Where its bytes are."""
+        """Return where its bytes lie."""
         return self.unpacked or self.path
 
     @property
     def is_document(self) -> bool:
-        """Whether it holds prose, instead of rows."""
+        """Return whether it holds prose instead of rows."""
         return self.form in DOCUMENTS or self.is_code
 
     @property
     def is_code(self) -> bool:
-        """Whether it is source code."""
+        """Return whether it is source code."""
         return self.form in CODE
 
 
 def find_sources(named: Sequence[str], skipped: Findings, output: Path | None = None) -> list[Source]:
-    """Every readable file that was named, or lies in a directory that was, in a stable order and once each.
+    """Return every readable file that was named or lies in a named directory, in a stable order and once each.
 
     Args:
         named: files and directories. One that `qlora data` wrote gives what it wrote; inside another it is left out.
@@ -107,7 +107,7 @@ def find_sources(named: Sequence[str], skipped: Findings, output: Path | None = 
 
 
 def without_repeats(sources: Sequence[Source], skipped: Findings) -> list[Source]:
-    """Sources without those that say what a better one beside them says: signal-export writes each chat three times."""
+    """Return sources without those that repeat a better one beside them: signal-export writes each chat three times."""
     names = {source.path for source in sources}
     kept = []
     for source in sources:
@@ -120,7 +120,7 @@ def without_repeats(sources: Sequence[Source], skipped: Findings) -> list[Source
 
 
 def with_code_apart(sources: Sequence[Source], named: Sequence[str], skipped: Findings) -> list[Source]:
-    """Folders either of source code or of data: in one of code its settings are no rows, and a script is no data.
+    """Treat each folder as code or data: settings in a code folder are no rows, a script in a data folder no data.
 
     A folder, or an archive, is of code where most of its files are. What is named itself is read as it is.
     """
@@ -149,13 +149,13 @@ def with_code_apart(sources: Sequence[Source], named: Sequence[str], skipped: Fi
 
 
 def is_prepared(directory: Path) -> bool:
-    """Whether `qlora data` wrote this directory."""
+    """Return whether `qlora data` wrote this directory."""
     finish_replacing(directory)  # what it was killed at
     return (directory / REPORT_FILE).is_file()
 
 
 def _inside(root: Path, skipped: Findings, output: Path | None) -> list[Path]:
-    """The files of a directory that are not hidden; of one that `qlora data` wrote, those that it wrote."""
+    """Return the visible files of a directory; for one that `qlora data` wrote, only those it wrote."""
     output = output.resolve() if output else None
     if is_prepared(root) and root.resolve() != output:
         return [path for name in (TRAIN_FILE, VAL_FILE, FACTS_FILE) if (path := root / name).is_file()]
@@ -183,7 +183,7 @@ def _inside(root: Path, skipped: Findings, output: Path | None) -> list[Path]:
 
 
 def form_of(path: Path) -> str:
-    """The suffix that says what a file holds: that before a compression's, in lower case."""
+    """Return the suffix that says what a file holds: the one before a compression's, in lower case."""
     name = path.name.lower()
     for packed in PACKED:
         name = name.removesuffix(packed)
@@ -191,7 +191,7 @@ def form_of(path: Path) -> str:
 
 
 def title_of(path: Path) -> str:
-    """What a file's name says that it is about: without suffixes that are known, composed, with blanks for underscores.
+    """Return the subject that a file name states: without known suffixes, composed, with blanks for underscores.
 
     A hyphen is a part of a name or of a date; but where there is no blank, one before a small letter parts words.
     """
@@ -226,7 +226,7 @@ def _reason_to_skip(path: Path, *, in_directory: bool) -> str:
 
 
 def reason_of_name(path: Path, *, in_directory: bool) -> str:
-    """Why a file of this name is not read, or ""."""
+    """Return why a file of this name is not read, or ""."""
     form = form_of(path)
     if form not in (*TABLES, *DOCUMENTS, *ARCHIVES, *CODE):
         packed = " Unpack it first." if form in (".7z", ".rar") else ""
@@ -257,7 +257,7 @@ _FILLERS = frozenset(
 
 
 def split_in(name: str) -> str:
-    """Which split the name of a file, of a key or in a column is that of: TRAINING, VALIDATING, TESTING or "".
+    """Return the split that the name of a file, a key or in a column says: TRAINING, VALIDATING, TESTING or "".
 
     It is the first word of the name or the last one: test-00000-of-00002, train_data, cities.val.
     """
@@ -272,7 +272,7 @@ def split_in(name: str) -> str:
 
 @dataclass(frozen=True)
 class OwnSplit:
-    """Which files are for training and for validation, as their names and folders say.
+    """Training and validation files, as their names and folders say.
 
     Attributes:
         train, validation: files that say so.
@@ -285,12 +285,12 @@ class OwnSplit:
 
     @property
     def complete(self) -> bool:
-        """Whether files to validate on were named."""
+        """Return whether validation files were named."""
         return bool(self.validation)
 
 
 def own_split(sources: Sequence[Source], named: Sequence[str], skipped: Findings, *, by_name: bool = True) -> OwnSplit:
-    """Sort files by the split that their names, or those of their folders, say; what is for testing is left out.
+    """Sort files by the split in their names or folders; test files are left out.
 
     In a directory with files to train and to validate on side by side nothing else is read, unless it is named itself.
 
@@ -331,7 +331,7 @@ TEST_REASON = (
 
 
 def _labels(sources: Sequence[Source], roots: Sequence[Path]) -> dict[Path, str]:
-    """The split of each file that has one. Unsure names count only where something is named as for training."""
+    """Return the split of each file that has one. Unsure names count only if something is named as for training."""
     sure, unsure = {}, {}
     for source in sources:
         path = source.path
@@ -350,19 +350,19 @@ def _labels(sources: Sequence[Source], roots: Sequence[Path]) -> dict[Path, str]
 
 
 def _folder_name(name: str) -> str:
-    """The name of a folder, or that of an archive without its suffix."""
+    """Return the name of a folder, or an archive's name without its suffix."""
     found = form_of(Path(name))
     name = name.casefold()
     return name[: name.rindex(found)] if found in ARCHIVES else name
 
 
 def _strictest(labels: Sequence[str]) -> str:
-    """What is for testing is so whatever else is said of it; else what was said last."""
+    """Return the strictest split: test wins over everything; otherwise the last one said."""
     return TESTING if TESTING in labels else next((label for label in reversed(labels) if label), "")
 
 
 def _label_what_is_beside(sources: Sequence[Source], labels: dict[Path, str]) -> None:
-    """Files of rows beside one for validation are for training, where none there says that it is."""
+    """Label files of rows beside a validation file as for training if none there says that it is."""
     for folder in {path.parent for path, label in labels.items() if label == VALIDATING}:
         here = [s for s in sources if s.path.parent == folder and not s.is_document]
         if not any(labels.get(source.path) == TRAINING for source in here):
@@ -373,7 +373,7 @@ def _label_what_is_beside(sources: Sequence[Source], labels: dict[Path, str]) ->
 
 
 class BrokenOffError(ValueError):
-    """A file became unreadable before its end; what was read until then is good.
+    """An error for a file that became unreadable before its end; what was read until then is good.
 
     Attributes:
         unread: bytes behind that place, unpacked, as far as that is known.
@@ -385,7 +385,7 @@ class BrokenOffError(ValueError):
 
 
 class _Unpacking(io.RawIOBase):
-    """Packed bytes as they unpack; whatever goes wrong is an OSError, though each library has errors of its own."""
+    """Packed bytes being unpacked; every failure is an OSError, although each library has errors of its own."""
 
     def __init__(self, packed: BinaryIO) -> None:
         self.packed = packed
@@ -417,7 +417,7 @@ class _Unpacking(io.RawIOBase):
 
 
 def opened(path: Path) -> BinaryIO:
-    """A file's bytes, unpacked if they are packed, whatever its name says.
+    """Open a file's bytes, unpacked if they are packed, whatever its name says.
 
     Raises:
         ValueError: the library that unpacks it is not installed.
@@ -437,7 +437,7 @@ def _open_zstandard(path: Path, mode: str) -> BinaryIO:
 
 
 def read_whole(path: Path, most: int) -> bytes:
-    """All bytes of a file, unpacked.
+    """Return all bytes of a file, unpacked.
 
     Raises:
         ValueError: they are more than `most`.
@@ -451,7 +451,7 @@ def read_whole(path: Path, most: int) -> bytes:
 
 
 def packing_of(path: Path) -> str:
-    """How a file is packed, by its first bytes; "" if it is not."""
+    """Return how a file is packed, by its first bytes; "" if it is not."""
     with path.open("rb") as file:
         magic = file.read(6)
     return next((packed for start, packed in _MAGIC if magic.startswith(start)), "")
@@ -461,7 +461,7 @@ _MAGIC = ((b"\x1f\x8b", ".gz"), (b"BZh", ".bz2"), (b"\xfd7zXZ\x00", ".xz"), (b"\
 
 
 def first_bytes(path: Path, count: int = SAMPLE) -> bytes:
-    """The beginning of a file, unpacked; what can be read of it where it is broken."""
+    """Return the beginning of a file, unpacked; for a broken one, as much as can be read."""
     found = b""
     with contextlib.suppress(OSError, ValueError), opened(path) as file:
         while len(found) < count and (block := file.read1(count - len(found))):  # type: ignore[attr-defined]
@@ -471,19 +471,19 @@ def first_bytes(path: Path, count: int = SAMPLE) -> bytes:
 
 @dataclass(frozen=True)
 class Lettering:
-    """How a file's text is written: which encoding, and whether lines end with a bare carriage return."""
+    """How a file's text is written: its encoding, and whether lines end with a bare carriage return."""
 
     encoding: str
     bare_returns: bool
 
     @property
     def plain(self) -> bool:
-        """UTF-8 with line feeds, whose bytes can be cut into lines as they are."""
+        """Return whether the text is UTF-8 with line feeds, so that its bytes can be cut into lines directly."""
         return self.encoding in ("utf-8", "utf-8-sig") and not self.bare_returns
 
 
 def lettering_of(path: Path) -> Lettering:
-    """Look at a file's first bytes."""
+    """Detect the encoding and line ends from a file's first bytes."""
     sample = first_bytes(path)
     encoding = detect(sample)
     text = sample.decode(encoding, errors="replace")
@@ -491,12 +491,12 @@ def lettering_of(path: Path) -> Lettering:
 
 
 def text_of(path: Path, lettering: Lettering, newline: str | None = None) -> io.TextIOWrapper:
-    """A file's text; a damaged byte becomes U+FFFD."""
+    """Return a file's text; a damaged byte becomes U+FFFD."""
     return io.TextIOWrapper(opened(path), encoding=lettering.encoding, errors="replace", newline=newline)  # type: ignore[arg-type]
 
 
 def read_lines(path: Path, start: int = 0, stop: int | None = None, number: int = 1) -> Iterator[tuple[int, bytes]]:
-    """Lines with their numbers, as UTF-8 without their ends; damaged UTF-8 is left as it is.
+    """Yield lines with their numbers, as UTF-8 without their ends; damaged UTF-8 is left as it is.
 
     Args:
         path: the file, packed or not.

@@ -1,4 +1,4 @@
-"""Which rows are held out for validation. Knows hashes, groups and sources, nothing of texts."""
+"""Choice of rows held out for validation. Knows hashes, groups and sources, nothing of texts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .duplicates import members
 def split(
     places: np.ndarray, groups: np.ndarray, sources: np.ndarray, *, val_fraction: float, val_rows: int = 0
 ) -> np.ndarray:
-    """Choose the rows to validate on: the same row falls on the same side whatever else is there.
+    """Choose the validation rows: the same row always falls on the same side.
 
     Every group is chosen by its own place. A source so large that its share is a row or more gets a group even where
     none of its own falls low enough: the one nearest to it. Where there are two groups in all and a share above 0 was
@@ -50,7 +50,7 @@ def split(
 def _from_each_source(
     places: np.ndarray, groups: np.ndarray, sources: np.ndarray, chosen: np.ndarray, least: float
 ) -> list[int]:
-    """For each source of at least so many rows that has none among the chosen, its group with the lowest place."""
+    """Return, for each source of at least so many rows without a chosen group, its group with the lowest place."""
     held_out = members(groups, chosen)
     counts = np.bincount(sources, minlength=1)
     covered = np.bincount(sources[held_out], minlength=len(counts))

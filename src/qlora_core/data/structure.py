@@ -160,7 +160,7 @@ _TIME = re.compile(r"(?:\d{1,3}:)?\d{1,2}:\d\d[.,]\d{1,3}\s*-->\s*(?:\d{1,3}:)?\
 
 @dataclass(slots=True)
 class _Line:
-    """A line that is not empty; `reason` says why it is debris, `level` that it is a heading."""
+    """A non-empty line; `reason` says why it is debris, `level` that it is a heading."""
 
     text: str
     place: str
@@ -176,7 +176,7 @@ class _Line:
 
 @dataclass
 class Hints:
-    """What is known of a text beside its lines, and what is asked about it.
+    """Facts and answers about a text beyond its lines.
 
     Attributes:
         title: as the user says it.
@@ -191,7 +191,7 @@ class Hints:
 
 @dataclass
 class _Contents:
-    """What a table of contents lists.
+    """The entries of a table of contents.
 
     Attributes:
         labels: keys of the chapters' names.
@@ -207,7 +207,7 @@ class _Contents:
 def find_structure(
     lines: Sequence[Fragment], debris: Findings, where: str, *, drop_debris: bool = True, hints: Hints | None = None
 ) -> tuple[str, list[Block]]:
-    """Title and blocks of a text that only has lines: a book saved line by line, a text file, a PDF.
+    """Return title and blocks of a text that has only lines: a book saved line by line, a text file, a PDF.
 
     Args:
         lines: the lines in order; an empty one ends a paragraph.
@@ -252,7 +252,7 @@ def _read(lines: Iterable[Fragment]) -> Iterator[_Line]:
 
 
 def _key(text: str) -> str:
-    """A short line, digits and punctuation at its ends and its case aside."""
+    """Return a short line without its case and without digits and punctuation at its ends."""
     if len(text) > SHORT:
         return ""
     if match := _CHAPTER.fullmatch(text):  # the number of a chapter is no page number
@@ -261,7 +261,7 @@ def _key(text: str) -> str:
 
 
 def _little(text: str) -> bool:
-    """Whether a line ends with a word that asks for the next."""
+    """Return whether a line ends with a word that requires another."""
     return bool(LITTLE.fullmatch(text[-8:].rsplit(None, 1)[-1])) or text[-1] in "ºª" or is_abbreviated(text)
 
 
@@ -273,7 +273,7 @@ def _capitals(text: str) -> bool:
 
 
 def _mark_contents(lines: Sequence[_Line]) -> _Contents:
-    """Mark the table of contents, before the text or behind it; returns what it lists."""
+    """Mark the table of contents, before the text or behind it, and return its entries."""
     names = [_name_key(line.text) for line in lines]
     last = {key: index for index, line in enumerate(lines) for key in (line.key, names[index]) if key}
     first: dict[str, int] = {}
@@ -313,7 +313,7 @@ def _mark_contents(lines: Sequence[_Line]) -> _Contents:
 
 
 def _listed_in(entries: Sequence[str]) -> _Contents:
-    """The names of chapters in a table of contents, and their numbers, which may stand on lines of their own."""
+    """Return the chapter names in a table of contents and their numbers, which may stand on lines of their own."""
     contents = _Contents({key for label in entries for key in (_key(label), _name_key(label)) if len(key) > 2})
     pending = 0
     for label in entries:
@@ -331,7 +331,7 @@ def _listed_in(entries: Sequence[str]) -> _Contents:
 
 
 def _entry_runs(lines: Sequence[_Line]) -> Iterator[list[tuple[int, str]]]:
-    """Three or more neighbouring lines that end in a growing page number."""
+    """Yield runs of three or more neighbouring lines that end in a growing page number."""
     run: list[tuple[int, str]] = []
     page = 0
     for index, line in enumerate([*lines, None]):
@@ -346,14 +346,14 @@ def _entry_runs(lines: Sequence[_Line]) -> Iterator[list[tuple[int, str]]]:
 
 
 def _name_key(label: str) -> str:
-    """The key of a chapter's name without its number."""
+    """Return the key of a chapter's name without its number."""
     if len(label) <= SHORT and (match := _CHAPTER.fullmatch(label)):
         return _key(match["name"]) if match["name"] else _key(label)
     return _key(re.sub(r"^(?:[IVXLC]+|\d+)\s*[.):–—-]+\s*", "", label))
 
 
 def _mark_notices(lines: Sequence[_Line]) -> None:
-    """Mark legal notices, the imprint beside them, and lines that are nothing but an address to write or call to."""
+    """Mark legal notices, the imprint beside them, and lines that are only an address to write to or call."""
     wrapped = 0
     for index, line in enumerate(lines):
         match = _LEGAL.match(line.text) if len(line.text) < 4 * SHORT else None
@@ -394,7 +394,7 @@ def _mark_colophon(lines: Sequence[_Line]) -> None:
 
 
 def _is_contact(text: str) -> bool:
-    """Whether a line is nothing but a telephone number, an e-mail or a web address, with its label."""
+    """Return whether a line is only a telephone number, e-mail or web address, with its label."""
     if len(text) > 2 * SHORT or not re.search(r"\d{3}|@|www\.|https?:", text):
         return False
     found = list(_CONTACT.finditer(text))
@@ -429,7 +429,7 @@ def _mark_page_numbers(lines: Sequence[_Line]) -> None:
 
 
 def _numbered_chapters(lines: Sequence[_Line], numbers: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Those of the numbers that count chapters: 1, 2, 3 …, each between two sentences, with a name of its own below."""
+    """Return the numbers that count chapters: 1, 2, 3 …, each between two sentences, with its own name below."""
     found: list[tuple[int, int]] = []
     names = set[str]()
     for index, value in numbers:
@@ -445,7 +445,7 @@ def _numbered_chapters(lines: Sequence[_Line], numbers: Sequence[tuple[int, int]
 
 
 def _growing(numbers: list[tuple[int, int]]) -> Iterator[int]:
-    """The indexes of those numbers that grow through the file, and lie apart as the ends of pages do."""
+    """Yield the indexes of numbers that grow through the file and are spaced like the ends of pages."""
     while len(numbers) > 1:
         chain = longest_growing(numbers)
         steps = [(b[0] - a[0], b[1] - a[1]) for a, b in itertools.pairwise(chain)]
@@ -459,7 +459,7 @@ def _growing(numbers: list[tuple[int, int]]) -> Iterator[int]:
 
 
 def _mark_running_heads(lines: Sequence[_Line], labels: set[str], *, paragraphs: bool = False) -> None:
-    """Mark what stands again and again beside page numbers or inside sentences; of lines, or of whole paragraphs."""
+    """Mark lines or whole paragraphs that recur beside page numbers or inside sentences."""
     places: dict[str, list[int]] = defaultdict(list)
     for index, line in enumerate(lines):
         if not line.reason and len(line.key) > 2 and not ends_sentence(line.text) and line.text[-1] not in ",;:":
@@ -484,7 +484,7 @@ def _mark_running_heads(lines: Sequence[_Line], labels: set[str], *, paragraphs:
 
 
 def _mark_lesser_running_heads(lines: Sequence[_Line]) -> None:
-    """Mark what is a heading elsewhere, or stands in capitals twice, and interrupts a page or a sentence here."""
+    """Mark text that is a heading elsewhere, or stands twice in capitals, and interrupts a page or sentence here."""
     times = Counter(line.key for line in lines)
     headings = {key for line in lines if line.level for key in (line.key, _name_key(line.text))}
     headings |= {line.key for line in lines if line.reason == HEAD}
@@ -500,7 +500,7 @@ def _mark_lesser_running_heads(lines: Sequence[_Line]) -> None:
 
 
 def _mark_broken_heads(lines: list[_Line], title: str, debris: Findings, where: str) -> None:
-    """Mark running heads that were read wrongly, and take out of lines those that stand inside them."""
+    """Mark running heads that were misread, and remove those inside lines."""
     forms: dict[str, Counter[str]] = defaultdict(Counter)
     for line in lines:
         if line.reason == HEAD:
@@ -526,7 +526,7 @@ def _mark_broken_heads(lines: list[_Line], title: str, debris: Findings, where: 
 
 
 def _mark_back(lines: list[_Line]) -> None:
-    """Mark a bibliography and an index of names, as far as most of their lines are such."""
+    """Mark a bibliography and an index of names as far as most of their lines look like one."""
     body = [line for line in lines if not line.reason]
     start = None
     for index, line in enumerate([*body, None]):
@@ -541,7 +541,7 @@ def _mark_back(lines: list[_Line]) -> None:
 
 
 def _end_sections(lines: list[_Line], where: str, hints: Hints) -> None:
-    """End the thanks or the preface that seem to hold most of a book: what follows them had no heading to be found."""
+    """End thanks or a preface that seem to hold most of a book: the text after them had no heading to find."""
     body = [index for index, line in enumerate(lines) if not line.reason]
     heads = [index for index in body if lines[index].level]
     for head, after in itertools.pairwise([*heads, len(lines)]):
@@ -561,7 +561,7 @@ def _end_sections(lines: list[_Line], where: str, hints: Hints) -> None:
 
 
 def _end_of(lines: list[_Line], inside: list[int]) -> int:
-    """Where a section ends: where a page or a paragraph begins anew, some lines below its heading."""
+    """Return where a section ends: where a page or a paragraph begins anew, some lines below its heading."""
     for before, index in itertools.pairwise(inside):
         page = any(line.reason in (PAGE, HEAD) for line in lines[before + 1 : index])
         if ends_sentence(lines[before].text) and (page or lines[index].gap) and index - inside[0] > 2:
@@ -576,19 +576,19 @@ def _beside_page(lines: Sequence[_Line], index: int) -> bool:
 
 
 def _named(lines: Sequence[_Line], index: int) -> bool:
-    """Whether the line above is a chapter's number, so that this one is its name."""
+    """Return whether the line above is a chapter's number, so that this one is its name."""
     match = _CHAPTER.fullmatch(lines[index - 1].text) if index else None
     return bool(match and not match["name"])
 
 
 def _text_around(lines: Sequence[_Line], index: int) -> tuple[_Line | None, _Line | None]:
-    """The lines before and after that are not debris, if they are near."""
+    """Return the nearby lines before and after that are not debris."""
     before = next((line for line in reversed(lines[max(index - 4, 0) : index]) if not line.reason), None)
     return before, next((line for line in lines[index + 1 : index + 5] if not line.reason), None)
 
 
 def _inside(before: _Line | None, after: _Line | None) -> bool:
-    """Whether the line between two others interrupts a sentence, instead of being a part of it."""
+    """Return whether the line between two others interrupts a sentence instead of being part of it."""
     if not before or not after or before.level or ends_sentence(before.text) or not begins_low(after.text):
         return False
     return not _little(before.text)
@@ -599,7 +599,7 @@ def _starts_anew(before: _Line | None, after: _Line | None) -> bool:
 
 
 def saved_as_lines(blocks: Sequence[Block]) -> list[Fragment]:
-    """The lines of a document each of whose paragraphs is a line of a book, as of a scan; none of any other."""
+    """Return the lines of a document in which each paragraph is a line of a book, as in a scan; none for any other."""
     texts = [block.text for block in blocks if not block.level and "\n" not in block.text and not block.table]
     low = sum(map(begins_low, texts))
     if len(texts) < LONG_SECTION // 3 or 10 * low < 3 * len(texts) or 2 * len(texts) < len(blocks):
@@ -609,7 +609,7 @@ def saved_as_lines(blocks: Sequence[Block]) -> list[Fragment]:
 
 
 def without_page_debris(blocks: Sequence[Block], debris: Findings, where: str) -> list[Block]:
-    """Paragraphs without the running heads and page numbers that a scan left between them or inside them.
+    """Return paragraphs without the running heads and page numbers that a scan left between or inside them.
 
     A sentence that one of them interrupted is whole again.
     """
@@ -639,7 +639,7 @@ def without_page_debris(blocks: Sequence[Block], debris: Findings, where: str) -
 
 
 def _mark_front(lines: list[_Line], where: str, hints: Hints) -> str:
-    """Mark the lines of the title page; returns the title, if there is a plausible one.
+    """Mark the lines of the title page and return a plausible title, if there is one.
 
     What the imprint calls the title is it; the author's name is not, though it may stand at the head of every page.
     """
@@ -677,7 +677,7 @@ def _mark_front(lines: list[_Line], where: str, hints: Hints) -> str:
 
 
 def _stated(lines: Sequence[_Line]) -> tuple[str, list[str]]:
-    """The title that an imprint states, or "", and the authors, as `bare` makes them."""
+    """Return the title that an imprint states, or "", and the authors, as `bare` makes them."""
     title, authors = "", []
     ends = [*lines[:FRONT_LINES], *lines[max(len(lines) - FRONT_LINES // 2, FRONT_LINES) :]]
     for line, after in itertools.zip_longest(ends, ends[1:]):
@@ -693,7 +693,7 @@ def _stated(lines: Sequence[_Line]) -> tuple[str, list[str]]:
 
 
 def _chosen(names: list[_Line], lines: list[_Line], where: str, hints: Hints) -> _Line:
-    """The line of a title page that is most probably the title: one that comes again, and is no name of a person."""
+    """Return the title page's most probable title line: one that comes again and is no person's name."""
     times = Counter(line.key for line in lines)
     again = list({line.key: line for line in reversed(names) if times[line.key] > 1}.values())[::-1]
     if len(again) > 1:
@@ -713,14 +713,14 @@ def _chosen(names: list[_Line], lines: list[_Line], where: str, hints: Hints) ->
 
 
 def _is_person(text: str) -> bool:
-    """Whether a short line may be the name of a person: some words with capitals, no figures and no article."""
+    """Return whether a short line may be a person's name: some capitalised words, no figures and no article."""
     words = text.split()
     named = all(word[0].isupper() or word.casefold() in ("de", "da", "do", "das", "dos", "e") for word in words)
     return 1 < len(words) < 6 and named and not ARTICLE.match(text.upper()) and not re.search(r"\d", text)
 
 
 def _title_alone(lines: list[_Line]) -> str:
-    """The title of a text that is no book: a short line, then an empty one, then a longer one."""
+    """Return the title of a text that is no book: a short line, then an empty one, then a longer one."""
     if len(lines) < 2 or not lines[1].gap or not len(lines[0].text) <= min(SHORT, len(lines[1].text)):
         return ""
     if ends_sentence(lines[0].text) or begins_low(lines[0].text) or lines[0].text[-1] in ",;:":
@@ -730,7 +730,7 @@ def _title_alone(lines: list[_Line]) -> str:
 
 
 def _front(lines: list[_Line]) -> list[_Line]:
-    """The short lines before the first heading or the first prose, that are no part of a sentence."""
+    """Return the short lines before the first heading or prose that are no part of a sentence."""
     first = lines[:FRONT_LINES]
     notice = max((index for index, line in enumerate(first) if line.reason in (LEGAL, CONTENTS)), default=-1)
     front: list[_Line] = []
@@ -761,7 +761,7 @@ def _is_author(text: str) -> bool:
 
 
 def _mark_chapters(lines: list[_Line], contents: _Contents, where: str, hints: Hints) -> None:
-    """Mark the headings that say what they are, or that the contents list; a chapter's name joins its number."""
+    """Mark headings that say what they are or that the contents list; a chapter's name joins its number."""
     numerals = [(index, value) for index, line in enumerate(lines) if (value := line.number or numeral_in(line.text))]
     numerals = [(index, value) for index, value in numerals if not _within(lines, index, index + 1)]
     chapters = dict(chapters_among(numerals))
@@ -804,7 +804,7 @@ def _mark_chapters(lines: list[_Line], contents: _Contents, where: str, hints: H
 
 
 def _numeral(line: _Line, number: int) -> str:
-    """The number of a chapter as it should stand; of another heading, its text."""
+    """Return the number of a chapter in its proper form; for another heading, its text."""
     return line.text if line.number or not number else written(number)
 
 
@@ -819,7 +819,7 @@ def _ask_for_missing(numbers: list[int], lines: list[_Line], where: str, hints: 
 
 
 def _within(lines: Sequence[_Line], start: int, stop: int) -> bool:
-    """Whether lines that look like a heading are a piece of a sentence."""
+    """Return whether lines that look like a heading are part of a sentence."""
     if stop < len(lines) and begins_low(lines[stop].text):
         return True
     before = lines[start - 1] if start else None
@@ -829,7 +829,7 @@ def _within(lines: Sequence[_Line], start: int, stop: int) -> bool:
 
 
 def _name_below(after: list[_Line], width: int, contents: _Contents) -> list[_Line]:
-    """The lines below a chapter's number that are its name."""
+    """Return the lines below a chapter's number that are its name."""
     for count in range(len(after), 0, -1):  # as the contents list it, be it over lines and with letters read wrongly
         form = bare("".join(line.text for line in after[:count]))
         if len(form) > 3 and any(nearly(form, known) for known in contents.forms):
@@ -846,13 +846,13 @@ def _name_below(after: list[_Line], width: int, contents: _Contents) -> list[_Li
 
 
 def _proper(text: str) -> str:
-    """The word for a chapter in capitals as it is written elsewhere: Capítulo IV."""
+    """Return the capitalised word for a chapter as it is written elsewhere: Capítulo IV."""
     first, *others = (word if word.casefold() in ROMAN else word.lower() for word in text.split())
     return " ".join([first[:1].upper() + first[1:], *others]) if text.isupper() else text
 
 
 def _mark_capitals(lines: list[_Line]) -> None:
-    """Mark the short lines in capitals that end no sentence, where they are few."""
+    """Mark short lines in capitals that end no sentence, if they are few."""
     capitals = [_capitals(line.text) and not line.level and not line.reason for line in lines]
     if 5 * sum(capitals) > len(lines):
         return
@@ -895,7 +895,7 @@ def _blocks(lines: list[_Line]) -> Iterator[Block]:
 
 
 def _mark_own_lines(lines: list[_Line]) -> None:
-    """Mark the lines that are no continuation of the one before them, whatever they begin with."""
+    """Mark the lines that do not continue the one before them, whatever they begin with."""
     groups: list[list[_Line]] = []
     for line, turn in zip(lines, starts_of_turns([line.text for line in lines]), strict=True):
         line.own |= turn
@@ -908,7 +908,7 @@ def _mark_own_lines(lines: list[_Line]) -> None:
 
 
 def _paragraphs(lines: list[_Line], prose: bool, words: Counter[str]) -> Iterator[Block]:
-    """Join lines; a word that was hyphenated where its line ended is whole again."""
+    """Join lines; a word that was hyphenated at its line's end is whole again."""
     parts: list[str] = []
     first = lines[0]
     for before, line, mark in zip([first, *lines], lines, _breaks(lines, prose), strict=False):
@@ -928,7 +928,7 @@ def _paragraphs(lines: list[_Line], prose: bool, words: Counter[str]) -> Iterato
 
 
 def _keeps_hyphen(start: str, rest: str, words: Counter[str]) -> bool:
-    """Whether a hyphen at the end of a line belongs to its word, as far as the rest of the file tells."""
+    """Return whether a hyphen at the end of a line belongs to its word, as far as the rest of the file tells."""
     whole, hyphenated = words[start + rest], words[f"{start}-{rest}"]
     if whole or hyphenated:
         return hyphenated > whole
@@ -936,7 +936,7 @@ def _keeps_hyphen(start: str, rest: str, words: Counter[str]) -> bool:
 
 
 def _breaks(lines: list[_Line], prose: bool) -> Iterator[str]:
-    """What stands between each line and the one before it: a blank, a line feed, or the end of a paragraph."""
+    """Yield the separator between each line and the one before it: a blank, a line feed, or a paragraph break."""
     ended, low, size = ([f(line.text) for line in lines] for f in (ends_sentence, begins_low, columns))
     listed = [*_listed(lines, ended, low), False]
     usual = _width(size)
@@ -978,7 +978,7 @@ def _breaks(lines: list[_Line], prose: bool) -> Iterator[str]:
 
 
 def _listed(lines: list[_Line], ended: list[bool], low: list[bool]) -> list[bool]:
-    """For each line whether it and the one before it are lines of a list or of a poem."""
+    """Return for each line whether it and the one before it are lines of a list or of a poem."""
     found = [False] * len(lines)
     for long, fits in (
         (2, lambda i: not low[i] and not lines[i].gap and not ended[i - 1] and not _open(lines[i - 1].text)),
@@ -996,7 +996,7 @@ def _listed(lines: list[_Line], ended: list[bool], low: list[bool]) -> list[bool
 
 
 def _caseless(text: str) -> bool:
-    """Whether a line begins in a script that has no small letters, so that they cannot tell what goes on."""
+    """Return whether a line begins in a script without small letters, so that case cannot show a continuation."""
     first = next(filter(str.isalpha, text), "")
     return first.lower() == first.upper() and bool(first)
 
@@ -1006,5 +1006,5 @@ def _open(text: str) -> bool:
 
 
 def _width(sizes: Sequence[int]) -> int:
-    """How long a line is that was broken because it was full."""
+    """Return the length of a line that was broken because it was full."""
     return sorted(sizes)[len(sizes) * 4 // 5] if sizes else 0

@@ -59,7 +59,7 @@ _FOUNDED = re.compile(
 
 
 class Subject(NamedTuple):
-    """What a document is about.
+    """The subject of a document.
 
     Attributes:
         name: as a question writes it.
@@ -73,7 +73,7 @@ class Subject(NamedTuple):
 
 
 def find_subject(title: str, text: str) -> Subject:
-    """Find whom or what a document is about.
+    """Find the person or thing that a document is about.
 
     Args:
         title: the whole of it, with its headline.
@@ -94,14 +94,14 @@ def find_subject(title: str, text: str) -> Subject:
 
 
 def plain_title(text: str) -> str:
-    """A heading without emoji and marks of Markdown, as a question writes it."""
+    """Return a heading without emoji and Markdown marks, as a question writes it."""
     marks = ("So", "Sk", "Cf", "Mn") if not text.isascii() else ()
     kept = "".join(c for c in unicodedata.normalize("NFC", text) if unicodedata.category(c) not in marks)
     return " ".join(_MARKUP.sub("", kept).split())
 
 
 def _named(title: str) -> str:
-    """The name in a title: what stands before its headline, or behind it."""
+    """Return the name in a title: the part before its headline, or behind it."""
     parts = [part for part in _SEPARATOR.split(title) if part]
     names = [part for part in map(_tidy, parts) if _is_name(part)]
     whole = _tidy(title)
@@ -114,13 +114,13 @@ def _named(title: str) -> str:
 
 
 def _tidy(text: str) -> str:
-    """A name without the years behind it and the marks at its end."""
+    """Return a name without the years behind it and the marks at its end."""
     text = _BRACKET.sub("", text.strip())
     return text.strip(" ,;:–—-|").rstrip("!?…").strip("\"“”«»' ") if not re.search(r"\b(?:Jr|Sr)\.$", text) else text
 
 
 def _is_name(text: str) -> bool:
-    """Whether words are written as the name of somebody or something: few, with capitals, no sentence."""
+    """Return whether words are written like a name: few, capitalised, no sentence."""
     words = text.split()
     if not words or len(words) > 8 or re.search(r"[!?…;]|\d", text):
         return False
@@ -136,7 +136,7 @@ def _capital(word: str) -> bool:
 
 
 def _capitals(text: str) -> bool:
-    """Whether all words but the little ones have capitals."""
+    """Return whether all words but the little ones have capitals."""
     return all(word.casefold() in _LITTLE or _capital(word) for word in text.split())
 
 
@@ -156,7 +156,7 @@ _GENERAL = re.compile(
 
 
 def is_topic(section: str) -> bool:
-    """Whether a heading names something that can be asked for, and is no slogan and no box of figures."""
+    """Return whether a heading names something that can be asked about, rather than a slogan or a box of figures."""
     words = section.split()
     last = section.rpartition(" – ")[2]
     if not words or len(last.split()) > 6 or _SLOGAN.search(last) or _GENERAL.fullmatch(last.strip(" .()")):

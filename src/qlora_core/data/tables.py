@@ -20,7 +20,7 @@ Row = tuple[int, Any]
 
 
 class Listed(dict):  # type: ignore[type-arg]
-    """A row that stands in a list of a file's one object.
+    """A row in a list that belongs to a file's single object.
 
     Attributes:
         key: the list's name, which may be that of a split.
@@ -38,7 +38,7 @@ _BLOCK = 1 << 20
 
 
 def read_rows(source: Source, check: CheckColumns, piece: tuple[int, int | None, int] = (0, None, 1)) -> Iterator[Row]:
-    """The rows of a file, in order.
+    """Return the rows of a file in order.
 
     Args:
         source: the file.
@@ -65,7 +65,7 @@ def read_rows(source: Source, check: CheckColumns, piece: tuple[int, int | None,
 
 
 def are_lines(source: Source) -> bool:
-    """Whether each line of a file of JSON is a value, whatever its name says.
+    """Return whether each line of a JSON file is a value, whatever its name says.
 
     It is not where its first line is a bracket alone, or only the beginning of a value whose second line is none
     either; and in a file of the name `.json`, where it has no second line, or does not begin with an object.
@@ -80,7 +80,7 @@ def are_lines(source: Source) -> bool:
 
 
 def _first_lines(path: Path) -> tuple[bytes, bytes | None]:
-    """The first two lines that are not blank, at most 64 KB of each."""
+    """Return the first two non-blank lines, at most 64 KB of each."""
     filled = (line[: 1 << 16].lstrip() for _, line in read_lines(path) if not line.isspace())
     first = next(filled, b"")
     with contextlib.suppress(BrokenOffError):
@@ -89,7 +89,7 @@ def _first_lines(path: Path) -> tuple[bytes, bytes | None]:
 
 
 def _is_value(line: bytes) -> bool:
-    """Whether a line is an object, or a list of objects."""
+    """Return whether a line is an object or a list of objects."""
     try:
         value = decode(line)
     except ValueError:
@@ -98,7 +98,7 @@ def _is_value(line: bytes) -> bool:
 
 
 def _breaks_off(line: bytes) -> bool:
-    """Whether a line is the beginning of a JSON value that goes on."""
+    """Return whether a line is the beginning of a JSON value that goes on."""
     text = line.decode("utf-8", "replace").rstrip()
     try:
         _DECODER.decode(text)
@@ -125,7 +125,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_float=Written, pars
 
 
 def decode(line: bytes) -> Any:
-    """One line's JSON value.
+    """Decode the JSON value of one line.
 
     Raises:
         ValueError: a plain reason, whatever is wrong with it.
@@ -150,7 +150,7 @@ def _reason(error: Exception) -> str:
 
 
 def read_json_lines(path: Path, piece: tuple[int, int | None, int] = (0, None, 1)) -> Iterator[Row]:
-    """The values of a JSONL file; blank lines are none.
+    """Yield the values of a JSONL file; blank lines are skipped.
 
     Raises:
         BrokenOffError: the rest cannot be read.
@@ -185,7 +185,7 @@ _LONGEST_TOKEN = 16  # characters of a number or a word, or of an escape, that t
 
 
 def _tidied_value(text: str) -> Any:
-    """The value that a text is without its comments and the commas before closing brackets; None if it is none."""
+    """Return the value of a text without its comments and trailing commas; None if it has none."""
     without = _COMMENTS.sub(lambda found: found[0] if found[0][0] == '"' else " ", text)
     try:
         return _DECODER.decode(_COMMAS.sub(lambda found: found[0] if found[0][0] == '"' else "", without))
@@ -194,7 +194,7 @@ def _tidied_value(text: str) -> Any:
 
 
 def read_json(path: Path) -> Iterator[Row]:
-    """The objects of a JSON array, one at a time; or of the arrays in the one object that a file is.
+    """Yield the objects of a JSON array, or of the arrays in a file's single object, one at a time.
 
     Comments, and commas before a closing bracket, are passed over. A row that is damaged otherwise is an UnusableError;
     reading goes on behind it.
@@ -207,7 +207,7 @@ def read_json(path: Path) -> Iterator[Row]:
 
 
 class _Values:
-    """The values of a JSON text, which is read block by block.
+    """The values of a JSON text that is read block by block.
 
     Attributes:
         buffer, place: what was read, and where in it the next value is looked for.
@@ -224,7 +224,7 @@ class _Values:
         self.key = ""
 
     def rows(self) -> Iterator[Row]:
-        """Each row with the number of its first line."""
+        """Yield each row with the number of its first line."""
         while self._at_value():
             try:
                 value, end = _DECODER.raw_decode(self.buffer, self.place)
@@ -241,12 +241,12 @@ class _Values:
             self._go_to(end)
 
     def _rows_of(self, value: Any, line: int) -> Iterator[Row]:
-        """Yield the rows that a value is, with the name of the list that they stand in."""
+        """Yield the rows in a value, with the name of their list."""
         rows = _rows_of_list(value, line) if isinstance(value, list) else _rows_within(value, line)
         yield from ((place, Listed(row, self.key)) if self.key else (place, row) for place, row in rows)
 
     def _at_value(self) -> bool:
-        """Go to the next value; False at the end."""
+        """Move to the next value; return False at the end."""
         while True:
             if found := _SKIPPED.match(self.buffer, self.place):
                 self._go_to(found.end())
@@ -274,7 +274,7 @@ class _Values:
         self.place = place
 
     def _read_on(self) -> bool:
-        """Read another block, twice as large as what is at hand; False at the end."""
+        """Read another block, twice as large as the current text; return False at the end."""
         if self.ended:
             return False
         if len(self.buffer) - self.place > 16 * LINE_LIMIT:
@@ -292,7 +292,7 @@ class _Values:
         return error.pos >= len(self.buffer) - _LONGEST_TOKEN or error.msg.startswith("Unterminated string")
 
     def _damaged(self, error: Exception) -> Iterator[Row]:
-        """Make what can be made of a damaged value, and go on behind it."""
+        """Recover what can be recovered of a damaged value, and go on behind it."""
         if not self.in_list and not self.key and (within := _LIST_WITHIN.match(self.buffer, self.place)):
             self.key, self.in_list = within[1], True
             self._go_to(within.end())
@@ -315,7 +315,7 @@ class _Values:
             yield from self._rows_of(tidied, line)
 
     def _end_of_value(self) -> int:
-        """Where the damaged value ends by its brackets; -1 if they do not tell."""
+        """Return where the damaged value ends by its brackets; -1 if they do not tell."""
         if self.buffer[self.place] not in "[{":
             found = re.compile(r"[^,\[\]{}\n]*").match(self.buffer, self.place)
             return found.end() if self.in_list and found and found.end() > self.place else -1
@@ -332,7 +332,7 @@ class _Values:
         return -1
 
     def _next_row(self) -> int:
-        """Where an object begins that has the same first key as the damaged one; -1 if none does."""
+        """Return where the next object with the same first key as the damaged one begins; -1 if none does."""
         first = _FIRST_KEY.match(self.buffer, self.place)
         if not first:
             return -1
@@ -348,7 +348,7 @@ class _Values:
 
 
 def _tidied_line(line: bytes) -> Any:
-    """The value of a line without its comments and commas too many; None if it is none."""
+    """Return the value of a line without its comments and extra commas; None if there is none."""
     try:
         return _tidied_value(line.decode().strip().rstrip(",")) if len(line) <= LINE_LIMIT else None
     except UnicodeDecodeError:
@@ -356,7 +356,7 @@ def _tidied_line(line: bytes) -> Any:
 
 
 def _rows_of_list(value: list[Any], line: int) -> Iterator[Row]:
-    """The rows of a list of objects; a list of turns, or of anything else, is one value."""
+    """Yield the rows of a list of objects; a list of turns, or of anything else, is one value."""
     if all(isinstance(row, dict) and not _is_turn(row) for row in value):
         yield from ((line, row) for row in value)
     else:
@@ -368,12 +368,12 @@ def _is_turn(row: dict[str, Any]) -> bool:
 
 
 def _numbers_rows(value: dict[str, Any]) -> bool:
-    """Whether an object holds rows by their numbers, `{"0": {…}, "1": {…}}`."""
+    """Return whether an object holds rows by their numbers, `{"0": {…}, "1": {…}}`."""
     return bool(value) and all(key.isdecimal() and isinstance(row, dict) for key, row in value.items())
 
 
 def _rows_within(value: Any, line: int) -> Iterator[Row]:
-    """A row; or the rows of an object that holds nothing but lists of them, `{"data": […]}`, or rows by number."""
+    """Yield a row, or the rows of an object of nothing but lists of them, `{"data": […]}`, or of rows by number."""
     lists = {key: item for key, item in value.items() if isinstance(item, list)} if isinstance(value, dict) else {}
     if (
         any(lists.values())
@@ -391,7 +391,7 @@ def _rows_within(value: Any, line: int) -> Iterator[Row]:
 
 
 class _Lines:
-    """Lines of a table that can be given back, so that a quotation mark which is never closed costs its own row only.
+    """Table lines that can be given back, so that an unclosed quotation mark costs only its own row.
 
     Attributes:
         number: of the line that comes next.
@@ -413,13 +413,13 @@ class _Lines:
         return line
 
     def give_back(self) -> None:
-        """Return to the line behind the first one of the row at hand."""
+        """Go back to the line behind the first one of the current row."""
         self.again.extendleft(reversed(self.taken[1:]))
         self.number -= len(self.taken) - 1
         del self.taken[1:]
 
     def next_row(self) -> None:
-        """Forget the lines of the row before."""
+        """Forget the lines of the previous row."""
         self.taken.clear()
 
 
@@ -468,7 +468,7 @@ def _table_rows(lines: _Lines, names: list[str], delimiter: str) -> Iterator[Row
 
 
 def _unquoted(line: str, names: list[str], delimiter: str) -> list[str] | None:
-    """The cells of a line whose quotation marks are no more than that; None where they cannot be.
+    """Return the cells of a line whose quotation marks are only characters; None if they are not.
 
     Between tabs they always are. In other tables a mark that opens a cell and is closed nowhere spoils the row.
     """
@@ -478,7 +478,7 @@ def _unquoted(line: str, names: list[str], delimiter: str) -> list[str] | None:
 
 
 def _are_rows(lines: list[str], names: list[str], delimiter: str) -> bool:
-    """Whether lines that quotation marks hold together are each a row of the table: a mark was opened by mistake.
+    """Return whether quotation marks held together lines that are each a row of the table, a mark opened by mistake.
 
     Each has as many delimiters as the header. Commas and the like also stand in texts, with a blank behind them,
     between figures, or within brackets; where they are few, such lines are one text.

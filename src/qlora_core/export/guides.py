@@ -26,7 +26,7 @@ GUIDES = {"INTEGRATION.md": "What do you know?", "INTEGRACAO.pt.md": "O que sabe
 
 
 def write_guides(directory: Path, facts: Mapping[str, Any]) -> None:
-    """Write the guides and the program that they are about.
+    """Write the guides and the program that they describe.
 
     Args:
         directory: gets `inference.py`, `INTEGRATION.md` and `INTEGRACAO.pt.md`.
@@ -41,13 +41,13 @@ def write_guides(directory: Path, facts: Mapping[str, Any]) -> None:
 
 
 def _simple(question: str) -> bool:
-    """Whether a question can stand in the middle of an example."""
+    """Return whether a question is simple enough to stand inside an example."""
     plain = question.isprintable() and "`" not in question and not question.startswith("-")
     return plain and 0 < len(question.strip()) <= 80
 
 
 def write_summary(directory: Path, run: Run, spec: ModelSpec, facts: Mapping[str, Any]) -> None:
-    """Write `summary.md`: one page on what was trained, on what, how it went and how to use it.
+    """Write `summary.md`: one page on what was trained, on what data, how it went and how to use it.
 
     Args:
         directory: gets the file, beside those that it lists.
@@ -100,13 +100,13 @@ def _templates() -> Environment:
 
 
 def _code(text: str) -> str:
-    """A text in a line of prose, as it is."""
+    """Return a text as inline code."""
     plain = console.one_line(str(text), 500)
     ticks = "`" * (1 + max(map(len, re.findall("`+", plain)), default=0))
     return f"{ticks}{plain}{ticks}" if ticks == "`" else f"{ticks} {plain} {ticks}"
 
 
 def _fence(text: str) -> str:
-    """Some lines as they are, whatever they hold."""
+    """Return lines as a code block, whatever they hold."""
     ticks = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{ticks}text\n{text}\n{ticks}"

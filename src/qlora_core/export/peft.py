@@ -22,7 +22,7 @@ _NAMES = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight", "m": "lora_magni
 
 
 def convert_adapters(source: Path, directory: Path, base: str, num_layers: int) -> None:
-    """Write `adapter_model.safetensors` and `adapter_config.json` as PEFT reads them.
+    """Write `adapter_model.safetensors` and `adapter_config.json` in PEFT's format.
 
     Args:
         source: a directory with `adapters.safetensors` and `adapter_config.json` as mlx-lm reads them, LoRA or DoRA.

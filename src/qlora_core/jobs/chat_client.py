@@ -53,7 +53,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Talk:
-    """The process and its answers at one moment.
+    """The chat process and its answers at one moment.
 
     Attributes:
         state: `absent` before the first question and once it was put away, `ended` when it ended by itself.
@@ -71,14 +71,14 @@ class Talk:
 
 
 def needed_bytes(model: ModelSpec, available: int) -> int:
-    """Memory that answering takes: weights, a CPU's dequantised copy where there is room for it, the program."""
+    """Return the memory that answering needs: weights, a CPU's dequantised copy if it fits, and the program."""
     dense = 4 * model.parameters
     kept = dense if not has_gpu() and keeps_dense_weights(dense, available) else 0
     return model.loaded_bytes + kept + PROGRAM_BYTES
 
 
 class Talker:
-    """Talks to a process that holds one model. It starts with the first question; may be used from several threads.
+    """A chat process that holds one model. It starts with the first question; usable from several threads.
 
     Args:
         arguments: what `python -m qlora_core.jobs.chat_worker` is told: a run's directory, or `--model NAME`.
@@ -112,14 +112,14 @@ class Talker:
             return number
 
     def cancel(self) -> None:
-        """Let the unfinished answers end after the current token."""
+        """End the unfinished answers after the current token."""
         with self._lock:
             for answer in self._answers.values():
                 if not answer.done and self._process:
                     self._process.say({"cancel": answer.number})
 
     def poll(self) -> Talk:
-        """How it stands. Whoever asks this wants the process to live on."""
+        """Return the current state. Asking for it keeps the process alive."""
         with self._lock:
             if self._process:
                 self._process.say({"alive": True})
@@ -173,7 +173,7 @@ class Talker:
 
 
 def words_for(status: int, last_words: str) -> str:
-    """Why a process ended, for people; empty if it was in order."""
+    """Return why a process ended, for people; empty if it ended normally."""
     if status < 0:
         cause = ", usually for want of memory" if -status == signal.SIGKILL else ""
         return f"The process that answers was ended by the system (signal {-status}){cause}."
@@ -181,7 +181,7 @@ def words_for(status: int, last_words: str) -> str:
 
 
 class _Process:
-    """A running `talker`: lines go in through one thread and come out through another."""
+    """A running chat process: one thread writes lines to it, another reads from it."""
 
     def __init__(self, arguments: Sequence[str], hear: Any, bury: Any) -> None:
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
@@ -197,12 +197,12 @@ class _Process:
         threading.Thread(target=self._read, args=(hear, bury), daemon=True).start()
 
     def say(self, line: dict[str, Any]) -> None:
-        """Have a line written; a sign of life only where nothing else waits to be."""
+        """Queue a line to be written; a sign of life is dropped if something else waits."""
         if "alive" not in line or self._lines.empty():
             self._lines.put(line)
 
     def end(self, seconds: float) -> None:
-        """End by closing its input, else by force."""
+        """End by closing the input, else by force."""
         self._lines.put(None)
         try:
             self._child.wait(seconds)

@@ -38,7 +38,7 @@ def guarded(call: Callable[[], int]) -> int:
 
 
 def quiet_ctrl_c() -> None:
-    """From now on, Ctrl+C that nothing catches ends this process without a traceback; for scripts without a `main`."""
+    """Make an uncaught Ctrl+C end this process without a traceback, for scripts without a `main`."""
     shown = sys.excepthook
 
     def show(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
@@ -48,7 +48,7 @@ def quiet_ctrl_c() -> None:
 
 
 def complain(text: str) -> None:
-    """Print a line on standard error, if there is still somebody to read it."""
+    """Print a line on standard error if there is still somebody to read it."""
     try:
         print(text, file=sys.stderr, flush=True)
     except OSError:  # the terminal was closed

@@ -25,7 +25,7 @@ EXIT_FILE = "exit.json"  # how a worker's process ended that did not say so itse
 
 @contextlib.contextmanager
 def beginning(tracker: TrainingTracker, plan: TrainingPlan) -> Iterator[tuple[RunWriter, DeviceLock | None]]:
-    """Take a planned run, and the device unless it may wait for that, and write the run's directory.
+    """Take a planned run, and the device unless it may wait, and write the run's directory.
 
     Raises:
         BusyError: this run is being trained, or another on the same device. Nothing was changed.
@@ -39,7 +39,7 @@ def beginning(tracker: TrainingTracker, plan: TrainingPlan) -> Iterator[tuple[Ru
 
 
 def worker_command(run: Run, lock: LifeLock, device: LifeLock | None, *flags: str) -> tuple[list[str], Sequence[int]]:
-    """The command of a process that trains a run, and the descriptors of the locks that it is handed."""
+    """Return the command of a process that trains a run, and the descriptors of the locks handed to it."""
     command = [sys.executable, "-m", "qlora_core.jobs.worker", str(run.path), "--lock", str(lock.descriptor), *flags]
     if device is None:
         return command, (lock.descriptor,)
@@ -69,7 +69,7 @@ def start(tracker: TrainingTracker, plan: TrainingPlan) -> int:
 
 
 def _wait(child: subprocess.Popen[bytes], run: Run) -> None:
-    """Wait for a worker, which would stay in the process table otherwise, and note how it ended if it cannot."""
+    """Wait for a worker, which would otherwise stay in the process table, and note its end if it cannot itself."""
     status = child.wait()
     with contextlib.suppress(OSError):
         if run.state == "crashed":
@@ -78,13 +78,13 @@ def _wait(child: subprocess.Popen[bytes], run: Run) -> None:
 
 
 def exit_status(run: Run) -> int | None:
-    """How the process of a crashed run ended: its status, or minus the signal; None where nobody saw it."""
+    """Return how the process of a crashed run ended: its status, or minus the signal; None if nobody saw it."""
     noted = read_json(run.path / EXIT_FILE)
     return noted["status"] if noted and noted.get("after") == run.status().get("time") else None
 
 
 def last_words(run: Run, lines: int = 12) -> str:
-    """The end of the worker's log, for a run that crashed."""
+    """Return the end of the worker's log for a run that crashed."""
     try:
         return "\n".join((run.path / "worker.log").read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
     except FileNotFoundError:

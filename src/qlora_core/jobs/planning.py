@@ -23,7 +23,7 @@ from .worker import exit_status, train_here
 
 
 def training_parser(prog: str = "train.py") -> argparse.ArgumentParser:
-    """The parser of `qlora train` and of `python apps/train.py`: one flag a setting."""
+    """Return the parser of `qlora train` and of `python apps/train.py`: one flag for each setting."""
     parser = argparse.ArgumentParser(
         prog=prog,
         allow_abbrev=False,  # --lang is a flag of the page, --language a setting
@@ -35,7 +35,7 @@ def training_parser(prog: str = "train.py") -> argparse.ArgumentParser:
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add one flag a setting, and that of a preset."""
+    """Add a flag for each setting, and one for a preset."""
     machines = "; ".join(f"{name}: {preset.machine}" for name, preset in PRESETS.items())
     help = f"settings that fit a machine, for Mistral-7B and smaller models ({machines}); others given here go before"
     parser.add_argument("--preset", choices=PRESETS, default="", help=help)
@@ -45,7 +45,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
 def train_planned(
     tracker: TrainingTracker, plan: TrainingPlan, *, monitor: MemoryMonitor | None = None, as_json: bool = False
 ) -> int:
-    """Train a planned run, showing its progress; a complete one is only shown.
+    """Train a planned run, showing its progress; only show a complete one.
 
     In this process, or where it is to go on by itself (`restarts`) in one that this one looks after.
 
@@ -103,7 +103,7 @@ def _train_planned(
 def plan_training(
     config: RunConfig, say: Callable[[str], None], *, preset: str = ""
 ) -> tuple[TrainingTracker, TrainingPlan]:
-    """From settings to a plan, in the notebook's order, telling each section as it goes, and what a preset chose."""
+    """Make a plan from settings in the notebook's order, reporting each section and what a preset chose."""
     from .. import data
     from ..models import base_models
     from ..tokens.dataset import make_dataset
@@ -130,7 +130,7 @@ def plan_training(
 
 
 def run_as_json(run: Run) -> dict[str, Any]:
-    """A run's state and results as one object."""
+    """Return a run's state and results as one object."""
     evaluation = run.evaluation()
     return {
         "run": run.name,

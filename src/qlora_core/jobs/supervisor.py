@@ -41,7 +41,7 @@ SHOWN_ROWS = 4
 
 @dataclass(frozen=True)
 class Death:
-    """How a trainer ended that did not say so itself, or that its device failed.
+    """The end of a trainer that did not report it, or whose device failed.
 
     Attributes:
         after: the last step that it made, or began from; None before it had loaded.
@@ -59,23 +59,23 @@ class Death:
 
     @property
     def what(self) -> str:
-        """Who failed, in words."""
+        """Return who failed, in words."""
         return DEVICE_GAVE_UP if self.by_device else "the trainer died"
 
     @property
     def place(self) -> str:
-        """Where it happened, in words."""
+        """Return where it happened, in words."""
         return "while it loaded" if self.after is None else f"after step {self.after}"
 
 
 def restarts(config: RunConfig) -> int:
-    """How often a run's training goes on by itself; with 0 nobody looks after it."""
+    """Return how often a run's training restarts by itself; with 0 nobody looks after it."""
     asked = config.pace.restart
     return asked if asked >= 0 else ON_METAL if has_metal() else 0
 
 
 def supervise(writer: RunWriter, reporter: TrainingReporter, device: DeviceLock | None) -> int:
-    """Train a run in child processes until it ends, by itself or by having died too often.
+    """Train a run in child processes until it ends, by itself or after too many deaths.
 
     Args:
         writer: has the run open; children write it while they live.
@@ -123,7 +123,7 @@ def _look_after(writer: RunWriter, device: DeviceLock, reporter: TrainingReporte
 def _train_in_child(
     run: Run, writer: RunWriter, device: DeviceLock, reporter: TrainingReporter, signals: Forwarding
 ) -> tuple[int, str]:
-    """Train in a process of its own; its exit status, or minus the signal, and what it added to the worker's log."""
+    """Train in a child process; return its exit status, or minus the signal, and what it added to the worker's log."""
     path = run.path / "worker.log"
     before = _size(path)
     command, descriptors = worker_command(run, writer.lock, device, "--supervised")
@@ -146,7 +146,7 @@ def _train_in_child(
 
 @contextlib.contextmanager
 def _own_writer(writer: RunWriter) -> Iterator[RunWriter]:
-    """Write between two children: with what the last one left, and a copy of the lock that may be given back."""
+    """Write between two children, using what the last one left and a copy of the lock that may be given back."""
     lock = RunLock(writer.run.path, os.dup(writer.lock.descriptor))
     with RunWriter(writer.run, lock) as own:
         own.listeners += writer.listeners
@@ -172,7 +172,7 @@ def _how_it_died(run: Run, events: list[dict[str, Any]], status: int, log: str) 
 
 
 def _why_it_stops(run: Run, deaths: list[Death], restarts: int, events: list[dict[str, Any]]) -> str:
-    """What there is to look into before it goes on, for a person; empty where it may be tried again."""
+    """Return why a person must look before it goes on; empty if it may be tried again."""
     last = deaths[-1]
     alike = sum((death.after, death.micro_batch) == (last.after, last.micro_batch) for death in deaths)
     if alike >= ALIKE:
@@ -188,7 +188,7 @@ def _why_it_stops(run: Run, deaths: list[Death], restarts: int, events: list[dic
 
 
 def _rows_after(run: Run, step: int | None, events: list[dict[str, Any]]) -> list[str]:
-    """Where the rows of the next step come from; empty where that cannot be told."""
+    """Return where the rows of the next step come from; empty if that is unknown."""
     order = next((event.get("order") for event in reversed(events) if event.get("type") == "start"), None)
     if step is None or order is None:
         return []
@@ -203,7 +203,7 @@ def _rows_after(run: Run, step: int | None, events: list[dict[str, Any]]) -> lis
 
 
 def _prepare_another(run: Run, death: Death, which: str) -> str:
-    """Change what may help, for good; and say it."""
+    """Change what may help for the next try, permanently, and report it."""
     words = f"{death.what} {death.place}. {death.reason} {which}"
     if not death.memory or death.micro_batch == 1:
         return f"{words}."
@@ -230,7 +230,7 @@ def _size(path: Path) -> int:
 
 
 class Forwarding:
-    """Hands the signals that ask a program to end, or to wait, on to the child. A context manager.
+    """Context manager that forwards the signals that ask a program to end, or to wait, to the child.
 
     Signals are only caught in the main thread.
 
@@ -260,7 +260,7 @@ class Forwarding:
             signal.signal(number, handler)
 
     def wait_for(self, child: subprocess.Popen[bytes]) -> int:
-        """Wait for a child, which gets what comes until then, and what came just before it was there."""
+        """Wait for a child, which gets signals that come meanwhile or came just before it started."""
         self._child = child
         if self.asked:
             child.send_signal(self._signal)
@@ -274,7 +274,7 @@ class Forwarding:
             self._child.send_signal(number)
 
     def _suspend(self, _number: int, _frame: FrameType | None) -> None:
-        """Ctrl+Z: the child first, then this process; when that goes on, so does the child."""
+        """Suspend on Ctrl+Z: the child first, then this process; when this process resumes, so does the child."""
         if self._child is not None:
             self._child.send_signal(signal.SIGSTOP)
         os.kill(os.getpid(), signal.SIGSTOP)

@@ -60,7 +60,7 @@ def train_here(
 
 
 def exit_status(outcome: Outcome) -> int:
-    """How the process ends that trained."""
+    """Return the exit status of a process that trained."""
     if outcome.state == "completed":
         return DONE
     return INTERRUPTED if outcome.state == "paused" and outcome.by_ctrl_c else PAUSED

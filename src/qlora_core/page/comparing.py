@@ -29,7 +29,7 @@ SHOWN_SAMPLES = 6
 
 
 def run_choice(tracker: TrainingTracker, asked: Sequence[str] = (), *, ended: bool = False) -> mo.ui.multiselect:
-    """Runs, newest first, of which some may be chosen.
+    """Return a choice of runs, newest first, of which several may be chosen.
 
     Args:
         tracker: of the directory of all runs.
@@ -49,13 +49,13 @@ def run_choice(tracker: TrainingTracker, asked: Sequence[str] = (), *, ended: bo
 
 
 def axis_choice() -> mo.ui.radio:
-    """What the curves are drawn over."""
+    """Return the choice of the curves' horizontal axis."""
     options = {say("steps"): "step", say("tokens seen"): "tokens", say("training time"): "seconds"}
     return mo.ui.radio(options, value=say("steps"), inline=True, label=say("Drawn over"))
 
 
 def compared(tracker: TrainingTracker, names: Sequence[str]) -> Comparison:
-    """What is known of the chosen runs; one alone is looked at all the same.
+    """Return the comparison of the chosen runs; a single run is accepted.
 
     Raises:
         RunError: one of them cannot be read.
@@ -64,7 +64,7 @@ def compared(tracker: TrainingTracker, names: Sequence[str]) -> Comparison:
 
 
 def nothing_chosen(tracker: TrainingTracker, found: Comparison) -> mo.Html | None:
-    """What to do where there is nothing to compare."""
+    """Return what to do if there is nothing to compare."""
     if not tracker.runs():
         return empty(say("No runs yet in {place}. Train one first, then come back.", place=str(tracker.runs_dir)))
     if len(found.runs) < 2:
@@ -76,7 +76,7 @@ def nothing_chosen(tracker: TrainingTracker, found: Comparison) -> mo.Html | Non
 
 
 def curves(found: Comparison, axis: str) -> mo.Html | None:
-    """Validation and training loss of all runs, over each other."""
+    """Return the validation and training losses of all runs in shared charts."""
     if not found.runs:
         return None
     parts = []
@@ -93,7 +93,7 @@ def curves(found: Comparison, axis: str) -> mo.Html | None:
 
 
 def _names(found: Comparison) -> tuple[str, ...]:
-    """The runs' names, which a chart wants to be different ones."""
+    """Return the runs' names, made distinct for charts."""
     names = [run["run"] for run in found.runs]
     return tuple(names if len(set(names)) == len(names) else [f"{i} {name}" for i, name in enumerate(names, 1)])
 
@@ -139,7 +139,7 @@ def _overlay(axis: str, names: tuple[str, ...], kind: str) -> dict[str, Any]:
 
 
 def numbers(found: Comparison) -> mo.Html | None:
-    """What the runs are and what came of them, the best marked, and what must not be compared."""
+    """Return a table of the runs and their results, the best marked, and warnings about what must not be compared."""
     if not found.runs:
         return None
     names = _names(found)
@@ -156,7 +156,7 @@ def _marked(value: str, best: bool) -> Markup:
 
 
 def settings(found: Comparison) -> mo.Html | None:
-    """Settings that differ, and the others folded away."""
+    """Return the settings that differ, with the others folded away."""
     if not found.runs:
         return None
     names = _names(found)
@@ -170,7 +170,7 @@ def settings(found: Comparison) -> mo.Html | None:
 
 
 def samples(found: Comparison) -> mo.Html | None:
-    """The answers of all runs to the questions that all of them were asked."""
+    """Return all runs' answers to the questions that each was asked."""
     if not found.runs:
         return None
     if not found.samples:
@@ -185,7 +185,7 @@ def samples(found: Comparison) -> mo.Html | None:
 
 
 def _sample(sample: dict[str, Any], names: Sequence[str]) -> Markup:
-    """A question with its answers; that of the base once, where all runs have the same one."""
+    """Return a question with its answers; the base's once if all runs have the same one."""
     base = sample["base"]
     if len(set(base)) == 1:
         answers = {say("Base model"): base[0]}

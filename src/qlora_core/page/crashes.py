@@ -1,4 +1,4 @@
-"""What the page says of a run whose trainer is gone without a word."""
+"""Texts of the page about a run whose trainer died without a word."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .watching import Snapshot
 
 
 def crash_words(snapshot: Snapshot, saved: int) -> str:
-    """What happened to a crashed run's trainer, and what to do.
+    """Return what happened to a crashed run's trainer, and what to do.
 
     Args:
         snapshot: of the run.

@@ -1,4 +1,4 @@
-"""What was guessed while the data were read, beside the rows: each with what shows its rows and what decides it.
+"""Guesses that were made while reading the data, each with what shows its rows and what decides it.
 
 Knows reports and settings; what stands in them is shown as text.
 """
@@ -26,7 +26,7 @@ SHOWN, MANY = 10, 200  # guesses with buttons, and those that a click lists
 
 
 def with_choices(config: RunConfig, chosen: Sequence[Choice]) -> RunConfig:
-    """The settings with what was chosen here.
+    """Return the settings with the choices made here.
 
     Raises:
         ConfigError: a choice is none of its setting's.
@@ -40,7 +40,7 @@ def with_choices(config: RunConfig, chosen: Sequence[Choice]) -> RunConfig:
 
 
 def guesses(report: DataReport) -> list[Rejected]:
-    """What was guessed, columns that are used for nothing, and questions with several answers: all can be decided."""
+    """Return everything that can be decided: guesses, unused columns, and questions with several answers."""
     several = [("several_answers", "first"), ("several_answers", "drop")]
     asked: dict[str, list[Rejected]] = {}
     for found in report.conflicting:
@@ -68,7 +68,7 @@ def guesses(report: DataReport) -> list[Rejected]:
 
 
 def buttons(prepared: PreparedData, choose: Callable[[Change], Any], show: Callable[[str], Any]) -> mo.ui.dictionary:
-    """Buttons for the first guesses: one that shows the rows, one for each answer, and one that forgets all answers.
+    """Return buttons for the first guesses: one shows rows, one per answer decides, and one forgets all answers.
 
     Args:
         prepared: the rows, with their report.
@@ -91,12 +91,12 @@ def _calling(function: Callable[[Any], Any], value: Any) -> Callable[[Any], Any]
 
 
 def _adding(choice: Choice) -> Change:
-    """What was chosen and one choice more, which takes the place of another answer to the same."""
+    """Return the choices and one more, replacing another answer to the same question."""
     return lambda chosen: (*(one for one in chosen if _about(one) != _about(choice)), choice)
 
 
 def _about(choice: Choice) -> str:
-    """What a choice decides: a setting, what a column is, or the kind and the file of a decision."""
+    """Return what a choice decides: a setting, what a column is, or the kind and file of a decision."""
     setting, value = choice
     if setting == "columns":
         return value.partition("=")[0]
@@ -106,14 +106,14 @@ def _about(choice: Choice) -> str:
 
 
 def sought(found: Rejected) -> str:
-    """A text that the rows of a guess hold: the word or the question, else the name of their file."""
+    """Return a text in the rows of a guess: the word or the question, else the name of their file."""
     about_file = any(setting in ("decide", "near_duplicates") for setting, _ in found.choices)
     file = found.where.rpartition(":")[0] if found.where.rpartition(":")[2][:1].isdigit() else found.where
     return file if about_file or not found.sample else found.sample
 
 
 def answer(choice: Choice) -> str:
-    """A choice in a few words; as a flag where there are none for it."""
+    """Return a choice in a few words; as a flag if there are none for it."""
     setting, value = choice
     if setting == "columns":
         ours, _, name = value.partition("=")
@@ -143,7 +143,7 @@ def answer(choice: Choice) -> str:
 
 
 def panel(prepared: PreparedData, elements: mo.ui.dictionary, chosen: Sequence[Choice]) -> mo.Html | None:
-    """Each guess with its buttons; those for which there is no room in a table below."""
+    """Return each guess with its buttons; those without room go into a table below."""
     found = guesses(prepared.report)
     if not found and not chosen:
         return None

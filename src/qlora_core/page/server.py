@@ -31,20 +31,20 @@ SECONDS_TO_CLOSE = 1  # for what is still open when the server ends
 
 
 def add_page_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags that the notebooks read themselves."""
+    """Add the flags that the notebooks read themselves."""
     parser.add_argument("--lang", choices=LANGUAGES, default="", help="language of the page (default: the browser's)")
     parser.add_argument("--read-only", action="store_true", help="a page to look at: nothing on it starts a job")
 
 
 def add_server_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of the server, which the notebooks never see."""
+    """Add flags of the server, which the notebooks never see."""
     parser.add_argument("--host", default=LOOPBACK, help=f"address to listen on (default: {LOOPBACK}, this machine)")
     parser.add_argument("--port", type=int, default=0, metavar="N", help=f"port (default: {PORT}, else a free one)")
     parser.add_argument("--no-browser", action="store_true", help="open no browser; the address is printed anyway")
 
 
 def notebook_flags(argv: Sequence[str]) -> list[str]:
-    """The flags in `argv` that are not the server's."""
+    """Return the flags in `argv` that are not the server's."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     add_server_arguments(parser)
     parser.add_argument("--json", action="store_true")
@@ -52,7 +52,7 @@ def notebook_flags(argv: Sequence[str]) -> list[str]:
 
 
 def notebooks() -> Path:
-    """Directory of the notebooks: inside of the installed package, or beside it in the repository.
+    """Return the directory of the notebooks: inside the installed package, or beside it in the repository.
 
     Raises:
         QLoraError: there is none.
@@ -69,7 +69,7 @@ def notebooks() -> Path:
 
 
 class Door:
-    """Lets in who has the token, once by the address and from then on by a cookie, and refuses other sites' requests.
+    """An ASGI application that admits holders of a token and refuses other sites' requests.
 
     An ASGI application around another. Nothing of the inner one answers before: no page, no file, no websocket.
 
@@ -107,7 +107,7 @@ class Door:
         await self._reply(answer, scope, receive, send)
 
     def _foreign(self, asked: Any) -> bool:
-        """Whether a name that only pretends to be ours, or a page of another site, makes the browser ask."""
+        """Return whether the browser is sent by a name that pretends to be ours, or by another site's page."""
         hosts, origins = asked.headers.getlist("host"), asked.headers.getlist("origin")
         if len(hosts) != 1 or len(origins) > 1:
             return True
@@ -127,7 +127,7 @@ class Door:
 
 
 def _unframed(send: Any) -> Any:
-    """`send`, with the word that no other page may show this one inside it and catch clicks; another port is one."""
+    """Return a `send` that forbids other pages, other ports included, to frame this page and catch clicks."""
 
     async def sending(message: Any) -> None:
         if message["type"] == "http.response.start":
@@ -145,7 +145,7 @@ def _same(given: str, wanted: str) -> bool:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens; on the usual port or any free one where none is asked for.
+    """Return a listening socket, on the usual port or any free one if none is requested.
 
     Raises:
         QLoraError: the address is none of this machine's, or taken.
@@ -170,7 +170,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
+    """Return whether only this machine reaches an address."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -178,7 +178,7 @@ def is_loopback(host: str) -> bool:
 
 
 def address_of(listening: socket.socket) -> str:
-    """Where a browser on this machine finds a server; for one on all addresses, where others find it."""
+    """Return where a browser on this machine finds a server; for one on all addresses, where others find it."""
     host, port = listening.getsockname()[:2]
     if ipaddress.ip_address(host).is_unspecified:
         host = _own_address() or socket.gethostname()
@@ -186,7 +186,7 @@ def address_of(listening: socket.socket) -> str:
 
 
 def _own_address() -> str:
-    """This machine's first address in its network, if it has one."""
+    """Return this machine's first address in its network, if it has one."""
     import psutil
 
     addresses = (entry for entries in psutil.net_if_addrs().values() for entry in entries)
@@ -194,7 +194,7 @@ def _own_address() -> str:
 
 
 def build(token: str, *, hosts: Sequence[str], cookie: str) -> Any:
-    """The notebooks as one ASGI application behind a `Door`."""
+    """Return the notebooks as one ASGI application behind a `Door`."""
     import marimo
 
     from . import navigation
@@ -233,7 +233,7 @@ def serve(listening: socket.socket, host: str, token: str, flags: Sequence[str])
 
 @contextlib.contextmanager
 def opened_in_browser(address: str) -> Iterator[None]:
-    """Open a browser by a file that only this user may read: an address on a command line is seen by everybody."""
+    """Open a browser through a file that only this user may read: everybody sees an address on a command line."""
     with tempfile.TemporaryDirectory(prefix="qlora-") as directory:  # mode 0700
         page = Path(directory) / "open.html"
         page.write_text(f'<!doctype html><meta http-equiv="refresh" content="0; url={address}">', encoding="utf-8")

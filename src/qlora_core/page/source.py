@@ -12,7 +12,7 @@ from .look import folded, text_block
 
 
 def source_of(module: str, *names: str) -> mo.Html:
-    """The source of functions of a core module, read from its file: importing it here would bring mlx."""
+    """Return the source of functions of a core module, read from its file: importing it here would load mlx."""
     found = importlib.util.find_spec(f"qlora_core.{module}")
     text = Path(found.origin).read_text(encoding="utf-8")  # type: ignore[union-attr,arg-type]
     functions = {node.name: node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)}

@@ -24,7 +24,7 @@ SHARPNESS = 4  # a chart is drawn again when its last point moved by this part o
 
 
 def followed(now: Any, *marks: str) -> tuple[Any, ...]:
-    """States of the page that hold one value, each set anew when its mark of the value has changed.
+    """Make states of the page for marks of one value, each set anew when its mark changed.
 
     Args:
         now: the value as it is.
@@ -83,22 +83,22 @@ class Snapshot:
     recent: tuple[Mapping[str, Any], ...] = field(default=(), compare=False)
 
     def of_type(self, kind: str) -> list[Mapping[str, Any]]:
-        """The events of one type; steps and validations are columns."""
+        """Return the events of one type; steps and validations are columns."""
         return [event for event in self.events if event["type"] == kind]
 
     def last(self, name: str) -> float | None:
-        """A number of the last step; None if there is none, or it was not finite."""
+        """Return a number of the last step; None if there is none, or if it was not finite."""
         values = self.steps[name]
         return float(values[-1]) if len(values) and np.isfinite(values[-1]) else None
 
     @property
     def step(self) -> int:
-        """Optimizer steps done."""
+        """Return the optimizer steps done."""
         return max(int(self.status.get("step", 0)), int(self.last("step") or 0))
 
 
 class RunWatcher:
-    """Follows the run that matters: one that is being trained, else the planned one, else the last one seen.
+    """An observer of the run that matters: one in training, else the planned one, else the last one seen.
 
     Args:
         tracker: of the directory of all runs.

@@ -40,7 +40,7 @@ WIDE, NARROW = 780, 360  # pixels of the figure's panels
 
 @dataclass(frozen=True)
 class Series:
-    """A line: what its legend says, its colour, and its points.
+    """A line: its legend, colour, and points.
 
     Attributes:
         label: in the legend.
@@ -85,7 +85,7 @@ class Panel:
 
 
 def panels(steps: Columns, evals: Columns) -> list[Panel]:
-    """All panels of a run with at least one step: loss, learning rate, gradient norm, speed, memory."""
+    """Return all panels of a run with at least one step: loss, learning rate, gradient norm, speed, memory."""
     return [
         _loss(steps, evals),
         Panel(
@@ -130,7 +130,7 @@ def panels(steps: Columns, evals: Columns) -> list[Panel]:
 
 
 def _loss(steps: Columns, evals: Columns) -> Panel:
-    """Loss of training, as it is and smoothed, and of validation with its best marked."""
+    """Return the training loss, as it is and smoothed, and the validation loss with its best marked."""
     validation = _series(say("validation"), VALIDATION, evals, "val_loss", dots=len(evals["step"]) <= DOTS)
     best = None
     if len(validation.values):
@@ -159,7 +159,7 @@ def _series(
 
 
 def _with_mean(steps: Columns, name: str, label: str, mean: str) -> tuple[Series, ...]:
-    """A field as it is and smoothed (`mean` says over how many steps); as it is where there are too few to smooth."""
+    """Return a field as it is and smoothed (`mean` says over how many steps); alone if it is too short to smooth."""
     count = len(steps["step"])
     reach = smoothing(count)
     each = _series(label, TRAINING, steps, name, faint=bool(reach), dots=count <= DOTS)
@@ -169,7 +169,7 @@ def _with_mean(steps: Columns, name: str, label: str, mean: str) -> tuple[Series
 
 
 def smoothing(count: int) -> int:
-    """How many steps on either side go into the mean; 0, 2, 5, 10, 20, 50 …, so that it seldom changes."""
+    """Return how many steps on either side go into the mean: 0, 2, 5, 10, 20, 50 …, so that it seldom changes."""
     if count < SMOOTHED:
         return 0
     power = 10 ** int(math.log10(count / REACH))
@@ -177,7 +177,7 @@ def smoothing(count: int) -> int:
 
 
 def smooth(values: np.ndarray, reach: int) -> np.ndarray:
-    """Mean of each value and its neighbours, up to `reach` on either side, fewer at the ends."""
+    """Return the mean of each value and its neighbours, up to `reach` on either side, fewer at the ends."""
     sums = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
     place = np.arange(len(values))
     first, last = np.maximum(place - reach, 0), np.minimum(place + reach + 1, len(values))
@@ -188,18 +188,18 @@ def smooth(values: np.ndarray, reach: int) -> np.ndarray:
 
 
 def thin(points: Sequence[Any], most: int = 1000) -> list[Any]:
-    """At most about `most` points, evenly spaced, the last one always among them."""
+    """Return at most about `most` points, evenly spaced, the last one always among them."""
     stride = max(1, -(-len(points) // most))
     return [*points[: len(points) - 1 : stride], *points[-1:]]
 
 
 def stride(count: int, most: int = POINTS) -> int:
-    """Of how many points lowest and highest are kept: a power of 2, so that points stay as others join them."""
+    """Return how many points share one minimum and maximum: a power of 2, so that points stay as others are added."""
     return 1 if count <= most else 2 ** math.ceil(math.log2(2 * count / (most - 4)))
 
 
 def keep_extremes(values: np.ndarray, most: int = POINTS) -> np.ndarray:
-    """Places of at most `most` values: lowest and highest of each stretch, the first and the last."""
+    """Return the positions of at most `most` values: minimum and maximum of each stretch, the first and the last."""
     count = len(values)
     if count <= most:
         return np.arange(count)
@@ -214,7 +214,7 @@ def keep_extremes(values: np.ndarray, most: int = POINTS) -> np.ndarray:
 
 
 def rows_of(panel: Panel) -> str:
-    """The points of a panel as CSV: `step,value,kind`, the kind being the number of the series."""
+    """Return the points of a panel as CSV: `step,value,kind`, the kind being the number of the series."""
     lines = ["step,value,kind"]
     for kind, series in enumerate(panel.series):
         kept = keep_extremes(series.values)
@@ -227,7 +227,7 @@ def rows_of(panel: Panel) -> str:
 
 
 class Chart:
-    """A Vega-Lite specification with rows put into it as they are: checking each row would cost 300 ms a redraw."""
+    """A Vega-Lite specification with rows inserted unchecked: checking each row would cost 300 ms a redraw."""
 
     def __init__(self, specification: dict[str, Any], datasets: Mapping[str, Any]) -> None:
         self.specification = {**specification, "datasets": dict(datasets)}
@@ -237,12 +237,12 @@ class Chart:
 
 
 def chart(panel: Panel, height: int) -> Chart:
-    """A panel for the page, as wide as its place; letters and axes are coloured by the page's theme."""
+    """Return a panel for the page, as wide as its place; the page's theme colours letters and axes."""
     return Chart(_page_chart(_shape(panel), height), _datasets(panel))
 
 
 def rate_chart(plan: TrainingPlan) -> Chart:
-    """The learning rate of every step of a plan."""
+    """Return a chart of the learning rate of every step of a plan."""
     total, train = plan.total_steps, plan.config.train
     steps = np.array(thin(range(1, total + 1), POINTS))
     values = np.array([learning_rate(int(step), total, train) for step in steps])
@@ -253,7 +253,7 @@ def rate_chart(plan: TrainingPlan) -> Chart:
 
 @dataclass(frozen=True)
 class _Shape:
-    """What a specification depends on, and no point of any line: so it is built once."""
+    """The parts that a specification depends on, without points of any line: so it is built once."""
 
     name: str
     title: str
@@ -282,12 +282,12 @@ def _datasets(panel: Panel) -> dict[str, Any]:
 
 @functools.lru_cache(256)
 def _page_chart(shape: _Shape, height: int) -> dict[str, Any]:
-    """A panel's specification for the page; built once, since altair takes its time to check it."""
+    """Return a panel's specification for the page; built once, since altair takes its time to check it."""
     return for_page(_layers(shape, touched=True), height, shape.about)
 
 
 def for_page(drawn: Any, height: int, about: str = "") -> dict[str, Any]:
-    """The specification of a chart of altair's, dressed for the page and as wide as its place.
+    """Return the specification of an altair chart, styled for the page and as wide as its place.
 
     Args:
         drawn: the chart.
@@ -310,7 +310,7 @@ def for_page(drawn: Any, height: int, about: str = "") -> dict[str, Any]:
 
 
 def _layers(shape: _Shape, *, touched: bool, halo: str = "") -> Any:
-    """A panel as altair layers it.
+    """Return a panel as altair layers it.
 
     Args:
         shape: of the panel.
@@ -364,7 +364,7 @@ def _one_of(kinds: Sequence[int]) -> str:
 
 
 def _best_layers(shape: _Shape, halo: str) -> list[Any]:
-    """A ring around the best point, and its value."""
+    """Return a ring around the best point, and its value."""
     import altair as alt
 
     spot = alt.Chart(alt.NamedData(name=f"{shape.name}-best")).encode(x="step:Q", y="value:Q")
@@ -416,7 +416,7 @@ def save_curves(run: Run, directory: Path) -> list[Path]:
 
 
 def _figure(run: Run, drawn: Sequence[Panel]) -> dict[str, Any]:
-    """The whole figure as a Vega-Lite specification with its rows."""
+    """Return the whole figure as a Vega-Lite specification with its rows."""
     import altair as alt
 
     first, *others = drawn
@@ -449,7 +449,7 @@ def _subtitle(run: Run, loss: Panel) -> str:
 
 
 def _look() -> dict[str, Any]:
-    """Colours and letters of the figure."""
+    """Return colours and letters of the figure."""
     return {
         "font": "Helvetica, Arial, sans-serif",
         "view": {"stroke": None},

@@ -1,4 +1,4 @@
-"""What the terminal shows: the notebook's sections as text, and a run as it goes.
+"""Terminal output: the notebook's sections as text, and a run's progress.
 
 The texts are functions of values, so that the page shows the same ones. Knows nothing of mlx and decides nothing.
 """
@@ -44,7 +44,7 @@ SILENCE = 8  # seconds between two lines about it, where there is no terminal
 
 
 def machine() -> dict[str, str]:
-    """The machine and its memory."""
+    """Return the machine and its memory."""
     cores = psutil.cpu_count(logical=False) or psutil.cpu_count()
     return {
         "Machine": f"{platform.system()} {platform.machine()}, {cores} cores, Python {platform.python_version()}",
@@ -53,7 +53,7 @@ def machine() -> dict[str, str]:
 
 
 def preset_reasons(name: str, config: RunConfig) -> dict[str, str]:
-    """What a preset chose, and why; what was chosen otherwise is said so."""
+    """Return a preset's choices and their reasons, and say which were chosen otherwise."""
     known = {setting.name: config.value(setting) for setting in settings()}
     return {
         setting: f"{known[setting]}: {choice.why}"
@@ -64,7 +64,7 @@ def preset_reasons(name: str, config: RunConfig) -> dict[str, str]:
 
 
 def data_counts(report: DataReport) -> dict[str, str]:
-    """What was read, refused, mended and joined, and how it was split."""
+    """Return what was read, refused, repaired and joined, and how it was split."""
     split = "the files' own split" if report.own_split else "split by content"
     nearly = f"{report.near_duplicates} kept on one side of the split" if report.near_duplicates else ""
     if report.near_duplicates_dropped:
@@ -113,7 +113,7 @@ def _warnings(warnings: Iterable[str]) -> str:
 
 
 def _guesses(found: Findings, shown: int = 5) -> str:
-    """What was guessed, and the flags that decide it."""
+    """Return the guesses, and the flags that decide them."""
     lines = []
     for each in found.listed[:shown]:
         flags = [flag((setting, value)) for setting, value in each.choices]
@@ -131,7 +131,7 @@ def _findings(found: Findings, what: str, shown: int = 5) -> str:
 
 
 def token_counts(tokens: TokenReport) -> dict[str, str]:
-    """The rows as tokens: how many are trained, how long they are, what was cut, and what to look at."""
+    """Return the rows as tokens: how many are trained, their lengths, what was cut, and what to look at."""
     skipped = "".join(f"\n{where}: {reason}" for where, reason in tokens.skipped[:3])
     filled = [place for place, (_, _, count) in enumerate(tokens.histogram) if count]
     bins = tokens.histogram[filled[0] : filled[-1] + 1] if filled else ()
@@ -152,7 +152,7 @@ def token_counts(tokens: TokenReport) -> dict[str, str]:
 
 
 def model_information(spec: ModelSpec, config: RunConfig) -> dict[str, str]:
-    """What will be loaded and how much of it is trained."""
+    """Return what will be loaded and how much of it is trained."""
     trainable = spec.trainable(config.lora)
     how = f"quantised to {spec.quantize_bits} bits while loading" if spec.quantize_bits else "as it is stored"
     layers = len(spec.adapted_layers(config.lora))
@@ -174,7 +174,7 @@ def _adapter_kind(config: RunConfig) -> str:
 
 
 def training_plan(plan: TrainingPlan) -> dict[str, str]:
-    """Where the run lies and how long it will be."""
+    """Return where the run lies and how long it will be."""
     config, train = plan.config, plan.config.train
     rate = f"{train.learning_rate:g}, {train.schedule} after {train.warmup_steps} steps of warm-up"
     return {
@@ -187,7 +187,7 @@ def training_plan(plan: TrainingPlan) -> dict[str, str]:
 
 
 def recall_lines(evaluation: dict[str, Any]) -> str:
-    """Recall of the fact sheet, before and after."""
+    """Return recall of the fact sheet, before and after."""
     names = {"trained": "trained phrasings", "held_out": "held-out phrasings"}
     lines = []
     for kind, name in names.items():
@@ -205,7 +205,7 @@ NOTHING_ASKED = """  Nothing was asked: no row is a question with its answer in 
 
 
 def answers_side_by_side(evaluation: dict[str, Any], count: int = SHOWN_ANSWERS) -> str:
-    """Some questions with the answers of base and tuned model, spread over the whole list."""
+    """Return some questions with the answers of base and tuned model, spread over the whole list."""
     questions = evaluation["questions"]
     step = max(1, len(questions) // count)
     lines = []
@@ -220,7 +220,7 @@ def answers_side_by_side(evaluation: dict[str, Any], count: int = SHOWN_ANSWERS)
 
 
 def final_summary(run: Run) -> str:
-    """The last lines of a run that ended: answers, recall, numbers, where everything lies, what to do next."""
+    """Return the last lines of a run that ended: answers, recall, numbers, places, what to do next."""
     evaluation, numbers = run.evaluation(), run.summary()
     parts = []
     if evaluation and evaluation["questions"]:
@@ -233,7 +233,7 @@ def final_summary(run: Run) -> str:
 
 
 def performance(numbers: dict[str, Any]) -> dict[str, str]:
-    """Time, speed, memory and the best loss of a run that ended."""
+    """Return time, speed, memory and the best loss of a run that ended."""
     best = numbers["best_val_loss"]
     return {
         "Time": time_spent(numbers),
@@ -246,14 +246,14 @@ def performance(numbers: dict[str, Any]) -> dict[str, str]:
 
 
 def time_spent(numbers: dict[str, Any], words: Mapping[str, str] = PARTS) -> str:
-    """How long a run took, and its parts of half a second and more; of a run of an earlier version the steps alone."""
+    """Return how long a run took, with parts of half a second and more; for an old run the steps alone."""
     seconds = {word: numbers[f"{part}_seconds"] for part, word in words.items()}
     parts = ", ".join(f"{word} {duration(taken)}" for word, taken in seconds.items() if taken >= 0.5)
     return f"{duration(numbers['total_seconds'])}: {parts}" if numbers["total_seconds"] else parts
 
 
 def places(run: Run) -> dict[str, str]:
-    """Where the adapters and everything else of a run lie."""
+    """Return where a run's adapters and all its other files lie."""
     kept = {"best": run.best, "last": run.final}
     return {
         "Adapters": ", ".join(f"{path} ({name})" for name, path in kept.items() if path.is_dir()),
@@ -263,7 +263,7 @@ def places(run: Run) -> dict[str, str]:
 
 
 def diagnosis(facts: dict[str, Any]) -> dict[str, str]:
-    """What `qlora doctor` found."""
+    """Return the findings of `qlora doctor`."""
     return {
         "Platform": facts["platform"],
         "Device": facts["device"],
@@ -282,7 +282,7 @@ def diagnosis(facts: dict[str, Any]) -> dict[str, str]:
 
 
 class OneLine:
-    """Lines, and on a terminal below the last of them what is being tried.
+    """Lines and, on a terminal, below the last of them what is being tried.
 
     Args:
         stream: where to.
@@ -304,7 +304,7 @@ class OneLine:
 
 
 def next_commands(run: Run) -> str:
-    """What to type now."""
+    """Return what to type now."""
     named = _named(run)
     return (
         f'Next\n  uv run qlora generate {named} --prompt "…"\n  uv run qlora evaluate {named}\n'
@@ -313,18 +313,18 @@ def next_commands(run: Run) -> str:
 
 
 def resume_line(run: Run) -> str:
-    """The command that goes on with a run."""
+    """Return the command that resumes a run."""
     return f"Go on with: uv run python apps/train.py --run {_named(run)}"
 
 
 def _named(run: Run) -> str:
-    """A run as a command line names it: its directory only where that is not the usual one."""
+    """Return a run as a command line names it: its directory only if that is not the usual one."""
     elsewhere = run.path.parent != Path(RunConfig().place.runs_dir)
     return run.name + (f" --runs-dir {shlex.quote(str(run.path.parent))}" if elsewhere else "")
 
 
 def event_line(event: dict[str, Any]) -> str:
-    """An event of a run in a line, empty for those that are shown in another way."""
+    """Return an event of a run in a line, empty for those that are shown in another way."""
     kind = event["type"]
     if kind == "memory":
         return f"[Memory] {event['label']}: {event['available'] // MB}MB available"
@@ -347,12 +347,12 @@ def event_line(event: dict[str, Any]) -> str:
 
 
 def working_words(words: str, done: int, total: int) -> str:
-    """Say what is being done, as `activity.STAGES` or a translation has it, and how far it is where that is known."""
+    """Say what is being done, as `activity.STAGES` or a translation has it, and how far it is if that is known."""
     return f"{words} … {done:,}{f' / {total:,}' if total else ''}" if done or total else f"{words} …"
 
 
 class Waiting:
-    """Says on a stream what is being done once it takes long, and how far it is: nobody shall wonder if anything is.
+    """A stream's notice of work that takes long, and how far it is: nobody should wonder if anything happens.
 
     In a terminal that is a line that counts and goes away; elsewhere a new line every few seconds. A thread of its own
     looks, since what takes longest (compiling for a GPU, say) says nothing for a minute.
@@ -371,7 +371,7 @@ class Waiting:
         self._thread: threading.Thread | None = None
 
     def __call__(self, activity: Activity | None) -> None:
-        """Take what is being done now; None: nothing that is worth saying."""
+        """Set what is being done now; None if nothing is worth saying."""
         with self._lock:
             if self._now and activity and self._now.stage == activity.stage != STEP:
                 activity = dataclasses.replace(activity, began=self._now.began)
@@ -384,7 +384,7 @@ class Waiting:
                 self._thread.start()
 
     def spoke(self) -> None:
-        """Hear that something else was said."""
+        """Note that something else was said."""
         self._spoke = time.monotonic()
 
     def _look(self) -> None:
@@ -418,7 +418,7 @@ class Waiting:
 
 @contextlib.contextmanager
 def waiting(stream: Any) -> Iterator[None]:
-    """Inside the block, say on a stream what this thread does where that takes long."""
+    """Report on a stream, inside the block, what this thread does if it takes long."""
     shown = Waiting(stream)
     try:
         with watching(shown):
@@ -428,7 +428,7 @@ def waiting(stream: Any) -> Iterator[None]:
 
 
 class TrainingReporter:
-    """Prints a run's events: epochs, memory, a progress bar, ticks.
+    """A printer of a run's events: epochs, memory, a progress bar, ticks.
 
     When nobody can read it any more (the terminal was closed, the reader of a pipe is gone) training goes on silently.
 
@@ -478,7 +478,7 @@ class TrainingReporter:
         self._waiting(doing or self._stepping())
 
     def _stepping(self) -> Activity | None:
-        """The next step, where a long one would be silent."""
+        """Return the next step if a long one would be silent."""
         if self._bar is None or self.stream.isatty():
             return None
         return Activity(STEP, int(self._bar.total), int(self._bar.n))
@@ -560,7 +560,7 @@ class TrainingReporter:
 
 
 def silence(stream: Any) -> None:
-    """Send what is still written to a stream nowhere: its reader is gone, and what waits in its buffer as well."""
+    """Send further output to nowhere: the stream's reader is gone, and so is what waits in its buffer."""
     with contextlib.suppress(OSError, ValueError):  # a stream that has no descriptor, or is closed
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
@@ -568,7 +568,7 @@ def silence(stream: Any) -> None:
 
 
 def page_opened(url: str, host: str, *, shared: bool) -> str:
-    """Where the page is, and who may see it."""
+    """Return where the page is, and who may see it."""
     lines = [f"The page: {url}", "Ctrl+C closes it; what is being trained goes on."]
     if shared:
         lines += [
@@ -582,17 +582,17 @@ def page_opened(url: str, host: str, *, shared: bool) -> str:
 
 
 def section(title: str) -> str:
-    """A heading."""
+    """Return a heading."""
     return f"\n── {title} {'─' * (WIDTH - len(title) - 4)}"
 
 
 def block(title: str, rows: dict[str, str]) -> str:
-    """A heading and its table."""
+    """Return a heading and its table."""
     return f"{section(title)}\n{table(rows)}"
 
 
 def table(rows: dict[str, str]) -> str:
-    """A line a row, further lines of a value indented under its first; rows without a value are left out."""
+    """Return a line per row, further lines of a value indented under its first; rows without a value are left out."""
     indent = "\n" + " " * 14
     return "\n".join(f"{name:<12}  {value.replace(chr(10), indent)}" for name, value in rows.items() if value)
 
@@ -602,20 +602,20 @@ def _share(part: int, whole: int) -> str:
 
 
 def one_line(text: str, limit: int = 200) -> str:
-    """A text without line breaks, cut where it is longer than `limit` characters."""
+    """Return a text without line breaks, cut if it is longer than `limit` characters."""
     line = " ".join(text.split())
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
 def size(count: int) -> str:
-    """Bytes for people: 4.02 GB, 83 MB, 0.1 MB."""
+    """Return bytes for people: 4.02 GB, 83 MB, 0.1 MB."""
     if count >= GB:
         return f"{count / GB:.2f} GB"
     return f"{count / MB:.0f} MB" if count >= 10 * MB else f"{count / MB:.1f} MB"
 
 
 def duration(seconds: float) -> str:
-    """1 h 02 min, 3 min 04 s, 5 s."""
+    """Return a duration for people: 1 h 02 min, 3 min 04 s, 5 s."""
     whole = round(seconds)
     if whole >= 3600:
         return f"{whole // 3600} h {whole % 3600 // 60:02} min"
@@ -623,7 +623,7 @@ def duration(seconds: float) -> str:
 
 
 def export_rows(made: dict[str, Any]) -> dict[str, str]:
-    """What `export_run` wrote."""
+    """Return what `export_run` wrote."""
     fused = made["fused"]
     return {
         "Run": made["run"],
@@ -646,7 +646,7 @@ def _merged(fused: dict[str, Any]) -> str:
 
 
 def models_table(models: Iterable[dict[str, Any]]) -> str:
-    """A line a model that has a short name."""
+    """Return a line for each model that has a short name."""
     lines = [
         f"{model['name']:<18} {model['download_gb']:>6.1f} GB  {model['licence']:<20} {model['repository']}"
         + (" (accept its licence on the hub first)" if model["gated"] else "")
@@ -656,7 +656,7 @@ def models_table(models: Iterable[dict[str, Any]]) -> str:
 
 
 def runs_table(rows: Iterable[dict[str, Any]]) -> str:
-    """A line a run."""
+    """Return a line for each run."""
     lines = [
         f"{row['run']:<36} {row['state']:<10} {row['step']:>6}/{row['total_steps']:<6} "
         + (f"{row['best_val_loss']:.4f}" if row["best_val_loss"] is not None else "–")

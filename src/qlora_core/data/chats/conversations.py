@@ -13,7 +13,7 @@ FIRST_PERSON = ("me", "eu", "yo", "ich", "moi", "io", "you", "você")  # as expo
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message: its line (or number) in the file, when it was sent (seconds; None: unknown), by whom."""
+    """One message: its line (or number) in the file, when it was sent (seconds; None: unknown), and by whom."""
 
     place: str
     sent: float | None
@@ -23,7 +23,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Chat:
-    """What people wrote to one another.
+    """A chat between people.
 
     Attributes:
         kind: what the file is: "a WhatsApp chat".
@@ -41,13 +41,13 @@ class Chat:
 
     @property
     def people(self) -> list[str]:
-        """Who wrote, those who wrote most first."""
+        """Return the writers, those with the most messages first."""
         return [who for who, _ in Counter(message.who for message in self.messages).most_common()]
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns of user and assistant, each with its text, and the places of the first and the last message."""
+    """Turns of user and assistant, each with its text, and the positions of the first and the last message."""
 
     turns: tuple[tuple[str, str], ...]
     first: str
@@ -55,12 +55,12 @@ class Conversation:
 
     @property
     def is_answered(self) -> bool:
-        """Whether somebody asks and is answered."""
+        """Return whether somebody asks and is answered."""
         return len({role for role, _ in self.turns}) > 1
 
 
 def whose_answers(chat: Chat, wanted: str = "") -> str:
-    """Whose messages are trained: the person wanted, else the owner, else whoever wrote most.
+    """Return whose messages are trained: the requested person, else the owner, else whoever wrote most.
 
     Raises:
         ValueError: nobody of that name wrote.
@@ -80,7 +80,7 @@ def whose_answers(chat: Chat, wanted: str = "") -> str:
 
 
 def conversations(chat: Chat, answers: str, count: Callable[[str], int], limit: int) -> Iterator[Conversation]:
-    """Cut a chat where nobody wrote for hours, and where a conversation would be longer than a row.
+    """Cut a chat where nobody wrote for hours and where a conversation would exceed a row.
 
     Args:
         chat: the chat.
