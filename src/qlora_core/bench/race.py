@@ -281,7 +281,7 @@ class Race:
                 )
 
     def _reference(self) -> str:
-        """Return the reference for mlx-lm, whose own loop takes hours on a CPU: the same with that part repaired."""
+        """Return the contestant that stands for mlx-lm; on a CPU the repaired one, since the other would take hours."""
         return "mlx-lm-strong" if self.device == "cpu" else "mlx-lm"
 
     # Each at its best -------------------------------------------------------------------------------------------

@@ -115,7 +115,7 @@ class Table:
         return np.where(self.groups > 0, self.groups, self.digests[:, 0]) / 2.0**64
 
     def pools(self, least: float) -> tuple[np.ndarray, list[str]]:
-        """Group files as their collector sees them: documents of fewer than `least` rows in a folder count as one.
+        """Group files as their collector sees them: a folder's documents of fewer than `least` rows each count as one.
 
         Returns:
             int, `(rows,)`: the place of the row's pool among the names; and the names.
@@ -258,7 +258,7 @@ def _drop_copies(
 def _known_from_copies(
     stored: Rows, table: Table, kept: np.ndarray, held_out: np.ndarray, copies: list[tuple[int, int, float]]
 ) -> list[int]:
-    """Return training rows that repeat a validation row of a copy of their source; other rows stay."""
+    """Return training rows that say what a validation row of a copy of their source says and none of its others do."""
     beside: dict[int, set[int]] = {}
     for one, other, _ in copies:
         beside.setdefault(one, set()).add(other)

@@ -55,7 +55,7 @@ _LANGUAGES = {  # where two encodings make as much sense, the first is taken
 
 
 def _in_place(letters: str) -> re.Pattern[str]:
-    """Return letters in plausible positions: no capital after a small letter, no other script in a Latin word."""
+    """Return a pattern of letters in their places: no capital after a small letter, no other script in a Latin word."""
     capitals = "".join(letter for letter in letters.upper() if not letter.isascii())  # not the SS of ß
     if letters[0] < "\u0250":
         return re.compile(f"[{letters}]|(?<![a-z{letters}])[{capitals}]")

@@ -125,7 +125,7 @@ def _without_specks(text: str) -> str:
 
 
 def _figures(found: re.Match[str]) -> str:
-    """Return digits for letters that stand among digits."""
+    """Return a match with digits for the letters among its digits."""
     return found[0].translate(str.maketrans("Ool", "001"))
 
 

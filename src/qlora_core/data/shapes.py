@@ -187,7 +187,7 @@ def _without_nulls(row: dict[str, Any], columns: Columns) -> dict[str, Any]:
 
 
 def _judged(row: dict[str, Any], layout: Layout) -> dict[str, Any]:
-    """Return a row without `chosen` and `rejected` if these only say whether its answer is a good one.
+    """Return a row without `chosen` and `rejected` where these only say that its answer is a good one.
 
     Raises:
         MarkedError: it is not.

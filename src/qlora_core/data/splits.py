@@ -10,7 +10,7 @@ from .duplicates import members
 def split(
     places: np.ndarray, groups: np.ndarray, sources: np.ndarray, *, val_fraction: float, val_rows: int = 0
 ) -> np.ndarray:
-    """Choose the validation rows: the same row always falls on the same side.
+    """Choose the validation rows: the same row falls on the same side whatever else there is.
 
     Every group is chosen by its own place. A source so large that its share is a row or more gets a group even where
     none of its own falls low enough: the one nearest to it. Where there are two groups in all and a share above 0 was

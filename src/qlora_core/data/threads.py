@@ -39,7 +39,7 @@ class Thread:
 
 
 def is_one_message(row: Any) -> bool:
-    """Return whether a row is one message of a conversation, and says which."""
+    """Return whether a row is one message of a conversation and names which."""
     if not isinstance(row, dict) or not speaks(row):
         return False
     return bool(_first(row, _IDS) and any(key in row for key in _PARENTS)) or _first(row, _TALKS) is not None

@@ -107,7 +107,7 @@ class Door:
         await self._reply(answer, scope, receive, send)
 
     def _foreign(self, asked: Any) -> bool:
-        """Return whether the browser is sent by a name that pretends to be ours, or by another site's page."""
+        """Return whether a request comes under a name that only pretends to be ours, or from another site's page."""
         hosts, origins = asked.headers.getlist("host"), asked.headers.getlist("origin")
         if len(hosts) != 1 or len(origins) > 1:
             return True

@@ -560,7 +560,7 @@ class TrainingReporter:
 
 
 def silence(stream: Any) -> None:
-    """Send further output to nowhere: the stream's reader is gone, and so is what waits in its buffer."""
+    """Discard what is still written to a stream whose reader is gone, including what waits in its buffer."""
     with contextlib.suppress(OSError, ValueError):  # a stream that has no descriptor, or is closed
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())

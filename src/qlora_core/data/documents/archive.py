@@ -12,7 +12,7 @@ LARGEST = 256 * 2**20  # bytes that an archive may unpack to
 
 
 def stays_inside(name: str) -> str:
-    """Return a member's name, or an error if it leads out of the archive."""
+    """Check that a member's name stays inside the archive, and return it."""
     parts = name.replace("\\", "/").split("/")
     if ".." in parts or not parts[0] or re.fullmatch("[A-Za-z]:", parts[0]):
         raise UnreadableError(f"names a file outside of itself: {name[:80]}")

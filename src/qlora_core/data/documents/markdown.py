@@ -144,7 +144,7 @@ class _Markup:
         return name in _LONELY or name in self._closed or bool(re.search(r"[\w-]\s*=|/$", match[3]))
 
     def said(self, children: Iterable[Any]) -> str:
-        """Return the text of a line's tokens; whether raised text is an exponent depends on what precedes it."""
+        """Return the text of a line's tokens; raised text is read by what precedes it."""
         texts, links = [""], False
         for child in children:
             tag = child.content.lower() if child.type == "html_inline" else ""
