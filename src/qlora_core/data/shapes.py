@@ -201,7 +201,7 @@ def _judged(row: dict[str, Any], layout: Layout) -> dict[str, Any]:
 
 
 def _other_shape(row: dict[str, Any], layout: Layout, columns: Columns) -> dict[str, Any]:
-    """Return the row without empty columns if that gives it another shape; tables have all columns in every row."""
+    """Return the row without empty columns if it has another shape then; tables have all columns in every row."""
     filled = {key: value for key, value in row.items() if not _is_blank(value)}
     other = layout_of(tuple(filled), columns)
     return filled if other and other != layout else {}

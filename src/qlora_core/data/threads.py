@@ -98,7 +98,7 @@ class Messages:
             yield from self._paths(_chain(said, name))
 
     def _tree(self, rows: list[tuple[int, dict[str, Any]]]) -> list[_Message]:
-        """Return the messages by what they answer; one whose question is missing is reported with its replies."""
+        """Return the messages with their replies; one whose question is missing is noted as unanswered, as they are."""
         found: list[_Message] = []
         where: dict[Any, int] = {}
         for place, row in rows:

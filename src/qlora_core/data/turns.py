@@ -126,7 +126,7 @@ def _by_turn(lists: dict[str, list[Any]]) -> Any:
 
 
 def _kind_of_mask(turns: list[Any]) -> str:
-    """Return `loss_mask` for masks that are 0 for users and 1 for answers, so that 1 means trained; else `mask`."""
+    """Return `loss_mask` if masks are 0 for questions and 1 for answers, so that 1 means trained; else `mask`."""
     masks = [(turn.get("role", turn.get("from")), turn.get("mask")) for turn in turns if isinstance(turn, dict)]
     asked = {mask for role, mask in masks if ROLES.get(str(role)) != "assistant" and mask is not None}
     answered = {mask for role, mask in masks if ROLES.get(str(role)) == "assistant"}

@@ -306,7 +306,7 @@ def _judged(found: dict[str, float], dtype: str) -> Finding:
 
 
 def _largest(rows: int, dtype: str) -> Product | None:
-    """Return the largest matrix whose product takes no longer than `LONGEST`: that of a 7B model on a fast device."""
+    """Return the largest of some products that takes no longer than `LONGEST`: a 7B model's on a fast device."""
     found = None
     for size in ((256, 256), (1024, 1024), (14336, 4096)):
         product = Product(rows, *size, 64, 4)

@@ -400,7 +400,7 @@ def choice_place(tracker: TrainingTracker, choice: Any) -> mo.Html:
 
 
 def model_name(choice: str | None, name: str) -> Any:
-    """Return which base model is asked when it is asked alone."""
+    """Return a field for the base model's name if a base is asked alone."""
     if choice != BASE_ONLY:
         return None
     return mo.ui.text(name, label=say("Base model: a name that `qlora models` lists, or a directory"), full_width=True)

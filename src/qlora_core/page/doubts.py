@@ -143,7 +143,7 @@ def answer(choice: Choice) -> str:
 
 
 def panel(prepared: PreparedData, elements: mo.ui.dictionary, chosen: Sequence[Choice]) -> mo.Html | None:
-    """Return each guess with its buttons; those without room go into a table below."""
+    """Return each guess with its buttons; those without room stand in a table below."""
     found = guesses(prepared.report)
     if not found and not chosen:
         return None

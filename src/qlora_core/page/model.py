@@ -94,7 +94,7 @@ class Presence:
 
     @property
     def files(self) -> tuple[bool, bool]:
-        """Return a mark of the files that changes when they have to be looked at again."""
+        """Return the values that change when the files have to be looked at again."""
         return self.settings, self.weights
 
 
