@@ -9,12 +9,11 @@ import functools
 import importlib.util
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from ..machine.keep_awake import gpu_environment
 from ..schedule import suited_learning_rate
 from . import works
 from .catalogue import CONTESTANTS, WORKS
+from .figures import Result, best_size, compare, compare_losses, elapsed, in_words, time_to_loss
 from .job import Job
 from .machine import DeviceMemory, OtherPrograms, describe_machine, device_kind, versions, without_paths
 from .options import Options
@@ -39,7 +39,6 @@ TOLERANCE = {"float32": 1e-3}
 HALF_TOLERANCE = 1e-2
 
 Say = Callable[[str], None]
-Result = dict[str, Any]
 
 
 def bench(options: Options, say: Say) -> Result:
@@ -358,9 +357,6 @@ class Race:
         return {"without": word, "work": work, "pairs": pairs} if pairs else None
 
 
-# Processes ------------------------------------------------------------------------------------------------------
-
-
 def missing_packages(name: str, python: str = "") -> list[str]:
     """Return the packages that a contestant needs and lacks, here or in another Python interpreter."""
     needs = CONTESTANTS[name].needs
@@ -411,92 +407,3 @@ def _read_result(out: Path, log: Path, status: int) -> Result:
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         why = "the system ended it" if killed else lines[-1] if lines else f"ended with status {status}"
         return {"error": why, "out_of_memory": killed}
-
-
-# Arithmetic -----------------------------------------------------------------------------------------------------
-
-
-def peak(result: Result, device: str) -> int:
-    """Return peak bytes: of the library's arrays on a GPU, of the process on a CPU, where not every library counts."""
-    return result.get("process_peak_bytes" if device == "cpu" else "peak_bytes") or 0
-
-
-def best_size(trials: Sequence[Result], max_memory_gb: float, device: str) -> int:
-    """Return the batch size of the fastest trial that fits; 0 if none does."""
-    fitting = [
-        trial
-        for trial in trials
-        if "tokens_per_second" in trial and (not max_memory_gb or peak(trial, device) <= max_memory_gb * 1e9)
-    ]
-    return max(fitting, key=lambda trial: trial["tokens_per_second"])["batch_size"] if fitting else 0
-
-
-def compare(one: Result, other: Result) -> Result:
-    """Return the ratio of tokens/s, and the largest share of the processor that other programs took meanwhile."""
-    return {
-        "ratio": one["tokens_per_second"] / other["tokens_per_second"],
-        "others_share": max(result.get("others_share", 0.0) for result in (one, other)),
-    }
-
-
-def middle(values: Sequence[float]) -> dict[str, float]:
-    """Return median and range."""
-    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
-
-
-def compare_losses(mine: Sequence[Result], theirs: Sequence[Result], tolerance: float) -> Result:
-    """Return the differences between the losses of the same steps, in nats per trained token."""
-    gaps = [abs(one["loss"] - other["loss"]) for one, other in zip(mine, theirs, strict=True)]
-    return {
-        "steps": len(gaps),
-        "largest": max(gaps),
-        "mean": statistics.fmean(gaps),
-        "tolerance": tolerance,
-        "holds": all(gap <= tolerance for gap in gaps),  # a loss that is no number fails
-    }
-
-
-def elapsed(result: Result) -> list[float]:
-    """Return the seconds from process start to the end of each step, loading included; the first is before any step."""
-    ends = [result["seconds_loading"]]
-    for step in result["steps"]:
-        ends.append(ends[-1] + step["seconds"])
-    return ends
-
-
-def time_to_loss(curves: dict[str, list[dict[str, float]]]) -> Result:
-    """Return the seconds each contestant takes to reach the lowest validation loss that all of them reach.
-
-    Between two evaluations the loss is taken to fall along a line.
-    """
-    target = max(min(point["val_loss"] for point in curve) for curve in curves.values())
-    return {
-        "val_loss": target,
-        "curves": curves,
-        "seconds": {name: _crossing(curve, target) for name, curve in curves.items()},
-    }
-
-
-def _crossing(curve: list[dict[str, float]], target: float) -> float:
-    before = curve[0]
-    for point in curve:
-        if point["val_loss"] <= target:
-            fall = before["val_loss"] - point["val_loss"]
-            share = (before["val_loss"] - target) / fall if fall > 0 else 1.0
-            return before["seconds"] + share * (point["seconds"] - before["seconds"])
-        before = point
-    return curve[-1]["seconds"]
-
-
-def in_words(result: Result, device: str) -> str:
-    """Return a run in one line."""
-    if result.get("out_of_memory"):
-        return f"out of memory: {result['error']}"
-    if "error" in result:
-        return f"failed: {result['error']}"
-    if "tokens_per_second" not in result:
-        return "no step was timed"
-    return (
-        f"{result['tokens_per_second']:,.1f} tokens/s over {result['timed_steps']} steps, first step after "
-        f"{result['seconds_to_first_step']:.1f} s, peak {peak(result, device) / 1e9:.2f} GB"
-    )

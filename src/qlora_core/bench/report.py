@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..files.storage import write_json
+from .figures import middle
 from .machine import slug
-from .race import US, middle
+from .race import US
 
 Result = dict[str, Any]
 

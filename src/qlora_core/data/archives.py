@@ -23,7 +23,8 @@ from typing import Any, BinaryIO
 
 from ..files.storage import left_by_file_manager
 from .records import Findings, composed
-from .sources import ARCHIVES, FACTS_FILE, OF_PROGRAMS, Source, form_of, opened, reason_of_name
+from .sources import ARCHIVES, FACTS_FILE, OF_PROGRAMS, Source, form_of, reason_of_name
+from .text_files import opened
 
 MOST_MEMBERS = 100_000
 MOST_BYTES = 8 << 30  # that the members of one archive may unpack to

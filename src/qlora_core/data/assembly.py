@@ -18,11 +18,11 @@ from .copies import OVERLAP, RUN, find_copies, overlap, runs_of
 from .decisions import COPY, Decisions, choice
 from .duplicates import PATTERN, alike, components, members, near_duplicates, shared_across
 from .prepared import Rows
-from .reading import SPLITS, Part
 from .records import LISTED, said_in
 from .report import DataReport
 from .sources import TRAINING, VALIDATING
 from .splits import split
+from .units import SPLITS, Part
 
 TRAIN, VALIDATION, UNDECIDED, NOT_HELD_OUT = 0, 1, 2, 3
 """Sides; the last one is that of a row that says it is for training: it may be held out where nothing else is."""

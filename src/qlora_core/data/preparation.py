@@ -28,7 +28,7 @@ from .facts import read_facts
 from .from_hub import Named, fetched
 from .passages import check_template
 from .prepared import PreparedData, json_lines
-from .reading import Part, Reading, Unit, can_be_cut
+from .reading import Reading, can_be_cut
 from .records import Findings, writable
 from .report import DataReport
 from .shapes import ACCEPTED, columns_of
@@ -41,13 +41,12 @@ from .sources import (
     Source,
     find_sources,
     is_prepared,
-    lettering_of,
     own_split,
-    packing_of,
-    pieces_of,
     with_code_apart,
     without_repeats,
 )
+from .text_files import lettering_of, packing_of, pieces_of
+from .units import Part, Unit
 
 PIECE = 8 << 20  # bytes of a JSONL file that are read in one go
 WORTH_PROCESSES = 32 << 20  # bytes; below, starting processes takes longer than reading

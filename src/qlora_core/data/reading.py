@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import itertools
 import json
 from collections import Counter
@@ -22,15 +21,19 @@ import numpy as np
 
 from ..config import DataConfig
 from ..tokens.tokenizer import ChatTokenizer
+from .book_lines import Hints
 from .chats import Chat, conversations, whose_answers
 from .chatter import chatter_in
 from .cleaning import clean, language_of, personal_data
-from .columns import LONG, layout_of, reaches
+from .columns import layout_of, reaches
 from .copies import marks_of
 from .decisions import SECTION, SUBJECT, TITLE, Decisions, choice
 from .documents import SEVERAL, read_document
 from .duplicates import BANDS, signatures
 from .encoding import detect
+from .json_values import Listed
+from .known_row import Shaped
+from .page_debris import without_page_debris
 from .passages import TEMPLATES, Asked, Passage, ask, make_passages
 from .recognised import OPEN_FORMS, Format, LeftOut, read_items, recognise
 from .records import (
@@ -48,13 +51,15 @@ from .records import (
 )
 from .report import DataReport
 from .scans import SPECK, mend_scan, report_scan
-from .shapes import Shaped, columns_of, shape, unknown_columns
-from .sources import TESTING, TRAINING, VALIDATING, BrokenOffError, Source, first_bytes, read_whole, split_in, title_of
-from .structure import Hints, find_structure, saved_as_lines, without_page_debris
+from .shapes import columns_of, shape, unknown_columns
+from .sources import TESTING, Source, split_in, title_of
+from .structure import find_structure, saved_as_lines
 from .subjects import NONE, PERSON, THING, find_subject
-from .tables import Listed, are_lines, read_rows
+from .tables import are_lines, read_rows
 from .tabular import tables_in, with_sentences
+from .text_files import BrokenOffError, first_bytes, read_whole
 from .threads import Messages, Thread, is_one_message, root_of, tree_threads
+from .units import SPLITS, Part, Unit, encode_row, hash_of, prompt_hash
 
 DOCUMENT_LIMIT = 1 << 28  # 256 MB
 BOOK = 20  # passages; a document of more is split by its sections, and no longer kept on one side as a whole
@@ -62,63 +67,12 @@ LINES_AT_ONCE = 100_000  # of running text
 ROWS_A_PART = 20_000
 WRITTEN = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".md", ".markdown", ".html", ".htm", ".xhtml")
 
-SPLITS = ("", TRAINING, VALIDATING)  # what is for testing goes no further
 PEEK = 1000  # rows that tell whether a file is of questions or of running text
 FEW = 5  # in a file of running text, at most one of so many rows has a question
 
 HALF_PAIR = "half of a surrogate pair: the text was cut inside a character"
-# made once: `json.dumps` makes one for every call; tables hold dates and bytes, which JSON has not
-_ENCODE = json.JSONEncoder(ensure_ascii=False, default=lambda value: str(value)[:LONG]).encode
+
 Piece = TypeVar("Piece", Fragment, Block)
-
-
-@dataclass(frozen=True)
-class Unit:
-    """A piece that is read in one go.
-
-    Attributes:
-        source: the file.
-        piece: (start, stop, number of the first line).
-        as_it_stands: rows that were prepared before, or that have a split of the user's own: nothing is joined; of the
-            first, nothing is changed either.
-        prepared: whether `qlora data` wrote it.
-    """
-
-    source: Source
-    piece: tuple[int, int | None, int] = (0, None, 1)
-    as_it_stands: bool = False
-    prepared: bool = False
-
-
-@dataclass
-class Part:
-    """Rows ready to be written, and what is known of them.
-
-    Attributes:
-        lines: of the prepared file, with their ends.
-        digests: SHA-256 of each content, 32 bytes each, one after the other.
-        bands: uint64, `(rows, duplicates.BANDS)`.
-        groups: uint64, `(rows,)`: a hash of the document a row belongs to; 0: none.
-        answers: bool, `(rows,)`: whether a prompt is answered, instead of text going on.
-        splits: int8, `(rows,)`: the place in `SPLITS` of what a row says of its own split.
-        prompts: uint64, `(rows,)`: a hash of what stands before the last answer; 0: nothing does.
-        marks: the runs of words by which copies of the file are found (`copies.marks_of`).
-        name: of the file.
-        kind: what a document shares with the others of its folder; "" for a file of rows.
-        report: counts and findings.
-    """
-
-    lines: list[bytes]
-    digests: bytes
-    bands: np.ndarray
-    groups: np.ndarray
-    answers: np.ndarray
-    splits: np.ndarray
-    prompts: np.ndarray
-    marks: np.ndarray
-    name: str
-    kind: str
-    report: DataReport
 
 
 def _may_be_a_message(row: dict[str, Any]) -> bool:
@@ -191,16 +145,16 @@ class _Reader:
         for record in records:
             taken += 1
             try:
-                line, digest = _encode(record)
+                line, digest = encode_row(record)
             except UnicodeEncodeError:
                 self.report.rejected.add(record.source, HALF_PAIR)  # in its metadata
                 continue
             lines.append(line)
             digests.append(digest)
-            groups.append(_hash(record.group) if record.group else 0)
+            groups.append(hash_of(record.group) if record.group else 0)
             answers.append(record.answers)
             splits.append(SPLITS.index(record.split) if record.split else 0)
-            prompts.append(_prompt(record.content))
+            prompts.append(prompt_hash(record.content))
             if compared:
                 texts.append(said_in(record.content))
                 if first and not record.answers:
@@ -591,33 +545,10 @@ class _Reader:
         return [dataclasses.replace(piece, text=self._clean(piece.text)) for piece in pieces]
 
 
-def _encode(record: Record) -> tuple[bytes, bytes]:
-    """Return the row's line in the prepared file, and the SHA-256 of its content."""
-    content = _ENCODE(record.content).encode()
-    rest = _ENCODE({"source": record.source, "metadata": record.metadata}).encode()
-    return content[:-1] + b", " + rest[1:] + b"\n", hashlib.sha256(content).digest()
-
-
-def _prompt(content: dict[str, Any]) -> int:
-    """Return a hash of what is said before the last answer; 0 if there is nothing."""
-    turns = content.get("messages", ())
-    last = len(turns) - 1
-    while last > 0 and turns[last]["role"] != "assistant":
-        last -= 1
-    if last < 1:
-        return 0
-    asked = "\0".join([turn.get("content") or "" for turn in turns[:last]])
-    return int.from_bytes(hashlib.blake2b(asked.encode(), digest_size=8).digest(), "little") | 1
-
-
 def folder_of(name: str) -> str:
     """Return the name that documents of a folder share: the folder and their suffix."""
     path = PurePath(name)
     return str(path.parent / f"*{path.suffix}")
-
-
-def _hash(group: str) -> int:
-    return int.from_bytes(hashlib.sha256(group.encode("utf-8", "surrogatepass")).digest()[:8], "big") | 1
 
 
 def _sample(row: Any) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..models.base_models import ModelSpec
-from ..reports import console
+from ..reports import console, plain_text
 from ..runs.run import Run
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -101,7 +101,7 @@ def _templates() -> Environment:
 
 def _code(text: str) -> str:
     """Return a text as inline code."""
-    plain = console.one_line(str(text), 500)
+    plain = plain_text.one_line(str(text), 500)
     ticks = "`" * (1 + max(map(len, re.findall("`+", plain)), default=0))
     return f"{ticks}{plain}{ticks}" if ticks == "`" else f"{ticks} {plain} {ticks}"
 

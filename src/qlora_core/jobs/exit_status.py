@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import QLoraError
 from ..machine.crash_reasons import device_failure
-from ..reports import console
+from ..reports import live_output
 
 DONE, ERROR, PAUSED, INTERRUPTED = 0, 1, 3, 130  # as `qlora train` ends
 DEVICE_FAILED = 75  # of a supervised worker: the device gave up, and the run may be tried again
@@ -25,7 +25,7 @@ def guarded(call: Callable[[], int]) -> int:
         complain("interrupted")
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output went away (`qlora runs | head`)
-        console.silence(sys.stdout)
+        live_output.silence(sys.stdout)
         return ERROR
     except OSError as error:  # a directory that may not be written, a full disk
         complain(f"error: {error}")
@@ -52,4 +52,4 @@ def complain(text: str) -> None:
     try:
         print(text, file=sys.stderr, flush=True)
     except OSError:  # the terminal was closed
-        console.silence(sys.stderr)
+        live_output.silence(sys.stderr)

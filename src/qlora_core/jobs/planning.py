@@ -12,7 +12,7 @@ from ..activity import watching
 from ..config import RunConfig, add_arguments
 from ..export.export import keep_result
 from ..machine.memory import MemoryMonitor
-from ..reports import console
+from ..reports import console, live_output, plain_text
 from ..runs.plan import TrainingPlan, TrainingTracker
 from ..runs.presets import PRESETS
 from ..runs.run import Run
@@ -58,7 +58,7 @@ def train_planned(
     Returns:
         The exit status.
     """
-    reporter = console.TrainingReporter(sys.stderr if as_json else sys.stdout)
+    reporter = live_output.TrainingReporter(sys.stderr if as_json else sys.stdout)
     status = _train_planned(tracker, plan, reporter, monitor or MemoryMonitor())
     if as_json:
         print_json(run_as_json(plan.run))
@@ -66,7 +66,7 @@ def train_planned(
 
 
 def _train_planned(
-    tracker: TrainingTracker, plan: TrainingPlan, reporter: console.TrainingReporter, monitor: MemoryMonitor
+    tracker: TrainingTracker, plan: TrainingPlan, reporter: live_output.TrainingReporter, monitor: MemoryMonitor
 ) -> int:
     if plan.done:
         reporter.say(f"✓ Run {plan.run.name} is complete; nothing to train. More: --epochs, or --fresh for a new run.")
@@ -110,22 +110,22 @@ def plan_training(
     from ..tokens.report import describe
     from ..tokens.tokenizer import open_tokenizer
 
-    say(console.table(console.machine()))
+    say(plain_text.table(console.machine()))
     if preset:
-        say(console.block(f"Preset {preset}", console.preset_reasons(preset, config)))
+        say(plain_text.block(f"Preset {preset}", console.preset_reasons(preset, config)))
     tokenizer = open_tokenizer(config.base)
     prepared = data.prepare(config.data, tokenizer)
-    say(console.block("Data", console.data_counts(prepared.report)))
+    say(plain_text.block("Data", console.data_counts(prepared.report)))
     # after the data: what is wrong there must be known before 14 GB are fetched
     model = base_models.find_base(config.base)
-    say(console.block("Model", console.model_information(model, config)))
+    say(plain_text.block("Model", console.model_information(model, config)))
     train_dataset = make_dataset(prepared.train, tokenizer, config.data.max_seq_length)
     val_dataset = make_dataset(prepared.validation, tokenizer, config.data.max_seq_length)
     described = describe(train_dataset, val_dataset, tokenizer, config.data.max_seq_length)
-    say(console.block("Datasets", console.token_counts(described)))
+    say(plain_text.block("Datasets", console.token_counts(described)))
     tracker = TrainingTracker(config.place.runs_dir)
     plan = tracker.plan(config, model, tokenizer, prepared, train_dataset, val_dataset)
-    say(console.block("Training", console.training_plan(plan)))
+    say(plain_text.block("Training", console.training_plan(plan)))
     return tracker, plan
 
 

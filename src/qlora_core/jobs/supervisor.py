@@ -24,7 +24,8 @@ from ..errors import QLoraError
 from ..files.storage import write_json
 from ..machine.crash_reasons import DEVICE_GAVE_UP, out_of_memory, reason
 from ..models.base_models import has_metal
-from ..reports.console import TrainingReporter, resume_line
+from ..reports.console import resume_line
+from ..reports.live_output import TrainingReporter
 from ..runs.metrics import parse
 from ..runs.run import Run
 from ..runs.writer import RunLock, RunWriter

@@ -78,7 +78,7 @@ def main() -> int:
     from ..errors import DeviceError, QLoraError
     from ..export.export import keep_result
     from ..files.storage import keep_private
-    from ..reports.console import TrainingReporter
+    from ..reports.live_output import TrainingReporter
     from .supervisor import restarts, supervise
 
     keep_private()

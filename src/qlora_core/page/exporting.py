@@ -17,7 +17,7 @@ import marimo as mo
 
 from ..errors import BusyError, QLoraError
 from ..export.export import METRICS_FILE
-from ..reports.console import size
+from ..reports.plain_text import size
 from ..runs.run import Run
 from ..translations import say
 from .commands import Job

@@ -18,7 +18,7 @@ from ..config import RunConfig, Setting, from_flat, given_settings, settings
 from ..errors import ConfigError
 from ..jobs.exit_status import quiet_ctrl_c
 from ..jobs.planning import training_parser
-from ..reports import console
+from ..reports import plain_text
 from ..runs.plan import resolve_config
 from ..runs.presets import PRESETS, Choice
 from ..translations import say
@@ -45,7 +45,7 @@ class Flags:
         """Show `rows(*values)`: printed by a script, a table on the page; nothing if a value is a problem."""
         made = attempt(rows, *values)
         if scripted():
-            self.tell(console.block(title, made) if title else console.table(made))
+            self.tell(plain_text.block(title, made) if title else plain_text.table(made))
         return complain(made) or view(fact_table, made)
 
     def report(self, title: str, rows: Callable[..., dict[str, str]], *values: Any) -> mo.Html | None:

@@ -15,7 +15,7 @@ import marimo as mo
 
 from ..machine.memory import GB, MemoryMonitor, available_bytes, total_bytes
 from ..models import base_models
-from ..reports import console
+from ..reports import console, plain_text
 from ..translations import say
 from .commands import News
 from .language import read_only
@@ -107,5 +107,5 @@ def memory_now(monitor: MemoryMonitor) -> mo.Html:
     """Return the free memory, and what this page takes."""
     sample = monitor.sample()
     text = say("{free} of memory are available; this page itself takes {own}.",
-               free=console.size(sample.available), own=console.size(sample.process))  # fmt: skip
+               free=plain_text.size(sample.available), own=plain_text.size(sample.process))  # fmt: skip
     return small(text)

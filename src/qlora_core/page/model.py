@@ -13,7 +13,7 @@ from ..errors import ModelError, QLoraError
 from ..machine.memory import available_bytes
 from ..models import base_models, hub
 from ..models.base_models import ModelSpec
-from ..reports.console import size
+from ..reports.plain_text import size
 from ..runs import memory_estimate
 from ..runs.plan import TrainingPlan, TrainingTracker
 from ..runs.plan_warnings import advise

@@ -14,7 +14,7 @@ import marimo as mo
 
 from ..errors import QLoraError
 from ..jobs.exit_status import DONE, guarded
-from ..reports import console
+from ..reports import live_output
 from .look import note
 
 
@@ -55,7 +55,7 @@ def attempt(call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
             return argument.onward
     if scripted():
         made: list[Any] = []
-        with console.waiting(sys.stderr if "--json" in sys.argv else sys.stdout):
+        with live_output.waiting(sys.stderr if "--json" in sys.argv else sys.stdout):
             status = guarded(lambda: made.append(call(*arguments, **named)) or DONE)
         if status:
             sys.exit(status)

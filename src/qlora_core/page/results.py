@@ -9,9 +9,9 @@ import marimo as mo
 from markupsafe import Markup
 
 from ..export.guides import GUIDES
-from ..reports import console
+from ..reports import console, plain_text
 from ..reports.charts import thin
-from ..reports.console import duration, size
+from ..reports.plain_text import duration, size
 from ..runs.plan import TrainingTracker
 from ..runs.run import Run, iterate_states
 from ..runs.time_spent import PARTS
@@ -68,8 +68,8 @@ def generation_test(run: Run | None) -> mo.Html:
     rows = [
         {
             say("Question"): q["question"],
-            say("Base model"): console.one_line(q["base"]) + mark.get(q.get("base_right"), ""),
-            say("Tuned model"): console.one_line(q["tuned"]) + mark.get(q.get("tuned_right"), ""),
+            say("Base model"): plain_text.one_line(q["base"]) + mark.get(q.get("base_right"), ""),
+            say("Tuned model"): plain_text.one_line(q["tuned"]) + mark.get(q.get("tuned_right"), ""),
         }
         for q in evaluation["questions"]
     ]

@@ -14,9 +14,9 @@ from markupsafe import Markup
 
 from ..activity import STAGES
 from ..jobs import launch
-from ..reports import charts, console
+from ..reports import charts, live_output
 from ..reports.charts import rate_chart as rate_chart  # shown by the notebook
-from ..reports.console import duration, size
+from ..reports.plain_text import duration, size
 from ..runs.plan import TrainingPlan, TrainingTracker
 from ..runs.run import Run
 from ..runs.throughput import RECENT_STEPS, counted_seconds
@@ -187,7 +187,7 @@ def _work_line(snapshot: Snapshot) -> list[mo.Html]:
     if not snapshot.alive or not work or work["stage"] not in STAGES:  # of a later version, say
         return []
     words = STAGES[work["stage"]]
-    return [small(console.working_words(say(words), work["done"], work["total"]))]
+    return [small(live_output.working_words(say(words), work["done"], work["total"]))]
 
 
 def _progress_bar(snapshot: Snapshot) -> mo.Html:
@@ -323,7 +323,7 @@ def checkpoints(snapshot: Snapshot) -> mo.Html | None:
 
 def run_log(snapshot: Snapshot) -> mo.Html | None:
     """Return the terminal's output of the run, each line with its time; the newest is in view."""
-    lines = [(event, line) for event in snapshot.recent if (line := console.event_line(dict(event)))]
+    lines = [(event, line) for event in snapshot.recent if (line := live_output.event_line(dict(event)))]
     text = "\n".join(f"{_clock(event.get('time', 0))}  {line.strip()}" for event, line in lines)
     return folded(say("Log"), _log_block(text)) if text else None
 

@@ -16,7 +16,7 @@ from ..config import Role, to_flat
 from ..errors import QLoraError, RunError
 from ..models.adapter_files import ADAPTER_FILE, adapter_settings
 from ..runs.run import Run
-from .console import duration, one_line, section, size
+from .plain_text import duration, one_line, section, size
 
 COLUMNS = 100  # of the table, for two or three runs
 LABEL, NARROWEST = 18, 20
