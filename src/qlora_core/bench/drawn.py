@@ -99,7 +99,7 @@ def _write_model(settings: dict[str, Any], directory: Path, layout: Layout) -> P
     places = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
     _write_json(directory / "model.safetensors.index.json", {"weight_map": places})
     _write_tokeniser(directory)
-    _write_json(directory / "config.json", config)  # last: it says that the rest is there
+    _write_json(directory / "config.json", config)  # written last, as a sign that the rest is complete
     return directory
 
 
@@ -150,7 +150,7 @@ def _packed(name: str, shape: tuple[int, ...], norm: float, *, dtype: str) -> It
         return
     rows, columns = shape
     levels = 1 << BITS
-    # evenly drawn levels deviate by √((levels² - 1) / 12) from their mean; weights are to deviate by 1/√columns
+    # uniform levels have a standard deviation of √((levels² - 1) / 12); weights should have 1/√columns
     scale = 1 / math.sqrt(columns * (levels * levels - 1) / 12)
     groups = (rows, columns // GROUP)
     yield Numbers(f"{name}.weight", "U32", (rows, columns * BITS // 32), _words())

@@ -45,7 +45,7 @@ def compare_losses(mine: Sequence[Result], theirs: Sequence[Result], tolerance: 
         "largest": max(gaps),
         "mean": statistics.fmean(gaps),
         "tolerance": tolerance,
-        "holds": all(gap <= tolerance for gap in gaps),  # a loss that is no number fails
+        "holds": all(gap <= tolerance for gap in gaps),  # a NaN loss fails
     }
 
 

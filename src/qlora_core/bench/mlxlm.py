@@ -21,7 +21,7 @@ from ..tokens.rows import TokenRow
 from .job import Job, Watch
 from .works import ADAPTERS, PROJECTIONS, Rows, first_trained, fixed_groups
 
-NEVER = 1 << 62  # bytes of cache beyond which it is cleared
+NEVER = 1 << 62  # bytes of cache beyond which mlx-lm would clear it: never
 PAD_TO = 32  # tokens
 
 Encoded = tuple[list[int], int]
@@ -41,10 +41,10 @@ def train(job: Job, rows: Rows, watch: Watch) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as directory:
         arguments = TrainingArgs(
             batch_size=job.batch_size,
-            iters=job.warm_up + job.steps + 1,  # the watch ends it before, when the batch after the last is asked for
-            steps_per_report=1 if job.batches == "fixed" else 10,  # 10 is usual; each report takes a little
+            iters=job.warm_up + job.steps + 1,  # the watch stops it earlier, when the batch after the last is requested
+            steps_per_report=1 if job.batches == "fixed" else 10,  # 10 is usual; every report costs a little time
             steps_per_save=NEVER,
-            max_seq_length=longest + 2 * PAD_TO,  # no row is cut, and none loses its padding
+            max_seq_length=longest + 2 * PAD_TO,  # no row is truncated or loses its padding
             adapter_file=str(Path(directory) / ADAPTERS),
             clear_cache_threshold=NEVER if strong else 0,
         )

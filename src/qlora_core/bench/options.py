@@ -81,7 +81,7 @@ class Options:
             works=given("works", works),
             contestants=tuple(
                 dict.fromkeys(["qlora", *given("contestants", CONTESTANTS)])
-            ),  # others are compared with it
+            ),  # ours takes part always, since others are compared with it
             model=arguments.model,
             model_dir=arguments.model_dir,
             quantize=arguments.quantize,

@@ -95,7 +95,7 @@ def train(job: Job, rows: Rows, watch: Watch) -> dict[str, Any]:
             "layout": session.layout,
             "prefix_tokens": len(session.prefix),
             "peak_bytes": memory.peak,
-            "process_peak_bytes": memory.process_peak,  # with that of processes beside this one
+            "process_peak_bytes": memory.process_peak,  # includes the processes beside this one
         }
 
 

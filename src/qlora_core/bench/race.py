@@ -30,9 +30,9 @@ from .ours import ablations, switched_off
 from .prepare import prepared
 
 US = "qlora"
-NO_LIMIT = 100_000  # steps, where seconds end a run
-LATE = 480.0  # seconds after which `--quick` repeats nothing more
-PLAIN = 5.0  # a ratio that needs no repetition
+NO_LIMIT = 100_000  # steps, for a run that ends after some seconds
+LATE = 480.0  # seconds after which `--quick` stops repeating
+PLAIN = 5.0  # a ratio so clear that it needs no repetition
 CAUTIOUS_WORKS = ("short-qa", "sample")
 CAUTIOUS_BATCH = 4  # rows: mlx-lm's default
 TOLERANCE = {"float32": 1e-3}
@@ -338,7 +338,7 @@ class Race:
         whole = self.run(US, work, self.best_sizes[US, work], "ablation")
         words = ablations(whole["kernels"], whole["prefix_tokens"]) if "kernels" in whole else []
         if chosen := self.options.techniques:
-            switched_off(chosen, whole.get("kernels", {}))  # refuses what there is not
+            switched_off(chosen, whole.get("kernels", {}))  # raises an error for an unknown technique
             words = [word for word in words if word in chosen or word.partition("=")[0] in chosen]
         self.results["ablations"] = [found for word in words if (found := self._ablation(work, word))]
 
@@ -403,7 +403,7 @@ def _read_result(out: Path, log: Path, status: int) -> Result:
     try:
         return json.loads(out.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        killed = status in (-9, 137)  # as the kernel ends whoever takes the last memory
+        killed = status in (-9, 137)  # how the kernel ends a process when memory runs out
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         why = "the system ended it" if killed else lines[-1] if lines else f"ended with status {status}"
         return {"error": why, "out_of_memory": killed}

@@ -53,7 +53,7 @@ def drawn_rows(
     def drawn(length: int, rng: np.random.Generator) -> np.ndarray:
         return names[np.floor(vocabulary ** rng.random(length)).astype(np.int64) - 1]
 
-    beginning = drawn(prefix, np.random.default_rng([seed, 1]))  # the rest is the same with and without
+    beginning = drawn(prefix, np.random.default_rng([seed, 1]))  # other draws are the same with and without a prefix
     rows = []
     for i in range(count):
         ids = np.concatenate([beginning, drawn(lengths(rng), rng)])

@@ -5,12 +5,12 @@
                                                   (duplicates, splits)
 
 `sources` finds the files and sorts them by the user's own split; `text_files` unpacks and decodes them. `tables` (with
-`json_values`) turns a file into rows. `shapes` recognises each row by the names in `columns`, and `known_row` assembles
-it, with `turns` for conversations and `options` for multiple choice; `threads` joins messages that stand one a row.
+`json_values`) turns a file into rows. `shapes` recognises each row by the names in `columns`, `known_row` assembles it,
+with `turns` for conversations and `options` for multiple choice; `threads` joins messages that stand one a row.
 
-`documents` finds title and blocks, `passages` cuts them so that they read well, `cleaning` repairs every text. In a text
+`documents` finds title and blocks, `passages` cuts them so that they read well, `cleaning` repairs every text. In text
 that has only lines, `structure` recovers the layout: `page_debris`, `title_page`, `chapter_headings` and `paragraphs`
-mark or join `book_lines` (with `numerals` and `heads`). Before that, `chatter` removes remarks to a chat program, `scans`
+mark or join `book_lines` (with `numerals` and `heads`). Before, `chatter` removes remarks to a chat program, `scans`
 repairs what scanning broke, and `tabular` turns tables into sentences. `subjects` finds the person or thing that a
 question asks about, `copies` the sources that hold the same text. The report lists every guess, and the setting
 `decide` (`decisions`) overrides it.

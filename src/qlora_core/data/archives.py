@@ -27,9 +27,9 @@ from .sources import ARCHIVES, FACTS_FILE, OF_PROGRAMS, Source, form_of, reason_
 from .text_files import opened
 
 MOST_MEMBERS = 100_000
-MOST_BYTES = 8 << 30  # that the members of one archive may unpack to
-PLAIN_BYTES = 1 << 28  # that may come of however few
-RATIO = 200  # bytes that may come of one beyond those; text is packed to a tenth, a bomb to a thousandth
+MOST_BYTES = 8 << 30  # limit of what an archive's members unpack to
+PLAIN_BYTES = 1 << 28  # always allowed, however small the archive
+RATIO = 200  # allowed ratio beyond that; text shrinks to a tenth, a bomb to a thousandth
 DEEPEST = 2  # an archive in an archive, as Notion makes of a large export
 _BLOCK = 1 << 20
 
@@ -71,7 +71,7 @@ def unpacked(sources: Sequence[Source], directory: Path, skipped: Findings) -> I
         numbers = itertools.count()
         there: dict[Path, Path] = {}
         for archive in dict.fromkeys(source.file for source in wanted.values()):
-            with contextlib.suppress(ValueError):  # which the list of its members told
+            with contextlib.suppress(ValueError):  # already reported while listing its members
                 for path, key, member in _walk(archive, archive, Findings()):
                     if path not in wanted or wanted[path].member != key:
                         continue
@@ -305,7 +305,7 @@ def _of_tar(archive: Path) -> Iterator[_Member]:
                     last = _decoded(info.name.encode("utf-8", "surrogateescape"), "latin-1")
                     reason = "" if info.isreg() else "is a link or no regular file, which is not followed in an archive"
                     yield _Member(last, info.size, reason, functools.partial(_open_in_tar, tar, info))
-                    tar.members = []  # type: ignore[attr-defined]  # which it would keep without end
+                    tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every member
     except Exception as error:
         where = f"breaks off behind {last}" if last else "cannot be read as a tar archive"
         raise ValueError(f"{where}: {_in_words(error)}") from None

@@ -28,8 +28,8 @@ TRAIN, VALIDATION, UNDECIDED, NOT_HELD_OUT = 0, 1, 2, 3
 """Sides; the last one is that of a row that says it is for training: it may be held out where nothing else is."""
 
 _SIDE_SAID = {TRAINING: NOT_HELD_OUT, VALIDATING: VALIDATION}
-NEARLY = 0.8  # share of two texts' pieces; `near_duplicates = "drop"` takes what is more alike for one
-LARGE, ENOUGH = 0.2, 20  # of all rows, and rows: a source of more that gives none to validation is named
+NEARLY = 0.8  # share of common pieces; `near_duplicates = "drop"` drops texts above it
+LARGE, ENOUGH = 0.2, 20  # share of all rows, and rows: a larger source without validation rows is reported
 
 
 @dataclass
@@ -166,7 +166,7 @@ def _count(rows: Table, held_out: np.ndarray, report: DataReport) -> None:
     """Report how many rows there are on each side, and how many stand on both."""
     report.train, report.validation = int((~held_out).sum()), int(held_out.sum())
     answers = int(rows.answers.sum())
-    report.shapes = +Counter(messages=answers, text=len(rows) - answers)  # without those of which there are none
+    report.shapes = +Counter(messages=answers, text=len(rows) - answers)  # without shapes that have no rows
     report.leakage = {
         "equal": shared_across(rows.digests[:, :1], held_out),
         "nearly_equal": shared_across(rows.bands, held_out),
@@ -189,7 +189,7 @@ def _several_answers(stored: Rows, table: Table, kept: np.ndarray, config: DataC
     if not len(several):
         return
     _, begins, inverse = np.unique(table.prompts[several], return_index=True, return_inverse=True)
-    several = several[np.lexsort((several, begins[inverse]))]  # question by question, as they are first asked
+    several = several[np.lexsort((several, begins[inverse]))]  # grouped by question, in order of first appearance
     first = np.concatenate([[True], table.prompts[several][1:] != table.prompts[several][:-1]])
     report.several_answers, report.questions_with_several = len(several), int(first.sum())
     for place in several[:LISTED].tolist():
@@ -302,14 +302,14 @@ def _sides(rows: Table, config: DataConfig) -> np.ndarray:
         return held_out
     together = components(np.column_stack([rows.bands, rows.groups, _few(rows.prompts)]))
     places = rows.places
-    if undecided.all() and not together.any():  # a document that is all there is gives some of its passages
+    if undecided.all() and not together.any():  # a lone document gives some of its passages
         together, places = components(rows.bands), rows.digests[:, 0] / 2.0**64
-    held_out |= undecided & members(together, together[held_out])  # what validation knows is not to be trained
+    held_out |= undecided & members(together, together[held_out])  # whatever validation holds must not be trained
     free = undecided & ~members(together, together[~undecided])
     if config.val_from == "replies":
         free &= ~members(together, together[~rows.answers])
     free = np.flatnonzero(free)
-    first = np.zeros(len(rows), np.int64)  # among the free rows, where a group begins
+    first = np.zeros(len(rows), np.int64)  # first free row of each group
     first[together[free[::-1]]] = np.arange(len(free))[::-1]
     sources, _ = rows.pools(1 / config.val_fraction if config.val_fraction else np.inf)
     held_out[free] = split(

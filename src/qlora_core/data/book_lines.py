@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from .prose import is_abbreviated
 from .records import Findings
 
-SHORT = 80  # characters: what is longer is no heading and no running head
+SHORT = 80  # characters: longer lines are neither headings nor running heads
 FRONT_LINES = 80  # a title page and an imprint are no longer
 
 CHAPTER_WORDS = "cap[íi]tulo|chapter|chapitre|kapitel"
@@ -67,13 +67,13 @@ class Line:
     text: str
     place: str
     gap: bool  # an empty line or a rule stands before it
-    key: str  # what running heads and headings are compared by
+    key: str  # compared to recognise running heads and headings
     reason: str = ""
     level: int = 0
     last: str = ""
-    ends: bool = False  # the section before it ends here, although no heading says so
-    own: bool = False  # its writer began it, and no margin did
-    number: int = 0  # of the chapter that begins with this line, which is a figure
+    ends: bool = False  # the section before ends here without a heading
+    own: bool = False  # started by the writer, not by a margin
+    number: int = 0  # of the chapter that this line, a figure, begins
 
 
 @dataclass

@@ -98,7 +98,7 @@ def _ask_for_missing(numbers: list[int], lines: list[Line], where: str, hints: H
 
 def _name_below(after: list[Line], width: int, contents: Contents) -> list[Line]:
     """Return the lines below a chapter's number that are its name."""
-    for count in range(len(after), 0, -1):  # as the contents list it, be it over lines and with letters read wrongly
+    for count in range(len(after), 0, -1):  # in the form of the contents, even across lines and with misread letters
         form = bare("".join(line.text for line in after[:count]))
         if len(form) > 3 and any(nearly(form, known) for known in contents.forms):
             return after[:count]

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 TOLD = "instruction to a chat program"
 SAID = "words of a chat program"
-NEAR = 3  # blocks from either end of a text, where such words stand
-LONGEST = 700  # characters: what is longer is text
+NEAR = 3  # blocks at either end of a text that may hold such words
+LONGEST = 700  # characters: longer blocks are text
 
 # An order about a text, to somebody who is called "tu" or "you": no text of a book begins so
 _ORDER = re.compile(

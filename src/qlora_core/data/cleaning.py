@@ -52,7 +52,7 @@ def clean(text: str, repair: bool = True) -> tuple[str, tuple[str, ...]]:
     if not repair:
         return _trimmed(text.replace("\0", "")), (CONTROLS,) if "\0" in text else ()
     repaired, kinds = _repaired(text)
-    if repaired != text:  # one repair may uncover what asks for another
+    if repaired != text:  # one repair may reveal the need for another
         repaired, more = clean(repaired)
         kinds = (*kinds, *more)
     elif "\ufffd" in text:
@@ -92,7 +92,7 @@ def _mended(text: str) -> str:
             return text.encode("latin-1").decode("utf-8")
         except UnicodeDecodeError:  # ftfy would take the “á\x94 ” that ends “Olá” for one character
             text = text.translate(_WINDOWS_CHARACTERS)
-        except UnicodeEncodeError:  # it was read in another encoding
+        except UnicodeEncodeError:  # it was decoded with another encoding
             pass
     return ftfy.fix_encoding(text) if is_bad(_RIGHT.sub("-", text)) else text
 

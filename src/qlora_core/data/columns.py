@@ -139,7 +139,7 @@ _TWO_WORDS = re.compile(
 )
 _LINK = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+$")
 _DEEP = 8  # levels of lists and objects that are looked into
-LONG = 100  # characters: a word that is longer holds something
+LONG = 100  # characters: a longer word counts as content
 
 
 def content_length(name: str, value: Any, depth: int = 0) -> int:
@@ -431,7 +431,7 @@ def unknown_columns(keys: Iterable[str], columns: Columns) -> str:
     names = {key.strip().casefold() for key in keys}
     within = tuple(theirs for _, theirs in columns if "." in theirs and reaches(keys, theirs))
     if layout_of((*keys, *within), columns) or ("role" in names and not names.isdisjoint(("text", "content"))):
-        return ""  # the latter is one message a row
+        return ""  # the latter has one message per row
     return f"none of its columns is known: {listed(keys)}. {which_columns(keys)}"
 
 

@@ -15,11 +15,11 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 RUN = 8  # words
-KEPT = 32  # one of so many runs tells copies
-SHARED = 0.25  # of the runs of the smaller source, in a copy; other texts of one subject share a hundredth
-LEAST = 8  # kept runs of a source that is compared, about 250 words
-OVERLAP = 0.1  # of the runs of the shorter row: a sentence or two
-COMMON = 20  # sources; a run that more of them have is a phrase that all use
+KEPT = 32  # one run in this many is kept to recognise copies
+SHARED = 0.25  # share of the smaller source's runs in a copy; other texts on one subject share 1%
+LEAST = 8  # kept runs that a source needs to be compared, about 250 words
+OVERLAP = 0.1  # share of the shorter row's runs: a sentence or two
+COMMON = 20  # sources; a run found in more of them is a common phrase
 _WORD = re.compile(r"\w+")
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 

@@ -16,8 +16,8 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_WINDOW = 4096  # bytes that are looked at, from the first that is not ASCII
-_SOUND = 0.9  # share of the bytes beyond ASCII that are valid UTF-8 in a damaged file of it; by chance fewer are
+_WINDOW = 4096  # bytes examined, from the first that is not ASCII
+_SOUND = 0.9  # share of valid UTF-8 among non-ASCII bytes of a damaged file; chance gives less
 _HIGH = re.compile(rb"[\x80-\xff]")
 _UTF8 = re.compile(rb"(?:[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3})+")
 _CUT = re.compile(rb"[\xc2-\xf4][\x80-\xbf]{0,2}\Z")
@@ -34,7 +34,7 @@ _WESTERN = (
 )
 _JAPANESE = "ぁ-ヿ一-鿿、-」！-～"
 _RUSSIAN = "абвгдежзийклмнопрстуфхцчшщъыьэюяё"
-_LANGUAGES = {  # where two encodings make as much sense, the first is taken
+_LANGUAGES = {  # on a tie the first encoding wins
     "cp1252": _WESTERN,
     "cp1250": "ąćęłńóśźż áčďéěíňóřšťúůýž áäčďéíĺľňóôŕšťúýž áéíóöőúüű ăâîşţ čćđšž",
     "cp1255": "א-ת",  # the small letters of cp1251 have these bytes; to its capitals nothing corresponds

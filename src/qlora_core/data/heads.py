@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 
 from .prose import begins_low, ends_sentence
 
-OFTEN = 4  # times a head stands inside lines
-USED = 0.3  # of its places: what prose names more often is a name and no head
-ALIKE = 0.8  # of the letters: a head that was read wrongly
+OFTEN = 4  # occurrences of a head inside lines
+USED = 0.3  # share of its places: a text that prose uses more often is a name
+ALIKE = 0.8  # share of equal letters in a misread head
 _CONFUSED = ("o0ó", "l1iíI|!", "e3éc", "s5", "b8", "gq9", "aáàâã", "uúv", "çc", "nñ")
 _WORKS = re.compile(
     r"\b(?:livros?|obras?|t[íi]tulo|edição|revista|jornal|filme|intitulad[oa]|chamad[oa]|book|title|work|called)\s*[:,]?$",

@@ -99,12 +99,12 @@ _STRING = r'"(?:[^"\\\n]|\\.)*"'
 _COMMENT = r"//[^\n]*|/\*[\s\S]*?\*/"
 _COMMENTS = re.compile(f"{_STRING}|{_COMMENT}")
 _COMMAS = re.compile(f"{_STRING}|,(?=\\s*[}}\\]])")
-_TOKENS = re.compile(f"{_STRING}?|{_COMMENT}|[\\[\\]{{}}]")  # a text that is not closed ends with its line
+_TOKENS = re.compile(f"{_STRING}?|{_COMMENT}|[\\[\\]{{}}]")  # an unclosed string ends at its line's end
 _SKIPPED = re.compile(f"(?:[ \\t\\r\\n,\ufeff]|{_COMMENT})+")
 _LIST_WITHIN = re.compile(r'\{?\s*"([^"\\\n]+)"\s*:\s*\[\s*(?=\{(?!\s*"(?:role|from|content|value)"))')
 _FIRST_KEY = re.compile(r'\{\s*"([^"\\\n]+)"\s*:')
 _CLOSING = {"}": "{", "]": "["}
-_LONGEST_TOKEN = 16  # characters of a number or a word, or of an escape, that the end of a block may have cut
+_LONGEST_TOKEN = 16  # characters of a number, a word or an escape that a block's end may have cut
 
 
 def _tidied_value(text: str) -> Any:
@@ -158,7 +158,7 @@ class _Values:
             except (ValueError, RecursionError) as error:
                 yield from self._damaged(error)
                 continue
-            if end == len(self.buffer) and self._read_on():  # it may go on
+            if end == len(self.buffer) and self._read_on():  # the value may continue in the next block
                 continue
             yield from self._rows_of(value, self.line)
             self._go_to(end)

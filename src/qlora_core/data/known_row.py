@@ -89,7 +89,7 @@ def _text(row: dict[str, Any], name: str) -> str:
 
 def whole_text(row: dict[str, Any], layout: Layout, clean: Clean) -> str:
     """Return the cleaned text of a row that is running text."""
-    if not isinstance(row[layout.text], str):  # a number is an answer, but no text to learn by heart
+    if not isinstance(row[layout.text], str):  # a number may be an answer, but is no text to train on
         raise ValueError(f'"{layout.text}" must be a text, found {kind(row[layout.text])}')
     text = clean(row[layout.text])
     if not text:
@@ -104,7 +104,7 @@ class KnownRow:
         self.row, self.layout, self.columns, self.clean = row, layout, columns, clean
         self.noted = Noted()
         self.blank = ""
-        self.masks: set[str] = set()  # lists of marks whose turns have them now
+        self.masks: set[str] = set()  # columns of marks that were copied to their turns
 
     def shaped(self) -> Shaped | None:
         """Assemble the row; return None if without its empty columns it has another shape.
@@ -166,9 +166,9 @@ class KnownRow:
         for key in self.layout.marks:
             value, name = self.row[key], key.strip().casefold()
             if name in JUDGING and (not is_truth(value) or self.layout.text):
-                continue  # a class of its text, or a number that says how good it is
+                continue  # a class of the text, or a score
             if name == "loss" and not is_truth(value):
-                continue  # what was measured
+                continue  # a measurement
             if says_yes(value) if name in INVERSE_MARKS else says_no(value):
                 raise MarkedError(f"marked as not to be trained: {key} {as_text(value)}")
 
@@ -345,7 +345,7 @@ class KnownRow:
             value = options.answer(value, name)
             if options.counted:
                 self.noted.guesses.append("an answer that is the number of an option: 0 is the first")
-        if isinstance(value, dict) and "text" in value:  # answers with where they stand in the context
+        if isinstance(value, dict) and "text" in value:  # answers with their position in the context
             value = value["text"]
         if value == []:
             value = ""

@@ -40,9 +40,9 @@ from .paragraphs import QUOTES, is_in_sentence
 from .prose import SPEECH, begins_low, ends_sentence
 from .records import Block, Findings
 
-REPEATED = 4  # times a running head is seen at least
-APART = 6  # lines between running heads; a refrain comes back sooner
-LONG_SECTION = 150  # lines: thanks, a dedication or a preface that seem longer have ended without a sign
+REPEATED = 4  # repetitions that make a running head
+APART = 6  # lines between running heads; a refrain returns sooner
+LONG_SECTION = 150  # lines: longer thanks, dedications and prefaces ended without a visible sign
 CONTENTS_HEADS = re.compile("índice(?: geral)?|sumário|(?:table of )?contents|sommaire|inhalt|indice")
 END_MARKS = re.compile("FIM|FIN|THE END|ENDE")
 # Sections that stand before or behind the text itself, and are short
@@ -228,7 +228,7 @@ def mark_page_numbers(lines: Sequence[Line]) -> None:
         elif match := _BARRED.fullmatch(line.text):
             if (match["after"] or match["before"]).isupper() or times[line.key] > 1:
                 line.reason = PAGE
-        elif line.text.isdecimal() and len(line.text) < 4:  # of four digits are years
+        elif line.text.isdecimal() and len(line.text) < 4:  # four digits are a year
             arabic.append((index, int(line.text)))
         elif line.text in ROMAN:
             roman.append((index, ROMAN[line.text]))

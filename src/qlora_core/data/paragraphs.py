@@ -11,9 +11,9 @@ from .book_lines import SHORT, Line, ends_little
 from .prose import SPEECH, begins_low, columns, ends_sentence, is_unspaced, joint, keep_their_lines, starts_of_turns
 from .records import Block, place_range
 
-SHORT_LINE = 0.8  # of a full line: a sentence that ends before it ends a paragraph
-FULL_LINE = 0.8  # of the usual width: a line that was broken because it was full, in a script without small letters
-MARGIN = 20  # columns: what is narrower is no running text
+SHORT_LINE = 0.8  # of a full line: a sentence that ends earlier ends its paragraph
+FULL_LINE = 0.8  # of the usual width: a full line, in a script without small letters
+MARGIN = 20  # columns: narrower text is no running text
 CLITIC = re.compile("[mts]e|lhes?|[nv]os|l?[ao]s?|n[ao]s?|lh[ao]|ia|iam|ei|á|ão")
 HALF_WORD = re.compile("guarda|ex|vice|recém|pré|pós|segunda|terça|quarta|quinta|sexta|meia")  # guarda-redes
 QUOTES = "«“„"
@@ -119,7 +119,7 @@ def _breaks(lines: list[Line], prose: bool) -> Iterator[str]:
             pass
         elif ended[index - 1]:
             near = ended[max(index - 9, 0) : index + 8]
-            whole = speech or 5 * sum(near) >= 4 * len(near)  # what was said is over, or every line is a sentence
+            whole = speech or 5 * sum(near) >= 4 * len(near)  # the speech is over, or every line is a sentence
             alone = line.text[0] in QUOTES or _CAPTION.match(line.text) or _CAPTION.match(before.text)
             mark = "\n" if listed[index] else "\n\n" if whole or alone or size[index - 1] < SHORT_LINE * width else " "
         elif listed[index]:

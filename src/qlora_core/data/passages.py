@@ -62,16 +62,16 @@ def _head(title: str, section: str) -> str:
 
 # Blocks to passages ---------------------------------------------------------------------------------------------
 
-STUB = 1 / 4  # of the limit: a shorter passage says too little by itself
+STUB = 1 / 4  # of the limit: a shorter passage says too little on its own
 MOST = 64  # pieces of which a passage is made
 
 
 class _Piece(NamedTuple):
     text: str
-    before: str  # what stands between it and the one before it
+    before: str  # separator from the piece before
     cost: int
     place: str
-    cut: float  # what is lost where a passage begins with it
+    cut: float  # cost of beginning a passage here
     code: bool = False
 
 
@@ -199,7 +199,7 @@ def _fitting(text: str, before: str, count: Callable[[str], int], most: int) -> 
     if len(text) < 2 or cost <= most:
         yield before, text, cost
         return
-    parts = 11 * cost // (10 * most) + 1  # somewhat more than are needed, as none is exactly as long as another
+    parts = 11 * cost // (10 * most) + 1  # a few more than needed, since parts are never equally long
     middle, margin = len(text) * (parts // 2) // parts, len(text) // 8
     marks = [match.span() for match in re.finditer(r"(?<=[;:,])\s+", text)]
     marks = [span for span in marks if margin < span[0] < len(text) - margin]

@@ -50,11 +50,11 @@ from .units import Part, Unit
 
 PIECE = 8 << 20  # bytes of a JSONL file that are read in one go
 WORTH_PROCESSES = 32 << 20  # bytes; below, starting processes takes longer than reading
-KEPT = 6  # preparations that stay in the cache
-ABANDONED = 24 * 3600.0  # seconds; an unfinished preparation so old is that of a process that was killed
-SETTLED = 2.0  # seconds; a file changed less long ago may change again without its time telling
+KEPT = 6  # preparations kept in the cache
+ABANDONED = 24 * 3600.0  # seconds; an unfinished preparation this old was left by a killed process
+SETTLED = 2.0  # seconds; a file changed more recently may change again within its time's resolution
 
-_publishing = threading.Lock()  # a page has several threads, and they share the process's temporary names
+_publishing = threading.Lock()  # the page's threads share the process's temporary names
 
 
 def prepare(
@@ -94,7 +94,7 @@ def prepare(
     place = cache_directory() / "data"
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
     if any(changed / 1e9 > began - SETTLED for _, _, changed, _ in state["files"]):
-        with tempfile.TemporaryDirectory(dir=place, prefix=".") as fresh:  # rows stay readable when it is gone
+        with tempfile.TemporaryDirectory(dir=place, prefix=".") as fresh:  # rows stay readable after its removal
             _write(plan, config, tokenizer, Path(fresh), progress, origin)
             return PreparedData(Path(fresh), plan.files)
     directory = place / hashlib.sha256(json.dumps(state).encode()).hexdigest()[:32]
@@ -103,7 +103,7 @@ def prepare(
         if not known:
             with publishing(directory) as fresh:
                 _write(plan, config, tokenizer, fresh, progress, origin)
-        with contextlib.suppress(OSError):  # somebody else may be clearing up at the same time
+        with contextlib.suppress(OSError):  # another process may be clearing up too
             directory.touch()
             _forget_oldest(place)
         return PreparedData(directory, plan.files, reused=known)

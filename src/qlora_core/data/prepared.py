@@ -32,7 +32,7 @@ class Rows(Sequence[dict[str, Any]]):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if path.exists() and not path.is_file():  # a named pipe would keep us waiting for ever
+        if path.exists() and not path.is_file():  # opening a named pipe would block for ever
             raise DataError(f"{path}: cannot be read: not a regular file")
         try:
             self._file = os.open(path, os.O_RDONLY)
@@ -153,7 +153,7 @@ class PreparedData:
             if facts:
                 paths[FACTS_FILE].write_text(json_lines(self.facts), encoding="utf-8", newline="\n")
             self.report.write(paths[REPORT_FILE])
-        if stale:  # ours, of a preparation that had a fact sheet
+        if stale:  # left by an earlier preparation that had a fact sheet
             (directory / FACTS_FILE).unlink(missing_ok=True)
 
 

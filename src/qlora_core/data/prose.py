@@ -105,7 +105,7 @@ def keep_their_lines(groups: Sequence[Sequence[str]]) -> list[bool]:
     if not sizes:
         return [False] * len(groups)
     width = sizes[int(0.95 * (len(sizes) - 1))]
-    early, marked = [], 0  # how wide each line would be with the next word; sentences may end anywhere
+    early, marked = [], 0  # width of each line with the next word added; sentences may end anywhere
     for group in groups:
         inside = [(line, after) for line, after in itertools.pairwise(group) if not ends_sentence(line)]
         early.append([columns(line) + 1 + columns(after.split(None, 1)[0]) for line, after in inside])

@@ -62,13 +62,13 @@ from .threads import Messages, Thread, is_one_message, root_of, tree_threads
 from .units import SPLITS, Part, Unit, encode_row, hash_of, prompt_hash
 
 DOCUMENT_LIMIT = 1 << 28  # 256 MB
-BOOK = 20  # passages; a document of more is split by its sections, and no longer kept on one side as a whole
+BOOK = 20  # passages; a longer document is split by sections instead of staying on one side
 LINES_AT_ONCE = 100_000  # of running text
 ROWS_A_PART = 20_000
 WRITTEN = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".md", ".markdown", ".html", ".htm", ".xhtml")
 
-PEEK = 1000  # rows that tell whether a file is of questions or of running text
-FEW = 5  # in a file of running text, at most one of so many rows has a question
+PEEK = 1000  # rows examined to tell questions from running text
+FEW = 5  # in running text, at most one row in this many has a question
 
 HALF_PAIR = "half of a surrogate pair: the text was cut inside a character"
 
@@ -122,7 +122,7 @@ class _Reader:
         self.name = writable(str(self.path))
         self.columns = columns_of(self.config.columns)
         self.decisions = Decisions.read(self.config.decide)
-        self.kinds: list[str] = []  # repairs of the row at hand
+        self.kinds: list[str] = []  # repairs of the current row
 
     def parts(self) -> Iterator[Part]:
         """Yield the unit's rows, `ROWS_A_PART` at a time; the last part may be empty, but its report counts."""
@@ -313,7 +313,7 @@ class _Reader:
         record, _ = self._recognised({"messages": thread.turns}, where)
         if record:
             for message in record.content["messages"][: thread.given]:
-                if message["role"] == "assistant":  # an earlier conversation trains it
+                if message["role"] == "assistant":  # already trained in an earlier conversation
                     message["train"] = False
             yield dataclasses.replace(record, group=f"{composed(self.path.name)}\0{thread.root}")
 
@@ -431,7 +431,7 @@ class _Reader:
         """
         self._leave_out(document.left_out)
         found, blocks = self._structured(document)
-        limit = min(self.config.passage_tokens, self.config.max_seq_length - 2)  # begin and end of text
+        limit = min(self.config.passage_tokens, self.config.max_seq_length - 2)  # room for the begin and end tokens
         head = self._clean(found) or self._clean(title)
         passages = list(make_passages(head, blocks, _counter(self.tokenizer), limit))
         self._note_repairs(self.name, passages[0].body if passages else "")
@@ -492,7 +492,7 @@ class _Reader:
         paragraphs = [
             list(run) for filled, run in itertools.groupby(pieces, key=lambda piece: bool(piece.text)) if filled
         ]
-        if len(paragraphs) == 1:  # no empty lines: a line or a block is a paragraph
+        if len(paragraphs) == 1:  # without empty lines, each line or block is a paragraph
             paragraphs = [[piece] for piece in pieces]
         found = chatter_in([" ".join(piece.text for piece in each) for each in paragraphs])
         gone = {id(piece) for place in found for piece in paragraphs[place]}

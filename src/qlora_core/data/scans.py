@@ -14,9 +14,9 @@ from dataclasses import dataclass, field, replace
 from .records import Findings, Fragment
 
 SPECK, FIGURE, ORDINAL, GLUED = "specks", "letters in numbers", "ordinals", "words run together"
-SIGNS = 3  # lines with specks, figures or ordinals that make a text a scanned one
-LONGEST = 1000  # characters: what is longer is no line of a page
-FREQUENT = 3  # times that the second part of a word stands alone
+SIGNS = 3  # lines with specks, figures or ordinals that mark a text as scanned
+LONGEST = 1000  # characters: a longer line is no line of a page
+FREQUENT = 3  # occurrences of a word's second part alone
 
 _MARKS = r"/\\|~^_¬¦`´■□¤"
 _BEFORE = re.compile(rf"^(?:[{_MARKS}]+|['’‘.,;:°]+(?=\s))(?:\s+(?:[{_MARKS}'’‘.,;:°]+(?=\s)))*\s+(?=\S)")

@@ -75,7 +75,7 @@ def shape(row: Any, columns: Columns, clean: Clean) -> Shaped:
         return shape(_judged(row, layout), columns, clean)
     if layout.messages and not row[layout.messages] and (other := other_shape(row, layout, columns)):
         return shape(other, columns, clean)
-    if len(row) == 1 and layout.text:  # nearly all texts
+    if len(row) == 1 and layout.text:  # the fast path for nearly all texts
         return Shaped({"text": whole_text(row, layout, clean)})
     if layout.text and speaks(row):
         raise ValueError(_ALONE)
@@ -169,4 +169,4 @@ _ALONE = (
     "is one message of a conversation, and nothing says which: join the messages to rows, or give each a "
     '"message_id" and a "parent_id", or a "conversation_id"'
 )
-_ABSENT_IF_NULL = TELLING - frozenset(OPTIONS)  # a question of choice without its options cannot be answered
+_ABSENT_IF_NULL = TELLING - frozenset(OPTIONS)  # multiple choice without options cannot be answered

@@ -138,7 +138,7 @@ def with_code_apart(sources: Sequence[Source], named: Sequence[str], skipped: Fi
 
 def is_prepared(directory: Path) -> bool:
     """Return whether `qlora data` wrote this directory."""
-    finish_replacing(directory)  # what it was killed at
+    finish_replacing(directory)  # completes a write that was killed halfway
     return (directory / REPORT_FILE).is_file()
 
 
@@ -148,7 +148,7 @@ def _inside(root: Path, skipped: Findings, output: Path | None) -> list[Path]:
     if is_prepared(root) and root.resolve() != output:
         return [path for name in (TRAIN_FILE, VAL_FILE, FACTS_FILE) if (path := root / name).is_file()]
     files: list[Path] = []
-    seen: set[Path] = set()  # a link may lead back to a directory above it
+    seen: set[Path] = set()  # a link may lead back to a parent directory
 
     def complain(error: OSError) -> None:
         skipped.add(str(error.filename), f"cannot be read: {error.strerror}")
@@ -198,13 +198,13 @@ def title_of(path: Path) -> str:
 
 NAMELESS = ("_chat.txt", "chat.md", "data.json")
 """Names of chats that their folder, or their archive, tells apart."""
-_NOTION_ID = re.compile(r" [0-9a-f]{32}$")  # what Notion puts behind the name of every page
+_NOTION_ID = re.compile(r" [0-9a-f]{32}$")  # Notion appends this to every page name
 
 
 def _reason_to_skip(path: Path, *, in_directory: bool) -> str:
     if not path.exists():
         return "a link to something that is not there"
-    if not path.is_file():  # a pipe would never end
+    if not path.is_file():  # reading a pipe would never end
         return "not a regular file"
     if reason := reason_of_name(path, in_directory=in_directory):
         return reason
@@ -232,7 +232,7 @@ _SPLITS = {
     **dict.fromkeys(("validation", "valid", "val", "dev", "eval", "evaluation", "validação", "validacao"), VALIDATING),
     **dict.fromkeys(("test", "testing", "teste"), TESTING),
 }
-_ALSO_WORDS = ("valid", "dev")  # which begin names that speak of something else, as valid_answers
+_ALSO_WORDS = ("valid", "dev")  # also first words of unrelated names such as valid_answers
 _FILLERS = frozenset(
     (
         "of", "data", "set", "dataset", "split", "rows", "part", "full", "small", "clean", "final", "v", "sft", "prefs",

@@ -29,7 +29,7 @@ def split(
     rows = len(places)
     sizes = np.bincount(groups, minlength=rows)
     heads = np.flatnonzero(sizes)  # groups, by their first rows
-    if (small := sizes[heads] <= rows / 2).any():  # a book beside some letters is not to be held out
+    if (small := sizes[heads] <= rows / 2).any():  # do not hold out a book that stands beside some letters
         heads = heads[small]
     where = places[heads]
     if val_rows:
@@ -42,7 +42,7 @@ def split(
             chosen = np.append(chosen, _from_each_source(places, groups, sources, chosen, 1 / val_fraction)).astype(int)
             if len(heads) > 1 and not len(chosen):
                 chosen = heads[[np.argmin(where)]]
-    if len(chosen) and members(groups, chosen).all():  # something must be left to train
+    if len(chosen) and members(groups, chosen).all():  # some rows must be left to train on
         chosen = np.delete(chosen, np.argmax(places[chosen]))
     return members(groups, chosen)
 

@@ -7,8 +7,8 @@ import unicodedata
 from typing import NamedTuple
 
 PERSON, THING, NONE = "person", "thing", "none"
-LONGEST = 300  # characters of a title that are looked at
-OPENING = 600  # characters of a document that tell what it is about
+LONGEST = 300  # characters of a title that are examined
+OPENING = 600  # characters of a document that show what it is about
 
 _LITTLE = (
     "de", "da", "do", "das", "dos", "e", "del", "la", "las", "los", "el", "van", "von", "der", "den", "di", "y", "of",

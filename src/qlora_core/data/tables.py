@@ -129,7 +129,7 @@ def _table(path: Path, form: str, check: CheckColumns) -> Iterator[Row]:
     csv.field_size_limit(LINE_LIMIT)
     with text_of(path, lettering_of(path), newline="") as file:
         head, first = file.readline(LINE_LIMIT), 1
-        if head.startswith("sep="):  # what Excel writes to tell its own delimiter
+        if head.startswith("sep="):  # Excel states its delimiter so
             delimiter, head, first = head[4:5], file.readline(LINE_LIMIT), 2
         else:
             delimiter = "\t" if form == ".tsv" else max(",;\t|", key=head.count)
@@ -196,7 +196,7 @@ def _are_rows(lines: list[str], names: list[str], delimiter: str) -> bool:
     return balanced and not figures and all(cell and cell == cell.strip() for cell in cells)
 
 
-_CERTAIN = 3  # columns: a text with three commas in each of its lines is rare
+_CERTAIN = 3  # columns: text with three commas in every line is rare
 
 
 def _joining(lines: int) -> str:

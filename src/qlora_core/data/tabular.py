@@ -23,7 +23,7 @@ _ANY = re.compile(  # columns whose names say nothing
     r"detail|info(?:rmation)?|key|property)?\W*",
     re.IGNORECASE,
 )
-FEW = 3  # neighbouring lines that are a table without a rule below its first
+FEW = 3  # neighbouring lines that make a table without a rule below the first
 
 
 def table_sentences(table: Table) -> list[str]:

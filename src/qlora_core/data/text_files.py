@@ -17,8 +17,8 @@ from typing import Any, BinaryIO
 
 from .encoding import detect
 
-LINE_LIMIT = 1 << 24  # 16 MB: what is longer is no row, and must not fill the memory
-SAMPLE = 1 << 16  # bytes that tell compression, encoding and line ends
+LINE_LIMIT = 1 << 24  # 16 MB: a longer line is no row, and must not fill the memory
+SAMPLE = 1 << 16  # bytes examined for compression, encoding and line ends
 
 
 class BrokenOffError(ValueError):
@@ -46,7 +46,7 @@ class _Unpacking(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        content = self._try(self.packed.read1, len(buffer))  # `read` would lose what came before a break
+        content = self._try(self.packed.read1, len(buffer))  # `read` would lose the bytes before damage
         buffer[: len(content)] = content
         return len(content)
 

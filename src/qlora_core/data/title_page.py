@@ -136,7 +136,7 @@ def _front(lines: list[Line]) -> list[Line]:
         wraps = after is not None and not after.level and _goes_on(after.text)
         sentence = (ends_sentence(line.text) and not IMPRINT.match(line.text)) or len(line.text) > SHORT
         prose = prose + 1 if wraps or sentence or (index and _goes_on(line.text)) else 0
-        if prose > 2 or (prose and index > notice):  # before the imprint a line or two are a dedication
+        if prose > 2 or (prose and index > notice):  # one or two lines before the imprint are a dedication
             return front
         if not prose:
             front.append(line)

@@ -99,10 +99,10 @@ def conversation(turns: Any, name: str, clean: Clean, noted: Noted) -> list[dict
     if not isinstance(turns, list) or not turns:
         found = "an empty list" if turns == [] else kind(turns)
         raise ValueError(f'"{name}" must be a list of {{role, content}}, found {found}')
-    mask: str | None = None  # what a mask of these turns is, once one is met that has more than a role and a text
+    mask: str | None = None  # meaning of these turns' masks, found when one has more than a role and a text
     messages: list[dict[str, Any]] = []
     for number, turn in enumerate(turns, 1):
-        if isinstance(turn, dict) and len(turn) == 2:  # nearly all turns
+        if isinstance(turn, dict) and len(turn) == 2:  # the fast path for nearly all turns
             speaker, content = turn.get("role"), turn.get("content")
             if speaker is None:
                 speaker, content = turn.get("from"), turn.get("value")

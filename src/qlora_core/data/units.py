@@ -14,8 +14,8 @@ from .records import Record
 from .report import DataReport
 from .sources import TRAINING, VALIDATING, Source
 
-SPLITS = ("", TRAINING, VALIDATING)  # what is for testing goes no further
-# made once: `json.dumps` makes one for every call; tables hold dates and bytes, which JSON has not
+SPLITS = ("", TRAINING, VALIDATING)  # test rows are dropped before this
+# made once, since `json.dumps` makes one per call; tables hold dates and bytes, which JSON lacks
 _ENCODE = json.JSONEncoder(ensure_ascii=False, default=lambda value: str(value)[:LONG]).encode
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 from ..errors import brief
 
 State = Literal["ok", "warning", "failed"]
-LEAST_NAME = 4  # letters of a user's or a machine's name from which on it is known from a word
+LEAST_NAME = 4  # shortest user or machine name that is distinguishable from a word
 
 _ABSOLUTE = re.compile(r"(?<![\w.~/…])(?:/[\w.@+-]+)+(/[\w.@+-]+)")
 REPORT = "If you did nothing unusual, report it with all of these lines."

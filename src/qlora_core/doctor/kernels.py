@@ -27,10 +27,10 @@ Checked = tuple[str, Callable[[], Finding]]
 """A check's name, and what makes it."""
 
 LIMITS = {"float16": 5e-3, "bfloat16": 5e-2, "float32": 1e-4 if device.ON_CPU else 2e-3}  # CUDA multiplies in TF32
-WORSE = 4  # times that limit, for what is more than one product
+WORSE = 4  # factor on that limit for more than one product
 
-LONGEST = 0.2  # seconds that a product may take, to be compared or measured
-HELD = 256_000_000  # bytes of the array whose taking memory readers should notice
+LONGEST = 0.2  # longest product to compare or measure, in seconds
+HELD = 256_000_000  # bytes of the array that memory readers should notice
 SUSTAINED = 60 if mx.metal.is_available() else 5  # seconds
 WRONG = "this kernel is wrong on this device: look for a newer MLX, and report it to its authors"
 
@@ -73,7 +73,7 @@ def memory_readers() -> Finding:
         f"an array of {HELD // MB} MB adds {arrays // MB} MB to arrays, {process // MB} MB to the process; "
         f"pressure {before.pressure}"
     )
-    own = mx.cuda.is_available()  # memory of its own, which is not the process's
+    own = mx.cuda.is_available()  # memory separate from the process's
     if arrays < HELD or (not own and process < HELD // 2):
         return Finding("warning", value, "watch the memory by the system's own means: these readers miss a part of it")
     return Finding("ok", value)

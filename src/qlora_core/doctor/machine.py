@@ -35,7 +35,7 @@ from .checks import Finding
 
 PACKAGES = ("mlx", "mlx-lm", "marimo", "altair", "tokenizers", "numpy", "psutil", "qlora-notebook")
 SLOW = 20.0  # GFLOP/s of a float32 product on a CPU; the reference BLAS reaches about 4
-COSTLY = 3.0  # times that a product of denormal numbers may take; flushed to zero it takes no longer than others
+COSTLY = 3.0  # allowed slowdown of products of denormals; flushed to zero there is none
 MUCH_SWAP = 0.25  # of the memory
 ANSWER_SECONDS = 10  # for a small program of the system, and for the hub
 CHROMIUM = ("google-chrome", "chromium", "chromium-browser", "microsoft-edge", "firefox")
@@ -161,7 +161,7 @@ def denormal_cost() -> float:
 
     def cost(make: Callable[[mx.array], mx.array]) -> float:
         times = [(best_time(lambda: make(tiny), 1), best_time(lambda: make(one), 1)) for _ in range(20)]
-        slow, usual = map(min, zip(*times, strict=True))  # in turn: another program's work meets both
+        slow, usual = map(min, zip(*times, strict=True))  # alternating, so that other programs disturb both alike
         return slow / usual
 
     return max(cost(elementwise), cost(lambda x: x @ factor))

@@ -210,7 +210,7 @@ class Trial:
         made = export_run(self._run, out, to=to, dequantize=to == "fused")
         if to == "adapter":
             model, tokenizer = load_for_answers(self._run)
-            _draw_adapters(model)  # so that what it says is the file's
+            _draw_adapters(model)  # so that its answers come from the file
             load_adapters(model, out / ADAPTER_FILE)
         else:
             spec = base_models.describe(out, BaseConfig(model=str(out), quantize="none"))

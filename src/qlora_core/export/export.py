@@ -29,7 +29,7 @@ Target = Literal["adapter", "peft", "fused"]
 
 TARGETS: tuple[Target, ...] = ("adapter", "peft", "fused")
 METRICS_FILE = "metrics.json"
-BUILT_IN_ORIGIN = "HuggingFaceTB/SmolLM2-135M-Instruct"  # what the built-in model's file was made from
+BUILT_IN_ORIGIN = "HuggingFaceTB/SmolLM2-135M-Instruct"  # source of the built-in model's file
 
 
 def export_run(run: Run, out: Path, *, to: Target, force: bool = False, dequantize: bool = False) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def keep_result(run: Run) -> str:
     try:
         with doing("exporting"):
             export_run(run, run.result, to="adapter", force=True)
-    except Exception as error:  # training is over, and must not fail for a drawing, say
+    except Exception as error:  # training is over and must not fail because of, say, a drawing
         return f"the run's result was not exported: {error or type(error).__name__}"
     return ""
 

@@ -91,7 +91,7 @@ def _templates() -> Environment:
     )
     environment.filters |= {
         "shell": shlex.quote,
-        "literal": functools.partial(json.dumps, ensure_ascii=False),  # a text in Python and in JavaScript
+        "literal": functools.partial(json.dumps, ensure_ascii=False),  # a literal valid in Python and in JavaScript
         "code": _code,
         "cell": lambda text: str(text).replace("|", "\\|").replace("\n", "<br>"),
         "fence": _fence,

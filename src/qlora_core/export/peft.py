@@ -37,7 +37,7 @@ def convert_adapters(source: Path, directory: Path, base: str, num_layers: int) 
     adapter_headers(source / ADAPTER_FILE)
     try:
         found = load_file(source / ADAPTER_FILE)
-    except Exception as error:  # the safetensors library raises errors of its own
+    except Exception as error:  # safetensors raises exceptions of its own
         raise ModelError(f"{source}: its adapters cannot be read: {error}") from None
     tensors, modules = {}, []
     for name, value in found.items():

@@ -23,7 +23,7 @@ from ..models.base_models import ModelSpec, has_gpu
 from ..runs.memory_estimate import PROGRAM_BYTES, keeps_dense_weights
 
 State = Literal["absent", "loading", "ready", "answering", "ended"]
-SILENCE = 90.0  # seconds without a word after which a process ends; a browser's hidden tab speaks once a minute
+SILENCE = 90.0  # seconds of silence after which a process ends; a hidden browser tab speaks once a minute
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ class _Process:
 
     def _write(self) -> None:
         pipe: Any = self._child.stdin
-        with contextlib.suppress(OSError):  # it is gone; `_read` says so
+        with contextlib.suppress(OSError):  # the process is gone; `_read` reports it
             while (line := self._lines.get()) is not None:
                 pipe.write(json.dumps(line).encode() + b"\n")
                 pipe.flush()
@@ -224,7 +224,7 @@ class _Process:
         for raw in pipe:
             try:
                 line = json.loads(raw)
-            except ValueError:  # torn by its end
+            except ValueError:  # the line was cut off when the process ended
                 continue
             hear(self, line)
         pipe.close()

@@ -54,7 +54,7 @@ def main() -> int:
     for request in ears.requests():
         try:
             _answer(model, tokenizer, request, tuned, ears, write)
-        except Exception as error:  # a template that refuses a conversation, say: the next question may do
+        except Exception as error:  # e.g. a template refuses a conversation: the next question may work
             told = device_failure(error) or f"{type(error).__name__}: {error}"
             write(id=request["id"], error=str(told))
     return 0

@@ -28,7 +28,7 @@ from ..runs.writer import RunWriter, being_trained
 
 START_ID = Path("/proc/sys/kernel/random/boot_id")
 POLL = 0.5  # seconds between two looks whether the device is free
-GOING = 10.0  # seconds that a trainer which gave its run back may take to end; on a busy machine it takes some
+GOING = 10.0  # seconds that a trainer may take to exit after giving its run back, on a busy machine
 
 
 def device_name() -> str:

@@ -10,8 +10,8 @@ from ..errors import QLoraError
 from ..machine.crash_reasons import device_failure
 from ..reports import live_output
 
-DONE, ERROR, PAUSED, INTERRUPTED = 0, 1, 3, 130  # as `qlora train` ends
-DEVICE_FAILED = 75  # of a supervised worker: the device gave up, and the run may be tried again
+DONE, ERROR, PAUSED, INTERRUPTED = 0, 1, 3, 130  # exit statuses of `qlora train`
+DEVICE_FAILED = 75  # exit status of a supervised worker whose device failed: the run may be retried
 
 
 def guarded(call: Callable[[], int]) -> int:

@@ -20,7 +20,7 @@ from ..runs.run import Run
 from ..runs.writer import RunWriter
 from .device_lock import DeviceLock
 
-EXIT_FILE = "exit.json"  # how a worker's process ended that did not say so itself
+EXIT_FILE = "exit.json"  # end of a worker process that could not report it itself
 
 
 @contextlib.contextmanager
@@ -34,7 +34,7 @@ def beginning(tracker: TrainingTracker, plan: TrainingPlan) -> Iterator[tuple[Ru
         device = None if plan.config.pace.queue else held.enter_context(DeviceLock(plan.run.path))
         writer = held.enter_context(tracker.record(plan.run))
         tracker.create(plan)
-        writer.set_status("preparing", message="")  # a trainer that dies before its first word has crashed
+        writer.set_status("preparing", message="")  # a trainer that dies before its first report counts as crashed
         yield writer, device
 
 
@@ -53,7 +53,7 @@ def start(tracker: TrainingTracker, plan: TrainingPlan) -> int:
         BusyError: this run is being trained, or another on the same device.
     """
     run = plan.run
-    with beginning(tracker, plan) as (writer, device):  # leaving it closes our copies of the locks, not the child's
+    with beginning(tracker, plan) as (writer, device):  # leaving closes our copies of the locks, not the child's
         command, descriptors = worker_command(run, writer.lock, device)
         with (run.path / "worker.log").open("ab") as log:
             child = subprocess.Popen(
@@ -73,7 +73,7 @@ def _wait(child: subprocess.Popen[bytes], run: Run) -> None:
     status = child.wait()
     with contextlib.suppress(OSError):
         if run.state == "crashed":
-            said = run.status().get("time")  # by which the two belong together, however the clock is set
+            said = run.status().get("time")  # links the two records, even if the clock changed
             write_json(run.path / EXIT_FILE, {"status": status, "after": said})
 
 

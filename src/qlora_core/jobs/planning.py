@@ -75,11 +75,11 @@ def _train_planned(
     run = plan.run
     with launch.beginning(tracker, plan) as (writer, device):  # before anything is written: somebody may be training
         if restarts(plan.config):
-            status = supervise(writer, reporter, device)  # the child says what is wrong, and keeps the result
+            status = supervise(writer, reporter, device)  # the child reports errors and keeps the result
         else:
             try:
                 outcome = train_here(writer, reporter, device=device, monitor=monitor)
-            except KeyboardInterrupt:  # while it waited for the device, or before there was a trainer
+            except KeyboardInterrupt:  # while waiting for the device, or before a trainer existed
                 reporter.say(f"\nInterrupted before it began. {console.resume_line(run)}")
                 return INTERRUPTED
             status = exit_status(outcome)
@@ -116,7 +116,7 @@ def plan_training(
     tokenizer = open_tokenizer(config.base)
     prepared = data.prepare(config.data, tokenizer)
     say(plain_text.block("Data", console.data_counts(prepared.report)))
-    # after the data: what is wrong there must be known before 14 GB are fetched
+    # after the data, whose errors should show before 14 GB are downloaded
     model = base_models.find_base(config.base)
     say(plain_text.block("Model", console.model_information(model, config)))
     train_dataset = make_dataset(prepared.train, tokenizer, config.data.max_seq_length)

@@ -35,8 +35,8 @@ from .device_lock import DeviceLock, wait_for_device
 from .exit_status import DEVICE_FAILED, DONE, ERROR, INTERRUPTED, PAUSED
 from .launch import worker_command
 
-ON_METAL = 3  # restarts by default where macOS ends work on the GPU that the display needs
-ALIKE = 2  # deaths at one step, with nothing changed in between, after which it stops and asks
+ON_METAL = 3  # default restarts where macOS may end GPU work that the display needs
+ALIKE = 2  # deaths at one step, with nothing changed, after which it stops and asks
 SHOWN_ROWS = 4
 
 
@@ -130,7 +130,7 @@ def _train_in_child(
     command, descriptors = worker_command(run, writer.lock, device, "--supervised")
     reporter.stream.flush()
     with path.open("ab") as log:
-        # a group of its own: Ctrl+C comes to this process alone, and is handed on once
+        # its own process group: Ctrl+C reaches only this process, and is forwarded once
         child = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=reporter.stream, stderr=log, pass_fds=descriptors, process_group=0
         )

@@ -52,7 +52,7 @@ def train_here(
         if taken := device or wait_for_device(writer):
             held.enter_context(taken) if device is None else None
             held.enter_context(kept_awake(writer.run.config().pace.keep_awake))
-        began = time.monotonic() - before  # as if it had not waited
+        began = time.monotonic() - before  # leaves out the time that it waited
         with watching(writer.working), doing("importing"):
             from ..training import loop  # only here: mlx takes a second, and memory
 

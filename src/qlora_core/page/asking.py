@@ -23,7 +23,7 @@ from .look import empty, folded, html_of, joined, note, put, shown, small, unsee
 
 SWIFT = 0.3  # seconds between two looks while an answer is being made
 BASE_ONLY = "base"
-LONGEST = 100_000  # characters of a question: more is pasted by mistake
+LONGEST = 100_000  # characters of a question: more was pasted by mistake
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def with_choices(config: RunConfig, chosen: Sequence[Choice]) -> RunConfig:
     decided = (*config.data.decide, *(value for name, value in chosen if name == "decide"))
     columns = (*config.data.columns, *(value for name, value in chosen if name == "columns"))
     others = {name: value for name, value in chosen if name not in ("decide", "columns")}
-    named = {value.partition("=")[0]: value for value in columns}  # what is chosen here takes another's place
+    named = {value.partition("=")[0]: value for value in columns}  # a choice here replaces another
     several = {"decide": tuple(dict.fromkeys(decided)), "columns": tuple(named.values())}
     return from_flat({**others, **several}, base=config)
 
@@ -80,7 +80,7 @@ def buttons(prepared: PreparedData, choose: Callable[[Change], Any], show: Calla
     for place, found in enumerate(guesses(prepared.report)[:SHOWN]):
         if found.where:  # a column stands in many rows
             elements[f"show {place}"] = mo.ui.button(label=say("Show"), on_click=_calling(show, sought(found)))
-        for number, choice in enumerate(map(tuple, found.choices)):  # lists, where the report was read again
+        for number, choice in enumerate(map(tuple, found.choices)):  # lists if the report was read from a file
             label = say("Use: {answer}", answer=answer(choice))
             elements[f"use {place} {number}"] = mo.ui.button(label=label, on_click=_calling(choose, _adding(choice)))
     return mo.ui.dictionary(elements)

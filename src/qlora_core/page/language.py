@@ -22,7 +22,7 @@ def _given(argv: tuple[str, ...]) -> argparse.Namespace:
     add_page_arguments(parser)
     try:
         return parser.parse_known_args(argv)[0]
-    except argparse.ArgumentError:  # whoever reads the other flags says so
+    except argparse.ArgumentError:  # the parser of the other flags reports it
         return argparse.Namespace(lang="", read_only="--read-only" in argv)
 
 

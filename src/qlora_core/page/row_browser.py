@@ -29,11 +29,11 @@ from ..translations import say
 from .look import empty, field, fields, folded, joined, note, put, shown, small
 
 SEARCHED = 200_000  # rows
-PATIENCE = 0.8  # seconds a search may take
+PATIENCE = 0.8  # seconds that a search may take
 BLOCK = 2_000  # rows that are looked through together
 SHOWN = 600  # tokens of a row at once
-CUT_SHOWN = 200  # of those, tokens that are cut off
-BEFORE = 100  # tokens shown before those that one asked for
+CUT_SHOWN = 200  # of those, truncated tokens
+BEFORE = 100  # tokens shown before the requested part
 TURNS, LETTERS = 20, 1_000  # of a row as it was read, and of each turn
 
 
@@ -104,7 +104,7 @@ def search(rows: Rows, places: Sequence[int], text: str, seconds: float = PATIEN
     It ends after `SEARCHED` rows, or, a block at least being done, when the time is over.
     """
     sought = plain(text)
-    written = plain(json.dumps(text, ensure_ascii=False)[1:-1])  # as it stands in the file
+    written = plain(json.dumps(text, ensure_ascii=False)[1:-1])  # as the file encodes it
     deadline, found, done = time.monotonic() + seconds, [], 0
     while done < min(len(places), SEARCHED) and (not done or time.monotonic() < deadline):
         some = places[done : min(done + BLOCK, SEARCHED)]
@@ -203,7 +203,7 @@ def row_view(found: Found, place: int, tokenizer: ChatTokenizer, config: RunConf
     reasons = [note(say("Not trained: {reason}", reason=why), "warn") for _, why in _skipped(row, tokenizer, most)]
     try:
         found_parts = parts(row, tokenizer, most)
-    except DataError:  # said among the reasons
+    except DataError:  # reported among the reasons
         found_parts = []
     tokens = [
         part_of

@@ -27,7 +27,7 @@ from ..translations import LANGUAGES
 NOTEBOOKS = {"": "train.py", "/compare": "compare.py", "/chat": "chat.py"}
 """Where each notebook is found below the address."""
 LOOPBACK, PORT = "127.0.0.1", 2718
-SECONDS_TO_CLOSE = 1  # for what is still open when the server ends
+SECONDS_TO_CLOSE = 1  # grace period for open connections when the server ends
 
 
 def add_page_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,7 +82,7 @@ class Door:
 
     def __init__(self, app: Any, token: str, *, hosts: Sequence[str], cookie: str) -> None:
         self.app, self.token, self.hosts, self.cookie = app, token, hosts, cookie
-        self.pass_word = secrets.token_urlsafe(32)  # not the token: whoever reads a cookie has no address to hand on
+        self.pass_word = secrets.token_urlsafe(32)  # not the token, so that a leaked cookie does not reveal the address
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer, or hand the request on."""
@@ -221,7 +221,7 @@ def serve(listening: socket.socket, host: str, token: str, flags: Sequence[str])
     """
     import uvicorn
 
-    sys.argv = ["qlora", *flags]  # where notebooks look; their kernels are threads of this process
+    sys.argv = ["qlora", *flags]  # notebooks read their flags there; their kernels are threads of this process
     os.environ.setdefault("MARIMO_SKIP_UPDATE_CHECK", "1")
     hosts = [LOOPBACK, "localhost", "::1", host] if is_loopback(host) else []
     app = build(token, hosts=hosts, cookie=f"qlora_{listening.getsockname()[1]}")

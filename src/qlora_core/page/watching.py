@@ -20,7 +20,7 @@ from ..runs.run import Run
 from .language import read_only
 from .problems import Problem
 
-SHARPNESS = 4  # a chart is drawn again when its last point moved by this part of what its points stand for
+SHARPNESS = 4  # a chart is redrawn when its last point moved by one in this many
 
 
 def followed(now: Any, *marks: str) -> tuple[Any, ...]:
@@ -68,7 +68,7 @@ class Snapshot:
         recent: the last events that are not steps.
     """
 
-    run: Run | None = field(default=None, compare=False)  # its name is in `version`
+    run: Run | None = field(default=None, compare=False)  # compared through `version`, which holds its name
     state: str = "new"
     asked: str = "run"
     alive: bool = False
@@ -132,11 +132,11 @@ class RunWatcher:
         alive, state, status = run.alive, run.state, run.status()
         asked = run.control() if alive else "run"
         exit_status = launch.exit_status(run) if state == "crashed" else None
-        reader.poll()  # after the state: the events of a run that ended in between are then complete
+        reader.poll()  # read after the state, so that the events of a run that just ended are complete
         steps = len(reader.steps)
         other = len(reader.evals), len(reader.events), reader.generation
         drawn = steps // max(1, stride(steps) // SHARPNESS) if alive else steps
-        shown = (run.name, state, alive, asked, exit_status)  # one that is complete may still be writing its result
+        shown = (run.name, state, alive, asked, exit_status)  # a complete run may still be writing its result
         return Snapshot(
             run=run,
             state=state,

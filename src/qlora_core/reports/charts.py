@@ -24,13 +24,13 @@ from ..runs.run import Run
 from ..schedule import learning_rate
 from ..translations import say
 
-POINTS = 600  # of a curve; more cannot be told apart on a screen
+POINTS = 600  # points of a curve; a screen cannot show more
 DOTS = 60  # validations up to which each is marked, and steps, so that a single one can be seen
-SMOOTHED = 100  # steps from which on a mean is drawn too; fewer show their course themselves
-REACH = 40  # the mean is over a twentieth of the run
+SMOOTHED = 100  # steps from which a mean is drawn; fewer need none
+REACH = 40  # the mean covers a twentieth of the run
 
 TRAINING, VALIDATION, FREE = "#3b82f6", "#e4572e", "#8a94a0"  # each can be read on white and on black
-FAINT = 0.4  # opacity of what is drawn beside its own mean
+FAINT = 0.4  # opacity of a curve beside its mean
 GREY, INK = "#8a94a0", "#37424d"
 WIDE, NARROW = 780, 360  # pixels of the figure's panels
 
@@ -303,7 +303,7 @@ def for_page(drawn: Any, height: int, about: str = "") -> dict[str, Any]:
         .configure_axis(**quiet, **lines, labelFontSize=11, titleFontSize=11)
         .configure_title(anchor="start", fontSize=13, fontWeight=600, offset=8)
         .configure_legend(labelOpacity=0.85, labelFontSize=11, symbolType="stroke")
-        .configure_axisY(minExtent=40, maxExtent=40)  # so that the drawing stands still while numbers grow
+        .configure_axisY(minExtent=40, maxExtent=40)  # keeps the plot in place while numbers grow
         .to_dict()
     )
     return {**made, "usermeta": {"embedOptions": {"actions": False}}}  # a nameless menu, which offers to send data away
@@ -338,7 +338,7 @@ def _layers(shape: _Shape, *, touched: bool, halo: str = "") -> Any:
         color=alt.Color("series:N", scale=colours, legend=legend, sort=labels),
     )
     layers = []
-    for wanted, width in ((True, 1.0), (False, 1.8)):  # the faint ones behind the others
+    for wanted, width in ((True, 1.0), (False, 1.8)):  # faint lines behind the others
         if kinds := [kind for kind, (_, _, faint, _) in enumerate(shape.lines) if faint == wanted]:
             lines = base.transform_filter(_one_of(kinds))
             layers.append(lines.mark_line(strokeWidth=width, strokeJoin="round", point=False))

@@ -21,7 +21,7 @@ from .plain_text import duration, one_line, section, size
 COLUMNS = 100  # of the table, for two or three runs
 LABEL, NARROWEST = 18, 20
 NOTHING = "–"
-_ROLES: tuple[Role, ...] = ("result", "length", "pace")  # where things lie tells runs apart, but says nothing
+_ROLES: tuple[Role, ...] = ("result", "length", "pace")  # locations differ between runs without a meaning
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ def _adapter(run: Run) -> dict[str, Any]:
 
 
 def _kind(model: dict[str, Any], adapter: str | None) -> str | None:
-    if "bits" not in model:  # a run that was made before this was recorded
+    if "bits" not in model:  # a run older than this record
         return None
     name = adapter or "LoRA"
     return f"Q{name}, {model['bits']} bits" if model["bits"] else f"{name}, unquantised"

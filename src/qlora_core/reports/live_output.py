@@ -24,9 +24,9 @@ from ..machine.memory import MB
 from ..runs.throughput import Pace
 from .plain_text import duration, size, table
 
-PATIENCE = 2  # seconds before something that takes long is spoken of
+PATIENCE = 2  # seconds of work before it is reported
 STEP = "step"
-SILENCE = 8  # seconds between two lines about it, where there is no terminal
+SILENCE = 8  # seconds between two lines about it outside a terminal
 
 
 class OneLine:
@@ -93,7 +93,7 @@ class Waiting:
         self._stream = stream
         self._lock = threading.Lock()
         self._now: Activity | None = None
-        self._said = False  # what is being done now
+        self._said = False  # whether the current activity was reported
         self._spoke = time.monotonic()
         self._counter: tqdm | None = None
         self._thread: threading.Thread | None = None
@@ -104,7 +104,7 @@ class Waiting:
             if self._now and activity and self._now.stage == activity.stage != STEP:
                 activity = dataclasses.replace(activity, began=self._now.began)
             else:
-                self._said = bool(activity) and activity.stage == STEP  # the bar speaks of it
+                self._said = bool(activity) and activity.stage == STEP  # the progress bar reports it
                 self._close_counter()
             self._now = activity
             if activity and self._thread is None:
@@ -118,7 +118,7 @@ class Waiting:
     def _look(self) -> None:
         while True:
             time.sleep(0.5)
-            with self._lock, contextlib.suppress(OSError, ValueError):  # nobody reads any more
+            with self._lock, contextlib.suppress(OSError, ValueError):  # the reader is gone
                 if self._now is None:
                     self._thread = None
                     return
@@ -234,7 +234,7 @@ class TrainingReporter:
             file=self.stream,
             ncols=WIDTH + 8,
             delay=0.01,  # nothing to show before the first step
-            mininterval=0.1 if self.stream.isatty() else SILENCE / 2,  # a log needs few lines, and no long silence
+            mininterval=0.1 if self.stream.isatty() else SILENCE / 2,  # a log needs few lines but no long silence
             bar_format="  {n_fmt}/{total_fmt} {bar} {desc}",
         )
 

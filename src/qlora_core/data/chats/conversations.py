@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-SILENCE = 6 * 3600.0  # seconds without a message, after which another conversation begins
-MARKUP = 8  # tokens that a chat template puts around a turn, about
-FIRST_PERSON = ("me", "eu", "yo", "ich", "moi", "io", "you", "você")  # as exports call their owner
+SILENCE = 6 * 3600.0  # seconds of silence after which a new conversation begins
+MARKUP = 8  # tokens that a chat template adds to a turn, roughly
+FIRST_PERSON = ("me", "eu", "yo", "ich", "moi", "io", "you", "você")  # how exports name their owner
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ def whose_answers(chat: Chat, wanted: str = "") -> str:
     if first_person := next((who for who in people if who.casefold() in FIRST_PERSON), ""):
         return first_person
     counts = Counter(message.who for message in chat.messages)
-    return max(reversed(people), key=counts.__getitem__)  # of equals the last to join: the first one asks
+    return max(reversed(people), key=counts.__getitem__)  # among equals the last to join, since the first one asks
 
 
 def conversations(chat: Chat, answers: str, count: Callable[[str], int], limit: int) -> Iterator[Conversation]:

@@ -46,7 +46,7 @@ def _chat(chat: dict[str, Any], owner_id: str) -> Chat:
     people = {message.who for message in messages}
     owner = ids.get(owner_id, "")
     if not owner and chat.get("type") == "personal_chat" and title in people and len(people) == 2:
-        owner = (people - {title}).pop()  # the chat has the name of the other one
+        owner = (people - {title}).pop()  # the chat is named after the other person
     return Chat("a Telegram chat", title, tuple(messages), owner, tuple(left_out))
 
 

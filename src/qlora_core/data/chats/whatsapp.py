@@ -47,7 +47,7 @@ def read_log(text: str, name: str) -> Chat:
         raw = (said["text"] or "").strip() if said else ""
         shown = re.sub(f"[{_MARKS}]", "", raw)
         kept = _EDITED.sub("", "\n".join(part for part in shown.split("\n") if not _OMITTED.fullmatch(part.strip())))
-        notice = raw.startswith("\u200e") and "\n" not in raw and len(raw) < 60  # what iOS puts before its own words
+        notice = raw.startswith("\u200e") and "\n" not in raw and len(raw) < 60  # iOS marks its own messages so
         if said is None or not kept.strip() or notice:
             left_out.append((str(number), "no message: a picture, a call or a notice", shown or " ".join(lines)))
         else:
