@@ -1,4 +1,4 @@
-"""Steps of the default job on a Linux CPU: what denormal numbers, one process and a busy core cost.
+"""Step times of the default job on a Linux CPU: the cost of denormal numbers, of one process and of a busy core.
 
     uv run python benchmarks/cores.py [--batch-size 4] [--steps 12] [--repeats 2]
 

@@ -1,4 +1,4 @@
-"""One measurement: what a trainer is asked to do, the watch that times it, and what comes back.
+"""One measurement: the task of a trainer, the watch that times it, and the result.
 
 A job travels as command line flags, a result as JSON; the trainer runs in a process of its own.
 """

@@ -1,4 +1,4 @@
-"""This package's trainer as a contestant, and validation by it of whatever adapters anybody saved."""
+"""This package's trainer as a contestant, and its validation of adapters that any contestant saved."""
 
 from __future__ import annotations
 

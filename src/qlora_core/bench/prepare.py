@@ -1,4 +1,4 @@
-"""Makes what trainers need of a model: quantised in MLX's layout, and for PyTorch the same weights dequantised."""
+"""The model directories that trainers need: quantised in MLX's layout, and dequantised for PyTorch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Starts contestants in turn, each in a fresh process, and compares what they measured. Imports neither's library."""
+"""The benchmark's course: contestants in turn, each in a fresh process. Imports none of their libraries."""
 
 from __future__ import annotations
 

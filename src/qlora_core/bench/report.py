@@ -1,4 +1,4 @@
-"""Results as tables to paste, in English or Portuguese, and as a file. Knows nothing of how they came about."""
+"""Results as tables to paste, in English or Portuguese, and as a file. Knows nothing of how they were measured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PyTorch with PEFT as a contestant: transformers' model, PEFT's LoRA, rows of similar length padded side by side.
+"""PyTorch with PEFT as a contestant: transformers' model, PEFT's LoRA, rows of similar length padded together.
 
 `peft` computes in float32 on a CPU (or a Mac's GPU, which was not tried), `peft-bf16` in bfloat16 and `peft-nf4` on
 bitsandbytes' 4-bit weights on CUDA. Their base is the same model with its weights dequantised.

@@ -1,4 +1,4 @@
-"""Parts to the two files of prepared rows: duplicates left out, split, checked. Knows nothing of sources' forms.
+"""The two files of prepared rows, made of all parts: without duplicates, split and checked. Knows no file formats.
 
 The rows are on disk from the moment they are read; what stays in memory is about a hundred bytes for each.
 """

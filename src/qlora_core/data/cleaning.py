@@ -1,4 +1,4 @@
-"""Text as its writer meant it, and what should be looked at before it is trained on. Knows nothing of files."""
+"""Repair of texts, and findings to check before training on them. Knows nothing of files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bytes to text: which encoding a file is in.
+"""Detection of a file's text encoding.
 
 charset-normalizer, the usual library, takes Portuguese and French in cp1252 for cp1250 (15 of the 58 samples of the
 tests are wrong with it, none with this). Knows nothing of what the text says.

@@ -1,4 +1,4 @@
-"""Data sets that are named instead of lying on this machine: `hf:OWNER/NAME[@REVISION][:SPLIT]`.
+"""Data sets of the hub, named as `hf:OWNER/NAME[@REVISION][:SPLIT]`.
 
 Knows names of files and what a data set says of itself; the hub is asked by `hub`.
 """

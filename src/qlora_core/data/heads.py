@@ -1,4 +1,4 @@
-"""Running heads that stand inside lines, as scanning leaves them. Knows texts, nothing of files."""
+"""Running heads inside lines, as scanning leaves them. Knows texts, nothing of files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Roman numerals of chapters, as scanning leaves them. Knows nothing of lines' meaning."""
+"""Roman numerals of chapters, as scanning leaves them. Knows nothing of what a line means."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The options of a question of choice: how they are shown, and which one an answer means. Knows one row's columns."""
+"""The options of a multiple-choice question: how they are shown, and which one an answer means. Knows one row."""
 
 from __future__ import annotations
 

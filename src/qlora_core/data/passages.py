@@ -1,4 +1,4 @@
-"""Blocks to passages that read well, and to questions about them. Knows nothing of files or models."""
+"""Passages that read well, made of blocks, and questions about them. Knows nothing of files or models."""
 
 from __future__ import annotations
 

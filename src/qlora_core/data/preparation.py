@@ -1,4 +1,4 @@
-"""Sources to prepared data: which file is read as what, by which process, and what need not be read again."""
+"""Preparation of sources: which file is read as what, in which process, and what the cache already holds."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def prepare(
 
 @dataclass(frozen=True)
 class _Plan:
-    """Which files are read as what."""
+    """The files of a preparation, by the way they are read."""
 
     own: OwnSplit
     sheets: list[Path]

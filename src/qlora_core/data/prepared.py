@@ -1,4 +1,4 @@
-"""Rows that are ready to be encoded, as the files of a directory hold them. Knows nothing of where they came from."""
+"""Rows that are ready to be encoded, in the files of a directory. Knows nothing of where they came from."""
 
 from __future__ import annotations
 

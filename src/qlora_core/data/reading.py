@@ -1,4 +1,4 @@
-"""One file, or a piece of one, to prepared rows: the part of preparation that can run in any process.
+"""Prepared rows from one file, or a piece of one: the part of preparation that can run in any process.
 
 A file of rows is recognised, cleaned and checked row by row; running text and documents become passages. What comes
 out is compact: lines ready to be written, with the few numbers about each that duplicates and the split are found by.

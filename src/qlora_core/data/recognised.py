@@ -1,4 +1,4 @@
-"""Files that are something else than their suffix says, or hold several documents: chats, cards, clippings, mail."""
+"""Files that are not what their suffix says, or hold several documents: chats, cards, clippings, mail."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ TEXTS = (".txt", ".md", ".markdown")
 
 @dataclass(frozen=True)
 class Format:
-    """What a file is, and how it is read.
+    """A file format: how it is recognised and read.
 
     Attributes:
         name: in words, "Anki's notes".

@@ -1,4 +1,4 @@
-"""A row as somebody wrote it to a row as it is trained: which of the known shapes it has. Knows nothing of files."""
+"""Recognition of a row's shape, among the known ones, from its columns. Knows nothing of files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files to read and their bytes: unpacked and in lines, whatever their encoding. Knows nothing of rows."""
+"""The files to read, and their split as their names and folders say. Knows nothing of rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lines to blocks: the headings and paragraphs of a text that only has lines, and what is no text at all.
+"""Layout recovery: headings and paragraphs of a text that has only lines, and what is no part of the text.
 
 What belongs to the page, and not to the text, is left out: page numbers, running heads, title page, contents. What the
 page broke is mended. Knows nothing of files or models.

@@ -1,4 +1,4 @@
-"""Whom or what a document is about, by its title and its words. Knows texts, nothing of files or models."""
+"""The person or thing that a document is about, from its title and words. Knows texts, nothing of files or models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of rows to rows: JSON, JSON lines, CSV, TSV and Parquet, one row at a time. Knows nothing of shapes."""
+"""Rows of files, one at a time: JSON, JSON lines, CSV, TSV and Parquet. Knows nothing of shapes."""
 
 from __future__ import annotations
 

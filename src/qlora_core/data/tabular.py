@@ -1,4 +1,4 @@
-"""Tables inside documents to sentences, one a row, with the names of the columns. Knows cells, nothing of files."""
+"""Sentences made of tables inside documents, one a row, with the column names. Knows cells, nothing of files."""
 
 from __future__ import annotations
 

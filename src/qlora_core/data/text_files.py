@@ -120,7 +120,7 @@ def first_bytes(path: Path, count: int = SAMPLE) -> bytes:
 
 @dataclass(frozen=True)
 class Lettering:
-    """How a file's text is written: its encoding, and whether lines end with a bare carriage return."""
+    """The encoding of a file's text, and whether lines end with a bare carriage return."""
 
     encoding: str
     bare_returns: bool

@@ -1,4 +1,4 @@
-"""Messages that stand one a row, or as a tree of replies, to whole conversations. Knows rows, nothing of files.
+"""Conversations from messages that stand one a row, or in a tree of replies. Knows rows, nothing of files.
 
 OpenAssistant's files are the known ones: each message names the one that it answers, so that a question may have
 several answers. Every path from a first message to a last one is a conversation; an answer that several of them share

@@ -1,4 +1,4 @@
-"""The turns of a conversation as somebody wrote them to those of a prepared row: roles, parts, calls, marks.
+"""Turns of a prepared row from turns in any known format: roles, parts, calls, marks.
 
 Knows nothing of files, and of a row only its turns.
 """

@@ -1,4 +1,4 @@
-"""Checks one after the other: each found ok, doubtful or failed, told when it ends, and with what to do about it.
+"""Checks, one after the other: each is ok, doubtful or failed, is printed when it ends, and says what to do.
 
 What is told names nobody: not the home directory, the user or the machine. Knows nothing of what is checked.
 """

@@ -1,4 +1,4 @@
-"""The whole path on a model of each shape, a megabyte each: it computes rightly, learns, is cut, answers, is exported.
+"""The whole path of training on a tiny model of each shape: compute, learn, resume, answer, export.
 
 All of it lies in a temporary directory, its cache too: no run of the user's, and no lock, is touched.
 """

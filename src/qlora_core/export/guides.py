@@ -1,4 +1,4 @@
-"""The texts of an export: how to use it, in English and Portuguese, and what it is.
+"""The texts of an export: how to use it, in English and Portuguese, and a summary of the run.
 
 Filled in from the files of `templates/`. Knows values and words; nothing of files but where the texts go.
 """

@@ -1,4 +1,4 @@
-"""Questions to a model that lies in a process of its own, `talker`; answers come in pieces while it makes them.
+"""Questions to a model in its own process, `chat_worker`, whose answers arrive piece by piece.
 
 Nothing here waits: two threads carry lines to and from the process. Knows nothing of mlx or pages.
 """

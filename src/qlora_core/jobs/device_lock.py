@@ -1,4 +1,4 @@
-"""One training at a time on a device, whatever directory its run lies in: two would share the memory of one.
+"""The lock that lets one run at a time train on a device, in any directory, since two would share its memory.
 
 The lock lies in the cache, which the runs of a user share. Knows nothing of mlx.
 """

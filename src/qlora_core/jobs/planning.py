@@ -1,4 +1,4 @@
-"""From flags to a planned run, and training it with its progress on the terminal."""
+"""Planning a run from flags, and training it with its progress on the terminal."""
 
 from __future__ import annotations
 

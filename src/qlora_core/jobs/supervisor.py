@@ -1,4 +1,4 @@
-"""Looking after a trainer: it runs in a child process, which is started again when it dies without a word.
+"""Supervision of a trainer in a child process, which is restarted when it dies without a word.
 
 The locks are held here and handed down, so that between two children nobody else can take the run or the device. What
 ends for a reason of its own (paused, stopped, complete, an error for people) is not started again. Knows nothing of

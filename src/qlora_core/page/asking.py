@@ -1,4 +1,4 @@
-"""Questions to base and tuned model, answered by a process of their own, and what a run answered while it learnt.
+"""Questions to base and tuned model, answered in another process, and a run's answers during training.
 
 One process a session of the page, started by the first question. What it says is shown as text.
 """

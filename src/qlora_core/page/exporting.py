@@ -1,4 +1,4 @@
-"""Taking a run's result elsewhere: what for, how large, and `qlora export` as a process of its own.
+"""Export of a run's result: purposes, sizes, and `qlora export` in its own process.
 
 Reads run directories, and lets nobody start two exports at a time. An export that is there is found on disk, whoever
 made it. Knows nothing of mlx.

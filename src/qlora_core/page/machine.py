@@ -1,4 +1,4 @@
-"""The machine: what there is at a glance, and what measuring it says."""
+"""The machine: an overview, and the results of measuring it."""
 
 from __future__ import annotations
 

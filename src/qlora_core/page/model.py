@@ -1,4 +1,4 @@
-"""The base model: which ones there are, whether it is on this machine, what it is, and whether it fits."""
+"""The base model: the choice, whether it is on this machine, its facts, and whether it fits."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _must_be_here(name: str, *, weights: bool) -> None:
 
 @dataclass(frozen=True)
 class Presence:
-    """What is on this machine of a base.
+    """The parts of a base that are on this machine.
 
     Attributes:
         repository: where it comes from; empty for one that never leaves this machine, or that is none.

@@ -1,4 +1,4 @@
-"""From one notebook to the others, where one server shows them all."""
+"""Links between the notebooks that one server shows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One row after another, each with its tokens as training sees them.
+"""A browser of single rows, each with its tokens as training sees them.
 
 Knows prepared rows, datasets and pieces. Nothing of a row is HTML: what it says is escaped, what cannot be seen is
 named.

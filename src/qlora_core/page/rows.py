@@ -1,4 +1,4 @@
-"""The data: where it comes from, what became of it, and what the model makes of it as tokens.
+"""The data: its sources, what was read from them, and its tokens.
 
 Knows reports and how they are shown; reads no row itself.
 """

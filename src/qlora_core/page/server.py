@@ -1,4 +1,4 @@
-"""The server of the page: the notebooks under one address, for whoever has its token.
+"""The server of the page: the notebooks under one address, for holders of its token.
 
 Knows sockets, cookies and where the notebooks lie; nothing of what is on them, nor of mlx. marimo is imported only when
 a server starts.

@@ -1,4 +1,4 @@
-"""A run at one moment, and which run the page is about.
+"""A run at one moment, and the choice of the run that the page is about.
 
 Reads run directories. Knows nothing of how it is shown.
 """

@@ -1,4 +1,4 @@
-"""Runs side by side: what they are, what came of them, how they got there, their settings and what they answer.
+"""Runs side by side: facts, results, curves, settings and answers.
 
 Reads run directories only, also of runs that are being trained. The terminal and the page show these same values. Knows
 nothing of mlx, and judges nothing but whether numbers may be compared at all, and which is the better one.

@@ -1,4 +1,4 @@
-"""Messages to conversations: cut where nobody wrote for hours, the messages of one side in a row together."""
+"""Conversations made of messages: cut at silences of hours, with one side's consecutive messages joined."""
 
 from __future__ import annotations
 

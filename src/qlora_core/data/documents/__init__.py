@@ -1,4 +1,4 @@
-"""Files of prose to documents: a title, and blocks or lines. Knows nothing of rows or passages.
+"""Documents from files of prose: a title, and blocks or lines. Knows nothing of rows or passages.
 
 Markdown, HTML, EPUB, Word, OpenDocument, rich text and LaTeX are told to an `Outline` in HTML's names for things; plain
 text and PDF only have lines.

@@ -1,4 +1,4 @@
-"""Kindle's My Clippings.txt: what was marked and noted in books, a book after the other."""
+"""Kindle's My Clippings.txt: highlights and notes, one book after the other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A page whose lines stand where they stood on paper, read column by column."""
+"""Reading order of pages whose text is laid out in columns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""E-mail (.eml, .mbox): what each one's writer wrote, without what is quoted and without signatures."""
+"""E-mail (.eml, .mbox): the text of each writer, without quotations and signatures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text and outline of a document, whatever its format: headings, paragraphs, lists and tables to blocks."""
+"""Text and outline of a document in any format: blocks from headings, paragraphs, lists and tables."""
 
 from __future__ import annotations
 

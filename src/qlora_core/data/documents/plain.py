@@ -1,4 +1,4 @@
-"""Plain text and PDF, which only have lines."""
+"""Plain text and PDF, which have only lines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Subtitles (.srt, .vtt): what is said, without times and numbers, a sentence or a speaker a line."""
+"""Subtitles (.srt, .vtt): the speech without times and numbers, one sentence or speaker a line."""
 
 from __future__ import annotations
 
