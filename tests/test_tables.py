@@ -65,7 +65,7 @@ def test_a_packed_file_that_was_cut_gives_what_came_before(write, pack):
 
 def test_a_line_longer_than_any_row_is_not_kept_in_memory(write, monkeypatch):
     monkeypatch.setattr(text_files, "LINE_LIMIT", 1 << 16)
-    monkeypatch.setattr(tables, "LINE_LIMIT", 1 << 16)
+    monkeypatch.setattr(json_values, "LINE_LIMIT", 1 << 16)
     path = write("rows.jsonl", b'{"a": 1}\n{"a": "' + b"x" * (64 << 20) + b'"}\n{"a": 2}\n')
     tracemalloc.start()
     found = rows_of(path)
@@ -143,7 +143,7 @@ def test_a_json_array_is_read_block_by_block(write, monkeypatch):
 
 def test_one_row_that_never_ends_is_given_up(write, monkeypatch):
     monkeypatch.setattr(json_values, "_BLOCK", 64)
-    monkeypatch.setattr(tables, "LINE_LIMIT", 64)
+    monkeypatch.setattr(json_values, "LINE_LIMIT", 64)
     found = rows_of(write("rows.json", '[{"a":1},{"a":"' + "x" * 5000))
     assert found[0] == (1, {"a": 1})
     assert found[1].startswith("breaks off at line 1 (one row of more than")

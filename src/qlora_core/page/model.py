@@ -13,6 +13,7 @@ from ..errors import ModelError, QLoraError
 from ..machine.memory import available_bytes
 from ..models import base_models, hub
 from ..models.base_models import ModelSpec
+from ..reports import console
 from ..reports.plain_text import size
 from ..runs import memory_estimate
 from ..runs.plan import TrainingPlan, TrainingTracker
@@ -146,13 +147,10 @@ def _so_far(name: str, found: Presence) -> str:
 
 def information(spec: ModelSpec, config: RunConfig) -> mo.Html:
     """Return what will be loaded."""
-    how = say("as it is stored")
-    if spec.quantize_bits:
-        how = say("quantised to {bits} bits while loading", bits=spec.quantize_bits)
     weights = say("{size}, {bits} bits a weight", size=size(spec.loaded_bytes), bits=f"{spec.bits_per_weight:.2f}")
     return fact_table(
         {
-            say("Base"): f"{spec.name} ({spec.config['model_type']}), {how}",
+            say("Base"): f"{spec.name} ({spec.config['model_type']}), {console.loading(spec)}",
             say("Licence"): spec.licence or say("not known: see where it comes from"),
             say("Parameters"): say("{count} million in {layers} layers",
                                    count=f"{spec.parameters / 1e6:,.1f}", layers=spec.num_layers),

@@ -9,9 +9,9 @@ import marimo as mo
 from markupsafe import Markup
 
 from ..export.guides import GUIDES
-from ..reports import console, plain_text
+from ..reports import console
 from ..reports.charts import thin
-from ..reports.plain_text import duration, size
+from ..reports.plain_text import duration, share, size
 from ..runs.plan import TrainingTracker
 from ..runs.run import Run, iterate_states
 from ..runs.time_spent import PARTS
@@ -64,12 +64,11 @@ def generation_test(run: Run | None) -> mo.Html:
     if not evaluation or not evaluation["questions"]:
         return empty(say("Answers appear here when training ends."))
     cards = recall_cards(evaluation)
-    mark = {True: " ✓", False: " ✗"}
     rows = [
         {
             say("Question"): q["question"],
-            say("Base model"): plain_text.one_line(q["base"]) + mark.get(q.get("base_right"), ""),
-            say("Tuned model"): plain_text.one_line(q["tuned"]) + mark.get(q.get("tuned_right"), ""),
+            say("Base model"): console.judged_answer(q, "base"),
+            say("Tuned model"): console.judged_answer(q, "tuned"),
         }
         for q in evaluation["questions"]
     ]
@@ -83,7 +82,7 @@ def recall_cards(evaluation: dict[str, Any] | None) -> dict[str, tuple[str, str]
     names = {"trained": say("Recall, trained phrasings"), "held_out": say("Recall, held-out phrasings")}
     return {
         names.get(kind, kind): (
-            f"{100 * count['tuned'] / count['questions']:.0f}%",
+            share(count["tuned"], count["questions"]),
             say(
                 "{right} of {all}; base model {base}", right=count["tuned"], all=count["questions"], base=count["base"]
             ),

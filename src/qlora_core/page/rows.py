@@ -17,6 +17,7 @@ import numpy as np
 from ..config import RunConfig, settings
 from ..data import DataReport, Findings, PreparedData, Unused
 from ..reports.charts import GREY, TRAINING, Chart, for_page
+from ..reports.plain_text import share
 from ..tokens.dataset import TokenDataset
 from ..tokens.report import ShownRow, TokenReport
 from ..translations import say
@@ -264,10 +265,12 @@ def token_figures(report: TokenReport, *datasets: TokenDataset) -> mo.Html:
         report: of the datasets.
         datasets: rows to train and to validate on.
     """
-    share = f"{100 * report.target_tokens / report.tokens:.0f}%" if report.tokens else "0%"
     cards = {
         say("Tokens"): (f"{report.tokens:,}", say("in {rows} rows", rows=f"{report.rows:,}")),
-        say("Share trained"): (share, say("{count} tokens", count=f"{report.target_tokens:,}")),
+        say("Share trained"): (
+            share(report.target_tokens, report.tokens),
+            say("{count} tokens", count=f"{report.target_tokens:,}"),
+        ),
         say("Longest row"): (f"{report.longest:,}", say("of {most} that fit", most=f"{report.max_seq_length:,}")),
         say("Rows cut"): (f"{report.truncated:,}", say("{count} tokens lost", count=f"{report.lost_tokens:,}")),
         say("Rows that cannot be trained"): f"{report.skipped_rows:,}",

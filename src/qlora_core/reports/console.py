@@ -1,6 +1,6 @@
-"""Terminal output: the notebook's sections as text, and a run's progress.
+"""Fact sheets of the terminal: the notebook's sections as text, and the end of a run.
 
-The texts are functions of values, so that the page shows the same ones. Knows nothing of mlx and decides nothing.
+Functions of values, some of which the page shows too. Knows nothing of mlx and decides nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import shlex
 import textwrap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 
@@ -24,6 +24,7 @@ from ..runs.presets import preset_choices
 from ..runs.run import Run
 from ..runs.time_spent import PARTS
 from ..tokens.report import TokenReport
+from ..translations import say
 from .plain_text import block, duration, one_line, section, share, size
 
 SHOWN_ANSWERS = 6
@@ -140,16 +141,23 @@ def token_counts(tokens: TokenReport) -> dict[str, str]:
 def model_information(spec: ModelSpec, config: RunConfig) -> dict[str, str]:
     """Return what will be loaded and how much of it is trained."""
     trainable = spec.trainable(config.lora)
-    how = f"quantised to {spec.quantize_bits} bits while loading" if spec.quantize_bits else "as it is stored"
     layers = len(spec.adapted_layers(config.lora))
+    licence = f", {spec.licence}" if spec.licence else ""
     return {
-        "Base": f"{spec.name} ({spec.config['model_type']}{f', {spec.licence}' if spec.licence else ''}), {how}",
+        "Base": f"{spec.name} ({spec.config['model_type']}{licence}), {loading(spec)}",
         "Parameters": f"{spec.parameters / 1e6:,.1f} M in {spec.num_layers} layers",
         "Trainable": f"{trainable / 1e6:,.2f} M ({100 * trainable / spec.parameters:.2f}%): "
         f"{_adapter_kind(config)}, rank {config.lora.rank}, alpha {config.lora.alpha:g}, "
         f"{config.lora.projections} projections of {layers} layers",
         "Weights": f"{size(spec.loaded_bytes)}, {spec.bits_per_weight:.2f} bits per weight",
     }
+
+
+def loading(spec: ModelSpec) -> str:
+    """Return how the base's weights are loaded, in the reader's language."""
+    if spec.quantize_bits:
+        return say("quantised to {bits} bits while loading", bits=spec.quantize_bits)
+    return say("as it is stored")
 
 
 def _adapter_kind(config: RunConfig) -> str:
@@ -196,13 +204,18 @@ def answers_side_by_side(evaluation: dict[str, Any], count: int = SHOWN_ANSWERS)
     step = max(1, len(questions) // count)
     lines = []
     for question in questions[::step][:count]:
-        mark = {True: " ✓", False: " ✗"}
         lines += [
             f"  ? {one_line(question['question'])}",
-            f"    base : {one_line(question['base'])}{mark.get(question.get('base_right'), '')}",
-            f"    tuned: {one_line(question['tuned'])}{mark.get(question.get('tuned_right'), '')}",
+            f"    base : {judged_answer(question, 'base')}",
+            f"    tuned: {judged_answer(question, 'tuned')}",
         ]
     return "\n".join(lines)
+
+
+def judged_answer(question: dict[str, Any], who: Literal["base", "tuned"]) -> str:
+    """Return a model's answer on one line, with a mark where it was judged right or wrong."""
+    mark = {True: " ✓", False: " ✗"}
+    return one_line(question[who]) + mark.get(question.get(f"{who}_right"), "")
 
 
 def final_summary(run: Run) -> str:
