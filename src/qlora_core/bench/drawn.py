@@ -40,8 +40,8 @@ def write_quantised(shape: str, directory: Path, dtype: str) -> Path:
 
     Args:
         shape: a name of `SHAPES`.
-        directory: to be made.
-        dtype: of scales and norms, and so of what is computed: `float32`, `float16` or `bfloat16`.
+        directory: the directory to create.
+        dtype: dtype of scales and norms, and so of the computation: `float32`, `float16` or `bfloat16`.
     """
     settings = SHAPES[shape] | {"quantization": {"group_size": GROUP, "bits": BITS}}
     return _write_model(settings, directory, functools.partial(_packed, dtype=dtype))
@@ -51,8 +51,8 @@ def write_small(settings: dict[str, Any], directory: Path) -> Path:
     """Write a small checkpoint in bfloat16 in which every weight has its own numbers.
 
     Args:
-        settings: of `config.json`, of a family in `ARCHITECTURES`.
-        directory: to be made.
+        settings: the `config.json` of a family in `ARCHITECTURES`.
+        directory: the directory to create.
     """
     return _write_model(settings, directory, _own)
 

@@ -89,7 +89,7 @@ class Watch:
     """Times the steps of a trainer and counts what they trained, from the rows.
 
     Args:
-        rows: what is trained.
+        rows: the rows to train.
         job: when the process started, and how many steps and seconds it may take.
         clock: seconds since 1970, or a stand-in.
     """

@@ -25,18 +25,18 @@ class Options:
         tracks: names of `TRACKS`.
         works: names of `WORKS` for the speed track.
         contestants: names of `CONTESTANTS`.
-        model: as other commands take it, or `random-` and a name of `SHAPES`.
-        model_dir: where models with random weights lie; empty: the cache.
+        model: a model as other commands take it, or `random-` and a name of `SHAPES`.
+        model_dir: directory of models with random weights; empty: the cache.
         quantize: bits, where the model is not quantised.
         data: files and directories instead of the works' rows.
-        batch_sizes: that each contestant is tried with; empty: those of the work.
+        batch_sizes: sizes to try with each contestant; empty: those of the work.
         repeats: pairs of runs.
-        seconds: of timed steps in each run.
+        seconds: seconds of timed steps in each run.
         warm_up: steps before those.
         max_memory_gb: largest peak that a batch size may have; 0: any.
         techniques: names of those that the track `ablations` switches off; empty: all.
         track_steps: steps of the track `same`.
-        epochs: of the track `best`.
+        epochs: epochs of the track `best`.
         learning_rate: constant; 0: 1e-4, and for the track `best` the one that suits the model's width.
         seed: decides rows, adapters and orders.
         peft_python: an interpreter with PyTorch and PEFT; empty: this one.

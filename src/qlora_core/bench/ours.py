@@ -33,7 +33,7 @@ def ablations(kernels: Mapping[str, Any], prefix_tokens: int = 0) -> list[str]:
 
     Args:
         kernels: fields of `device.Kernels`.
-        prefix_tokens: of the beginning that the rows share; without any, there is nothing to switch off.
+        prefix_tokens: tokens of the beginning that all rows share; with none, sharing cannot be switched off.
     """
     found = []
     for name, value in {**json.loads(json.dumps(kernels)), **SWITCHES}.items():

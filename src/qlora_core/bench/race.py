@@ -66,9 +66,9 @@ class Race:
     """One benchmark with its files and its growing results.
 
     Args:
-        options: what is asked.
-        directory: for rows, adapters and results of processes.
-        say: is told what is going on.
+        options: the settings of the benchmark.
+        directory: place for rows, adapters and results of processes.
+        say: called with a line about each thing that happens.
     """
 
     def __init__(self, options: Options, directory: Path, say: Say) -> None:

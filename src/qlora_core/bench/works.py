@@ -94,8 +94,8 @@ class Rows:
     """Rows to train and to validate on.
 
     Attributes:
-        train: to train.
-        validation: to validate on; empty for drawn rows.
+        train: rows to train on.
+        validation: rows to validate on; empty for drawn rows.
     """
 
     train: tuple[TokenRow, ...]
@@ -209,7 +209,7 @@ def find_model(model: str, directory: Path | None) -> str:
 
     Args:
         model: `random-` and a name of `SHAPES`, whose weights are drawn; else what `--model` of other commands takes.
-        directory: where models with random weights lie; the cache by default.
+        directory: directory of models with random weights; the cache by default.
 
     Raises:
         ModelError: there is no such shape.

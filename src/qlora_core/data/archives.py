@@ -49,7 +49,7 @@ def with_members(sources: Iterable[Source], skipped: Findings) -> list[Source]:
 
     Args:
         sources: files, archives among them.
-        skipped: is told which members are not read, and why.
+        skipped: collects members that are not read, with the reason.
     """
     found: list[Source] = []
     for source in sources:
@@ -63,8 +63,8 @@ def unpacked(sources: Sequence[Source], directory: Path, skipped: Findings) -> I
 
     Args:
         sources: files and members; of files nothing is done.
-        directory: where the bytes are put for that time.
-        skipped: is told of members that are damaged, which are left out.
+        directory: place for the bytes meanwhile.
+        skipped: collects damaged members, which are left out.
     """
     wanted = {source.path: source for source in sources if source.archive}
     with tempfile.TemporaryDirectory(dir=directory, prefix=".members") as place:

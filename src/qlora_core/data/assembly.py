@@ -44,9 +44,9 @@ class Table:
         sides: int8, `(rows,)`: TRAIN, VALIDATION or UNDECIDED.
         prompts: uint64, `(rows,)`: a hash of what is asked; 0: nothing.
         sources: int, `(rows,)`: the place of the row's file among `names`.
-        names: of the files.
-        kinds: of each file, the name that many small documents share: their folder and suffix; "" for a file of rows.
-        marks: of each file, the runs of words by which copies are found (`copies.marks_of`).
+        names: names of the files.
+        kinds: for each file, the name that many small documents share (folder and suffix); "" for a file of rows.
+        marks: for each file, the runs of words by which copies are found (`copies.marks_of`).
     """
 
     digests: np.ndarray

@@ -81,9 +81,9 @@ class Hints:
     """Facts and answers about a text beyond its lines.
 
     Attributes:
-        title: as the user says it.
+        title: the title that the user gave.
         section: the user's answer where a section seems to have ended: "end", "go on", or "".
-        doubts: takes what was guessed.
+        doubts: collects what was guessed.
     """
 
     title: str = ""
@@ -97,7 +97,7 @@ class Contents:
 
     Attributes:
         labels: keys of the chapters' names.
-        names: of the chapters that have a number there.
+        names: names of the chapters that have a number there, by number.
         forms: the names as `bare` makes them, for those that were read wrongly.
     """
 

@@ -40,7 +40,7 @@ def clean(text: str, repair: bool = True) -> tuple[str, tuple[str, ...]]:
     r"""Repair a text.
 
     Args:
-        text: as it was read.
+        text: the text as it was read.
         repair: False: only line ends become \n, and NUL and the white space around go. The indentation that the first
             line of code has is no white space around.
 

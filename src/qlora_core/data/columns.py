@@ -215,11 +215,11 @@ class Layout:
     """The role of each key of a row; "" for a role that no key has.
 
     Attributes:
-        messages, system, asked, given, answered, text: what the row says.
+        messages, system, asked, given, answered, text: keys of the parts of the row.
         contexts: texts that the question is about.
         options: `(label, key)` of each option that has a column of its own, or `("", key)` of the one that holds all.
         history: earlier rounds.
-        reasoning: what was thought before the answer.
+        reasoning: key of the thoughts before the answer.
         tools: the functions that may be called.
         chosen, rejected: the better and the worse of two answers.
         rivals: answers of which the row says in another column which is the better.

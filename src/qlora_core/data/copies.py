@@ -48,7 +48,7 @@ def find_copies(marks: Sequence[np.ndarray]) -> list[tuple[int, int, float]]:
     """Return pairs of sources of which one holds a good part of the other.
 
     Args:
-        marks: of each source, as `marks_of` gives them.
+        marks: runs of each source, as `marks_of` gives them.
 
     Returns:
         `(earlier, later, share)` for each pair, the share being that of the runs of the smaller one.
@@ -79,8 +79,8 @@ def overlap(runs: np.ndarray, known: np.ndarray) -> int:
     """Count the runs of a row that others contain too.
 
     Args:
-        runs: of the row, as `runs_of` gives them.
-        known: of the others, sorted.
+        runs: runs of the row, as `runs_of` gives them.
+        known: runs of the others, sorted.
     """
     if not len(known) or not len(runs):
         return 0

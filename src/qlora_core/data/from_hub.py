@@ -24,9 +24,9 @@ class Named:
     """Sources as local files and directories.
 
     Attributes:
-        named: as the user did.
-        sources: the same, in the place of data sets their files.
-        licences: what each data set says of its licence.
+        named: sources as the user named them.
+        sources: the same, with data sets replaced by their files.
+        licences: licence that each data set states.
     """
 
     named: tuple[str, ...]
@@ -39,7 +39,7 @@ def fetched(named: Sequence[str], say: Callable[[str], None] | None = None) -> N
 
     Args:
         named: files, directories, and data sets.
-        say: takes the one line that stands for a progress bar.
+        say: called with the line that stands for a progress bar.
 
     Raises:
         DataError: a data set is not there, cannot be fetched, or has no file of rows, or not that split.

@@ -44,8 +44,8 @@ def without_heads(
     again and again, only those are taken out to which a page number or a stray letter sticks.
 
     Args:
-        lines: that are text.
-        heads: as their own lines have them.
+        lines: lines of text.
+        heads: heads as they stand on lines of their own.
         little: whether a text ends with a word that asks for the next.
     """
     found: dict[int, tuple[str, str]] = {}

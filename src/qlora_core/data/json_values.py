@@ -133,7 +133,7 @@ class _Values:
     """The values of a JSON text that is read block by block.
 
     Attributes:
-        buffer, place: what was read, and where in it the next value is looked for.
+        buffer, place: the text that was read, and the place in it where the next value is sought.
         line: the number of the line there.
         ended: whether all was read.
         in_list: whether the values are those of a list.

@@ -36,12 +36,12 @@ class Shaped:
         content: `{"messages": […]}` or `{"text": …}`, with `tools` where the row offers some.
         metadata: everything else that the row carried.
         running: whether its text is a line of running text, to be joined with its neighbours.
-        blank: of such a row, the name of its column for questions, which is empty; "" if it has none.
+        blank: for running text, the name of its empty column for questions; "" if it has none.
         unused: names of what holds content and is used for nothing, and whether that is longer than the prompt.
-        beside: what it stands beside: "text", "messages", or "question".
-        marks: what its author marked as not to be trained, in words.
-        guesses: what was taken to be so, in words.
-        split: what the row says of its own split.
+        beside: kind of content that unused columns stand beside: "text", "messages", or "question".
+        marks: parts that its author marked as not to be trained, in words.
+        guesses: assumptions that were made, in words.
+        split: the split that the row names.
     """
 
     content: dict[str, Any]

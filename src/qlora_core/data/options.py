@@ -17,9 +17,9 @@ class Options:
     """The options of one row; false where it has none.
 
     Attributes:
-        labels: of each option, "A" or "1".
-        texts: of each option.
-        shown: as the prompt shows them, one a line; "" for none.
+        labels: label of each option, "A" or "1".
+        texts: text of each option.
+        shown: the options as the prompt shows them, one a line; "" for none.
         missing: whether the row has a column for options and nothing in it.
         counted: whether an answer was found by its number.
     """

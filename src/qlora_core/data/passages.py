@@ -36,11 +36,11 @@ class Passage:
     """A piece of a document that can be read by itself.
 
     Attributes:
-        title: of the document, or "".
+        title: title of the document, or "".
         section: the headings above it, or "".
         body: its text, word for word.
-        first: where the first block or line stands that it came from, or "".
-        last: where the last one stands.
+        first: place of the first block or line that it came from, or "".
+        last: place of the last one.
     """
 
     title: str
@@ -90,7 +90,7 @@ def make_passages(title: str, blocks: Iterable[Block], count: Callable[[str], in
     """Cut blocks into passages under their title and section.
 
     Args:
-        title: of the document, or "".
+        title: title of the document, or "".
         blocks: headings and text, in order.
         count: the tokens of a text.
         limit: tokens of a passage with its head.
@@ -326,12 +326,12 @@ def ask(
     before the prose are no answer, nor is what is mostly a list. A question of the user's own asks for every section.
 
     Args:
-        passages: of one document or of several, in order.
+        passages: passages of one or several documents, in order.
         template: a language of `TEMPLATES`, or a question with `{title}`; with `{section}` too it asks for every
             section that has a name, and for nothing else.
-        kind: of `subjects`, where it is known.
+        kind: kind of subject (see `subjects`), if it is known.
         about_all: whether the document as a whole is asked about; of a book only its sections are.
-        unasked: is told about what nothing is asked, and why.
+        unasked: collects documents and sections about which nothing is asked, with the reason.
 
     Raises:
         ValueError: the template cannot be used.

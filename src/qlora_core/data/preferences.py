@@ -40,12 +40,12 @@ class Rivals:
     """Columns that hold one answer each, of which one is the better.
 
     Attributes:
-        keys: of the answers, by their number or letter.
+        keys: keys of the answers, by their number or letter.
         verdicts: keys of the columns that say which is better.
         strengths: keys of numbers that say so by their sign.
-        hits: of columns that say yes for one of them each, by number or letter; "" for a tie.
-        scores: of a score each.
-        models: of who gave each answer.
+        hits: columns that each say yes for one of them, by number or letter; "" for a tie.
+        scores: columns with a score each.
+        models: columns that name who gave each answer.
         human: whether they are two of people, of which a label 1 means the first.
     """
 

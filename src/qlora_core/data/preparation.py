@@ -70,10 +70,10 @@ def prepare(
     recognised by every file's size and time of change.
 
     Args:
-        config: what is read, and how.
+        config: the settings of the data.
         tokenizer: measures passages.
-        output: where the rows will be saved: what was saved there before is no source.
-        progress: is told after each part how many rows have come together so far.
+        output: place where the rows will be saved; earlier output there is no source.
+        progress: called after each part with the number of rows so far.
 
     Raises:
         DataError: a source does not exist, or nothing usable was found (with the accepted shapes).

@@ -105,8 +105,8 @@ class PreparedData:
     """Rows ready to be encoded, and what became of the sources they were made of.
 
     Args:
-        directory: holds `train_data.jsonl`, `val_data.jsonl`, `data_report.json` and perhaps `facts.jsonl`.
-        files: what they were made of; never written over.
+        directory: directory of `train_data.jsonl`, `val_data.jsonl`, `data_report.json` and perhaps `facts.jsonl`.
+        files: source files of the rows; never written over.
         reused: whether they were prepared before, and not read again.
 
     Raises:
@@ -116,7 +116,7 @@ class PreparedData:
         train: rows to train on.
         validation: rows to validate on.
         facts: rows of the fact sheets, which are asked and never trained.
-        report: what became of the sources.
+        report: the result of reading the sources.
     """
 
     def __init__(self, directory: Path, files: Sequence[Path] = (), *, reused: bool = False) -> None:
@@ -164,7 +164,7 @@ def save_rendered(prepared: PreparedData, directory: Path, render: Callable[[dic
 
     Args:
         prepared: the rows.
-        directory: where to.
+        directory: destination.
         render: a row as the texts that a model learns it from, nearly always one.
 
     Returns:

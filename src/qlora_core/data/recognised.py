@@ -43,11 +43,11 @@ class Format:
     """A file format: how it is recognised and read.
 
     Attributes:
-        name: in words, "Anki's notes".
+        name: description in words: "Anki's notes".
         forms: suffixes of files that may be it.
         is_it: looks at the beginning of the file's text.
-        read: all of it, given the file's content and what its name says.
-        hint: what the report says of how it is read.
+        read: returns all of it, given the file's content and the title in its name.
+        hint: note in the report on how it is read.
     """
 
     name: str

@@ -19,9 +19,9 @@ class Record:
     Attributes:
         content: `{"messages": […]}` or `{"text": …}`, as the prepared file holds it.
         source: file:line, or file:first-last of joined lines.
-        metadata: what else the row carried.
+        metadata: all else that the row carried.
         group: rows of one group stay on one side of the split (the passages of one document).
-        split: which one it is for, as it says itself; "" where it does not.
+        split: the split that the row names; "" if it names none.
     """
 
     content: dict[str, Any]
@@ -76,9 +76,9 @@ class Fragment:
     """A line of running text, to be joined with its neighbours; an empty one ends a paragraph.
 
     Attributes:
-        text: without white space around it.
-        place: where it stands in its file: a line ("12") or, in a PDF, a page ("page 3").
-        level: of a heading that the format itself tells, 1 to 6; 0 for everything else.
+        text: the line without surrounding white space.
+        place: position in its file: a line ("12") or, in a PDF, a page ("page 3").
+        level: level of a heading that the format itself marks, 1 to 6; 0 for everything else.
     """
 
     text: str
@@ -92,10 +92,10 @@ class Block:
 
     Attributes:
         text: plain text without markup, lines separated by line feeds.
-        level: of a heading, 1 to 6; 0 for everything else. A heading without text ends the section before it.
-        place: where it begins in its file: a line ("12"), a page ("page 3"), or "" where the format has neither.
+        level: level of a heading, 1 to 6; 0 for all else. A heading without text ends the section before it.
+        place: position where it begins: a line ("12"), a page ("page 3"), or "" if the format has neither.
         verbatim: whether its lines are code, to be kept as they are, and no sentences.
-        table: of a table, its rows of cells, the names of the columns first; the text says the same in lines.
+        table: rows of a table's cells, the column names first; the text says the same in lines.
     """
 
     text: str
@@ -110,11 +110,11 @@ class Document:
     """A document as its reader understood it: either blocks, or lines whose structure is still to be found.
 
     Attributes:
-        title: from its first heading or its metadata; "" when it has none.
-        blocks: of a format that says what a heading and a paragraph is; the heading that gave the title is left out.
-        lines: of a format that only has lines (plain text, PDF).
-        metadata: what the document says of itself (author, date, front matter).
-        left_out: what its reader took for no text of it: place, reason and beginning of each.
+        title: title from its first heading or its metadata; "" if it has none.
+        blocks: blocks of a format that marks headings and paragraphs; the heading used as title is left out.
+        lines: lines of a format that has only lines (plain text, PDF).
+        metadata: facts that the document states about itself (author, date, front matter).
+        left_out: parts that its reader did not take for its text: place, reason and beginning of each.
     """
 
     title: str = ""

@@ -26,10 +26,10 @@ class DataReport:
     marked + joined_lines + joined_messages.
 
     Attributes:
-        sources: what was named.
-        licences: of data sets of the hub, as they say themselves.
+        sources: sources as they were named.
+        licences: licences that data sets of the hub state.
         files: files that were read.
-        documents: of those, documents.
+        documents: number of documents among the files.
         encodings: files in another encoding than UTF-8, `{encoding: files}`.
         recognised: files that are something else than their suffix says, and how they were read.
         read: rows read.
@@ -44,28 +44,28 @@ class DataReport:
         duplicates: rows left out since an earlier one is the same.
         near_duplicates: rows that say nearly the same as an earlier one.
         patterned: rows that only seem to, since many are written to one pattern (see `duplicates.near_duplicates`).
-        near_duplicates_dropped: of those, how many were left out because of `near_duplicates`.
+        near_duplicates_dropped: number of those left out because of `near_duplicates`.
         questions_with_several: questions that are answered in several ways; `conflicting` names their rows.
         several_answers: their rows.
-        several_answers_dropped: of those, how many were left out because of the setting of that name.
+        several_answers_dropped: number of those left out because of the setting of that name.
         copies_dropped: rows of a source left out since another holds its text, as the settings say.
         copies_left_out: rows not trained since a validation row from a copy of their source says the same.
-        doubts: what was guessed, with the settings that decide it.
+        doubts: guesses, with the settings that decide them.
         unasked: documents and sections about which `question` asks nothing, and why.
         by_source: rows of each source, and how many of them are validated: `{source: [rows, validated]}`.
         unvalidated: large sources of which no row is validated, with what changes it.
         answered_passages: passages that a question of `question` repeats word for word.
         rejected: rows that cannot be used.
-        unreadable: of those, rows that are not even JSON, or no row of a table.
+        unreadable: rejected rows that are not even JSON, or no row of a table.
         marked: rows that are left out since their author marked them so (`label` false, `weight` 0 and the like).
-        marks: what else is marked as not to be trained and is not: answers within rows, rejected answers; by the mark.
-        guesses: what was taken to be so, with the rows in which it was.
+        marks: parts of rows that are marked as not to be trained, such as rejected answers; by the mark.
+        guesses: assumptions that were made, with the number of rows.
         unused: columns and keys that hold content and are used for nothing, by what they stand beside and their names:
             `{"question notes": rows that have it}`; `unused_columns` tells more.
-        unused_longer: of those, rows in which it is longer than the prompt.
+        unused_longer: number of those rows in which it is longer than the prompt.
         columns: names that the setting `columns` gives, with the rows that have them.
         test_rows: rows left out since they are for testing, as a column `split` or the key of their list says.
-        bytes: of all files.
+        bytes: size of all files.
         unread: bytes that could not be read, behind the place where a file breaks off.
         skipped_files: files that were not used, or not to their end.
         personal_data: rows that seem to hold an e-mail address or a telephone number; they are kept.
@@ -75,8 +75,8 @@ class DataReport:
         leakage: rows of validation that training knows: equal, nearly equal, of the same document.
         questions_on_both_sides: rows of validation whose question is trained with another answer.
         fact_sheets, rejected_facts: sheets of facts, and their rows that cannot be used.
-        tokens: what the model will make of the rows (`TokenReport.as_dict()`), where it was asked.
-        warnings: what should be looked at, each with a remedy.
+        tokens: the rows as tokens (`TokenReport.as_dict()`), if they were counted.
+        warnings: things to look at, each with a remedy.
         fingerprint: SHA-256 over the contents of all rows in order.
     """
 
@@ -314,10 +314,10 @@ class Unused:
 
     Attributes:
         column: its name; `messages[].name` for a key beside a message's content.
-        beside: what it stands beside: "text", "messages" or "question".
-        rows: how many have it.
-        share: of all rows, from 0 to 1.
-        longer_rows: in how many it is longer than the prompt, or, beside a text, than the text.
+        beside: the content that it stands beside: "text", "messages" or "question".
+        rows: number of rows that have it.
+        share: share of all rows, from 0 to 1.
+        longer_rows: number of rows in which it is longer than the prompt or, beside a text, than the text.
         longer_than_prompt: whether that is most of them.
     """
 

@@ -44,7 +44,7 @@ class Scan:
     """Lines as they are after mending, and what was done.
 
     Attributes:
-        lines: without those that were specks alone.
+        lines: the lines without those that were only specks.
         mended: repairs by kind.
         where: the places of mended lines, with the kinds and how the line begins.
         specks: lines that were nothing else: place and text.
@@ -62,7 +62,7 @@ def mend_scan(lines: Sequence[Fragment], scans: str = "sure") -> Scan:
     """Repair the lines of a scanned text; other text stays unchanged.
 
     Args:
-        lines: in order.
+        lines: the lines in order.
         scans: the setting: "sure", "all" (also words that are only probably two) or "keep".
     """
     if scans == "keep" or not _is_scanned(lines):

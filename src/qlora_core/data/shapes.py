@@ -52,7 +52,7 @@ def shape(row: Any, columns: Columns, clean: Clean) -> Shaped:
     Args:
         row: a JSON value, or a row of a table; a null is as good as absent.
         columns: names that would not be recognised, as `columns_of` gives them.
-        clean: what every text goes through.
+        clean: applied to every text.
 
     Raises:
         MarkedError: its author marked it as not to be trained.

@@ -34,12 +34,12 @@ class Source:
     """A file to be read.
 
     Attributes:
-        path: where it lies; of a member of an archive, as if the archive were a folder.
+        path: its path; for a member of an archive, as if the archive were a folder.
         form: its suffix without that of a compression, ".jsonl" or ".md".
         archive: the file that it is a member of.
         member: its number there, and in an archive in that.
-        unpacked: where the bytes of a member lie while it is read.
-        within: of source code, its path within the folder that was named.
+        unpacked: path of a member's bytes while it is read.
+        within: for source code, its path within the folder that was named.
     """
 
     path: Path
@@ -75,8 +75,8 @@ def find_sources(named: Sequence[str], skipped: Findings, output: Path | None = 
 
     Args:
         named: files and directories. One that `qlora data` wrote gives what it wrote; inside another it is left out.
-        skipped: is told what was not taken, and why.
-        output: where the rows will be written: what was written there before is no source.
+        skipped: collects files that are not read, with the reason.
+        output: place where the rows will be written; earlier output there is no source.
 
     Raises:
         DataError: something named does not exist.
@@ -282,8 +282,8 @@ def own_split(sources: Sequence[Source], named: Sequence[str], skipped: Findings
 
     Args:
         sources: files of rows and documents.
-        named: what the user named; the name of a folder counts below it, and its own only beside one for training.
-        skipped: is told what is left out, why, and what to do.
+        named: sources as the user named them; a folder's name counts below it, its own only beside one for training.
+        skipped: collects files that are left out, with the reason and what to do.
         by_name: False: only what `qlora data` wrote keeps its split.
     """
     roots = [Path(name).expanduser() for name in named]

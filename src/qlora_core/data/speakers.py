@@ -29,7 +29,7 @@ def with_speakers(turns: Any, noted: Noted) -> Any:
 
     Args:
         turns: texts that take turns, rounds of a question and an answer, or a whole talk as one text.
-        noted: is told what was taken to be so.
+        noted: collects the assumptions that were made.
     """
     if isinstance(turns, str):
         return turns_of_text(turns) or turns

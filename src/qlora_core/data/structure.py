@@ -38,10 +38,10 @@ def find_structure(
 
     Args:
         lines: the lines in order; an empty one ends a paragraph.
-        debris: takes what belongs to the page, not to the text: page numbers, running heads, title page, contents.
+        debris: collects what belongs to the page: page numbers, running heads, title page, contents.
         where: the file's name, for `debris`.
         drop_debris: whether debris is left out; else it is text, and nothing is reported.
-        hints: what the user says of it, and where doubts go.
+        hints: facts that the user gave, and a collector of doubts.
     """
     hints = hints or Hints()
     found = list(_read(lines))

@@ -62,7 +62,7 @@ class Subject(NamedTuple):
     """The subject of a document.
 
     Attributes:
-        name: as a question writes it.
+        name: the name as a question writes it.
         kind: PERSON, THING or NONE (a page mark, a file's name).
         sure: whether the words tell it; else it was guessed by the form of the name.
     """
@@ -77,7 +77,7 @@ def find_subject(title: str, text: str) -> Subject:
 
     Args:
         title: the whole of it, with its headline.
-        text: how the document begins.
+        text: the beginning of the document.
     """
     plain = _NUMBERED.sub("", plain_title(title[:LONGEST]))
     if not plain or _PAGE.search(plain):

@@ -96,7 +96,7 @@ class _Lines:
     """Table lines that can be given back, so that an unclosed quotation mark costs only its own row.
 
     Attributes:
-        number: of the line that comes next.
+        number: number of the next line.
         taken: the lines of the row at hand.
     """
 

@@ -151,7 +151,7 @@ def read_lines(path: Path, start: int = 0, stop: int | None = None, number: int 
         path: the file, packed or not.
         start: the byte to begin at, where a line begins (of a file that is neither packed nor in another encoding).
         stop: the byte to end at, where a line ends; None: all of it.
-        number: of the first line.
+        number: number of the first line.
 
     Yields:
         The number and the line; of one longer than `LINE_LIMIT`, its first `LINE_LIMIT` + 1 bytes.

@@ -26,9 +26,9 @@ class Thread:
     """One conversation.
 
     Attributes:
-        turns: as a row holds them.
-        places: of their rows, in order.
-        given: how many of the first turns an earlier conversation holds too.
+        turns: turns in the form that a row holds.
+        places: positions of their rows, in order.
+        given: number of first turns that an earlier conversation holds too.
         root: tells the tree, or the talk, that it is one of.
     """
 

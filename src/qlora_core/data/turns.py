@@ -56,8 +56,8 @@ class Noted:
 
     Attributes:
         unused: names of what holds content and is used for nothing, with the characters it has.
-        marks: what its author marked as not to be trained, in words.
-        guesses: what was taken to be so, in words.
+        marks: parts that its author marked as not to be trained, in words.
+        guesses: assumptions that were made, in words.
     """
 
     unused: dict[str, int] = field(default_factory=dict)
@@ -86,9 +86,9 @@ def conversation(turns: Any, name: str, clean: Clean, noted: Noted) -> list[dict
 
     Args:
         turns: a list of `{role, content}` or `{from, value}`, also as the text of a JSON list, as tables hold it.
-        name: of the key that holds it.
-        clean: what every text goes through.
-        noted: is told what is used for nothing, and what is marked as not to be trained.
+        name: name of the key that holds it.
+        clean: applied to every text.
+        noted: collects unused content, and parts marked as not to be trained.
 
     Raises:
         ValueError: what is wrong with it.

@@ -42,7 +42,7 @@ class Part:
     """Rows ready to be written, and what is known of them.
 
     Attributes:
-        lines: of the prepared file, with their ends.
+        lines: lines of the prepared file, with their ends.
         digests: SHA-256 of each content, 32 bytes each, one after the other.
         bands: uint64, `(rows, duplicates.BANDS)`.
         groups: uint64, `(rows,)`: a hash of the document a row belongs to; 0: none.
@@ -50,8 +50,8 @@ class Part:
         splits: int8, `(rows,)`: the place in `SPLITS` of what a row says of its own split.
         prompts: uint64, `(rows,)`: a hash of what stands before the last answer; 0: nothing does.
         marks: the runs of words by which copies of the file are found (`copies.marks_of`).
-        name: of the file.
-        kind: what a document shares with the others of its folder; "" for a file of rows.
+        name: name of the file.
+        kind: name that a folder's documents share; "" for a file of rows.
         report: counts and findings.
     """
 

@@ -27,8 +27,8 @@ class Finding(NamedTuple):
 
     Attributes:
         state: `ok`, `warning` or `failed`.
-        value: what was measured or seen.
-        remedy: what to do, where it is not ok.
+        value: the measurement or observation.
+        remedy: the remedy, if it is not ok.
     """
 
     state: State
@@ -59,8 +59,8 @@ class Checks:
     """The checks made so far.
 
     Args:
-        tell: is given each line as its check ends.
-        trying: is given the name of what is being tried, and an empty text when that is over.
+        tell: called with each check's line as it ends.
+        trying: called with the name of the current trial, and with an empty text when it is over.
     """
 
     def __init__(self, tell: Callable[[str], None], trying: Callable[[str], None] = lambda _: None) -> None:

@@ -101,11 +101,11 @@ class Product(NamedTuple):
     """A product with a quantised matrix.
 
     Attributes:
-        rows: of the input.
+        rows: rows of the input.
         outputs: rows of the matrix.
         inputs: columns of the matrix.
         group: weights that share a scale.
-        bits: of a weight.
+        bits: bits of a weight.
     """
 
     rows: int
@@ -127,8 +127,8 @@ class Differences(NamedTuple):
     """The errors of products against plain arithmetic, relative to its norm; infinite if a number is not finite.
 
     Attributes:
-        forward: of MLX's own product, x Wᵀ.
-        backward: of MLX's own product, gradient · W.
+        forward: error of MLX's own product, x Wᵀ.
+        backward: error of MLX's own product, gradient · W.
         dequantised: the worse of both, where the matrix is dequantised first.
     """
 

@@ -73,7 +73,7 @@ def examine(checks: Checks, runs_dir: Path, *, shapes: Sequence[str] = tuple(SHA
     """Check the machine, its device's arithmetic, and the whole path of training; Ctrl+C ends it.
 
     Args:
-        checks: takes what is found.
+        checks: collects the findings.
         runs_dir: directory of all runs, of which only the disk is looked at.
         shapes: names of `SHAPES`.
         ask_hub: whether to send the hub a request.

@@ -36,7 +36,7 @@ def export_run(run: Run, out: Path, *, to: Target, force: bool = False, dequanti
     """Write a run's result into a directory that appears all at once.
 
     Args:
-        run: has trained adapters; is only read.
+        run: the run with trained adapters; it is only read.
         out: directory to write. An earlier export there is replaced, as long as nobody changed it.
         to: `adapter`: adapters for mlx-lm; `peft`: for the PEFT library; `fused`: one stand-alone model.
         force: replace whatever is in `out`.

@@ -29,8 +29,8 @@ def write_guides(directory: Path, facts: Mapping[str, Any]) -> None:
     """Write the guides and the program that they describe.
 
     Args:
-        directory: gets `inference.py`, `INTEGRATION.md` and `INTEGRACAO.pt.md`.
-        facts: as `export` gathers them.
+        directory: destination of `inference.py`, `INTEGRATION.md` and `INTEGRACAO.pt.md`.
+        facts: values that `export` gathers.
     """
     shutil.copyfile(TEMPLATES / "inference.py", directory / "inference.py")
     right_first = sorted(facts["questions"], key=lambda entry: not entry.get("tuned_right"))
@@ -50,10 +50,10 @@ def write_summary(directory: Path, run: Run, spec: ModelSpec, facts: Mapping[str
     """Write `summary.md`: one page on what was trained, on what data, how it went and how to use it.
 
     Args:
-        directory: gets the file, beside those that it lists.
-        run: with its numbers, if it ended.
-        spec: of the base.
-        facts: as `export` gathers them.
+        directory: destination, which holds the files that it lists.
+        run: the run, with its numbers if it ended.
+        spec: the base model.
+        facts: values that `export` gathers.
     """
     config, numbers, evaluation = run.config(), run.summary(), run.evaluation()
     table = {

@@ -26,7 +26,7 @@ def convert_adapters(source: Path, directory: Path, base: str, num_layers: int) 
 
     Args:
         source: a directory with `adapters.safetensors` and `adapter_config.json` as mlx-lm reads them, LoRA or DoRA.
-        directory: exists; gets both files.
+        directory: existing destination of both files.
         base: directory or hub id of the base model, for PEFT to load.
         num_layers: transformer layers of the base.
 

@@ -31,14 +31,14 @@ class Answer:
     """An answer so far.
 
     Attributes:
-        number: of the question, from 1.
+        number: number of the question, from 1.
         base: whether the base gives it.
-        text: so far.
-        done: nothing more comes.
-        cancelled: because it was told to stop.
+        text: the text so far.
+        done: whether it is complete.
+        cancelled: whether it ended because it was told to stop.
         error: why there is no more, if something went wrong.
         tokens: made so far.
-        seconds: that took; 0 before the end.
+        seconds: seconds that it took; 0 before the end.
     """
 
     number: int
@@ -58,7 +58,7 @@ class Talk:
     Attributes:
         state: `absent` before the first question and once it was put away, `ended` when it ended by itself.
         reason: why it ended.
-        answers: of all questions, in order.
+        answers: answers to all questions, in order.
         memory: bytes that the loaded model takes.
         tuned: whether it has adapters.
     """
@@ -81,7 +81,7 @@ class Talker:
     """A chat process that holds one model. It starts with the first question; usable from several threads.
 
     Args:
-        arguments: what `python -m qlora_core.jobs.chat_worker` is told: a run's directory, or `--model NAME`.
+        arguments: arguments of `python -m qlora_core.jobs.chat_worker`: a run's directory, or `--model NAME`.
         silence: seconds without `poll` or another word after which the process ends, and its memory is free.
     """
 
@@ -97,7 +97,7 @@ class Talker:
 
         Args:
             messages: the conversation up to the question.
-            base: without the adapters.
+            base: whether to answer without the adapters.
             sampling: fields of `Sampling`.
         """
         with self._lock:

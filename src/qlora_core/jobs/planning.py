@@ -50,8 +50,8 @@ def train_planned(
     In this process, or where it is to go on by itself (`restarts`) in one that this one looks after.
 
     Args:
-        tracker: of the directory of all runs.
-        plan: what to train.
+        tracker: the tracker of all runs.
+        plan: the planned run.
         monitor: looks at the memory; a new one by default.
         as_json: show the progress on standard error, and the result as one JSON object on standard output.
 

@@ -48,7 +48,7 @@ class Death:
         after: the last step that it made, or began from; None before it had loaded.
         micro_batch: rows that it computed at once.
         memory: whether memory ran out.
-        reason: in plain words.
+        reason: the cause in plain words.
         by_device: whether the device gave up, and the trainer ended as paused.
     """
 
@@ -79,7 +79,7 @@ def supervise(writer: RunWriter, reporter: TrainingReporter, device: DeviceLock 
     """Train a run in child processes until it ends, by itself or after too many deaths.
 
     Args:
-        writer: has the run open; children write it while they live.
+        writer: writer of the opened run; children write it while they live.
         reporter: shows what is said between them; they show theirs on the same stream.
         device: the device, where it was taken already; else it is waited for.
 

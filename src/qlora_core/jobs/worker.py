@@ -37,8 +37,8 @@ def train_here(
     """Train the run in this process, on a device of its own, with the machine kept awake.
 
     Args:
-        writer: has the run open.
-        listener: is told every event.
+        writer: writer of the opened run.
+        listener: called with every event.
         device: the device, where it was taken already; else it is waited for.
         monitor: looks at the memory; a new one by default.
 

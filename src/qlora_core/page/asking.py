@@ -40,8 +40,8 @@ class Conversation:
 
     Attributes:
         talk: the process.
-        turns: in order.
-        about: who answers, a run's name or a model's.
+        turns: turns in order.
+        about: the name of the run or model that answers.
         training: the run that is being trained, which holds the memory; empty if none is.
         problem: why the last question was not asked.
     """
@@ -67,7 +67,7 @@ class Asker:
     """A conversation with one model, remembered question by question.
 
     Args:
-        tracker: of the directory of all runs; while one of them is trained, nothing is loaded.
+        tracker: the tracker of all runs; while one of them is trained, nothing is loaded.
     """
 
     def __init__(self, tracker: TrainingTracker) -> None:

@@ -64,8 +64,8 @@ class News:
     """The state of an errand.
 
     Attributes:
-        running: not back yet.
-        result: what the command printed, once it has ended well.
+        running: whether the command is still running.
+        result: the command's output, once it has ended well.
         problem: why it failed, else empty.
     """
 

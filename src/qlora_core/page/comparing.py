@@ -32,7 +32,7 @@ def run_choice(tracker: TrainingTracker, asked: Sequence[str] = (), *, ended: bo
     """Return a choice of runs, newest first, of which several may be chosen.
 
     Args:
-        tracker: of the directory of all runs.
+        tracker: the tracker of all runs.
         asked: names of those chosen at first; the newest two where none of these is known.
         ended: only runs that ended, and none chosen while there is but one.
     """

@@ -12,7 +12,7 @@ def crash_words(snapshot: Snapshot, saved: int) -> str:
     """Return what happened to a crashed run's trainer, and what to do.
 
     Args:
-        snapshot: of the run.
+        snapshot: the run at this moment.
         saved: the step of its last checkpoint; 0 if there is none.
     """
     log = launch.last_words(snapshot.run) if snapshot.run else ""

@@ -72,8 +72,8 @@ def buttons(prepared: PreparedData, choose: Callable[[Change], Any], show: Calla
 
     Args:
         prepared: the rows, with their report.
-        choose: is given a change of what was chosen.
-        show: is given a text that the rows in question hold.
+        choose: called with a change of the choices.
+        show: called with a text that the rows in question contain.
     """
     forget = mo.ui.button(label=say("Forget what was chosen"), on_click=_calling(choose, lambda _: ()))
     elements: dict[str, Any] = {"forget": forget}

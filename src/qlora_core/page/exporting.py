@@ -38,7 +38,7 @@ class Exports:
     """A run's exports at one moment.
 
     Attributes:
-        run: which run; None before there is any.
+        run: the run; None before there is any.
         ready: there are adapters to export.
         made: `{kind: when it was made}`, in seconds since 1970, of those that are there.
         running: the kind that is being made now; empty if none is.

@@ -61,7 +61,7 @@ def find_base(config: BaseConfig, tokenizer: ChatTokenizer) -> ModelSpec:
     """Return the base; on a page, only if it is on this machine.
 
     Args:
-        config: which one.
+        config: the settings that name it.
         tokenizer: its own, found already: what is wrong with both was said of it.
 
     Raises:
@@ -82,9 +82,9 @@ class Presence:
     """The parts of a base that are on this machine.
 
     Attributes:
-        repository: where it comes from; empty for one that never leaves this machine, or that is none.
-        settings: what is read before the weights is here.
-        weights: all is here.
+        repository: repository of the hub; empty for a local or invalid base.
+        settings: whether everything that is read before the weights is here.
+        weights: whether everything is here.
         arrived: bytes in the cache, in steps that are worth showing.
     """
 

@@ -45,11 +45,11 @@ class Found:
     """Rows to look at.
 
     Attributes:
-        rows: all of one side.
-        dataset: the same as tokens.
-        places: of those that were asked for among them, int64.
-        asked: how many were to be searched for a text.
-        searched: how many of them were; None where no text was asked for.
+        rows: all rows of one side.
+        dataset: the same rows as tokens.
+        places: positions of the requested rows among them, int64.
+        asked: number of rows to be searched for a text.
+        searched: number of rows that were searched; None without a text.
     """
 
     rows: Rows
@@ -167,7 +167,7 @@ def movers(found: Found, move: Callable[[Callable[[int], int]], Any]) -> tuple[A
 
     Args:
         found: the rows.
-        move: is given a function from the place among them to the new one.
+        move: called with a function from the old position to the new one.
     """
     last = max(0, len(found.places) - 1)
     none = not found.places
@@ -191,10 +191,10 @@ def row_view(found: Found, place: int, tokenizer: ChatTokenizer, config: RunConf
 
     Args:
         found: the rows.
-        place: which of them.
-        tokenizer: of the model.
+        place: position of the row among them.
+        tokenizer: the model's tokeniser.
         config: says how long a row may be.
-        part: of a row that is too long to be shown whole: first, trained, cut or last.
+        part: the part shown of a long row: first, trained, cut or last.
     """
     if not found.places:
         return None

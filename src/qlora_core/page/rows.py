@@ -262,7 +262,7 @@ def token_figures(report: TokenReport, *datasets: TokenDataset) -> mo.Html:
     """Return the rows as tokens: how many are trained, their lengths, which are odd, and what to look at.
 
     Args:
-        report: of the datasets.
+        report: the report on the datasets.
         datasets: rows to train and to validate on.
     """
     cards = {
@@ -302,7 +302,7 @@ def length_chart(lengths: np.ndarray, most: int) -> Chart:
     """Return a chart of how many rows have how many tokens, with a rule at the limit.
 
     Args:
-        lengths: of the rows, `(rows,)`, what is cut off included.
+        lengths: lengths of the rows, `(rows,)`, truncated tokens included.
         most: tokens that fit.
     """
     longest = int(lengths.max(initial=1))

@@ -74,8 +74,8 @@ class Door:
     An ASGI application around another. Nothing of the inner one answers before: no page, no file, no websocket.
 
     Args:
-        app: what is behind it.
-        token: what the address carries as `?access_token=`.
+        app: the application behind it.
+        token: the secret that the address carries as `?access_token=`.
         hosts: names by which the server may be called; empty: any.
         cookie: name of the cookie. Cookies do not know ports: each server wants a name of its own.
     """
@@ -215,9 +215,9 @@ def serve(listening: socket.socket, host: str, token: str, flags: Sequence[str])
 
     Args:
         listening: an open socket.
-        host: as it was asked for.
-        token: of the address.
-        flags: for the notebooks, as on their own command line.
+        host: the requested address.
+        token: the token in the address.
+        flags: flags for the notebooks, as on their own command line.
     """
     import uvicorn
 

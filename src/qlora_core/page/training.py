@@ -50,7 +50,7 @@ def controls(plan: TrainingPlan | Problem, watcher: RunWatcher) -> Any:
     """Return buttons to start, pause and stop, each enabled when it can do something, and the row that shows them.
 
     Args:
-        plan: what Start would do.
+        plan: the run that Start would train.
         watcher: knows what is being trained.
     """
     active = watcher.active

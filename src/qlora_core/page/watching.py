@@ -53,14 +53,14 @@ class Snapshot:
 
     Attributes:
         run: the one that is looked at; None before there is any.
-        state: of the run.
+        state: state of the run.
         asked: `pause` or `stop` while the trainer has not got round to it.
         alive: whether it is being trained.
         version: changes with everything that is worth showing again.
         phase: what buttons and results depend on: the run that may be trained, the one that is looked at, and their
             states; it changes a few times in a run.
         drawing: changes when a chart would look different, or the log grew.
-        exit_status: of a crashed run's process; None where nobody saw it end.
+        exit_status: exit status of a crashed run's process; None if nobody saw it end.
         status: the trainer's last word.
         steps: a row an optimizer step.
         evals: a row a validation.
@@ -101,7 +101,7 @@ class RunWatcher:
     """An observer of the run that matters: one in training, else the planned one, else the last one seen.
 
     Args:
-        tracker: of the directory of all runs.
+        tracker: the tracker of all runs.
 
     Attributes:
         active: the run that may be trained, paused and stopped.

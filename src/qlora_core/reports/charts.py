@@ -43,10 +43,10 @@ class Series:
     """A line: its legend, colour, and points.
 
     Attributes:
-        label: in the legend.
-        colour: of line and dots.
-        steps: where its points are.
-        values: how high; the same number, none of them NaN.
+        label: text in the legend.
+        colour: colour of line and dots.
+        steps: steps of its points.
+        values: values of its points; as many, none of them NaN.
         faint: drawn beside its own mean.
         dots: each point is marked.
     """
@@ -65,10 +65,10 @@ class Panel:
 
     Attributes:
         name: short; what the data set is called.
-        title: what it shows.
-        unit: of the vertical axis.
-        format: of its numbers, as d3 writes formats.
-        about: what somebody is told who cannot see it.
+        title: title of the panel.
+        unit: unit of the vertical axis.
+        format: number format of the axis, in d3's notation.
+        about: description for screen readers.
         series: the lines.
         zero: whether the axis begins at 0.
         best: step, value and label of the point to mark, if there is one.
@@ -291,8 +291,8 @@ def for_page(drawn: Any, height: int, about: str = "") -> dict[str, Any]:
 
     Args:
         drawn: the chart.
-        height: of the drawing itself, in pixels.
-        about: what somebody is told who cannot see it.
+        height: height of the plot itself, in pixels.
+        about: description for screen readers.
     """
     quiet = {"labelOpacity": 0.7, "titleOpacity": 0.7, "titleFontWeight": "normal", "domainOpacity": 0.3}
     lines = {"gridColor": GREY, "gridOpacity": 0.2, "domainColor": GREY, "tickColor": GREY, "tickOpacity": 0.3}
@@ -313,7 +313,7 @@ def _layers(shape: _Shape, *, touched: bool, halo: str = "") -> Any:
     """Return a panel as altair layers it.
 
     Args:
-        shape: of the panel.
+        shape: the panel's shape.
         touched: each point tells its numbers when the pointer is on it.
         halo: colour behind the words at the best point, where the background is known.
     """
@@ -387,8 +387,8 @@ def save_curves(run: Run, directory: Path) -> list[Path]:
     """Draw loss, learning rate, gradient norm, speed and memory of a run.
 
     Args:
-        run: is only read.
-        directory: gets `curves.svg` and `curves.png`; files of these names are replaced.
+        run: the run, which is only read.
+        directory: destination of `curves.svg` and `curves.png`; files of these names are replaced.
 
     Returns:
         The files written: none for a run without a single step.

@@ -59,7 +59,7 @@ class Comparison:
             losses nats a token.
         settings: `{name: [value of each run]}` of the settings that differ.
         same: `{name: value}` of the settings that do not.
-        notes: what must not be compared, and why.
+        notes: reasons why some values must not be compared.
         samples: questions that all runs were asked: `{"question", "base": [answer …], "tuned": [answer …]}`, an answer
             of each run.
         curves: one of each run.
@@ -260,7 +260,7 @@ class Measure:
     """A fact of a run as a line of the table.
 
     Attributes:
-        name: of the fact.
+        name: name of the fact.
         form: its text, where it is known.
         better: whether a lower or a higher number is the better one; empty: neither.
         text: the text made of the whole run instead.

@@ -33,7 +33,7 @@ class OneLine:
     """Lines and, on a terminal, below the last of them what is being tried.
 
     Args:
-        stream: where to.
+        stream: the output stream.
     """
 
     def __init__(self, stream: Any) -> None:
@@ -86,7 +86,7 @@ class Waiting:
     looks, since what takes longest (compiling for a GPU, say) says nothing for a minute.
 
     Args:
-        stream: where to.
+        stream: the output stream.
     """
 
     def __init__(self, stream: Any) -> None:

@@ -26,10 +26,10 @@ class Chat:
     """A chat between people.
 
     Attributes:
-        kind: what the file is: "a WhatsApp chat".
-        title: of the chat, or "".
-        messages: in their order.
-        owner: who exported it, or "" where that is unknown.
+        kind: description of the file: "a WhatsApp chat".
+        title: title of the chat, or "".
+        messages: messages in order.
+        owner: the person who exported it, or "" if unknown.
         left_out: place, reason and beginning of what is no message: pictures, calls, notices.
     """
 
@@ -84,7 +84,7 @@ def conversations(chat: Chat, answers: str, count: Callable[[str], int], limit: 
 
     Args:
         chat: the chat.
-        answers: who is the assistant; all others are the user, by name where there are several.
+        answers: the person who is the assistant; all others are the user, by name if there are several.
         count: the tokens of a text.
         limit: tokens of a conversation.
     """

@@ -22,7 +22,7 @@ def raised(before: str, text: str, *, links: bool = False) -> str:
 
     Args:
         before: the text of the line so far.
-        text: what is raised.
+        text: the raised text.
         links: whether it leads to somewhere.
     """
     text = one_line(text)

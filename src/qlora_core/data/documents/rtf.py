@@ -60,7 +60,7 @@ class _Group:
     """The state that holds until a brace closes.
 
     Attributes:
-        into: where its text goes: "body", "lost", or one of the values of `_KEPT`.
+        into: destination of its text: "body", "lost", or one of the values of `_KEPT`.
         unicode_skip: characters that stand behind one in Unicode, for readers that do not know it.
         font: its number.
         hidden: whether its text is not shown, or was deleted with changes tracked.

@@ -108,9 +108,9 @@ def answer(
     """Answer a question.
 
     Args:
-        model: from `load`.
-        tokenizer: from `load`.
-        question: what a user says; control tokens spelled out in it are broken up.
+        model: the model from `load`.
+        tokenizer: the tokeniser from `load`.
+        question: the user's words; control tokens spelled out in them are broken up.
         system: a system message before it.
         max_tokens: longest answer, in tokens.
         temperature: 0 takes the likeliest token every time.
