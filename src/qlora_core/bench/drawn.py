@@ -1,7 +1,7 @@
 """Models of a known shape with random weights, for measuring where no real one is at hand.
 
-In Hugging Face's layout in bfloat16, or in MLX's at 4 bits, packed words drawn directly: 4 GB instead of 14.5 for 7B
-parameters. Weights are as wide as trained ones, so that activations and losses stay finite; they know nothing.
+In Hugging Face's layout in bfloat16, or in MLX's layout at 4 bits, with packed words drawn directly: 4 GB instead of
+14.5 for 7B parameters. The weights' scale is that of trained ones, so that activations and losses stay finite.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Numbers(NamedTuple):
 
 
 Layout = Callable[[str, tuple[int, ...], float], Iterator[Numbers]]
-"""Of a weight's name, its shape and the value of a norm, the tensors that it is stored as."""
+"""Function from a weight's name, its shape and its norm's value to the tensors that store it."""
 
 
 def _write_model(settings: dict[str, Any], directory: Path, layout: Layout) -> Path:

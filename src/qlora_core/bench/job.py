@@ -139,8 +139,8 @@ class Watch:
     def measures(self) -> dict[str, Any]:
         """Return speeds and times.
 
-        `tokens_per_second` is of the timed steps; `tokens_per_second_whole` counts all steps and all seconds since the
-        process was started, imports, loading and compiling included, but nothing that was done between two steps.
+        `tokens_per_second` covers the timed steps. `tokens_per_second_whole` covers all steps and all time since the
+        process started, imports, loading and compiling included, but not work between two steps.
         """
         if not self.timed:
             return {}

@@ -22,7 +22,7 @@ PACKAGES = (
     "qlora-notebook", "mlx", "mlx-lm", "numpy", "scipy-openblas32", "torch", "transformers", "peft", "bitsandbytes",
 )  # fmt: skip
 OF_SPEED = ("BLIS_", "MKL_", "OMP_", "OPENBLAS_", "VECLIB_")
-"""How names of variables begin that change how fast the contestants are."""
+"""Prefixes of environment variables that affect the contestants' speed."""
 _PATH = re.compile(r"(?<![\w.~/\\])(?:~|[A-Za-z]:)?(?:[/\\][\w.@+-]+)+[/\\]?")
 
 
@@ -105,7 +105,7 @@ def _system() -> str:
 class OtherPrograms:
     """Context manager that measures the share of all cores that programs other than the child processes used.
 
-    A number from a busy machine is worth little; with this it can be told.
+    Speeds from a busy machine are worth little; this value reveals it.
     """
 
     def __enter__(self) -> OtherPrograms:

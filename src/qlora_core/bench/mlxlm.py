@@ -1,8 +1,8 @@
 """mlx-lm's LoRA trainer as a contestant: its model, loss, layers and loop, our rows, and a watch around its batches.
 
-`mlx-lm` is what `mlx_lm.lora` runs. `mlx-lm-strong` is the same with what holds it back repaired from outside: rows are
-really sorted by length, freed memory is kept from step to step, and on a Linux CPU it gets an optimised BLAS and
-products with dequantised weights, since MLX's quantised product runs at 3 GFLOP/s there.
+`mlx-lm` is what `mlx_lm.lora` runs. `mlx-lm-strong` is the same with its bottlenecks repaired from outside: rows are
+really sorted by length, freed memory is kept between steps, and on a Linux CPU it gets an optimised BLAS and products
+with dequantised weights, since MLX's quantised product runs at 3 GFLOP/s there.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NEVER = 1 << 62  # bytes of cache beyond which mlx-lm would clear it: never
 PAD_TO = 32  # tokens
 
 Encoded = tuple[list[int], int]
-"""Ids of a row, and the place of its first trained token; to mlx-lm all after it are."""
+"""Ids of a row and the position of its first trained token; mlx-lm trains all after it."""
 
 
 def train(job: Job, rows: Rows, watch: Watch) -> dict[str, Any]:

@@ -22,7 +22,7 @@ OFF: dict[str, Any] = {
     "linear": "quantised", "streams": 1, "blas": "reference", "packing": False, "at_once": 0,
     "rounding": {"tokens": 1, "longest": 1, "bins": []},
 }  # fmt: skip
-"""What a technique is when it is switched off, by the name of its field; a field that is true is false then."""
+"""Value of a technique that is switched off, by its field's name; boolean fields become false."""
 SWITCHES = {"packing": True}
 """Techniques that are settings of a run, and their usual values; all others are fields of `device.Kernels`."""
 OF_NO_TECHNIQUE = ("device", "dtype", "trunk", "arithmetic")  # no work for a trunk here: all layers have adapters
@@ -165,7 +165,7 @@ def _chosen(device: Any, job: Job) -> Iterator[dict[str, Any]]:
     """Make `device.choose_kernels` leave out some techniques inside the block, and count only the job's memory.
 
     Yields:
-        Those that are settings.
+        The techniques that are settings of a run.
     """
     choose = device.choose_kernels
     settings = switched_off([word for word in job.without if word.partition("=")[0] in SWITCHES], {})

@@ -252,8 +252,8 @@ class Race:
     def track_same(self) -> None:
         """Train on identical batches and compare our losses with the others', step by step.
 
-        mlx-lm also trains one padded place a row; for it, ours gets rows that hold that id as well. Its loss is MLX's
-        own, whose sums lose small terms on a CPU (see `sums`), so that it is a little too low there.
+        mlx-lm also trains one padded position per row; against it, ours gets rows that hold that id too. Its loss is
+        MLX's own, whose sums lose small terms on a CPU (see `sums`), so it is slightly too low there.
         """
         others = [self._reference(), *[name for name in ("peft", "peft-bf16") if name in self.present]]
         work, steps = "short-qa", self.options.track_steps

@@ -38,7 +38,7 @@ def drawn_rows(
 ) -> list[TokenRow]:
     """Return rows of random token ids: a prompt, then a trained reply of about half the row.
 
-    Ids are as frequent as words are (the k-th one in proportion to 1/k), and which id is frequent is drawn as well.
+    Ids follow Zipf's law (the k-th most frequent in proportion to 1/k); which id has which rank is drawn too.
 
     Args:
         count: rows.
@@ -73,7 +73,7 @@ DRAWN: dict[str, tuple[int, Callable[[np.random.Generator], int], int]] = {
     "uniform": (400, lambda rng: 256, 0),
     "long": (100, lambda rng: int(rng.integers(1800, 2200)), 0),
 }
-"""Rows of a work, what draws the tokens of one, and tokens that all begin with; what is not here is the sample's."""
+"""Count of rows, length sampler and shared prefix length of each drawn work; other works use the sample."""
 
 
 def make_rows(work: str, model: str, vocabulary: int, seed: int, data: Sequence[str] = ()) -> Rows:

@@ -25,7 +25,7 @@ from .splits import split
 from .units import SPLITS, Part
 
 TRAIN, VALIDATION, UNDECIDED, NOT_HELD_OUT = 0, 1, 2, 3
-"""Sides; the last one is that of a row that says it is for training: it may be held out where nothing else is."""
+"""Sides of the split; a row of the last one was labelled for training, and is held out only if nothing else can be."""
 
 _SIDE_SAID = {TRAINING: NOT_HELD_OUT, VALIDATING: VALIDATION}
 NEARLY = 0.8  # share of common pieces; `near_duplicates = "drop"` drops texts above it

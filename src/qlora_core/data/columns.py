@@ -35,23 +35,23 @@ PAIRS = (
     ("problem", "answer"),
     ("question", "answers"),
 )
-"""Names of what is asked and what is answered; the first pair of which a row has the answer's name is taken."""
+"""Names of question and answer; the first pair whose answer a row has is taken."""
 
 ASKED = (*dict.fromkeys(asked for asked, _ in PAIRS), "inputs")
 ANSWERED = (
     *dict.fromkeys(answered for _, answered in PAIRS), "target", "targets", "completions", "correct_answer",
     "best_answer",
 )  # fmt: skip
-"""Where no pair is found, the first of each; a row with a text says by it what it is."""
+"""Names of answers that count without a pair, in order of preference; a row with a text is running text."""
 
 GIVEN = {"instruction": "input", "definition": "inputs"}
-"""What an order is carried out on, which follows it, by the name of the order."""
+"""Names of an instruction's input, by the instruction's name; the input follows the instruction."""
 
 ASKED_WITH_OPTIONS = (*ASKED, "question_stem")
 ANSWERED_WITH_OPTIONS = (
     *ANSWERED, "answerkey", "answer_key", "correct_option", "answer_idx", "answer_index", "cop", "label", "correct",
 )  # fmt: skip
-"""How the right one of several options is named, where nothing else is the answer."""
+"""Names of the right option, where nothing else is the answer."""
 
 SYSTEM = ("system", "system_prompt", "system_message")
 CONTEXTS = (
@@ -81,7 +81,7 @@ MEDIA = (
     "image", "images", "img", "image_path", "image_url", "picture", "pictures", "video", "videos", "audio", "audios",
     "pixel_values",
 )  # fmt: skip
-"""What a language model is not shown."""
+"""Names of media, which a language model cannot see."""
 
 SPLIT = "split"
 TURN_MARKS = (
@@ -91,10 +91,10 @@ ROW_MARKS = (
     "weight", "loss_weight", "train", "training", "trainable", "loss", "label", "kto_tag", "is_correct", "correct",
     "accepted", "is_accepted", "desirable", "is_chosen",
 )  # fmt: skip
-"""Marks that say by 0 or false that something is not to be trained, on a turn and on a row."""
+"""Marks whose 0 or false excludes something from training, on a turn and on a row."""
 
 INVERSE_MARKS = ("masked", "mask", "rejected", "is_rejected", "deleted")
-"""Marks that say so by true."""
+"""Marks whose true does so."""
 
 JUDGING = frozenset(("label", "kto_tag", "is_correct", "correct", "accepted", "is_accepted", "desirable", "is_chosen"))
 """Marks that are none where they are numbers, which are classes or scores, nor beside a text, which is of a class."""
@@ -110,7 +110,7 @@ BOOKKEEPING = frozenset(
         "filename", "path", "page", "line", "version", "hash", "signature",
     )
 )  # fmt: skip
-"""Names whose values keep the books, unless they are long."""
+"""Names whose values are bookkeeping, unless they are long."""
 
 _BOOKKEEPING_END = re.compile(r"_(?:id|ids|url|date|time|at|by|hash)$|[a-z]Id$")
 TELLING = frozenset(
@@ -120,7 +120,7 @@ TELLING = frozenset(
         "references",
     )
 )  # fmt: skip
-"""Names whose values always count, however short they are: content, or what may say that it is not to be trained."""
+"""Names whose values always count, however short: content, or marks that may exclude it from training."""
 
 MAPPED = (
     "messages", "system", "prompt", "completion", "text", "context", "options", "history", "reasoning", "tools",

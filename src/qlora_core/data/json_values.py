@@ -17,7 +17,7 @@ from .records import UnusableError, Written
 from .text_files import LINE_LIMIT, BrokenOffError, lettering_of, read_lines, text_of
 
 Row = tuple[int, Any]
-"""The number of a row's first line (in a Parquet file: of the row), and its value or an UnusableError."""
+"""Number of a row's first line (of the row in a Parquet file), and its value or an UnusableError."""
 
 
 class Listed(dict):  # type: ignore[type-arg]

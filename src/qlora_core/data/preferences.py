@@ -25,7 +25,7 @@ VERDICTS = (
 """Columns that say which of several answers is better; where several do, they must agree."""
 
 _CLASSES = ("label", "labels")
-"""The same, where none of the others is there."""
+"""The same, if a row has none of the others."""
 
 _STRENGTHS = ("overall_preference", "preference_strength")
 """Below 0 the first of two is better, above it the second."""

@@ -33,7 +33,7 @@ class LeftOut:
 
 
 Item = Chat | Document | LeftOut | tuple[str, dict[str, Any]]
-"""A chat, a document, a row with its line, or what is left out."""
+"""A chat, a document, a row with its line, or something that is left out."""
 
 TEXTS = (".txt", ".md", ".markdown")
 
@@ -126,4 +126,4 @@ FORMATS = (
     Format("a dialogue", TEXTS, is_dialogue, lambda content, name: iter([read_dialogue(_text(content), name)])),
 )
 OPEN_FORMS = frozenset(form for kind in FORMATS for form in kind.forms)
-"""Suffixes of files that may be something else, so that it is worth to look how they begin."""
+"""Suffixes of files that may be something else, whose beginning is therefore examined."""

@@ -26,7 +26,7 @@ DOCUMENTS = (*SUFFIXES, *SEVERAL)
 ARCHIVES = (".zip", ".tar", ".tgz", ".tbz", ".tbz2", ".txz")
 PACKED = (".gz", ".bz2", ".xz", ".zst")
 OF_PROGRAMS = frozenset(("node_modules", "bower_components", "__pycache__", "site-packages"))
-"""Folders of what nobody wrote there."""
+"""Folders that programs fill."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def title_of(path: Path) -> str:
 
 
 NAMELESS = ("_chat.txt", "chat.md", "data.json")
-"""Names of chats that their folder, or their archive, tells apart."""
+"""Names of chat files that only their folder or archive distinguishes."""
 _NOTION_ID = re.compile(r" [0-9a-f]{32}$")  # Notion appends this to every page name
 
 
@@ -239,7 +239,7 @@ _FILLERS = frozenset(
         "gen",
     )
 )  # fmt: skip
-"""Words behind which the one that tells the split may stand."""
+"""Words that may precede the word for a split."""
 
 
 def split_in(name: str) -> str:

@@ -17,7 +17,7 @@ from .sources import Source
 from .text_files import LINE_LIMIT, BrokenOffError, lettering_of, opened, read_lines, text_of
 
 CheckColumns = Callable[[Iterable[str]], str]
-"""Why rows with these column names are of no use, or ""."""
+"""Function that returns why rows with these column names are of no use, or ""."""
 
 
 def read_rows(source: Source, check: CheckColumns, piece: tuple[int, int | None, int] = (0, None, 1)) -> Iterator[Row]:

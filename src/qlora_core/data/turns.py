@@ -36,10 +36,10 @@ ROLES = {
     "tool_result": "tool",
     "ipython": "tool",
 }
-"""The role that each name for a speaker stands for."""
+"""Role of each speaker name."""
 
 CALLING = ("function_call", "tool_call", "tool_calls")
-"""Names for a speaker whose text is a call: the assistant's."""
+"""Speaker names whose text is a tool call by the assistant."""
 
 _CALL_PARTS = ("tool_use", "tool_call", "function_call")
 _RESULT_PARTS = ("tool_result", "tool_response", "function_call_output", "observation")

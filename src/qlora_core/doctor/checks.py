@@ -1,6 +1,6 @@
 """Checks, one after the other: each is ok, doubtful or failed, is printed when it ends, and says what to do.
 
-What is told names nobody: not the home directory, the user or the machine. Knows nothing of what is checked.
+Output names nobody: not the home directory, the user or the machine. Knows nothing of what is checked.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Check whether the device computes rightly, and how fast: MLX's kernels against plain arithmetic in numpy's float64.
 
-In both directions and in the dtypes that training uses there. On Metal also whether sustained work survives a display
-that is in use, which macOS may put first.
+In both directions and in the dtypes that training uses there. On Metal it also checks whether sustained work survives a
+display in use, which macOS may give priority.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .checks import Finding
 from .machine import best_time
 
 Checked = tuple[str, Callable[[], Finding]]
-"""A check's name, and what makes it."""
+"""Name and function of a check."""
 
 LIMITS = {"float16": 5e-3, "bfloat16": 5e-2, "float32": 1e-4 if device.ON_CPU else 2e-3}  # CUDA multiplies in TF32
 WORSE = 4  # factor on that limit for more than one product
@@ -120,7 +120,7 @@ PRODUCTS = (
     Product(200, 1024, 4096, 64, 4), Product(513, 4096, 1024, 64, 4), Product(40, 14336, 4096, 64, 4),
     Product(96, 49152, 576, 32, 8),
 )  # fmt: skip
-"""Shapes of the built-in model and of Mistral-7B, their heads among them, at numbers of rows that take each kernel."""
+"""Shapes of the built-in model and of Mistral-7B, heads included, with row counts that exercise each kernel."""
 
 
 class Differences(NamedTuple):

@@ -1,6 +1,6 @@
 """Look at this machine: device, BLAS, how fast products are, memory, power, versions, browser, hub, built-in model.
 
-Light enough to be run at any time: some seconds, and no model is loaded.
+Light enough to run at any time: it takes some seconds and loads no model.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def _sentence(found: Finding) -> str:
 
 
 Concern = tuple[str, Finding]
-"""Which line of the diagnosis, and what is wrong with it."""
+"""Line of the diagnosis, and what is wrong with it."""
 
 
 def _look(runs_dir: Path, ask_hub: bool) -> tuple[dict[str, Any], list[Concern], list[Concern]]:
@@ -150,7 +150,7 @@ def product_speed(size: int = 1024) -> float:
 def denormal_cost() -> float:
     """Return how many times slower products of denormal numbers are than products of normal ones, as MLX computes here.
 
-    The worse of elementwise products and a matrix product, whose threads are the BLAS's own.
+    Return the worse of elementwise products and a matrix product, which runs on the BLAS's own threads.
     """
     tiny, one, factor = (_filled(value) for value in (0x2CA, 0x3F80_0000, 0x3F7F_FFFF))  # 1e-42, 1, just below
 

@@ -1,6 +1,6 @@
 """The whole path of training on a tiny model of each shape: compute, learn, resume, answer, export.
 
-All of it lies in a temporary directory, its cache too: no run of the user's, and no lock, is touched.
+Everything happens in a temporary directory, cache included: no run or lock of the user is touched.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ SETTINGS = {
     "save_every": STEPS, "max_answer_tokens": 12, "samples": 0,
 }  # fmt: skip
 NEARLY = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 1e-1}
-"""How far, relatively, a gradient may be from plain arithmetic's in float32; the loss a tenth of that."""
+"""Largest relative error of a gradient against plain float32 arithmetic; of the loss, a tenth of it."""
 
 
 def examine(checks: Checks, runs_dir: Path, *, shapes: Sequence[str] = tuple(SHAPES), ask_hub: bool = False) -> Checks:

@@ -1,7 +1,7 @@
 """The export of a run: adapters, PEFT adapters or one fused model, with everything needed to use them.
 
-Knows run directories and files. Knows nothing of mlx: merging adapters into a base is `fuse`'s, imported when asked
-for; the texts are those of `guides`.
+Knows run directories and files. Knows nothing of mlx: `fuse`, imported on demand, merges adapters into a base, and
+`guides` holds the texts.
 """
 
 from __future__ import annotations
@@ -150,8 +150,8 @@ def _describe(directory: Path, run: Run, spec: ModelSpec, tokenizer: ChatTokeniz
 def _copy_adapters(adapters: Path, directory: Path, spec: ModelSpec) -> None:
     """Copy the adapters unchanged.
 
-    Their settings name the base as it was loaded, and also the one that it was quantised from, and how: what was
-    quantised lies in a cache, and may be gone one day.
+    Their settings name the base as it was loaded, and also the base and method of its quantisation, because the
+    quantised copy lies in a cache and may disappear.
     """
     shutil.copyfile(adapters / ADAPTER_FILE, directory / ADAPTER_FILE)
     settings = adapter_settings(adapters)

@@ -1,6 +1,6 @@
 """The texts of an export: how to use it, in English and Portuguese, and a summary of the run.
 
-Filled in from the files of `templates/`. Knows values and words; nothing of files but where the texts go.
+Filled in from the files of `templates/`. Knows values and words; of files, only where the texts go.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..runs.run import Run
 
 TEMPLATES = Path(__file__).parent / "templates"
 GUIDES = {"INTEGRATION.md": "What do you know?", "INTEGRACAO.pt.md": "O que sabes?"}
-"""Each guide, and the question in its examples where the run has no short one of its own."""
+"""Each guide, and its example question for a run without a short one of its own."""
 
 
 def write_guides(directory: Path, facts: Mapping[str, Any]) -> None:

@@ -46,8 +46,8 @@ def lock_file() -> Path:
 def _machine() -> str:
     """Return an identifier of this machine while a process lives; its name only if nothing else identifies it.
 
-    macOS changes a machine's name with the network that it is in. Linux draws an id whenever it starts, which all
-    containers on the machine see; that of /etc/machine-id may be the same on machines made from one image.
+    macOS changes a machine's name with its network. Linux draws an id at each boot, which all containers on the machine
+    see; the id in /etc/machine-id may be the same on machines cloned from one image.
     """
     found = _hardware_uuid() if sys.platform == "darwin" else _start_id()
     return found or platform.node()

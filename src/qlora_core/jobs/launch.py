@@ -1,8 +1,8 @@
 """Training as a process of its own: start it, and ask it to pause or stop.
 
-The locks of run and device are taken here and handed to the child, so that between a click and the first line of the
-worker nobody else can start. The child lives in its own session: closing the page, or Ctrl+C in its terminal, leaves it
-alone. Knows nothing of mlx.
+The locks of run and device are taken here and handed to the child, so that nobody else can start between a click and
+the worker's first line. The child lives in its own session: closing the page, or Ctrl+C in its terminal, does not stop
+it. Knows nothing of mlx.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ def train_planned(
 ) -> int:
     """Train a planned run, showing its progress; only show a complete one.
 
-    In this process, or where it is to go on by itself (`restarts`) in one that this one looks after.
+    Train in this process or, with `restarts`, in a child that this process supervises.
 
     Args:
         tracker: the tracker of all runs.

@@ -1,8 +1,7 @@
 """Supervision of a trainer in a child process, which is restarted when it dies without a word.
 
-The locks are held here and handed down, so that between two children nobody else can take the run or the device. What
-ends for a reason of its own (paused, stopped, complete, an error for people) is not started again. Knows nothing of
-mlx.
+The locks are held here and handed down, so that nobody else can take the run or the device between two children. A run
+that ended for a reason (paused, stopped, complete, an error for people) is not restarted. Knows nothing of mlx.
 """
 
 from __future__ import annotations

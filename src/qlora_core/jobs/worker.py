@@ -1,7 +1,7 @@
 """The process that trains a run for somebody else: `python -m qlora_core.jobs.worker RUN --lock N`.
 
-Its output is the run's `worker.log`; everything else it says is in the run directory. With the setting `restart` it
-trains in a child, which is this module again, and looks after that.
+Its output is the run's `worker.log`; all else is written to the run directory. With the setting `restart` it supervises
+a child that runs this module again and trains.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def train_here(
         monitor: looks at the memory; a new one by default.
 
     Raises:
-        QLoraError: as `trainer.train` does.
+        QLoraError: as `loop.train` raises it.
         KeyboardInterrupt: while it waited for the device, or while modules were being imported.
     """
     writer.listeners.append(listener)

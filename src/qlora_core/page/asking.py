@@ -1,6 +1,6 @@
 """Questions to base and tuned model, answered in another process, and a run's answers during training.
 
-One process a session of the page, started by the first question. What it says is shown as text.
+One process per session of the page, started by the first question. Its answers are shown as plain text.
 """
 
 from __future__ import annotations

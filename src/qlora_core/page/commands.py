@@ -16,7 +16,7 @@ from ..errors import QLoraError
 class Job:
     """A `qlora` command that runs beside the page, which polls for its end.
 
-    It lives in a session of its own: closing the page, or Ctrl+C in its terminal, leaves it alone.
+    It lives in its own session: closing the page, or Ctrl+C in its terminal, does not stop it.
 
     Args:
         arguments: the command and its flags, without `--json`.

@@ -1,7 +1,6 @@
 """Runs side by side: curves over each other, settings that differ, numbers and answers.
 
-Shows what `compare` finds, the same for `apps/compare.py`, for the comparison in `apps/train.py` and for the terminal.
-Starts nothing.
+Shows what `compare` finds, in the same form for `apps/compare.py`, `apps/train.py` and the terminal. Starts nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from .look import empty, fact_table, folded, html_of, joined, note, put, row_tab
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#a8a100", "#7f7f7f")
 DASHES = ([1, 0], [7, 3], [2, 2], [9, 3, 2, 3], [4, 2], [1, 3], [12, 4], [3, 2, 1, 2])
-"""A colour that colour-blind people tell apart, on white and on black, and a dash for each run."""
+"""A colour and a dash for each run, distinguishable for colour-blind people on white and on black."""
 MOST = len(COLOURS)
 POINTS, SMOOTHED = 500, 100  # of a curve; steps from which on a mean is drawn
 SHOWN_SAMPLES = 6

@@ -17,10 +17,10 @@ from ..translations import say
 from .look import folded, put, row_table, shown, small
 
 Choice = tuple[str, str]
-"""A setting and its value; of `decide`, one of its texts."""
+"""A setting and its value; for `decide`, one of its texts."""
 
 Change = Callable[[tuple[Choice, ...]], tuple[Choice, ...]]
-"""From what was chosen so far to what is chosen now."""
+"""Function from the choices so far to the new ones."""
 
 SHOWN, MANY = 10, 200  # guesses with buttons, and those that a click lists
 

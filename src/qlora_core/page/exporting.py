@@ -1,7 +1,7 @@
 """Export of a run's result: purposes, sizes, and `qlora export` in its own process.
 
-Reads run directories, and lets nobody start two exports at a time. An export that is there is found on disk, whoever
-made it. Knows nothing of mlx.
+Reads run directories and allows one export at a time. Finds existing exports on disk, whoever made them. Knows nothing
+of mlx.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FLAGS = {
     "fused": ["--to", "fused"],
     "fused-float16": ["--to", "fused", "--dequantize"],
 }
-"""The kinds of export: the name of each one's directory, and how it is asked for."""
+"""Kinds of export: directory name and flags."""
 
 
 @dataclass(frozen=True)

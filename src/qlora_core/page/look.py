@@ -1,7 +1,7 @@
 """The look of the page: headings, tables, cards and notes. The classes are those of `apps/page.css`.
 
-The one place where text becomes HTML: markupsafe escapes whatever is put into a template, so that what data, models,
-names and people say stays text. Knows nothing of runs or settings.
+The one place where text becomes HTML: markupsafe escapes every value put into a template, so that data, models, names
+and people's words stay text. Knows nothing of runs or settings.
 """
 
 from __future__ import annotations

@@ -27,8 +27,8 @@ def scripted() -> bool:
 class Problem:
     """A failure in the place of the value that could not be made.
 
-    An attribute of it is the problem again, so that `config.data` can be handed on without looking; `onward` marks it
-    as shown already.
+    Each attribute of a problem is the problem again, so that `config.data` can be passed on unchecked; `onward` marks
+    it as already shown.
     """
 
     message: str

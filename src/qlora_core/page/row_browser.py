@@ -1,6 +1,6 @@
 """A browser of single rows, each with its tokens as training sees them.
 
-Knows prepared rows, datasets and pieces. Nothing of a row is HTML: what it says is escaped, what cannot be seen is
+Knows prepared rows, datasets and pieces. No text of a row is HTML: texts are escaped, and invisible characters are
 named.
 """
 
@@ -101,7 +101,7 @@ def find(prepared: PreparedData, train: TokenDataset, validation: TokenDataset, 
 def search(rows: Rows, places: Sequence[int], text: str, seconds: float = PATIENCE) -> tuple[list[int], int]:
     """Return the rows among `places` that contain a text, ignoring case and accents, and how many were searched.
 
-    It ends after `SEARCHED` rows, or, a block at least being done, when the time is over.
+    The search ends after `SEARCHED` rows, or when its time is over, but not before one block is done.
     """
     sought = plain(text)
     written = plain(json.dumps(text, ensure_ascii=False)[1:-1])  # as the file encodes it

@@ -94,7 +94,7 @@ def read_data_form(
 ) -> RunConfig | Problem:
     """Return `config` with the form's values, the sources, and choices among the guesses.
 
-    Without sources it is a problem, to be shown by `nothing_chosen`.
+    Without sources the result is a problem, which `nothing_chosen` shows.
 
     Raises:
         ConfigError: a value is out of range or no number.

@@ -1,7 +1,7 @@
 """The server of the page: the notebooks under one address, for holders of its token.
 
-Knows sockets, cookies and where the notebooks lie; nothing of what is on them, nor of mlx. marimo is imported only when
-a server starts.
+Knows sockets, cookies and the notebooks' paths, nothing of their content nor of mlx. Imports marimo only when a server
+starts.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..errors import QLoraError
 from ..translations import LANGUAGES
 
 NOTEBOOKS = {"": "train.py", "/compare": "compare.py", "/chat": "chat.py"}
-"""Where each notebook is found below the address."""
+"""Path of each notebook below the address."""
 LOOPBACK, PORT = "127.0.0.1", 2718
 SECONDS_TO_CLOSE = 1  # grace period for open connections when the server ends
 
@@ -71,7 +71,7 @@ def notebooks() -> Path:
 class Door:
     """An ASGI application that admits holders of a token and refuses other sites' requests.
 
-    An ASGI application around another. Nothing of the inner one answers before: no page, no file, no websocket.
+    It wraps another application, of which nothing answers before admission: no page, no file, no websocket.
 
     Args:
         app: the application behind it.

@@ -1,6 +1,6 @@
 """Training as the page shows it: buttons, figures, curves, checkpoints and the log of a run.
 
-A run is trained by a worker process; here its directory is read, and a word left for it.
+A worker process trains the run; this module reads its directory and leaves requests there.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Curves of a run: panels for the page as Vega-Lite specifications, and one figure of them as SVG and PNG files.
 
-Knows columns of numbers and altair, and nothing of mlx, marimo or how a page is laid out. Drawing asks no network for
-anything.
+Knows columns of numbers and altair, nothing of mlx, marimo or page layout. Drawing makes no network requests.
 """
 
 from __future__ import annotations

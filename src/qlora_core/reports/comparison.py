@@ -1,7 +1,7 @@
 """Runs side by side: facts, results, curves, settings and answers.
 
-Reads run directories only, also of runs that are being trained. The terminal and the page show these same values. Knows
-nothing of mlx, and judges nothing but whether numbers may be compared at all, and which is the better one.
+Reads run directories only, including those of runs in training. Terminal and page show the same values. Knows nothing
+of mlx, and judges only whether numbers may be compared, and which is better.
 """
 
 from __future__ import annotations

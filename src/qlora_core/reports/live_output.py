@@ -1,6 +1,6 @@
 """Terminal output while something goes on: the progress of a run, what takes long, and what is being tried.
 
-Shows what it is told. Knows nothing of mlx and decides nothing.
+Shows the events it receives. Knows nothing of mlx and decides nothing.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ def working_words(words: str, done: int, total: int) -> str:
 class Waiting:
     """A stream's notice of work that takes long, and how far it is: nobody should wonder if anything happens.
 
-    In a terminal that is a line that counts and goes away; elsewhere a new line every few seconds. A thread of its own
-    looks, since what takes longest (compiling for a GPU, say) says nothing for a minute.
+    In a terminal, a line that counts and then disappears; elsewhere a new line every few seconds. A thread of its own
+    checks, since the slowest work (compiling for a GPU, say) reports nothing for a minute.
 
     Args:
         stream: the output stream.
@@ -158,7 +158,7 @@ def waiting(stream: Any) -> Iterator[None]:
 class TrainingReporter:
     """A printer of a run's events: epochs, memory, a progress bar, ticks.
 
-    When nobody can read it any more (the terminal was closed, the reader of a pipe is gone) training goes on silently.
+    If nobody can read it any more (the terminal was closed, a pipe's reader is gone), training goes on silently.
 
     Args:
         stream: standard output; with `--json`, standard error.
