@@ -1,7 +1,7 @@
 """Archives (.zip, .tar and the packed ones) as folders: their members become sources like files of a folder.
 
-Nothing of an archive decides where something is written: members are unpacked under numbers, into a directory that
-goes when they are read. Knows nothing of rows.
+No name in an archive decides where something is written: members are unpacked under numbers, into a directory that is
+deleted after reading. Knows nothing of rows.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def _walk(
 ) -> Iterator[tuple[Path, tuple[int, ...], _Member]]:
     """Yield every file of an archive and of nested archives: its display name, its numbers there, and its kind.
 
-    Hidden files and what file managers leave are passed over, as they are in a folder.
+    Hidden files and the files of file managers are skipped, as in a folder.
 
     Raises:
         ValueError: the archive cannot be read, or not to its end.

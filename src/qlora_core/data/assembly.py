@@ -1,6 +1,6 @@
 """The two files of prepared rows, made of all parts: without duplicates, split and checked. Knows no file formats.
 
-The rows are on disk from the moment they are read; what stays in memory is about a hundred bytes for each.
+Rows are on disk as soon as they are read; about a hundred bytes for each stay in memory.
 """
 
 from __future__ import annotations

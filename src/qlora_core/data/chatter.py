@@ -56,7 +56,7 @@ _CLOSING = re.compile(
 def chatter_in(texts: Sequence[str]) -> dict[int, str]:
     """Return the positions and kinds of lines that are orders to a chat program or its remarks about its own text.
 
-    Only the first and the last few are looked at: further in, somebody in the text may say such a thing.
+    Only the first and the last few lines are examined: further in, a person in the text may say such things.
     """
     found: dict[int, str] = {}
     for place, text in enumerate(texts[:NEAR]):

@@ -75,8 +75,8 @@ def _repaired(text: str) -> tuple[str, tuple[str, ...]]:
 def _trimmed(text: str) -> str:
     """Return the text without surrounding white space, keeping the first line's indentation where it has a meaning.
 
-    That is where it is as deep as code is indented, or where other lines are indented too; or there is no other, and
-    no sentence begins.
+    It has one where it is as deep as code is indented, where other lines are indented too, or where it is the only line
+    and begins no sentence.
     """
     trimmed = text.strip()
     if not trimmed or not text[0].isspace() or not (indented := _INDENTED.match(text)):

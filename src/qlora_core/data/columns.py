@@ -1,6 +1,6 @@
 """Names that popular formats give the columns of a row, and which of them hold content.
 
-Knows names and values; nothing of files, and nothing of how a row is put together.
+Knows names and values, nothing of files or of how a row is assembled.
 """
 
 from __future__ import annotations
@@ -145,9 +145,9 @@ LONG = 100  # characters: a longer word counts as content
 def content_length(name: str, value: Any, depth: int = 0) -> int:
     """Return how many characters of content a value has; 0 for bookkeeping such as ids, numbers, dates and links.
 
-    A text has content when two of its words are written in letters, when it is longer than `LONG`, or when its name is
-    one that always holds content (`TELLING`). A list or an object has that of what is in it. `false` counts as one
-    character, since it may mark a row that is not to be trained; `true` and numbers count under a telling name only.
+    A text has content if two of its words are written in letters, if it is longer than `LONG`, or if its name is one
+    that always holds content (`TELLING`). A list or an object has the content of its items. `false` counts as one
+    character, since it may exclude a row from training; `true` and numbers count under a telling name only.
     """
     plain = name.strip().casefold()
     if depth > _DEEP:
@@ -270,8 +270,8 @@ class Layout:
 def layout_of(keys: tuple[str, ...], columns: Columns = (), better: str = "") -> Layout | None:
     """Return the layout of rows with these keys, or None; case and surrounding white space of names do not matter.
 
-    What `columns` names is taken before what would be guessed; names that it does not speak of keep their meaning.
-    `better` is the key of the answer that a row calls the better one, where it does so in another column.
+    Names in `columns` take precedence over guesses; other names keep their meaning. `better` is the key of the answer
+    that a row calls the better one in another column.
     """
     names: dict[str, str] = {}
     for key in keys:

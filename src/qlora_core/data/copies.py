@@ -1,8 +1,8 @@
 """Sources that are copies of one text, and rows of one copy that repeat rows of another. Knows no files.
 
-Copies of a book are cut into passages at other places, so that no two rows are alike; what they share are runs of
-`RUN` neighbouring words. A thousandth of the memory that all runs would take tells the copies: only every `KEPT`th
-run, by its hash, is kept of each row (Broder, 1997). Rows are then compared by all of their runs.
+Copies of a book are cut into passages at different places, so that no two rows are equal; they share runs of `RUN`
+neighbouring words. To recognise copies, only every `KEPT`th run of a row, by its hash, is kept, in a thousandth of the
+memory (Broder, 1997). Rows are then compared by all of their runs.
 """
 
 from __future__ import annotations

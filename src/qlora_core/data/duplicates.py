@@ -80,8 +80,8 @@ def components(keys: np.ndarray) -> np.ndarray:
 def near_duplicates(bands: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Find near duplicates, and rows that only follow a pattern: the same words around other names.
 
-    Near duplicates come in small numbers. Where more than `PATTERN` rows and a hundredth of all hang together, they
-    are a list of facts asked in one form: none says what another one says, and some of them may well be held out.
+    Near duplicates come in small groups. Where more than `PATTERN` rows and a hundredth of all hang together, they are
+    a list of facts asked in one form: each says something new, and some of them may well be held out.
 
     Args:
         bands: uint64, `(rows, BANDS)`.

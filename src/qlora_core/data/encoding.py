@@ -1,6 +1,6 @@
 """Detection of a file's text encoding.
 
-charset-normalizer, the usual library, takes Portuguese and French in cp1252 for cp1250 (15 of the 58 samples of the
+charset-normalizer, the usual library, mistakes Portuguese and French in cp1252 for cp1250 (15 of the 58 samples of the
 tests are wrong with it, none with this). Knows nothing of what the text says.
 """
 
@@ -68,9 +68,9 @@ _LETTERS = {name: [_in_place(letters) for letters in languages.split()] for name
 def detect(sample: bytes) -> str:
     """Return the name of the encoding of a file that begins with `sample`.
 
-    A byte order mark decides; then many zero bytes (UTF-16); then whether what is not ASCII is UTF-8, some of it
-    damaged perhaps. Else it is the legacy encoding in which most of the characters are letters of one language, where
-    words have them. The sample may end inside a character.
+    A byte order mark decides; then many zero bytes (UTF-16); then whether the non-ASCII bytes are UTF-8, perhaps
+    damaged. Otherwise it is the legacy encoding in which most characters are letters of one language in plausible
+    places. The sample may end inside a character.
     """
     for mark, name in _MARKS:
         if sample.startswith(mark):

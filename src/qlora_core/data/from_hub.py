@@ -1,6 +1,6 @@
 """Data sets of the hub, named as `hf:OWNER/NAME[@REVISION][:SPLIT]`.
 
-Knows names of files and what a data set says of itself; the hub is asked by `hub`.
+Knows file names and what a data set states about itself; `hub` makes the requests.
 """
 
 from __future__ import annotations

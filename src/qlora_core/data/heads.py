@@ -40,8 +40,8 @@ def without_heads(
 ) -> dict[int, tuple[str, str]]:
     """Return lines inside which a running head stands: position, remaining text, and what was removed.
 
-    A head interrupts a sentence: what stands before it is not ended, what follows goes on. Where prose names the head
-    again and again, only those are taken out to which a page number or a stray letter sticks.
+    A head interrupts a sentence that goes on behind it. Where prose names the head often, only occurrences with an
+    attached page number or stray letter are removed.
 
     Args:
         lines: lines of text.

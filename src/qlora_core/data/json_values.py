@@ -119,8 +119,8 @@ def _tidied_value(text: str) -> Any:
 def read_json(path: Path) -> Iterator[Row]:
     """Yield the objects of a JSON array, or of the arrays in a file's single object, one at a time.
 
-    Comments, and commas before a closing bracket, are passed over. A row that is damaged otherwise is an UnusableError;
-    reading goes on behind it.
+    Comments, and commas before a closing bracket, are skipped. A row with other damage is an UnusableError, and reading
+    goes on behind it.
 
     Raises:
         BrokenOffError: the rest cannot be read.

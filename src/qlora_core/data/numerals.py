@@ -19,7 +19,7 @@ _NUMERAL = re.compile(rf"[\s{SPECKS}]*([IVXLl1|!íÍj]{{1,8}})[\s{SPECKS}]*")
 def numeral_in(line: str) -> int:
     """Return the value of a line that is one capital Roman numeral, ignoring specks around it; 0 otherwise.
 
-    An I that was read as l, 1 or ! is one, as long as a letter tells the numeral from a page number.
+    An I that was misread as l, 1 or ! counts as I, if a letter shows that the line is a numeral and no page number.
     """
     match = _NUMERAL.fullmatch(line) if len(line) <= 24 else None
     if not match or not re.search("[IVX]", match[1]):

@@ -322,8 +322,9 @@ def ask(
 ) -> Iterator[Asked]:
     """Yield questions about documents and their sections, answered by their own prose.
 
-    A person is asked "who", a thing "what", by the name in the title without its headline; captions, dates and labels
-    before the prose are no answer, nor is what is mostly a list. A question of the user's own asks for every section.
+    The question is "who" for a person and "what" for a thing, with the name in the title without its headline.
+    Captions, dates and labels before the prose are no answer, nor is a passage that is mostly a list. A question of the
+    user's own asks about every section.
 
     Args:
         passages: passages of one or several documents, in order.
@@ -406,8 +407,8 @@ _CAPTION = re.compile(
 def prose_of(body: str) -> str:
     """Return the part of a passage that answers a question: from its first prose on, without a final label; "" if none.
 
-    A heading among its lines ends it: what stands below is about something else. Where half of the lines are items of
-    lists, only the prose before the first of them counts.
+    A heading among its lines ends it, since the text below is about something else. Where half of the lines are list
+    items, only the prose before the first of them counts.
     """
     lines = body.split("\n")
     first = next((place for place, line in enumerate(lines) if _is_prose(line)), len(lines))

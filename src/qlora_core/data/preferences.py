@@ -1,6 +1,6 @@
 """The better of several answers, as a row states it: by number, letter, name or score.
 
-Knows one row's columns, and nothing of how a row is put together.
+Knows one row's columns, nothing of how a row is assembled.
 """
 
 from __future__ import annotations

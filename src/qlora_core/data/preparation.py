@@ -66,8 +66,8 @@ def prepare(
 ) -> PreparedData:
     """Read, validate, repair, join, deduplicate and split the sources.
 
-    What was prepared before from the same files with the same settings is not read again: it lies in the cache, and is
-    recognised by every file's size and time of change.
+    Data prepared before from the same files with the same settings are taken from the cache, which recognises them by
+    every file's size and time of change.
 
     Args:
         config: the settings of the data.
@@ -255,7 +255,7 @@ def _write(
 def _parts(plan: _Plan, reading: Reading) -> Iterator[tuple[int, Part]]:
     """Yield every part in order, reading in several processes where there is much to read.
 
-    What is large and cannot be cut is read here, a part at a time: as a whole it might not fit into memory.
+    Large files that cannot be cut are read here, a part at a time: as a whole they might not fit into memory.
     """
     units = list(plan.units())
     elsewhere = [unit for _, unit in units if _size(unit) <= 2 * PIECE]

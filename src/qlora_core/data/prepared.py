@@ -160,7 +160,7 @@ class PreparedData:
 def save_rendered(prepared: PreparedData, directory: Path, render: Callable[[dict[str, Any]], Iterable[str]]) -> int:
     """Write the rows in the form that mlx-lm's own trainer reads: `{"text": …}`, in `train.jsonl` and `valid.jsonl`.
 
-    It trains all of a text, so rows with an answer that is not to be trained are left out.
+    That trainer trains all of a text, so rows with an answer excluded from training are left out.
 
     Args:
         prepared: the rows.

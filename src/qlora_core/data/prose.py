@@ -94,8 +94,8 @@ def starts_of_turns(lines: Sequence[str]) -> list[bool]:
 def keep_their_lines(groups: Sequence[Sequence[str]]) -> list[bool]:
     """Return for each group of lines whether its writer ended them, not a margin: stanzas, addresses, lists.
 
-    A margin ends a line where the next word does not fit any more, wherever the sentence is. Short lines that end
-    before that, or with a sign of punctuation, are verse.
+    A margin ends a line where the next word no longer fits, wherever the sentence is. Short lines that end earlier, or
+    with punctuation, are verse.
 
     Args:
         groups: neighbouring lines without an empty one between them, of one text.

@@ -1,7 +1,7 @@
 """Prepared rows from one file, or a piece of one: the part of preparation that can run in any process.
 
-A file of rows is recognised, cleaned and checked row by row; running text and documents become passages. What comes
-out is compact: lines ready to be written, with the few numbers about each that duplicates and the split are found by.
+A file of rows is recognised, cleaned and checked row by row; running text and documents become passages. The result is
+compact: lines ready to be written, and a few numbers about each, by which duplicates and the split are found.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class _Reader:
     def _part(self, records: Iterable[Record], first: bool) -> tuple[Part, int]:
         """Return rows as lines and numbers, and how many records they were; copies are found by a file's first part.
 
-        The records themselves are not kept, which spares the memory and its collector.
+        The records themselves are dropped, which spares memory and the garbage collector.
         """
         compared = self.config.near_duplicates != "ignore"
         lines, digests, texts, groups, answers = [], [], [], [], []
@@ -427,7 +427,7 @@ class _Reader:
     def _passages(self, document: Document, title: str, part: str = "") -> Iterator[Record]:
         """Yield the passages of a document, or of untitled running text, and questions about them.
 
-        `part` tells the documents of one file apart.
+        `part` distinguishes the documents of one file.
         """
         self._leave_out(document.left_out)
         found, blocks = self._structured(document)
@@ -527,7 +527,7 @@ class _Reader:
     def _groups(self, passages: Sequence[Passage], part: str, *, is_document: bool, asked: bool) -> list[str]:
         """Return the group of each passage: its document; in a book its section; in a long section the passage alone.
 
-        Running text is split passage by passage. Where the file lies must not decide the split, its name may.
+        Running text is split passage by passage. The file's location must not decide the split, its name may.
         """
         name = composed(self.path.name) + (f"\0{part}" if part else "")
         sizes = Counter(passage.section for passage in passages)

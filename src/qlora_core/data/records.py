@@ -66,7 +66,7 @@ def writable(text: str) -> str:
 def composed(text: str) -> str:
     """Return a text composed (NFC), like most programs write it: an accented letter is one character, not two.
 
-    The two look the same and are other tokens.
+    Both forms look the same but are different tokens.
     """
     return unicodedata.normalize("NFC", writable(text))
 
@@ -155,7 +155,7 @@ class Written(float):
 class Rejected:
     """Something that was not used, or is worth a look: where, why, and how it begins.
 
-    Of what was guessed, `choices` are the settings that decide it, each `(setting, value)`.
+    For a guess, `choices` are the settings that decide it, each `(setting, value)`.
     """
 
     where: str

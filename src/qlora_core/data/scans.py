@@ -1,7 +1,7 @@
 """Repair of what scanning breaks in the lines of a book: specks, figures read as letters, words run together.
 
-Only a text that shows such signs is touched. A word is parted where the text itself has its second part again and
-again and never the whole; what is only likely is told, not done, unless the setting `scans` asks for it.
+Only a text with such signs is touched. A word is parted if its second part alone is frequent in the text and the whole
+never occurs; merely likely repairs are reported, and made only with the setting `scans`.
 """
 
 from __future__ import annotations

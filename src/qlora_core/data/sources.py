@@ -110,7 +110,7 @@ def without_repeats(sources: Sequence[Source], skipped: Findings) -> list[Source
 def with_code_apart(sources: Sequence[Source], named: Sequence[str], skipped: Findings) -> list[Source]:
     """Treat each folder as code or data: settings in a code folder are no rows, a script in a data folder no data.
 
-    A folder, or an archive, is of code where most of its files are. What is named itself is read as it is.
+    A folder or archive is one of code if most of its files are. Files that are named directly are read as they are.
     """
     kept: list[Source] = []
     roots = [Path(name).expanduser() for name in named]
@@ -181,7 +181,7 @@ def form_of(path: Path) -> str:
 def title_of(path: Path) -> str:
     """Return the subject that a file name states: without known suffixes, composed, with blanks for underscores.
 
-    A hyphen is a part of a name or of a date; but where there is no blank, one before a small letter parts words.
+    A hyphen belongs to a name or date; but in a name without blanks, one before a small letter separates words.
     """
     if path.name in NAMELESS:
         path = path.parent
@@ -245,7 +245,7 @@ _FILLERS = frozenset(
 def split_in(name: str) -> str:
     """Return the split that the name of a file, a key or in a column says: TRAINING, VALIDATING, TESTING or "".
 
-    It is the first word of the name or the last one: test-00000-of-00002, train_data, cities.val.
+    The split is the first or last word of the name: test-00000-of-00002, train_data, cities.val.
     """
     words = [word for word in re.split(r"[\W\d_]+", name.casefold()) if word]
     while len(words) > 1 and words[-1] in _FILLERS:
@@ -278,7 +278,7 @@ class OwnSplit:
 def own_split(sources: Sequence[Source], named: Sequence[str], skipped: Findings, *, by_name: bool = True) -> OwnSplit:
     """Sort files by the split in their names or folders; test files are left out.
 
-    In a directory with files to train and to validate on side by side nothing else is read, unless it is named itself.
+    In a directory with training and validation files side by side, nothing else is read unless named itself.
 
     Args:
         sources: files of rows and documents.

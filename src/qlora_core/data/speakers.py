@@ -68,7 +68,7 @@ def two_of(item: Any) -> list[Any]:
 def turns_of_text(text: str) -> list[dict[str, Any]]:
     """Split a whole talk at `Human:`/`Assistant:` or `USER:`/`ASSISTANT:` into turns; none for other texts.
 
-    An answer that is still to come, as at the end of a prompt, is no turn.
+    A missing answer, as at the end of a prompt, is no turn.
     """
     talk = next((talk for talk in _TALKS if talk.match(text)), None)
     parts = talk.split(text) if talk else []

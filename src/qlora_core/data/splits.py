@@ -12,9 +12,9 @@ def split(
 ) -> np.ndarray:
     """Choose the validation rows: the same row falls on the same side whatever else there is.
 
-    Every group is chosen by its own place. A source so large that its share is a row or more gets a group even where
-    none of its own falls low enough: the one nearest to it. Where there are two groups in all and a share above 0 was
-    asked for, both sides get one. A group of more than half of the rows is held out only where there is no smaller one.
+    Every group is chosen by its own hash. A source so large that its share is a row or more gets a group even if none
+    of its own falls low enough: the nearest one. With two groups in all and a share above 0, both sides get one. A
+    group of more than half of the rows is held out only if there is no smaller one.
 
     Args:
         places: float, `(rows,)`, from 0 to 1: a hash of each row (or of its document).

@@ -1,7 +1,7 @@
 """Layout recovery: headings and paragraphs of a text that has only lines, and what is no part of the text.
 
-What belongs to the page, and not to the text, is left out: page numbers, running heads, title page, contents. What the
-page broke is mended. Knows nothing of files or models.
+Everything that belongs to the page is left out: page numbers, running heads, title page, contents. Text that the page
+broke is joined. Knows nothing of files or models.
 """
 
 from __future__ import annotations

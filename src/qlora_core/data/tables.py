@@ -50,8 +50,8 @@ def read_rows(source: Source, check: CheckColumns, piece: tuple[int, int | None,
 def are_lines(source: Source) -> bool:
     """Return whether each line of a JSON file is a value, whatever its name says.
 
-    It is not where its first line is a bracket alone, or only the beginning of a value whose second line is none
-    either; and in a file of the name `.json`, where it has no second line, or does not begin with an object.
+    It is not if the first line is only a bracket, or the beginning of a value whose second line is no value either;
+    nor, in a file named `.json`, if there is no second line or the first begins with no object.
     """
     first, second = _first_lines(source.content)
     if first.strip() == b"[":
@@ -172,7 +172,7 @@ def _table_rows(lines: _Lines, names: list[str], delimiter: str) -> Iterator[Row
 def _unquoted(line: str, names: list[str], delimiter: str) -> list[str] | None:
     """Return the cells of a line whose quotation marks are only characters; None if they are not.
 
-    Between tabs they always are. In other tables a mark that opens a cell and is closed nowhere spoils the row.
+    With tabs they always are. In other tables, a mark that opens a cell and is never closed spoils the row.
     """
     cells = line.rstrip("\r\n").split(delimiter)
     opens = delimiter != "\t" and any(cell.startswith('"') and cell.count('"') % 2 for cell in cells)
@@ -182,8 +182,8 @@ def _unquoted(line: str, names: list[str], delimiter: str) -> list[str] | None:
 def _are_rows(lines: list[str], names: list[str], delimiter: str) -> bool:
     """Return whether quotation marks held together lines that are each a row of the table, a mark opened by mistake.
 
-    Each has as many delimiters as the header. Commas and the like also stand in texts, with a blank behind them,
-    between figures, or within brackets; where they are few, such lines are one text.
+    Each has as many delimiters as the header. Commas and the like also occur in texts, before a blank, between figures,
+    or within brackets; lines with few of them are one text.
     """
     if len(names) < 2 or any(line.count(delimiter) != len(names) - 1 for line in lines):
         return False

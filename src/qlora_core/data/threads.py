@@ -1,8 +1,8 @@
 """Conversations from messages that stand one a row, or in a tree of replies. Knows rows, nothing of files.
 
-OpenAssistant's files are the known ones: each message names the one that it answers, so that a question may have
-several answers. Every path from a first message to a last one is a conversation; an answer that several of them share
-is trained in the first of them only.
+OpenAssistant's files are the known example: each message names the one that it answers, so a question may have several
+answers. Every path from a first message to a last one is a conversation; an answer shared by several is trained in the
+first of them only.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ _OWNER = re.compile(r"(?:©|\(c\)|copyright)[\s\d,©–-]*(?P<value>[^\W\d].*)",
 def mark_title_page(lines: list[Line], where: str, hints: Hints) -> str:
     """Mark the lines of the title page and return a plausible title, if there is one.
 
-    What the imprint calls the title is it; the author's name is not, though it may stand at the head of every page.
+    The imprint decides what the title is; the author's name is not, though it may head every page.
     """
     if not any(line.level or line.reason in (PAGE, HEAD, LEGAL, CONTENTS) for line in lines):
         return hints.title or _title_alone(lines[:2])

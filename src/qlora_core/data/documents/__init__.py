@@ -1,7 +1,7 @@
 """Documents from files of prose: a title, and blocks or lines. Knows nothing of rows or passages.
 
-Markdown, HTML, EPUB, Word, OpenDocument, rich text and LaTeX are told to an `Outline` in HTML's names for things; plain
-text and PDF only have lines.
+Markdown, HTML, EPUB, Word, OpenDocument, rich text and LaTeX are fed to an `Outline` in terms of HTML; plain text and
+PDF have only lines.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ def is_deck(text: str) -> bool:
 def is_wider_deck(text: str) -> bool:
     """Return whether all lines have the same three fields or more, the first two of words: cards without Anki's head.
 
-    A column of figures makes a table, which stays one.
+    A column of figures makes it a table, which is read as one.
     """
     lines = [line for line in text.split("\n")[:-1] or [text] if line.strip()][:200]
     rows = [[cell.strip() for cell in line.split("\t")] for line in lines]

@@ -36,7 +36,8 @@ _DUNDER = re.compile(
 def without_hidden(text: str) -> tuple[str, list[tuple[str, str, str]]]:
     """Return a note without what only its own program shows, and what was removed: place, reason and beginning.
 
-    Comments between %% and %%, names of blocks (^id) and marks of callouts go, in no code; lines keep their numbers.
+    Comments between %% and %%, block names (^id) and callout marks are removed, except in code; lines keep their
+    numbers.
     """
     found: list[tuple[str, str, str]] = []
     kept: list[str] = []

@@ -1,6 +1,6 @@
 """LaTeX (.tex), told to an outline: its text without its commands, formulas and code as they are written.
 
-pylatexenc, which also makes text of it, drops verbatim code and does not tell on which line something stands.
+pylatexenc, which also converts it to text, drops verbatim code and does not report line numbers.
 """
 
 from __future__ import annotations

@@ -65,8 +65,8 @@ def make_document(title: str, blocks: Iterable[Block], metadata: dict[str, Any])
 def titled(blocks: Sequence[Block], stated: str, metadata: dict[str, Any]) -> Document:
     """Return the document with the title from a heading, or else the title that the file states.
 
-    The heading is the first one, if no text comes before it or no other is of level 1. A heading of a section gives
-    way to a stated title.
+    That is the first heading, if no text precedes it or no other is of level 1. A section heading gives way to a stated
+    title.
     """
     first = next((block for block in blocks if block.level), None)
     leads = first and (first is blocks[0] or [block.level for block in blocks].count(1) == first.level == 1)

@@ -17,8 +17,8 @@ _ENDINGS = ("st", "nd", "rd", "th", "a", "o", "e", "er", "re", "ème", "as", "os
 def raised(before: str, text: str, *, links: bool = False) -> str:
     """Return the words for raised text that follows the text before it.
 
-    The number of a note says nothing, least of all behind a year. Other numbers are written in raised digits (10⁶, m²),
-    other powers with ^, and the ends of words and ordinals as they stand.
+    A note's number is dropped, since it would change a year before it. Other numbers become raised digits (10⁶, m²),
+    other powers get ^, and the ends of words and ordinals stay as they are.
 
     Args:
         before: the text of the line so far.

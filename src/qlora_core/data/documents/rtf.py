@@ -1,6 +1,6 @@
 """Rich text (.rtf), as Word, LibreOffice and TextEdit write it, told to an outline.
 
-The libraries that read it give lines alone; here headings, lists, tables and notes stay what they are.
+Existing libraries return lines alone; here headings, lists, tables and notes keep their structure.
 """
 
 from __future__ import annotations
