@@ -583,7 +583,7 @@ def test_a_stop_means_use_what_there_is(interrupted):
 WATCHED = """
 import os, signal, sys
 from qlora_core import cli
-from qlora_core.reports import console
+from qlora_core.reports import live_output
 show, times = live_output.TrainingReporter.__call__, int(sys.argv[1])
 def watch(self, event):
     show(self, event)
