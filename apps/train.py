@@ -423,7 +423,12 @@ def functions_heading():
 
 @app.cell
 def train_epoch_and_validate_model():
-    page.view(page.source.source_of, "training.steps", "train_epoch", "validate_model")
+    page.view(
+        page.source.source_of,
+        "training.loop.train_epoch",
+        "training.steps.train_step",
+        "training.steps.validate_model",
+    )
     return
 
 

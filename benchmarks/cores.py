@@ -1,4 +1,4 @@
-"""Steps of the default job on a Linux CPU: what denormal numbers, one process and a busy core cost.
+"""Step times of the default job on a Linux CPU: the cost of denormal numbers, of one process and of a busy core.
 
     uv run python benchmarks/cores.py [--batch-size 4] [--steps 12] [--repeats 2]
 
@@ -25,7 +25,7 @@ WAYS = ("before", "flushed", "workers", "busy")
 
 
 def main() -> None:
-    """Measure all ways, or in a process of its own one."""
+    """Run every measurement, or a single one in its own process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", default=["data/sample/club"])
     parser.add_argument("--batch-size", type=int, default=4)
@@ -57,7 +57,7 @@ def mean(runs: Sequence[dict[str, Any]], name: str) -> float:
 
 
 def measured(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Train some steps in this process, one way."""
+    """Train some steps in this process in one of the ways."""
     from qlora_core.machine import denormals
 
     if arguments.way == "before":
@@ -98,13 +98,13 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _computed(times: Any) -> float:
-    """Seconds that cores were not idle, whoever used them and however nicely."""
+    """Return the seconds that cores were busy, counting every program at any priority."""
     return sum(times) - times.idle - getattr(times, "iowait", 0) - getattr(times, "guest", 0)
 
 
 @contextlib.contextmanager
 def beside(busy: bool) -> Iterator[None]:
-    """Keep one core busy inside the block, if asked to."""
+    """Keep one core busy inside the block if asked to."""
     other = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if busy else None
     try:
         yield

@@ -1,4 +1,4 @@
-"""What it costs a clean run that it cannot be lost: the same steps with and without all that guards them.
+"""The cost of making a clean run crash-safe: the same steps with and without everything that guards them.
 
     uv run python benchmarks/cost_of_safety.py [--model NAME] [--data PATH …] [--steps 10] [--rounds 4] [--json]
 
@@ -21,7 +21,7 @@ import time
 
 
 def main() -> int:
-    """Measure, and print."""
+    """Measure and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--data", nargs="+", default=["data/sample/club"])
@@ -44,7 +44,7 @@ def main() -> int:
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, float | str]:
-    """Seconds of a step with and without guards, of the guards alone, and of a checkpoint."""
+    """Return the seconds of a step with and without guards, of the guards alone, and of a checkpoint."""
     from qlora_core.config import from_flat
     from qlora_core.engine import device
     from qlora_core.jobs.planning import plan_training
@@ -88,13 +88,13 @@ def measure(arguments: argparse.Namespace) -> dict[str, float | str]:
 
 
 class Bare:
-    """Steps as they would be if nothing could go wrong."""
+    """Training steps without any protection."""
 
     def __init__(self, trainer, session) -> None:
         self.trainer, self.session = trainer, session
 
     def step(self, group) -> None:
-        """Forward, backward, update; the update is computed, and looked at by nobody."""
+        """Run forward, backward and update; evaluate the update without looking at it."""
         real = self.trainer._finite
         self.trainer._finite = lambda *trees: True
         try:
@@ -105,7 +105,7 @@ class Bare:
 
 
 class Guarded:
-    """Steps as the trainer makes them."""
+    """Training steps as the trainer makes them."""
 
     def __init__(self, trainer, session, writer) -> None:
         self.trainer, self.session, self.writer = trainer, session, writer
@@ -113,12 +113,12 @@ class Guarded:
         self.last = None
 
     def step(self, group) -> None:
-        """A step, and all that is done between two."""
+        """Run a step and everything that is done between two steps."""
         self.last = self.trainer._timed_step(self.session, group)
         self.look(group, self.last)
 
     def look(self, group, made) -> None:
-        """What is done between two steps."""
+        """Do what is done between two steps."""
         trainer, session, writer = self.trainer, self.session, self.writer
         step, memory, seconds = made
         writer.log("step", epoch=1, **trainer._numbers(session, step, memory, seconds))
@@ -130,7 +130,7 @@ class Guarded:
 
 
 def seconds(act) -> float:
-    """How long it takes."""
+    """Return the seconds that a call takes."""
     started = time.perf_counter()
     act()
     return time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""Whether training is equal to the bit when it is run again, and when it is cut; where it is not, by how much.
+"""A check that training is equal to the bit when repeated and when resumed, and the size of any difference.
 
     uv run python benchmarks/determinism.py [--model NAME] [--data PATH …] [--steps 20] [--cut N]
         [--dropout 0.1] [--json]
@@ -63,7 +63,7 @@ def main() -> int:
 
 
 def train(arguments: argparse.Namespace) -> int:
-    """Train one run to its cut or its end, in this process."""
+    """Train one run up to its cut or its end, in this process."""
     from qlora_core.jobs.planning import plan_training
     from qlora_core.runs.plan import resolve_config
     from qlora_core.training import loop
@@ -87,7 +87,7 @@ def train(arguments: argparse.Namespace) -> int:
 
 
 def compare(one: Path, other: Path, steps: int) -> dict[str, float | int | bool]:
-    """What differs between two runs: equal bytes, the first loss that differs, and how far apart they ended."""
+    """Compare two runs: equal bytes, the first loss that differs, and the distance at the end."""
     from safetensors.numpy import load_file
 
     from qlora_core.runs.metrics import read_events
@@ -111,7 +111,7 @@ def compare(one: Path, other: Path, steps: int) -> dict[str, float | int | bool]
 
 
 def in_words(found: dict[str, float | int | bool]) -> str:
-    """A comparison in a line."""
+    """Return a comparison in one line of words."""
     if found["equal"]:
         return "equal to the bit: losses, adapters, optimizer state"
     step = found["first_step_that_differs"]

@@ -1,4 +1,4 @@
-"""How fast rows are prepared, and how much memory that takes: `uv run python benchmarks/prepare_a_million_rows.py`.
+"""Speed and memory of preparing rows: `uv run python benchmarks/prepare_a_million_rows.py`.
 
 Questions and answers are made up (200 bytes each, a thousandth of them twice), prepared without counting tokens,
 prepared again unchanged, and only parsed, by `json.loads` into a list, as the measure of what is fast and large. Each
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def write_rows(path: Path, rows: int) -> None:
-    """Questions and answers of made-up words."""
+    """Write questions and answers of made-up words."""
     rng = random.Random(0)
     letters = "aaabcdeeefghiiijlmnooopqrstuuvxzãçéô"
     words = ["".join(rng.choices(letters, k=rng.randint(2, 9))) for _ in range(20_000)]
@@ -74,13 +74,13 @@ def write_rows(path: Path, rows: int) -> None:
 
 
 def parse(path: Path) -> int:
-    """The least that anybody must do."""
+    """Parse every row, the least work that any reader must do."""
     with path.open(encoding="utf-8") as file:
         return len([json.loads(line) for line in file])
 
 
 def prepare(path: Path) -> int:
-    """All that `qlora data --no-tokens` does before it saves."""
+    """Do all that `qlora data --no-tokens` does before it saves."""
     from qlora_core import data
     from qlora_core.config import BaseConfig, DataConfig
     from qlora_core.models import base_models
@@ -94,7 +94,7 @@ def prepare(path: Path) -> int:
 
 
 def save(path: Path) -> int:
-    """`qlora data` on sources that it has not seen, tokens and all."""
+    """Run `qlora data` on sources that it has not seen, tokens included."""
     from qlora_core import cli
 
     os.utime(path)  # changed just now
@@ -104,7 +104,7 @@ def save(path: Path) -> int:
 
 
 def in_a_process(work: Callable[[Path], Any], path: Path) -> tuple[float, float]:
-    """Seconds and peak megabytes of `work` in a process of its own."""
+    """Return seconds and peak megabytes of `work` in its own process."""
     context = multiprocessing.get_context("spawn")
     process = context.Process(target=quietly, args=(work, path))
     peak, ended = [0.0], threading.Event()
@@ -127,13 +127,13 @@ def in_a_process(work: Callable[[Path], Any], path: Path) -> tuple[float, float]
 
 
 def quietly(work: Callable[[Path], Any], path: Path) -> None:
-    """What a command prints is not ours to show."""
+    """Run a command without showing what it prints."""
     with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):  # noqa: PTH123
         work(path)
 
 
 def held_by(pid: int | None) -> int:
-    """Bytes held by a process and its children; pages of files that they share count once."""
+    """Return the bytes held by a process and its children; pages of files that they share count once."""
     total = 0
     try:
         process = psutil.Process(pid)

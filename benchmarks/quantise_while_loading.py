@@ -52,7 +52,7 @@ print(json.dumps({"peak": mx.get_peak_memory(), "active": mx.get_active_memory()
 
 
 def measure(script: str, directory: Path, bits: str, cache: str) -> dict[str, float]:
-    """Run a script in a process of its own; its last line is JSON."""
+    """Run a script in its own process and return the JSON of its last line."""
     command = [sys.executable, "-c", script, str(directory), bits]
     done = subprocess.run(
         command, env={**os.environ, "QLORA_CACHE": cache}, stdout=subprocess.PIPE, text=True, check=True

@@ -1,4 +1,4 @@
-"""What a look at a long run costs the page: `uv run python benchmarks/redraw_the_page.py [--browser]`.
+"""The cost to the page of following a long run: `uv run python benchmarks/redraw_the_page.py [--browser]`.
 
 A run of 100,000 steps is made up and read; then steps are added one by one, as a trainer does, and all that is done on
 the server for each is measured: reading, figures, five charts, log. The page itself draws charts less often than that:
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def made_up_step(number: int, numbers: random.Random) -> str:
-    """The line of a step in `metrics.jsonl`."""
+    """Return the line of a step in `metrics.jsonl`."""
     event: dict[str, Any] = {"type": "step", "epoch": number // 1000 + 1, "step": number}
     event |= {"train_loss": 1 + 3 * math.exp(-number / 3e4) + numbers.gauss(0, 0.2), "learning_rate": 1e-3}
     event |= {"grad_norm": abs(numbers.gauss(1, 0.3)), "tokens": 812, "target_tokens": 300, "seconds": 1.0}
@@ -60,7 +60,7 @@ def made_up_step(number: int, numbers: random.Random) -> str:
 
 
 def write_run(path: Path, steps: int) -> None:
-    """A run with a validation and a checkpoint every 1,000 steps."""
+    """Write a run with a validation and a checkpoint every 1,000 steps."""
     path.mkdir()
     (path / "config.json").write_text(to_json(from_flat({})), encoding="utf-8")
     status = {"state": "paused", "step": steps, "total_steps": 2 * steps, "time": 1.7e9}
@@ -79,7 +79,7 @@ def write_run(path: Path, steps: int) -> None:
 
 
 def on_the_server(runs: Path, steps: int, redraws: int) -> dict[str, Any]:
-    """Seconds of the first read, milliseconds of each look after it, and what is sent."""
+    """Return the seconds of the first read, the milliseconds of each later one, and the size of what is sent."""
     watcher, nothing, numbers = RunWatcher(TrainingTracker(runs)), Problem("no plan"), random.Random(1)
     began = time.perf_counter()
     snapshot = watcher.look(nothing, "long")
@@ -113,7 +113,7 @@ def on_the_server(runs: Path, steps: int, redraws: int) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def served(runs: Path) -> Iterator[str]:
-    """`marimo run` on the notebook, which looks at these runs."""
+    """Serve the notebook with `marimo run`, showing these runs."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -154,7 +154,7 @@ FRAMES = """() => {
 
 
 def in_the_browser(runs: Path) -> dict[str, Any]:
-    """Seconds until the page can be read and used, and whether charts flicker while the run grows."""
+    """Return the seconds until the page can be read and used, and whether charts flicker while the run grows."""
     from playwright.sync_api import sync_playwright
 
     chromium = next(

@@ -1,4 +1,4 @@
-"""How exact sums of many float32 numbers are on this machine, MLX's own and this package's, and what they cost.
+"""Accuracy and cost of summing many float32 numbers on this machine, by MLX and by this package.
 
     uv run python benchmarks/sums.py
 
@@ -20,7 +20,7 @@ REPEATS = 7
 
 
 def cases() -> Iterator[tuple[str, np.ndarray, Callable, Callable, bool]]:
-    """Name, numbers, MLX's function and ours, and whether it is a norm."""
+    """Yield a name, numbers, MLX's function and ours, and whether the function is a norm."""
     rng = np.random.default_rng(0)
     for size, name in VOCABULARIES.items():
         logits = rng.normal(0, 3, (16, size)).astype(np.float32)
@@ -40,7 +40,7 @@ def _sum(x: mx.array) -> mx.array:
 
 
 def seconds(function: Callable, x: mx.array) -> float:
-    """The fastest of some calls."""
+    """Return the time of the fastest of several calls."""
     taken = []
     for _ in range(REPEATS):
         began = time.perf_counter()

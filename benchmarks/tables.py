@@ -22,7 +22,7 @@ BEGIN, END = "<!-- bench -->\n", "<!-- end of bench -->\n"
 
 
 def made(language: str, directory: Path = ROOT / "benchmarks" / "results") -> str:
-    """What stands between the marks."""
+    """Return the text between the marks."""
     parts = []
     for path in sorted(directory.glob("*.json")):
         results = json.loads(path.read_text(encoding="utf-8"))
@@ -31,7 +31,7 @@ def made(language: str, directory: Path = ROOT / "benchmarks" / "results") -> st
 
 
 def split(text: str) -> tuple[str, str, str]:
-    """A document before the tables, the tables, and what is after them."""
+    """Split a document into the text before the tables, the tables, and the text after them."""
     before, begin, rest = text.partition(BEGIN)
     table, end, after = rest.partition(END)
     if not (begin and end):

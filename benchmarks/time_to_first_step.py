@@ -1,4 +1,4 @@
-"""How long it takes from the command to the first training step, and where that time goes.
+"""The time from the command to the first training step, by phase.
 
     uv run python benchmarks/time_to_first_step.py [--model NAME] [--data PATH …] [--repeats 5] [--json]
 
@@ -51,7 +51,7 @@ def main() -> int:
 
 
 def start(flags: list[str]) -> list[float]:
-    """Train for two steps; seconds of each phase."""
+    """Train for two steps and return the seconds of each phase."""
     with tempfile.TemporaryDirectory() as runs_dir:
         command, begun = [sys.executable, str(TRAIN), "--runs-dir", runs_dir, *flags], time.time()
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
@@ -68,7 +68,7 @@ def start(flags: list[str]) -> list[float]:
 
 
 def when_printed(child: subprocess.Popen[str], text: str) -> float:
-    """When the child printed a line with `text` in it."""
+    """Return when the child printed a line that contains `text`."""
     for line in child.stdout:
         if text in line:
             return time.time()
@@ -76,7 +76,7 @@ def when_printed(child: subprocess.Popen[str], text: str) -> float:
 
 
 def steps(child: subprocess.Popen[str], runs_dir: Path) -> list[dict[str, Any]]:
-    """The events of the first two steps, when there are two."""
+    """Return the events of the first two steps once there are two."""
     while child.poll() is None:
         found = [event for event in read_events(runs_dir) if event["type"] == "step"]
         if len(found) > 1:
@@ -86,14 +86,14 @@ def steps(child: subprocess.Popen[str], runs_dir: Path) -> list[dict[str, Any]]:
 
 
 def read_events(runs_dir: Path) -> list[dict[str, Any]]:
-    """What the only run there has recorded so far."""
+    """Return the events that the only run has recorded so far."""
     from qlora_core.runs.metrics import read_events
 
     return [event for path in runs_dir.glob("*/metrics.jsonl") for event in read_events(path)]
 
 
 def uv_run() -> float:
-    """What `uv run` takes before it starts a program."""
+    """Return the seconds that `uv run` takes before it starts a program."""
     begun = time.perf_counter()
     subprocess.run(["uv", "run", "true"], check=True)
     return time.perf_counter() - begun

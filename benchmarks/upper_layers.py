@@ -1,4 +1,4 @@
-"""What is gained where only upper layers have adapters, and those below are computed once for each row.
+"""The gain from training only upper layers, with the layers below them computed once for each row.
 
     uv run python benchmarks/upper_layers.py [--num-layers 8] [--epochs 3] [--repeats 3] [--model NAME] [--json]
 
@@ -58,13 +58,13 @@ def main() -> int:
 
 
 def in_a_process(name: str) -> dict[str, Any]:
-    """What one training told."""
+    """Return the result of one training in its own process."""
     command = [sys.executable, __file__, *sys.argv[1:], CHILD, name]
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
 
 
 def train(arguments: argparse.Namespace, *, trunk: bool) -> dict[str, Any]:
-    """Train in this process; seconds of steps and validations, of computing the lower layers once, peak and losses."""
+    """Train in this process; return step and validation seconds, those of the lower layers, the peak and losses."""
     from qlora_core.config import from_flat
     from qlora_core.engine import device
     from qlora_core.jobs.planning import plan_training

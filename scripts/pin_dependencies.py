@@ -50,12 +50,12 @@ def main() -> None:
 
 
 def pins(text: str) -> list[str]:
-    """Requirements that the text of a pyproject.toml pins, `name==version` and perhaps a marker."""
+    """Return the requirements that a pyproject.toml pins: `name==version`, perhaps with a marker."""
     return tomllib.loads(text)["tool"]["uv"].get("constraint-dependencies", [])
 
 
 def without_pins(text: str, names: Collection[str] = ()) -> str:
-    """The text of a pyproject.toml with these pins taken out, or with all."""
+    """Return the text of a pyproject.toml without these pins, or without any."""
     tool = tomllib.loads(text)["tool"]["uv"]
     kept = [
         [pin for pin in tool.get(kind, []) if names and _name(pin) not in names]
@@ -65,7 +65,7 @@ def without_pins(text: str, names: Collection[str] = ()) -> str:
 
 
 def with_pins(text: str, run: Iterable[str], build: Iterable[str]) -> str:
-    """The text of a pyproject.toml with these pins in place of its own."""
+    """Return the text of a pyproject.toml with its pins replaced by these."""
     lines = []
     for kind, found in (("constraint-dependencies", run), ("build-constraint-dependencies", build)):
         lines += [f"{kind} = [\n", *(f'    "{pin}",\n' for pin in sorted(found)), "]\n"]
@@ -73,7 +73,7 @@ def with_pins(text: str, run: Iterable[str], build: Iterable[str]) -> str:
 
 
 def resolve(text: str) -> tuple[list[str], list[str]]:
-    """Pins of all that a pyproject.toml asks for, and of what builds it, on every platform and Python that it allows.
+    """Return pins of all dependencies and build requirements of a pyproject.toml, for all platforms and Pythons.
 
     Raises:
         subprocess.CalledProcessError: with uv's reason.
@@ -97,7 +97,7 @@ def _resolve_run(place: Path, text: str) -> set[str]:
 
 
 def _resolve_build(place: Path, text: str) -> set[str]:
-    """Return what builds the project; `editables` is what hatchling asks for when it builds one that can be edited."""
+    """Return pins of the build requirements; `editables` is what hatchling needs for an editable build."""
     project = tomllib.loads(text)
     wanted = [*project["build-system"]["requires"], "editables"]
     pinned = project["tool"]["uv"].get("build-constraint-dependencies", [])
@@ -109,13 +109,13 @@ def _resolve_build(place: Path, text: str) -> set[str]:
 
 
 def _uv(place: Path, *arguments: str) -> list[str]:
-    """Lines that uv prints."""
+    """Return the lines that uv prints."""
     done = subprocess.run(["uv", *arguments], cwd=place, check=True, capture_output=True, encoding="utf-8")
     return [line for line in done.stdout.splitlines() if _NAME.match(line)]
 
 
 def _with_needed_markers(lines: Iterable[str]) -> list[str]:
-    """Pins of exported requirements: a marker stays where it decides between versions."""
+    """Return pins of exported requirements, keeping a marker only where it selects between versions."""
     markers: dict[str, set[str]] = {}
     for line in lines:
         pin, _, marker = line.partition(" ; ")

@@ -21,7 +21,7 @@ from pin_dependencies import PROJECT, pins, resolve, with_pins, without_pins
 
 
 def main() -> int:
-    """Resolve, say what differs, and run the tests."""
+    """Resolve, print the differences, and run the tests."""
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(__doc__)
         return 0
@@ -45,7 +45,7 @@ def main() -> int:
 
 
 def differences(pinned: Iterable[str], newest: Iterable[str]) -> Iterator[str]:
-    """Return what was pinned and what would be, a line a package."""
+    """Yield one line for each package whose version would change."""
     old, new = _versions(pinned), _versions(newest)
     for name in sorted(old | new):
         if old.get(name) != new.get(name):
@@ -61,7 +61,7 @@ def _versions(requirements: Iterable[str]) -> dict[str, str]:
 
 
 def _copy(project: Path, copy: Path) -> None:
-    """Copy what git knows, or would add."""
+    """Copy the files that git tracks or would add."""
     listed = ("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
     names = subprocess.run(listed, cwd=project, check=True, capture_output=True, encoding="utf-8").stdout
     for name in filter(None, names.split("\0")):

@@ -17,8 +17,8 @@ from harness import create_run, train, write_pair
 from processes import wait_until
 
 from qlora_core.activity import STAGES, Activity, doing, watching
-from qlora_core.reports import console
-from qlora_core.reports.console import TrainingReporter, Waiting
+from qlora_core.reports import console, live_output
+from qlora_core.reports.live_output import TrainingReporter, Waiting
 from qlora_core.runs import time_spent as spent
 from qlora_core.runs.run import Run
 from qlora_core.runs.writer import RunLock, RunWriter
@@ -83,7 +83,7 @@ def test_every_stage_has_words_and_is_done_somewhere() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "doing":
                 said |= {each.value for each in ast.walk(node.args[0]) if isinstance(each, ast.Constant)}
-    assert said - {"cpu"} == STAGES.keys() - {console.STEP}
+    assert said - {"cpu"} == STAGES.keys() - {live_output.STEP}
 
 
 # In a run -------------------------------------------------------------------------------------------------------
@@ -164,7 +164,7 @@ def test_the_steps_are_told_apart_from_the_first_on_a_gpu(tmp_path: Path, tiny_m
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is done takes long."""
-    monkeypatch.setattr(console, "PATIENCE", 0)
+    monkeypatch.setattr(live_output, "PATIENCE", 0)
 
 
 def until(found: Callable[[], bool]) -> None:
@@ -183,7 +183,7 @@ def test_a_log_has_a_line_for_each_stage_and_more_when_it_would_be_silent(monkey
     until(lambda: "Trying" in stream.getvalue())
     assert stream.getvalue() == "  Loading the base model, matrix by matrix … 3 / 30\n" \
                                 "  Trying how this model computes fastest …\n"  # fmt: skip
-    monkeypatch.setattr(console, "SILENCE", 0)
+    monkeypatch.setattr(live_output, "SILENCE", 0)
     until(lambda: stream.getvalue().count("\n") > 3)
     assert re.fullmatch(r"  Trying how this model computes fastest … \d+ s", stream.getvalue().splitlines()[-1])
     waiting(None)
@@ -206,7 +206,7 @@ def test_a_long_step_is_not_silent_in_a_log(monkeypatch: pytest.MonkeyPatch) -> 
     reporter({"type": "working", "stage": "", "done": 0, "total": 0})
     reporter({"type": "step", "step": 1, "train_loss": 1.0, "tokens": 100, "seconds": 1.0})
     assert "Training, step by step" not in stream.getvalue()  # not yet
-    monkeypatch.setattr(console, "SILENCE", 0)
+    monkeypatch.setattr(live_output, "SILENCE", 0)
     until(lambda: "Training, step by step … 1 / 20" in stream.getvalue())
     reporter({"type": "end"})
 

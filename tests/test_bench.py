@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qlora_core.bench import machine, ours, race, report, works
+from qlora_core.bench import figures, machine, ours, race, report, works
 from qlora_core.bench.__main__ import is_out_of_memory
 from qlora_core.bench.__main__ import main as measure_one
 from qlora_core.bench.catalogue import CONTESTANTS, SHAPES, WORKS
@@ -304,18 +304,18 @@ def test_who_never_fits_is_in_the_table(staged):
 
 def test_losses_are_compared_step_by_step():
     mine, theirs = ([{"loss": loss} for loss in losses] for losses in ([2.0, 1.5], [2.0005, 1.4]))
-    found = race.compare_losses(mine, theirs, 1e-3)
+    found = figures.compare_losses(mine, theirs, 1e-3)
     assert found["largest"] == pytest.approx(0.1)
     assert found["mean"] == pytest.approx(0.05025)
     assert not found["holds"]
-    assert not race.compare_losses([{"loss": float("nan")}], [{"loss": 1.0}], 1e-3)["holds"]
+    assert not figures.compare_losses([{"loss": float("nan")}], [{"loss": 1.0}], 1e-3)["holds"]
 
 
 def test_time_to_the_same_loss_is_that_of_the_loss_all_reach():
     def curve(*points):
         return [{"step": i, "seconds": s, "val_loss": v} for i, (s, v) in enumerate(points)]
 
-    found = race.time_to_loss({"qlora": curve((1, 4.0), (3, 1.0)), "peft": curve((2, 4.0), (10, 2.0), (20, 2.5))})
+    found = figures.time_to_loss({"qlora": curve((1, 4.0), (3, 1.0)), "peft": curve((2, 4.0), (10, 2.0), (20, 2.5))})
     assert found["val_loss"] == 2.0
     assert found["seconds"] == {"qlora": pytest.approx(1 + 2 * 2 / 3), "peft": 10}
 

@@ -13,12 +13,14 @@ import scanned_book as corpus
 from qlora_core import data
 from qlora_core.config import DataConfig
 from qlora_core.data import Findings, prepare
+from qlora_core.data.book_lines import Hints
 from qlora_core.data.heads import bare, nearly, without_heads
 from qlora_core.data.numerals import chapters_among, numeral_in
+from qlora_core.data.page_debris import without_page_debris
 from qlora_core.data.passages import ask, make_passages, prose_of
 from qlora_core.data.records import Block, Fragment
 from qlora_core.data.scans import mend_scan
-from qlora_core.data.structure import Hints, find_structure, saved_as_lines, without_page_debris
+from qlora_core.data.structure import find_structure, saved_as_lines
 from qlora_core.errors import ConfigError
 from qlora_core.tokens.tokenizer import ChatTokenizer
 

@@ -15,7 +15,7 @@ from tiny import write_rows
 from qlora_core import cli, data, errors
 from qlora_core.doctor import machine as doctor
 from qlora_core.machine.memory import GB
-from qlora_core.reports import console
+from qlora_core.reports import live_output
 from qlora_core.runs.run import Run
 from qlora_core.runs.writer import RunLock
 from qlora_core.tokens import tokenizer as tokens
@@ -59,14 +59,14 @@ def at_step(monkeypatch):
     """Do something when training has told that step, as somebody would who watches it."""
 
     def do(step, action):
-        show = console.TrainingReporter.__call__
+        show = live_output.TrainingReporter.__call__
 
         def watch(self, event):
             show(self, event)
             if event["type"] == "step" and event["step"] == step:
                 action()
 
-        monkeypatch.setattr(console.TrainingReporter, "__call__", watch)
+        monkeypatch.setattr(live_output.TrainingReporter, "__call__", watch)
 
     return do
 
@@ -583,14 +583,14 @@ def test_a_stop_means_use_what_there_is(interrupted):
 WATCHED = """
 import os, signal, sys
 from qlora_core import cli
-from qlora_core.reports import console
-show, times = console.TrainingReporter.__call__, int(sys.argv[1])
+from qlora_core.reports import live_output
+show, times = live_output.TrainingReporter.__call__, int(sys.argv[1])
 def watch(self, event):
     show(self, event)
     if event["type"] == "step" and event["step"] == 2:
         for _ in range(times):
             os.kill(os.getpid(), signal.SIGINT)
-console.TrainingReporter.__call__ = watch
+live_output.TrainingReporter.__call__ = watch
 sys.exit(cli.main(["train", *sys.argv[2:]]))
 """
 
@@ -644,7 +644,7 @@ def test_signals_are_given_back_after_training(interrupted):
 @pytest.mark.parametrize(("device", "said"), [("Metal (Apple M1)", 1), ("CPU, 2 cores, OpenBLAS", 0)])
 def test_on_a_mac_training_says_once_that_the_display_may_sleep(device, said):
     stream = io.StringIO()
-    console.TrainingReporter(stream)({"type": "start", "device": device, "layout": "packed", "step": 0})
+    live_output.TrainingReporter(stream)({"type": "start", "device": device, "layout": "packed", "step": 0})
     assert stream.getvalue().splitlines()[0] == f"Device        {device}; rows packed end to end"
     line = "Display       let it sleep in a long run: while it is on, macOS may end what keeps the GPU busy"
     assert stream.getvalue().splitlines()[1:] == [line] * said

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qlora_core.data.columns import columns_of, content_length, unknown_columns
+from qlora_core.data.known_row import Shaped
 from qlora_core.data.records import MarkedError, Written, said_in
-from qlora_core.data.shapes import Shaped, shape
+from qlora_core.data.shapes import shape
 from qlora_core.data.sources import Source
 from qlora_core.data.tables import read_rows
 

@@ -12,9 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qlora_core.config import DataConfig
-from qlora_core.data.reading import Reading, Unit
+from qlora_core.data.reading import Reading
 from qlora_core.data.records import texts_of
 from qlora_core.data.sources import Source
+from qlora_core.data.units import Unit
 from qlora_core.machine.denormals import are_flushed, flush_denormals
 from qlora_core.tokens.dataset import make_dataset
 from qlora_core.tokens.tokenizer import ChatTokenizer

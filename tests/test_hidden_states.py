@@ -36,7 +36,7 @@ from qlora_core.engine.device import mx, nn, tree_flatten
 from qlora_core.engine.frozen_layers import StandIn, Trunk
 from qlora_core.engine.model import Layout, batch_loss, choose_layout, load_lower_layers
 from qlora_core.errors import StorageError
-from qlora_core.reports import console
+from qlora_core.reports import live_output, plain_text
 from qlora_core.runs.kernel_choice import Kernels
 from qlora_core.runs.run import Run
 from qlora_core.tokens.batching import AS_IT_IS, Rounding, make_batch
@@ -207,8 +207,8 @@ def test_a_run_learns_what_it_would_without(create: Create) -> None:
     (told,) = events(with_trunk, "trunk")
     tokens = sum(map(len, _rows(with_trunk)))
     assert (told["layers"], told["bytes"]) == (3, 4 * 64 * tokens)
-    line = console.event_line(told | {"seconds": 1.26})
-    kept = f"({console.size(told['bytes'])} in 1.3 s)"
+    line = live_output.event_line(told | {"seconds": 1.26})
+    kept = f"({plain_text.size(told['bytes'])} in 1.3 s)"
     assert line == f"  ✓ 3 layers were computed once for each row {kept}, and are out of memory"
     assert events(without, "trunk") == events(with_trunk, "warning") == []
     assert not (with_trunk.path / FILE).exists()  # nobody needs it any more

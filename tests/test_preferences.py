@@ -3,7 +3,8 @@
 import pytest
 
 from qlora_core.data.columns import columns_of
-from qlora_core.data.shapes import Shaped, shape
+from qlora_core.data.known_row import Shaped
+from qlora_core.data.shapes import shape
 
 GOOD, BAD = "Take the ferry at noon.", "Swim across in the dark."
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from qlora_core.data.shapes import ACCEPTED, Shaped, columns_of, layout_of, shape, unknown_columns
+from qlora_core.data.known_row import Shaped
+from qlora_core.data.shapes import ACCEPTED, columns_of, layout_of, shape, unknown_columns
 from qlora_core.errors import ConfigError
 
 

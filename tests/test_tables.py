@@ -12,10 +12,11 @@ import pyarrow.parquet
 import pytest
 from backports import zstd
 
-from qlora_core.data import sources, tables
+from qlora_core.data import json_values, tables, text_files
 from qlora_core.data.records import UnusableError
-from qlora_core.data.sources import BrokenOffError, Source, form_of, pieces_of, read_lines
+from qlora_core.data.sources import Source, form_of
 from qlora_core.data.tables import read_rows
+from qlora_core.data.text_files import BrokenOffError, pieces_of, read_lines
 
 COMMA, VALUE = "not JSON: Expecting ',' delimiter at column {}", "not JSON: Expecting value at column {}"
 QUOTE = "not a row of a table: ',' expected after '\"'"
@@ -63,8 +64,8 @@ def test_a_packed_file_that_was_cut_gives_what_came_before(write, pack):
 
 
 def test_a_line_longer_than_any_row_is_not_kept_in_memory(write, monkeypatch):
-    monkeypatch.setattr(sources, "LINE_LIMIT", 1 << 16)
-    monkeypatch.setattr(tables, "LINE_LIMIT", 1 << 16)
+    monkeypatch.setattr(text_files, "LINE_LIMIT", 1 << 16)
+    monkeypatch.setattr(json_values, "LINE_LIMIT", 1 << 16)
     path = write("rows.jsonl", b'{"a": 1}\n{"a": "' + b"x" * (64 << 20) + b'"}\n{"a": 2}\n')
     tracemalloc.start()
     found = rows_of(path)
@@ -134,15 +135,15 @@ def test_a_json_file(write, content, found):
 
 
 def test_a_json_array_is_read_block_by_block(write, monkeypatch):
-    monkeypatch.setattr(tables, "_BLOCK", 7)
+    monkeypatch.setattr(json_values, "_BLOCK", 7)
     rows = [{"a": "ção" * i, "b": [i, {"c": "]"}]} for i in range(50)]
     found = rows_of(write("rows.json", json.dumps(rows, indent=1, ensure_ascii=False)))
     assert [value for _, value in found] == rows
 
 
 def test_one_row_that_never_ends_is_given_up(write, monkeypatch):
-    monkeypatch.setattr(tables, "_BLOCK", 64)
-    monkeypatch.setattr(tables, "LINE_LIMIT", 64)
+    monkeypatch.setattr(json_values, "_BLOCK", 64)
+    monkeypatch.setattr(json_values, "LINE_LIMIT", 64)
     found = rows_of(write("rows.json", '[{"a":1},{"a":"' + "x" * 5000))
     assert found[0] == (1, {"a": 1})
     assert found[1].startswith("breaks off at line 1 (one row of more than")

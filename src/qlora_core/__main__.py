@@ -13,7 +13,7 @@ def main() -> int:
     shown = sys.unraisablehook
 
     def show(unraisable: "sys.UnraisableHookArgs") -> None:
-        """A Ctrl+C that falls into a finaliser is lost: Python would print a traceback of it."""
+        """Keep quiet about a Ctrl+C that falls into a finaliser, of which Python would print a traceback."""
         if not issubclass(unraisable.exc_type, KeyboardInterrupt):
             shown(unraisable)
 

@@ -32,7 +32,7 @@ from .jobs.planning import (
     train_planned,
 )
 from .page.server import add_page_arguments, add_server_arguments
-from .reports import console
+from .reports import console, live_output, plain_text
 from .runs.plan import TrainingTracker, resolve_config
 from .runs.run import iterate_states
 from .sampling import Sampling
@@ -79,9 +79,9 @@ def _data(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json({**prepared.report.as_dict(), "out": str(arguments.out)})
         return status
-    print(console.block("Data", console.data_counts(prepared.report)))
+    print(plain_text.block("Data", console.data_counts(prepared.report)))
     if described:
-        print(console.block("Tokens", console.token_counts(described)))
+        print(plain_text.block("Tokens", console.token_counts(described)))
     if useless:
         print(f"error: {useless}. The rows are in {arguments.out}.", file=sys.stderr)
         return status
@@ -117,7 +117,7 @@ def _generate(arguments: argparse.Namespace) -> int:
     system = [{"role": "system", "content": arguments.system}] if arguments.system else []
     if not system and (trained := shared_system(run)):
         told = f"· all rows were trained with a system text, and this asks without it: --system {shlex.quote(trained)}"
-        print(console.one_line(told, 300), file=sys.stderr)
+        print(plain_text.one_line(told, 300), file=sys.stderr)
     conversations = [[*system, {"role": "user", "content": prompt}] for prompt in prompts]
     sampling = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Sampling)}
     if len(prompts) == 1 and not arguments.json:
@@ -135,7 +135,7 @@ def _generate(arguments: argparse.Namespace) -> int:
 
 
 def _read_lines(path: Path) -> list[str]:
-    """The lines of a file, or of standard input for `-`, without empty ones."""
+    """Return the non-empty lines of a file, or of standard input for `-`."""
     try:
         text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -182,7 +182,7 @@ def _export(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(made)
     else:
-        print(console.block("Export", console.export_rows(made)))
+        print(plain_text.block("Export", console.export_rows(made)))
         print(f"Next\n  read {made['path']}/summary.md")
     return DONE
 
@@ -211,16 +211,16 @@ def _doctor(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(facts)
     else:
-        print(console.table(console.diagnosis(facts)))
+        print(plain_text.table(console.diagnosis(facts)))
         print("".join(f"· {warning}\n" for warning in facts["warnings"]), end="")
         print("\n".join(f"! {problem}" for problem in facts["problems"]) or "✓ Ready to train")
     return ERROR if facts["problems"] else DONE
 
 
 def _doctor_of_training(arguments: argparse.Namespace) -> int:
-    """Look at everything and train small models; a line a check, as each ends."""
+    """Run all checks and train small models, printing a line as each check ends."""
     stream = sys.stderr if arguments.json else sys.stdout
-    shown = console.OneLine(stream)
+    shown = live_output.OneLine(stream)
     shown.trying("loading MLX")
     from .doctor.checks import Checks
     from .doctor.training import examine
@@ -276,7 +276,7 @@ def _app(arguments: argparse.Namespace) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of `qlora`."""
+    """Return the parser of `qlora`."""
     parser = argparse.ArgumentParser(prog="qlora", description="Fine-tune language models with QLoRA on MLX.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -365,7 +365,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.argv = list(sys.argv[1:] if argv is None else argv)
     keep_private()
     shown = arguments.command == "train" and not arguments.json
-    with console.waiting(sys.stdout if shown else sys.stderr):  # what others print is a result
+    with live_output.waiting(sys.stdout if shown else sys.stderr):  # what others print is a result
         return guarded(lambda: arguments.call(arguments))
 
 

@@ -255,7 +255,7 @@ def open_model(directory: Path, shared: dict[str, Any]) -> None:
 def open_run(directory: Path, shared: dict[str, Any]) -> None:
     from qlora_core.errors import QLoraError
     from qlora_core.page import results
-    from qlora_core.reports import console
+    from qlora_core.reports import console, live_output
     from qlora_core.reports.comparison import compare
     from qlora_core.runs.metrics import MetricsReader
     from qlora_core.runs.plan import TrainingTracker, resolve_config
@@ -267,7 +267,8 @@ def open_run(directory: Path, shared: dict[str, Any]) -> None:
     def read() -> None:
         reader.poll()
         reader.steps.columns(), reader.evals.columns()
-        _ = [console.event_line(event) for event in reader.recent], run.samples(), run.control(), run.alive, run.state
+        _ = [live_output.event_line(event) for event in reader.recent]
+        _ = run.samples(), run.control(), run.alive, run.state
 
     each(
         read,

@@ -23,7 +23,7 @@ from qlora_core.jobs import launch
 from qlora_core.page import training
 from qlora_core.page.problems import Problem
 from qlora_core.page.watching import RunWatcher, Snapshot
-from qlora_core.reports.console import TrainingReporter
+from qlora_core.reports.live_output import TrainingReporter
 from qlora_core.runs import writer
 from qlora_core.runs.metrics import MetricsReader
 from qlora_core.runs.plan import TrainingTracker

@@ -20,7 +20,7 @@ from qlora_core.jobs import planning
 from qlora_core.machine import memory
 from qlora_core.machine.memory import GB, MB, MemoryMonitor, MemorySample
 from qlora_core.machine.memory_guard import MemoryGuard
-from qlora_core.reports import console
+from qlora_core.reports import live_output
 from qlora_core.runs.run import Run
 from qlora_core.training import loop, saving, watching
 
@@ -239,9 +239,9 @@ def test_the_command_line_says_it_in_a_line(
 ) -> None:
     told = Told(20, 0.2, 0.2)
     monkeypatch.setattr(planning, "MemoryMonitor", lambda: told)
-    monkeypatch.setattr(console.TrainingReporter, "_on_step", lambda self, event: told.between_steps(event))
-    monkeypatch.setattr(console.TrainingReporter, "_on_start", lambda self, event: told.between_steps(event))
-    monkeypatch.setattr(console.TrainingReporter, "_on_memory", lambda self, event: None)
+    monkeypatch.setattr(live_output.TrainingReporter, "_on_step", lambda self, event: told.between_steps(event))
+    monkeypatch.setattr(live_output.TrainingReporter, "_on_start", lambda self, event: told.between_steps(event))
+    monkeypatch.setattr(live_output.TrainingReporter, "_on_memory", lambda self, event: None)
     place = ["--model", str(tiny_model), "--data", str(tiny_rows), "--runs-dir", str(tmp_path / "runs")]
     status = cli.main(["train", *place, "--run", "club", "--samples", "0", "--epochs", "3"])
     assert status == 1

@@ -33,7 +33,7 @@ OUT_OF_MEMORY = ("out of memory", "unable to allocate", "can't allocate", "canno
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do what is asked; 1 where it went wrong, with the reason in the result."""
+    """Run the requested job; return 1 if it failed, with the reason in the result."""
     parser = argparse.ArgumentParser(
         prog="python -m qlora_core.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measured(job: Job) -> dict[str, Any]:
-    """The result of a job; an `error`, and `out_of_memory`, where there is none."""
+    """Return a job's result; on failure it holds an `error` and `out_of_memory`."""
     flush_denormals()  # for every contestant, before its library starts threads
     try:
         with tempfile.TemporaryDirectory() as directory:
@@ -65,7 +65,7 @@ def measured(job: Job) -> dict[str, Any]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a library's failure is for want of memory."""
+    """Return whether a library's failure means that memory ran out."""
     return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in OUT_OF_MEMORY)
 
 
@@ -95,7 +95,7 @@ def _done(job: Job, directory: Path) -> dict[str, Any]:
 
 
 def complete(job: Job, directory: Path) -> tuple[Job, Rows]:
-    """The job with everything that was left to be made, and its rows; `qlora bench` leaves nothing."""
+    """Return the job with everything missing filled in, and its rows; `qlora bench` leaves nothing to fill in."""
     for_torch = job.contestant.startswith("peft")
     if not (job.rows and job.adapters and (job.dense or not for_torch)):
         how = "prepare-dense" if for_torch and not job.dense else "prepare"

@@ -1,4 +1,4 @@
-"""What there is to choose from, as plain data: trainers, works, and shapes of models. Imports nothing of weight."""
+"""The choices as plain data: trainers, workloads, and model shapes. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Contestant:
     """A trainer.
 
     Attributes:
-        words: what it is, for people.
+        words: its description for people.
         module: module here whose `train` drives it.
         needs: packages that must be installed.
         install: the command that installs them.
@@ -65,9 +65,9 @@ class Work:
     """Rows to train; `works` makes them.
 
     Attributes:
-        words: what they are, for people.
+        words: their description for people.
         on_cpu: rows a step that each trainer is tried with.
-        on_gpu: the same on a GPU.
+        on_gpu: rows a step on a GPU.
     """
 
     words: str

@@ -1,7 +1,7 @@
 """Models of a known shape with random weights, for measuring where no real one is at hand.
 
-In Hugging Face's layout in bfloat16, or in MLX's at 4 bits, packed words drawn directly: 4 GB instead of 14.5 for 7B
-parameters. Weights are as wide as trained ones, so that activations and losses stay finite; they know nothing.
+In Hugging Face's layout in bfloat16, or in MLX's layout at 4 bits, with packed words drawn directly: 4 GB instead of
+14.5 for 7B parameters. The weights' scale is that of trained ones, so that activations and losses stay finite.
 """
 
 from __future__ import annotations
@@ -31,34 +31,34 @@ CHATML = (
 
 
 def write_checkpoint(shape: str, directory: Path) -> Path:
-    """Write a checkpoint in bfloat16; what is there already is left as it is."""
+    """Write a checkpoint in bfloat16; an existing one is kept."""
     return _write_model(SHAPES[shape], directory, _dense)
 
 
 def write_quantised(shape: str, directory: Path, dtype: str) -> Path:
-    """Write a model at 4 bits in MLX's layout; what is there already is left as it is.
+    """Write a model at 4 bits in MLX's layout; an existing one is kept.
 
     Args:
         shape: a name of `SHAPES`.
-        directory: to be made.
-        dtype: of scales and norms, and so of what is computed: `float32`, `float16` or `bfloat16`.
+        directory: the directory to create.
+        dtype: dtype of scales and norms, and so of the computation: `float32`, `float16` or `bfloat16`.
     """
     settings = SHAPES[shape] | {"quantization": {"group_size": GROUP, "bits": BITS}}
     return _write_model(settings, directory, functools.partial(_packed, dtype=dtype))
 
 
 def write_small(settings: dict[str, Any], directory: Path) -> Path:
-    """Write a checkpoint in bfloat16 whose every weight has numbers of its own: for models of a few megabytes.
+    """Write a small checkpoint in bfloat16 in which every weight has its own numbers.
 
     Args:
-        settings: of `config.json`, of a family in `ARCHITECTURES`.
-        directory: to be made.
+        settings: the `config.json` of a family in `ARCHITECTURES`.
+        directory: the directory to create.
     """
     return _write_model(settings, directory, _own)
 
 
 class Numbers(NamedTuple):
-    """A tensor of a file: what safetensors says of it, and numbers that are written over and over until it is full."""
+    """A tensor of a file: its safetensors header, and numbers that are repeated until it is full."""
 
     name: str
     kind: str
@@ -67,17 +67,17 @@ class Numbers(NamedTuple):
 
     @property
     def count(self) -> int:
-        """How many numbers."""
+        """Return the number of elements."""
         return math.prod(self.shape)
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Return the size in bytes."""
         return self.count * self.pattern.itemsize
 
 
 Layout = Callable[[str, tuple[int, ...], float], Iterator[Numbers]]
-"""Of a weight's name, its shape and the value of a norm, the tensors that it is stored as."""
+"""Function from a weight's name, its shape and its norm's value to the tensors that store it."""
 
 
 def _write_model(settings: dict[str, Any], directory: Path, layout: Layout) -> Path:
@@ -99,12 +99,12 @@ def _write_model(settings: dict[str, Any], directory: Path, layout: Layout) -> P
     places = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
     _write_json(directory / "model.safetensors.index.json", {"weight_map": places})
     _write_tokeniser(directory)
-    _write_json(directory / "config.json", config)  # last: it says that the rest is there
+    _write_json(directory / "config.json", config)  # written last, as a sign that the rest is complete
     return directory
 
 
 def _weights(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...], float]]:
-    """Name and shape of every weight, and what norms hold."""
+    """Yield the name and shape of every weight, and the value that norms are filled with."""
     hidden, inner, family = config["hidden_size"], config["intermediate_size"], config["model_type"]
     head = config.get("head_dim") or hidden // config["num_attention_heads"]
     queries, keys = (head * config[f"num_{kind}_heads"] for kind in ("attention", "key_value"))
@@ -150,7 +150,7 @@ def _packed(name: str, shape: tuple[int, ...], norm: float, *, dtype: str) -> It
         return
     rows, columns = shape
     levels = 1 << BITS
-    # evenly drawn levels deviate by √((levels² - 1) / 12) from their mean; weights are to deviate by 1/√columns
+    # uniform levels have a standard deviation of √((levels² - 1) / 12); weights should have 1/√columns
     scale = 1 / math.sqrt(columns * (levels * levels - 1) / 12)
     groups = (rows, columns // GROUP)
     yield Numbers(f"{name}.weight", "U32", (rows, columns * BITS // 32), _words())
@@ -199,7 +199,7 @@ def _noise(width: float) -> np.ndarray:
 
 
 def _upper_half(numbers: np.ndarray) -> np.ndarray:
-    """Float32 as bfloat16."""
+    """Return float32 as bfloat16 by keeping the upper half of each number."""
     return (numbers.view(np.uint32) >> 16).astype(np.uint16)
 
 
@@ -208,7 +208,7 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def _write_tokeniser(directory: Path) -> None:
-    """A token a byte: what is measured is given as token ids."""
+    """Write a byte-level tokeniser, enough for benchmarks that use token ids directly."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

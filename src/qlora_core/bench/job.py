@@ -1,4 +1,4 @@
-"""One measurement: what a trainer is asked to do, the watch that times it, and what comes back.
+"""One measurement: the task of a trainer, the watch that times it, and the result.
 
 A job travels as command line flags, a result as JSON; the trainer runs in a process of its own.
 """
@@ -16,13 +16,13 @@ from ..tokens.rows import TokenRow
 
 
 def option(default: Any, help: str) -> Any:
-    """A field of `Job` with the help of its flag."""
+    """Return a dataclass field of `Job` with its flag's help."""
     return field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What a trainer is asked to do; each field but the first is a flag of `python -m qlora_core.bench CONTESTANT`."""
+    """A trainer's task; each field but the first is a flag of `python -m qlora_core.bench CONTESTANT`."""
 
     contestant: str
     model: str = option("smollm2-135m", "model: a name, a directory, or random-SHAPE, whose weights are drawn")
@@ -52,11 +52,11 @@ class Job:
 
     @property
     def scale(self) -> float:
-        """Factor of the adapters' product."""
+        """Return the scale of the adapters' product."""
         return self.alpha / self.rank
 
     def flags(self) -> list[str]:
-        """The command line that says the same."""
+        """Return the command line that describes this job."""
         words = []
         for entry in fields(self)[1:]:
             value, flag = getattr(self, entry.name), "--" + entry.name.replace("_", "-")
@@ -70,7 +70,7 @@ class Job:
 
 
 def add_job_arguments(parser: argparse.ArgumentParser) -> None:
-    """Give a parser a flag for every field of `Job` but the contestant."""
+    """Add a flag to a parser for every field of `Job` but the contestant."""
     kinds = typing.get_type_hints(Job)
     for entry in fields(Job)[1:]:
         flag, kind = "--" + entry.name.replace("_", "-"), kinds[entry.name]
@@ -89,7 +89,7 @@ class Watch:
     """Times the steps of a trainer and counts what they trained, from the rows.
 
     Args:
-        rows: what is trained.
+        rows: the rows to train.
         job: when the process started, and how many steps and seconds it may take.
         clock: seconds since 1970, or a stand-in.
     """
@@ -103,7 +103,7 @@ class Watch:
         self.loaded = 0.0
 
     def begin(self, indices: Iterable[int]) -> bool:
-        """A step with these rows begins now; False, and it does not, once there were enough."""
+        """Start timing a step with these rows; return False, without starting it, once there were enough."""
         if self.enough:
             return False
         self._counted = [int(i) for i in indices]
@@ -113,7 +113,7 @@ class Watch:
         return True
 
     def end(self, loss: float | None = None) -> None:
-        """The step ends now; `loss` is its mean over the trained tokens, nats."""
+        """Stop timing the step; `loss` is its mean in nats per trained token."""
         seconds = self.clock() - self._begun
         tokens, targets = count_tokens(self.rows[i] for i in self._counted)
         self.steps.append(
@@ -122,25 +122,25 @@ class Watch:
 
     @property
     def timed(self) -> list[dict[str, Any]]:
-        """The steps after the warm-up."""
+        """Return the steps after the warm-up."""
         return self.steps[self.job.warm_up :]
 
     @property
     def enough(self) -> bool:
-        """Whether no step is to follow."""
+        """Return whether no more steps should follow."""
         if len(self.timed) >= self.job.steps:
             return True
         return bool(self.job.seconds and self.timed) and _total(self.timed, "seconds") >= self.job.seconds
 
     def due(self) -> bool:
-        """Whether adapters are to be saved now, between two steps; at the start as well."""
+        """Return whether adapters should be saved now, between two steps; this includes the start."""
         return bool(self.job.save_every) and len(self.steps) % self.job.save_every == 0
 
     def measures(self) -> dict[str, Any]:
-        """Speeds and times.
+        """Return speeds and times.
 
-        `tokens_per_second` is of the timed steps; `tokens_per_second_whole` counts all steps and all seconds since the
-        process was started, imports, loading and compiling included, but nothing that was done between two steps.
+        `tokens_per_second` covers the timed steps. `tokens_per_second_whole` covers all steps and all time since the
+        process started, imports, loading and compiling included, but not work between two steps.
         """
         if not self.timed:
             return {}
@@ -160,6 +160,6 @@ def _total(steps: Iterable[dict[str, Any]], name: str) -> float:
 
 
 def count_tokens(rows: Iterable[TokenRow]) -> tuple[int, int]:
-    """Real tokens of some rows, prompt and reply, and how many of them are trained; padding is nowhere in it."""
+    """Return the number of real tokens in rows (prompt and reply) and of trained ones, without padding."""
     rows = list(rows)
     return sum(map(len, rows)), sum(row.target_tokens for row in rows)

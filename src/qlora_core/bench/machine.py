@@ -22,12 +22,12 @@ PACKAGES = (
     "qlora-notebook", "mlx", "mlx-lm", "numpy", "scipy-openblas32", "torch", "transformers", "peft", "bitsandbytes",
 )  # fmt: skip
 OF_SPEED = ("BLIS_", "MKL_", "OMP_", "OPENBLAS_", "VECLIB_")
-"""How names of variables begin that change how fast the contestants are."""
+"""Prefixes of environment variables that affect the contestants' speed."""
 _PATH = re.compile(r"(?<![\w.~/\\])(?:~|[A-Za-z]:)?(?:[/\\][\w.@+-]+)+[/\\]?")
 
 
 def describe_machine() -> dict[str, Any]:
-    """Processor, cores, memory, GPUs, system."""
+    """Return processor, cores, memory, GPUs and system."""
     return {
         "processor": _processor(),
         "cores": cores(),
@@ -40,14 +40,14 @@ def describe_machine() -> dict[str, Any]:
 
 
 def device_kind() -> str:
-    """`metal`, `cuda` or `cpu`: what MLX computes on here."""
+    """Return what MLX computes on here: `metal`, `cuda` or `cpu`."""
     if sys.platform == "darwin":
         return "metal"
     return "cuda" if gpus() else "cpu"
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that matter, as far as they are installed for this interpreter."""
+    """Return the versions of the relevant packages installed for this interpreter."""
     found = {}
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -56,13 +56,13 @@ def versions() -> dict[str, str]:
 
 
 def slug(machine: dict[str, Any]) -> str:
-    """The machine as part of a file's name: `amd-epyc-2-cores`."""
+    """Return the machine as part of a file name: `amd-epyc-2-cores`."""
     words = " ".join(machine["gpus"]) or f"{machine['processor']} {machine['cores']} cores"
     return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
 
 
 def without_paths(value: Any) -> Any:
-    """The same with every absolute path in a text cut to its last part."""
+    """Return the same value with every absolute path cut to its last part."""
     if isinstance(value, dict):
         return {key: without_paths(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -73,7 +73,7 @@ def without_paths(value: Any) -> Any:
 
 
 def gpus() -> list[str]:
-    """Names of the NVIDIA GPUs; empty where there is none."""
+    """Return the names of the NVIDIA GPUs; empty without any."""
     return [line for line in _nvidia("name") if line]
 
 
@@ -103,9 +103,9 @@ def _system() -> str:
 
 
 class OtherPrograms:
-    """Inside the block, how much of the processor programs other than the child processes took: a share of all cores.
+    """Context manager that measures the share of all cores that programs other than the child processes used.
 
-    A number from a busy machine is worth little; with this it can be told.
+    Speeds from a busy machine are worth little; this value reveals it.
     """
 
     def __enter__(self) -> OtherPrograms:
@@ -119,7 +119,7 @@ class OtherPrograms:
 
     @staticmethod
     def _look() -> tuple[float, float, float]:
-        """Seconds of all cores, of those idle, and of ended child processes, so far."""
+        """Return seconds so far of all cores, of idle ones, and of child processes that ended."""
         times = psutil.cpu_times()._asdict()
         whole = sum(value for name, value in times.items() if name not in ("guest", "guest_nice"))
         used = os.times()
@@ -127,7 +127,7 @@ class OtherPrograms:
 
 
 class DeviceMemory:
-    """Inside the block, the most memory of the GPUs that was in use beyond what was before; 0 without one.
+    """Context manager that measures the peak GPU memory in use beyond that at the start; 0 without a GPU.
 
     Args:
         seconds: between two looks.
@@ -157,6 +157,6 @@ class DeviceMemory:
 
     @staticmethod
     def _used() -> int | None:
-        """Bytes, of all GPUs together; None without one."""
+        """Return the bytes in use on all GPUs together; None without one."""
         numbers = [int(line) for line in _nvidia("memory.used") if line.strip().isdigit()]
         return sum(numbers) * 2**20 if numbers else None

@@ -1,8 +1,8 @@
 """mlx-lm's LoRA trainer as a contestant: its model, loss, layers and loop, our rows, and a watch around its batches.
 
-`mlx-lm` is what `mlx_lm.lora` runs. `mlx-lm-strong` is the same with what holds it back repaired from outside: rows are
-really sorted by length, freed memory is kept from step to step, and on a Linux CPU it gets an optimised BLAS and
-products with dequantised weights, since MLX's quantised product runs at 3 GFLOP/s there.
+`mlx-lm` is what `mlx_lm.lora` runs. `mlx-lm-strong` is the same with its bottlenecks repaired from outside: rows are
+really sorted by length, freed memory is kept between steps, and on a Linux CPU it gets an optimised BLAS and products
+with dequantised weights, since MLX's quantised product runs at 3 GFLOP/s there.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from ..tokens.rows import TokenRow
 from .job import Job, Watch
 from .works import ADAPTERS, PROJECTIONS, Rows, first_trained, fixed_groups
 
-NEVER = 1 << 62  # bytes of cache beyond which it is cleared
+NEVER = 1 << 62  # bytes of cache beyond which mlx-lm would clear it: never
 PAD_TO = 32  # tokens
 
 Encoded = tuple[list[int], int]
-"""Ids of a row, and the place of its first trained token; to mlx-lm all after it are."""
+"""Ids of a row and the position of its first trained token; mlx-lm trains all after it."""
 
 
 def train(job: Job, rows: Rows, watch: Watch) -> dict[str, Any]:
-    """Train by `mlx_lm.tuner.trainer.train`."""
+    """Train with `mlx_lm.tuner.trainer.train`."""
     strong = job.contestant == "mlx-lm-strong"
     mx, on_cpu = _device(strong)
     import mlx.optimizers as optim
@@ -41,10 +41,10 @@ def train(job: Job, rows: Rows, watch: Watch) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as directory:
         arguments = TrainingArgs(
             batch_size=job.batch_size,
-            iters=job.warm_up + job.steps + 1,  # the watch ends it before, when the batch after the last is asked for
-            steps_per_report=1 if job.batches == "fixed" else 10,  # 10 is usual; each report takes a little
+            iters=job.warm_up + job.steps + 1,  # the watch stops it earlier, when the batch after the last is requested
+            steps_per_report=1 if job.batches == "fixed" else 10,  # 10 is usual; every report costs a little time
             steps_per_save=NEVER,
-            max_seq_length=longest + 2 * PAD_TO,  # no row is cut, and none loses its padding
+            max_seq_length=longest + 2 * PAD_TO,  # no row is truncated or loses its padding
             adapter_file=str(Path(directory) / ADAPTERS),
             clear_cache_threshold=NEVER if strong else 0,
         )
@@ -65,7 +65,7 @@ def train(job: Job, rows: Rows, watch: Watch) -> dict[str, Any]:
 
 
 class Losses:
-    """What mlx-lm's loop reports: it calls the first two methods."""
+    """Losses that mlx-lm's loop reports by calling the first two methods."""
 
     last: float | None = None
 
@@ -74,11 +74,11 @@ class Losses:
         self.last = report["train_loss"]
 
     def on_val_loss_report(self, report: dict[str, Any]) -> None:
-        """Nothing is validated here."""
+        """Ignore validation losses: nothing is validated here."""
 
 
 def _device(strong: bool) -> tuple[Any, bool]:
-    """MLX, and whether it computes on a CPU; with this package's BLAS for the strong one."""
+    """Return MLX and whether it computes on a CPU; the strong variant first gets the BLAS that this package uses."""
     if strong:
         from ..engine.device import cores as physical_cores
         from ..engine.device import mx, set_blas_threads
@@ -107,7 +107,7 @@ def _dequantised_product(mx: Any, x: Any, w: Any, scales: Any, biases: Any = Non
 
 
 def _model(job: Job) -> Any:
-    """mlx-lm's model with its LoRA layers, holding the adapters that all start from."""
+    """Return mlx-lm's model with LoRA layers that hold the shared initial adapters."""
     from mlx_lm.tuner.utils import linear_to_lora_layers
     from mlx_lm.utils import load_model
 
@@ -120,7 +120,7 @@ def _model(job: Job) -> Any:
 
 
 def _dataset(rows: Sequence[TokenRow], *, sorts: bool) -> Any:
-    """Rows as mlx-lm's batches take them; in its own `CacheDataset` every row has length 1, so that none is sorted."""
+    """Return rows in the form mlx-lm's batches take; in its `CacheDataset` each has length 1, so none is sorted."""
     from mlx_lm.tuner.datasets import CacheDataset
 
     encoded = [encode(row) for row in rows]
@@ -128,12 +128,12 @@ def _dataset(rows: Sequence[TokenRow], *, sorts: bool) -> Any:
 
 
 def encode(row: TokenRow) -> Encoded:
-    """A row as mlx-lm has it."""
+    """Return a row in mlx-lm's form."""
     return row.ids.tolist(), first_trained(row)
 
 
 class _Conversations:
-    """Stands for mlx-lm's `ChatDataset`: an item is an object with one key, and `process` gives its tokens."""
+    """A stand-in for mlx-lm's `ChatDataset`: an item is an object with one key, and `process` gives its tokens."""
 
     def __init__(self, encoded: Sequence[Encoded]) -> None:
         self.encoded = encoded
@@ -151,7 +151,7 @@ class _Conversations:
 def _watched_batches(
     job: Job, rows: Sequence[TokenRow], watch: Watch, losses: Losses, model: Any, **options: Any
 ) -> Iterator[Any]:
-    """mlx-lm's batches, or the fixed ones, each timed until the next is asked for; ends when there were enough."""
+    """Yield mlx-lm's batches or the fixed ones, timing each until the next is requested; stop after enough steps."""
     places = {row.ids.tobytes(): i for i, row in enumerate(rows)}
     np.random.seed(job.seed)  # mlx-lm orders its batches by numpy's global generator
     for batch, lengths in _fixed_batches(job, rows) if job.batches == "fixed" else _own_batches(**options):
@@ -170,7 +170,7 @@ def _own_batches(**options: Any) -> Iterator[Any]:
 
 
 def _recognised(places: dict[bytes, int], batch: np.ndarray, lengths: np.ndarray) -> list[int]:
-    """Which rows a batch holds, by their ids: what was trained is what was handed over."""
+    """Return the rows of a batch, found by their ids, to verify that they were the rows handed over."""
     return [places[line[:length].astype(np.int32).tobytes()] for line, (_, length) in zip(batch, lengths, strict=True)]
 
 
@@ -183,7 +183,7 @@ def _fixed_batches(job: Job, rows: Sequence[TokenRow]) -> Iterator[Any]:
 
 
 def padded(rows: Sequence[TokenRow]) -> tuple[np.ndarray, np.ndarray]:
-    """Rows as mlx-lm lays them out.
+    """Return rows padded as mlx-lm does it.
 
     Returns:
         int32 ids `(rows, 1 + a multiple of 32)`, and `(rows, 2)`: place of the first trained token, and length.
@@ -196,7 +196,7 @@ def padded(rows: Sequence[TokenRow]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def with_pad_target(row: TokenRow) -> TokenRow:
-    """The row with what mlx-lm trains beyond its end: its mask holds one padded place, so an id 0 is a target."""
+    """Return the row with the padded id 0 that mlx-lm trains beyond its end: its mask includes one padded place."""
     return TokenRow(np.append(row.ids, np.int32(0)), np.append(row.trained, True), row.source)
 
 

@@ -1,4 +1,4 @@
-"""What `qlora bench` is asked to do: its flags, and what `--quick` makes of them."""
+"""Options of `qlora bench`: its flags and the defaults of `--quick`."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ TRACKS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How the benchmark is run.
+    """Settings of a benchmark.
 
     Attributes:
         quick: under 15 minutes on two cores.
         tracks: names of `TRACKS`.
         works: names of `WORKS` for the speed track.
         contestants: names of `CONTESTANTS`.
-        model: as other commands take it, or `random-` and a name of `SHAPES`.
-        model_dir: where models with random weights lie; empty: the cache.
+        model: a model as other commands take it, or `random-` and a name of `SHAPES`.
+        model_dir: directory of models with random weights; empty: the cache.
         quantize: bits, where the model is not quantised.
         data: files and directories instead of the works' rows.
-        batch_sizes: that each contestant is tried with; empty: those of the work.
+        batch_sizes: sizes to try with each contestant; empty: those of the work.
         repeats: pairs of runs.
-        seconds: of timed steps in each run.
+        seconds: seconds of timed steps in each run.
         warm_up: steps before those.
         max_memory_gb: largest peak that a batch size may have; 0: any.
         techniques: names of those that the track `ablations` switches off; empty: all.
         track_steps: steps of the track `same`.
-        epochs: of the track `best`.
+        epochs: epochs of the track `best`.
         learning_rate: constant; 0: 1e-4, and for the track `best` the one that suits the model's width.
         seed: decides rows, adapters and orders.
         peft_python: an interpreter with PyTorch and PEFT; empty: this one.
@@ -66,7 +66,7 @@ class Options:
 
     @classmethod
     def of(cls, arguments: argparse.Namespace) -> Options:
-        """From the command line; what was not given depends on `--quick`."""
+        """Return options from the command line; defaults depend on `--quick`."""
         quick = arguments.quick
         tracks = ("ablations",) if arguments.ablations else ("speed", "same") if quick else tuple(TRACKS)
         works = ("short-qa",) if quick or arguments.data else tuple(WORKS)
@@ -81,7 +81,7 @@ class Options:
             works=given("works", works),
             contestants=tuple(
                 dict.fromkeys(["qlora", *given("contestants", CONTESTANTS)])
-            ),  # others are compared with it
+            ),  # ours takes part always, since others are compared with it
             model=arguments.model,
             model_dir=arguments.model_dir,
             quantize=arguments.quantize,
@@ -102,7 +102,7 @@ class Options:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of `qlora bench`."""
+    """Add the flags of `qlora bench`."""
     add = parser.add_argument
     add("--quick", action="store_true", help="under 15 minutes on two cores: short rows, the built-in model")
     add("--ablations", action="store_true", help="only our trainer, with each of its techniques switched off")

@@ -1,4 +1,4 @@
-"""This package's trainer as a contestant, and validation by it of whatever adapters anybody saved."""
+"""This package's trainer as a contestant, and its validation of adapters that any contestant saved."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ OFF: dict[str, Any] = {
     "linear": "quantised", "streams": 1, "blas": "reference", "packing": False, "at_once": 0,
     "rounding": {"tokens": 1, "longest": 1, "bins": []},
 }  # fmt: skip
-"""What a technique is when it is switched off, by the name of its field; a field that is true is false then."""
+"""Value of a technique that is switched off, by its field's name; boolean fields become false."""
 SWITCHES = {"packing": True}
 """Techniques that are settings of a run, and their usual values; all others are fields of `Kernels`."""
 OF_NO_TECHNIQUE = ("device", "dtype", "trunk", "arithmetic")  # no work for a trunk here: all layers have adapters
 
 
 def ablations(kernels: Mapping[str, Any], prefix_tokens: int = 0) -> list[str]:
-    """What can be switched off, one by one, of these kernels, as `--without` takes it: `FIELD=VALUE`.
+    """Return the techniques of these kernels that can be switched off, each as `FIELD=VALUE` for `--without`.
 
     Args:
         kernels: fields of `runs.kernel_choice.Kernels`.
-        prefix_tokens: of the beginning that the rows share; without any, there is nothing to switch off.
+        prefix_tokens: tokens of the beginning that all rows share; with none, sharing cannot be switched off.
     """
     found = []
     for name, value in {**json.loads(json.dumps(kernels)), **SWITCHES}.items():
@@ -49,7 +49,7 @@ def ablations(kernels: Mapping[str, Any], prefix_tokens: int = 0) -> list[str]:
 
 
 def switched_off(words: Sequence[str], kernels: Mapping[str, Any]) -> dict[str, Any]:
-    """`FIELD` or `FIELD=VALUE` as values of the fields' types.
+    """Parse `FIELD` or `FIELD=VALUE` into a value of the field's type.
 
     Raises:
         ConfigError: there is no such field.
@@ -70,7 +70,7 @@ def switched_off(words: Sequence[str], kernels: Mapping[str, Any]) -> dict[str, 
 
 
 def train(job: Job, rows: Rows, watch: Watch) -> dict[str, Any]:
-    """Train as `qlora train` does, from rows that are given as token ids."""
+    """Train as `qlora train` does, with rows given as token ids."""
     if any(word.partition("=")[0] == "blas" for word in job.without):
         import mlx.core  # noqa: F401 - MLX that was imported first stays with its own BLAS
     from ..engine.device import mx, tree_flatten
@@ -96,12 +96,12 @@ def train(job: Job, rows: Rows, watch: Watch) -> dict[str, Any]:
             "layout": session.layout,
             "prefix_tokens": len(session.prefix),
             "peak_bytes": memory.peak,
-            "process_peak_bytes": memory.process_peak,  # with that of processes beside this one
+            "process_peak_bytes": memory.process_peak,  # includes the processes beside this one
         }
 
 
 def _batches(job: Job, session: Any, epoch_batches: Any) -> Iterator[list[int]]:
-    """Rows of each step, without end: the trainer's own order, or that of the rows."""
+    """Yield the rows of each step without end, in the trainer's order or that of the rows."""
     rows = session.train_rows
     if job.batches == "fixed":
         yield from fixed_groups(len(rows), job.batch_size, job.warm_up + job.steps)
@@ -114,7 +114,7 @@ def _batches(job: Job, session: Any, epoch_batches: Any) -> Iterator[list[int]]:
 
 
 def evaluate(job: Job, rows: Rows, saved: Path) -> list[dict[str, Any]]:
-    """Validation loss of every adapter file in a directory, over all validation rows, by this package's own code."""
+    """Return the validation loss of every adapter file in a directory, computed over all rows by this package."""
     from ..engine.model import load_adapters
     from ..training import steps
 
@@ -130,7 +130,7 @@ def evaluate(job: Job, rows: Rows, saved: Path) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def _opened(job: Job, rows: Sequence[TokenRow]) -> Iterator[Any]:
-    """A session of a run in a temporary directory, with these rows instead of what the run was planned with."""
+    """Open a session of a run in a temporary directory, with these rows instead of the planned ones."""
     from ..config import from_flat
     from ..engine import device
     from ..jobs.planning import plan_training
@@ -163,10 +163,10 @@ def _opened(job: Job, rows: Sequence[TokenRow]) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _chosen(device: Any, job: Job) -> Iterator[dict[str, Any]]:
-    """Inside the block `device.choose_kernels` leaves out some techniques, and counts on the job's memory alone.
+    """Make `device.choose_kernels` leave out some techniques inside the block, and count only the job's memory.
 
     Yields:
-        Those that are settings.
+        The techniques that are settings of a run.
     """
     choose = device.choose_kernels
     settings = switched_off([word for word in job.without if word.partition("=")[0] in SWITCHES], {})
@@ -185,7 +185,7 @@ def _chosen(device: Any, job: Job) -> Iterator[dict[str, Any]]:
 
 
 def _refuse_without_effect(without: Sequence[str], kernels: dict[str, Any]) -> None:
-    """Whoever measures a technique must know that it is off."""
+    """Raise an error if switching off a technique would change nothing."""
     for name, value in switched_off(without, kernels).items():
         if name not in SWITCHES and kernels[name] != value:
             raise ConfigError(f"--without {name}={value}: the trainer computes with {kernels[name]} all the same.")

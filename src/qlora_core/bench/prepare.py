@@ -1,4 +1,4 @@
-"""Makes what trainers need of a model: quantised in MLX's layout, and for PyTorch the same weights dequantised."""
+"""The model directories that trainers need: quantised in MLX's layout, and dequantised for PyTorch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def prepared(job: Job) -> dict[str, str]:
-    """What `prepare` makes, made in a process of its own: this one stays without MLX and its memory.
+    """Run `prepare` in its own process, so that this one never loads MLX, and return its result.
 
     Raises:
         ModelError: it could not be made.
@@ -38,7 +38,7 @@ def prepared(job: Job) -> dict[str, str]:
 
 
 def prepare(job: Job) -> dict[str, str]:
-    """Directories of the model as it is trained (`model`) and, for `prepare-dense`, dequantised (`dense`).
+    """Return the model's directories: as trained (`model`) and, for `prepare-dense`, dequantised (`dense`).
 
     Raises:
         ModelError: it cannot be read, or there is no room to keep it.
@@ -68,7 +68,7 @@ def _quantised(spec: ModelSpec) -> Path:
 
 
 def _dequantised(source: Path, spec: ModelSpec) -> Path:
-    """A copy in Hugging Face's layout: bfloat16 for CUDA, float32 elsewhere."""
+    """Return a copy in Hugging Face's layout: bfloat16 for CUDA, float32 elsewhere."""
     from ..engine.device import mx
     from ..engine.model import read_tensors
     from ..files.safetensors_headers import weight_files
@@ -93,7 +93,7 @@ def _dequantised(source: Path, spec: ModelSpec) -> Path:
 
 
 def dequantise(tensors: dict[str, Any], quantization: dict[str, Any], dtype: Any) -> dict[str, Any]:
-    """Plain weights of MLX's: packed words with their scales and biases become matrices in `dtype`."""
+    """Dequantise MLX weights: turn packed words, scales and biases into matrices of `dtype`."""
     from ..engine.device import mx
 
     dense = {}

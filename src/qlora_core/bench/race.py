@@ -1,4 +1,4 @@
-"""Starts contestants in turn, each in a fresh process, and compares what they measured. Imports neither's library."""
+"""The benchmark's course: contestants in turn, each in a fresh process. Imports none of their libraries."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ import functools
 import importlib.util
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from ..machine.keep_awake import gpu_environment
 from ..schedule import suited_learning_rate
 from . import works
 from .catalogue import CONTESTANTS, WORKS
+from .figures import Result, best_size, compare, compare_losses, elapsed, in_words, time_to_loss
 from .job import Job
 from .machine import DeviceMemory, OtherPrograms, describe_machine, device_kind, versions, without_paths
 from .options import Options
@@ -30,20 +30,19 @@ from .ours import ablations, switched_off
 from .prepare import prepared
 
 US = "qlora"
-NO_LIMIT = 100_000  # steps, where seconds end a run
-LATE = 480.0  # seconds after which `--quick` repeats nothing more
-PLAIN = 5.0  # a ratio that needs no repetition
+NO_LIMIT = 100_000  # steps, for a run that ends after some seconds
+LATE = 480.0  # seconds after which `--quick` stops repeating
+PLAIN = 5.0  # a ratio so clear that it needs no repetition
 CAUTIOUS_WORKS = ("short-qa", "sample")
 CAUTIOUS_BATCH = 4  # rows: mlx-lm's default
 TOLERANCE = {"float32": 1e-3}
 HALF_TOLERANCE = 1e-2
 
 Say = Callable[[str], None]
-Result = dict[str, Any]
 
 
 def bench(options: Options, say: Say) -> Result:
-    """Measure everything that is asked for.
+    """Measure everything that was requested.
 
     Returns:
         `machine`, `model`, `works`, `contestants`, every `runs` with its raw steps, and what was made of them: `pairs`,
@@ -64,12 +63,12 @@ def bench(options: Options, say: Say) -> Result:
 
 
 class Race:
-    """One benchmark: its files, and its results as they come.
+    """One benchmark with its files and its growing results.
 
     Args:
-        options: what is asked.
-        directory: for rows, adapters and results of processes.
-        say: is told what is going on.
+        options: the settings of the benchmark.
+        directory: place for rows, adapters and results of processes.
+        say: called with a line about each thing that happens.
     """
 
     def __init__(self, options: Options, directory: Path, say: Say) -> None:
@@ -95,7 +94,7 @@ class Race:
     # Before -----------------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Find out who can take part, and make the model's directories and the adapters that all start from."""
+        """Find out who can take part, and create the model's directories and the shared initial adapters."""
         options = self.options
         for name in options.contestants:
             if problem := self._absence(name):
@@ -146,7 +145,7 @@ class Race:
         return self.options.peft_python if name.startswith("peft") else ""
 
     def rows(self, work: str) -> Path:
-        """The file with the rows of a work, made when they are first wanted."""
+        """Return the file with the rows of a workload, created on first use."""
         path = self.directory / f"{work}.npz"
         if not path.is_file():
             options, vocabulary = self.options, self.spec.config["vocab_size"]
@@ -159,7 +158,7 @@ class Race:
     # One run ----------------------------------------------------------------------------------------------------
 
     def run(self, name: str, work: str, batch_size: int, role: str, **changes: Any) -> Result:
-        """Measure one contestant in a fresh process; the result is kept, and has an `error` where there is none."""
+        """Measure one contestant in a fresh process and keep the result, which holds an `error` if it failed."""
         rows = str(self.rows(work))
         job = dataclasses.replace(self.job, contestant=name, work=work, rows=rows, batch_size=batch_size, **changes)
         self.say(f"  {role}: {name}, {work}, {batch_size} rows a step {' '.join(job.without)}".rstrip())
@@ -174,7 +173,7 @@ class Race:
         return result
 
     def attempt(self, what: str, act: Callable[[], None]) -> None:
-        """Do a part of the benchmark; what goes wrong with it is recorded, and the other parts go on."""
+        """Run one part of the benchmark; record a failure and let the other parts go on."""
         try:
             act()
         except QLoraError as error:
@@ -188,7 +187,7 @@ class Race:
     # Speed ------------------------------------------------------------------------------------------------------
 
     def track_speed(self) -> None:
-        """Each trainer at its best batch size, in pairs with ours, the order changing from pair to pair."""
+        """Measure each trainer at its best batch size, in pairs with ours whose order alternates."""
         for work in self.options.works:
             self.attempt(f"the rows `{work}`", functools.partial(self._speed, work))
 
@@ -204,7 +203,7 @@ class Race:
             self.run(US, work, self.best_sizes[US, work], "pair")
 
     def _in(self, work: str) -> list[str]:
-        """Who takes part in a work, ours first, slow ones last; not those for whom no batch size worked."""
+        """Return the contestants of a workload, ours first, slow ones last, without those that no batch size suits."""
         return [
             name
             for name in sorted(self.present, key=lambda name: (name != US, self._is_slow(name)))
@@ -215,7 +214,7 @@ class Race:
         return CONTESTANTS[name].cautious and self.device == "cpu"
 
     def _choose_size(self, name: str, work: str) -> None:
-        """Try every batch size, and keep the fastest that fits; 0 where none works."""
+        """Try every batch size and keep the fastest that fits; 0 if none works."""
         options = self.options
         sizes = options.batch_sizes or (WORKS[work].on_cpu if self.device == "cpu" else WORKS[work].on_gpu)
         if options.quick and not options.batch_sizes:
@@ -251,10 +250,10 @@ class Race:
     # The same mathematics ---------------------------------------------------------------------------------------
 
     def track_same(self) -> None:
-        """Identical batches: how far the losses of ours and of the others are apart, step by step.
+        """Train on identical batches and compare our losses with the others', step by step.
 
-        mlx-lm also trains one padded place a row; for it, ours gets rows that hold that id as well. Its loss is MLX's
-        own, whose sums lose small terms on a CPU (see `sums`), so that it is a little too low there.
+        mlx-lm also trains one padded position per row; against it, ours gets rows that hold that id too. Its loss is
+        MLX's own, whose sums lose small terms on a CPU (see `sums`), so it is slightly too low there.
         """
         others = [self._reference(), *[name for name in ("peft", "peft-bf16") if name in self.present]]
         work, steps = "short-qa", self.options.track_steps
@@ -281,13 +280,13 @@ class Race:
                 )
 
     def _reference(self) -> str:
-        """mlx-lm as installed would take hours on a CPU; repaired from outside it computes the same."""
+        """Return the contestant that stands for mlx-lm; on a CPU the repaired one, since the other would take hours."""
         return "mlx-lm-strong" if self.device == "cpu" else "mlx-lm"
 
     # Each at its best -------------------------------------------------------------------------------------------
 
     def track_best(self) -> None:
-        """Seconds until the same validation loss, told by one evaluator for all; saving and evaluating not counted."""
+        """Measure the seconds to the same validation loss, judged by one evaluator, without saving and evaluating."""
         work = "sample"
         rate = self.options.learning_rate or suited_learning_rate(self.spec.config["hidden_size"])
         curves = {}
@@ -303,7 +302,7 @@ class Race:
         self.results["best"] = {"learning_rate": rate, **time_to_loss(curves)} if curves else {}
 
     def _curve(self, name: str, work: str, size: int, rate: float) -> list[dict[str, float]]:
-        """Seconds and validation losses of a contestant as it trains."""
+        """Return seconds and validation losses of a contestant during training."""
         saved = self.directory / f"saved-{name}"
         saved.mkdir()
         rows = self.rows(work)
@@ -330,7 +329,7 @@ class Race:
     # Our techniques ---------------------------------------------------------------------------------------------
 
     def track_ablations(self) -> None:
-        """Our trainer with each of its techniques switched off, in pairs with all of them on."""
+        """Train with each of our techniques switched off, in pairs with all of them on."""
         work = self.options.works[0]
         if (US, work) not in self.best_sizes:
             self._choose_size(US, work)
@@ -339,7 +338,7 @@ class Race:
         whole = self.run(US, work, self.best_sizes[US, work], "ablation")
         words = ablations(whole["kernels"], whole["prefix_tokens"]) if "kernels" in whole else []
         if chosen := self.options.techniques:
-            switched_off(chosen, whole.get("kernels", {}))  # refuses what there is not
+            switched_off(chosen, whole.get("kernels", {}))  # raises an error for an unknown technique
             words = [word for word in words if word in chosen or word.partition("=")[0] in chosen]
         self.results["ablations"] = [found for word in words if (found := self._ablation(work, word))]
 
@@ -358,11 +357,8 @@ class Race:
         return {"without": word, "work": work, "pairs": pairs} if pairs else None
 
 
-# Processes ------------------------------------------------------------------------------------------------------
-
-
 def missing_packages(name: str, python: str = "") -> list[str]:
-    """What a contestant needs and is not installed: here, or for another Python interpreter."""
+    """Return the packages that a contestant needs and lacks, here or in another Python interpreter."""
     needs = CONTESTANTS[name].needs
     if not python:
         return [package for package in needs if importlib.util.find_spec(package) is None]
@@ -376,7 +372,7 @@ def missing_packages(name: str, python: str = "") -> list[str]:
 
 
 def start(job: Job, python: str) -> Result:
-    """Do a job in a fresh process; the result has the GPU's peak, or an `error`."""
+    """Run a job in a fresh process and return its result with the GPU's peak, or an `error`."""
     source = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH", "")]))
     environment = {**gpu_environment(), **os.environ, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
@@ -407,96 +403,7 @@ def _read_result(out: Path, log: Path, status: int) -> Result:
     try:
         return json.loads(out.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        killed = status in (-9, 137)  # as the kernel ends whoever takes the last memory
+        killed = status in (-9, 137)  # how the kernel ends a process when memory runs out
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         why = "the system ended it" if killed else lines[-1] if lines else f"ended with status {status}"
         return {"error": why, "out_of_memory": killed}
-
-
-# Arithmetic -----------------------------------------------------------------------------------------------------
-
-
-def peak(result: Result, device: str) -> int:
-    """Bytes at most: on a GPU of the library's arrays, on a CPU of the process, as not every library counts there."""
-    return result.get("process_peak_bytes" if device == "cpu" else "peak_bytes") or 0
-
-
-def best_size(trials: Sequence[Result], max_memory_gb: float, device: str) -> int:
-    """The batch size of the fastest trial that fits; 0 where none does."""
-    fitting = [
-        trial
-        for trial in trials
-        if "tokens_per_second" in trial and (not max_memory_gb or peak(trial, device) <= max_memory_gb * 1e9)
-    ]
-    return max(fitting, key=lambda trial: trial["tokens_per_second"])["batch_size"] if fitting else 0
-
-
-def compare(one: Result, other: Result) -> Result:
-    """How many times as many tokens/s (`ratio`), and the most that other programs took of the processor meanwhile."""
-    return {
-        "ratio": one["tokens_per_second"] / other["tokens_per_second"],
-        "others_share": max(result.get("others_share", 0.0) for result in (one, other)),
-    }
-
-
-def middle(values: Sequence[float]) -> dict[str, float]:
-    """Median and range."""
-    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
-
-
-def compare_losses(mine: Sequence[Result], theirs: Sequence[Result], tolerance: float) -> Result:
-    """Differences of the losses of the same steps, nats a trained token."""
-    gaps = [abs(one["loss"] - other["loss"]) for one, other in zip(mine, theirs, strict=True)]
-    return {
-        "steps": len(gaps),
-        "largest": max(gaps),
-        "mean": statistics.fmean(gaps),
-        "tolerance": tolerance,
-        "holds": all(gap <= tolerance for gap in gaps),  # a loss that is no number fails
-    }
-
-
-def elapsed(result: Result) -> list[float]:
-    """Seconds from the start of the process to the end of each step, loading included; the first is before any."""
-    ends = [result["seconds_loading"]]
-    for step in result["steps"]:
-        ends.append(ends[-1] + step["seconds"])
-    return ends
-
-
-def time_to_loss(curves: dict[str, list[dict[str, float]]]) -> Result:
-    """Seconds of each contestant to the lowest validation loss that all of them reach.
-
-    Between two evaluations the loss is taken to fall along a line.
-    """
-    target = max(min(point["val_loss"] for point in curve) for curve in curves.values())
-    return {
-        "val_loss": target,
-        "curves": curves,
-        "seconds": {name: _crossing(curve, target) for name, curve in curves.items()},
-    }
-
-
-def _crossing(curve: list[dict[str, float]], target: float) -> float:
-    before = curve[0]
-    for point in curve:
-        if point["val_loss"] <= target:
-            fall = before["val_loss"] - point["val_loss"]
-            share = (before["val_loss"] - target) / fall if fall > 0 else 1.0
-            return before["seconds"] + share * (point["seconds"] - before["seconds"])
-        before = point
-    return curve[-1]["seconds"]
-
-
-def in_words(result: Result, device: str) -> str:
-    """A run in a line."""
-    if result.get("out_of_memory"):
-        return f"out of memory: {result['error']}"
-    if "error" in result:
-        return f"failed: {result['error']}"
-    if "tokens_per_second" not in result:
-        return "no step was timed"
-    return (
-        f"{result['tokens_per_second']:,.1f} tokens/s over {result['timed_steps']} steps, first step after "
-        f"{result['seconds_to_first_step']:.1f} s, peak {peak(result, device) / 1e9:.2f} GB"
-    )

@@ -1,4 +1,4 @@
-"""Results as tables to paste, in English or Portuguese, and as a file. Knows nothing of how they came about."""
+"""Results as tables to paste, in English or Portuguese, and as a file. Knows nothing of how they were measured."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..files.storage import write_json
+from .figures import middle
 from .machine import slug
-from .race import US, middle
+from .race import US
 
 Result = dict[str, Any]
 
@@ -43,7 +44,7 @@ BUSY = 0.1  # share of the processor beyond which other programs make a run wort
 
 
 def number(value: float, digits: int, language: str) -> str:
-    """A number as the language writes it: `2,981.5`, or `2981,5`, and `15 000` from five digits on."""
+    """Return a number in the language's notation: `2,981.5` or `2981,5`, with `15 000` from five digits on."""
     text = f"{value:,.{digits}f}"
     if language == "en":
         return text
@@ -54,13 +55,13 @@ def number(value: float, digits: int, language: str) -> str:
 
 
 def significant(value: float, language: str) -> str:
-    """A number to two significant digits."""
+    """Return a number to two significant digits."""
     digits = max(0, 1 - math.floor(math.log10(abs(value)))) if value and math.isfinite(value) else 1
     return number(value, digits, language)
 
 
 def times(values: Sequence[float], language: str) -> str:
-    """Median and range of ratios: `2.31 × (2.20–2.40)`."""
+    """Return median and range of ratios: `2.31 × (2.20–2.40)`."""
     found = middle(values)
     digits = 2 if found["most"] < 10 else 1
     least, median, most = (number(found[name], digits, language) for name in ("least", "median", "most"))
@@ -68,7 +69,7 @@ def times(values: Sequence[float], language: str) -> str:
 
 
 def caption(results: Result) -> str:
-    """Machine, model and versions in a line that needs no translation."""
+    """Return machine, model and versions in a line that needs no translation."""
     machine, model = results["machine"], results["model"]
     gpus = [f"{machine['gpus'].count(name)} × {name}" for name in dict.fromkeys(machine["gpus"])]
     libraries = [f"{name} {results['versions'][name]}" for name in ("mlx", "mlx-lm") if name in results["versions"]]
@@ -86,7 +87,7 @@ def caption(results: Result) -> str:
 
 
 def tables(results: Result, language: str = "en") -> list[str]:
-    """Every table in Markdown: one a work, then one a track."""
+    """Return every table in Markdown: one for each workload, then one for each track."""
     made = [speed_table(results, work, language) for work in dict.fromkeys(p["work"] for p in _speed_runs(results))]
     made += [same_table(results, language)] if results.get("same") else []
     made += [best_table(results, language)] if results.get("best") else []
@@ -99,7 +100,7 @@ def _speed_runs(results: Result) -> list[Result]:
 
 
 def speed_table(results: Result, work: str, language: str) -> str:
-    """Contestants of one work: medians over their runs; who was absent or failed is named."""
+    """Return the table of a workload with medians over runs, naming contestants that were absent or failed."""
     words, on_gpu = WORDS[language], bool(results["machine"]["gpus"])
     heads = [f"`{work}`", words["rows a step"], "tokens/s", words["times"], words["whole"], words["first step"],
              words["arrays"], words["device"] if on_gpu else words["process"]]  # fmt: skip
@@ -117,7 +118,7 @@ def speed_table(results: Result, work: str, language: str) -> str:
 
 
 def undisturbed(measured: Sequence[Result]) -> Sequence[Result]:
-    """Runs, or pairs, beside which other programs took little of the processor; all of them, if none was so quiet."""
+    """Return the runs, or pairs, that other programs disturbed little; all of them if none was that quiet."""
     return [one for one in measured if one.get("others_share", 0) <= BUSY] or measured
 
 
@@ -157,7 +158,7 @@ def _absence(runs: Sequence[Result], about: Result, words: dict[str, str]) -> st
 
 
 def same_table(results: Result, language: str) -> str:
-    """How far apart the losses of identical batches were, and why by more than rounding where that is known."""
+    """Return the table of how far losses of identical batches differ, with the known reasons beyond rounding."""
     words = WORDS[language]
     heads = [words["same"], words["steps"], words["largest"], words["mean"], words["allowed"]]
     lines = [
@@ -175,7 +176,7 @@ def same_table(results: Result, language: str) -> str:
 
 
 def best_table(results: Result, language: str) -> str:
-    """Seconds to the same validation loss."""
+    """Return the table of seconds to the same validation loss."""
     words, best = WORDS[language], results["best"]
     seconds = best["seconds"]
     heads = ["", words["best"].format(loss=number(best["val_loss"], 3, language)), words["times"]]
@@ -191,7 +192,7 @@ def best_table(results: Result, language: str) -> str:
 
 
 def ablation_table(results: Result, language: str) -> str:
-    """What each technique is worth."""
+    """Return the table of what each technique gains."""
     words = WORDS[language]
     heads = [words["without"], "tokens/s", words["slower"]]
     lines = [
@@ -206,13 +207,13 @@ def ablation_table(results: Result, language: str) -> str:
 
 
 def table(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown, its first column to the left."""
+    """Return a table in Markdown with its first column aligned left."""
     rule = "|---|" + "---:|" * (len(heads) - 1)
     return "\n".join([f"| {' | '.join(heads)} |", rule, *(f"| {' | '.join(line)} |" for line in lines)])
 
 
 def notes(results: Result) -> list[str]:
-    """What a table cannot hold: who was absent and what to do, what failed, largest peaks that did not fit."""
+    """Return what no table can hold: who was absent and what to do, what failed, and peaks that did not fit."""
     lines = [
         f"{name}: {about['absent']}" for name, about in results["contestants"].items() if "absent" in about
     ]  # fmt: skip
@@ -231,7 +232,7 @@ def notes(results: Result) -> list[str]:
 
 
 def default_file(results: Result, directory: Path) -> Path:
-    """`benchmarks/results/<machine>-<date>.json` below a checkout, numbered where there is one already."""
+    """Return `benchmarks/results/<machine>-<date>.json` in a checkout, numbered if that exists."""
     stem = f"{slug(results['machine'])}-{results['date']}"
     names = [stem, *(f"{stem}-{i}" for i in range(2, 1000))]
     paths = (directory / f"{name}.json" for name in names)
@@ -239,7 +240,7 @@ def default_file(results: Result, directory: Path) -> Path:
 
 
 def keep(results: Result, out: Path | None, checkout: Path) -> Path | None:
-    """Write the results to `out`, or, if all was measured, below a checkout of the repository; None without either."""
+    """Write the results to `out` or, if all was measured, into a checkout of the repository; None without either."""
     if out is None:
         if (
             results["interrupted"]
@@ -254,6 +255,6 @@ def keep(results: Result, out: Path | None, checkout: Path) -> Path | None:
 
 
 def text(results: Result) -> str:
-    """Everything in Markdown, ready to paste."""
+    """Return everything in Markdown, ready to paste."""
     parts = [caption(results), *tables(results), "\n".join(f"- {note}" for note in notes(results))]
     return "\n\n".join(filter(None, parts))

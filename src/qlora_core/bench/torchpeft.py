@@ -1,4 +1,4 @@
-"""PyTorch with PEFT as a contestant: transformers' model, PEFT's LoRA, rows of similar length padded side by side.
+"""PyTorch with PEFT as a contestant: transformers' model, PEFT's LoRA, rows of similar length padded together.
 
 `peft` computes in float32 on a CPU (or a Mac's GPU, which was not tried), `peft-bf16` in bfloat16 and `peft-nf4` on
 bitsandbytes' 4-bit weights on CUDA. Their base is the same model with its weights dequantised.
@@ -21,7 +21,7 @@ WINDOW = 16  # batches within which rows are sorted
 
 
 def train(job: Job, rows: Rows, watch: Watch) -> dict[str, Any]:
-    """Train by a plain loop: forward, backward, AdamW."""
+    """Train with a plain loop: forward, backward, AdamW."""
     import torch
 
     device = "cuda" if job.contestant != "peft" else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -47,7 +47,7 @@ def train(job: Job, rows: Rows, watch: Watch) -> dict[str, Any]:
 
 
 def padded(rows: Sequence[TokenRow]) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and labels, int64 `(rows, longest)`; the model itself compares each place with the label after it."""
+    """Return ids and labels, int64 `(rows, longest)`; the model compares each position with the label after it."""
     width = max(map(len, rows))
     ids, labels = np.zeros((len(rows), width), np.int64), np.full((len(rows), width), UNTRAINED, np.int64)
     for i, row in enumerate(rows):
@@ -57,7 +57,7 @@ def padded(rows: Sequence[TokenRow]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _batches(job: Job, rows: Sequence[TokenRow]) -> Iterator[list[int]]:
-    """Rows of each step: those of the job, or drawn and sorted by length within windows, epoch after epoch."""
+    """Yield the rows of each step: those of the job, or drawn and sorted by length within windows, in each epoch."""
     if job.batches == "fixed":
         yield from fixed_groups(len(rows), job.batch_size, job.warm_up + job.steps)
         return
@@ -71,7 +71,7 @@ def _batches(job: Job, rows: Sequence[TokenRow]) -> Iterator[list[int]]:
 
 
 def _model(job: Job, device: str) -> Any:
-    """Transformers' model with PEFT's adapters, holding the numbers that all start from."""
+    """Return Transformers' model with PEFT adapters that hold the shared initial values."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -103,13 +103,13 @@ def _model(job: Job, device: str) -> Any:
 
 
 def _named(name: str) -> str:
-    """PEFT's name of one of our adapters' tensors."""
+    """Return PEFT's name for one of our adapter tensors."""
     module, _, kind = name.rpartition(".")
     return f"base_model.model.{module}.lora_{kind[-1].upper()}.default.weight"
 
 
 def _load_adapters(model: Any, path: Path) -> None:
-    """Give PEFT's adapters the numbers of a file of ours; PEFT lays out both matrices transposed."""
+    """Load our adapter file into PEFT's adapters, transposing both matrices."""
     import torch
     from safetensors.torch import load_file
 
@@ -123,7 +123,7 @@ def _load_adapters(model: Any, path: Path) -> None:
 
 
 def _save_adapters(model: Any, path: Path) -> None:
-    """Write PEFT's adapters as a file of ours."""
+    """Write PEFT's adapters as an adapter file of ours."""
     from safetensors.torch import save_file
 
     tensors = {}

@@ -1,4 +1,4 @@
-"""What is trained: token rows, the adapters that training starts from, and the model's directory.
+"""The training data of the benchmark: token rows, initial adapters, and the model's directory.
 
 All of it is a function of names and a seed, made once and handed to every trainer as files, so that all train the same
 token ids with the same mask from the same start. Knows no trainer; imports neither MLX nor PyTorch.
@@ -36,9 +36,9 @@ PROJECTIONS = (
 def drawn_rows(
     count: int, lengths: Callable[[np.random.Generator], int], seed: int, vocabulary: int, prefix: int = 0
 ) -> list[TokenRow]:
-    """Rows of drawn token ids, a prompt and then a reply, which is trained and about half of the row.
+    """Return rows of random token ids: a prompt, then a trained reply of about half the row.
 
-    Ids are as frequent as words are (the k-th one in proportion to 1/k), and which id is frequent is drawn as well.
+    Ids follow Zipf's law (the k-th most frequent in proportion to 1/k); which id has which rank is drawn too.
 
     Args:
         count: rows.
@@ -53,7 +53,7 @@ def drawn_rows(
     def drawn(length: int, rng: np.random.Generator) -> np.ndarray:
         return names[np.floor(vocabulary ** rng.random(length)).astype(np.int64) - 1]
 
-    beginning = drawn(prefix, np.random.default_rng([seed, 1]))  # the rest is the same with and without
+    beginning = drawn(prefix, np.random.default_rng([seed, 1]))  # other draws are the same with and without a prefix
     rows = []
     for i in range(count):
         ids = np.concatenate([beginning, drawn(lengths(rng), rng)])
@@ -63,7 +63,7 @@ def drawn_rows(
 
 
 def _short(rng: np.random.Generator) -> int:
-    """20 to 200 tokens, short ones more often: log-uniform, 78 on average."""
+    """Draw a length from 20 to 200 tokens, log-uniformly: 78 on average."""
     return round(20 * 10 ** rng.random())
 
 
@@ -73,11 +73,11 @@ DRAWN: dict[str, tuple[int, Callable[[np.random.Generator], int], int]] = {
     "uniform": (400, lambda rng: 256, 0),
     "long": (100, lambda rng: int(rng.integers(1800, 2200)), 0),
 }
-"""Rows of a work, what draws the tokens of one, and tokens that all begin with; what is not here is the sample's."""
+"""Count of rows, length sampler and shared prefix length of each drawn work; other works use the sample."""
 
 
 def make_rows(work: str, model: str, vocabulary: int, seed: int, data: Sequence[str] = ()) -> Rows:
-    """The rows of a work for a model; those of the sample, or of `data`, by its tokeniser.
+    """Return the rows of a workload for a model; rows of the sample or of `data` are tokenised by its tokeniser.
 
     Raises:
         DataError: the sample is not here.
@@ -94,8 +94,8 @@ class Rows:
     """Rows to train and to validate on.
 
     Attributes:
-        train: to train.
-        validation: to validate on; empty for drawn rows.
+        train: rows to train on.
+        validation: rows to validate on; empty for drawn rows.
     """
 
     train: tuple[TokenRow, ...]
@@ -103,14 +103,14 @@ class Rows:
 
     @functools.cached_property
     def digest(self) -> str:
-        """Hash of every token id and of which of them are trained, in 16 digits."""
+        """Return a hash of all token ids and of which are trained, as 16 digits."""
         digest = hashlib.sha256()
         for row in (*self.train, *self.validation):
             digest.update(np.int64(len(row)).tobytes() + row.ids.astype(np.int32).tobytes() + row.trained.tobytes())
         return digest.hexdigest()[:16]
 
     def summary(self) -> dict[str, Any]:
-        """What they are, in numbers."""
+        """Return the rows' sizes and counts."""
         lengths = [len(row) for row in self.train]
         return {
             "rows": len(lengths),
@@ -124,7 +124,7 @@ class Rows:
         }
 
     def save(self, path: Path) -> Path:
-        """Write them as an archive of arrays."""
+        """Write the rows as an archive of arrays."""
         parts = {}
         for name, rows in (("train", self.train), ("validation", self.validation)):
             parts[f"{name}_lengths"] = np.array([len(row) for row in rows], np.int64)
@@ -136,7 +136,7 @@ class Rows:
 
     @classmethod
     def load(cls, path: Path) -> Rows:
-        """What `save` wrote."""
+        """Load rows that `save` wrote."""
         with np.load(path) as parts:
             return cls(*(_split(name, parts) for name in ("train", "validation")))
 
@@ -176,19 +176,19 @@ def _read_rows(model: str, data: Sequence[str]) -> Rows:
 
 
 def one_reply(row: TokenRow) -> TokenRow:
-    """The row up to its last trained token, with all trained from the first one on: a mask that every trainer knows."""
+    """Return the row up to its last trained token, trained from the first one on: a mask that every trainer knows."""
     places = np.flatnonzero(row.trained)
     length = int(places[-1]) + 1
     return TokenRow(np.array(row.ids[:length]), np.arange(length) >= places[0], row.source)
 
 
 def first_trained(row: TokenRow) -> int:
-    """Place of the first token that is trained; all after it are."""
+    """Return the position of the first trained token; all after it are trained."""
     return int(row.trained.argmax())
 
 
 def fixed_groups(count: int, batch_size: int, steps: int) -> list[list[int]]:
-    """Indices of the rows of each step in their own order, from the start again after the last full batch."""
+    """Return the row indices of each step in order, starting over after the last full batch."""
     batches = count // batch_size
     return [[batch_size * (step % batches) + i for i in range(batch_size)] for step in range(steps)]
 
@@ -197,7 +197,7 @@ def fixed_groups(count: int, batch_size: int, steps: int) -> list[list[int]]:
 
 
 def describe_model(model: str, quantize: str) -> ModelSpec:
-    """What is known of a model, built in, named or a directory, before it is loaded."""
+    """Return what is known before loading about a built-in, named or local model."""
     from ..config import from_flat
     from ..models.base_models import find_base
 
@@ -205,11 +205,11 @@ def describe_model(model: str, quantize: str) -> ModelSpec:
 
 
 def find_model(model: str, directory: Path | None) -> str:
-    """A model's name as the other commands take it; one with random weights is made if it is not there yet.
+    """Return a model name in the form other commands take; create a model with random weights if it is missing.
 
     Args:
         model: `random-` and a name of `SHAPES`, whose weights are drawn; else what `--model` of other commands takes.
-        directory: where models with random weights lie; the cache by default.
+        directory: directory of models with random weights; the cache by default.
 
     Raises:
         ModelError: there is no such shape.
@@ -229,7 +229,7 @@ def find_model(model: str, directory: Path | None) -> str:
 
 
 def write_adapters(spec: ModelSpec, path: Path, *, rank: int, alpha: float, seed: int) -> Path:
-    """Write the adapters that all trainers start from: A drawn as mlx-lm draws it, B = 0.
+    """Write the initial adapters that all trainers share: A drawn as mlx-lm draws it, B = 0.
 
     Tensors are named and laid out as mlx-lm has them: `lora_a` (inputs, rank), `lora_b` (rank, outputs), float32.
     """

@@ -1,19 +1,24 @@
-"""Files to validated rows to a split, with a report of everything that was read, joined, mended and refused.
+"""Files to validated rows to a split, with a report of everything that was read, joined, repaired and refused.
 
     sources ─► tables ─► shapes ───┐
        └─► documents ─► passages ──┴─► reading ─► assembly ─► prepared
                                                   (duplicates, splits)
 
-`sources` finds files, sorts them by the user's own split and unpacks them; `tables` makes rows of them and `shapes`
-recognises each, by the names in `columns`, with `turns` for conversations and `options` for questions of choice;
-`threads` joins messages that stand one a row; `documents` finds title and blocks, `passages` cuts them so that they
-read well; `cleaning` mends every text. Of a text that only has lines `structure` finds the headings and what belongs
-to the page (with `numerals` and `heads`), after `chatter` took out what was said to a chat program, `scans` mended
-what scanning broke, and `tabular` made sentences of tables. `subjects` tells whom or what is asked about, `copies`
-which sources hold one text. What was guessed is in the report, and the setting `decide` (`decisions`) answers it.
-`reading` does all that for one file, in this process or another; `assembly` puts the parts together, and `preparation`
-says which, and whether they were read before. Bad input is reported with file and line, never raised, and the sources
-are never written to. No part knows mlx; of models only the tokeniser is asked, for the length of a passage.
+`sources` finds the files and sorts them by the user's own split; `text_files` unpacks and decodes them. `tables` (with
+`json_values`) turns a file into rows. `shapes` recognises each row by the names in `columns`, `known_row` assembles it,
+with `turns` for conversations and `options` for multiple choice; `threads` joins messages that stand one a row.
+
+`documents` finds title and blocks, `passages` cuts them so that they read well, `cleaning` repairs every text. In text
+that has only lines, `structure` recovers the layout: `page_debris`, `title_page`, `chapter_headings` and `paragraphs`
+mark or join `book_lines` (with `numerals` and `heads`). Before, `chatter` removes remarks to a chat program, `scans`
+repairs what scanning broke, and `tabular` turns tables into sentences. `subjects` finds the person or thing that a
+question asks about, `copies` the sources that hold the same text. The report lists every guess, and the setting
+`decide` (`decisions`) overrides it.
+
+`reading` does all that for one file (a `units.Unit`), in this process or another; `assembly` puts the parts together,
+and `preparation` decides what is read, and whether it was read before. Bad input is reported with file and line, never
+raised, and the sources are never written to. No part knows mlx; the only part of a model used is its tokeniser, which
+measures passages.
 """
 
 from .decisions import flag

@@ -1,7 +1,7 @@
 """Archives (.zip, .tar and the packed ones) as folders: their members become sources like files of a folder.
 
-Nothing of an archive decides where something is written: members are unpacked under numbers, into a directory that
-goes when they are read. Knows nothing of rows.
+No name in an archive decides where something is written: members are unpacked under numbers, into a directory that is
+deleted after reading. Knows nothing of rows.
 """
 
 from __future__ import annotations
@@ -23,19 +23,20 @@ from typing import Any, BinaryIO
 
 from ..files.storage import left_by_file_manager
 from .records import Findings, composed
-from .sources import ARCHIVES, FACTS_FILE, OF_PROGRAMS, Source, form_of, opened, reason_of_name
+from .sources import ARCHIVES, FACTS_FILE, OF_PROGRAMS, Source, form_of, reason_of_name
+from .text_files import opened
 
 MOST_MEMBERS = 100_000
-MOST_BYTES = 8 << 30  # that the members of one archive may unpack to
-PLAIN_BYTES = 1 << 28  # that may come of however few
-RATIO = 200  # bytes that may come of one beyond those; text is packed to a tenth, a bomb to a thousandth
+MOST_BYTES = 8 << 30  # limit of what an archive's members unpack to
+PLAIN_BYTES = 1 << 28  # always allowed, however small the archive
+RATIO = 200  # allowed ratio beyond that; text shrinks to a tenth, a bomb to a thousandth
 DEEPEST = 2  # an archive in an archive, as Notion makes of a large export
 _BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
 class _Member:
-    """A file of an archive: its name as stored, its size, why it is not read ("" if it may be), and its bytes."""
+    """A file of an archive: its stored name, size, reason for not being read ("" if it may be), and its bytes."""
 
     name: str
     size: int
@@ -44,11 +45,11 @@ class _Member:
 
 
 def with_members(sources: Iterable[Source], skipped: Findings) -> list[Source]:
-    """Sources with the members of each archive in its place.
+    """Return the sources with each archive replaced by its members.
 
     Args:
         sources: files, archives among them.
-        skipped: is told which members are not read, and why.
+        skipped: collects members that are not read, with the reason.
     """
     found: list[Source] = []
     for source in sources:
@@ -58,19 +59,19 @@ def with_members(sources: Iterable[Source], skipped: Findings) -> list[Source]:
 
 @contextlib.contextmanager
 def unpacked(sources: Sequence[Source], directory: Path, skipped: Findings) -> Iterator[dict[Path, Path]]:
-    """Unpack members for as long as the block runs: where the bytes of each lie, by its name.
+    """Unpack members for the duration of the block and yield where the bytes of each lie, by name.
 
     Args:
         sources: files and members; of files nothing is done.
-        directory: where the bytes are put for that time.
-        skipped: is told of members that are damaged, which are left out.
+        directory: place for the bytes meanwhile.
+        skipped: collects damaged members, which are left out.
     """
     wanted = {source.path: source for source in sources if source.archive}
     with tempfile.TemporaryDirectory(dir=directory, prefix=".members") as place:
         numbers = itertools.count()
         there: dict[Path, Path] = {}
         for archive in dict.fromkeys(source.file for source in wanted.values()):
-            with contextlib.suppress(ValueError):  # which the list of its members told
+            with contextlib.suppress(ValueError):  # already reported while listing its members
                 for path, key, member in _walk(archive, archive, Findings()):
                     if path not in wanted or wanted[path].member != key:
                         continue
@@ -89,7 +90,7 @@ def unpacked(sources: Sequence[Source], directory: Path, skipped: Findings) -> I
 
 
 def _listed(source: Source, archive: Path, skipped: Findings) -> list[Source]:
-    """The members of an archive that are read; those of kinds that are not are counted by kind."""
+    """Return the readable members of an archive; count the others by kind."""
     found: dict[Path, Source] = {}
     kinds: Counter[str] = Counter()
     total, count = 0, 0
@@ -132,9 +133,9 @@ def _listed(source: Source, archive: Path, skipped: Findings) -> list[Source]:
 def _walk(
     archive: Path, shown: Path, skipped: Findings, depth: int = 1, above: tuple[int, ...] = ()
 ) -> Iterator[tuple[Path, tuple[int, ...], _Member]]:
-    """Every file of an archive, and of archives in it: its name to show, its numbers there, and what it is.
+    """Yield every file of an archive and of nested archives: its display name, its numbers there, and its kind.
 
-    Hidden files and what file managers leave are passed over, as they are in a folder.
+    Hidden files and the files of file managers are skipped, as in a folder.
 
     Raises:
         ValueError: the archive cannot be read, or not to its end.
@@ -158,7 +159,7 @@ def _walk(
 def _inner(
     path: Path, key: tuple[int, ...], member: _Member, skipped: Findings, depth: int
 ) -> Iterator[tuple[Path, tuple[int, ...], _Member]]:
-    """The files of an archive in an archive, which is unpacked for that."""
+    """Yield the files of a nested archive, which is unpacked for that."""
     with tempfile.TemporaryDirectory() as place:
         inner = Path(place) / f"archive{form_of(path)}"
         reason = _write(member, inner) if member.size <= MOST_BYTES else "is too large: unpack it first"
@@ -172,7 +173,7 @@ def _inner(
 
 
 def _is_unsafe(parts: Sequence[str]) -> bool:
-    """Whether a name leads out of its archive, or is none that a file can have."""
+    """Return whether a name leads out of its archive or is no valid file name."""
     return (
         not all(parts)
         or any(part in (".", "..") or re.search(r"[\x00-\x1f]", part) for part in parts)
@@ -181,7 +182,7 @@ def _is_unsafe(parts: Sequence[str]) -> bool:
 
 
 def _write(member: _Member, target: Path) -> str:
-    """Unpack a member; why it cannot be read, or ""."""
+    """Unpack a member; return why it cannot be read, or ""."""
     with target.open("wb") as file:
         try:
             with member.open() as packed:
@@ -197,7 +198,7 @@ class _DamagedError(ValueError):
 
 
 def _read(packed: Any) -> bytes:
-    """Some bytes of a member; damage makes the libraries raise anything, a full disk is another matter."""
+    """Read some bytes of a member; damage makes the libraries raise anything, but a full disk is another matter."""
     try:
         return packed.read(_BLOCK)
     except Exception as error:
@@ -253,7 +254,7 @@ def _locked_or_odd(info: zipfile.ZipInfo) -> str:
 
 
 def _name_of(info: zipfile.ZipInfo) -> str:
-    """A member's name, which Finder writes in UTF-8 without saying so, and older Windows in the letters of DOS."""
+    """Return a member's name, decoding what Finder writes in unmarked UTF-8 and older Windows in a DOS code page."""
     if info.flag_bits & 0x800:
         return info.filename
     raw = info.filename.encode("cp437", "replace")
@@ -268,7 +269,7 @@ def _decoded(raw: bytes, old: str) -> str:
 
 
 class _Header(tarfile.TarInfo):
-    """A member's header; tarfile takes a damaged one behind the first for the end of the archive."""
+    """A member's header, since tarfile takes a damaged one behind the first for the end of the archive."""
 
     @classmethod
     def frombuf(cls, buf: Any, encoding: str, errors: str) -> Any:
@@ -279,7 +280,7 @@ class _Header(tarfile.TarInfo):
 
 
 class _Guarded:
-    """The bytes of a tar archive, which may not be more than a packed file of text unpacks to."""
+    """The bytes of a tar archive, limited to the size that a packed text file may have."""
 
     def __init__(self, file: BinaryIO, most: int) -> None:
         self.file, self.left = file, most
@@ -304,7 +305,7 @@ def _of_tar(archive: Path) -> Iterator[_Member]:
                     last = _decoded(info.name.encode("utf-8", "surrogateescape"), "latin-1")
                     reason = "" if info.isreg() else "is a link or no regular file, which is not followed in an archive"
                     yield _Member(last, info.size, reason, functools.partial(_open_in_tar, tar, info))
-                    tar.members = []  # type: ignore[attr-defined]  # which it would keep without end
+                    tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every member
     except Exception as error:
         where = f"breaks off behind {last}" if last else "cannot be read as a tar archive"
         raise ValueError(f"{where}: {_in_words(error)}") from None
@@ -318,5 +319,5 @@ def _open_in_tar(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Any:
 
 
 def located(source: Source, there: dict[Path, Path]) -> Source:
-    """A member with the place where its bytes lie; a file as it is."""
+    """Return a member with the location of its bytes; a file as it is."""
     return dataclasses.replace(source, unpacked=there[source.path]) if source.archive else source

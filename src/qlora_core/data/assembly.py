@@ -1,6 +1,6 @@
-"""Parts to the two files of prepared rows: duplicates left out, split, checked. Knows nothing of sources' forms.
+"""The two files of prepared rows, made of all parts: without duplicates, split and checked. Knows no file formats.
 
-The rows are on disk from the moment they are read; what stays in memory is about a hundred bytes for each.
+Rows are on disk as soon as they are read; about a hundred bytes for each stay in memory.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from .copies import OVERLAP, RUN, find_copies, overlap, runs_of
 from .decisions import COPY, Decisions, choice
 from .duplicates import PATTERN, alike, components, members, near_duplicates, shared_across
 from .prepared import Rows
-from .reading import SPLITS, Part
 from .records import LISTED, said_in
 from .report import DataReport
 from .sources import TRAINING, VALIDATING
 from .splits import split
+from .units import SPLITS, Part
 
 TRAIN, VALIDATION, UNDECIDED, NOT_HELD_OUT = 0, 1, 2, 3
-"""Sides; the last one is that of a row that says it is for training: it may be held out where nothing else is."""
+"""Sides of the split; a row of the last one was labelled for training, and is held out only if nothing else can be."""
 
 _SIDE_SAID = {TRAINING: NOT_HELD_OUT, VALIDATING: VALIDATION}
-NEARLY = 0.8  # share of two texts' pieces; `near_duplicates = "drop"` takes what is more alike for one
-LARGE, ENOUGH = 0.2, 20  # of all rows, and rows: a source of more that gives none to validation is named
+NEARLY = 0.8  # share of common pieces; `near_duplicates = "drop"` drops texts above it
+LARGE, ENOUGH = 0.2, 20  # share of all rows, and rows: a larger source without validation rows is reported
 
 
 @dataclass
 class Table:
-    """What is known of each row, in the order of reading.
+    """Columns about every row, in reading order.
 
     Attributes:
         digests: uint64, `(rows, 4)`: SHA-256 of each content.
@@ -44,9 +44,9 @@ class Table:
         sides: int8, `(rows,)`: TRAIN, VALIDATION or UNDECIDED.
         prompts: uint64, `(rows,)`: a hash of what is asked; 0: nothing.
         sources: int, `(rows,)`: the place of the row's file among `names`.
-        names: of the files.
-        kinds: of each file, the name that many small documents share: their folder and suffix; "" for a file of rows.
-        marks: of each file, the runs of words by which copies are found (`copies.marks_of`).
+        names: names of the files.
+        kinds: for each file, the name that many small documents share (folder and suffix); "" for a file of rows.
+        marks: for each file, the runs of words by which copies are found (`copies.marks_of`).
     """
 
     digests: np.ndarray
@@ -64,7 +64,7 @@ class Table:
     def spool(
         cls, parts: Iterable[tuple[int, Part]], path: Path, report: DataReport, progress: Callable[[int], None] | None
     ) -> Table:
-        """Write the lines of all parts, of which there is at least one, to a file, and keep what is known of them."""
+        """Write the lines of all parts, of which there is at least one, to a file, and return the table about them."""
         columns: list[tuple[np.ndarray, ...]] = []
         places: dict[str, int] = {}
         kinds: list[str] = []
@@ -97,7 +97,7 @@ class Table:
         return len(self.digests)
 
     def first_of_equals(self) -> np.ndarray:
-        """bool, `(rows,)`: True for a row whose content stands nowhere before it, nor among those to validate on."""
+        """Return bool, `(rows,)`: True if no earlier row and no validation row has the same content."""
         order = np.lexsort((np.arange(len(self)), self.sides != VALIDATION, *self.digests.T))
         ordered = self.digests[order]
         first = np.ones(len(self), bool)
@@ -105,17 +105,17 @@ class Table:
         return first
 
     def select(self, chosen: np.ndarray) -> Table:
-        """Some of the rows; what is known of the files stays."""
+        """Return some of the rows; information about files stays."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         return Table(**{n: v[chosen] if isinstance(v, np.ndarray) else v for n, v in values.items()})
 
     @property
     def places(self) -> np.ndarray:
-        """float, `(rows,)`, from 0 to 1: where a row's hash falls, or its document's."""
+        """Return float, `(rows,)`, from 0 to 1: the position of each row's hash, or of its document's."""
         return np.where(self.groups > 0, self.groups, self.digests[:, 0]) / 2.0**64
 
     def pools(self, least: float) -> tuple[np.ndarray, list[str]]:
-        """Files as whoever collected them sees them: of documents of fewer than `least` rows, all of a folder are one.
+        """Group files as their collector sees them: a folder's documents of fewer than `least` rows each count as one.
 
         Returns:
             int, `(rows,)`: the place of the row's pool among the names; and the names.
@@ -129,7 +129,7 @@ class Table:
 
 
 def assemble(spool: Path, table: Table, config: DataConfig, report: DataReport, train: Path, validation: Path) -> None:
-    """Leave out duplicates, decide each row's side and write the two files; the counts go to the report."""
+    """Leave out duplicates, decide each row's side, write the two files and report the counts."""
     kept = table.first_of_equals()
     report.duplicates = int((~kept).sum())
     stored = Rows(spool)
@@ -163,10 +163,10 @@ def assemble(spool: Path, table: Table, config: DataConfig, report: DataReport, 
 
 
 def _count(rows: Table, held_out: np.ndarray, report: DataReport) -> None:
-    """Tell the report how many rows there are on each side, and what stands on both."""
+    """Report how many rows there are on each side, and how many stand on both."""
     report.train, report.validation = int((~held_out).sum()), int(held_out.sum())
     answers = int(rows.answers.sum())
-    report.shapes = +Counter(messages=answers, text=len(rows) - answers)  # without those of which there are none
+    report.shapes = +Counter(messages=answers, text=len(rows) - answers)  # without shapes that have no rows
     report.leakage = {
         "equal": shared_across(rows.digests[:, :1], held_out),
         "nearly_equal": shared_across(rows.bands, held_out),
@@ -182,14 +182,14 @@ def _count(rows: Table, held_out: np.ndarray, report: DataReport) -> None:
 
 
 def _several_answers(stored: Rows, table: Table, kept: np.ndarray, config: DataConfig, report: DataReport) -> None:
-    """Name the questions that are answered in several ways, and do with them what the settings say."""
+    """Name the questions with several answers, and treat them as the settings say."""
     places = np.flatnonzero(kept & (table.prompts > 0))
     values, counts = np.unique(table.prompts[places], return_counts=True)
     several = places[np.isin(table.prompts[places], values[counts > 1])]
     if not len(several):
         return
     _, begins, inverse = np.unique(table.prompts[several], return_index=True, return_inverse=True)
-    several = several[np.lexsort((several, begins[inverse]))]  # question by question, as they are first asked
+    several = several[np.lexsort((several, begins[inverse]))]  # grouped by question, in order of first appearance
     first = np.concatenate([[True], table.prompts[several][1:] != table.prompts[several][:-1]])
     report.several_answers, report.questions_with_several = len(several), int(first.sum())
     for place in several[:LISTED].tolist():
@@ -206,7 +206,7 @@ def _several_answers(stored: Rows, table: Table, kept: np.ndarray, config: DataC
 
 
 def _nearly_the_same(rows: Rows, kept: np.ndarray, near: np.ndarray) -> list[int]:
-    """Rows of a component that really are like its first one; bands alone are only probable."""
+    """Return rows of a component that really resemble its first one; shared bands alone only make it probable."""
     dropped = []
     for place in np.flatnonzero(near != np.arange(len(near))):
         first, row = rows[int(kept[near[place]])], rows[int(kept[place])]
@@ -223,7 +223,7 @@ def _drop_copies(
     config: DataConfig,
     report: DataReport,
 ) -> None:
-    """Ask which of two copies to keep, and leave out what the user says, or what `near_duplicates` does."""
+    """Ask which of two copies to keep, and leave out what the user chose or what `near_duplicates` says."""
     decisions = Decisions.read(config.decide)
     for one, other, share in copies:
         names = (table.names[one], table.names[other])
@@ -258,7 +258,7 @@ def _drop_copies(
 def _known_from_copies(
     stored: Rows, table: Table, kept: np.ndarray, held_out: np.ndarray, copies: list[tuple[int, int, float]]
 ) -> list[int]:
-    """Rows to train that say what a validation row from a copy of their source says, and none of its other rows."""
+    """Return training rows that say what a validation row of a copy of their source says and none of its others do."""
     beside: dict[int, set[int]] = {}
     for one, other, _ in copies:
         beside.setdefault(one, set()).add(other)
@@ -278,13 +278,13 @@ def _known_from_copies(
 
 
 def _runs_in(stored: Rows, places: np.ndarray) -> np.ndarray:
-    """The runs of words of some rows, sorted."""
+    """Return the sorted runs of words of some rows."""
     found = [runs_of(said_in(stored[place])) for place in places.tolist()]
     return np.unique(np.concatenate(found)) if found else np.zeros(0, np.uint64)
 
 
 def _covered(stored: Rows, places: np.ndarray, known: np.ndarray, share: float, enough: float = np.inf) -> list[int]:
-    """Those rows of which at least a share of the runs are known, or so many that it is no chance."""
+    """Return the rows of which at least a given share of the runs are known, or so many that it is no coincidence."""
     if not len(known):
         return []
     found = ((place, runs_of(said_in(stored[place]))) for place in places.tolist())
@@ -295,21 +295,21 @@ def _covered(stored: Rows, places: np.ndarray, known: np.ndarray, share: float, 
 
 
 def _sides(rows: Table, config: DataConfig) -> np.ndarray:
-    """bool, `(rows,)`: True for validation. Near duplicates, and rows of one document or question, stay together."""
+    """Return bool, `(rows,)`: True for validation. Near duplicates and rows of a document or question stay together."""
     held_out = rows.sides == VALIDATION
     undecided = rows.sides == UNDECIDED
     if not undecided.any():
         return held_out
     together = components(np.column_stack([rows.bands, rows.groups, _few(rows.prompts)]))
     places = rows.places
-    if undecided.all() and not together.any():  # a document that is all there is gives some of its passages
+    if undecided.all() and not together.any():  # a lone document gives some of its passages
         together, places = components(rows.bands), rows.digests[:, 0] / 2.0**64
-    held_out |= undecided & members(together, together[held_out])  # what validation knows is not to be trained
+    held_out |= undecided & members(together, together[held_out])  # whatever validation holds must not be trained
     free = undecided & ~members(together, together[~undecided])
     if config.val_from == "replies":
         free &= ~members(together, together[~rows.answers])
     free = np.flatnonzero(free)
-    first = np.zeros(len(rows), np.int64)  # among the free rows, where a group begins
+    first = np.zeros(len(rows), np.int64)  # first free row of each group
     first[together[free[::-1]]] = np.arange(len(free))[::-1]
     sources, _ = rows.pools(1 / config.val_fraction if config.val_fraction else np.inf)
     held_out[free] = split(
@@ -323,13 +323,13 @@ def _sides(rows: Table, config: DataConfig) -> np.ndarray:
 
 
 def _few(prompts: np.ndarray) -> np.ndarray:
-    """The hashes of what is asked, 0 where so many rows ask it that it is an order ("Translate:") and no question."""
+    """Return the question hashes, 0 for one that so many rows ask that it is an instruction ("Translate:")."""
     _, inverse, counts = np.unique(prompts, return_inverse=True, return_counts=True)
     return np.where(counts[inverse] > max(PATTERN, len(prompts) / 100), 0, prompts).astype(np.uint64)
 
 
 def _look_at_sources(rows: Table, held_out: np.ndarray, config: DataConfig, report: DataReport) -> None:
-    """Count the rows of each source on both sides, and name a large one of which nothing is validated."""
+    """Count the rows of each source on both sides, and name large sources without validation rows."""
     pools, names = rows.pools(max(len(rows) * LARGE, 1))
     counts = np.bincount(pools, minlength=len(names))
     validated = np.bincount(pools[held_out], minlength=len(names))
@@ -343,7 +343,7 @@ def _look_at_sources(rows: Table, held_out: np.ndarray, config: DataConfig, repo
 
 
 def _remedy(rows: Table, here: np.ndarray, count: int, config: DataConfig) -> str:
-    """What gives a source validation rows."""
+    """Return how to give a source validation rows."""
     if config.val_from == "replies" and not rows.answers[here].any():
         return "--val-from all"
     groups = np.where(rows.groups[here] > 0, rows.groups[here], rows.digests[here, 0])

@@ -1,4 +1,4 @@
-"""What was said to a chat program, or by it, around a text that it wrote. Knows lines, nothing of files."""
+"""Words said to or by a chat program around a text that it wrote. Knows lines, nothing of files."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 TOLD = "instruction to a chat program"
 SAID = "words of a chat program"
-NEAR = 3  # blocks from either end of a text, where such words stand
-LONGEST = 700  # characters: what is longer is text
+NEAR = 3  # blocks at either end of a text that may hold such words
+LONGEST = 700  # characters: longer blocks are text
 
 # An order about a text, to somebody who is called "tu" or "you": no text of a book begins so
 _ORDER = re.compile(
@@ -54,9 +54,9 @@ _CLOSING = re.compile(
 
 
 def chatter_in(texts: Sequence[str]) -> dict[int, str]:
-    """The places of what is no text but an order to a chat program, or its words about what it wrote, and which it is.
+    """Return the positions and kinds of lines that are orders to a chat program or its remarks about its own text.
 
-    Only the first and the last few are looked at: further in, somebody in the text may say such a thing.
+    Only the first and the last few lines are examined: further in, a person in the text may say such things.
     """
     found: dict[int, str] = {}
     for place, text in enumerate(texts[:NEAR]):
@@ -81,5 +81,5 @@ def _opening(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """One line without the marks that such words begin with."""
+    """Return a line without the marks that such remarks begin with."""
     return " ".join(text.split()).lstrip("*_#>-—–\"“«' 👍😊✅🙂")

@@ -1,4 +1,4 @@
-"""Text as its writer meant it, and what should be looked at before it is trained on. Knows nothing of files."""
+"""Repair of texts, and findings to check before training on them. Knows nothing of files."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def clean(text: str, repair: bool = True) -> tuple[str, tuple[str, ...]]:
     r"""Repair a text.
 
     Args:
-        text: as it was read.
+        text: the text as it was read.
         repair: False: only line ends become \n, and NUL and the white space around go. The indentation that the first
             line of code has is no white space around.
 
@@ -52,7 +52,7 @@ def clean(text: str, repair: bool = True) -> tuple[str, tuple[str, ...]]:
     if not repair:
         return _trimmed(text.replace("\0", "")), (CONTROLS,) if "\0" in text else ()
     repaired, kinds = _repaired(text)
-    if repaired != text:  # one repair may uncover what asks for another
+    if repaired != text:  # one repair may reveal the need for another
         repaired, more = clean(repaired)
         kinds = (*kinds, *more)
     elif "\ufffd" in text:
@@ -73,10 +73,10 @@ def _repaired(text: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _trimmed(text: str) -> str:
-    """Without white space around it; what indents the first line stays where it says something.
+    """Return the text without surrounding white space, keeping the first line's indentation where it has a meaning.
 
-    That is where it is as deep as code is indented, or where other lines are indented too; or there is no other, and
-    no sentence begins.
+    It has one where it is as deep as code is indented, where other lines are indented too, or where it is the only line
+    and begins no sentence.
     """
     trimmed = text.strip()
     if not trimmed or not text[0].isspace() or not (indented := _INDENTED.match(text)):
@@ -92,7 +92,7 @@ def _mended(text: str) -> str:
             return text.encode("latin-1").decode("utf-8")
         except UnicodeDecodeError:  # ftfy would take the “á\x94 ” that ends “Olá” for one character
             text = text.translate(_WINDOWS_CHARACTERS)
-        except UnicodeEncodeError:  # it was read in another encoding
+        except UnicodeEncodeError:  # it was decoded with another encoding
             pass
     return ftfy.fix_encoding(text) if is_bad(_RIGHT.sub("-", text)) else text
 
@@ -133,7 +133,7 @@ _YEAR = re.compile(r"(?:1[5-9]|20)\d\d")
 
 
 def personal_data(text: str) -> tuple[str, ...]:
-    """Kinds of personal data that a text seems to hold; an odd telephone number is missed rather than prose flagged."""
+    """Return the kinds of personal data a text seems to hold; rather miss an odd telephone number than flag prose."""
     address = "@" in text and _ADDRESS.search(text)
     telephone = _MANY_DIGITS.search(text) and any(
         _is_telephone(text, *found.span()) for found in _DIGITS.finditer(text)
@@ -161,7 +161,7 @@ def _is_telephone(text: str, start: int, end: int) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def _is_valid(number: str, region: str) -> bool:
-    """Whether this can be somebody's number, and neither a free nor a paid service."""
+    """Return whether a telephone number can be a person's, and belongs to no free or paid service."""
     import phonenumbers
     from phonenumbers import PhoneNumberType as Type
 
@@ -180,7 +180,7 @@ _loading = threading.Lock()
 
 
 def language_of(text: str) -> str:
-    """The language a text is in: its ISO 639-1 code, that of ISO 639-3 where it has no other, or "" where unsure.
+    """Return the ISO 639-1 code of a text's language, its ISO 639-3 code if it has no other, or "" when unsure.
 
     Raises:
         DataError: the extra that holds the library is not installed.

@@ -1,6 +1,6 @@
-"""What the columns of a row are called in the formats that people use, and which of them hold content.
+"""Names that popular formats give the columns of a row, and which of them hold content.
 
-Knows names and values; nothing of files, and nothing of how a row is put together.
+Knows names and values, nothing of files or of how a row is assembled.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ PAIRS = (
     ("problem", "answer"),
     ("question", "answers"),
 )
-"""Names of what is asked and what is answered; the first pair of which a row has the answer's name is taken."""
+"""Names of question and answer; the first pair whose answer a row has is taken."""
 
 ASKED = (*dict.fromkeys(asked for asked, _ in PAIRS), "inputs")
 ANSWERED = (
     *dict.fromkeys(answered for _, answered in PAIRS), "target", "targets", "completions", "correct_answer",
     "best_answer",
 )  # fmt: skip
-"""Where no pair is found, the first of each; a row with a text says by it what it is."""
+"""Names of answers that count without a pair, in order of preference; a row with a text is running text."""
 
 GIVEN = {"instruction": "input", "definition": "inputs"}
-"""What an order is carried out on, which follows it, by the name of the order."""
+"""Names of an instruction's input, by the instruction's name; the input follows the instruction."""
 
 ASKED_WITH_OPTIONS = (*ASKED, "question_stem")
 ANSWERED_WITH_OPTIONS = (
     *ANSWERED, "answerkey", "answer_key", "correct_option", "answer_idx", "answer_index", "cop", "label", "correct",
 )  # fmt: skip
-"""How the right one of several options is named, where nothing else is the answer."""
+"""Names of the right option, where nothing else is the answer."""
 
 SYSTEM = ("system", "system_prompt", "system_message")
 CONTEXTS = (
@@ -81,7 +81,7 @@ MEDIA = (
     "image", "images", "img", "image_path", "image_url", "picture", "pictures", "video", "videos", "audio", "audios",
     "pixel_values",
 )  # fmt: skip
-"""What a language model is not shown."""
+"""Names of media, which a language model cannot see."""
 
 SPLIT = "split"
 TURN_MARKS = (
@@ -91,10 +91,10 @@ ROW_MARKS = (
     "weight", "loss_weight", "train", "training", "trainable", "loss", "label", "kto_tag", "is_correct", "correct",
     "accepted", "is_accepted", "desirable", "is_chosen",
 )  # fmt: skip
-"""Marks that say by 0 or false that something is not to be trained, on a turn and on a row."""
+"""Marks whose 0 or false excludes something from training, on a turn and on a row."""
 
 INVERSE_MARKS = ("masked", "mask", "rejected", "is_rejected", "deleted")
-"""Marks that say so by true."""
+"""Marks whose true does so."""
 
 JUDGING = frozenset(("label", "kto_tag", "is_correct", "correct", "accepted", "is_accepted", "desirable", "is_chosen"))
 """Marks that are none where they are numbers, which are classes or scores, nor beside a text, which is of a class."""
@@ -110,7 +110,7 @@ BOOKKEEPING = frozenset(
         "filename", "path", "page", "line", "version", "hash", "signature",
     )
 )  # fmt: skip
-"""Names whose values keep the books, unless they are long."""
+"""Names whose values are bookkeeping, unless they are long."""
 
 _BOOKKEEPING_END = re.compile(r"_(?:id|ids|url|date|time|at|by|hash)$|[a-z]Id$")
 TELLING = frozenset(
@@ -120,7 +120,7 @@ TELLING = frozenset(
         "references",
     )
 )  # fmt: skip
-"""Names whose values always count, however short they are: content, or what may say that it is not to be trained."""
+"""Names whose values always count, however short: content, or marks that may exclude it from training."""
 
 MAPPED = (
     "messages", "system", "prompt", "completion", "text", "context", "options", "history", "reasoning", "tools",
@@ -139,15 +139,15 @@ _TWO_WORDS = re.compile(
 )
 _LINK = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+$")
 _DEEP = 8  # levels of lists and objects that are looked into
-LONG = 100  # characters: a word that is longer holds something
+LONG = 100  # characters: a longer word counts as content
 
 
 def content_length(name: str, value: Any, depth: int = 0) -> int:
-    """How many characters of content a value has; 0 for what only keeps the books: ids, numbers, dates, links.
+    """Return how many characters of content a value has; 0 for bookkeeping such as ids, numbers, dates and links.
 
-    A text has content when two of its words are written in letters, when it is longer than `LONG`, or when its name is
-    one that always holds content (`TELLING`). A list or an object has that of what is in it. `false` counts as one
-    character, since it may mark a row that is not to be trained; `true` and numbers count under a telling name only.
+    A text has content if two of its words are written in letters, if it is longer than `LONG`, or if its name is one
+    that always holds content (`TELLING`). A list or an object has the content of its items. `false` counts as one
+    character, since it may exclude a row from training; `true` and numbers count under a telling name only.
     """
     plain = name.strip().casefold()
     if depth > _DEEP:
@@ -178,32 +178,32 @@ def _keeps_books(name: str, text: str) -> bool:
 
 
 def judges(name: str) -> bool:
-    """Whether a column of this name may say that a row is not to be trained, in words or numbers of its own."""
+    """Return whether a column of this name may mark rows as not to be trained, in words or numbers of its own."""
     plain = name.strip().casefold()
     return plain in (*ROW_MARKS, *INVERSE_MARKS, *_JUDGEMENTS, *MASKS)
 
 
 def is_said(value: Any, texts: Iterable[str]) -> bool:
-    """Whether a value is a text of two words or more that stands in others word for word."""
+    """Return whether a value is a text of two words or more that others contain word for word."""
     return isinstance(value, str) and bool(_TWO_WORDS.search(value)) and any(value.strip() in text for text in texts)
 
 
 def says_no(value: Any) -> bool:
-    """Whether a mark's value is 0 or false, also as a table writes it."""
+    """Return whether a mark's value is 0 or false, in JSON or as a table writes it."""
     if isinstance(value, str):
         return value.strip().casefold() in ("false", "no", "0", "0.0")
     return isinstance(value, bool | int | float) and value <= 0
 
 
 def says_yes(value: Any) -> bool:
-    """Whether a mark's value is true, or 1, also as a table writes it."""
+    """Return whether a mark's value is true or 1, in JSON or as a table writes it."""
     if isinstance(value, str):
         return value.strip().casefold() in ("true", "yes", "1", "1.0")
     return isinstance(value, bool | int | float) and value > 0
 
 
 def is_truth(value: Any) -> bool:
-    """Whether a value is true or false, also as a table writes it."""
+    """Return whether a value is true or false, in JSON or as a table writes it."""
     return isinstance(value, bool) or (isinstance(value, str) and value.strip().casefold() in ("true", "false"))
 
 
@@ -212,14 +212,14 @@ def is_truth(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Layout:
-    """Which keys of a row hold what; "" for what it has not.
+    """The role of each key of a row; "" for a role that no key has.
 
     Attributes:
-        messages, system, asked, given, answered, text: what the row says.
+        messages, system, asked, given, answered, text: keys of the parts of the row.
         contexts: texts that the question is about.
         options: `(label, key)` of each option that has a column of its own, or `("", key)` of the one that holds all.
         history: earlier rounds.
-        reasoning: what was thought before the answer.
+        reasoning: key of the thoughts before the answer.
         tools: the functions that may be called.
         chosen, rejected: the better and the worse of two answers.
         rivals: answers of which the row says in another column which is the better.
@@ -252,12 +252,12 @@ class Layout:
 
     @functools.cached_property
     def plain(self) -> bool:
-        """Whether a row of this layout with two keys is a question and its answer, and nothing else."""
+        """Return whether a row with two keys and this layout is nothing but a question and its answer."""
         return bool(self.asked and self.answered)
 
     @functools.cached_property
     def used(self) -> frozenset[str]:
-        """The keys that make the row."""
+        """Return the keys that make up the row."""
         single = (
             self.messages, self.system, self.asked, self.given, self.history, self.reasoning, self.tools,
             self.answered, self.chosen, self.rejected, self.text,
@@ -268,10 +268,10 @@ class Layout:
 
 @functools.lru_cache(maxsize=4096)  # nearly all rows of a file have the same keys
 def layout_of(keys: tuple[str, ...], columns: Columns = (), better: str = "") -> Layout | None:
-    """The shape of rows with these keys, or None; capitals and white space around a name do not matter.
+    """Return the layout of rows with these keys, or None; case and surrounding white space of names do not matter.
 
-    What `columns` names is taken before what would be guessed; names that it does not speak of keep their meaning.
-    `better` is the key of the answer that a row calls the better one, where it does so in another column.
+    Names in `columns` take precedence over guesses; other names keep their meaning. `better` is the key of the answer
+    that a row calls the better one in another column.
     """
     names: dict[str, str] = {}
     for key in keys:
@@ -298,7 +298,7 @@ def _with(layout: Layout, **changes: Any) -> Layout:
 
 
 def _shape_of(known: dict[str, str], mapped: dict[str, str], better: str) -> Layout | None:
-    """What the names say, those that the user gave first."""
+    """Return the layout that the names imply, those given by the user first."""
     both = known | mapped
     rivals = _rivals(known, mapped)
     if rivals and not better:
@@ -339,7 +339,7 @@ def _shape_of(known: dict[str, str], mapped: dict[str, str], better: str) -> Lay
 
 
 def _rivals(known: dict[str, str], mapped: dict[str, str]) -> Rivals | None:
-    """Answers of which one is the better, where nothing else is the answer."""
+    """Return competing answers of which one is the better, if nothing else is the answer."""
     if {"completion", "text"} & mapped.keys() or (_first(known, CHOSEN) and _first(known, REJECTED)):
         return None
     found = rivals_of(known, mapped.get("better", ""))
@@ -355,7 +355,7 @@ def _rivals(known: dict[str, str], mapped: dict[str, str]) -> Rivals | None:
 def _pair(
     names: dict[str, str], known: dict[str, str], mapped: dict[str, str], *, with_options: bool, chosen: str
 ) -> tuple[str, str] | None:
-    """The keys of what is asked ("" where nothing is) and of what is answered; None where nothing is answered."""
+    """Return the keys of question ("" if there is none) and answer; None if nothing is answered."""
     if "completion" in mapped or "prompt" in mapped:
         answered = mapped.get("completion") or _first(known, ANSWERED) or known.get("text", "")
         asked = mapped.get("prompt") or _first({n: k for n, k in known.items() if k != answered}, ASKED)
@@ -384,7 +384,7 @@ _OPTION = re.compile(r"(opt(?:ion)?|op|choice|alternativa|)[ _-]?([a-h]|\d)")
 
 
 def _options(known: dict[str, str]) -> tuple[tuple[str, str], ...]:
-    """The column of all options, or those of one each: `A` `B` `C`, `option_a`, `choice1`."""
+    """Return the column of all options, or the columns of one option each: `A` `B` `C`, `option_a`, `choice1`."""
     if key := _first(known, OPTIONS):
         return (("", key),)
     groups: dict[str, dict[str, str]] = {}
@@ -400,7 +400,7 @@ def _options(known: dict[str, str]) -> tuple[tuple[str, str], ...]:
 
 
 def columns_of(given: Sequence[str]) -> Columns:
-    """The setting `columns`, texts like "prompt=Frage".
+    """Parse the setting `columns`: texts like "prompt=Frage".
 
     Raises:
         ConfigError: one of them is not `ours=theirs`, or one of ours is given twice.
@@ -416,27 +416,27 @@ def columns_of(given: Sequence[str]) -> Columns:
 
 
 def has_column(row: Iterable[str], name: str) -> bool:
-    """Whether a row has a column of this name, whatever its capitals and the white space around it."""
+    """Return whether a row has a column of this name, ignoring case and surrounding white space."""
     return name in row or any(key.strip().casefold() == name.strip().casefold() for key in row)
 
 
 def reaches(row: Iterable[str], name: str) -> bool:
-    """Whether a row has a column of this name, or an object that may hold it: `translation.en` in `translation`."""
+    """Return whether a row has this column, or an object that may hold it: `translation.en` in `translation`."""
     return has_column(row, name) or ("." in name and reaches(row, name.rpartition(".")[0]))
 
 
 def unknown_columns(keys: Iterable[str], columns: Columns) -> str:
-    """Why rows of a table with these columns cannot be recognised; "" if they can."""
+    """Return why rows of a table with these columns cannot be recognised; "" if they can."""
     keys = tuple(keys)
     names = {key.strip().casefold() for key in keys}
     within = tuple(theirs for _, theirs in columns if "." in theirs and reaches(keys, theirs))
     if layout_of((*keys, *within), columns) or ("role" in names and not names.isdisjoint(("text", "content"))):
-        return ""  # the latter is one message a row
+        return ""  # the latter has one message per row
     return f"none of its columns is known: {listed(keys)}. {which_columns(keys)}"
 
 
 def which_columns(texts: Iterable[str]) -> str:
-    """How to say what some columns of texts are."""
+    """Return how to say what some text columns are for."""
     texts = [name for name in texts if not _keeps_books(name.rpartition(".")[2], "a word")]
     if len(texts) == 2:
         one, other = map(shlex.quote, texts)
@@ -448,6 +448,6 @@ def which_columns(texts: Iterable[str]) -> str:
 
 
 def listed(names: Iterable[Any]) -> str:
-    """Some names in quotation marks."""
+    """Return some names in quotation marks."""
     quoted = [repr(name) for name in names]
     return (", ".join(quoted[:6]) + (" …" if len(quoted) > 6 else "")) or "none"

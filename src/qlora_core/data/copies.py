@@ -1,8 +1,8 @@
-"""Which sources are copies of one text, and which rows of one copy say what a row of another says. Knows no files.
+"""Sources that are copies of one text, and rows of one copy that repeat rows of another. Knows no files.
 
-Copies of a book are cut into passages at other places, so that no two rows are alike; what they share are runs of
-`RUN` neighbouring words. A thousandth of the memory that all runs would take tells the copies: only every `KEPT`th
-run, by its hash, is kept of each row (Broder, 1997). Rows are then compared by all of their runs.
+Copies of a book are cut into passages at different places, so that no two rows are equal; they share runs of `RUN`
+neighbouring words. To recognise copies, only every `KEPT`th run of a row, by its hash, is kept, in a thousandth of the
+memory (Broder, 1997). Rows are then compared by all of their runs.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 RUN = 8  # words
-KEPT = 32  # one of so many runs tells copies
-SHARED = 0.25  # of the runs of the smaller source, in a copy; other texts of one subject share a hundredth
-LEAST = 8  # kept runs of a source that is compared, about 250 words
-OVERLAP = 0.1  # of the runs of the shorter row: a sentence or two
-COMMON = 20  # sources; a run that more of them have is a phrase that all use
+KEPT = 32  # one run in this many is kept to recognise copies
+SHARED = 0.25  # share of the smaller source's runs in a copy; other texts on one subject share 1%
+LEAST = 8  # kept runs that a source needs to be compared, about 250 words
+OVERLAP = 0.1  # share of the shorter row's runs: a sentence or two
+COMMON = 20  # sources; a run found in more of them is a common phrase
 _WORD = re.compile(r"\w+")
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 
 
 def runs_of(text: str) -> np.ndarray:
-    """A hash of every `RUN` neighbouring words of a text, case and punctuation aside: uint64, `(words - RUN + 1,)`."""
+    """Return a hash of every `RUN` neighbouring words, ignoring case and punctuation: uint64, `(words - RUN + 1,)`."""
     found = _WORD.findall(text.casefold())
     words = np.fromiter((zlib.crc32(word.encode("utf-8", "replace")) for word in found), np.uint64, len(found))
     count = len(words) - RUN + 1
@@ -39,16 +39,16 @@ def runs_of(text: str) -> np.ndarray:
 
 
 def marks_of(texts: Iterable[str]) -> np.ndarray:
-    """The runs of all texts that are kept, to tell copies by: uint64, each once."""
+    """Return the runs of all texts that are kept to recognise copies: uint64, each once."""
     found = [runs[runs % np.uint64(KEPT) == 0] for runs in map(runs_of, texts)]
     return np.unique(np.concatenate(found)) if found else np.zeros(0, np.uint64)
 
 
 def find_copies(marks: Sequence[np.ndarray]) -> list[tuple[int, int, float]]:
-    """Pairs of sources of which one holds a good part of the other.
+    """Return pairs of sources of which one holds a good part of the other.
 
     Args:
-        marks: of each source, as `marks_of` gives them.
+        marks: runs of each source, as `marks_of` gives them.
 
     Returns:
         `(earlier, later, share)` for each pair, the share being that of the runs of the smaller one.
@@ -76,11 +76,11 @@ def find_copies(marks: Sequence[np.ndarray]) -> list[tuple[int, int, float]]:
 
 
 def overlap(runs: np.ndarray, known: np.ndarray) -> int:
-    """How many runs of a row are among those of others.
+    """Count the runs of a row that others contain too.
 
     Args:
-        runs: of the row, as `runs_of` gives them.
-        known: of the others, sorted.
+        runs: runs of the row, as `runs_of` gives them.
+        known: runs of the others, sorted.
     """
     if not len(known) or not len(runs):
         return 0

@@ -1,4 +1,4 @@
-"""What the user decides where the report asks: the setting `decide`. Knows the form of its texts, nothing of rows."""
+"""The user's answers to the report's questions: the setting `decide`. Knows its syntax, nothing of rows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Decisions:
 
     @classmethod
     def read(cls, given: Sequence[str]) -> Decisions:
-        """Read the setting, texts like "title:book.txt=Fifty Years".
+        """Parse the setting: texts like "title:book.txt=Fifty Years".
 
         Raises:
             ConfigError: one of them is not written so.
@@ -41,22 +41,22 @@ class Decisions:
         return cls(answers)
 
     def find(self, kind: str, file: str | Path) -> str:
-        """The answer for a file; "" where none was given."""
+        """Return the answer for a file; "" if none was given."""
         name = composed(str(file))
         return self.answers.get((kind, name)) or self.answers.get((kind, PurePath(name).name), "")
 
     def unknown(self, files: Iterable[str | Path]) -> list[str]:
-        """Those that are about none of these files, as they are written."""
+        """Return the decisions about none of these files, as they are written."""
         names = {form for file in files for form in (composed(str(file)), PurePath(composed(str(file))).name)}
         return [f"{kind}:{file}={answer}" for (kind, file), answer in self.answers.items() if file not in names]
 
 
 def flag(decision: tuple[str, str]) -> str:
-    """A choice that the report offers as a command line has it."""
+    """Return a choice of the report as a command-line flag."""
     setting, value = decision
     return f"--{setting.replace('_', '-')} {shlex.quote(value)}"
 
 
 def choice(kind: str, file: str, answer: str) -> tuple[str, str]:
-    """A choice that the report offers: the setting and what to write."""
+    """Return a choice of the report: the setting and its value."""
     return "decide", f"{kind}:{file}={answer}"

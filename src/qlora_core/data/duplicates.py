@@ -1,4 +1,4 @@
-"""Which rows say nearly the same, and which stand on both sides of a split. Knows nothing of files.
+"""Rows that are nearly equal, and rows on both sides of a split. Knows nothing of files.
 
 Two rows are taken for near duplicates when they share a band: eight of the forty minima of a MinHash over every five
 neighbouring bytes of their texts, capitals aside (Broder, 1997; bands as in Leskovec, Rajaraman and Ullman, *Mining of
@@ -18,7 +18,7 @@ SHORT = 24  # bytes: shorter texts are only ever compared as a whole
 
 
 def signatures(texts: Sequence[str]) -> np.ndarray:
-    """A number for each band of each text: uint64, `(texts, BANDS)`; 0 where a text is too short to be compared."""
+    """Return a number for each band of each text: uint64, `(texts, BANDS)`; 0 where a text is too short to compare."""
     import rensa
 
     encoded = [text.casefold().encode("utf-8", "replace") for text in texts]
@@ -48,7 +48,7 @@ def signatures(texts: Sequence[str]) -> np.ndarray:
 
 
 def _mixed(joined: np.ndarray) -> np.ndarray:
-    """A hash of every `PIECE` neighbouring bytes: uint64, `(bytes - PIECE + 1,)` (the mixing of splitmix64)."""
+    """Return a hash of every `PIECE` neighbouring bytes: uint64, `(bytes - PIECE + 1,)` (the mixing of splitmix64)."""
     count = len(joined) - PIECE + 1
     hashes = np.zeros(count, np.uint64)
     for place in range(PIECE):
@@ -59,7 +59,7 @@ def _mixed(joined: np.ndarray) -> np.ndarray:
 
 
 def components(keys: np.ndarray) -> np.ndarray:
-    """Rows that belong together: int64, `(rows,)`, the index of the first row of each one's component.
+    """Return the connected components of rows: int64, `(rows,)`, the index of the first row of each one's component.
 
     Args:
         keys: uint64, `(rows, columns)`; two rows with an equal number other than 0 in a column belong together, and so
@@ -78,10 +78,10 @@ def components(keys: np.ndarray) -> np.ndarray:
 
 
 def near_duplicates(bands: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows that say nearly the same, and rows that only follow a pattern, the same words around other names.
+    """Find near duplicates, and rows that only follow a pattern: the same words around other names.
 
-    Near duplicates come in small numbers. Where more than `PATTERN` rows and a hundredth of all hang together, they
-    are a list of facts asked in one form: none says what another one says, and some of them may well be held out.
+    Near duplicates come in small groups. Where more than `PATTERN` rows and a hundredth of all hang together, they are
+    a list of facts asked in one form: each says something new, and some of them may well be held out.
 
     Args:
         bands: uint64, `(rows, BANDS)`.
@@ -95,7 +95,7 @@ def near_duplicates(bands: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _shared(column: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows with numbers that others have too, ordered by number; where each number begins; how many rows it has."""
+    """Return rows with shared numbers, ordered by number; where each number begins; and how many rows have it."""
     order = np.argsort(column, kind="stable")
     order = order[np.searchsorted(column[order], 1) :]
     values = column[order]
@@ -107,7 +107,7 @@ def _shared(column: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def shared_across(keys: np.ndarray, side: np.ndarray) -> int:
-    """How many rows of one side have a number other than 0 in common, in any column, with a row of the other.
+    """Count the rows of one side that share a number other than 0, in any column, with a row of the other side.
 
     Args:
         keys: uint64, `(rows, columns)`.
@@ -123,14 +123,14 @@ def shared_across(keys: np.ndarray, side: np.ndarray) -> int:
 
 
 def members(groups: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """bool, `(rows,)`: whether a row's group, a row's index as `components` gives it, is among the chosen."""
+    """Return bool, `(rows,)`: whether a row's group (a row index as `components` gives it) is among the chosen."""
     among = np.zeros(len(groups), bool)
     among[chosen] = True
     return among[groups]
 
 
 def alike(one: str, other: str) -> float:
-    """Share of the pieces of two texts that both have (Jaccard)."""
+    """Return the share of the pieces of two texts that both contain (Jaccard)."""
     first, second = (
         {text[i : i + PIECE] for i in range(len(text) - PIECE + 1)}
         for text in (one.casefold().encode("utf-8", "replace"), other.casefold().encode("utf-8", "replace"))

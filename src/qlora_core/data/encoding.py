@@ -1,6 +1,6 @@
-"""Bytes to text: which encoding a file is in.
+"""Detection of a file's text encoding.
 
-charset-normalizer, the usual library, takes Portuguese and French in cp1252 for cp1250 (15 of the 58 samples of the
+charset-normalizer, the usual library, mistakes Portuguese and French in cp1252 for cp1250 (15 of the 58 samples of the
 tests are wrong with it, none with this). Knows nothing of what the text says.
 """
 
@@ -16,8 +16,8 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_WINDOW = 4096  # bytes that are looked at, from the first that is not ASCII
-_SOUND = 0.9  # share of the bytes beyond ASCII that are valid UTF-8 in a damaged file of it; by chance fewer are
+_WINDOW = 4096  # bytes examined, from the first that is not ASCII
+_SOUND = 0.9  # share of valid UTF-8 among non-ASCII bytes of a damaged file; chance gives less
 _HIGH = re.compile(rb"[\x80-\xff]")
 _UTF8 = re.compile(rb"(?:[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3})+")
 _CUT = re.compile(rb"[\xc2-\xf4][\x80-\xbf]{0,2}\Z")
@@ -34,7 +34,7 @@ _WESTERN = (
 )
 _JAPANESE = "ぁ-ヿ一-鿿、-」！-～"
 _RUSSIAN = "абвгдежзийклмнопрстуфхцчшщъыьэюяё"
-_LANGUAGES = {  # where two encodings make as much sense, the first is taken
+_LANGUAGES = {  # on a tie the first encoding wins
     "cp1252": _WESTERN,
     "cp1250": "ąćęłńóśźż áčďéěíňóřšťúůýž áäčďéíĺľňóôŕšťúýž áéíóöőúüű ăâîşţ čćđšž",
     "cp1255": "א-ת",  # the small letters of cp1251 have these bytes; to its capitals nothing corresponds
@@ -55,7 +55,7 @@ _LANGUAGES = {  # where two encodings make as much sense, the first is taken
 
 
 def _in_place(letters: str) -> re.Pattern[str]:
-    """The letters where words have them: no capital after a small letter, no other script in a Latin word."""
+    """Return a pattern of letters in their places: no capital after a small letter, no other script in a Latin word."""
     capitals = "".join(letter for letter in letters.upper() if not letter.isascii())  # not the SS of ß
     if letters[0] < "\u0250":
         return re.compile(f"[{letters}]|(?<![a-z{letters}])[{capitals}]")
@@ -66,11 +66,11 @@ _LETTERS = {name: [_in_place(letters) for letters in languages.split()] for name
 
 
 def detect(sample: bytes) -> str:
-    """Name of the encoding that a file beginning with `sample` is in.
+    """Return the name of the encoding of a file that begins with `sample`.
 
-    A byte order mark decides; then many zero bytes (UTF-16); then whether what is not ASCII is UTF-8, some of it
-    damaged perhaps. Else it is the legacy encoding in which most of the characters are letters of one language, where
-    words have them. The sample may end inside a character.
+    A byte order mark decides; then many zero bytes (UTF-16); then whether the non-ASCII bytes are UTF-8, perhaps
+    damaged. Otherwise it is the legacy encoding in which most characters are letters of one language in plausible
+    places. The sample may end inside a character.
     """
     for mark, name in _MARKS:
         if sample.startswith(mark):
@@ -84,7 +84,7 @@ def detect(sample: bytes) -> str:
 
 
 def decode(content: bytes) -> tuple[str, str]:
-    """A whole file's text with line feeds only, and its encoding; a damaged byte becomes U+FFFD."""
+    """Decode a file's text with line feeds only, and name its encoding; a damaged byte becomes U+FFFD."""
     name = detect(content)
     text = content.decode(name, errors="replace")
     return text.replace("\r\n", "\n").replace("\r", "\n"), name
@@ -103,7 +103,7 @@ def _beyond_ascii(sample: bytes) -> str:
 
 
 def _sense(sample: bytes, name: str) -> float:
-    """Share of the characters beyond ASCII that are, in this encoding, letters or punctuation in their places."""
+    """Return the share of non-ASCII characters that this encoding makes letters or punctuation in plausible places."""
     text = codecs.getincrementaldecoder(name)("replace").decode(sample)
     letters = max(len(pattern.findall(text)) for pattern in _LETTERS[name])
     return (letters + len(_PUNCTUATION.findall(text))) / (len(_BEYOND_ASCII.findall(text)) or 1)

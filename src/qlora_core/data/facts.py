@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
+from .json_values import read_json_lines
 from .records import UnusableError, composed
 from .report import DataReport
-from .sources import BrokenOffError
-from .tables import read_json_lines
+from .text_files import BrokenOffError
 
 
 def read_facts(sheets: Sequence[Path], report: DataReport) -> list[dict[str, Any]]:
-    """The rows of every fact sheet, `{"fact", "expected": […], "questions": […]}`.
+    """Return the rows of every fact sheet, `{"fact", "expected": […], "questions": […]}`.
 
     Raises:
         DataError: a sheet does not exist.

@@ -1,6 +1,6 @@
-"""Data sets that are named instead of lying on this machine: `hf:OWNER/NAME[@REVISION][:SPLIT]`.
+"""Data sets of the hub, named as `hf:OWNER/NAME[@REVISION][:SPLIT]`.
 
-Knows names of files and what a data set says of itself; the hub is asked by `hub`.
+Knows file names and what a data set states about itself; `hub` makes the requests.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _LICENCE = re.compile(r"^licen[sc]e:[ \t]*(\S[^\n]*|(?:\n[ \t]*-[^\n]+)+)", re.M
 
 @dataclass(frozen=True)
 class Named:
-    """Sources as files and directories of this machine.
+    """Sources as local files and directories.
 
     Attributes:
-        named: as the user did.
-        sources: the same, in the place of data sets their files.
-        licences: what each data set says of its licence.
+        named: sources as the user named them.
+        sources: the same, with data sets replaced by their files.
+        licences: licence that each data set states.
     """
 
     named: tuple[str, ...]
@@ -35,11 +35,11 @@ class Named:
 
 
 def fetched(named: Sequence[str], say: Callable[[str], None] | None = None) -> Named:
-    """Fetch the data sets among the sources; what is in the hub's cache already is not fetched again.
+    """Fetch the data sets among the sources; those in the hub's cache are not fetched again.
 
     Args:
         named: files, directories, and data sets.
-        say: takes the one line that stands for a progress bar.
+        say: called with the line that stands for a progress bar.
 
     Raises:
         DataError: a data set is not there, cannot be fetched, or has no file of rows, or not that split.
@@ -68,7 +68,7 @@ def fetched(named: Sequence[str], say: Callable[[str], None] | None = None) -> N
 
 
 def is_wanted(file: str, split: str) -> bool:
-    """Whether a file of a data set, by its path there, holds rows of a split; without one, of any but the test."""
+    """Return whether a file of a data set, by its path, holds rows of the split; without one, of any but the test."""
     path = Path(file)
     if form_of(path) not in TABLES or path.name in _NO_ROWS or any(part.startswith(".") for part in path.parts):
         return False
@@ -85,7 +85,7 @@ def is_wanted(file: str, split: str) -> bool:
 
 
 def _licence(path: Path) -> str:
-    """What a data set's README says of its licence."""
+    """Return the licence stated in a data set's README."""
     try:
         text = (path / "README.md").read_text(encoding="utf-8", errors="replace")
     except OSError:

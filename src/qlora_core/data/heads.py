@@ -1,4 +1,4 @@
-"""Running heads that stand inside lines, as scanning leaves them. Knows texts, nothing of files."""
+"""Running heads inside lines, as scanning leaves them. Knows texts, nothing of files."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 
 from .prose import begins_low, ends_sentence
 
-OFTEN = 4  # times a head stands inside lines
-USED = 0.3  # of its places: what prose names more often is a name and no head
-ALIKE = 0.8  # of the letters: a head that was read wrongly
+OFTEN = 4  # occurrences of a head inside lines
+USED = 0.3  # share of its places: a text that prose uses more often is a name
+ALIKE = 0.8  # share of equal letters in a misread head
 _CONFUSED = ("o0ó", "l1iíI|!", "e3éc", "s5", "b8", "gq9", "aáàâã", "uúv", "çc", "nñ")
 _WORKS = re.compile(
     r"\b(?:livros?|obras?|t[íi]tulo|edição|revista|jornal|filme|intitulad[oa]|chamad[oa]|book|title|work|called)\s*[:,]?$",
@@ -21,12 +21,12 @@ _QUOTED = re.compile(r"[«“\"'‘(]$")
 
 
 def bare(text: str) -> str:
-    """The letters and digits of a text, without accents and case, by which broken forms are compared."""
+    """Return the letters and digits of a text without accents and case, used to compare broken forms."""
     return "".join(c for c in unicodedata.normalize("NFKD", text).casefold() if c.isalnum())
 
 
 def nearly(one: str, other: str) -> bool:
-    """Whether two texts that `bare` made are the same but for a few letters."""
+    """Return whether two texts made by `bare` are the same except for a few letters."""
     if one == other:
         return True
     if not one or not other or abs(len(one) - len(other)) > 0.25 * max(len(one), len(other)):
@@ -38,14 +38,14 @@ def nearly(one: str, other: str) -> bool:
 def without_heads(
     lines: Sequence[str], heads: Sequence[str], little: Callable[[str], bool]
 ) -> dict[int, tuple[str, str]]:
-    """Lines inside which a running head stands: their place, what is left of each, and what was taken out.
+    """Return lines inside which a running head stands: position, remaining text, and what was removed.
 
-    A head interrupts a sentence: what stands before it is not ended, what follows goes on. Where prose names the head
-    again and again, only those are taken out to which a page number or a stray letter sticks.
+    A head interrupts a sentence that goes on behind it. Where prose names the head often, only occurrences with an
+    attached page number or stray letter are removed.
 
     Args:
-        lines: that are text.
-        heads: as their own lines have them.
+        lines: lines of text.
+        heads: heads as they stand on lines of their own.
         little: whether a text ends with a word that asks for the next.
     """
     found: dict[int, tuple[str, str]] = {}
@@ -69,7 +69,7 @@ def without_heads(
 
 
 def _tolerant(head: str) -> re.Pattern[str]:
-    """A pattern for a head with letters read wrongly, spaces lost, and a page number or a letter stuck to it."""
+    """Return a pattern for a head that allows misread letters, lost spaces, and an attached page number or letter."""
     parts = []
     for char in head:
         if char.isspace():
@@ -85,7 +85,7 @@ def _tolerant(head: str) -> re.Pattern[str]:
 
 
 def _is_used(line: str, match: re.Match[str], little: Callable[[str], bool]) -> bool:
-    """Whether the words are a part of the sentence: named, quoted, or asked for by the word before them."""
+    """Return whether the words belong to the sentence: named, quoted, or required by the word before them."""
     before, after = line[: match.start()].rstrip(), line[match.end() :].lstrip()
     if after[:1] in ",.;:!?»”\"')" and after:
         return True
@@ -93,7 +93,7 @@ def _is_used(line: str, match: re.Match[str], little: Callable[[str], bool]) -> 
 
 
 def _interrupts(lines: Sequence[str], at: int, match: re.Match[str]) -> bool:
-    """Whether the sentence before the words goes on behind them."""
+    """Return whether the sentence before the words goes on behind them."""
     line = lines[at]
     before = line[: match.start()].rstrip() or (lines[at - 1] if at else "")
     after = line[match.end() :].lstrip() or (lines[at + 1] if at + 1 < len(lines) else "")

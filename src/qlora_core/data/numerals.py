@@ -1,4 +1,4 @@
-"""Roman numerals of chapters, as scanning leaves them. Knows nothing of lines' meaning."""
+"""Roman numerals of chapters, as scanning leaves them. Knows nothing of what a line means."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _NUMERAL = re.compile(rf"[\s{SPECKS}]*([IVXLl1|!íÍj]{{1,8}})[\s{SPECKS}]*")
 
 
 def numeral_in(line: str) -> int:
-    """The number of a line that is a Roman numeral in capitals and nothing else but specks around it; 0: it is none.
+    """Return the value of a line that is one capital Roman numeral, ignoring specks around it; 0 otherwise.
 
-    An I that was read as l, 1 or ! is one, as long as a letter tells the numeral from a page number.
+    An I that was misread as l, 1 or ! counts as I, if a letter shows that the line is a numeral and no page number.
     """
     match = _NUMERAL.fullmatch(line) if len(line) <= 24 else None
     if not match or not re.search("[IVX]", match[1]):
@@ -28,12 +28,12 @@ def numeral_in(line: str) -> int:
 
 
 def written(number: int) -> str:
-    """A number below a hundred as a Roman numeral."""
+    """Return a number below a hundred as a Roman numeral."""
     return next(text for text, value in ROMAN.items() if value == number).upper()
 
 
 def chapters_among(numbers: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Those that number chapters: nearly all of 1, 2, 3 …, in order; none where they do not look so.
+    """Return the numbers that count chapters: nearly all of 1, 2, 3 …, in order; none if they do not look like it.
 
     Args:
         numbers: `(line, value)` in the order of the lines.
@@ -48,7 +48,7 @@ def chapters_among(numbers: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def longest_growing(numbers: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The longest part of a sequence of `(place, value)` whose values grow."""
+    """Return the longest increasing subsequence of `(position, value)`."""
     tails: list[int] = []  # the lowest number at which a chain of each length ends
     ends: list[int] = []
     before: list[int] = []

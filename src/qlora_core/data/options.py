@@ -1,4 +1,4 @@
-"""The options of a question of choice: how they are shown, and which one an answer means. Knows one row's columns."""
+"""The options of a multiple-choice question: how they are shown, and which one an answer means. Knows one row."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Options:
     """The options of one row; false where it has none.
 
     Attributes:
-        labels: of each option, "A" or "1".
-        texts: of each option.
-        shown: as the prompt shows them, one a line; "" for none.
+        labels: label of each option, "A" or "1".
+        texts: text of each option.
+        shown: the options as the prompt shows them, one a line; "" for none.
         missing: whether the row has a column for options and nothing in it.
         counted: whether an answer was found by its number.
     """
@@ -35,7 +35,7 @@ class Options:
 
     @classmethod
     def of(cls, row: dict[str, Any], columns: Sequence[tuple[str, str]]) -> Options:
-        """The options that some columns hold: `(label, key)` of one each, or `("", key)` of the one that holds all.
+        """Return the options of some columns: `(label, key)` of one each, or `("", key)` of the one that holds all.
 
         Raises:
             ValueError: they are no list and no object of texts.
@@ -60,7 +60,7 @@ class Options:
         return cls(labels, texts, "\n".join(f"{label}. {text}" for label, text in filled))
 
     def answer(self, value: Any, name: str) -> Any:
-        """What an answer says in the words of the options: the number of one becomes its letter.
+        """Return an answer in the options' words; the number of an option becomes its letter.
 
         Raises:
             ValueError: the answer names an option, and the row has none, or not so many.
@@ -77,7 +77,7 @@ class Options:
 
 
 def _listed(value: Any) -> list[tuple[str, str | None]] | None:
-    """Labels and texts; None for what is neither a list nor an object of them."""
+    """Return labels and texts; None for anything but a list or an object of them."""
     if value is None or value == "":
         return []
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Blocks to passages that read well, and to questions about them. Knows nothing of files or models."""
+"""Passages that read well, made of blocks, and questions about them. Knows nothing of files or models."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class Passage:
     """A piece of a document that can be read by itself.
 
     Attributes:
-        title: of the document, or "".
+        title: title of the document, or "".
         section: the headings above it, or "".
         body: its text, word for word.
-        first: where the first block or line stands that it came from, or "".
-        last: where the last one stands.
+        first: place of the first block or line that it came from, or "".
+        last: place of the last one.
     """
 
     title: str
@@ -51,7 +51,7 @@ class Passage:
 
     @property
     def text(self) -> str:
-        """Title and section on a line, and the body below it."""
+        """Return title and section on a line, with the body below."""
         head = _head(self.title, self.section)
         return f"{head}\n{self.body}" if head else self.body
 
@@ -62,16 +62,16 @@ def _head(title: str, section: str) -> str:
 
 # Blocks to passages ---------------------------------------------------------------------------------------------
 
-STUB = 1 / 4  # of the limit: a shorter passage says too little by itself
+STUB = 1 / 4  # of the limit: a shorter passage says too little on its own
 MOST = 64  # pieces of which a passage is made
 
 
 class _Piece(NamedTuple):
     text: str
-    before: str  # what stands between it and the one before it
+    before: str  # separator from the piece before
     cost: int
     place: str
-    cut: float  # what is lost where a passage begins with it
+    cut: float  # cost of beginning a passage here
     code: bool = False
 
 
@@ -87,10 +87,10 @@ class _Section:
 
 
 def make_passages(title: str, blocks: Iterable[Block], count: Callable[[str], int], limit: int) -> Iterator[Passage]:
-    """Cut blocks to passages under their title and section.
+    """Cut blocks into passages under their title and section.
 
     Args:
-        title: of the document, or "".
+        title: title of the document, or "".
         blocks: headings and text, in order.
         count: the tokens of a text.
         limit: tokens of a passage with its head.
@@ -108,7 +108,7 @@ def make_passages(title: str, blocks: Iterable[Block], count: Callable[[str], in
 
 
 def _sections(title: str, blocks: Iterable[Block], count: Callable[[str], int], limit: int) -> list[_Section]:
-    """Blocks under the headings above them; a heading with no text and no lesser heading below it is text.
+    """Return blocks under the headings above them; a heading with no text and no subheading counts as text.
 
     A heading without words ends the sections before it.
     """
@@ -145,7 +145,7 @@ def _sections(title: str, blocks: Iterable[Block], count: Callable[[str], int], 
 
 
 def _pieces(block: Block, count: Callable[[str], int], room: int) -> list[_Piece]:
-    """A block whole where it is short, else its sentences, the shortest of them together."""
+    """Return a short block whole, else its sentences, the shortest of them joined."""
     cost = count(block.text) + 1  # the one is for the white space before it
     opening = 0.2 if SPEECH.match(block.text) or cost <= room // 12 else 0.0
     if cost <= room // 4:
@@ -169,7 +169,7 @@ def _pieces(block: Block, count: Callable[[str], int], room: int) -> list[_Piece
 
 
 def _lines_of_code(text: str) -> Iterator[tuple[str, str]]:
-    """Lines with what indents them, each with the line feeds before it."""
+    """Yield indented lines, each with the line feeds before it."""
     before = ""
     for match in re.finditer(r"([^\n]+)(\n*)", text):
         yield before, match[1]
@@ -177,7 +177,7 @@ def _lines_of_code(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _sentences(text: str) -> Iterator[tuple[str, str]]:
-    """Lines, with what indents them, and sentences, each with the white space before it."""
+    """Yield lines with their indentation, and sentences, each with the white space before it."""
     start, before = 0, ""
     for match in STOP.finditer(text):
         mark = match[0].lstrip(".!?…。！？»”’\"')]")
@@ -194,12 +194,12 @@ def _sentences(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _fitting(text: str, before: str, count: Callable[[str], int], most: int) -> Iterator[tuple[str, str, int]]:
-    """A sentence, or pieces of it that fit: cut after ; : or , if it can be, else between words, else anywhere."""
+    """Yield a sentence, or pieces that fit: cut after ; : or , if possible, else between words, else anywhere."""
     cost = count(text)
     if len(text) < 2 or cost <= most:
         yield before, text, cost
         return
-    parts = 11 * cost // (10 * most) + 1  # somewhat more than are needed, as none is exactly as long as another
+    parts = 11 * cost // (10 * most) + 1  # a few more than needed, since parts are never equally long
     middle, margin = len(text) * (parts // 2) // parts, len(text) // 8
     marks = [match.span() for match in re.finditer(r"(?<=[;:,])\s+", text)]
     marks = [span for span in marks if margin < span[0] < len(text) - margin]
@@ -210,7 +210,7 @@ def _fitting(text: str, before: str, count: Callable[[str], int], most: int) -> 
 
 
 def _distribute(costs: Sequence[int], room: int, cuts: Sequence[float], join: float = 0.0) -> Iterator[tuple[int, int]]:
-    """Start and stop of groups of neighbours that fit: full ones, none of them tiny, cut where it costs little."""
+    """Yield start and stop of groups of neighbours that fit: full ones, none tiny, cut where it costs little."""
     total = [0, *itertools.accumulate(costs)]
     best = [0.0] + [float("inf")] * len(costs)
     begins = [0] * len(best)
@@ -232,7 +232,7 @@ def _distribute(costs: Sequence[int], room: int, cuts: Sequence[float], join: fl
 
 
 def _divided(title: str, section: _Section) -> Iterator[Passage]:
-    """The passages of a section."""
+    """Yield the passages of a section."""
     pieces = section.pieces
     cuts = [0.0]
     for before, piece in itertools.pairwise(pieces):
@@ -243,7 +243,7 @@ def _divided(title: str, section: _Section) -> Iterator[Passage]:
 
 
 def _joined(title: str, sections: Sequence[_Section]) -> Passage:
-    """Short sections as one passage, their headings as lines of it."""
+    """Join short sections into one passage, their headings as lines of it."""
     shared = 0
     while all(len(s.path) > shared and s.path[shared] == sections[0].path[shared] for s in sections):
         shared += 1
@@ -269,7 +269,7 @@ def _passage(title: str, section: str, body: str, first: _Piece, last: _Piece) -
 
 
 def check_template(template: str) -> None:
-    """Check a language of `TEMPLATES`, or a question of the user's own.
+    """Check a language of `TEMPLATES` or a question of the user's own.
 
     Raises:
         ValueError: why it cannot be used.
@@ -308,7 +308,7 @@ class Asked(NamedTuple):
 
 
 def question_rows(passages: Sequence[Passage], template: str) -> Iterator[dict[str, Any]]:
-    """The rows of `ask`."""
+    """Yield the rows of `ask`."""
     yield from (asked.row for asked in ask(passages, template))
 
 
@@ -320,18 +320,19 @@ def ask(
     about_all: bool = True,
     unasked: Callable[[str, str], None] = lambda about, reason: None,
 ) -> Iterator[Asked]:
-    """Questions about documents and their sections, answered by their own prose.
+    """Yield questions about documents and their sections, answered by their own prose.
 
-    A person is asked "who", a thing "what", by the name in the title without its headline; captions, dates and labels
-    before the prose are no answer, nor is what is mostly a list. A question of the user's own asks for every section.
+    The question is "who" for a person and "what" for a thing, with the name in the title without its headline.
+    Captions, dates and labels before the prose are no answer, nor is a passage that is mostly a list. A question of the
+    user's own asks about every section.
 
     Args:
-        passages: of one document or of several, in order.
+        passages: passages of one or several documents, in order.
         template: a language of `TEMPLATES`, or a question with `{title}`; with `{section}` too it asks for every
             section that has a name, and for nothing else.
-        kind: of `subjects`, where it is known.
+        kind: kind of subject (see `subjects`), if it is known.
         about_all: whether the document as a whole is asked about; of a book only its sections are.
-        unasked: is told about what nothing is asked, and why.
+        unasked: collects documents and sections about which nothing is asked, with the reason.
 
     Raises:
         ValueError: the template cannot be used.
@@ -366,7 +367,7 @@ def ask(
 
 
 def _by_section(passages: Sequence[Passage]) -> Iterable[tuple[str, list[Passage]]]:
-    """Passages under the name of their section, wherever they stand."""
+    """Return passages by the name of their section, wherever they stand."""
     sections: dict[str, list[Passage]] = {}
     for passage in passages:
         sections.setdefault(passage.section, []).append(passage)
@@ -374,12 +375,12 @@ def _by_section(passages: Sequence[Passage]) -> Iterable[tuple[str, list[Passage
 
 
 def _answering(passages: Sequence[Passage]) -> tuple[Passage, str] | None:
-    """The first passage that can answer, and the answer."""
+    """Return the first passage that can answer, and the answer."""
     return next(((passage, answer) for passage in passages if (answer := prose_of(passage.body))), None)
 
 
 def _forms(template: str, kind: str, of_section: bool) -> tuple[str, str]:
-    """The question for a document and that for a section; "" where there is none."""
+    """Return the question forms for a document and for a section; "" if there is none."""
     if template in TEMPLATES:
         who, part = TEMPLATES[template]
         return (WHAT[template] if kind == THING else who), part
@@ -404,10 +405,10 @@ _CAPTION = re.compile(
 
 
 def prose_of(body: str) -> str:
-    """What of a passage answers a question: from its first prose on, without a label at its end; "" if it has none.
+    """Return the part of a passage that answers a question: from its first prose on, without a final label; "" if none.
 
-    A heading among its lines ends it: what stands below is about something else. Where half of the lines are items of
-    lists, only the prose before the first of them counts.
+    A heading among its lines ends it, since the text below is about something else. Where half of the lines are list
+    items, only the prose before the first of them counts.
     """
     lines = body.split("\n")
     first = next((place for place, line in enumerate(lines) if _is_prose(line)), len(lines))
@@ -426,5 +427,5 @@ def _is_prose(line: str) -> bool:
 
 
 def _is_label(line: str) -> bool:
-    """Whether a line is a few words that end no sentence."""
+    """Return whether a line is a few words that end no sentence."""
     return not ends_sentence(line) and len(line) < 60 and not line.rstrip().endswith((",", ";", ":"))

@@ -1,6 +1,6 @@
-"""Which of several answers is the better one, as a row says it: by number, letter, name or score.
+"""The better of several answers, as a row states it: by number, letter, name or score.
 
-Knows one row's columns, and nothing of how a row is put together.
+Knows one row's columns, nothing of how a row is assembled.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ VERDICTS = (
 """Columns that say which of several answers is better; where several do, they must agree."""
 
 _CLASSES = ("label", "labels")
-"""The same, where none of the others is there."""
+"""The same, if a row has none of the others."""
 
 _STRENGTHS = ("overall_preference", "preference_strength")
 """Below 0 the first of two is better, above it the second."""
@@ -37,15 +37,15 @@ _NAMED = re.compile(rf"(?:model|option|chatbot|{'|'.join(_STEMS)})?[ _-]?([a-d]|
 
 @dataclass(frozen=True)
 class Rivals:
-    """Columns of one answer each, of which one is the better.
+    """Columns that hold one answer each, of which one is the better.
 
     Attributes:
-        keys: of the answers, by their number or letter.
+        keys: keys of the answers, by their number or letter.
         verdicts: keys of the columns that say which is better.
         strengths: keys of numbers that say so by their sign.
-        hits: of columns that say yes for one of them each, by number or letter; "" for a tie.
-        scores: of a score each.
-        models: of who gave each answer.
+        hits: columns that each say yes for one of them, by number or letter; "" for a tie.
+        scores: columns with a score each.
+        models: columns that name who gave each answer.
         human: whether they are two of people, of which a label 1 means the first.
     """
 
@@ -59,12 +59,12 @@ class Rivals:
 
     @property
     def used(self) -> tuple[str, ...]:
-        """Every key that is spoken of."""
+        """Return every key that this names."""
         beside = (*self.keys, *self.hits, *self.scores)
         return (*(key for _, key in beside), *self.verdicts, *self.strengths)
 
     def better(self, row: Mapping[str, Any]) -> str:
-        """The key of the better answer.
+        """Return the key of the better answer.
 
         Raises:
             ValueError: the row says that none is, or does not say which.
@@ -91,7 +91,7 @@ class Rivals:
         return ", ".join(f"`{key}`" for _, key in self.keys)
 
     def _named(self, value: Any, key: str, row: Mapping[str, Any]) -> str:
-        """The answer that a column names."""
+        """Return the answer that a column names."""
         said = str(value).strip()
         plain = said.casefold().removesuffix(".0")
         labels = dict(self.keys)
@@ -115,7 +115,7 @@ class Rivals:
         raise ValueError(f"`{key}` {said[:40]!r} names none of {self._answers} as the better answer")
 
     def _signed(self, value: Any, key: str) -> str:
-        """The answer that the sign of a number names."""
+        """Return the answer that the sign of a number names."""
         number = _number(value)
         if number is None or len(self.keys) != 2:
             raise ValueError(f"`{key}` must be a number below or above 0 for one of two answers, found {value!r:.40}")
@@ -124,7 +124,7 @@ class Rivals:
         return self.keys[number > 0][1]
 
     def _marked(self, row: Mapping[str, Any]) -> str:
-        """The answer whose column says yes; "" where there are no such columns."""
+        """Return the answer whose column says yes; "" if there are no such columns."""
         said = [label for label, key in self.hits if _number(row[key])]
         if not self.hits:
             return ""
@@ -133,7 +133,7 @@ class Rivals:
         return dict(self.keys)[said[0]]
 
     def _scored(self, row: Mapping[str, Any]) -> str:
-        """The answer of the highest score; "" where there are none."""
+        """Return the answer with the highest score; "" if there are none."""
         scores = {label: number for label, key in self.scores if (number := _number(row[key])) is not None}
         if len(scores) < len(self.keys):
             return ""
@@ -144,7 +144,7 @@ class Rivals:
 
 
 def rivals_of(known: Mapping[str, str], verdict: str = "") -> Rivals | None:
-    """The answers among some columns, `{plain name: name}`; `verdict` is the key that the user says decides."""
+    """Return the answers among some columns, `{plain name: name}`; `verdict` is the user's key for the decision."""
     groups: dict[str, dict[str, str]] = {}
     for name, key in known.items():
         if match := _RIVAL.fullmatch(name):
@@ -171,7 +171,7 @@ def rivals_of(known: Mapping[str, str], verdict: str = "") -> Rivals | None:
 
 
 def _each(known: Mapping[str, str], labels: str, *stems: str) -> tuple[tuple[str, str], ...]:
-    """The columns of one stem that stand beside each of the answers."""
+    """Return the columns of one stem that stand beside each answer."""
     for stem in stems:
         found = tuple((label, known[name]) for label in labels if (name := f"{stem}_{label}") in known)
         if len(found) == len(labels):
@@ -197,7 +197,7 @@ _BEST = ("overall_score", "score", "pm_score", "rating", "reward")
 
 
 def best_of(answers: list[Mapping[str, Any]], name: str) -> Any:
-    """The text of the best of several answers that stand in one list, each with a rank, a score or a mark.
+    """Return the text of the best answer in a list whose items have a rank, a score or a mark.
 
     Raises:
         ValueError: they do not say which is the best, or it has no text.

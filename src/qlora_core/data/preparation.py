@@ -1,4 +1,4 @@
-"""Sources to prepared data: which file is read as what, by which process, and what need not be read again."""
+"""Preparation of sources: which file is read as what, in which process, and what the cache already holds."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .facts import read_facts
 from .from_hub import Named, fetched
 from .passages import check_template
 from .prepared import PreparedData, json_lines
-from .reading import Part, Reading, Unit, can_be_cut
+from .reading import Reading, can_be_cut
 from .records import Findings, writable
 from .report import DataReport
 from .shapes import ACCEPTED, columns_of
@@ -41,21 +41,20 @@ from .sources import (
     Source,
     find_sources,
     is_prepared,
-    lettering_of,
     own_split,
-    packing_of,
-    pieces_of,
     with_code_apart,
     without_repeats,
 )
+from .text_files import lettering_of, packing_of, pieces_of
+from .units import Part, Unit
 
 PIECE = 8 << 20  # bytes of a JSONL file that are read in one go
 WORTH_PROCESSES = 32 << 20  # bytes; below, starting processes takes longer than reading
-KEPT = 6  # preparations that stay in the cache
-ABANDONED = 24 * 3600.0  # seconds; an unfinished preparation so old is that of a process that was killed
-SETTLED = 2.0  # seconds; a file changed less long ago may change again without its time telling
+KEPT = 6  # preparations kept in the cache
+ABANDONED = 24 * 3600.0  # seconds; an unfinished preparation this old was left by a killed process
+SETTLED = 2.0  # seconds; a file changed more recently may change again within its time's resolution
 
-_publishing = threading.Lock()  # a page has several threads, and they share the process's temporary names
+_publishing = threading.Lock()  # the page's threads share the process's temporary names
 
 
 def prepare(
@@ -65,16 +64,16 @@ def prepare(
     output: Path | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> PreparedData:
-    """Read, validate, mend, join, deduplicate and split the sources.
+    """Read, validate, repair, join, deduplicate and split the sources.
 
-    What was prepared before from the same files with the same settings is not read again: it lies in the cache, and is
-    recognised by every file's size and time of change.
+    Data prepared before from the same files with the same settings are taken from the cache, which recognises them by
+    every file's size and time of change.
 
     Args:
-        config: what is read, and how.
+        config: the settings of the data.
         tokenizer: measures passages.
-        output: where the rows will be saved: what was saved there before is no source.
-        progress: is told after each part how many rows have come together so far.
+        output: place where the rows will be saved; earlier output there is no source.
+        progress: called after each part with the number of rows so far.
 
     Raises:
         DataError: a source does not exist, or nothing usable was found (with the accepted shapes).
@@ -95,7 +94,7 @@ def prepare(
     place = cache_directory() / "data"
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
     if any(changed / 1e9 > began - SETTLED for _, _, changed, _ in state["files"]):
-        with tempfile.TemporaryDirectory(dir=place, prefix=".") as fresh:  # rows stay readable when it is gone
+        with tempfile.TemporaryDirectory(dir=place, prefix=".") as fresh:  # rows stay readable after its removal
             _write(plan, config, tokenizer, Path(fresh), progress, origin)
             return PreparedData(Path(fresh), plan.files)
     directory = place / hashlib.sha256(json.dumps(state).encode()).hexdigest()[:32]
@@ -104,7 +103,7 @@ def prepare(
         if not known:
             with publishing(directory) as fresh:
                 _write(plan, config, tokenizer, fresh, progress, origin)
-        with contextlib.suppress(OSError):  # somebody else may be clearing up at the same time
+        with contextlib.suppress(OSError):  # another process may be clearing up too
             directory.touch()
             _forget_oldest(place)
         return PreparedData(directory, plan.files, reused=known)
@@ -112,7 +111,7 @@ def prepare(
 
 @dataclass(frozen=True)
 class _Plan:
-    """Which files are read as what."""
+    """The files of a preparation, by the way they are read."""
 
     own: OwnSplit
     sheets: list[Path]
@@ -130,21 +129,21 @@ class _Plan:
 
     @property
     def sources(self) -> list[Source]:
-        """Every file of rows and documents, validation first, so that none of its rows is trained."""
+        """Return every file of rows and documents, validation first, so that none of its rows is trained."""
         return [*self.own.validation, *self.own.train, *self.own.loose]
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Every file that is read."""
+        """Return every file that is read."""
         return tuple(dict.fromkeys((*(source.file for source in self.sources), *self.sheets)))
 
     @property
     def names(self) -> list[Path]:
-        """What every source is called, members of archives too."""
+        """Return the names of all sources, members of archives included."""
         return [*(source.path for source in self.sources), *self.sheets]
 
     def located(self, there: dict[Path, Path]) -> _Plan:
-        """With the places of the bytes of members; without those that could not be unpacked."""
+        """Return the sources with the locations of members' bytes, without members that could not be unpacked."""
 
         def known(sources: list[Source]) -> list[Source]:
             return [located(source, there) for source in sources if not source.archive or source.path in there]
@@ -153,7 +152,7 @@ class _Plan:
         return replace(self, own=own)
 
     def units(self) -> Iterator[tuple[int, Unit]]:
-        """What is read, with the side it falls on."""
+        """Yield everything to be read, with the side it belongs to."""
         whole = self.own.complete
         sides = [(VALIDATION, source) for source in self.own.validation]
         sides += [(TRAIN if whole else UNDECIDED, source) for source in self.own.train]
@@ -165,7 +164,7 @@ class _Plan:
 
 
 def _is_ours(source: Source, *names: str) -> bool:
-    """Whether `qlora data` wrote this file, under one of these names."""
+    """Return whether `qlora data` wrote this file under one of these names."""
     return source.path.name in names and is_prepared(source.path.parent)
 
 
@@ -178,7 +177,7 @@ def _units(source: Source, **options: bool) -> Iterator[Unit]:
 
 
 def _state(plan: _Plan, config: DataConfig, tokenizer: ChatTokenizer) -> dict[str, Any]:
-    """Everything that the prepared rows are a function of."""
+    """Return everything that the prepared rows depend on."""
     code = hashlib.sha256()
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         code.update(path.read_bytes())
@@ -205,7 +204,7 @@ def _stat(path: Path) -> Any:
 
 
 def _forget_oldest(directory: Path) -> None:
-    """Keep the newest preparations; one that is in use stays readable until its user ends."""
+    """Keep the newest preparations; one in use stays readable until its user ends."""
     entries = sorted(filter(Path.is_dir, directory.iterdir()), key=lambda path: path.stat().st_mtime)
     whole = [path for path in entries if path.name[0] != "."]
     left = [path for path in entries if path.name[0] == "." and path.stat().st_mtime < time.time() - ABANDONED]
@@ -254,9 +253,9 @@ def _write(
 
 
 def _parts(plan: _Plan, reading: Reading) -> Iterator[tuple[int, Part]]:
-    """Every part in order; in several processes where there is much to read.
+    """Yield every part in order, reading in several processes where there is much to read.
 
-    What is large and cannot be cut is read here, a part at a time: as a whole it might not fit into memory.
+    Large files that cannot be cut are read here, a part at a time: as a whole they might not fit into memory.
     """
     units = list(plan.units())
     elsewhere = [unit for _, unit in units if _size(unit) <= 2 * PIECE]
@@ -270,7 +269,7 @@ def _parts(plan: _Plan, reading: Reading) -> Iterator[tuple[int, Part]]:
 
 
 def _size(unit: Unit) -> int:
-    """Bytes that a unit reads; a packed file counts as many times as it may grow."""
+    """Return the bytes that a unit reads; a packed file counts as often as it may grow."""
     start, stop, _ = unit.piece
     size = unit.source.content.stat().st_size
     return (size if stop is None else stop) - start if not packing_of(unit.source.content) else 20 * size

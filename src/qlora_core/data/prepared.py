@@ -1,4 +1,4 @@
-"""Rows that are ready to be encoded, as the files of a directory hold them. Knows nothing of where they came from."""
+"""Rows that are ready to be encoded, in the files of a directory. Knows nothing of where they came from."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Rows(Sequence[dict[str, Any]]):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if path.exists() and not path.is_file():  # a named pipe would keep us waiting for ever
+        if path.exists() and not path.is_file():  # opening a named pipe would block for ever
             raise DataError(f"{path}: cannot be read: not a regular file")
         try:
             self._file = os.open(path, os.O_RDONLY)
@@ -67,21 +67,21 @@ class Rows(Sequence[dict[str, Any]]):
     __hash__ = None  # type: ignore[assignment]
 
     def lines(self, start: int = 0, stop: int | None = None) -> list[bytes]:
-        """Rows as they stand in the file, with their ends."""
+        """Return rows as lines of the file, with their ends."""
         stop = len(self) if stop is None else min(stop, len(self))
         content = self._between(start, stop)
         bounds = (self._starts[start : stop + 1] - self._starts[start]).tolist()
         return [content[a:b] for a, b in itertools.pairwise(bounds)]
 
     def blocks(self) -> Iterator[bytes]:
-        """The whole file, some megabytes at a time."""
+        """Yield the whole file, a few megabytes at a time."""
         place = 0
         while block := os.pread(self._file, _BLOCK, place):
             yield block
             place += len(block)
 
     def _between(self, start: int, stop: int) -> bytes:
-        """The bytes of some rows; not mapped into memory, where they would count as ours."""
+        """Return the bytes of some rows; read, not memory-mapped, because a mapping would count as our memory."""
         first, last = int(self._starts[start]), int(self._starts[stop])
         found = b""
         while len(found) < last - first and (
@@ -92,7 +92,7 @@ class Rows(Sequence[dict[str, Any]]):
 
 
 def _line_starts(blocks: Iterable[bytes]) -> np.ndarray:
-    """Where each line begins, and where the last one ends: int64, `(lines + 1,)`."""
+    """Return where each line begins, and where the last ends: int64, `(lines + 1,)`."""
     found, place = [np.zeros(1, np.int64)], 0
     for block in blocks:
         found.append(np.flatnonzero(np.frombuffer(block, np.uint8) == 10) + place + 1)
@@ -105,8 +105,8 @@ class PreparedData:
     """Rows ready to be encoded, and what became of the sources they were made of.
 
     Args:
-        directory: holds `train_data.jsonl`, `val_data.jsonl`, `data_report.json` and perhaps `facts.jsonl`.
-        files: what they were made of; never written over.
+        directory: directory of `train_data.jsonl`, `val_data.jsonl`, `data_report.json` and perhaps `facts.jsonl`.
+        files: source files of the rows; never written over.
         reused: whether they were prepared before, and not read again.
 
     Raises:
@@ -116,7 +116,7 @@ class PreparedData:
         train: rows to train on.
         validation: rows to validate on.
         facts: rows of the fact sheets, which are asked and never trained.
-        report: what became of the sources.
+        report: the result of reading the sources.
     """
 
     def __init__(self, directory: Path, files: Sequence[Path] = (), *, reused: bool = False) -> None:
@@ -127,11 +127,11 @@ class PreparedData:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over the contents of all rows in order; where they came from does not count."""
+        """Return SHA-256 over the contents of all rows in order, ignoring where they came from."""
         return self.report.fingerprint
 
     def save(self, directory: Path) -> None:
-        """Write the rows and the report; they take the place of older ones all together, when all are complete.
+        """Write rows and report; they replace older ones together once all are complete.
 
         Raises:
             DataError: a file to be written is one of the sources.
@@ -153,18 +153,18 @@ class PreparedData:
             if facts:
                 paths[FACTS_FILE].write_text(json_lines(self.facts), encoding="utf-8", newline="\n")
             self.report.write(paths[REPORT_FILE])
-        if stale:  # ours, of a preparation that had a fact sheet
+        if stale:  # left by an earlier preparation that had a fact sheet
             (directory / FACTS_FILE).unlink(missing_ok=True)
 
 
 def save_rendered(prepared: PreparedData, directory: Path, render: Callable[[dict[str, Any]], Iterable[str]]) -> int:
-    """Write the rows as mlx-lm's own trainer reads them: `{"text": …}`, in `train.jsonl` and `valid.jsonl`.
+    """Write the rows in the form that mlx-lm's own trainer reads: `{"text": …}`, in `train.jsonl` and `valid.jsonl`.
 
-    It trains all of a text, so rows with an answer that is not to be trained are left out.
+    That trainer trains all of a text, so rows with an answer excluded from training are left out.
 
     Args:
         prepared: the rows.
-        directory: where to.
+        directory: destination.
         render: a row as the texts that a model learns it from, nearly always one.
 
     Returns:
@@ -184,12 +184,12 @@ def save_rendered(prepared: PreparedData, directory: Path, render: Callable[[dic
 
 
 def json_lines(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows as the text of a JSONL file."""
+    """Return rows as the text of a JSONL file."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def _report(directory: Path) -> dict[str, Any]:
-    """The report in a directory; empty when there is none that can be read."""
+    """Return the report in a directory; empty if none can be read."""
     try:
         return dict(json.loads((directory / REPORT_FILE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):

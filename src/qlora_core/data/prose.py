@@ -1,4 +1,4 @@
-"""What a sentence is, and a line of one: where it ends, how one does not begin. Knows nothing of documents."""
+"""Sentences and their lines: where one ends, how none begins. Knows nothing of documents."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ STOP = re.compile(r"\n\s*|[.!?…][»”’\"')\]]*\s+|[。！？]\s*")
 
 
 def ends_sentence(text: str) -> bool:
-    """Whether a line ends a sentence."""
+    """Return whether a line ends a sentence."""
     return bool(ENDED.search(text[-8:])) and not is_abbreviated(text)
 
 
 def is_abbreviated(text: str) -> bool:
-    """Whether the dot at the end of a text is that of an abbreviation or an initial."""
+    """Return whether the dot at the end of a text belongs to an abbreviation or an initial."""
     last = text[-16:].rsplit(None, 1)[-1].lstrip("(«“\"'[—")
     if not last.endswith("."):
         return False
@@ -33,7 +33,7 @@ def is_abbreviated(text: str) -> bool:
 
 
 def begins_low(text: str) -> bool:
-    """Whether a line goes on with what the line before it began."""
+    """Return whether a line continues the line before it."""
     return text.lstrip("—–-«“\"'([ ")[:1].islower()
 
 
@@ -53,23 +53,23 @@ _LABELLED = re.compile(r"(?:[-–—*•]\s)?(?P<name>[^\W\d_][\w .'’()-]{0,29
 
 
 def is_unspaced(text: str) -> bool:
-    """Whether a text is in a script that puts no blanks between words."""
+    """Return whether a text is in a script without blanks between words."""
     return not text.isascii() and 2 * len(_UNSPACED_LETTER.findall(text)) > len(text)
 
 
 def joint(before: str, after: str) -> str:
-    """What stands between two lines that are one: a blank, or nothing inside Chinese, Japanese or Thai."""
+    """Return the separator of two joined lines: a blank, or nothing in Chinese, Japanese or Thai."""
     both = _UNSPACED_LETTER.match(before[-1:]) and _UNSPACED_LETTER.match(after[:1])
     return "" if both else " "
 
 
 def unwrapped(text: str) -> str:
-    """A text whose line feeds mean nothing, on one line."""
+    """Return a text on one line, for texts whose line feeds mean nothing."""
     return (text if text.isascii() else _BROKEN_WORD.sub("", text)).replace("\n", " ")
 
 
 def columns(text: str) -> int:
-    """How wide a text is in letters of a typewriter: Chinese letters count two, marks above others nothing."""
+    """Return a text's width in typewriter columns: Chinese characters count two, combining marks none."""
     if text.isascii() or not _UNUSUAL_WIDTH.search(text):
         return len(text)
     wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
@@ -77,7 +77,7 @@ def columns(text: str) -> int:
 
 
 def starts_of_turns(lines: Sequence[str]) -> list[bool]:
-    """For each line whether it begins as its neighbours do, with a time or with who speaks: a log, a chat, a play."""
+    """Return for each line whether it begins like its neighbours, with a time or a speaker: a log, a chat, a play."""
     timed = [bool(_TIMED.match(line)) for line in lines]
     names = [match["name"] if (match := _LABELLED.match(line)) else "" for line in lines]
     times = Counter(names)
@@ -92,10 +92,10 @@ def starts_of_turns(lines: Sequence[str]) -> list[bool]:
 
 
 def keep_their_lines(groups: Sequence[Sequence[str]]) -> list[bool]:
-    """For each group of lines whether its writer ended them, and not a margin: stanzas, addresses, lists.
+    """Return for each group of lines whether its writer ended them, not a margin: stanzas, addresses, lists.
 
-    A margin ends a line where the next word does not fit any more, wherever the sentence is. Short lines that end
-    before that, or with a sign of punctuation, are verse.
+    A margin ends a line where the next word no longer fits, wherever the sentence is. Short lines that end earlier, or
+    with punctuation, are verse.
 
     Args:
         groups: neighbouring lines without an empty one between them, of one text.
@@ -105,7 +105,7 @@ def keep_their_lines(groups: Sequence[Sequence[str]]) -> list[bool]:
     if not sizes:
         return [False] * len(groups)
     width = sizes[int(0.95 * (len(sizes) - 1))]
-    early, marked = [], 0  # how wide each line would be with the next word; sentences may end anywhere
+    early, marked = [], 0  # width of each line with the next word added; sentences may end anywhere
     for group in groups:
         inside = [(line, after) for line, after in itertools.pairwise(group) if not ends_sentence(line)]
         early.append([columns(line) + 1 + columns(after.split(None, 1)[0]) for line, after in inside])

@@ -1,7 +1,7 @@
-"""One file, or a piece of one, to prepared rows: the part of preparation that can run in any process.
+"""Prepared rows from one file, or a piece of one: the part of preparation that can run in any process.
 
-A file of rows is recognised, cleaned and checked row by row; running text and documents become passages. What comes
-out is compact: lines ready to be written, with the few numbers about each that duplicates and the split are found by.
+A file of rows is recognised, cleaned and checked row by row; running text and documents become passages. The result is
+compact: lines ready to be written, and a few numbers about each, by which duplicates and the split are found.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import itertools
 import json
 from collections import Counter
@@ -22,15 +21,19 @@ import numpy as np
 
 from ..config import DataConfig
 from ..tokens.tokenizer import ChatTokenizer
+from .book_lines import Hints
 from .chats import Chat, conversations, whose_answers
 from .chatter import chatter_in
 from .cleaning import clean, language_of, personal_data
-from .columns import LONG, layout_of, reaches
+from .columns import layout_of, reaches
 from .copies import marks_of
 from .decisions import SECTION, SUBJECT, TITLE, Decisions, choice
 from .documents import SEVERAL, read_document
 from .duplicates import BANDS, signatures
 from .encoding import detect
+from .json_values import Listed
+from .known_row import Shaped
+from .page_debris import without_page_debris
 from .passages import TEMPLATES, Asked, Passage, ask, make_passages
 from .recognised import OPEN_FORMS, Format, LeftOut, read_items, recognise
 from .records import (
@@ -48,86 +51,37 @@ from .records import (
 )
 from .report import DataReport
 from .scans import SPECK, mend_scan, report_scan
-from .shapes import Shaped, columns_of, shape, unknown_columns
-from .sources import TESTING, TRAINING, VALIDATING, BrokenOffError, Source, first_bytes, read_whole, split_in, title_of
-from .structure import Hints, find_structure, saved_as_lines, without_page_debris
+from .shapes import columns_of, shape, unknown_columns
+from .sources import TESTING, Source, split_in, title_of
+from .structure import find_structure, saved_as_lines
 from .subjects import NONE, PERSON, THING, find_subject
-from .tables import Listed, are_lines, read_rows
+from .tables import are_lines, read_rows
 from .tabular import tables_in, with_sentences
+from .text_files import BrokenOffError, first_bytes, read_whole
 from .threads import Messages, Thread, is_one_message, root_of, tree_threads
+from .units import SPLITS, Part, Unit, encode_row, hash_of, prompt_hash
 
 DOCUMENT_LIMIT = 1 << 28  # 256 MB
-BOOK = 20  # passages; a document of more is split by its sections, and no longer kept on one side as a whole
+BOOK = 20  # passages; a longer document is split by sections instead of staying on one side
 LINES_AT_ONCE = 100_000  # of running text
 ROWS_A_PART = 20_000
 WRITTEN = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".md", ".markdown", ".html", ".htm", ".xhtml")
 
-SPLITS = ("", TRAINING, VALIDATING)  # what is for testing goes no further
-PEEK = 1000  # rows that tell whether a file is of questions or of running text
-FEW = 5  # in a file of running text, at most one of so many rows has a question
+PEEK = 1000  # rows examined to tell questions from running text
+FEW = 5  # in running text, at most one row in this many has a question
 
 HALF_PAIR = "half of a surrogate pair: the text was cut inside a character"
-# made once: `json.dumps` makes one for every call; tables hold dates and bytes, which JSON has not
-_ENCODE = json.JSONEncoder(ensure_ascii=False, default=lambda value: str(value)[:LONG]).encode
+
 Piece = TypeVar("Piece", Fragment, Block)
 
 
-@dataclass(frozen=True)
-class Unit:
-    """What is read in one go.
-
-    Attributes:
-        source: the file.
-        piece: (start, stop, number of the first line).
-        as_it_stands: rows that were prepared before, or that have a split of the user's own: nothing is joined; of the
-            first, nothing is changed either.
-        prepared: whether `qlora data` wrote it.
-    """
-
-    source: Source
-    piece: tuple[int, int | None, int] = (0, None, 1)
-    as_it_stands: bool = False
-    prepared: bool = False
-
-
-@dataclass
-class Part:
-    """Rows ready to be written, and what is known of them.
-
-    Attributes:
-        lines: of the prepared file, with their ends.
-        digests: SHA-256 of each content, 32 bytes each, one after the other.
-        bands: uint64, `(rows, duplicates.BANDS)`.
-        groups: uint64, `(rows,)`: a hash of the document a row belongs to; 0: none.
-        answers: bool, `(rows,)`: whether a prompt is answered, instead of text going on.
-        splits: int8, `(rows,)`: the place in `SPLITS` of what a row says of its own split.
-        prompts: uint64, `(rows,)`: a hash of what stands before the last answer; 0: nothing does.
-        marks: the runs of words by which copies of the file are found (`copies.marks_of`).
-        name: of the file.
-        kind: what a document shares with the others of its folder; "" for a file of rows.
-        report: counts and findings.
-    """
-
-    lines: list[bytes]
-    digests: bytes
-    bands: np.ndarray
-    groups: np.ndarray
-    answers: np.ndarray
-    splits: np.ndarray
-    prompts: np.ndarray
-    marks: np.ndarray
-    name: str
-    kind: str
-    report: DataReport
-
-
 def _may_be_a_message(row: dict[str, Any]) -> bool:
-    """Take a quick look, which nearly all rows fail."""
+    """Take a quick look that nearly all rows fail."""
     return "role" in row or "replies" in row or type(row.get("prompt")) is dict
 
 
 def can_be_cut(source: Source) -> bool:
-    """Whether the lines of a file can be read in pieces: each is a row, and none belongs to another one."""
+    """Return whether a file can be read in pieces: each line is a row, and none belongs to another."""
     if source.form in OPEN_FORMS and recognise(source.form, first_bytes(source.content)):
         return False
     with contextlib.suppress(ValueError, OSError):
@@ -137,13 +91,13 @@ def can_be_cut(source: Source) -> bool:
 
 @dataclass(frozen=True)
 class Reading:
-    """How to read: the settings, and where the tokeniser that measures passages lies."""
+    """Instructions for reading: the settings, and where the tokeniser that measures passages lies."""
 
     config: DataConfig
     tokenizer: Path
 
     def parts(self, unit: Unit) -> Iterator[Part]:
-        """Read one unit, handing over some thousand rows at a time; whatever is wrong with it is in their reports."""
+        """Read one unit, handing over some thousand rows at a time; everything wrong with it is in their reports."""
         return _Reader(unit, self.config, self.tokenizer).parts()
 
     def __call__(self, unit: Unit) -> list[Part]:
@@ -168,10 +122,10 @@ class _Reader:
         self.name = writable(str(self.path))
         self.columns = columns_of(self.config.columns)
         self.decisions = Decisions.read(self.config.decide)
-        self.kinds: list[str] = []  # repairs of the row at hand
+        self.kinds: list[str] = []  # repairs of the current row
 
     def parts(self) -> Iterator[Part]:
-        """The unit's rows, `ROWS_A_PART` at a time; the last part may be empty, but its report counts."""
+        """Yield the unit's rows, `ROWS_A_PART` at a time; the last part may be empty, but its report counts."""
         records = self._records()
         taken, first = ROWS_A_PART, self.unit.piece[0] == 0
         while taken == ROWS_A_PART:
@@ -180,9 +134,9 @@ class _Reader:
             yield part
 
     def _part(self, records: Iterable[Record], first: bool) -> tuple[Part, int]:
-        """Rows as lines and numbers, and how many records they were; copies are found by the first part of a file.
+        """Return rows as lines and numbers, and how many records they were; copies are found by a file's first part.
 
-        The records themselves are not kept, which spares the memory and its collector.
+        The records themselves are dropped, which spares memory and the garbage collector.
         """
         compared = self.config.near_duplicates != "ignore"
         lines, digests, texts, groups, answers = [], [], [], [], []
@@ -191,16 +145,16 @@ class _Reader:
         for record in records:
             taken += 1
             try:
-                line, digest = _encode(record)
+                line, digest = encode_row(record)
             except UnicodeEncodeError:
                 self.report.rejected.add(record.source, HALF_PAIR)  # in its metadata
                 continue
             lines.append(line)
             digests.append(digest)
-            groups.append(_hash(record.group) if record.group else 0)
+            groups.append(hash_of(record.group) if record.group else 0)
             answers.append(record.answers)
             splits.append(SPLITS.index(record.split) if record.split else 0)
-            prompts.append(_prompt(record.content))
+            prompts.append(prompt_hash(record.content))
             if compared:
                 texts.append(said_in(record.content))
                 if first and not record.answers:
@@ -232,7 +186,7 @@ class _Reader:
             self.report.skipped_files.add(self.name, str(error))
 
     def _wanted(self, record: Record) -> bool:
-        """Look at a finished row: its language, and personal data in it."""
+        """Return whether a finished row is wanted, by its language, and note its personal data."""
         if self.unit.prepared:
             return True
         text = "\n".join(texts_of(record.content))
@@ -277,7 +231,7 @@ class _Reader:
         yield from self._threads(messages)
 
     def _recognised(self, row: Any, where: str) -> tuple[Record | None, bool]:
-        """The record of a row, and whether it is a line of running text; None when it is not used."""
+        """Return the record of a row, and whether it is a line of running text; None if it is not used."""
         try:
             if isinstance(row, UnusableError):
                 self.report.unreadable += 1
@@ -307,7 +261,7 @@ class _Reader:
         return record, shaped.running
 
     def _note_what_is_beside(self, shaped: Shaped) -> None:
-        """Count what is used for nothing, and what is marked as not to be trained."""
+        """Count unused content and parts marked as not to be trained."""
         for name, longer in shaped.unused:
             self.report.unused[f"{shaped.beside} {name}"] += 1
             self.report.unused_longer[f"{shaped.beside} {name}"] += longer
@@ -322,7 +276,7 @@ class _Reader:
 
     @functools.cached_property
     def _mostly_questions(self) -> bool:
-        """Whether the file is of questions, so that a row without one has a gap, and is no line of running text."""
+        """Return whether the file is of questions, so that a row without one has a gap and is no running text."""
         asked = blank = 0
         with contextlib.suppress(ValueError, OSError):
             for _, row in itertools.islice(read_rows(self.unit.source, lambda _: ""), PEEK):
@@ -335,7 +289,7 @@ class _Reader:
     # Conversations that stand in several rows, or in a tree
 
     def _threads(self, messages: Messages) -> Iterator[Record]:
-        """The conversations of messages that stand one a row."""
+        """Yield the conversations of messages that stand one in a row."""
         for thread in messages.threads():
             self.report.joined_messages += len(thread.turns) - thread.given
             yield from self._thread(thread)
@@ -343,7 +297,7 @@ class _Reader:
             self.report.rejected.add(f"{self.name}:{place}", reason)
 
     def _tree(self, root: dict[str, Any], number: int) -> Iterator[Record]:
-        """The conversations of a row that is a tree of replies."""
+        """Yield the conversations of a row that is a tree of replies."""
         try:
             threads = list(tree_threads(root, number))
         except ValueError as error:
@@ -359,7 +313,7 @@ class _Reader:
         record, _ = self._recognised({"messages": thread.turns}, where)
         if record:
             for message in record.content["messages"][: thread.given]:
-                if message["role"] == "assistant":  # an earlier conversation trains it
+                if message["role"] == "assistant":  # already trained in an earlier conversation
                     message["train"] = False
             yield dataclasses.replace(record, group=f"{composed(self.path.name)}\0{thread.root}")
 
@@ -373,7 +327,7 @@ class _Reader:
         return cleaned
 
     def _note_repairs(self, where: str, sample: str) -> None:
-        """Count the repairs made since the last call."""
+        """Count the repairs since the last call."""
         if self.kinds:
             self.report.mended.update(self.kinds)
             self.report.mended_rows.add(where, ", ".join(dict.fromkeys(self.kinds)), sample)
@@ -388,7 +342,7 @@ class _Reader:
             self.report.encodings[encoding] += 1
 
     def _in_order(self) -> Iterator[Record]:
-        """The records of the unit, by what its file is."""
+        """Return the records of the unit, read as the kind of file it is."""
         form, mapped = self.unit.source.form, bool(self.columns)
         whole = self.unit.piece == (0, None, 1) and not self.unit.prepared and (form in SEVERAL or not mapped)
         kind = recognise(form, first_bytes(self.unit.source.content)) if whole and form in OPEN_FORMS else None
@@ -422,7 +376,7 @@ class _Reader:
             self.report.recognised.add(self.name, how)
 
     def _chat(self, chat: Chat) -> Iterator[Record]:
-        """A chat's conversations; those in which nobody is answered are counted among the rejected rows."""
+        """Yield a chat's conversations; those without any answer count among the rejected rows."""
         self._leave_out(chat.left_out)
         if not chat.messages:
             self.report.skipped_files.add(self.name, f"{chat.title or chat.kind}: holds no messages")
@@ -446,7 +400,7 @@ class _Reader:
     # Running text and documents
 
     def _leave_out(self, found: Iterable[tuple[str, str, str]]) -> None:
-        """List what is no text of the file: place, reason and beginning of each."""
+        """List what is not the file's own text: place, reason and beginning of each."""
         for place, reason, sample in found:
             self.report.debris.add(f"{self.name}:{place}" if place else self.name, reason, sample)
 
@@ -466,18 +420,18 @@ class _Reader:
 
     @property
     def _title(self) -> str:
-        """What the name of the file says; source code is known by its path."""
+        """Return the title from the file's name; source code is known by its path."""
         source = self.unit.source
         return (source.within or composed(self.path.name)) if source.is_code else title_of(self.path)
 
     def _passages(self, document: Document, title: str, part: str = "") -> Iterator[Record]:
-        """The passages of a document, or of running text, which has no title of its own, and questions about them.
+        """Yield the passages of a document, or of untitled running text, and questions about them.
 
-        `part` tells the documents of one file apart.
+        `part` distinguishes the documents of one file.
         """
         self._leave_out(document.left_out)
         found, blocks = self._structured(document)
-        limit = min(self.config.passage_tokens, self.config.max_seq_length - 2)  # begin and end of text
+        limit = min(self.config.passage_tokens, self.config.max_seq_length - 2)  # room for the begin and end tokens
         head = self._clean(found) or self._clean(title)
         passages = list(make_passages(head, blocks, _counter(self.tokenizer), limit))
         self._note_repairs(self.name, passages[0].body if passages else "")
@@ -503,7 +457,7 @@ class _Reader:
             )
 
     def _structured(self, document: Document) -> tuple[str, list[Block]]:
-        """Title and blocks of a document, without what belongs to a page, to a scan or to a chat program."""
+        """Return title and blocks of a document, without parts that belong to a page, a scan or a chat program."""
         decided = self.decisions.find(TITLE, self.name)
         title = decided or document.title
         if self.unit.source.is_code:
@@ -534,11 +488,11 @@ class _Reader:
         return title or within, blocks
 
     def _without_chatter(self, pieces: Sequence[Piece]) -> list[Piece]:
-        """Without what was said to a chat program, or by it, before and behind the text."""
+        """Return the text without remarks to or by a chat program before and behind it."""
         paragraphs = [
             list(run) for filled, run in itertools.groupby(pieces, key=lambda piece: bool(piece.text)) if filled
         ]
-        if len(paragraphs) == 1:  # no empty lines: a line or a block is a paragraph
+        if len(paragraphs) == 1:  # without empty lines, each line or block is a paragraph
             paragraphs = [[piece] for piece in pieces]
         found = chatter_in([" ".join(piece.text for piece in each) for each in paragraphs])
         gone = {id(piece) for place in found for piece in paragraphs[place]}
@@ -547,7 +501,7 @@ class _Reader:
         return [piece for piece in pieces if id(piece) not in gone]
 
     def _asked(self, passages: Sequence[Passage], *, is_document: bool) -> list[Asked]:
-        """The questions of the setting `question`; about what nothing is asked is told."""
+        """Return the questions of the setting `question`; report what is asked about nothing."""
         template = self.config.question
         if not template or not passages:
             return []
@@ -571,9 +525,9 @@ class _Reader:
         return list(ask(passages, template, kind=kind, about_all=is_document and len(passages) <= BOOK, unasked=tell))
 
     def _groups(self, passages: Sequence[Passage], part: str, *, is_document: bool, asked: bool) -> list[str]:
-        """The group of each passage: its document; in a book its section; in a long section the passage alone.
+        """Return the group of each passage: its document; in a book its section; in a long section the passage alone.
 
-        Running text is split passage by passage. Where the file lies must not decide the split, its name may.
+        Running text is split passage by passage. The file's location must not decide the split, its name may.
         """
         name = composed(self.path.name) + (f"\0{part}" if part else "")
         sizes = Counter(passage.section for passage in passages)
@@ -591,33 +545,10 @@ class _Reader:
         return [dataclasses.replace(piece, text=self._clean(piece.text)) for piece in pieces]
 
 
-def _encode(record: Record) -> tuple[bytes, bytes]:
-    """The row's line in the prepared file, and the SHA-256 of its content."""
-    content = _ENCODE(record.content).encode()
-    rest = _ENCODE({"source": record.source, "metadata": record.metadata}).encode()
-    return content[:-1] + b", " + rest[1:] + b"\n", hashlib.sha256(content).digest()
-
-
-def _prompt(content: dict[str, Any]) -> int:
-    """A hash of what is said before the last answer; 0 where nothing is."""
-    turns = content.get("messages", ())
-    last = len(turns) - 1
-    while last > 0 and turns[last]["role"] != "assistant":
-        last -= 1
-    if last < 1:
-        return 0
-    asked = "\0".join([turn.get("content") or "" for turn in turns[:last]])
-    return int.from_bytes(hashlib.blake2b(asked.encode(), digest_size=8).digest(), "little") | 1
-
-
 def folder_of(name: str) -> str:
-    """The name that the documents of a folder share: the folder and their suffix."""
+    """Return the name that documents of a folder share: the folder and their suffix."""
     path = PurePath(name)
     return str(path.parent / f"*{path.suffix}")
-
-
-def _hash(group: str) -> int:
-    return int.from_bytes(hashlib.sha256(group.encode("utf-8", "surrogatepass")).digest()[:8], "big") | 1
 
 
 def _sample(row: Any) -> str:

@@ -1,4 +1,4 @@
-"""Files that are something else than their suffix says, or hold several documents: chats, cards, clippings, mail."""
+"""Files that are not what their suffix says, or hold several documents: chats, cards, clippings, mail."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ class LeftOut:
 
 
 Item = Chat | Document | LeftOut | tuple[str, dict[str, Any]]
-"""A chat, a document, a row with its line, or what is left out."""
+"""A chat, a document, a row with its line, or something that is left out."""
 
 TEXTS = (".txt", ".md", ".markdown")
 
 
 @dataclass(frozen=True)
 class Format:
-    """What a file is, and how it is read.
+    """A file format: how it is recognised and read.
 
     Attributes:
-        name: in words, "Anki's notes".
+        name: description in words: "Anki's notes".
         forms: suffixes of files that may be it.
         is_it: looks at the beginning of the file's text.
-        read: all of it, given the file's content and what its name says.
-        hint: what the report says of how it is read.
+        read: returns all of it, given the file's content and the title in its name.
+        hint: note in the report on how it is read.
     """
 
     name: str
@@ -58,14 +58,14 @@ class Format:
 
 
 def recognise(form: str, sample: bytes) -> Format | None:
-    """What a file with this suffix is, by its beginning; None: what its suffix says."""
+    """Return the format of a file with this suffix, by its beginning; None if it is what its suffix says."""
     candidates = [kind for kind in FORMATS if form in kind.forms]
     text = sample.decode(detect(sample), errors="replace").replace("\r\n", "\n").replace("\r", "\n")
     return next((kind for kind in candidates if kind.is_it(text)), None)
 
 
 def read_items(kind: Format, content: bytes, name: str) -> list[Item]:
-    """What a file of this format holds.
+    """Return the content of a file of this format.
 
     Raises:
         ValueError: why it cannot be read, in one plain line.
@@ -126,4 +126,4 @@ FORMATS = (
     Format("a dialogue", TEXTS, is_dialogue, lambda content, name: iter([read_dialogue(_text(content), name)])),
 )
 OPEN_FORMS = frozenset(form for kind in FORMATS for form in kind.forms)
-"""Suffixes of files that may be something else, so that it is worth to look how they begin."""
+"""Suffixes of files that may be something else, whose beginning is therefore examined."""

@@ -1,4 +1,4 @@
-"""What the steps of data preparation hand to one another. Knows nothing of files or models."""
+"""Values that the steps of data preparation exchange. Knows nothing of files or models."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Record:
     Attributes:
         content: `{"messages": […]}` or `{"text": …}`, as the prepared file holds it.
         source: file:line, or file:first-last of joined lines.
-        metadata: what else the row carried.
+        metadata: all else that the row carried.
         group: rows of one group stay on one side of the split (the passages of one document).
-        split: which one it is for, as it says itself; "" where it does not.
+        split: the split that the row names; "" if it names none.
     """
 
     content: dict[str, Any]
@@ -32,19 +32,19 @@ class Record:
 
     @property
     def answers(self) -> bool:
-        """Whether a prompt is answered, instead of text going on."""
+        """Return whether a prompt is answered, as opposed to text going on."""
         return "messages" in self.content
 
 
 def texts_of(content: dict[str, Any]) -> list[str]:
-    """Every text of a row's content, in order; of a message its thoughts and its calls too."""
+    """Return every text of a row's content in order, including a message's thoughts and calls."""
     if "text" in content:
         return [content["text"]]
     return [text for message in content["messages"] for text in _said(message)]
 
 
 def said_in(content: dict[str, Any]) -> str:
-    """The text that tells a row from others: all of it but what the system says, which many rows may share."""
+    """Return the text that distinguishes a row: all of it but the system message, which many rows may share."""
     if "text" in content:
         return content["text"]
     return "\n".join(text for message in content["messages"] if message["role"] != "system" for text in _said(message))
@@ -59,14 +59,14 @@ def _said(message: dict[str, Any]) -> list[str]:
 
 
 def writable(text: str) -> str:
-    """A text that can be encoded: file names and rows may hold halves of surrogate pairs."""
+    """Return a text that can be encoded: file names and rows may hold lone surrogates."""
     return text.encode("utf-8", "replace").decode()
 
 
 def composed(text: str) -> str:
-    """A text as most programs write it: an accented letter is one character (NFC), and not two, as in names on macOS.
+    """Return a text composed (NFC), like most programs write it: an accented letter is one character, not two.
 
-    The two look the same and are other tokens.
+    Both forms look the same but are different tokens.
     """
     return unicodedata.normalize("NFC", writable(text))
 
@@ -76,9 +76,9 @@ class Fragment:
     """A line of running text, to be joined with its neighbours; an empty one ends a paragraph.
 
     Attributes:
-        text: without white space around it.
-        place: where it stands in its file: a line ("12") or, in a PDF, a page ("page 3").
-        level: of a heading that the format itself tells, 1 to 6; 0 for everything else.
+        text: the line without surrounding white space.
+        place: position in its file: a line ("12") or, in a PDF, a page ("page 3").
+        level: level of a heading that the format itself marks, 1 to 6; 0 for everything else.
     """
 
     text: str
@@ -92,10 +92,10 @@ class Block:
 
     Attributes:
         text: plain text without markup, lines separated by line feeds.
-        level: of a heading, 1 to 6; 0 for everything else. A heading without text ends the section before it.
-        place: where it begins in its file: a line ("12"), a page ("page 3"), or "" where the format has neither.
+        level: level of a heading, 1 to 6; 0 for all else. A heading without text ends the section before it.
+        place: position where it begins: a line ("12"), a page ("page 3"), or "" if the format has neither.
         verbatim: whether its lines are code, to be kept as they are, and no sentences.
-        table: of a table, its rows of cells, the names of the columns first; the text says the same in lines.
+        table: rows of a table's cells, the column names first; the text says the same in lines.
     """
 
     text: str
@@ -110,11 +110,11 @@ class Document:
     """A document as its reader understood it: either blocks, or lines whose structure is still to be found.
 
     Attributes:
-        title: from its first heading or its metadata; "" when it has none.
-        blocks: of a format that says what a heading and a paragraph is; the heading that gave the title is left out.
-        lines: of a format that only has lines (plain text, PDF).
-        metadata: what the document says of itself (author, date, front matter).
-        left_out: what its reader took for no text of it: place, reason and beginning of each.
+        title: title from its first heading or its metadata; "" if it has none.
+        blocks: blocks of a format that marks headings and paragraphs; the heading used as title is left out.
+        lines: lines of a format that has only lines (plain text, PDF).
+        metadata: facts that the document states about itself (author, date, front matter).
+        left_out: parts that its reader did not take for its text: place, reason and beginning of each.
     """
 
     title: str = ""
@@ -125,7 +125,7 @@ class Document:
 
 
 class UnusableError(ValueError):
-    """Why a row cannot be used, and how it begins."""
+    """The reason why a row cannot be used, and how the row begins."""
 
     def __init__(self, reason: str, sample: str = "") -> None:
         super().__init__(reason)
@@ -133,11 +133,11 @@ class UnusableError(ValueError):
 
 
 class MarkedError(ValueError):
-    """What says that a row is not to be trained, as its author marked it."""
+    """The mark by which its author excluded a row from training."""
 
 
 class Written(float):
-    """A number of a file with the text that stands for it there: 1.50 stays "1.50"."""
+    """A number of a file with its text there: 1.50 stays "1.50"."""
 
     __slots__ = ("text",)
 
@@ -155,7 +155,7 @@ class Written(float):
 class Rejected:
     """Something that was not used, or is worth a look: where, why, and how it begins.
 
-    Of what was guessed, `choices` are the settings that decide it, each `(setting, value)`.
+    For a guess, `choices` are the settings that decide it, each `(setting, value)`.
     """
 
     where: str
@@ -165,13 +165,13 @@ class Rejected:
 
 
 def place_range(first: str, last: str) -> str:
-    """Places as one: "12-18", "page 3-4"."""
+    """Return two places as one range: "12-18", "page 3-4"."""
     name = re.match(r"\D*", first)[0]  # type: ignore[index]
     return first if first == last else f"{first}-{last.removeprefix(name)}"
 
 
 def ends_of_place(place: str) -> tuple[str, str]:
-    """The first and the last of a range."""
+    """Return the first and the last place of a range."""
     match = re.fullmatch(r"(\D*)(\d+)-(\d+)", place)
     return (match[1] + match[2], match[1] + match[3]) if match else (place, place)
 
@@ -191,7 +191,7 @@ class Findings:
             self.listed.append(Rejected(writable(where), writable(reason), writable(sample[:80]), written))
 
     def extend(self, others: Findings) -> None:
-        """Take over those of another part."""
+        """Add the findings of another part."""
         self.count += others.count
         self.listed += others.listed[: LISTED - len(self.listed)]
 

@@ -1,4 +1,4 @@
-"""What became of the sources: counts, findings and warnings. Knows nothing of how rows are made."""
+"""Results of reading the sources: counts, findings and warnings. Knows nothing of how rows are made."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ MOST_LOST = 0.1  # share of the sources that may be unreadable; above it, prepar
 
 @dataclass
 class DataReport:
-    """What became of the sources.
+    """The result of reading the sources.
 
     Every row is accounted for: read + passages + questions + conversations = train + validation + test_rows +
     duplicates + near_duplicates_dropped + several_answers_dropped + copies_dropped + copies_left_out + rejected +
     marked + joined_lines + joined_messages.
 
     Attributes:
-        sources: what was named.
-        licences: of data sets of the hub, as they say themselves.
+        sources: sources as they were named.
+        licences: licences that data sets of the hub state.
         files: files that were read.
-        documents: of those, documents.
+        documents: number of documents among the files.
         encodings: files in another encoding than UTF-8, `{encoding: files}`.
         recognised: files that are something else than their suffix says, and how they were read.
         read: rows read.
@@ -44,28 +44,28 @@ class DataReport:
         duplicates: rows left out since an earlier one is the same.
         near_duplicates: rows that say nearly the same as an earlier one.
         patterned: rows that only seem to, since many are written to one pattern (see `duplicates.near_duplicates`).
-        near_duplicates_dropped: of those, how many were left out because of `near_duplicates`.
+        near_duplicates_dropped: number of those left out because of `near_duplicates`.
         questions_with_several: questions that are answered in several ways; `conflicting` names their rows.
         several_answers: their rows.
-        several_answers_dropped: of those, how many were left out because of the setting of that name.
+        several_answers_dropped: number of those left out because of the setting of that name.
         copies_dropped: rows of a source left out since another holds its text, as the settings say.
         copies_left_out: rows not trained since a validation row from a copy of their source says the same.
-        doubts: what was guessed, with the settings that decide it.
+        doubts: guesses, with the settings that decide them.
         unasked: documents and sections about which `question` asks nothing, and why.
         by_source: rows of each source, and how many of them are validated: `{source: [rows, validated]}`.
         unvalidated: large sources of which no row is validated, with what changes it.
         answered_passages: passages that a question of `question` repeats word for word.
         rejected: rows that cannot be used.
-        unreadable: of those, rows that are not even JSON, or no row of a table.
+        unreadable: rejected rows that are not even JSON, or no row of a table.
         marked: rows that are left out since their author marked them so (`label` false, `weight` 0 and the like).
-        marks: what else is marked as not to be trained and is not: answers within rows, rejected answers; by the mark.
-        guesses: what was taken to be so, with the rows in which it was.
+        marks: parts of rows that are marked as not to be trained, such as rejected answers; by the mark.
+        guesses: assumptions that were made, with the number of rows.
         unused: columns and keys that hold content and are used for nothing, by what they stand beside and their names:
             `{"question notes": rows that have it}`; `unused_columns` tells more.
-        unused_longer: of those, rows in which it is longer than the prompt.
+        unused_longer: number of those rows in which it is longer than the prompt.
         columns: names that the setting `columns` gives, with the rows that have them.
         test_rows: rows left out since they are for testing, as a column `split` or the key of their list says.
-        bytes: of all files.
+        bytes: size of all files.
         unread: bytes that could not be read, behind the place where a file breaks off.
         skipped_files: files that were not used, or not to their end.
         personal_data: rows that seem to hold an e-mail address or a telephone number; they are kept.
@@ -75,8 +75,8 @@ class DataReport:
         leakage: rows of validation that training knows: equal, nearly equal, of the same document.
         questions_on_both_sides: rows of validation whose question is trained with another answer.
         fact_sheets, rejected_facts: sheets of facts, and their rows that cannot be used.
-        tokens: what the model will make of the rows (`TokenReport.as_dict()`), where it was asked.
-        warnings: what should be looked at, each with a remedy.
+        tokens: the rows as tokens (`TokenReport.as_dict()`), if they were counted.
+        warnings: things to look at, each with a remedy.
         fingerprint: SHA-256 over the contents of all rows in order.
     """
 
@@ -148,7 +148,7 @@ class DataReport:
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> DataReport:
-        """The report that `write` wrote; what it does not know is left out."""
+        """Return the report that `write` wrote; unknown keys are ignored."""
         report = cls()
         saved = {**saved, **_counted(saved.get("unused"))}
         for name, mine in vars(report).items():
@@ -163,7 +163,7 @@ class DataReport:
         path.write_text(json.dumps(self.as_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
 
     def as_dict(self) -> dict[str, Any]:
-        """The report as a JSON object."""
+        """Return the report as a JSON object."""
         plain = {
             name: asdict(value) if isinstance(value, Findings) else dict(value) if isinstance(value, Counter) else value
             for name, value in vars(self).items()
@@ -173,7 +173,7 @@ class DataReport:
 
     @property
     def unused_columns(self) -> list[Unused]:
-        """What holds content and is used for nothing, what most rows have first."""
+        """Return columns that hold content and are used for nothing, those that most rows have first."""
         found = []
         for name, rows in self.unused.most_common():
             beside, _, column = name.partition(" ")
@@ -184,16 +184,16 @@ class DataReport:
 
     @property
     def left_out_as_copies(self) -> int:
-        """Rows that are not trained since a copy of their source says the same."""
+        """Return the number of rows left out because a copy of their source says the same."""
         return self.copies_dropped + self.copies_left_out
 
     @property
     def lost_share(self) -> float:
-        """Share that could not even be read, of the rows or of the bytes, whichever is more, from 0 to 1."""
+        """Return the share that could not be read, of rows or bytes, whichever is larger, from 0 to 1."""
         return max(self.unreadable / max(self.read, 1), min(1.0, self.unread / max(self.bytes, 1)))
 
     def look_again(self, config: DataConfig) -> None:
-        """Fill `warnings` from the counts; each remedy that is named changes what the settings are."""
+        """Fill `warnings` from the counts; every remedy changes the current settings."""
         self.warnings = [
             *self._lost(),
             *self._left_aside(config.columns),
@@ -242,7 +242,7 @@ class DataReport:
         return found
 
     def _left_aside(self, columns: Sequence[str]) -> list[str]:
-        """What is in the rows and is not trained, since nothing is made of it or its author says so."""
+        """Return warnings about content of the rows that is not trained because it is unused or its author says so."""
         found = []
         if unused := self.unused_columns:
             names = "; ".join(column.described for column in unused[:MANY])
@@ -314,10 +314,10 @@ class Unused:
 
     Attributes:
         column: its name; `messages[].name` for a key beside a message's content.
-        beside: what it stands beside: "text", "messages" or "question".
-        rows: how many have it.
-        share: of all rows, from 0 to 1.
-        longer_rows: in how many it is longer than the prompt, or, beside a text, than the text.
+        beside: the content that it stands beside: "text", "messages" or "question".
+        rows: number of rows that have it.
+        share: share of all rows, from 0 to 1.
+        longer_rows: number of rows in which it is longer than the prompt or, beside a text, than the text.
         longer_than_prompt: whether that is most of them.
     """
 
@@ -330,14 +330,14 @@ class Unused:
 
     @property
     def described(self) -> str:
-        """Name, share and length in words."""
+        """Describe name, share and length in words."""
         share = f"{self.share:.0%}" if self.share >= 0.01 else f"{self.rows}"
         longer = f", longer than the {'text' if self.beside == 'text' else 'prompt'}" if self.longer_than_prompt else ""
         return f"`{self.column}` (in {share} of the rows{longer})"
 
     @property
     def choice(self) -> tuple[str, str] | None:
-        """The setting that uses it where it belongs to the row; None where no setting does."""
+        """Return the setting that uses it if it belongs to the row; None if no setting does."""
         plain = self.column.strip().casefold()
         if plain in MASKS or "[" in self.column or self.beside == "messages" or judges(self.column):
             return None
@@ -347,7 +347,7 @@ class Unused:
 
     @property
     def remedy(self) -> str:
-        """What to do where it belongs to the row."""
+        """Return what to do if it belongs to the row."""
         if self.column.strip().casefold() in MASKS:
             return (
                 f"`{self.column}` has not one mark for each turn, and marks of tokens belong to the tokenizer that "
@@ -369,7 +369,7 @@ def _questions(count: int) -> str:
 
 
 def _counted(unused: Any) -> dict[str, Counter[str]]:
-    """The counts of a list of `Unused`, as `as_dict` writes it."""
+    """Return the counts of a list of `Unused` in the form `as_dict` writes."""
     columns = [Unused(**column) for column in unused] if isinstance(unused, list) else []
     names = [(f"{column.beside} {column.column}", column) for column in columns]
     return {

@@ -1,7 +1,7 @@
-"""What scanning breaks in the lines of a book, mended: specks, figures read as letters, words run together.
+"""Repair of what scanning breaks in the lines of a book: specks, figures read as letters, words run together.
 
-Only a text that shows such signs is touched. A word is parted where the text itself has its second part again and
-again and never the whole; what is only likely is told, not done, unless the setting `scans` asks for it.
+Only a text with such signs is touched. A word is parted if its second part alone is frequent in the text and the whole
+never occurs; merely likely repairs are reported, and made only with the setting `scans`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from dataclasses import dataclass, field, replace
 from .records import Findings, Fragment
 
 SPECK, FIGURE, ORDINAL, GLUED = "specks", "letters in numbers", "ordinals", "words run together"
-SIGNS = 3  # lines with specks, figures or ordinals that make a text a scanned one
-LONGEST = 1000  # characters: what is longer is no line of a page
-FREQUENT = 3  # times that the second part of a word stands alone
+SIGNS = 3  # lines with specks, figures or ordinals that mark a text as scanned
+LONGEST = 1000  # characters: a longer line is no line of a page
+FREQUENT = 3  # occurrences of a word's second part alone
 
 _MARKS = r"/\\|~^_¬¦`´■□¤"
 _BEFORE = re.compile(rf"^(?:[{_MARKS}]+|['’‘.,;:°]+(?=\s))(?:\s+(?:[{_MARKS}'’‘.,;:°]+(?=\s)))*\s+(?=\S)")
@@ -44,7 +44,7 @@ class Scan:
     """Lines as they are after mending, and what was done.
 
     Attributes:
-        lines: without those that were specks alone.
+        lines: the lines without those that were only specks.
         mended: repairs by kind.
         where: the places of mended lines, with the kinds and how the line begins.
         specks: lines that were nothing else: place and text.
@@ -59,10 +59,10 @@ class Scan:
 
 
 def mend_scan(lines: Sequence[Fragment], scans: str = "sure") -> Scan:
-    """Mend the lines of a scanned text; of another nothing is changed.
+    """Repair the lines of a scanned text; other text stays unchanged.
 
     Args:
-        lines: in order.
+        lines: the lines in order.
         scans: the setting: "sure", "all" (also words that are only probably two) or "keep".
     """
     if scans == "keep" or not _is_scanned(lines):
@@ -84,7 +84,7 @@ def mend_scan(lines: Sequence[Fragment], scans: str = "sure") -> Scan:
 
 
 def report_scan(scan: Scan, name: str, mended: Counter[str], rows: Findings, doubts: Findings) -> None:
-    """Count and name what was mended, and ask about what is only likely."""
+    """Count and name the repairs, and ask about those that are only likely."""
     mended.update(scan.mended)
     for place, kinds, text in scan.where:
         rows.add(f"{name}:{place}", kinds, text)
@@ -107,7 +107,7 @@ def _is_speck(text: str) -> bool:
 
 
 def _mended(text: str, ordinals: bool) -> tuple[str, list[str]]:
-    """A line without specks at its ends, and with figures as figures; and the kinds of repair."""
+    """Return a line without specks at its ends and with figures as figures, and the kinds of repair."""
     kinds = []
     steps = [(SPECK, _without_specks), (FIGURE, lambda line: _FIGURE.sub(_figures, line))]
     if ordinals:
@@ -125,14 +125,14 @@ def _without_specks(text: str) -> str:
 
 
 def _figures(found: re.Match[str]) -> str:
-    """Digits for the letters among digits."""
+    """Return a match with digits for the letters among its digits."""
     return found[0].translate(str.maketrans("Ool", "001"))
 
 
 def _parted(
     text: str, words: Counter[str], likely_too: bool, kinds: list[str], tell: Callable[[str, str], None]
 ) -> str:
-    """A line in which words that were run together are parted."""
+    """Return a line in which words that were run together are parted."""
 
     def part(found: re.Match[str]) -> str:
         word = found[0]
@@ -150,7 +150,7 @@ def _parted(
 
 
 def _head_of(word: str, words: Counter[str]) -> tuple[str, bool]:
-    """The little word that a word begins with by mistake, and whether that is sure; "" where it is whole."""
+    """Return the little word that a word wrongly begins with, and whether that is sure; "" if it is whole."""
     low = word.casefold()
     if len(low) < 5 or words[low] > 1 or low in _WHOLE or not word[1:].islower():
         return "", False

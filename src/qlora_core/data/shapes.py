@@ -1,15 +1,10 @@
-"""A row as somebody wrote it to a row as it is trained: which of the known shapes it has. Knows nothing of files."""
+"""Recognition of a row's shape, among the known ones, from its columns. Knows nothing of files."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from .columns import (
-    INVERSE_MARKS,
-    JUDGING,
     MAPPED,
     OPTIONS,
     PAIRS,
@@ -19,7 +14,6 @@ from .columns import (
     columns_of,
     content_length,
     has_column,
-    is_said,
     is_truth,
     layout_of,
     listed,
@@ -28,12 +22,11 @@ from .columns import (
     unknown_columns,
     which_columns,
 )
-from .options import Options
-from .preferences import best_of
-from .records import MarkedError, texts_of
-from .speakers import BOTH, TALK_BEGINS, turns_of_text, two_of, with_speakers
+from .known_row import Clean, KnownRow, Shaped, are_turns, other_shape, whole_text
+from .records import MarkedError
+from .speakers import TALK_BEGINS, with_speakers
 from .threads import speaks
-from .turns import ROLES, Noted, as_text, call_of, check_answers, conversation, kind, tools_of, unpacked
+from .turns import ROLES, Noted, as_text, kind, unpacked
 
 __all__ = ["ACCEPTED", "MAPPED", "PAIRS", "ROLES", "Columns", "Layout", "Shaped", "columns_of", "kind", "layout_of",
            "shape", "unknown_columns"]  # fmt: skip
@@ -52,49 +45,20 @@ and documents: .md, .txt, .html, .docx, .odt, .rtf, .pdf, .epub, .tex, .ipynb, .
 and exports: chats of WhatsApp, Telegram and Signal, Anki's notes and decks, Kindle's clippings
 and folders of source code, and archives (.zip, .tar) of all of these"""
 
-Clean = Callable[[str], str]
-
-
-@dataclass(frozen=True)
-class Shaped:
-    """A row whose shape is known.
-
-    Attributes:
-        content: `{"messages": […]}` or `{"text": …}`, with `tools` where the row offers some.
-        metadata: everything else that the row carried.
-        running: whether its text is a line of running text, to be joined with its neighbours.
-        blank: of such a row, the name of its column for questions, which is empty; "" if it has none.
-        unused: names of what holds content and is used for nothing, and whether that is longer than the prompt.
-        beside: what it stands beside: "text", "messages", or "question".
-        marks: what its author marked as not to be trained, in words.
-        guesses: what was taken to be so, in words.
-        split: what the row says of its own split.
-    """
-
-    content: dict[str, Any]
-    metadata: dict[str, Any] = field(default_factory=dict)
-    running: bool = False
-    blank: str = field(default="", compare=False)
-    unused: tuple[tuple[str, bool], ...] = field(default=(), compare=False)
-    beside: str = field(default="question", compare=False)
-    marks: tuple[str, ...] = field(default=(), compare=False)
-    guesses: tuple[str, ...] = field(default=(), compare=False)
-    split: str = field(default="", compare=False)
-
 
 def shape(row: Any, columns: Columns, clean: Clean) -> Shaped:
-    """Recognise a row.
+    """Recognise the shape of a row.
 
     Args:
         row: a JSON value, or a row of a table; a null is as good as absent.
         columns: names that would not be recognised, as `columns_of` gives them.
-        clean: what every text goes through.
+        clean: applied to every text.
 
     Raises:
         MarkedError: its author marked it as not to be trained.
         ValueError: what is wrong with it, in words for whoever wrote it.
     """
-    if _are_turns(row):
+    if are_turns(row):
         row = {"messages": row}
     if not isinstance(row, dict):
         raise ValueError(f"a row must be a JSON object, found {kind(row)}")
@@ -109,34 +73,22 @@ def shape(row: Any, columns: Columns, clean: Clean) -> Shaped:
         layout = layout_of(tuple(row), columns, layout.rivals.better(row)) or layout
     if (layout.chosen and is_truth(row[layout.chosen])) or (layout.rejected and is_truth(row[layout.rejected])):
         return shape(_judged(row, layout), columns, clean)
-    if layout.messages and not row[layout.messages] and (other := _other_shape(row, layout, columns)):
+    if layout.messages and not row[layout.messages] and (other := other_shape(row, layout, columns)):
         return shape(other, columns, clean)
-    if len(row) == 1 and layout.text:  # nearly all texts
-        return Shaped({"text": _whole_text(row, layout, clean)})
+    if len(row) == 1 and layout.text:  # the fast path for nearly all texts
+        return Shaped({"text": whole_text(row, layout, clean)})
     if layout.text and speaks(row):
         raise ValueError(_ALONE)
     if len(row) == 2 and layout.plain and (turns := _question(row, layout, clean)):  # nearly all questions
         return Shaped({"messages": turns})
-    return _Row(row, layout, columns, clean).shaped()
-
-
-def _is_plain_mark(value: Any) -> bool:
-    """Whether a mark is true or 1, and so says nothing that is not done."""
-    return value is None or value == 1 or is_truth(value) or (isinstance(value, str) and value.strip() in ("", "1"))
-
-
-def _are_turns(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(turn, dict) and _speaks(turn) for turn in value)
-
-
-def _speaks(turn: dict[str, Any]) -> bool:
-    return ("role" in turn and "content" in turn) or ("from" in turn and "value" in turn)
+    shaped = KnownRow(row, layout, columns, clean).shaped()
+    return shaped or shape(other_shape(row, layout, columns), columns, clean)
 
 
 def _talk_of(row: dict[str, Any], columns: Columns) -> Layout | None:
-    """The layout of a row of no known columns, one of which is a conversation by what it holds."""
+    """Return the layout of a row without known columns, one of which holds a conversation."""
     for key in row:
-        if key.strip().casefold() in _TALKS and _are_turns(with_speakers(unpacked(row[key]), Noted())):
+        if key.strip().casefold() in _TALKS and are_turns(with_speakers(unpacked(row[key]), Noted())):
             return layout_of(tuple(row), (*columns, ("messages", key)))
     return None
 
@@ -155,14 +107,14 @@ def _unrecognised(row: dict[str, Any]) -> str:
 
 
 def _texts_within(value: Any, path: str = "") -> list[str]:
-    """The names of the texts of a row, also of those within its objects: `translation.en`."""
+    """Return the names of the row's texts, including those within its objects: `translation.en`."""
     if isinstance(value, dict):
         return [name for key, inner in value.items() for name in _texts_within(inner, f"{path}.{key}" if path else key)]
     return [path] if isinstance(value, str) and content_length(path.rpartition(".")[2], value) else []
 
 
 def _opened(row: dict[str, Any], columns: Columns) -> dict[str, Any]:
-    """The row with what stands in its objects as columns of their own, where `columns` names one: `translation.en`."""
+    """Return the row with objects expanded into columns that `columns` names: `translation.en`."""
     for _, theirs in columns:
         parts = theirs.split(".")
         for count in range(1, len(parts)):
@@ -187,7 +139,7 @@ def _without_nulls(row: dict[str, Any], columns: Columns) -> dict[str, Any]:
 
 
 def _judged(row: dict[str, Any], layout: Layout) -> dict[str, Any]:
-    """A row without `chosen` and `rejected`, which only say whether its answer is a good one.
+    """Return a row without `chosen` and `rejected` where these only say that its answer is a good one.
 
     Raises:
         MarkedError: it is not.
@@ -200,35 +152,8 @@ def _judged(row: dict[str, Any], layout: Layout) -> dict[str, Any]:
     }
 
 
-def _other_shape(row: dict[str, Any], layout: Layout, columns: Columns) -> dict[str, Any]:
-    """The row without its empty columns, where it has another shape then; tables have all columns in every row."""
-    filled = {key: value for key, value in row.items() if not _is_blank(value)}
-    other = layout_of(tuple(filled), columns)
-    return filled if other and other != layout else {}
-
-
-def _is_blank(value: Any) -> bool:
-    return value is None or value == [] or value == {} or (isinstance(value, str) and not value.strip())
-
-
-def _text(row: dict[str, Any], name: str) -> str:
-    text = as_text(row[name])
-    if text is None:
-        raise ValueError(f'"{name}" must be a text, found {kind(row[name])}')
-    return text
-
-
-def _whole_text(row: dict[str, Any], layout: Layout, clean: Clean) -> str:
-    if not isinstance(row[layout.text], str):  # a number is an answer, but no text to learn by heart
-        raise ValueError(f'"{layout.text}" must be a text, found {kind(row[layout.text])}')
-    text = clean(row[layout.text])
-    if not text:
-        raise ValueError("the text is empty")
-    return text
-
-
 def _question(row: dict[str, Any], layout: Layout, clean: Clean) -> list[dict[str, Any]]:
-    """The turns of a question and its answer; empty where there is more to be said of them."""
+    """Return the turns of a plain question and its answer; empty if more needs to be said of them."""
     asked, answered = row[layout.asked], row[layout.answered]
     if type(asked) is not str or type(answered) is not str or "<" in asked or asked[:1] in ("[", "{"):
         return []
@@ -240,356 +165,8 @@ def _question(row: dict[str, Any], layout: Layout, clean: Clean) -> list[dict[st
     return [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
 
 
-class _Row:
-    """A row whose columns are known."""
-
-    def __init__(self, row: dict[str, Any], layout: Layout, columns: Columns, clean: Clean) -> None:
-        self.row, self.layout, self.columns, self.clean = row, layout, columns, clean
-        self.noted = Noted()
-        self.blank = ""
-        self.masks: set[str] = set()  # lists of marks whose turns have them now
-
-    def shaped(self) -> Shaped:
-        """The row, put together.
-
-        Raises:
-            ValueError: what is wrong with it.
-        """
-        row, layout = self.row, self.layout
-        if layout.marks:
-            self._refuse_marked()
-        if layout.messages:
-            content = self._conversation()
-        elif layout.text:
-            content = {"text": _whole_text(row, layout, self.clean)}
-        else:
-            content = self._pair()
-            if content is None:
-                return shape(_other_shape(row, layout, self.columns), self.columns, self.clean)
-        if "messages" in content:
-            self._refuse_unseen(content["messages"])
-        if layout.rejected:
-            self.noted.marks.append(f"{layout.rejected}: the worse answer")
-        return Shaped(
-            content,
-            self._metadata(),
-            running="text" in content and not layout.text,
-            blank=self.blank,
-            unused=self._unused(content),
-            beside="text" if "text" in content else "messages" if layout.messages else "question",
-            marks=tuple(self.noted.marks),
-            guesses=tuple(self.noted.guesses),
-            split=str(row[layout.split]) if layout.split else "",
-        )
-
-    def _metadata(self) -> dict[str, Any]:
-        metadata = {key: self.row[key] for key in self.layout.left}
-        if own := self.row.get("metadata"):
-            metadata = {**own, **metadata} if isinstance(own, dict) else {"metadata": own, **metadata}
-        return metadata
-
-    def _unused(self, content: dict[str, Any]) -> tuple[tuple[str, bool], ...]:
-        for key in self.layout.left:
-            if key == self.layout.split or key in self.masks:
-                continue
-            if key not in self.layout.marks:
-                if not is_said(self.row[key], texts_of(content)):
-                    self.noted.leave(key, key, self.row[key])
-            elif not _is_plain_mark(self.row[key]):
-                self.noted.leave(key, "text", self.row[key])
-        if not self.noted.unused:
-            return ()
-        asked = [m["content"] for m in content.get("messages", ()) if m["role"] == "user"] or [content.get("text", "")]
-        most = sum(map(len, asked))
-        return tuple((name, length > most) for name, length in self.noted.unused.items())
-
-    # What must not be trained
-
-    def _refuse_marked(self) -> None:
-        for key in self.layout.marks:
-            value, name = self.row[key], key.strip().casefold()
-            if name in JUDGING and (not is_truth(value) or self.layout.text):
-                continue  # a class of its text, or a number that says how good it is
-            if name == "loss" and not is_truth(value):
-                continue  # what was measured
-            if says_yes(value) if name in INVERSE_MARKS else says_no(value):
-                raise MarkedError(f"marked as not to be trained: {key} {as_text(value)}")
-
-    def _refuse_unseen(self, messages: list[dict[str, Any]]) -> None:
-        for key in self.layout.media:
-            if not _is_blank(self.row[key]):
-                raise ValueError(f'"{key}" is not shown to a language model, and the answer may need it')
-        for message in messages:
-            content = message["content"]
-            if "<" in content and message["role"] == "user" and (found := _PLACEHOLDER.search(content)):
-                raise ValueError(f"the prompt holds {found[0].strip()}, which a language model is not shown")
-
-    # Conversations
-
-    def _conversation(self) -> dict[str, Any]:
-        row, layout = self.row, self.layout
-        turns = unpacked(row[layout.messages])
-        messages = self._turns(turns, layout.messages)
-        if layout.chosen:
-            messages = self._with_better(messages)
-        check_answers(messages, self.noted)
-        return self._beside(messages)
-
-    def _beside(self, messages: list[dict[str, Any]]) -> dict[str, Any]:
-        """A conversation with what stands in columns beside it: system text, thought, tools."""
-        row, layout = self.row, self.layout
-        if layout.system and (system := self.clean(_text(row, layout.system).removeprefix("SYSTEM: "))):
-            if messages[0]["role"] != "system":
-                messages.insert(0, {"role": "system", "content": system})
-            elif messages[0]["content"] != system:
-                self.noted.leave(layout.system, "system", system)
-        if layout.reasoning:
-            answers = [message for message in messages if message["role"] == "assistant"]
-            thought = as_text(row[layout.reasoning])
-            if len(answers) == 1 and thought is not None and "reasoning_content" not in answers[0]:
-                answers[0] |= {"reasoning_content": cleaned} if (cleaned := self.clean(thought)) else {}
-            else:
-                self.noted.leave(layout.reasoning, layout.reasoning, row[layout.reasoning])
-        tools = tools_of(row[layout.tools], layout.tools) if layout.tools else []
-        return {"messages": messages, "tools": tools} if tools else {"messages": messages}
-
-    def _turns(self, turns: Any, name: str) -> list[dict[str, Any]]:
-        turns = with_speakers(unpacked(turns), self.noted)
-        return conversation(self._with_marks(turns) if self.layout.masks else turns, name, self.clean, self.noted)
-
-    def _with_marks(self, turns: Any) -> Any:
-        """The turns with the marks of a list beside them, where it has one for each of them."""
-        for key in self.layout.masks:
-            marks = unpacked(self.row[key])
-            if not isinstance(turns, list) or not isinstance(marks, list) or len(marks) != len(turns):
-                continue
-            if all(isinstance(mark, bool | int | float) for mark in marks) and all(isinstance(t, dict) for t in turns):
-                name = "mask" if key.strip().casefold() == "mask" else "loss_mask"
-                turns = [{**turn, name: mark} for turn, mark in zip(turns, marks, strict=True)]
-                self.masks.add(key)
-        return turns
-
-    def _with_better(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The messages before a preferred answer, which only are its context, and that answer."""
-        name = self.layout.chosen
-        better = self.row[name]
-        if isinstance(better, str):
-            turns = unpacked(better)
-            better = turns if _are_turns(turns) else turns_of_text(better) or better
-        if isinstance(better, dict):
-            better = [better]
-        if isinstance(better, list):
-            found = self._turns(better, name)
-            start = 0 if found[0]["role"] == "assistant" else len(_common(messages, found))
-            if start and start < len(messages):
-                raise ValueError(f'"{name}" goes on from another conversation than the row holds')
-            messages = [*messages, *found] if not start and found[0]["role"] == "assistant" else found
-        else:
-            messages = [*messages, {"role": "assistant", "content": self.clean(_text(self.row, name))}]
-        if not messages or messages[-1]["role"] != "assistant":
-            raise ValueError(f'"{name}" does not end with an answer')
-        if not messages[-1]["content"] and "tool_calls" not in messages[-1]:
-            raise ValueError(f"the {name} is empty")
-        return self._last_alone(messages)
-
-    def _last_alone(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Messages of which the last answer is trained, which was judged, and no other."""
-        for message in messages[:-1]:
-            if message["role"] == "assistant":
-                message["train"] = False
-                self.noted.marks.append("an answer before the better one")
-        return messages
-
-    # Questions and answers
-
-    def _pair(self) -> dict[str, Any] | None:
-        """A question and its answer, or running text; None where the row has another shape without its blank cells."""
-        row, layout = self.row, self.layout
-        asked = unpacked(row[layout.asked]) if layout.asked else ""
-        if isinstance(asked, dict) and isinstance(asked.get("messages"), list):  # hosted models' preference files
-            asked = asked["messages"]
-        if turns := self._asked_in_turns(asked):
-            return self._continued(turns)
-        if layout.chosen and (rounds := self._rounds(asked)):
-            return self._beside(self._last_alone(rounds))
-        options = Options.of(row, layout.options)
-        prompt = self._prompt(options)
-        earlier = self._history(layout.history)
-        if layout.chosen:
-            turns = [*earlier, *([{"role": "user", "content": prompt}] if prompt else [])]
-            return self._beside(self._with_better(turns))
-        if calls := self._calls():
-            return self._beside([*earlier, {"role": "user", "content": prompt}, calls])
-        answer = self._answer(options)
-        if not answer:
-            if not prompt and _other_shape(row, layout, self.columns):
-                return None
-            raise ValueError(f"the {layout.answered} is empty")
-        if not prompt:
-            return self._line(answer)
-        return self._beside([*earlier, {"role": "user", "content": prompt}, {"role": "assistant", "content": answer}])
-
-    def _asked_in_turns(self, asked: Any) -> list[dict[str, Any]]:
-        """What is asked, where it is a conversation; empty where it is a text."""
-        layout = self.layout
-        if isinstance(asked, str):
-            asked = turns_of_text(asked)
-        if _are_turns(asked):
-            return self._turns(asked, layout.asked)
-        if not layout.asked and len(layout.contexts) == 1:
-            key = layout.contexts[0]
-            if _are_turns(turns := unpacked(self.row[key])):
-                return self._turns(turns, key)
-        return []
-
-    def _rounds(self, asked: Any) -> list[dict[str, Any]]:
-        """The rounds of a list of questions and a list of their answers; none of texts."""
-        answers = unpacked(self.row[self.layout.chosen])
-        if not isinstance(asked, list) or not isinstance(answers, list) or len(asked) != len(answers):
-            return []
-        if not all(isinstance(text, str) for text in (*asked, *answers)):
-            return []
-        both = (text for pair in zip(asked, answers, strict=True) for text in pair)
-        return self._turns([{"role": BOTH[n % 2], "content": text} for n, text in enumerate(both)], self.layout.chosen)
-
-    def _line(self, answer: str) -> dict[str, Any]:
-        """A line of running text; what stands beside it is used for nothing."""
-        layout = self.layout
-        self.blank = layout.asked
-        for key in (layout.system, layout.reasoning, layout.tools, layout.history):
-            if key:
-                self.noted.leave(key, key, self.row[key])
-        return {"text": answer}
-
-    def _prompt(self, options: Options) -> str:
-        """What is asked, with what it is about behind it."""
-        row, layout = self.row, self.layout
-        if layout.contexts or options or layout.given:
-            asked = self.clean(_text(row, layout.asked)) if layout.asked else ""
-            given = self.clean(_text(row, layout.given)) if layout.given else ""
-            contexts = [self.clean(text) for key in layout.contexts if (text := self._context(key))]
-            return "\n\n".join(filter(None, (asked, given, *contexts, self.clean(options.shown))))
-        return self.clean(_text(row, layout.asked)) if layout.asked else ""
-
-    def _context(self, key: str) -> str:
-        """A text that the question is about; "" for the name or number of one, which is metadata."""
-        value = unpacked(self.row[key])
-        text = flat(value)
-        if text and (content_length("", text) or key.strip().casefold() in ("context", "contexto", "contexts")):
-            return text
-        if not _is_blank(value):
-            self.noted.leave(key, key, value if text is None else "")
-        return ""
-
-    def _answer(self, options: Options) -> str:
-        row, name = self.row, self.layout.answered
-        value = self._best(row[name], name)
-        if options or options.missing:
-            value = options.answer(value, name)
-            if options.counted:
-                self.noted.guesses.append("an answer that is the number of an option: 0 is the first")
-        if isinstance(value, dict) and "text" in value:  # answers with where they stand in the context
-            value = value["text"]
-        if value == []:
-            value = ""
-        if isinstance(value, list) and value and all(isinstance(item, str) for item in value) and name.endswith("s"):
-            for other in value[1:]:
-                if other != value[0]:
-                    self.noted.leave(f"{name}[1:]", "answers", other)
-            value = value[0]
-        text = as_text(value)
-        if text is None:
-            raise ValueError(f'"{name}" must be a text, found {kind(value)}')
-        return self.clean(text)
-
-    def _best(self, value: Any, name: str) -> Any:
-        """The best of answers in a list, each with a rank or a score; what is no such list comes back as it is."""
-        if not isinstance(value, list) or not value or _are_turns(value):
-            return value
-        if not all(isinstance(answer, dict) for answer in value):
-            return value
-        if len(value) > 1:
-            self.noted.marks.append(f"{name}: the worse answers")
-        return best_of(value, name)
-
-    def _calls(self) -> dict[str, Any] | None:
-        """The turn that an answer is, where it is a list of calls of the tools that the row offers."""
-        row, layout = self.row, self.layout
-        calls = unpacked(row[layout.answered]) if layout.tools and not _is_blank(row[layout.tools]) else None
-        if not isinstance(calls, list) or not calls or not all(isinstance(c, dict) and "name" in c for c in calls):
-            return None
-        return {"role": "assistant", "content": "", "tool_calls": [call_of(call, 2) for call in calls]}
-
-    def _continued(self, messages: list[dict[str, Any]]) -> dict[str, Any]:
-        """A conversation that is asked, and how it goes on: only that is trained."""
-        row, layout = self.row, self.layout
-        if layout.chosen:
-            return self._beside(self._with_better(messages))
-        for message in messages:
-            if message["role"] == "assistant":
-                message["train"] = False
-                self.noted.marks.append("an answer within the prompt")
-        value = self._best(unpacked(row[layout.answered]), layout.answered)
-        if isinstance(value, list | dict):
-            messages += self._turns(value if isinstance(value, list) else [value], layout.answered)
-        elif answer := self.clean(as_text(value) or ""):
-            messages.append({"role": "assistant", "content": answer})
-        else:
-            raise ValueError(f"the {layout.answered} is empty")
-        check_answers(messages, self.noted)
-        return self._beside(messages)
-
-    def _history(self, key: str) -> list[dict[str, Any]]:
-        """Earlier rounds: pairs of texts, or turns."""
-        rounds = unpacked(self.row[key]) if key else None
-        if _is_blank(rounds):
-            return []
-        if _are_turns(rounds):
-            return self._turns(rounds, key)
-        turns = []
-        for number, item in enumerate(rounds if isinstance(rounds, list) else [None], 1):
-            both = [as_text(text) for text in two_of(item)]
-            if len(both) != 2 or not all(both):
-                raise ValueError(f'round {number} of "{key}" must be a question and its answer')
-            turns += [{"role": r, "content": self.clean(text or "")} for r, text in zip(BOTH, both, strict=True)]
-        return turns
-
-
 _ALONE = (
     "is one message of a conversation, and nothing says which: join the messages to rows, or give each a "
     '"message_id" and a "parent_id", or a "conversation_id"'
 )
-_ABSENT_IF_NULL = TELLING - frozenset(OPTIONS)  # a question of choice without its options cannot be answered
-_PLACEHOLDER = re.compile(
-    r"<\|(?:image|video|audio|vision)\w*\|>|(?m:^[ \t]*<image(?:_?\d+)?>|<image(?:_?\d+)?>[ \t]*$)"
-    r"|(?m:^[ \t]*<(?:video|audio)>[ \t]*$)|\A<(?:video|audio)>(?=\S)"
-)
-
-
-def _common(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The messages with which both begin."""
-    same = []
-    for one, other in zip(first, second, strict=False):
-        if one["role"] != other["role"] or one["content"] != other["content"]:
-            break
-        same.append(one)
-    return same
-
-
-_CONTEXT_TEXTS = ("text", "content", "passage", "contents", "body", "sentences", "passage_text")
-
-
-def flat(value: Any) -> str | None:
-    """The text of a context: a text, a list of texts, or objects with a text and perhaps a title; None otherwise."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list):
-        texts = [flat(item) for item in value]
-        return None if None in texts else "\n\n".join(text for text in texts if text)
-    if isinstance(value, dict):
-        if len(value) > 1 and all(isinstance(each, list) for each in value.values()):  # a list of objects, by column
-            return flat([dict(zip(value, each, strict=False)) for each in zip(*value.values(), strict=False)])
-        text = next((flat(value[key]) for key in _CONTEXT_TEXTS if key in value), None)
-        title = value.get("title")
-        return f"{title}\n{text}" if text and isinstance(title, str) and title else text
-    return None
+_ABSENT_IF_NULL = TELLING - frozenset(OPTIONS)  # multiple choice without options cannot be answered

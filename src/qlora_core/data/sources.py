@@ -1,27 +1,17 @@
-"""Which files are read, and their bytes: unpacked and in lines, whatever their encoding. Knows nothing of rows."""
+"""The files to read, and their split as their names and folders say. Knows nothing of rows."""
 
 from __future__ import annotations
 
-import bz2
-import codecs
-import contextlib
-import gzip
-import importlib
-import io
-import lzma
 import os
 import re
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
 
 from ..errors import DataError
 from ..files.storage import finish_replacing, left_by_file_manager
 from .documents import CODE, SEVERAL, SUFFIXES
 from .documents.outline import one_line
-from .encoding import detect
 from .records import Findings, composed
 
 TRAIN_FILE, VAL_FILE, REPORT_FILE, FACTS_FILE = (
@@ -36,9 +26,7 @@ DOCUMENTS = (*SUFFIXES, *SEVERAL)
 ARCHIVES = (".zip", ".tar", ".tgz", ".tbz", ".tbz2", ".txz")
 PACKED = (".gz", ".bz2", ".xz", ".zst")
 OF_PROGRAMS = frozenset(("node_modules", "bower_components", "__pycache__", "site-packages"))
-"""Folders of what nobody wrote there."""
-LINE_LIMIT = 1 << 24  # 16 MB: what is longer is no row, and must not fill the memory
-SAMPLE = 1 << 16  # bytes that tell compression, encoding and line ends
+"""Folders that programs fill."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +34,12 @@ class Source:
     """A file to be read.
 
     Attributes:
-        path: where it lies; of a member of an archive, as if the archive were a folder.
+        path: its path; for a member of an archive, as if the archive were a folder.
         form: its suffix without that of a compression, ".jsonl" or ".md".
         archive: the file that it is a member of.
         member: its number there, and in an archive in that.
-        unpacked: where the bytes of a member lie while it is read.
-        within: of source code, its path within the folder that was named.
+        unpacked: path of a member's bytes while it is read.
+        within: for source code, its path within the folder that was named.
     """
 
     path: Path
@@ -63,32 +51,32 @@ class Source:
 
     @property
     def file(self) -> Path:
-        """The file on the disk that it comes from."""
+        """Return the file on disk that it comes from."""
         return self.archive or self.path
 
     @property
     def content(self) -> Path:
-        """Where its bytes are."""
+        """Return where its bytes lie."""
         return self.unpacked or self.path
 
     @property
     def is_document(self) -> bool:
-        """Whether it holds prose, instead of rows."""
+        """Return whether it holds prose instead of rows."""
         return self.form in DOCUMENTS or self.is_code
 
     @property
     def is_code(self) -> bool:
-        """Whether it is source code."""
+        """Return whether it is source code."""
         return self.form in CODE
 
 
 def find_sources(named: Sequence[str], skipped: Findings, output: Path | None = None) -> list[Source]:
-    """Every readable file that was named, or lies in a directory that was, in a stable order and once each.
+    """Return every readable file that was named or lies in a named directory, in a stable order and once each.
 
     Args:
         named: files and directories. One that `qlora data` wrote gives what it wrote; inside another it is left out.
-        skipped: is told what was not taken, and why.
-        output: where the rows will be written: what was written there before is no source.
+        skipped: collects files that are not read, with the reason.
+        output: place where the rows will be written; earlier output there is no source.
 
     Raises:
         DataError: something named does not exist.
@@ -107,7 +95,7 @@ def find_sources(named: Sequence[str], skipped: Findings, output: Path | None = 
 
 
 def without_repeats(sources: Sequence[Source], skipped: Findings) -> list[Source]:
-    """Sources without those that say what a better one beside them says: signal-export writes each chat three times."""
+    """Return sources without those that repeat a better one beside them: signal-export writes each chat three times."""
     names = {source.path for source in sources}
     kept = []
     for source in sources:
@@ -120,9 +108,9 @@ def without_repeats(sources: Sequence[Source], skipped: Findings) -> list[Source
 
 
 def with_code_apart(sources: Sequence[Source], named: Sequence[str], skipped: Findings) -> list[Source]:
-    """Folders either of source code or of data: in one of code its settings are no rows, and a script is no data.
+    """Treat each folder as code or data: settings in a code folder are no rows, a script in a data folder no data.
 
-    A folder, or an archive, is of code where most of its files are. What is named itself is read as it is.
+    A folder or archive is one of code if most of its files are. Files that are named directly are read as they are.
     """
     kept: list[Source] = []
     roots = [Path(name).expanduser() for name in named]
@@ -149,18 +137,18 @@ def with_code_apart(sources: Sequence[Source], named: Sequence[str], skipped: Fi
 
 
 def is_prepared(directory: Path) -> bool:
-    """Whether `qlora data` wrote this directory."""
-    finish_replacing(directory)  # what it was killed at
+    """Return whether `qlora data` wrote this directory."""
+    finish_replacing(directory)  # completes a write that was killed halfway
     return (directory / REPORT_FILE).is_file()
 
 
 def _inside(root: Path, skipped: Findings, output: Path | None) -> list[Path]:
-    """The files of a directory that are not hidden; of one that `qlora data` wrote, those that it wrote."""
+    """Return the visible files of a directory; for one that `qlora data` wrote, only those it wrote."""
     output = output.resolve() if output else None
     if is_prepared(root) and root.resolve() != output:
         return [path for name in (TRAIN_FILE, VAL_FILE, FACTS_FILE) if (path := root / name).is_file()]
     files: list[Path] = []
-    seen: set[Path] = set()  # a link may lead back to a directory above it
+    seen: set[Path] = set()  # a link may lead back to a parent directory
 
     def complain(error: OSError) -> None:
         skipped.add(str(error.filename), f"cannot be read: {error.strerror}")
@@ -183,7 +171,7 @@ def _inside(root: Path, skipped: Findings, output: Path | None) -> list[Path]:
 
 
 def form_of(path: Path) -> str:
-    """The suffix that says what a file holds: that before a compression's, in lower case."""
+    """Return the suffix that says what a file holds: the one before a compression's, in lower case."""
     name = path.name.lower()
     for packed in PACKED:
         name = name.removesuffix(packed)
@@ -191,9 +179,9 @@ def form_of(path: Path) -> str:
 
 
 def title_of(path: Path) -> str:
-    """What a file's name says that it is about: without suffixes that are known, composed, with blanks for underscores.
+    """Return the subject that a file name states: without known suffixes, composed, with blanks for underscores.
 
-    A hyphen is a part of a name or of a date; but where there is no blank, one before a small letter parts words.
+    A hyphen belongs to a name or date; but in a name without blanks, one before a small letter separates words.
     """
     if path.name in NAMELESS:
         path = path.parent
@@ -209,14 +197,14 @@ def title_of(path: Path) -> str:
 
 
 NAMELESS = ("_chat.txt", "chat.md", "data.json")
-"""Names of chats that their folder, or their archive, tells apart."""
-_NOTION_ID = re.compile(r" [0-9a-f]{32}$")  # what Notion puts behind the name of every page
+"""Names of chat files that only their folder or archive distinguishes."""
+_NOTION_ID = re.compile(r" [0-9a-f]{32}$")  # Notion appends this to every page name
 
 
 def _reason_to_skip(path: Path, *, in_directory: bool) -> str:
     if not path.exists():
         return "a link to something that is not there"
-    if not path.is_file():  # a pipe would never end
+    if not path.is_file():  # reading a pipe would never end
         return "not a regular file"
     if reason := reason_of_name(path, in_directory=in_directory):
         return reason
@@ -226,7 +214,7 @@ def _reason_to_skip(path: Path, *, in_directory: bool) -> str:
 
 
 def reason_of_name(path: Path, *, in_directory: bool) -> str:
-    """Why a file of this name is not read, or ""."""
+    """Return why a file of this name is not read, or ""."""
     form = form_of(path)
     if form not in (*TABLES, *DOCUMENTS, *ARCHIVES, *CODE):
         packed = " Unpack it first." if form in (".7z", ".rar") else ""
@@ -238,28 +226,26 @@ def reason_of_name(path: Path, *, in_directory: bool) -> str:
     return ""
 
 
-# Splits of the user's own ----------------------------------------------------------------------------------------
-
 TRAINING, VALIDATING, TESTING = "train", "validation", "test"
 _SPLITS = {
     **dict.fromkeys(("train", "training", "treino"), TRAINING),
     **dict.fromkeys(("validation", "valid", "val", "dev", "eval", "evaluation", "validação", "validacao"), VALIDATING),
     **dict.fromkeys(("test", "testing", "teste"), TESTING),
 }
-_ALSO_WORDS = ("valid", "dev")  # which begin names that speak of something else, as valid_answers
+_ALSO_WORDS = ("valid", "dev")  # also first words of unrelated names such as valid_answers
 _FILLERS = frozenset(
     (
         "of", "data", "set", "dataset", "split", "rows", "part", "full", "small", "clean", "final", "v", "sft", "prefs",
         "gen",
     )
 )  # fmt: skip
-"""Words behind which the one that tells the split may stand."""
+"""Words that may precede the word for a split."""
 
 
 def split_in(name: str) -> str:
-    """Which split the name of a file, of a key or in a column is that of: TRAINING, VALIDATING, TESTING or "".
+    """Return the split that the name of a file, a key or in a column says: TRAINING, VALIDATING, TESTING or "".
 
-    It is the first word of the name or the last one: test-00000-of-00002, train_data, cities.val.
+    The split is the first or last word of the name: test-00000-of-00002, train_data, cities.val.
     """
     words = [word for word in re.split(r"[\W\d_]+", name.casefold()) if word]
     while len(words) > 1 and words[-1] in _FILLERS:
@@ -272,7 +258,7 @@ def split_in(name: str) -> str:
 
 @dataclass(frozen=True)
 class OwnSplit:
-    """Which files are for training and for validation, as their names and folders say.
+    """Training and validation files, as their names and folders say.
 
     Attributes:
         train, validation: files that say so.
@@ -285,19 +271,19 @@ class OwnSplit:
 
     @property
     def complete(self) -> bool:
-        """Whether files to validate on were named."""
+        """Return whether validation files were named."""
         return bool(self.validation)
 
 
 def own_split(sources: Sequence[Source], named: Sequence[str], skipped: Findings, *, by_name: bool = True) -> OwnSplit:
-    """Sort files by the split that their names, or those of their folders, say; what is for testing is left out.
+    """Sort files by the split in their names or folders; test files are left out.
 
-    In a directory with files to train and to validate on side by side nothing else is read, unless it is named itself.
+    In a directory with training and validation files side by side, nothing else is read unless named itself.
 
     Args:
         sources: files of rows and documents.
-        named: what the user named; the name of a folder counts below it, and its own only beside one for training.
-        skipped: is told what is left out, why, and what to do.
+        named: sources as the user named them; a folder's name counts below it, its own only beside one for training.
+        skipped: collects files that are left out, with the reason and what to do.
         by_name: False: only what `qlora data` wrote keeps its split.
     """
     roots = [Path(name).expanduser() for name in named]
@@ -331,7 +317,7 @@ TEST_REASON = (
 
 
 def _labels(sources: Sequence[Source], roots: Sequence[Path]) -> dict[Path, str]:
-    """The split of each file that has one. Unsure names count only where something is named as for training."""
+    """Return the split of each file that has one. Unsure names count only if something is named as for training."""
     sure, unsure = {}, {}
     for source in sources:
         path = source.path
@@ -350,200 +336,20 @@ def _labels(sources: Sequence[Source], roots: Sequence[Path]) -> dict[Path, str]
 
 
 def _folder_name(name: str) -> str:
-    """The name of a folder, or that of an archive without its suffix."""
+    """Return the name of a folder, or an archive's name without its suffix."""
     found = form_of(Path(name))
     name = name.casefold()
     return name[: name.rindex(found)] if found in ARCHIVES else name
 
 
 def _strictest(labels: Sequence[str]) -> str:
-    """What is for testing is so whatever else is said of it; else what was said last."""
+    """Return the strictest split: test wins over everything; otherwise the last one said."""
     return TESTING if TESTING in labels else next((label for label in reversed(labels) if label), "")
 
 
 def _label_what_is_beside(sources: Sequence[Source], labels: dict[Path, str]) -> None:
-    """Files of rows beside one for validation are for training, where none there says that it is."""
+    """Label files of rows beside a validation file as for training if none there says that it is."""
     for folder in {path.parent for path, label in labels.items() if label == VALIDATING}:
         here = [s for s in sources if s.path.parent == folder and not s.is_document]
         if not any(labels.get(source.path) == TRAINING for source in here):
             labels |= {source.path: TRAINING for source in here if source.path not in labels}
-
-
-# Bytes ----------------------------------------------------------------------------------------------------------
-
-
-class BrokenOffError(ValueError):
-    """A file became unreadable before its end; what was read until then is good.
-
-    Attributes:
-        unread: bytes behind that place, unpacked, as far as that is known.
-    """
-
-    def __init__(self, where: str, reason: str, unread: int = 0) -> None:
-        super().__init__(f"breaks off {where} ({reason}); what comes before is used")
-        self.unread = unread
-
-
-class _Unpacking(io.RawIOBase):
-    """Packed bytes as they unpack; whatever goes wrong is an OSError, though each library has errors of its own."""
-
-    def __init__(self, packed: BinaryIO) -> None:
-        self.packed = packed
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        content = self._try(self.packed.read1, len(buffer))  # `read` would lose what came before a break
-        buffer[: len(content)] = content
-        return len(content)
-
-    def seek(self, place: int, whence: int = io.SEEK_SET) -> int:
-        return self._try(self.packed.seek, place, whence)
-
-    def close(self) -> None:
-        self.packed.close()
-        super().close()
-
-    @staticmethod
-    def _try(call: Callable[..., Any], *arguments: int) -> Any:
-        try:
-            return call(*arguments)
-        except Exception as error:
-            raise OSError(_reason(error)) from None
-
-
-def opened(path: Path) -> BinaryIO:
-    """A file's bytes, unpacked if they are packed, whatever its name says.
-
-    Raises:
-        ValueError: the library that unpacks it is not installed.
-        OSError: it cannot be opened. Reading raises nothing else.
-    """
-    open_packed = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _open_zstandard}
-    kind = packing_of(path)
-    return io.BufferedReader(_Unpacking(open_packed[kind](path, "rb"))) if kind else path.open("rb")  # type: ignore
-
-
-def _open_zstandard(path: Path, mode: str) -> BinaryIO:
-    try:
-        library = importlib.import_module("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
-    except ImportError:
-        raise ValueError("a .zst file needs the extra `formats`: uv sync --extra formats") from None
-    return library.open(path, mode)
-
-
-def read_whole(path: Path, most: int) -> bytes:
-    """All bytes of a file, unpacked.
-
-    Raises:
-        ValueError: they are more than `most`.
-        OSError: it cannot be read.
-    """
-    with opened(path) as file:
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise ValueError(f"is larger than {most >> 20} MB: split it")
-    return content
-
-
-def packing_of(path: Path) -> str:
-    """How a file is packed, by its first bytes; "" if it is not."""
-    with path.open("rb") as file:
-        magic = file.read(6)
-    return next((packed for start, packed in _MAGIC if magic.startswith(start)), "")
-
-
-_MAGIC = ((b"\x1f\x8b", ".gz"), (b"BZh", ".bz2"), (b"\xfd7zXZ\x00", ".xz"), (b"\x28\xb5\x2f\xfd", ".zst"))
-
-
-def first_bytes(path: Path, count: int = SAMPLE) -> bytes:
-    """The beginning of a file, unpacked; what can be read of it where it is broken."""
-    found = b""
-    with contextlib.suppress(OSError, ValueError), opened(path) as file:
-        while len(found) < count and (block := file.read1(count - len(found))):  # type: ignore[attr-defined]
-            found += block
-    return found
-
-
-@dataclass(frozen=True)
-class Lettering:
-    """How a file's text is written: which encoding, and whether lines end with a bare carriage return."""
-
-    encoding: str
-    bare_returns: bool
-
-    @property
-    def plain(self) -> bool:
-        """UTF-8 with line feeds, whose bytes can be cut into lines as they are."""
-        return self.encoding in ("utf-8", "utf-8-sig") and not self.bare_returns
-
-
-def lettering_of(path: Path) -> Lettering:
-    """Look at a file's first bytes."""
-    sample = first_bytes(path)
-    encoding = detect(sample)
-    text = sample.decode(encoding, errors="replace")
-    return Lettering(encoding, "\r" in text.removesuffix("\r") and "\n" not in text)
-
-
-def text_of(path: Path, lettering: Lettering, newline: str | None = None) -> io.TextIOWrapper:
-    """A file's text; a damaged byte becomes U+FFFD."""
-    return io.TextIOWrapper(opened(path), encoding=lettering.encoding, errors="replace", newline=newline)  # type: ignore[arg-type]
-
-
-def read_lines(path: Path, start: int = 0, stop: int | None = None, number: int = 1) -> Iterator[tuple[int, bytes]]:
-    """Lines with their numbers, as UTF-8 without their ends; damaged UTF-8 is left as it is.
-
-    Args:
-        path: the file, packed or not.
-        start: the byte to begin at, where a line begins (of a file that is neither packed nor in another encoding).
-        stop: the byte to end at, where a line ends; None: all of it.
-        number: of the first line.
-
-    Yields:
-        The number and the line; of one longer than `LINE_LIMIT`, its first `LINE_LIMIT` + 1 bytes.
-
-    Raises:
-        BrokenOffError: the rest cannot be read.
-    """
-    lettering = lettering_of(path)
-    last = number - 1
-    try:
-        with opened(path) if lettering.plain else text_of(path, lettering) as file:
-            if start:
-                file.seek(start)
-            while (stop is None or start < stop) and (line := file.readline(LINE_LIMIT + 1)):
-                raw = line if isinstance(line, bytes) else line.encode()
-                start += len(raw)
-                while len(line) > LINE_LIMIT and line[-1] not in (10, "\n"):
-                    line = file.readline(LINE_LIMIT + 1)
-                    start += len(line)
-                last += 1
-                yield last, raw.removeprefix(codecs.BOM_UTF8) if last == 1 else raw
-    except OSError as error:
-        where = f"after line {last}" if last else "at its beginning"
-        raise BrokenOffError(where, _reason(error)) from None
-
-
-def _reason(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
-
-
-def pieces_of(path: Path, size: int) -> list[tuple[int, int | None, int]]:
-    """Cut a file between lines into pieces of about `size` bytes: (start, stop, number of the first line)."""
-    starts = [(0, 1)]
-    position, line, wanted = 0, 1, size
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            found = block.find(b"\n", max(0, wanted - position)) if position + len(block) > wanted else -1
-            if found >= 0:
-                starts.append((position + found + 1, line + block.count(b"\n", 0, found + 1)))
-                wanted = position + found + 1 + size
-            line += block.count(b"\n")
-            position += len(block)
-    stops = [start for start, _ in starts[1:]] + [None]
-    return [(start, stop, number) for (start, number), stop in zip(starts, stops, strict=True)]

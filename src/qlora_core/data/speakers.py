@@ -25,11 +25,11 @@ _END = "<|endoftext|>"
 
 
 def with_speakers(turns: Any, noted: Noted) -> Any:
-    """Turns with a role each; what has them, or is none, comes back as it is.
+    """Return turns with a role each; turns that have roles, or are no turns, come back unchanged.
 
     Args:
         turns: texts that take turns, rounds of a question and an answer, or a whole talk as one text.
-        noted: is told what was taken to be so.
+        noted: collects the assumptions that were made.
     """
     if isinstance(turns, str):
         return turns_of_text(turns) or turns
@@ -50,13 +50,13 @@ def with_speakers(turns: Any, noted: Noted) -> Any:
 
 
 def _said(both: list[Any], beside: dict[str, Any]) -> list[dict[str, Any]]:
-    """The two turns of a round; what else it holds stands beside the answer."""
+    """Return the two turns of a round; what else it holds stands beside the answer."""
     asked, answered = both
     return [{"role": "user", "content": asked}, {**beside, "role": "assistant", "content": answered}]
 
 
 def two_of(item: Any) -> list[Any]:
-    """A question and its answer, from a pair or an object of two."""
+    """Return a question and its answer from a pair or an object of two."""
     if isinstance(item, dict):
         layout = layout_of(tuple(item))
         if layout and layout.asked and layout.answered:
@@ -66,9 +66,9 @@ def two_of(item: Any) -> list[Any]:
 
 
 def turns_of_text(text: str) -> list[dict[str, Any]]:
-    """The turns of a whole talk between `Human:` and `Assistant:`, or `USER:` and `ASSISTANT:`; none of other texts.
+    """Split a whole talk at `Human:`/`Assistant:` or `USER:`/`ASSISTANT:` into turns; none for other texts.
 
-    An answer that is still to come, as at the end of a prompt, is no turn.
+    A missing answer, as at the end of a prompt, is no turn.
     """
     talk = next((talk for talk in _TALKS if talk.match(text)), None)
     parts = talk.split(text) if talk else []

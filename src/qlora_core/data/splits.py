@@ -1,4 +1,4 @@
-"""Which rows are held out for validation. Knows hashes, groups and sources, nothing of texts."""
+"""Choice of rows held out for validation. Knows hashes, groups and sources, nothing of texts."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from .duplicates import members
 def split(
     places: np.ndarray, groups: np.ndarray, sources: np.ndarray, *, val_fraction: float, val_rows: int = 0
 ) -> np.ndarray:
-    """Choose the rows to validate on: the same row falls on the same side whatever else is there.
+    """Choose the validation rows: the same row falls on the same side whatever else there is.
 
-    Every group is chosen by its own place. A source so large that its share is a row or more gets a group even where
-    none of its own falls low enough: the one nearest to it. Where there are two groups in all and a share above 0 was
-    asked for, both sides get one. A group of more than half of the rows is held out only where there is no smaller one.
+    Every group is chosen by its own hash. A source so large that its share is a row or more gets a group even if none
+    of its own falls low enough: the nearest one. With two groups in all and a share above 0, both sides get one. A
+    group of more than half of the rows is held out only if there is no smaller one.
 
     Args:
         places: float, `(rows,)`, from 0 to 1: a hash of each row (or of its document).
@@ -29,7 +29,7 @@ def split(
     rows = len(places)
     sizes = np.bincount(groups, minlength=rows)
     heads = np.flatnonzero(sizes)  # groups, by their first rows
-    if (small := sizes[heads] <= rows / 2).any():  # a book beside some letters is not to be held out
+    if (small := sizes[heads] <= rows / 2).any():  # do not hold out a book that stands beside some letters
         heads = heads[small]
     where = places[heads]
     if val_rows:
@@ -42,7 +42,7 @@ def split(
             chosen = np.append(chosen, _from_each_source(places, groups, sources, chosen, 1 / val_fraction)).astype(int)
             if len(heads) > 1 and not len(chosen):
                 chosen = heads[[np.argmin(where)]]
-    if len(chosen) and members(groups, chosen).all():  # something must be left to train
+    if len(chosen) and members(groups, chosen).all():  # some rows must be left to train on
         chosen = np.delete(chosen, np.argmax(places[chosen]))
     return members(groups, chosen)
 
@@ -50,7 +50,7 @@ def split(
 def _from_each_source(
     places: np.ndarray, groups: np.ndarray, sources: np.ndarray, chosen: np.ndarray, least: float
 ) -> list[int]:
-    """For each source of at least so many rows that has none among the chosen, its group with the lowest place."""
+    """Return, for each source of at least so many rows without a chosen group, its group with the lowest place."""
     held_out = members(groups, chosen)
     counts = np.bincount(sources, minlength=1)
     covered = np.bincount(sources[held_out], minlength=len(counts))

@@ -1,4 +1,4 @@
-"""Whom or what a document is about, by its title and its words. Knows texts, nothing of files or models."""
+"""The person or thing that a document is about, from its title and words. Knows texts, nothing of files or models."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import unicodedata
 from typing import NamedTuple
 
 PERSON, THING, NONE = "person", "thing", "none"
-LONGEST = 300  # characters of a title that are looked at
-OPENING = 600  # characters of a document that tell what it is about
+LONGEST = 300  # characters of a title that are examined
+OPENING = 600  # characters of a document that show what it is about
 
 _LITTLE = (
     "de", "da", "do", "das", "dos", "e", "del", "la", "las", "los", "el", "van", "von", "der", "den", "di", "y", "of",
@@ -59,10 +59,10 @@ _FOUNDED = re.compile(
 
 
 class Subject(NamedTuple):
-    """What a document is about.
+    """The subject of a document.
 
     Attributes:
-        name: as a question writes it.
+        name: the name as a question writes it.
         kind: PERSON, THING or NONE (a page mark, a file's name).
         sure: whether the words tell it; else it was guessed by the form of the name.
     """
@@ -73,11 +73,11 @@ class Subject(NamedTuple):
 
 
 def find_subject(title: str, text: str) -> Subject:
-    """Find whom or what a document is about.
+    """Find the person or thing that a document is about.
 
     Args:
         title: the whole of it, with its headline.
-        text: how the document begins.
+        text: the beginning of the document.
     """
     plain = _NUMBERED.sub("", plain_title(title[:LONGEST]))
     if not plain or _PAGE.search(plain):
@@ -94,14 +94,14 @@ def find_subject(title: str, text: str) -> Subject:
 
 
 def plain_title(text: str) -> str:
-    """A heading without emoji and marks of Markdown, as a question writes it."""
+    """Return a heading without emoji and Markdown marks, as a question writes it."""
     marks = ("So", "Sk", "Cf", "Mn") if not text.isascii() else ()
     kept = "".join(c for c in unicodedata.normalize("NFC", text) if unicodedata.category(c) not in marks)
     return " ".join(_MARKUP.sub("", kept).split())
 
 
 def _named(title: str) -> str:
-    """The name in a title: what stands before its headline, or behind it."""
+    """Return the name in a title: the part before its headline, or behind it."""
     parts = [part for part in _SEPARATOR.split(title) if part]
     names = [part for part in map(_tidy, parts) if _is_name(part)]
     whole = _tidy(title)
@@ -114,13 +114,13 @@ def _named(title: str) -> str:
 
 
 def _tidy(text: str) -> str:
-    """A name without the years behind it and the marks at its end."""
+    """Return a name without the years behind it and the marks at its end."""
     text = _BRACKET.sub("", text.strip())
     return text.strip(" ,;:–—-|").rstrip("!?…").strip("\"“”«»' ") if not re.search(r"\b(?:Jr|Sr)\.$", text) else text
 
 
 def _is_name(text: str) -> bool:
-    """Whether words are written as the name of somebody or something: few, with capitals, no sentence."""
+    """Return whether words are written like a name: few, capitalised, no sentence."""
     words = text.split()
     if not words or len(words) > 8 or re.search(r"[!?…;]|\d", text):
         return False
@@ -136,7 +136,7 @@ def _capital(word: str) -> bool:
 
 
 def _capitals(text: str) -> bool:
-    """Whether all words but the little ones have capitals."""
+    """Return whether all words but the little ones have capitals."""
     return all(word.casefold() in _LITTLE or _capital(word) for word in text.split())
 
 
@@ -156,7 +156,7 @@ _GENERAL = re.compile(
 
 
 def is_topic(section: str) -> bool:
-    """Whether a heading names something that can be asked for, and is no slogan and no box of figures."""
+    """Return whether a heading names something that can be asked about, rather than a slogan or a box of figures."""
     words = section.split()
     last = section.rpartition(" – ")[2]
     if not words or len(last.split()) > 6 or _SLOGAN.search(last) or _GENERAL.fullmatch(last.strip(" .()")):

@@ -1,4 +1,4 @@
-"""Tables inside documents to sentences, one a row, with the names of the columns. Knows cells, nothing of files."""
+"""Sentences made of tables inside documents, one a row, with the column names. Knows cells, nothing of files."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _ANY = re.compile(  # columns whose names say nothing
     r"detail|info(?:rmation)?|key|property)?\W*",
     re.IGNORECASE,
 )
-FEW = 3  # neighbouring lines that are a table without a rule below its first
+FEW = 3  # neighbouring lines that make a table without a rule below the first
 
 
 def table_sentences(table: Table) -> list[str]:
-    """A sentence for each row but the first, which names the columns; a row of one cell stays as it is."""
+    """Return a sentence for each row but the first, which names the columns; a row of one cell stays as it is."""
     names, *rows = ([" ".join(cell.split()) for cell in row] for row in table)
     return [_sentence(names, row) for row in rows if any(row)]
 
@@ -47,7 +47,7 @@ def _sentence(names: Sequence[str], row: Sequence[str]) -> str:
 
 
 def _pair(first: tuple[str, str], second: tuple[str, str]) -> str:
-    """Two columns: who was what when, a field and its value, or both with their names."""
+    """Return the sentence of two columns: who was what when, a field and its value, or both with their names."""
     (left, left_cell), (right, right_cell) = first, second
     for (name, cell), (what, who) in ((first, second), (second, first)):
         for preposition, pattern in _TIME.items():
@@ -59,7 +59,7 @@ def _pair(first: tuple[str, str], second: tuple[str, str]) -> str:
 
 
 def with_sentences(block: Block) -> Block:
-    """A block whose text is the sentences of its table, if it is one with names of columns."""
+    """Return a block whose text is its table's sentences, if it is a table with named columns."""
     return replace(block, text="\n".join(table_sentences(block.table))) if len(block.table) > 1 else block
 
 
@@ -67,7 +67,7 @@ def with_sentences(block: Block) -> Block:
 
 
 def barred(lines: Sequence[str]) -> list[str]:
-    """Lines with bars between the cells of tables that were written with tabs or in columns of spaces."""
+    """Return lines with bars between the cells of tables written with tabs or in columns of spaces."""
     cells = [_GAP.split(line.strip()) if "\t" in line.strip() or "  " in line.strip() else [] for line in lines]
     found = list(lines)
     start = 0
@@ -80,7 +80,7 @@ def barred(lines: Sequence[str]) -> list[str]:
 
 
 def _is_table(rows: Table, lines: Sequence[str]) -> bool:
-    """Whether rows of equal length are a table: by their tabs, or by a column of figures and short cells."""
+    """Return whether rows of equal length are a table: by their tabs, or by a column of figures and short cells."""
     tabs = all("\t" in line.strip() for line in lines)
     short = sum(len(cell) for row in rows for cell in row) < 30 * sum(map(len, rows))
     figures = any(2 * sum(bool(_FIGURE.fullmatch(row[at])) for row in rows) >= len(rows) for at in range(len(rows[0])))
@@ -88,7 +88,7 @@ def _is_table(rows: Table, lines: Sequence[str]) -> bool:
 
 
 def tables_in(lines: Sequence[Fragment], sentences: bool) -> list[Fragment]:
-    """Lines in which each row of a table is a paragraph of its own: a sentence, or its cells with bars between them."""
+    """Return lines in which each table row is a paragraph: a sentence, or its cells with bars between them."""
     found: list[Fragment] = []
     place = 0
     texts = barred([line.text for line in lines])
@@ -110,7 +110,7 @@ def tables_in(lines: Sequence[Fragment], sentences: bool) -> list[Fragment]:
 
 
 def _end_of_table(texts: Sequence[str], start: int) -> int:
-    """Where the table that begins at a line ends; the line itself where none does."""
+    """Return where the table that begins at a line ends; the line itself if there is none."""
     if "|" not in texts[start]:
         return start
     stop = next((at for at in range(start, len(texts)) if "|" not in texts[at]), len(texts))
@@ -121,12 +121,12 @@ def _end_of_table(texts: Sequence[str], start: int) -> int:
 
 
 def _cells(text: str) -> list[str]:
-    """The cells of a row; none of a rule."""
+    """Return the cells of a row; none for a rule."""
     return [] if _RULE.fullmatch(text) else [cell.strip() for cell in text.strip().strip("|").split("|")]
 
 
 def _names_columns(rows: Table) -> bool:
-    """Whether the first row names the columns: it has no figures, and a column below it is of figures."""
+    """Return whether the first row names the columns: it has no figures, and a column below it has."""
     first, *others = rows
     plain = all(cell and not re.search(r"\d", cell) for cell in first)
     return (
@@ -140,6 +140,6 @@ def _names_columns(rows: Table) -> bool:
 
 
 def guessed_table(rows: Table) -> Iterator[tuple[str, ...]]:
-    """The rows of a table of which it is not told whether the first names the columns; none where it does not."""
+    """Yield the rows of a table whose first row may name the columns; none if it does not."""
     if len(rows) > 2 and len({len(row) for row in rows}) == 1 and len(rows[0]) > 2 and _names_columns(rows):
         yield from (tuple(row) for row in rows)

@@ -1,8 +1,8 @@
-"""Messages that stand one a row, or as a tree of replies, to whole conversations. Knows rows, nothing of files.
+"""Conversations from messages that stand one a row, or in a tree of replies. Knows rows, nothing of files.
 
-OpenAssistant's files are the known ones: each message names the one that it answers, so that a question may have
-several answers. Every path from a first message to a last one is a conversation; an answer that several of them share
-is trained in the first of them only.
+OpenAssistant's files are the known example: each message names the one that it answers, so a question may have several
+answers. Every path from a first message to a last one is a conversation; an answer shared by several is trained in the
+first of them only.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Thread:
     """One conversation.
 
     Attributes:
-        turns: as a row holds them.
-        places: of their rows, in order.
-        given: how many of the first turns an earlier conversation holds too.
+        turns: turns in the form that a row holds.
+        places: positions of their rows, in order.
+        given: number of first turns that an earlier conversation holds too.
         root: tells the tree, or the talk, that it is one of.
     """
 
@@ -39,14 +39,14 @@ class Thread:
 
 
 def is_one_message(row: Any) -> bool:
-    """Whether a row is one message of a conversation, and says which."""
+    """Return whether a row is one message of a conversation and names which."""
     if not isinstance(row, dict) or not speaks(row):
         return False
     return bool(_first(row, _IDS) and any(key in row for key in _PARENTS)) or _first(row, _TALKS) is not None
 
 
 def speaks(row: dict[str, Any]) -> bool:
-    """Whether a row says who speaks, and what, and holds no conversation of its own."""
+    """Return whether a row states speaker and text, and holds no conversation of its own."""
     role = row.get("role")
     known = isinstance(role, str) and role.strip().casefold() in (*ROLES, *CALLING)
     text = row.get("text", row.get("content"))
@@ -72,7 +72,7 @@ def _turn_of(row: dict[str, Any]) -> dict[str, Any]:
 
 
 class Messages:
-    """The messages of a file, as they are gathered.
+    """The messages of a file, gathered one by one.
 
     Attributes:
         unanswered: places of messages that no conversation holds, with why; filled by `threads`.
@@ -83,11 +83,11 @@ class Messages:
         self.unanswered: list[tuple[int, str]] = []
 
     def add(self, place: int, row: dict[str, Any]) -> None:
-        """Take one message."""
+        """Add one message."""
         self.rows.append((place, row))
 
     def threads(self) -> Iterator[Thread]:
-        """The conversations that they are, in the order of their last messages."""
+        """Yield the conversations of the messages, ordered by their last messages."""
         replies = [(place, row) for place, row in self.rows if any(key in row for key in _PARENTS)]
         talks: dict[str, list[tuple[int, dict[str, Any]]]] = {}
         for place, row in self.rows:
@@ -98,7 +98,7 @@ class Messages:
             yield from self._paths(_chain(said, name))
 
     def _tree(self, rows: list[tuple[int, dict[str, Any]]]) -> list[_Message]:
-        """The messages with whom they answer; one whose question is not there is told, with what answers it."""
+        """Return the messages with their replies; one whose question is missing is noted as unanswered, as they are."""
         found: list[_Message] = []
         where: dict[Any, int] = {}
         for place, row in rows:
@@ -161,7 +161,7 @@ def _path(messages: list[_Message], leaf: int) -> list[int]:
 
 
 def _chain(said: list[tuple[int, dict[str, Any]]], name: str) -> list[_Message]:
-    """The messages of one talk, one after the other."""
+    """Return the messages of one talk, one after the other."""
     order = next((key for key in _ORDERS if all(isinstance(row.get(key), int | float) for _, row in said)), "")
     said = sorted(said, key=lambda entry: entry[1][order]) if order else said
     messages = [_Message(_turn_of(row), place, number - 1, name) for number, (place, row) in enumerate(said)]
@@ -174,7 +174,7 @@ def _chain(said: list[tuple[int, dict[str, Any]]], name: str) -> list[_Message]:
 
 
 def root_of(row: dict[str, Any]) -> dict[str, Any] | None:
-    """The first message of a row that is a tree of replies; None where it is none."""
+    """Return the first message of a row that is a tree of replies; None if it is none."""
     for root in (row.get("prompt"), row):
         if isinstance(root, dict) and isinstance(root.get("replies"), list) and speaks(root):
             return root
@@ -182,7 +182,7 @@ def root_of(row: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def tree_threads(root: dict[str, Any], place: int) -> Iterator[Thread]:
-    """The conversations of a tree of replies.
+    """Return the conversations of a tree of replies.
 
     Raises:
         ValueError: a reply does not say who speaks, or nobody answers.

@@ -1,4 +1,4 @@
-"""The turns of a conversation as somebody wrote them to those of a prepared row: roles, parts, calls, marks.
+"""Turns of a prepared row from turns in any known format: roles, parts, calls, marks.
 
 Knows nothing of files, and of a row only its turns.
 """
@@ -36,10 +36,10 @@ ROLES = {
     "tool_result": "tool",
     "ipython": "tool",
 }
-"""The role that each name for a speaker stands for."""
+"""Role of each speaker name."""
 
 CALLING = ("function_call", "tool_call", "tool_calls")
-"""Names for a speaker whose text is a call: the assistant's."""
+"""Speaker names whose text is a tool call by the assistant."""
 
 _CALL_PARTS = ("tool_use", "tool_call", "function_call")
 _RESULT_PARTS = ("tool_result", "tool_response", "function_call_output", "observation")
@@ -52,12 +52,12 @@ Clean = Callable[[str], str]
 
 @dataclass
 class Noted:
-    """What is to be told of a row.
+    """Notes about a row for the report.
 
     Attributes:
         unused: names of what holds content and is used for nothing, with the characters it has.
-        marks: what its author marked as not to be trained, in words.
-        guesses: what was taken to be so, in words.
+        marks: parts that its author marked as not to be trained, in words.
+        guesses: assumptions that were made, in words.
     """
 
     unused: dict[str, int] = field(default_factory=dict)
@@ -65,13 +65,13 @@ class Noted:
     guesses: list[str] = field(default_factory=list)
 
     def leave(self, name: str, key: str, value: Any) -> None:
-        """Note a value that is used for nothing, where it holds content."""
+        """Note an unused value if it holds content."""
         if length := content_length(key, value):
             self.unused[name] = self.unused.get(name, 0) + length
 
 
 def as_text(value: Any) -> str | None:
-    """A text, or a number or true and false as the file writes them; None for everything else."""
+    """Return a text, or a number or truth value as the file writes it; None for everything else."""
     if isinstance(value, str):
         return value
     if isinstance(value, bool):
@@ -82,13 +82,13 @@ def as_text(value: Any) -> str | None:
 
 
 def conversation(turns: Any, name: str, clean: Clean, noted: Noted) -> list[dict[str, Any]]:
-    """The messages of a conversation.
+    """Return the messages of a conversation.
 
     Args:
         turns: a list of `{role, content}` or `{from, value}`, also as the text of a JSON list, as tables hold it.
-        name: of the key that holds it.
-        clean: what every text goes through.
-        noted: is told what is used for nothing, and what is marked as not to be trained.
+        name: name of the key that holds it.
+        clean: applied to every text.
+        noted: collects unused content, and parts marked as not to be trained.
 
     Raises:
         ValueError: what is wrong with it.
@@ -99,10 +99,10 @@ def conversation(turns: Any, name: str, clean: Clean, noted: Noted) -> list[dict
     if not isinstance(turns, list) or not turns:
         found = "an empty list" if turns == [] else kind(turns)
         raise ValueError(f'"{name}" must be a list of {{role, content}}, found {found}')
-    mask: str | None = None  # what a mask of these turns is, once one is met that has more than a role and a text
+    mask: str | None = None  # meaning of these turns' masks, found when one has more than a role and a text
     messages: list[dict[str, Any]] = []
     for number, turn in enumerate(turns, 1):
-        if isinstance(turn, dict) and len(turn) == 2:  # nearly all turns
+        if isinstance(turn, dict) and len(turn) == 2:  # the fast path for nearly all turns
             speaker, content = turn.get("role"), turn.get("content")
             if speaker is None:
                 speaker, content = turn.get("from"), turn.get("value")
@@ -120,13 +120,13 @@ def conversation(turns: Any, name: str, clean: Clean, noted: Noted) -> list[dict
 
 
 def _by_turn(lists: dict[str, list[Any]]) -> Any:
-    """Turns that stand as a list of roles and a list of contents; the lists themselves where they differ in length."""
+    """Return turns from a list of roles and a list of contents; the lists themselves if they differ in length."""
     same = len({len(one) for one in lists.values()}) == 1
     return [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)] if same else lists
 
 
 def _kind_of_mask(turns: list[Any]) -> str:
-    """`loss_mask` for masks that are 0 for a user and 1 for an answer, so that 1 means trained; else `mask`."""
+    """Return `loss_mask` if masks are 0 for questions and 1 for answers, so that 1 means trained; else `mask`."""
     masks = [(turn.get("role", turn.get("from")), turn.get("mask")) for turn in turns if isinstance(turn, dict)]
     asked = {mask for role, mask in masks if ROLES.get(str(role)) != "assistant" and mask is not None}
     answered = {mask for role, mask in masks if ROLES.get(str(role)) == "assistant"}
@@ -135,7 +135,7 @@ def _kind_of_mask(turns: list[Any]) -> str:
 
 
 def check_answers(messages: Iterable[dict[str, Any]], noted: Noted) -> None:
-    """See that something of a conversation is trained.
+    """Check that something of a conversation is trained.
 
     Raises:
         MarkedError: all its answers are marked as not to be trained.
@@ -149,7 +149,7 @@ def check_answers(messages: Iterable[dict[str, Any]], noted: Noted) -> None:
 
 
 def _put(messages: list[dict[str, Any]], message: dict[str, Any]) -> None:
-    """Append a message; a call that a turn of its own holds belongs to what the assistant said before it."""
+    """Append a message; a call in a turn of its own belongs to the assistant's turn before it."""
     last = messages[-1] if messages else {}
     if (
         message.pop("continues", False)
@@ -171,7 +171,7 @@ class _Turn:
         self.results: list[dict[str, Any]] = []
 
     def messages(self) -> list[dict[str, Any]]:
-        """The message, or several: results of tools that stand among its parts come before it."""
+        """Return the message, or several: tool results among its parts come before it."""
         turn, number = self.turn, self.number
         says = ("from", "value") if isinstance(turn, dict) and "from" in turn else ("role", "content")
         wrong = ValueError(f'turn {number} of "{self.name}" must be {{{says[0]}, {says[1]}}} with texts')
@@ -230,7 +230,7 @@ class _Turn:
         return "\n".join(text for part in parts if (text := self._part(part)) is not None)
 
     def _part(self, part: Any) -> str | None:
-        """The text of a part; None for one that is a thought, a call or a result, which are kept apart."""
+        """Return the text of a part; None for a thought, call or result, which are kept apart."""
         if isinstance(part, str):
             return part
         sort = part.get("type") if isinstance(part, dict) else None
@@ -291,7 +291,7 @@ class _Turn:
 
 
 def _is_unclear(key: str, value: Any) -> bool:
-    """Whether a mark says neither yes nor no: a list, a word, a number between them, or a class."""
+    """Return whether a mark says neither yes nor no: a list, a word, a number between them, or a class."""
     if key == "train_detail":
         return False
     share = isinstance(value, float | int) and value > 0 and value != 1
@@ -299,7 +299,7 @@ def _is_unclear(key: str, value: Any) -> bool:
 
 
 def _mark(key: str, value: Any) -> str:
-    """How a mark says that a turn is not to be trained; "" if it does not."""
+    """Return how a mark excludes a turn from training; "" if it does not."""
     if key == "train_detail":
         parts = value if isinstance(value, list) else []
         off = any(isinstance(part, dict) and says_no(part.get("train")) for part in parts)
@@ -314,13 +314,13 @@ def _mark(key: str, value: Any) -> str:
 
 
 def _calls_in(text: str, number: int) -> list[dict[str, Any]]:
-    """The calls that a turn's text is."""
+    """Return the calls in a turn's text."""
     found = unpacked(text.strip())
     return [call_of(call, number) for call in (found if isinstance(found, list) and found else [found])]
 
 
 def call_of(call: Any, number: int) -> dict[str, Any]:
-    """One call of a tool, `{"type": "function", "function": {"name", "arguments"}}`.
+    """Return one tool call, `{"type": "function", "function": {"name", "arguments"}}`.
 
     Raises:
         ValueError: it names no function, or its arguments are no JSON object.
@@ -343,7 +343,7 @@ def call_of(call: Any, number: int) -> dict[str, Any]:
 
 
 def tools_of(value: Any, name: str) -> list[dict[str, Any]]:
-    """The functions that a row offers, each `{"type": "function", "function": {…}}`.
+    """Return the functions that a row offers, each `{"type": "function", "function": {…}}`.
 
     Raises:
         ValueError: they are not a list of objects, or the text of one.
@@ -358,7 +358,7 @@ def tools_of(value: Any, name: str) -> list[dict[str, Any]]:
 
 
 def unpacked(value: Any) -> Any:
-    """What a text of JSON stands for, where it is a list or an object; else the value itself."""
+    """Return the list or object in a JSON text; else the value itself."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
             value = json.loads(value)
@@ -368,7 +368,7 @@ def unpacked(value: Any) -> Any:
 
 
 def kind(value: Any) -> str:
-    """What a JSON value is, in words."""
+    """Return the kind of a JSON value in words."""
     if value is None:
         return "null"
     names = {

@@ -1,1 +1,1 @@
-"""Whether this machine can train: what it is, whether it computes rightly, and the whole path on tiny models."""
+"""Checks of whether this machine can train: its hardware, its arithmetic, and all of training on tiny models."""

@@ -1,6 +1,6 @@
-"""Checks one after the other: each found ok, doubtful or failed, told when it ends, and with what to do about it.
+"""Checks, one after the other: each is ok, doubtful or failed, is printed when it ends, and says what to do.
 
-What is told names nobody: not the home directory, the user or the machine. Knows nothing of what is checked.
+Output names nobody: not the home directory, the user or the machine. Knows nothing of what is checked.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from typing import Any, Literal, NamedTuple
 from ..errors import brief
 
 State = Literal["ok", "warning", "failed"]
-LEAST_NAME = 4  # letters of a user's or a machine's name from which on it is known from a word
+LEAST_NAME = 4  # shortest user or machine name that is distinguishable from a word
 
 _ABSOLUTE = re.compile(r"(?<![\w.~/…])(?:/[\w.@+-]+)+(/[\w.@+-]+)")
 REPORT = "If you did nothing unusual, report it with all of these lines."
 
 
 class Finding(NamedTuple):
-    """The finding of a check.
+    """The outcome of a check.
 
     Attributes:
         state: `ok`, `warning` or `failed`.
-        value: what was measured or seen.
-        remedy: what to do, where it is not ok.
+        value: the measurement or observation.
+        remedy: the remedy, if it is not ok.
     """
 
     state: State
@@ -46,21 +46,21 @@ class Check:
     remedy: str = ""
 
     def line(self) -> str:
-        """The check as it is printed."""
+        """Return the check as it is printed."""
         told = f"{self.state:<8} {self.name:<34} {self.value}"
         return f"{told}\n{' ' * 9}→ {self.remedy}" if self.remedy else told
 
 
 class NotTried(Exception):
-    """A check lacks what it needs, since one before it failed; it says which."""
+    """An error for a check that lacks what it needs because an earlier one, which it names, failed."""
 
 
 class Checks:
     """The checks made so far.
 
     Args:
-        tell: is given each line as its check ends.
-        trying: is given the name of what is being tried, and an empty text when that is over.
+        tell: called with each check's line as it ends.
+        trying: called with the name of the current trial, and with an empty text when it is over.
     """
 
     def __init__(self, tell: Callable[[str], None], trying: Callable[[str], None] = lambda _: None) -> None:
@@ -70,15 +70,15 @@ class Checks:
         self._hidden: list[tuple[str, str]] = []
 
     def hide(self, path: Path, shown: str) -> None:
-        """From now on, write `shown` where a text names `path`."""
+        """Replace `path` by `shown` in all texts from now on."""
         self._hidden = [*((str(place), shown) for place in {path, path.resolve()}), *self._hidden]
 
     def make(self, name: str, look: Callable[[], Finding]) -> None:
-        """Make one check. Whatever goes wrong in it is a failure of what it looks at."""
+        """Make one check. Any exception in it becomes a failure of what it checks."""
         self.make_all(name, lambda: {name: look()})
 
     def make_all(self, name: str, look: Callable[[], dict[str, Finding]]) -> None:
-        """Make several checks that are looked at together, under one name until they have their own."""
+        """Make several checks together, under one name until they have their own."""
         self._trying(name)
         try:
             found = look()
@@ -92,7 +92,7 @@ class Checks:
             self.note(each, finding)
 
     def note(self, name: str, found: Finding) -> None:
-        """Take down what was found, and tell it."""
+        """Record a finding and report it."""
         check = Check(name, found.state, self._anonymous(found.value), self._anonymous(found.remedy))
         self.made.append(check)
         self._tell(check.line())
@@ -103,11 +103,11 @@ class Checks:
         return anonymous(text)
 
     def count(self, state: State) -> int:
-        """How many checks ended so."""
+        """Return the number of checks that ended this way."""
         return sum(check.state == state for check in self.made)
 
     def verdict(self) -> str:
-        """Return what all of it says."""
+        """Return the overall verdict."""
         failed, doubtful = self.count("failed"), self.count("warning")
         begun = "Interrupted; of what was tried by then, " if self.interrupted else ""
         if failed:
@@ -119,7 +119,7 @@ class Checks:
         return f"✓ Training works on this machine: {len(self.made)} checks, none failed{warned}."
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it as one object."""
+        """Return everything as one object."""
         return {
             "checks": [asdict(check) for check in self.made],
             "failed": self.count("failed"),
@@ -130,7 +130,7 @@ class Checks:
 
 
 def anonymous(text: str) -> str:
-    """A text without the home directory, other directories' places, the user's name in paths, and the machine's."""
+    """Return a text without the home directory, paths of other directories, and the user's and machine's names."""
     home = str(Path.home())
     if len(home) > 1:
         text = re.sub(rf"{re.escape(home)}(?![\w-])", "~", text)

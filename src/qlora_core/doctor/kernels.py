@@ -1,7 +1,7 @@
 """Check whether the device computes rightly, and how fast: MLX's kernels against plain arithmetic in numpy's float64.
 
-In both directions and in the dtypes that training uses there. On Metal also whether sustained work survives a display
-that is in use, which macOS may put first.
+In both directions and in the dtypes that training uses there. On Metal it also checks whether sustained work survives a
+display in use, which macOS may give priority.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from .checks import Finding
 from .machine import best_time
 
 Checked = tuple[str, Callable[[], Finding]]
-"""A check's name, and what makes it."""
+"""Name and function of a check."""
 
 LIMITS = {"float16": 5e-3, "bfloat16": 5e-2, "float32": 1e-4 if device.ON_CPU else 2e-3}  # CUDA multiplies in TF32
-WORSE = 4  # times that limit, for what is more than one product
+WORSE = 4  # factor on that limit for more than one product
 
-LONGEST = 0.2  # seconds that a product may take, to be compared or measured
-HELD = 256_000_000  # bytes of the array whose taking memory readers should notice
+LONGEST = 0.2  # longest product to compare or measure, in seconds
+HELD = 256_000_000  # bytes of the array that memory readers should notice
 SUSTAINED = 60 if mx.metal.is_available() else 5  # seconds
 WRONG = "this kernel is wrong on this device: look for a newer MLX, and report it to its authors"
 
 
 def device_checks() -> Iterator[Checked]:
-    """Return what says whether this device can be trusted, and how fast it is."""
+    """Yield the checks of whether this device computes correctly, and how fast it is."""
     yield "memory readers", memory_readers
     yield "disk: made durable", durable_writes
     for dtype in dtypes():
@@ -51,7 +51,7 @@ def device_checks() -> Iterator[Checked]:
 
 
 def dtypes() -> Sequence[str]:
-    """Return what training computes in here."""
+    """Check the dtypes that training computes in here."""
     return ("float32",) if device.ON_CPU else ("float16", "bfloat16", "float32")
 
 
@@ -59,7 +59,7 @@ def dtypes() -> Sequence[str]:
 
 
 def memory_readers() -> Finding:
-    """Return whether what is said of this process's memory grows by an array that it takes."""
+    """Check that the readings of this process's memory grow by an array that it allocates."""
     monitor = MemoryMonitor(counters=device.memory_counters)
     device.clear_cache()
     before = monitor.sample()
@@ -73,14 +73,14 @@ def memory_readers() -> Finding:
         f"an array of {HELD // MB} MB adds {arrays // MB} MB to arrays, {process // MB} MB to the process; "
         f"pressure {before.pressure}"
     )
-    own = mx.cuda.is_available()  # memory of its own, which is not the process's
+    own = mx.cuda.is_available()  # memory separate from the process's
     if arrays < HELD or (not own and process < HELD // 2):
         return Finding("warning", value, "watch the memory by the system's own means: these readers miss a part of it")
     return Finding("ok", value)
 
 
 def durable_writes() -> Finding:
-    """How long a file takes until the device has it, as each checkpoint waits for it."""
+    """Measure how long a file takes to reach the device, as each checkpoint must wait for it."""
     with tempfile.TemporaryDirectory(prefix="qlora-doctor-") as place:
         path, took = Path(place) / "file", []
         for _ in range(3):
@@ -101,11 +101,11 @@ class Product(NamedTuple):
     """A product with a quantised matrix.
 
     Attributes:
-        rows: of the input.
+        rows: rows of the input.
         outputs: rows of the matrix.
         inputs: columns of the matrix.
         group: weights that share a scale.
-        bits: of a weight.
+        bits: bits of a weight.
     """
 
     rows: int
@@ -120,15 +120,15 @@ PRODUCTS = (
     Product(200, 1024, 4096, 64, 4), Product(513, 4096, 1024, 64, 4), Product(40, 14336, 4096, 64, 4),
     Product(96, 49152, 576, 32, 8),
 )  # fmt: skip
-"""Shapes of the built-in model and of Mistral-7B, their heads among them, at numbers of rows that take each kernel."""
+"""Shapes of the built-in model and of Mistral-7B, heads included, with row counts that exercise each kernel."""
 
 
 class Differences(NamedTuple):
-    """How far products are from plain arithmetic, relative to its norm; infinite where a number is not finite.
+    """The errors of products against plain arithmetic, relative to its norm; infinite if a number is not finite.
 
     Attributes:
-        forward: of MLX's own product, x Wᵀ.
-        backward: of MLX's own product, gradient · W.
+        forward: error of MLX's own product, x Wᵀ.
+        backward: error of MLX's own product, gradient · W.
         dequantised: the worse of both, where the matrix is dequantised first.
     """
 
@@ -138,7 +138,7 @@ class Differences(NamedTuple):
 
 
 def product_differences(product: Product, dtype: str) -> Differences:
-    """Multiply by a drawn matrix in both directions, in both ways, and compare with numpy."""
+    """Multiply by a random matrix in both directions and both ways, and compare with numpy."""
     rng, kind = np.random.default_rng(0), getattr(mx, dtype)
     options = {"group_size": product.group, "bits": product.bits}
     weight = mx.array(0.05 * rng.standard_normal((product.outputs, product.inputs), np.float32)).astype(kind)
@@ -157,7 +157,7 @@ def product_differences(product: Product, dtype: str) -> Differences:
 
 
 def _unpacked(words: mx.array, scales: mx.array, biases: mx.array, product: Product) -> np.ndarray:
-    """The matrix that packed words stand for, `(outputs, inputs)`: scale · level + bias."""
+    """Return the matrix of packed words, `(outputs, inputs)`: scale · level + bias."""
     shifts = np.arange(0, 32, product.bits, dtype=np.uint32)
     levels = np.array(words)[..., None] >> shifts & ((1 << product.bits) - 1)
     grouped = levels.reshape(product.outputs, -1, product.group).astype(np.float64)
@@ -165,7 +165,7 @@ def _unpacked(words: mx.array, scales: mx.array, biases: mx.array, product: Prod
 
 
 def difference(found: mx.array, wanted: np.ndarray) -> float:
-    """Norm of the difference of two arrays, relative to that of `wanted`."""
+    """Return the norm of the difference of two arrays relative to the norm of `wanted`."""
     values = _wide(found)
     if not np.isfinite(values).all():
         return math.inf
@@ -177,7 +177,7 @@ def _wide(values: mx.array) -> np.ndarray:
 
 
 def quantised_products(dtype: str) -> Finding:
-    """MLX's product with a quantised matrix, and the exact path that dequantises it first; as many as time allows."""
+    """Check MLX's quantised product and the exact path that dequantises first, for as many products as time allows."""
     limit, wrong, worst, exact, tried = LIMITS[dtype], [], 0.0, 0.0, 0
     for product in PRODUCTS:
         if tried and _seconds(product, dtype) > LONGEST:
@@ -201,7 +201,7 @@ def quantised_products(dtype: str) -> Finding:
 
 
 def _seconds(product: Product, dtype: str) -> float:
-    """About how long a quantised product would take, by the rate of one whose size is a 64th of it or less."""
+    """Return about how long a quantised product takes, judging by one of at most a 64th of its size."""
     rows, outputs, inputs = product[:3]
     parts = Product(
         rows, max(64, outputs // 8 // 64 * 64), max(64, inputs // 8 // 64 * 64), product.group, product.bits
@@ -216,7 +216,7 @@ def _timed(product: Product, dtype: str) -> float:
 
 
 def _drawn(product: Product, dtype: str) -> tuple[tuple[mx.array, ...], mx.array, mx.array]:
-    """A quantised matrix, an input and a gradient, in memory."""
+    """Return a random quantised matrix, an input and a gradient, in memory."""
     kind, shapes = getattr(mx, dtype), ((product.rows, product.inputs), (product.rows, product.outputs))
     weight = (0.02 * mx.random.normal((product.outputs, product.inputs))).astype(kind)
     weights = mx.quantize(weight, group_size=product.group, bits=product.bits)
@@ -226,7 +226,7 @@ def _drawn(product: Product, dtype: str) -> tuple[tuple[mx.array, ...], mx.array
 
 
 def attention(dtype: str) -> Finding:
-    """Causal attention of grouped heads, and its three gradients."""
+    """Check causal grouped-head attention and its three gradients."""
     rng, kind = np.random.default_rng(1), getattr(mx, dtype)
     rows, heads, shared, length, size = 2, 8, 2, 160, 128
     shapes = [(rows, count, length, size) for count in (heads, shared, shared, heads)]
@@ -242,7 +242,7 @@ def attention(dtype: str) -> Finding:
 
 
 def _attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, down: np.ndarray, *, scale: float) -> list[np.ndarray]:
-    """Output and gradients of queries, keys and values."""
+    """Return output and gradients of queries, keys and values."""
     group, length = q.shape[1] // k.shape[1], q.shape[2]
     wide_k, wide_v = (np.repeat(part, group, 1) for part in (k, v))
     scores = np.where(np.tri(length, dtype=bool), scale * q @ wide_k.swapaxes(-1, -2), -np.inf)
@@ -259,7 +259,7 @@ def _attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, down: np.ndarray, *,
 
 
 def small_kernels(dtype: str) -> Finding:
-    """A norm without a weight and its gradient, rotation by a position each, cross-entropy and its gradient."""
+    """Check the norm without a weight and its gradient, rotation by positions, and cross-entropy with its gradient."""
     rng, kind = np.random.default_rng(2), getattr(mx, dtype)
 
     def drawn(*shape: int, width: float = 1.0) -> mx.array:
@@ -306,7 +306,7 @@ def _judged(found: dict[str, float], dtype: str) -> Finding:
 
 
 def _largest(rows: int, dtype: str) -> Product | None:
-    """The largest of some matrices whose product takes no longer than `LONGEST`: a 7B model's on a fast device."""
+    """Return the largest of some products that takes no longer than `LONGEST`: a 7B model's on a fast device."""
     found = None
     for size in ((256, 256), (1024, 1024), (14336, 4096)):
         product = Product(rows, *size, 64, 4)
@@ -319,7 +319,7 @@ def _largest(rows: int, dtype: str) -> Product | None:
 
 
 def speed(dtype: str, rows: int) -> Finding:
-    """Products in both directions and both ways."""
+    """Measure the speed of products in both directions and both ways."""
     product = _largest(rows, dtype)
     if product is None:
         return Finding("ok", "not measured: even small products take long")
@@ -342,7 +342,7 @@ def speed(dtype: str, rows: int) -> Finding:
 
 
 def sustained_work() -> Finding:
-    """Products without a pause, as in training, for so long that a watchdog of the system would show, and heat."""
+    """Multiply without a pause, as training does, long enough for heat and a system watchdog to show."""
     found = (_largest(rows, "float16") for rows in (1024, 128, 8))
     product = next(filter(None, found), Product(8, 256, 256, 64, 4))
     weights, x, _ = _drawn(product, "float16")

@@ -1,6 +1,6 @@
 """Look at this machine: device, BLAS, how fast products are, memory, power, versions, browser, hub, built-in model.
 
-Light enough to be run at any time: some seconds, and no model is loaded.
+Light enough to run at any time: it takes some seconds and loads no model.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from .checks import Finding
 
 PACKAGES = ("mlx", "mlx-lm", "marimo", "altair", "tokenizers", "numpy", "psutil", "qlora-notebook")
 SLOW = 20.0  # GFLOP/s of a float32 product on a CPU; the reference BLAS reaches about 4
-COSTLY = 3.0  # times that a product of denormal numbers may take; flushed to zero it takes no longer than others
+COSTLY = 3.0  # allowed slowdown of products of denormals; flushed to zero there is none
 MUCH_SWAP = 0.25  # of the memory
 ANSWER_SECONDS = 10  # for a small program of the system, and for the hub
 CHROMIUM = ("google-chrome", "chromium", "chromium-browser", "microsoft-edge", "firefox")
 
 
 def diagnose(runs_dir: Path, *, ask_hub: bool = False) -> dict[str, Any]:
-    """Look at everything that training needs.
+    """Check everything that training needs.
 
     Args:
         runs_dir: directory of all runs.
@@ -58,7 +58,7 @@ def diagnose(runs_dir: Path, *, ask_hub: bool = False) -> dict[str, Any]:
 
 
 def machine_findings(runs_dir: Path, *, ask_hub: bool = False) -> dict[str, Finding]:
-    """The same as checks, by their names."""
+    """Return the same facts as checks, by name."""
     facts, problems, doubts = _look(runs_dir, ask_hub)
     judged = dict([*doubts, *problems])
     values = {**console.diagnosis(facts), "Built-in model": facts[BUILT_IN]}
@@ -70,11 +70,11 @@ def _sentence(found: Finding) -> str:
 
 
 Concern = tuple[str, Finding]
-"""Which line of the diagnosis, and what is wrong with it."""
+"""Line of the diagnosis, and what is wrong with it."""
 
 
 def _look(runs_dir: Path, ask_hub: bool) -> tuple[dict[str, Any], list[Concern], list[Concern]]:
-    """Facts, what stands in the way of training, and what does not but is worth knowing."""
+    """Return facts, obstacles to training, and what is no obstacle but worth knowing."""
     core, found = os.environ.get("OPENBLAS_CORETYPE"), {"Power": power(), "Browser": browser(), "Hub": hub(ask_hub)}
     try:
         model, missing = str(built_in_directory()), ""
@@ -141,16 +141,16 @@ def _doubts(facts: dict[str, Any]) -> Iterator[Concern]:
 
 
 def product_speed(size: int = 1024) -> float:
-    """GFLOP/s of a float32 matrix product on the default device, the best of five."""
+    """Return GFLOP/s of a float32 matrix product on the default device, the best of five."""
     a, b = mx.random.normal((size, size)), mx.random.normal((size, size))
     mx.eval(a, b)
     return 2 * size**3 / best_time(lambda: a @ b) / 1e9
 
 
 def denormal_cost() -> float:
-    """How many times as long products of denormal numbers take as products of normal ones, as MLX computes here.
+    """Return how many times slower products of denormal numbers are than products of normal ones, as MLX computes here.
 
-    The worse of elementwise products and a matrix product, whose threads are the BLAS's own.
+    Return the worse of elementwise products and a matrix product, which runs on the BLAS's own threads.
     """
     tiny, one, factor = (_filled(value) for value in (0x2CA, 0x3F80_0000, 0x3F7F_FFFF))  # 1e-42, 1, just below
 
@@ -161,19 +161,19 @@ def denormal_cost() -> float:
 
     def cost(make: Callable[[mx.array], mx.array]) -> float:
         times = [(best_time(lambda: make(tiny), 1), best_time(lambda: make(one), 1)) for _ in range(20)]
-        slow, usual = map(min, zip(*times, strict=True))  # in turn: another program's work meets both
+        slow, usual = map(min, zip(*times, strict=True))  # alternating, so that other programs disturb both alike
         return slow / usual
 
     return max(cost(elementwise), cost(lambda x: x @ factor))
 
 
 def _filled(bits: int, size: int = 256) -> mx.array:
-    """A float32 matrix of one number, given by its bits: arithmetic that flushes denormal numbers makes none."""
+    """Return a float32 matrix of one number given by its bits: arithmetic that flushes denormals could not make it."""
     return mx.array(np.full((size, size), bits, np.uint32)).view(mx.float32)
 
 
 def best_time(make: Callable[[], mx.array], rounds: int = 5) -> float:
-    """Seconds that computing something takes, the best of some rounds after the first."""
+    """Return the seconds that a computation takes: the best of some rounds after the first."""
     mx.eval(make())
     best = float("inf")
     for _ in range(rounds):
@@ -187,7 +187,7 @@ def best_time(make: Callable[[], mx.array], rounds: int = 5) -> float:
 
 
 def power() -> Finding:
-    """Tell whether the machine runs on its battery, or saves power: both slow training, and the first ends it."""
+    """Tell whether the machine runs on battery or saves power: both slow training, and an empty battery ends it."""
     if _low_power_mode():
         return Finding("warning", "low power mode", "switch it off in System Settings, Battery, to train at full speed")
     try:
@@ -214,7 +214,7 @@ def _low_power_mode() -> bool:
 
 
 def browser() -> Finding:
-    """Return what the page would be opened in."""
+    """Return the browser that would open the page."""
     remedy = f"`qlora app` prints the page's address; elsewhere it opens after `ssh -L {PORT}:localhost:{PORT} MACHINE`"
     if sys.platform == "darwin":
         return Finding("ok", "the system's own")
@@ -229,7 +229,7 @@ def browser() -> Finding:
 
 
 def hub(ask: bool = False) -> Finding:
-    """Tell whether models can be fetched: offline, logged in, where they lie. It makes a request only if asked to."""
+    """Tell whether models can be fetched: offline, logged in, cache directory. Make a request only if asked to."""
     home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
     token = Path(os.environ.get("HF_TOKEN_PATH") or home / "token").expanduser()
     named = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN")

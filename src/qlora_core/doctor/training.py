@@ -1,6 +1,6 @@
-"""The whole path on a model of each shape, a megabyte each: it computes rightly, learns, is cut, answers, is exported.
+"""The whole path of training on a tiny model of each shape: compute, learn, resume, answer, export.
 
-All of it lies in a temporary directory, its cache too: no run of the user's, and no lock, is touched.
+Everything happens in a temporary directory, cache included: no run or lock of the user is touched.
 """
 
 from __future__ import annotations
@@ -67,14 +67,14 @@ SETTINGS = {
     "save_every": STEPS, "max_answer_tokens": 12, "samples": 0,
 }  # fmt: skip
 NEARLY = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 1e-1}
-"""How far, relatively, a gradient may be from plain arithmetic's in float32; the loss a tenth of that."""
+"""Largest relative error of a gradient against plain float32 arithmetic; of the loss, a tenth of it."""
 
 
 def examine(checks: Checks, runs_dir: Path, *, shapes: Sequence[str] = tuple(SHAPES), ask_hub: bool = False) -> Checks:
-    """Look at the machine, at what its device computes, and at the whole path of training; Ctrl+C ends it.
+    """Check the machine, its device's arithmetic, and the whole path of training; Ctrl+C ends it.
 
     Args:
-        checks: takes what is found.
+        checks: collects the findings.
         runs_dir: directory of all runs, of which only the disk is looked at.
         shapes: names of `SHAPES`.
         ask_hub: whether to send the hub a request.
@@ -97,7 +97,7 @@ def examine(checks: Checks, runs_dir: Path, *, shapes: Sequence[str] = tuple(SHA
 
 @contextlib.contextmanager
 def _set_apart() -> Iterator[Path]:
-    """A temporary directory, with this process's cache inside."""
+    """Make a temporary directory that also holds this process's cache."""
     usual = os.environ.get("QLORA_CACHE")
     with tempfile.TemporaryDirectory(prefix="qlora-doctor-") as place:
         os.environ["QLORA_CACHE"] = str(Path(place) / "cache")
@@ -108,7 +108,7 @@ def _set_apart() -> Iterator[Path]:
 
 
 class Trial:
-    """The path of one model.
+    """The whole path of training, tried on one model.
 
     Args:
         shape: a name of `SHAPES`.
@@ -121,7 +121,7 @@ class Trial:
         self._answers: list[str] = []
 
     def checks(self) -> Iterator[Checked]:
-        """Return what is tried, in order: each needs those before."""
+        """Yield the checks in order; each needs the ones before."""
         yield f"{self.shape}: loss and gradient", self.computes
         yield f"{self.shape}: learns", self.learns
         yield f"{self.shape}: cut, then resumed", self.resumes
@@ -136,7 +136,7 @@ class Trial:
         return self._learnt
 
     def computes(self) -> Finding:
-        """Load and quantise it; loss and gradient as training computes them, against plain arithmetic in float32."""
+        """Load and quantise the model; compare loss and gradient with plain arithmetic in float32."""
         run = self._create("computed")
         warned: list[str] = []
         with TrainingTracker(run.path.parent).record(run) as writer:
@@ -160,7 +160,7 @@ class Trial:
         return Finding("failed", allowed, f"do not train models of this shape here. {REPORT}")
 
     def learns(self) -> Finding:
-        """Train it without a break."""
+        """Train the model without a break."""
         run = self._create("whole")
         started = time.perf_counter()
         warned: list[str] = []
@@ -173,7 +173,7 @@ class Trial:
         return _with(warned, value)
 
     def resumes(self) -> Finding:
-        """Train it again, paused in the middle, and compare: losses, adapters, the optimizer's state."""
+        """Train again, paused in the middle, and compare losses, adapters and the optimizer's state."""
         whole, cut = self._run, self._create("cut")
 
         def pause(event: dict[str, Any]) -> None:
@@ -196,7 +196,7 @@ class Trial:
         return Finding("warning", value, "this device does not compute the same each time; such runs are as good")
 
     def answers(self) -> Finding:
-        """Ask it what it was taught."""
+        """Ask the model what it was taught."""
         model, tokenizer = load_for_answers(self._run)
         self._answers = answer(model, tokenizer, list(TAUGHT), max_tokens=12)
         right = sum(found == wanted for found, wanted in zip(self._answers, TAUGHT.values(), strict=True))
@@ -204,14 +204,14 @@ class Trial:
         return Finding("ok", value) if 2 * right > len(TAUGHT) else Finding("failed", value, REPORT)
 
     def exports(self, to: Target) -> Finding:
-        """Export it, read that back and ask it again."""
+        """Export the model, read the export and ask it again."""
         if not self._answers:
             raise NotTried("it did not answer")
         out = self.place / "export" / to
         made = export_run(self._run, out, to=to, dequantize=to == "fused")
         if to == "adapter":
             model, tokenizer = load_for_answers(self._run)
-            _draw_adapters(model)  # so that what it says is the file's
+            _draw_adapters(model)  # so that its answers come from the file
             load_adapters(model, out / ADAPTER_FILE)
         else:
             spec = base_models.describe(out, BaseConfig(model=str(out), quantize="none"))
@@ -224,7 +224,7 @@ class Trial:
         return Finding("ok", value) if enough else Finding("failed", f"{value}: {', '.join(answers)}", REPORT)
 
     def _create(self, name: str) -> Run:
-        """A run of this model, as `qlora train` makes it."""
+        """Create a run of this model as `qlora train` does."""
         model, sources = write_small(SHAPES[self.shape], self.place / "model"), _write_rows(self.place / "rows")
         runs = self.place / "runs"
         config = from_flat(
@@ -240,7 +240,7 @@ class Trial:
 
     @staticmethod
     def _train(run: Run, *listeners: Callable[[dict[str, Any]], None]) -> list[float]:
-        """Train or resume it, telling the listeners every event; returns the losses of all steps so far."""
+        """Train or resume, passing every event to the listeners, and return the losses of all steps so far."""
         with TrainingTracker(run.path.parent).record(run) as writer:
             writer.listeners += listeners
             outcome = loop.train(writer)
@@ -250,17 +250,17 @@ class Trial:
 
 
 def _collecting(warned: list[str]) -> Callable[[dict[str, Any]], None]:
-    """A listener that adds what a run warns of."""
+    """Return a listener that collects a run's warnings."""
     return lambda event: warned.append(event["message"]) if event["type"] == "warning" else None
 
 
 def _with(warned: list[str], value: str) -> Finding:
-    """Well done, but for what the run warned of."""
+    """Return a success, or a warning with what the run warned of."""
     return Finding("warning", f"{value}; {'; '.join(warned)}") if warned else Finding("ok", value)
 
 
 def _write_rows(directory: Path) -> Path:
-    """Return what is taught, twice: to train and to validate on, as a user's own pair of files."""
+    """Write the lesson twice, to train and to validate on, like a user's own pair of files."""
     directory.mkdir(exist_ok=True)
     for name, mark in (("train.jsonl", ""), ("valid.jsonl", "?")):
         rows = [
@@ -272,7 +272,7 @@ def _write_rows(directory: Path) -> Path:
 
 
 def _draw_adapters(model: nn.Module) -> None:
-    """Give all adapters numbers of their own: as attached, B is 0 and A has no gradient."""
+    """Give all adapters random values: as attached, B is 0 and A has no gradient."""
     rng = np.random.default_rng(1)
     named = sorted(tree_flatten(model.trainable_parameters()))
     drawn = [(name, mx.array((0.05 * rng.standard_normal(value.shape)).astype(np.float32))) for name, value in named]
@@ -281,7 +281,7 @@ def _draw_adapters(model: nn.Module) -> None:
 
 
 def _plainly(session: Session, rows: Sequence[TokenRow]) -> tuple[float, np.ndarray]:
-    """Loss and gradient of a session's model, row by row in float32, its weights dequantised, nothing shared."""
+    """Return loss and gradient of a session's model, row by row in float32 with dequantised weights, nothing shared."""
     kernels = Kernels(session.kernels.device, "float32", "dequantised", sharing=False, trunk=False, prefix=False)
     model = load_base(session.spec, kernels)
     attach_adapters(model, session.spec, session.config.lora, session.config.train.seed)

@@ -1,1 +1,1 @@
-"""What a user takes away from a run: adapters or one model, with everything needed to use them."""
+"""The export of a run: adapters or one model, with everything needed to use them."""

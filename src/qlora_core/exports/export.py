@@ -1,7 +1,7 @@
-"""What a user takes away from a run: adapters, PEFT adapters or one fused model, with everything needed to use them.
+"""The export of a run: adapters, PEFT adapters or one fused model, with everything needed to use them.
 
-Knows run directories and files. Knows nothing of mlx: merging adapters into a base is `fuse`'s, imported when asked
-for; the texts are those of `guides`.
+Knows run directories and files. Knows nothing of mlx: `fuse`, imported on demand, merges adapters into a base, and
+`guides` holds the texts.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ Target = Literal["adapter", "peft", "fused"]
 
 TARGETS: tuple[Target, ...] = ("adapter", "peft", "fused")
 METRICS_FILE = "metrics.json"
-BUILT_IN_ORIGIN = "HuggingFaceTB/SmolLM2-135M-Instruct"  # what the built-in model's file was made from
+BUILT_IN_ORIGIN = "HuggingFaceTB/SmolLM2-135M-Instruct"  # source of the built-in model's file
 
 
 def export_run(run: Run, out: Path, *, to: Target, force: bool = False, dequantize: bool = False) -> dict[str, Any]:
     """Write a run's result into a directory that appears all at once.
 
     Args:
-        run: has trained adapters; is only read.
+        run: the run with trained adapters; it is only read.
         out: directory to write. An earlier export there is replaced, as long as nobody changed it.
         to: `adapter`: adapters for mlx-lm; `peft`: for the PEFT library; `fused`: one stand-alone model.
         force: replace whatever is in `out`.
@@ -75,11 +75,11 @@ def export_run(run: Run, out: Path, *, to: Target, force: bool = False, dequanti
 
 
 def keep_result(run: Run) -> str:
-    """Write a run's result where `qlora export` does by default; what went wrong, or an empty text."""
+    """Write a run's result where `qlora export` does by default; return what went wrong, or an empty text."""
     try:
         with doing("exporting"):
             export_run(run, run.result, to="adapter", force=True)
-    except Exception as error:  # training is over, and must not fail for a drawing, say
+    except Exception as error:  # training is over and must not fail because of, say, a drawing
         return f"the run's result was not exported: {error or type(error).__name__}"
     return ""
 
@@ -88,7 +88,7 @@ def keep_result(run: Run) -> str:
 
 
 def _refuse_links(run: Run, out: Path) -> None:
-    """Refuse a link where the export would lie, and inside of the run any on the way: what it leads to would go."""
+    """Refuse an export path that is a link, or inside the run leads through one: its target would be deleted."""
     for path in (out, *out.parents):
         if path != out and not path.absolute().is_relative_to(run.path.absolute()):
             break
@@ -97,7 +97,7 @@ def _refuse_links(run: Run, out: Path) -> None:
 
 
 def _refuse(run: Run, spec: ModelSpec, out: Path, *, force: bool) -> None:
-    """Refuse a directory that is more than an export, whatever is asked; and somebody's files, unless forced."""
+    """Refuse a directory that holds more than an export, and a user's files unless forced."""
     if out.exists() and not out.is_dir():
         raise RunError(f"{out}: is a file; wanted a directory to write. Give another with --out.")
     kept = {"the run": run.path, "the base model": spec.path, "the current directory": Path.cwd(), "home": Path.home()}
@@ -114,7 +114,7 @@ def _refuse(run: Run, spec: ModelSpec, out: Path, *, force: bool) -> None:
 
 
 def _not_ours(directory: Path) -> str:
-    """Why a directory is not an export as it was written, in a few words; empty when it is one."""
+    """Return why a directory is not an unchanged export, in a few words; empty if it is one."""
     try:
         exported = "exported_as" in json.loads((directory / METRICS_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError):
@@ -129,7 +129,7 @@ def _not_ours(directory: Path) -> str:
 
 
 def _content(directory: Path) -> list[Path]:
-    """Return what lies in a directory, but for what file managers leave everywhere."""
+    """Return the content of a directory, without the files that file managers leave everywhere."""
     return [path for path in directory.iterdir() if not left_by_file_manager(path.name)]
 
 
@@ -148,10 +148,10 @@ def _describe(directory: Path, run: Run, spec: ModelSpec, tokenizer: ChatTokeniz
 
 
 def _copy_adapters(adapters: Path, directory: Path, spec: ModelSpec) -> None:
-    """Adapters as they are.
+    """Copy the adapters unchanged.
 
-    Their settings name the base as it was loaded, and also the one that it was quantised from, and how: what was
-    quantised lies in a cache, and may be gone one day.
+    Their settings name the base as it was loaded, and also the base and method of its quantisation, because the
+    quantised copy lies in a cache and may disappear.
     """
     shutil.copyfile(adapters / ADAPTER_FILE, directory / ADAPTER_FILE)
     settings = adapter_settings(adapters)
@@ -162,7 +162,7 @@ def _copy_adapters(adapters: Path, directory: Path, spec: ModelSpec) -> None:
 
 
 def _public_name(config: RunConfig, spec: ModelSpec) -> str:
-    """The base as another program finds it: a hub id, else its directory."""
+    """Return the base as other programs find it: a hub id, else its directory."""
     name = config.base.model
     if name == BUILT_IN:
         return BUILT_IN_ORIGIN
@@ -172,7 +172,7 @@ def _public_name(config: RunConfig, spec: ModelSpec) -> str:
 
 
 def _metrics(run: Run, to: Target, fused: dict[str, Any] | None) -> dict[str, Any]:
-    """Results, settings and curves; no text of the data and no place on this machine."""
+    """Return results, settings and curves, without texts of the data and paths of this machine."""
     evaluation, environment, events = run.evaluation(), run.environment(), run.metrics()
     config = run.config()
     steps = [event for event in events if event["type"] == "step"]
@@ -197,14 +197,14 @@ def _metrics(run: Run, to: Target, fused: dict[str, Any] | None) -> dict[str, An
 
 
 def _stored(fused: dict[str, Any] | None) -> str:
-    """How a fused model's weights are stored, in words."""
+    """Return how a fused model's weights are stored, in words."""
     if not fused:
         return ""
     return f"{fused['bits']} bits" if fused["bits"] else fused["dtype"]
 
 
 def _facts(run: Run, spec: ModelSpec, tokenizer: ChatTokenizer, out: Path, to: Target) -> dict[str, Any]:
-    """What the guides and the summary are filled in with."""
+    """Return the values that fill in the guides and the summary."""
     evaluation, loaded = run.evaluation(), adapter_base(run.adapters)
     return {
         "name": run.name,

@@ -1,6 +1,6 @@
-"""The texts of an export: how to use it, in English and Portuguese, and what it is.
+"""The texts of an export: how to use it, in English and Portuguese, and a summary of the run.
 
-Filled in from the files of `templates/`. Knows values and words; nothing of files but where the texts go.
+Filled in from the files of `templates/`. Knows values and words; of files, only where the texts go.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..models.base_models import ModelSpec
-from ..reports import console
+from ..reports import console, plain_text
 from ..runs.run import Run
 
 TEMPLATES = Path(__file__).parent / "templates"
 GUIDES = {"INTEGRATION.md": "What do you know?", "INTEGRACAO.pt.md": "O que sabes?"}
-"""Each guide, and the question in its examples where the run has no short one of its own."""
+"""Each guide, and its example question for a run without a short one of its own."""
 
 
 def write_guides(directory: Path, facts: Mapping[str, Any]) -> None:
-    """Write the guides and the program that they are about.
+    """Write the guides and the program that they describe.
 
     Args:
-        directory: gets `inference.py`, `INTEGRATION.md` and `INTEGRACAO.pt.md`.
-        facts: as `export` gathers them.
+        directory: destination of `inference.py`, `INTEGRATION.md` and `INTEGRACAO.pt.md`.
+        facts: values that `export` gathers.
     """
     shutil.copyfile(TEMPLATES / "inference.py", directory / "inference.py")
     right_first = sorted(facts["questions"], key=lambda entry: not entry.get("tuned_right"))
@@ -41,19 +41,19 @@ def write_guides(directory: Path, facts: Mapping[str, Any]) -> None:
 
 
 def _simple(question: str) -> bool:
-    """Whether a question can stand in the middle of an example."""
+    """Return whether a question is simple enough to stand inside an example."""
     plain = question.isprintable() and "`" not in question and not question.startswith("-")
     return plain and 0 < len(question.strip()) <= 80
 
 
 def write_summary(directory: Path, run: Run, spec: ModelSpec, facts: Mapping[str, Any]) -> None:
-    """Write `summary.md`: one page on what was trained, on what, how it went and how to use it.
+    """Write `summary.md`: one page on what was trained, on what data, how it went and how to use it.
 
     Args:
-        directory: gets the file, beside those that it lists.
-        run: with its numbers, if it ended.
-        spec: of the base.
-        facts: as `export` gathers them.
+        directory: destination, which holds the files that it lists.
+        run: the run, with its numbers if it ended.
+        spec: the base model.
+        facts: values that `export` gathers.
     """
     config, numbers, evaluation = run.config(), run.summary(), run.evaluation()
     table = {
@@ -91,7 +91,7 @@ def _templates() -> Environment:
     )
     environment.filters |= {
         "shell": shlex.quote,
-        "literal": functools.partial(json.dumps, ensure_ascii=False),  # a text in Python and in JavaScript
+        "literal": functools.partial(json.dumps, ensure_ascii=False),  # a literal valid in Python and in JavaScript
         "code": _code,
         "cell": lambda text: str(text).replace("|", "\\|").replace("\n", "<br>"),
         "fence": _fence,
@@ -100,13 +100,13 @@ def _templates() -> Environment:
 
 
 def _code(text: str) -> str:
-    """A text in a line of prose, as it is."""
-    plain = console.one_line(str(text), 500)
+    """Return a text as inline code."""
+    plain = plain_text.one_line(str(text), 500)
     ticks = "`" * (1 + max(map(len, re.findall("`+", plain)), default=0))
     return f"{ticks}{plain}{ticks}" if ticks == "`" else f"{ticks} {plain} {ticks}"
 
 
 def _fence(text: str) -> str:
-    """Some lines as they are, whatever they hold."""
+    """Return lines as a code block, whatever they hold."""
     ticks = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{ticks}text\n{text}\n{ticks}"

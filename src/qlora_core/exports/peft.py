@@ -22,11 +22,11 @@ _NAMES = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight", "m": "lora_magni
 
 
 def convert_adapters(source: Path, directory: Path, base: str, num_layers: int) -> None:
-    """Write `adapter_model.safetensors` and `adapter_config.json` as PEFT reads them.
+    """Write `adapter_model.safetensors` and `adapter_config.json` in PEFT's format.
 
     Args:
         source: a directory with `adapters.safetensors` and `adapter_config.json` as mlx-lm reads them, LoRA or DoRA.
-        directory: exists; gets both files.
+        directory: existing destination of both files.
         base: directory or hub id of the base model, for PEFT to load.
         num_layers: transformer layers of the base.
 
@@ -37,7 +37,7 @@ def convert_adapters(source: Path, directory: Path, base: str, num_layers: int) 
     adapter_headers(source / ADAPTER_FILE)
     try:
         found = load_file(source / ADAPTER_FILE)
-    except Exception as error:  # the safetensors library raises errors of its own
+    except Exception as error:  # safetensors raises exceptions of its own
         raise ModelError(f"{source}: its adapters cannot be read: {error}") from None
     tensors, modules = {}, []
     for name, value in found.items():

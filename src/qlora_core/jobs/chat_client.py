@@ -1,4 +1,4 @@
-"""Questions to a model that lies in a process of its own, `talker`; answers come in pieces while it makes them.
+"""Questions to a model in its own process, `chat_worker`, whose answers arrive piece by piece.
 
 Nothing here waits: two threads carry lines to and from the process. Knows nothing of mlx or pages.
 """
@@ -23,7 +23,7 @@ from ..models.base_models import ModelSpec, has_gpu
 from ..runs.memory_estimate import PROGRAM_BYTES, keeps_dense_weights
 
 State = Literal["absent", "loading", "ready", "answering", "ended"]
-SILENCE = 90.0  # seconds without a word after which a process ends; a browser's hidden tab speaks once a minute
+SILENCE = 90.0  # seconds of silence after which a process ends; a hidden browser tab speaks once a minute
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,14 @@ class Answer:
     """An answer so far.
 
     Attributes:
-        number: of the question, from 1.
+        number: number of the question, from 1.
         base: whether the base gives it.
-        text: so far.
-        done: nothing more comes.
-        cancelled: because it was told to stop.
+        text: the text so far.
+        done: whether it is complete.
+        cancelled: whether it ended because it was told to stop.
         error: why there is no more, if something went wrong.
         tokens: made so far.
-        seconds: that took; 0 before the end.
+        seconds: seconds that it took; 0 before the end.
     """
 
     number: int
@@ -53,12 +53,12 @@ class Answer:
 
 @dataclass(frozen=True)
 class Talk:
-    """The process and its answers at one moment.
+    """The chat process and its answers at one moment.
 
     Attributes:
         state: `absent` before the first question and once it was put away, `ended` when it ended by itself.
         reason: why it ended.
-        answers: of all questions, in order.
+        answers: answers to all questions, in order.
         memory: bytes that the loaded model takes.
         tuned: whether it has adapters.
     """
@@ -71,17 +71,17 @@ class Talk:
 
 
 def needed_bytes(model: ModelSpec, available: int) -> int:
-    """Memory that answering takes: weights, a CPU's dequantised copy where there is room for it, the program."""
+    """Return the memory that answering needs: weights, a CPU's dequantised copy if it fits, and the program."""
     dense = 4 * model.parameters
     kept = dense if not has_gpu() and keeps_dense_weights(dense, available) else 0
     return model.loaded_bytes + kept + PROGRAM_BYTES
 
 
 class Talker:
-    """Talks to a process that holds one model. It starts with the first question; may be used from several threads.
+    """A chat process that holds one model. It starts with the first question; usable from several threads.
 
     Args:
-        arguments: what `python -m qlora_core.jobs.chat_worker` is told: a run's directory, or `--model NAME`.
+        arguments: arguments of `python -m qlora_core.jobs.chat_worker`: a run's directory, or `--model NAME`.
         silence: seconds without `poll` or another word after which the process ends, and its memory is free.
     """
 
@@ -97,7 +97,7 @@ class Talker:
 
         Args:
             messages: the conversation up to the question.
-            base: without the adapters.
+            base: whether to answer without the adapters.
             sampling: fields of `Sampling`.
         """
         with self._lock:
@@ -112,14 +112,14 @@ class Talker:
             return number
 
     def cancel(self) -> None:
-        """Let the unfinished answers end after the current token."""
+        """End the unfinished answers after the current token."""
         with self._lock:
             for answer in self._answers.values():
                 if not answer.done and self._process:
                     self._process.say({"cancel": answer.number})
 
     def poll(self) -> Talk:
-        """How it stands. Whoever asks this wants the process to live on."""
+        """Return the current state. Asking for it keeps the process alive."""
         with self._lock:
             if self._process:
                 self._process.say({"alive": True})
@@ -173,7 +173,7 @@ class Talker:
 
 
 def words_for(status: int, last_words: str) -> str:
-    """Why a process ended, for people; empty if it was in order."""
+    """Return why a process ended, for people; empty if it ended normally."""
     if status < 0:
         cause = ", usually for want of memory" if -status == signal.SIGKILL else ""
         return f"The process that answers was ended by the system (signal {-status}){cause}."
@@ -181,7 +181,7 @@ def words_for(status: int, last_words: str) -> str:
 
 
 class _Process:
-    """A running `talker`: lines go in through one thread and come out through another."""
+    """A running chat process: one thread writes lines to it, another reads from it."""
 
     def __init__(self, arguments: Sequence[str], hear: Any, bury: Any) -> None:
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
@@ -197,12 +197,12 @@ class _Process:
         threading.Thread(target=self._read, args=(hear, bury), daemon=True).start()
 
     def say(self, line: dict[str, Any]) -> None:
-        """Have a line written; a sign of life only where nothing else waits to be."""
+        """Queue a line to be written; a sign of life is dropped if something else waits."""
         if "alive" not in line or self._lines.empty():
             self._lines.put(line)
 
     def end(self, seconds: float) -> None:
-        """End by closing its input, else by force."""
+        """End by closing the input, else by force."""
         self._lines.put(None)
         try:
             self._child.wait(seconds)
@@ -212,7 +212,7 @@ class _Process:
 
     def _write(self) -> None:
         pipe: Any = self._child.stdin
-        with contextlib.suppress(OSError):  # it is gone; `_read` says so
+        with contextlib.suppress(OSError):  # the process is gone; `_read` reports it
             while (line := self._lines.get()) is not None:
                 pipe.write(json.dumps(line).encode() + b"\n")
                 pipe.flush()
@@ -224,7 +224,7 @@ class _Process:
         for raw in pipe:
             try:
                 line = json.loads(raw)
-            except ValueError:  # torn by its end
+            except ValueError:  # the line was cut off when the process ended
                 continue
             hear(self, line)
         pipe.close()

@@ -24,7 +24,7 @@ Write = Callable[..., None]
 
 
 def main() -> int:
-    """Load the model and answer until nobody asks any more; 1 when it cannot be loaded."""
+    """Load the model and answer until nobody asks any more; return 1 if it cannot be loaded."""
     parser = argparse.ArgumentParser(prog="qlora_core.jobs.chat_worker")
     parser.add_argument("run", type=Path, nargs="?", help="directory of a run")
     parser.add_argument("--model", help="instead of a run: a base model")
@@ -54,14 +54,14 @@ def main() -> int:
     for request in ears.requests():
         try:
             _answer(model, tokenizer, request, tuned, ears, write)
-        except Exception as error:  # a template that refuses a conversation, say: the next question may do
+        except Exception as error:  # e.g. a template refuses a conversation: the next question may work
             told = device_failure(error) or f"{type(error).__name__}: {error}"
             write(id=request["id"], error=str(told))
     return 0
 
 
 def _take_output() -> Write:
-    """A function that writes lines to standard output; whatever else writes there goes to standard error."""
+    """Return a function that writes lines to standard output; other output goes to standard error."""
     output = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
@@ -73,7 +73,7 @@ def _take_output() -> Write:
 
 
 class Ears:
-    """Listens in a thread, so that a word comes through while the model is loaded or answers.
+    """A thread that reads input, so that a word comes through while the model loads or answers.
 
     Args:
         silence: seconds without a word after which the process ends. It has nothing to save, so it ends at once.
@@ -85,7 +85,7 @@ class Ears:
         threading.Thread(target=self._listen, args=(silence,), daemon=True).start()
 
     def requests(self) -> Iterator[Request]:
-        """Questions as they come, for ever."""
+        """Yield questions as they come, without end."""
         while True:
             yield self._requests.get()
 
@@ -102,7 +102,7 @@ class Ears:
 
 
 def _load(arguments: argparse.Namespace) -> tuple[Any, Any, bool]:
-    """Model, tokeniser, and whether there are adapters on it.
+    """Return model, tokeniser, and whether adapters are attached.
 
     Raises:
         QLoraError: it is not there, or there is too little memory for it.

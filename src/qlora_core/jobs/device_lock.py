@@ -1,4 +1,4 @@
-"""One training at a time on a device, whatever directory its run lies in: two would share the memory of one.
+"""The lock that lets one run at a time train on a device, in any directory, since two would share its memory.
 
 The lock lies in the cache, which the runs of a user share. Knows nothing of mlx.
 """
@@ -28,40 +28,40 @@ from ..runs.writer import RunWriter, being_trained
 
 START_ID = Path("/proc/sys/kernel/random/boot_id")
 POLL = 0.5  # seconds between two looks whether the device is free
-GOING = 10.0  # seconds that a trainer which gave its run back may take to end; on a busy machine it takes some
+GOING = 10.0  # seconds that a trainer may take to exit after giving its run back, on a busy machine
 
 
 def device_name() -> str:
-    """What MLX trains on here: `CPU`, `GPU 0`."""
+    """Return the device that MLX trains on here: `CPU`, `GPU 0`."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0].strip()
     return f"GPU {visible}" if has_gpu() and visible not in ("", "-1") else "CPU"
 
 
 def lock_file() -> Path:
-    """Where the lock of this machine's device lies; a cache may be shared by machines, their devices are not."""
+    """Return the path of this machine's device lock; a cache may be shared by machines, their devices are not."""
     name = re.sub(r"[^\w.-]+", "-", f"{_machine()}-{device_name()}".lower())
     return cache_directory() / "training" / f"{name}.lock"
 
 
 def _machine() -> str:
-    """Return what tells this machine from others, as long as a process lives; its name only where nothing else does.
+    """Return an identifier of this machine while a process lives; its name only if nothing else identifies it.
 
-    macOS changes a machine's name with the network that it is in. Linux draws an id whenever it starts, which all
-    containers on the machine see; that of /etc/machine-id may be the same on machines made from one image.
+    macOS changes a machine's name with its network. Linux draws an id at each boot, which all containers on the machine
+    see; the id in /etc/machine-id may be the same on machines cloned from one image.
     """
     found = _hardware_uuid() if sys.platform == "darwin" else _start_id()
     return found or platform.node()
 
 
 def _start_id() -> str:
-    """Return the id that Linux drew when it started; empty where it says none."""
+    """Return the id that Linux drew when it started; empty if there is none."""
     with contextlib.suppress(OSError, ValueError):
         return str(uuid.UUID(START_ID.read_text(encoding="ascii").strip()))
     return ""
 
 
 def _hardware_uuid() -> str:
-    """Return the id of a Mac, that of `IOPlatformUUID`; empty where it is not told.
+    """Return the hardware id of a Mac, that of `IOPlatformUUID`; empty if it is not told.
 
     Written from the manual of gethostuuid(2), not yet run: it fills in 16 bytes, and may wait a second for them.
     """
@@ -104,14 +104,14 @@ class DeviceLock(LifeLock):
 
 
 def in_use(path: Path) -> str:
-    """Which run has the device, in words."""
+    """Return the run that has the device, in words."""
     run, who = holder(path).get("run") or "another run", holder_in_words(path)
     process = f" (process {who})" if who else ""
     return f"{run} is being trained already on this machine's {device_name()}{process}"
 
 
 def wait_for_device(writer: RunWriter) -> DeviceLock | None:
-    """Wait until the device is free, and take it. None when the run was asked to pause or stop before.
+    """Wait until the device is free, and take it. Return None if the run was asked to pause or stop before.
 
     Raises:
         KeyboardInterrupt: by a signal; the run is paused.

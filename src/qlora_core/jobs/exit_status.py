@@ -8,10 +8,10 @@ from typing import Any
 
 from ..errors import QLoraError
 from ..machine.crash_reasons import device_failure
-from ..reports import console
+from ..reports import live_output
 
-DONE, ERROR, PAUSED, INTERRUPTED = 0, 1, 3, 130  # as `qlora train` ends
-DEVICE_FAILED = 75  # of a supervised worker: the device gave up, and the run may be tried again
+DONE, ERROR, PAUSED, INTERRUPTED = 0, 1, 3, 130  # exit statuses of `qlora train`
+DEVICE_FAILED = 75  # exit status of a supervised worker whose device failed: the run may be retried
 
 
 def guarded(call: Callable[[], int]) -> int:
@@ -25,7 +25,7 @@ def guarded(call: Callable[[], int]) -> int:
         complain("interrupted")
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output went away (`qlora runs | head`)
-        console.silence(sys.stdout)
+        live_output.silence(sys.stdout)
         return ERROR
     except OSError as error:  # a directory that may not be written, a full disk
         complain(f"error: {error}")
@@ -38,7 +38,7 @@ def guarded(call: Callable[[], int]) -> int:
 
 
 def quiet_ctrl_c() -> None:
-    """From now on, Ctrl+C that nothing catches ends this process without a traceback; for scripts without a `main`."""
+    """Make an uncaught Ctrl+C end this process without a traceback, for scripts without a `main`."""
     shown = sys.excepthook
 
     def show(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
@@ -48,8 +48,8 @@ def quiet_ctrl_c() -> None:
 
 
 def complain(text: str) -> None:
-    """Print a line on standard error, if there is still somebody to read it."""
+    """Print a line on standard error if there is still somebody to read it."""
     try:
         print(text, file=sys.stderr, flush=True)
     except OSError:  # the terminal was closed
-        console.silence(sys.stderr)
+        live_output.silence(sys.stderr)

@@ -1,4 +1,4 @@
-"""From flags to a planned run, and training it with its progress on the terminal."""
+"""Planning a run from flags, and training it with its progress on the terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..activity import watching
 from ..config import RunConfig, add_arguments
 from ..exports.export import keep_result
 from ..machine.memory import MemoryMonitor
-from ..reports import console
+from ..reports import console, live_output, plain_text
 from ..runs.plan import TrainingPlan, TrainingTracker
 from ..runs.presets import PRESETS
 from ..runs.run import Run
@@ -23,7 +23,7 @@ from .worker import exit_status, train_here
 
 
 def training_parser(prog: str = "train.py") -> argparse.ArgumentParser:
-    """The parser of `qlora train` and of `python apps/train.py`: one flag a setting."""
+    """Return the parser of `qlora train` and of `python apps/train.py`: one flag for each setting."""
     parser = argparse.ArgumentParser(
         prog=prog,
         allow_abbrev=False,  # --lang is a flag of the page, --language a setting
@@ -35,7 +35,7 @@ def training_parser(prog: str = "train.py") -> argparse.ArgumentParser:
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add one flag a setting, and that of a preset."""
+    """Add a flag for each setting, and one for a preset."""
     machines = "; ".join(f"{name}: {preset.machine}" for name, preset in PRESETS.items())
     help = f"settings that fit a machine, for Mistral-7B and smaller models ({machines}); others given here go before"
     parser.add_argument("--preset", choices=PRESETS, default="", help=help)
@@ -45,20 +45,20 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
 def train_planned(
     tracker: TrainingTracker, plan: TrainingPlan, *, monitor: MemoryMonitor | None = None, as_json: bool = False
 ) -> int:
-    """Train a planned run, showing its progress; a complete one is only shown.
+    """Train a planned run, showing its progress; only show a complete one.
 
-    In this process, or where it is to go on by itself (`restarts`) in one that this one looks after.
+    Train in this process or, with `restarts`, in a child that this process supervises.
 
     Args:
-        tracker: of the directory of all runs.
-        plan: what to train.
+        tracker: the tracker of all runs.
+        plan: the planned run.
         monitor: looks at the memory; a new one by default.
         as_json: show the progress on standard error, and the result as one JSON object on standard output.
 
     Returns:
         The exit status.
     """
-    reporter = console.TrainingReporter(sys.stderr if as_json else sys.stdout)
+    reporter = live_output.TrainingReporter(sys.stderr if as_json else sys.stdout)
     status = _train_planned(tracker, plan, reporter, monitor or MemoryMonitor())
     if as_json:
         print_json(run_as_json(plan.run))
@@ -66,7 +66,7 @@ def train_planned(
 
 
 def _train_planned(
-    tracker: TrainingTracker, plan: TrainingPlan, reporter: console.TrainingReporter, monitor: MemoryMonitor
+    tracker: TrainingTracker, plan: TrainingPlan, reporter: live_output.TrainingReporter, monitor: MemoryMonitor
 ) -> int:
     if plan.done:
         reporter.say(f"✓ Run {plan.run.name} is complete; nothing to train. More: --epochs, or --fresh for a new run.")
@@ -75,11 +75,11 @@ def _train_planned(
     run = plan.run
     with launch.beginning(tracker, plan) as (writer, device):  # before anything is written: somebody may be training
         if restarts(plan.config):
-            status = supervise(writer, reporter, device)  # the child says what is wrong, and keeps the result
+            status = supervise(writer, reporter, device)  # the child reports errors and keeps the result
         else:
             try:
                 outcome = train_here(writer, reporter, device=device, monitor=monitor)
-            except KeyboardInterrupt:  # while it waited for the device, or before there was a trainer
+            except KeyboardInterrupt:  # while waiting for the device, or before a trainer existed
                 reporter.say(f"\nInterrupted before it began. {console.resume_line(run)}")
                 return INTERRUPTED
             status = exit_status(outcome)
@@ -103,34 +103,34 @@ def _train_planned(
 def plan_training(
     config: RunConfig, say: Callable[[str], None], *, preset: str = ""
 ) -> tuple[TrainingTracker, TrainingPlan]:
-    """From settings to a plan, in the notebook's order, telling each section as it goes, and what a preset chose."""
+    """Make a plan from settings in the notebook's order, reporting each section and what a preset chose."""
     from .. import data
     from ..models import base_models
     from ..tokens.dataset import make_dataset
     from ..tokens.report import describe
     from ..tokens.tokenizer import open_tokenizer
 
-    say(console.table(console.machine()))
+    say(plain_text.table(console.machine()))
     if preset:
-        say(console.block(f"Preset {preset}", console.preset_reasons(preset, config)))
+        say(plain_text.block(f"Preset {preset}", console.preset_reasons(preset, config)))
     tokenizer = open_tokenizer(config.base)
     prepared = data.prepare(config.data, tokenizer)
-    say(console.block("Data", console.data_counts(prepared.report)))
-    # after the data: what is wrong there must be known before 14 GB are fetched
+    say(plain_text.block("Data", console.data_counts(prepared.report)))
+    # after the data, whose errors should show before 14 GB are downloaded
     model = base_models.find_base(config.base)
-    say(console.block("Model", console.model_information(model, config)))
+    say(plain_text.block("Model", console.model_information(model, config)))
     train_dataset = make_dataset(prepared.train, tokenizer, config.data.max_seq_length)
     val_dataset = make_dataset(prepared.validation, tokenizer, config.data.max_seq_length)
     described = describe(train_dataset, val_dataset, tokenizer, config.data.max_seq_length)
-    say(console.block("Datasets", console.token_counts(described)))
+    say(plain_text.block("Datasets", console.token_counts(described)))
     tracker = TrainingTracker(config.place.runs_dir)
     plan = tracker.plan(config, model, tokenizer, prepared, train_dataset, val_dataset)
-    say(console.block("Training", console.training_plan(plan)))
+    say(plain_text.block("Training", console.training_plan(plan)))
     return tracker, plan
 
 
 def run_as_json(run: Run) -> dict[str, Any]:
-    """A run's state and results as one object."""
+    """Return a run's state and results as one object."""
     evaluation = run.evaluation()
     return {
         "run": run.name,

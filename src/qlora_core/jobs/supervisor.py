@@ -1,8 +1,7 @@
-"""Looking after a trainer: it runs in a child process, which is started again when it dies without a word.
+"""Supervision of a trainer in a child process, which is restarted when it dies without a word.
 
-The locks are held here and handed down, so that between two children nobody else can take the run or the device. What
-ends for a reason of its own (paused, stopped, complete, an error for people) is not started again. Knows nothing of
-mlx.
+The locks are held here and handed down, so that nobody else can take the run or the device between two children. A run
+that ended for a reason (paused, stopped, complete, an error for people) is not restarted. Knows nothing of mlx.
 """
 
 from __future__ import annotations
@@ -23,7 +22,8 @@ from ..config import RunConfig
 from ..errors import QLoraError
 from ..machine.crash_reasons import DEVICE_GAVE_UP, out_of_memory, reason
 from ..models.base_models import has_metal
-from ..reports.console import TrainingReporter, resume_line
+from ..reports.console import resume_line
+from ..reports.live_output import TrainingReporter
 from ..runs.metrics import parse
 from ..runs.run import WORKER_LOG, Run
 from ..runs.writer import RunLock, RunWriter, record
@@ -33,20 +33,20 @@ from .device_lock import DeviceLock, wait_for_device
 from .exit_status import DEVICE_FAILED, DONE, ERROR, INTERRUPTED, PAUSED
 from .launch import worker_command
 
-ON_METAL = 3  # restarts by default where macOS ends work on the GPU that the display needs
-ALIKE = 2  # deaths at one step, with nothing changed in between, after which it stops and asks
+ON_METAL = 3  # default restarts where macOS may end GPU work that the display needs
+ALIKE = 2  # deaths at one step, with nothing changed, after which it stops and asks
 SHOWN_ROWS = 4
 
 
 @dataclass(frozen=True)
 class Death:
-    """How a trainer ended that did not say so itself, or that its device failed.
+    """The end of a trainer that did not report it, or whose device failed.
 
     Attributes:
         after: the last step that it made, or began from; None before it had loaded.
         micro_batch: rows that it computed at once.
         memory: whether memory ran out.
-        reason: in plain words.
+        reason: the cause in plain words.
         by_device: whether the device gave up, and the trainer ended as paused.
     """
 
@@ -58,26 +58,26 @@ class Death:
 
     @property
     def what(self) -> str:
-        """Who failed, in words."""
+        """Return who failed, in words."""
         return DEVICE_GAVE_UP if self.by_device else "the trainer died"
 
     @property
     def place(self) -> str:
-        """Where it happened, in words."""
+        """Return where it happened, in words."""
         return "while it loaded" if self.after is None else f"after step {self.after}"
 
 
 def restarts(config: RunConfig) -> int:
-    """How often a run's training goes on by itself; with 0 nobody looks after it."""
+    """Return how often a run's training restarts by itself; with 0 nobody looks after it."""
     asked = config.pace.restart
     return asked if asked >= 0 else ON_METAL if has_metal() else 0
 
 
 def supervise(writer: RunWriter, reporter: TrainingReporter, device: DeviceLock | None) -> int:
-    """Train a run in child processes until it ends, by itself or by having died too often.
+    """Train a run in child processes until it ends, by itself or after too many deaths.
 
     Args:
-        writer: has the run open; children write it while they live.
+        writer: writer of the opened run; children write it while they live.
         reporter: shows what is said between them; they show theirs on the same stream.
         device: the device, where it was taken already; else it is waited for.
 
@@ -122,13 +122,13 @@ def _look_after(writer: RunWriter, device: DeviceLock, reporter: TrainingReporte
 def _train_in_child(
     run: Run, writer: RunWriter, device: DeviceLock, reporter: TrainingReporter, signals: Forwarding
 ) -> tuple[int, str]:
-    """Train in a process of its own; its exit status, or minus the signal, and what it added to the worker's log."""
+    """Train in a child process; return its exit status, or minus the signal, and what it added to the worker's log."""
     path = run.path / WORKER_LOG
     before = _size(path)
     command, descriptors = worker_command(run, writer.lock, device, "--supervised")
     reporter.stream.flush()
     with path.open("ab") as log:
-        # a group of its own: Ctrl+C comes to this process alone, and is handed on once
+        # its own process group: Ctrl+C reaches only this process, and is forwarded once
         child = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=reporter.stream, stderr=log, pass_fds=descriptors, process_group=0
         )
@@ -145,7 +145,7 @@ def _train_in_child(
 
 @contextlib.contextmanager
 def _own_writer(writer: RunWriter) -> Iterator[RunWriter]:
-    """Write between two children: with what the last one left, and a copy of the lock that may be given back."""
+    """Write between two children, using what the last one left and a copy of the lock that may be given back."""
     lock = RunLock(writer.run.path, os.dup(writer.lock.descriptor))
     with RunWriter(writer.run, lock) as own:
         own.listeners += writer.listeners
@@ -171,7 +171,7 @@ def _how_it_died(run: Run, events: list[dict[str, Any]], status: int, log: str) 
 
 
 def _why_it_stops(run: Run, deaths: list[Death], restarts: int, events: list[dict[str, Any]]) -> str:
-    """What there is to look into before it goes on, for a person; empty where it may be tried again."""
+    """Return why a person must look before it goes on; empty if it may be tried again."""
     last = deaths[-1]
     alike = sum((death.after, death.micro_batch) == (last.after, last.micro_batch) for death in deaths)
     if alike >= ALIKE:
@@ -187,7 +187,7 @@ def _why_it_stops(run: Run, deaths: list[Death], restarts: int, events: list[dic
 
 
 def _rows_after(run: Run, step: int | None, events: list[dict[str, Any]]) -> list[str]:
-    """Where the rows of the next step come from; empty where that cannot be told."""
+    """Return where the rows of the next step come from; empty if that is unknown."""
     order = next((event.get("order") for event in reversed(events) if event.get("type") == "start"), None)
     if step is None or order is None:
         return []
@@ -202,7 +202,7 @@ def _rows_after(run: Run, step: int | None, events: list[dict[str, Any]]) -> lis
 
 
 def _prepare_another(run: Run, death: Death, which: str) -> str:
-    """Change what may help, for good; and say it."""
+    """Change what may help for the next try, permanently, and report it."""
     words = f"{death.what} {death.place}. {death.reason} {which}"
     if not death.memory or death.micro_batch == 1:
         return f"{words}."
@@ -229,7 +229,7 @@ def _size(path: Path) -> int:
 
 
 class Forwarding:
-    """Hands the signals that ask a program to end, or to wait, on to the child. A context manager.
+    """Context manager that forwards the signals that ask a program to end, or to wait, to the child.
 
     Signals are only caught in the main thread.
 
@@ -259,7 +259,7 @@ class Forwarding:
             signal.signal(number, handler)
 
     def wait_for(self, child: subprocess.Popen[bytes]) -> int:
-        """Wait for a child, which gets what comes until then, and what came just before it was there."""
+        """Wait for a child, which gets signals that come meanwhile or came just before it started."""
         self._child = child
         if self.asked:
             child.send_signal(self._signal)
@@ -273,7 +273,7 @@ class Forwarding:
             self._child.send_signal(number)
 
     def _suspend(self, _number: int, _frame: FrameType | None) -> None:
-        """Ctrl+Z: the child first, then this process; when that goes on, so does the child."""
+        """Suspend on Ctrl+Z: the child first, then this process; when this process resumes, so does the child."""
         if self._child is not None:
             self._child.send_signal(signal.SIGSTOP)
         os.kill(os.getpid(), signal.SIGSTOP)

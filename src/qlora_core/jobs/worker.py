@@ -1,7 +1,7 @@
 """The process that trains a run for somebody else: `python -m qlora_core.jobs.worker RUN --lock N`.
 
-Its output is the run's `worker.log`; everything else it says is in the run directory. With the setting `restart` it
-trains in a child, which is this module again, and looks after that.
+Its output is the run's `worker.log`; all else is written to the run directory. With the setting `restart` it supervises
+a child that runs this module again and trains.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ def train_here(
     """Train the run in this process, on a device of its own, with the machine kept awake.
 
     Args:
-        writer: has the run open.
-        listener: is told every event.
+        writer: writer of the opened run.
+        listener: called with every event.
         device: the device, where it was taken already; else it is waited for.
         monitor: looks at the memory; a new one by default.
 
     Raises:
-        QLoraError: as `trainer.train` does.
+        QLoraError: as `loop.train` raises it.
         KeyboardInterrupt: while it waited for the device, or while modules were being imported.
     """
     writer.listeners.append(listener)
@@ -52,7 +52,7 @@ def train_here(
         if taken := device or wait_for_device(writer):
             held.enter_context(taken) if device is None else None
             held.enter_context(kept_awake(writer.run.config().pace.keep_awake))
-        began = time.monotonic() - before  # as if it had not waited
+        began = time.monotonic() - before  # leaves out the time that it waited
         with watching(writer.working), doing("importing"):
             from ..training import loop  # only here: mlx takes a second, and memory
 
@@ -60,7 +60,7 @@ def train_here(
 
 
 def exit_status(outcome: Outcome) -> int:
-    """How the process ends that trained."""
+    """Return the exit status of a process that trained."""
     if outcome.state == "completed":
         return DONE
     return INTERRUPTED if outcome.state == "paused" and outcome.by_ctrl_c else PAUSED
@@ -78,7 +78,7 @@ def main() -> int:
     from ..errors import DeviceError, QLoraError
     from ..exports.export import keep_result
     from ..files.storage import keep_private
-    from ..reports.console import TrainingReporter
+    from ..reports.live_output import TrainingReporter
     from .supervisor import restarts, supervise
 
     keep_private()

@@ -1,6 +1,6 @@
-"""Questions to base and tuned model, answered by a process of their own, and what a run answered while it learnt.
+"""Questions to base and tuned model, answered in another process, and a run's answers during training.
 
-One process a session of the page, started by the first question. What it says is shown as text.
+One process per session of the page, started by the first question. Its answers are shown as plain text.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from .look import empty, folded, html_of, joined, note, put, shown, small, unsee
 
 SWIFT = 0.3  # seconds between two looks while an answer is being made
 BASE_ONLY = "base"
-LONGEST = 100_000  # characters of a question: more is pasted by mistake
+LONGEST = 100_000  # characters of a question: more was pasted by mistake
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A question, and the answers to it so far."""
+    """A question and its answers so far."""
 
     question: str
     answers: tuple[Answer, ...]
@@ -36,12 +36,12 @@ class Turn:
 
 @dataclass(frozen=True)
 class Conversation:
-    """What was asked and answered, at one moment; equal while nothing is new.
+    """The questions and answers at one moment; equal while nothing is new.
 
     Attributes:
         talk: the process.
-        turns: in order.
-        about: who answers, a run's name or a model's.
+        turns: turns in order.
+        about: the name of the run or model that answers.
         training: the run that is being trained, which holds the memory; empty if none is.
         problem: why the last question was not asked.
     """
@@ -54,20 +54,20 @@ class Conversation:
 
     @property
     def answering(self) -> bool:
-        """Whether more is to come."""
+        """Return whether more is to come."""
         return any(not answer.done for turn in self.turns for answer in turn.answers)
 
     @property
     def phase(self) -> tuple[bool, bool, str]:
-        """What the buttons depend on."""
+        """Return the phase that the buttons depend on."""
         return self.answering, self.talk.state in ("loading", "ready", "answering"), self.training
 
 
 class Asker:
-    """Asks one model at a time, and remembers the conversation.
+    """A conversation with one model, remembered question by question.
 
     Args:
-        tracker: of the directory of all runs; while one of them is trained, nothing is loaded.
+        tracker: the tracker of all runs; while one of them is trained, nothing is loaded.
     """
 
     def __init__(self, tracker: TrainingTracker) -> None:
@@ -79,7 +79,7 @@ class Asker:
         self._seen: Any = None
 
     def submit(self, run: Run | None, form: Mapping[str, Any] | None) -> None:
-        """Ask a run's tuned model and its base what the form says, side by side."""
+        """Ask a run's tuned model and its base the form's question, side by side."""
         if not self._is_new(form) or not form:
             return
         if run is None or not run.exists:
@@ -90,7 +90,7 @@ class Asker:
         self._ask(run.name, [run.path], form, (False, True) if tuned else (True,))
 
     def send(self, choice: str | None, model: str | None, form: Mapping[str, Any] | None) -> None:
-        """Add a turn to the conversation with a run, or with a base model alone."""
+        """Add a turn to the conversation with a run or a base model alone."""
         if not self._is_new(form) or not form or not choice:
             return
         alone = choice == BASE_ONLY
@@ -99,7 +99,7 @@ class Asker:
         self._ask(model if alone else choice, arguments, form, (alone or form["who"] == "base",))
 
     def look(self) -> Conversation:
-        """How it stands; a sign that somebody still looks. Puts the model away where training begins."""
+        """Return the current state, as a sign that somebody still looks. Unload the model where training begins."""
         training = next((run.name for run in self.tracker.runs() if run.alive), "")
         if training and self._talker:
             self._talker.close()
@@ -113,7 +113,7 @@ class Asker:
             self._talker.cancel()
 
     def put_away(self) -> None:
-        """Free the memory; what was said stays."""
+        """Free the memory; the conversation stays."""
         if self._talker:
             self._talker.close()
 
@@ -123,7 +123,7 @@ class Asker:
         self._turns, self._problem = [], ""
 
     def _is_new(self, form: Any) -> bool:
-        """Whether a form's value was sent just now: a cell that runs again for another reason has the same object."""
+        """Return whether a form's value was just sent: a cell that reruns for another reason gets the same object."""
         new, self._seen = form is not self._seen, form
         return new
 
@@ -149,7 +149,7 @@ class Asker:
         self._turns.append((question, tuple(self._talker.ask(messages, base=base, **sampling) for base in bases)))
 
     def _messages(self, form: Mapping[str, Any], base: bool) -> list[dict[str, str]]:
-        """The system message and the turns before; an answer that failed was no turn."""
+        """Return the system message and the turns before; a failed answer does not count as a turn."""
         system = form["system"].strip()
         messages = [{"role": "system", "content": system}] if system else []
         for turn in self.look().turns:
@@ -163,7 +163,7 @@ class Asker:
 
 
 def training_holds_the_memory() -> str:
-    """Why nothing can be asked now."""
+    """Return why nothing can be asked now."""
     return say("Training holds the memory; answers can be asked for when it is paused or has ended.")
 
 
@@ -171,7 +171,7 @@ def training_holds_the_memory() -> str:
 
 
 def question_form(*, chat: bool = False) -> Any:
-    """A question and how tokens are drawn; sent by its button or Ctrl+Enter. None where the page is only looked at."""
+    """Return a form for a question and sampling settings, sent by button or Ctrl+Enter; None on a read-only page."""
     if read_only():
         return None
     label = say("Message") if chat else say("Question")
@@ -205,22 +205,22 @@ def question_form(*, chat: bool = False) -> Any:
 
 
 def sent(form: Any) -> Any:
-    """What a form has sent; None before, and where there is no form."""
+    """Return the value that a form has sent; None before, and without a form."""
     return form.value if form is not None else None
 
 
 def form_place(form: Any) -> Any:
-    """The form, or why there is none."""
+    """Return the form, or why there is none."""
     return form if form is not None else small(say("This page is only to be looked at: it asks for no answers."))
 
 
 def swift_ticker(phase: tuple[bool, bool, str]) -> Any:
-    """Looks often while an answer is being made; None else, so that nothing ticks for nothing."""
+    """Return a fast ticker while an answer is being made; otherwise None, so that nothing ticks in vain."""
     return mo.ui.refresh(options=[SWIFT], default_interval=SWIFT) if phase[0] else None
 
 
 def controls(phase: tuple[bool, bool, str]) -> tuple[Any, Any]:
-    """Buttons to stop answering and to free the memory, each enabled when it can do something."""
+    """Return buttons to stop answering and to free memory, each enabled when it can do something."""
     answering, loaded, _ = phase
     stop = mo.ui.run_button(label=say("Stop answering"), disabled=not answering)
     away = mo.ui.run_button(
@@ -230,7 +230,7 @@ def controls(phase: tuple[bool, bool, str]) -> tuple[Any, Any]:
 
 
 def controls_row(*elements: Any) -> Any:
-    """The buttons side by side, and the ticker, which is not seen."""
+    """Return the buttons side by side, and the hidden ticker."""
     *buttons, ticker = elements
     if read_only():
         return None
@@ -242,7 +242,7 @@ def controls_row(*elements: Any) -> Any:
 
 
 def side_by_side(now: Conversation) -> mo.Html | None:
-    """The last question with the answers to it, of the tuned model and of the base."""
+    """Return the last question with the answers of the tuned model and the base."""
     if now.training:
         return note(training_holds_the_memory())
     parts: list[Any] = [note(now.problem, "warn")] if now.problem else []
@@ -256,7 +256,7 @@ def side_by_side(now: Conversation) -> mo.Html | None:
 
 
 def bubbles(now: Conversation) -> mo.Html:
-    """A conversation, turn by turn."""
+    """Return a conversation, turn by turn."""
     parts: list[Any] = []
     if now.training:
         parts.append(note(training_holds_the_memory()))
@@ -276,7 +276,7 @@ def bubbles(now: Conversation) -> mo.Html:
 
 
 def state_line(now: Conversation) -> str:
-    """Where the model is, and what becomes of its memory."""
+    """Return where the model is and what becomes of its memory."""
     talk = now.talk
     if talk.state == "loading":
         return say("{name} is being loaded …", name=now.about)
@@ -291,7 +291,7 @@ def state_line(now: Conversation) -> str:
 
 
 def _answer(answer: Answer, talk: Talk) -> Markup:
-    """An answer with who gives it, and what it took."""
+    """Return an answer with its author and its cost."""
     name = say("Base") if answer.base else say("Tuned")
     if answer.error:
         remark = answer.error
@@ -322,7 +322,7 @@ def _lines(text: str) -> Markup:
 
 
 def samples_mark(run: Run | None) -> tuple[str, int, int]:
-    """Changes with a run's samples."""
+    """Return a mark that changes with a run's samples."""
     path = run.path / SAMPLES if run else None
     if path is None or not path.is_file():
         return "", 0, 0
@@ -331,7 +331,7 @@ def samples_mark(run: Run | None) -> tuple[str, int, int]:
 
 
 def samples(mark: tuple[str, int, int]) -> mo.Html:
-    """What the base answered, and a run at each validation, the newest first."""
+    """Return the answers of the base and of a run at each validation, the newest first."""
     found = Run(Path(mark[0]).parent).samples() if mark[0] else []
     by_question: dict[str, list[Mapping[str, Any]]] = {}
     for sample in found:
@@ -346,7 +346,7 @@ def samples(mark: tuple[str, int, int]) -> mo.Html:
 
 
 def _progress(answers: Sequence[Mapping[str, Any]]) -> Markup:
-    """Steps and answers of one question, in a box that scrolls, newest first."""
+    """Return steps and answers of one question in a scrolling box, newest first."""
     row = '<tr><th scope="row">{}</th><td>{}</td></tr>'
     wanted = str(answers[0].get("reference") or "")
     rows = [put(row, say("Wanted"), _lines(wanted))] if wanted else []
@@ -361,7 +361,7 @@ def _progress(answers: Sequence[Mapping[str, Any]]) -> Markup:
 
 
 def who_to_ask(tracker: TrainingTracker, asked: Sequence[str] = ()) -> Any:
-    """Runs, newest first, with their states, and a base model alone; the first that is `asked` for is chosen."""
+    """Return a choice of runs, newest first, with their states, and a base model; select the first run in `asked`."""
     options = {
         say("{run} ({state}, step {step})", run=row["run"], state=say(row["state"]), step=row["step"]): row["run"]
         for row in iterate_states(tracker.runs())
@@ -372,7 +372,7 @@ def who_to_ask(tracker: TrainingTracker, asked: Sequence[str] = ()) -> Any:
 
 
 def memory_before(tracker: TrainingTracker, choice: str | None, model: str | None) -> mo.Html:
-    """What answering will take of the memory that is free."""
+    """Return how much of the free memory answering will take."""
     from ..config import BaseConfig
     from ..models.base_models import find_base
 
@@ -389,7 +389,7 @@ def memory_before(tracker: TrainingTracker, choice: str | None, model: str | Non
 
 
 def choice_place(tracker: TrainingTracker, choice: Any) -> mo.Html:
-    """The choice, and how to get a tuned model where there is none."""
+    """Return the choice, or how to get a tuned model if there is none."""
     if tracker.runs():
         return mo.as_html(choice)
     text = say(
@@ -400,12 +400,12 @@ def choice_place(tracker: TrainingTracker, choice: Any) -> mo.Html:
 
 
 def model_name(choice: str | None, name: str) -> Any:
-    """Which base model, where one is asked alone."""
+    """Return a field for the base model's name if a base is asked alone."""
     if choice != BASE_ONLY:
         return None
     return mo.ui.text(name, label=say("Base model: a name that `qlora models` lists, or a directory"), full_width=True)
 
 
 def new_button() -> Any:
-    """Begins a new conversation."""
+    """Return the button that begins a new conversation."""
     return mo.ui.run_button(label=say("New conversation"))

@@ -14,9 +14,9 @@ from ..errors import QLoraError
 
 
 class Job:
-    """A command of `qlora` that runs beside the page, which looks now and then whether it has ended.
+    """A `qlora` command that runs beside the page, which polls for its end.
 
-    It lives in a session of its own: closing the page, or Ctrl+C in its terminal, leaves it alone.
+    It lives in its own session: closing the page, or Ctrl+C in its terminal, does not stop it.
 
     Args:
         arguments: the command and its flags, without `--json`.
@@ -35,11 +35,11 @@ class Job:
 
     @property
     def running(self) -> bool:
-        """Whether it has not ended yet."""
+        """Return whether it is still running."""
         return self._process.poll() is None
 
     def result(self) -> dict[str, Any]:
-        """The JSON object that it printed; waits for its end. To be asked for once.
+        """Return the JSON object that it printed, waiting for its end. Ask once only.
 
         Raises:
             QLoraError: it printed none; with its error line.
@@ -61,11 +61,11 @@ def _read(file: Any) -> str:
 
 @dataclass(frozen=True)
 class News:
-    """How an errand stands.
+    """The state of an errand.
 
     Attributes:
-        running: not back yet.
-        result: what the command printed, once it has ended well.
+        running: whether the command is still running.
+        result: the command's output, once it has ended well.
         problem: why it failed, else empty.
     """
 
@@ -75,19 +75,19 @@ class News:
 
 
 class Errand:
-    """One command at a time, sent by a button and looked after by the page's ticker."""
+    """A command sent by a button and watched by the page's ticker, one at a time."""
 
     def __init__(self) -> None:
         self._job: Job | None = None
         self._news = News()
 
     def send(self, *arguments: str) -> None:
-        """Start the command, unless one is under way."""
+        """Start the command unless one is under way."""
         if not self.look().running:
             self._job, self._news = Job(arguments), News(running=True)
 
     def look(self) -> News:
-        """How it stands now; equal news are equal values."""
+        """Return the current state; equal states are equal values."""
         if self._news.running and self._job is not None and not self._job.running:
             try:
                 self._news = News(result=self._job.result())

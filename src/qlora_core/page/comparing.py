@@ -1,7 +1,6 @@
 """Runs side by side: curves over each other, settings that differ, numbers and answers.
 
-Shows what `compare` finds, the same for `apps/compare.py`, for the comparison in `apps/train.py` and for the terminal.
-Starts nothing.
+Shows what `compare` finds, in the same form for `apps/compare.py`, `apps/train.py` and the terminal. Starts nothing.
 """
 
 from __future__ import annotations
@@ -22,17 +21,17 @@ from .look import empty, fact_table, folded, html_of, joined, note, put, row_tab
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#a8a100", "#7f7f7f")
 DASHES = ([1, 0], [7, 3], [2, 2], [9, 3, 2, 3], [4, 2], [1, 3], [12, 4], [3, 2, 1, 2])
-"""A colour that colour-blind people tell apart, on white and on black, and a dash for each run."""
+"""A colour and a dash for each run, distinguishable for colour-blind people on white and on black."""
 MOST = len(COLOURS)
 POINTS, SMOOTHED = 500, 100  # of a curve; steps from which on a mean is drawn
 SHOWN_SAMPLES = 6
 
 
 def run_choice(tracker: TrainingTracker, asked: Sequence[str] = (), *, ended: bool = False) -> mo.ui.multiselect:
-    """Runs, newest first, of which some may be chosen.
+    """Return a choice of runs, newest first, of which several may be chosen.
 
     Args:
-        tracker: of the directory of all runs.
+        tracker: the tracker of all runs.
         asked: names of those chosen at first; the newest two where none of these is known.
         ended: only runs that ended, and none chosen while there is but one.
     """
@@ -49,13 +48,13 @@ def run_choice(tracker: TrainingTracker, asked: Sequence[str] = (), *, ended: bo
 
 
 def axis_choice() -> mo.ui.radio:
-    """What the curves are drawn over."""
+    """Return the choice of the curves' horizontal axis."""
     options = {say("steps"): "step", say("tokens seen"): "tokens", say("training time"): "seconds"}
     return mo.ui.radio(options, value=say("steps"), inline=True, label=say("Drawn over"))
 
 
 def compared(tracker: TrainingTracker, names: Sequence[str]) -> Comparison:
-    """What is known of the chosen runs; one alone is looked at all the same.
+    """Return the comparison of the chosen runs; a single run is accepted.
 
     Raises:
         RunError: one of them cannot be read.
@@ -64,7 +63,7 @@ def compared(tracker: TrainingTracker, names: Sequence[str]) -> Comparison:
 
 
 def nothing_chosen(tracker: TrainingTracker, found: Comparison) -> mo.Html | None:
-    """What to do where there is nothing to compare."""
+    """Return what to do if there is nothing to compare."""
     if not tracker.runs():
         return empty(say("No runs yet in {place}. Train one first, then come back.", place=str(tracker.runs_dir)))
     if len(found.runs) < 2:
@@ -76,7 +75,7 @@ def nothing_chosen(tracker: TrainingTracker, found: Comparison) -> mo.Html | Non
 
 
 def curves(found: Comparison, axis: str) -> mo.Html | None:
-    """Validation and training loss of all runs, over each other."""
+    """Return the validation and training losses of all runs in shared charts."""
     if not found.runs:
         return None
     parts = []
@@ -93,7 +92,7 @@ def curves(found: Comparison, axis: str) -> mo.Html | None:
 
 
 def _names(found: Comparison) -> tuple[str, ...]:
-    """The runs' names, which a chart wants to be different ones."""
+    """Return the runs' names, made distinct for charts."""
     names = [run["run"] for run in found.runs]
     return tuple(names if len(set(names)) == len(names) else [f"{i} {name}" for i, name in enumerate(names, 1)])
 
@@ -139,7 +138,7 @@ def _overlay(axis: str, names: tuple[str, ...], kind: str) -> dict[str, Any]:
 
 
 def numbers(found: Comparison) -> mo.Html | None:
-    """What the runs are and what came of them, the best marked, and what must not be compared."""
+    """Return a table of the runs and their results, the best marked, and warnings about what must not be compared."""
     if not found.runs:
         return None
     names = _names(found)
@@ -156,7 +155,7 @@ def _marked(value: str, best: bool) -> Markup:
 
 
 def settings(found: Comparison) -> mo.Html | None:
-    """Settings that differ, and the others folded away."""
+    """Return the settings that differ, with the others folded away."""
     if not found.runs:
         return None
     names = _names(found)
@@ -170,7 +169,7 @@ def settings(found: Comparison) -> mo.Html | None:
 
 
 def samples(found: Comparison) -> mo.Html | None:
-    """The answers of all runs to the questions that all of them were asked."""
+    """Return all runs' answers to the questions that each was asked."""
     if not found.runs:
         return None
     if not found.samples:
@@ -185,7 +184,7 @@ def samples(found: Comparison) -> mo.Html | None:
 
 
 def _sample(sample: dict[str, Any], names: Sequence[str]) -> Markup:
-    """A question with its answers; that of the base once, where all runs have the same one."""
+    """Return a question with its answers; the base's once if all runs have the same one."""
     base = sample["base"]
     if len(set(base)) == 1:
         answers = {say("Base model"): base[0]}

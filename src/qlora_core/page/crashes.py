@@ -1,4 +1,4 @@
-"""What the page says of a run whose trainer is gone without a word."""
+"""Texts of the page about a run whose trainer died without a word."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from .watching import Snapshot
 
 
 def crash_words(snapshot: Snapshot, saved: int) -> str:
-    """What happened to a crashed run's trainer, and what to do.
+    """Return what happened to a crashed run's trainer, and what to do.
 
     Args:
-        snapshot: of the run.
+        snapshot: the run at this moment.
         saved: the step of its last checkpoint; 0 if there is none.
     """
     log = launch.last_words(snapshot.run) if snapshot.run else ""

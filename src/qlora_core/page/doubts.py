@@ -1,4 +1,4 @@
-"""What was guessed while the data were read, beside the rows: each with what shows its rows and what decides it.
+"""Guesses that were made while reading the data, each with what shows its rows and what decides it.
 
 Knows reports and settings; what stands in them is shown as text.
 """
@@ -17,16 +17,16 @@ from ..translations import say
 from .look import folded, put, row_table, shown, small
 
 Choice = tuple[str, str]
-"""A setting and its value; of `decide`, one of its texts."""
+"""A setting and its value; for `decide`, one of its texts."""
 
 Change = Callable[[tuple[Choice, ...]], tuple[Choice, ...]]
-"""From what was chosen so far to what is chosen now."""
+"""Function from the choices so far to the new ones."""
 
 SHOWN, MANY = 10, 200  # guesses with buttons, and those that a click lists
 
 
 def with_choices(config: RunConfig, chosen: Sequence[Choice]) -> RunConfig:
-    """The settings with what was chosen here.
+    """Return the settings with the choices made here.
 
     Raises:
         ConfigError: a choice is none of its setting's.
@@ -34,13 +34,13 @@ def with_choices(config: RunConfig, chosen: Sequence[Choice]) -> RunConfig:
     decided = (*config.data.decide, *(value for name, value in chosen if name == "decide"))
     columns = (*config.data.columns, *(value for name, value in chosen if name == "columns"))
     others = {name: value for name, value in chosen if name not in ("decide", "columns")}
-    named = {value.partition("=")[0]: value for value in columns}  # what is chosen here takes another's place
+    named = {value.partition("=")[0]: value for value in columns}  # a choice here replaces another
     several = {"decide": tuple(dict.fromkeys(decided)), "columns": tuple(named.values())}
     return from_flat({**others, **several}, base=config)
 
 
 def guesses(report: DataReport) -> list[Rejected]:
-    """What was guessed, columns that are used for nothing, and questions with several answers: all can be decided."""
+    """Return everything that can be decided: guesses, unused columns, and questions with several answers."""
     several = [("several_answers", "first"), ("several_answers", "drop")]
     asked: dict[str, list[Rejected]] = {}
     for found in report.conflicting:
@@ -68,19 +68,19 @@ def guesses(report: DataReport) -> list[Rejected]:
 
 
 def buttons(prepared: PreparedData, choose: Callable[[Change], Any], show: Callable[[str], Any]) -> mo.ui.dictionary:
-    """Buttons for the first guesses: one that shows the rows, one for each answer, and one that forgets all answers.
+    """Return buttons for the first guesses: one shows rows, one per answer decides, and one forgets all answers.
 
     Args:
         prepared: the rows, with their report.
-        choose: is given a change of what was chosen.
-        show: is given a text that the rows in question hold.
+        choose: called with a change of the choices.
+        show: called with a text that the rows in question contain.
     """
     forget = mo.ui.button(label=say("Forget what was chosen"), on_click=_calling(choose, lambda _: ()))
     elements: dict[str, Any] = {"forget": forget}
     for place, found in enumerate(guesses(prepared.report)[:SHOWN]):
         if found.where:  # a column stands in many rows
             elements[f"show {place}"] = mo.ui.button(label=say("Show"), on_click=_calling(show, sought(found)))
-        for number, choice in enumerate(map(tuple, found.choices)):  # lists, where the report was read again
+        for number, choice in enumerate(map(tuple, found.choices)):  # lists if the report was read from a file
             label = say("Use: {answer}", answer=answer(choice))
             elements[f"use {place} {number}"] = mo.ui.button(label=label, on_click=_calling(choose, _adding(choice)))
     return mo.ui.dictionary(elements)
@@ -91,12 +91,12 @@ def _calling(function: Callable[[Any], Any], value: Any) -> Callable[[Any], Any]
 
 
 def _adding(choice: Choice) -> Change:
-    """What was chosen and one choice more, which takes the place of another answer to the same."""
+    """Return the choices and one more, replacing another answer to the same question."""
     return lambda chosen: (*(one for one in chosen if _about(one) != _about(choice)), choice)
 
 
 def _about(choice: Choice) -> str:
-    """What a choice decides: a setting, what a column is, or the kind and the file of a decision."""
+    """Return what a choice decides: a setting, what a column is, or the kind and file of a decision."""
     setting, value = choice
     if setting == "columns":
         return value.partition("=")[0]
@@ -106,14 +106,14 @@ def _about(choice: Choice) -> str:
 
 
 def sought(found: Rejected) -> str:
-    """A text that the rows of a guess hold: the word or the question, else the name of their file."""
+    """Return a text in the rows of a guess: the word or the question, else the name of their file."""
     about_file = any(setting in ("decide", "near_duplicates") for setting, _ in found.choices)
     file = found.where.rpartition(":")[0] if found.where.rpartition(":")[2][:1].isdigit() else found.where
     return file if about_file or not found.sample else found.sample
 
 
 def answer(choice: Choice) -> str:
-    """A choice in a few words; as a flag where there are none for it."""
+    """Return a choice in a few words; as a flag if there are none for it."""
     setting, value = choice
     if setting == "columns":
         ours, _, name = value.partition("=")
@@ -143,7 +143,7 @@ def answer(choice: Choice) -> str:
 
 
 def panel(prepared: PreparedData, elements: mo.ui.dictionary, chosen: Sequence[Choice]) -> mo.Html | None:
-    """Each guess with its buttons; those for which there is no room in a table below."""
+    """Return each guess with its buttons; those without room stand in a table below."""
     found = guesses(prepared.report)
     if not found and not chosen:
         return None

@@ -1,7 +1,7 @@
-"""Taking a run's result elsewhere: what for, how large, and `qlora export` as a process of its own.
+"""Export of a run's result: purposes, sizes, and `qlora export` in its own process.
 
-Reads run directories, and lets nobody start two exports at a time. An export that is there is found on disk, whoever
-made it. Knows nothing of mlx.
+Reads run directories and allows one export at a time. Finds existing exports on disk, whoever made them. Knows nothing
+of mlx.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import marimo as mo
 
 from ..errors import BusyError, QLoraError
 from ..exports.export import METRICS_FILE
-from ..reports.console import size
+from ..reports.plain_text import size
 from ..runs.run import Run
 from ..translations import say
 from .commands import Job
@@ -30,15 +30,15 @@ FLAGS = {
     "fused": ["--to", "fused"],
     "fused-float16": ["--to", "fused", "--dequantize"],
 }
-"""The kinds of export: the name of each one's directory, and how it is asked for."""
+"""Kinds of export: directory name and flags."""
 
 
 @dataclass(frozen=True)
 class Exports:
-    """The exports of a run at one moment.
+    """A run's exports at one moment.
 
     Attributes:
-        run: which run; None before there is any.
+        run: the run; None before there is any.
         ready: there are adapters to export.
         made: `{kind: when it was made}`, in seconds since 1970, of those that are there.
         running: the kind that is being made now; empty if none is.
@@ -55,13 +55,13 @@ class Exports:
 
     @property
     def version(self) -> tuple[Any, ...]:
-        """Changes with everything that is worth drawing again."""
+        """Return a mark that changes with everything that is worth drawing again."""
         name = str(self.run.path) if self.run else ""
         return (name, self.ready, self.made, self.running, self.elsewhere, self.problem)
 
 
 class _Desk:
-    """The one export that may be under way, for all pages that this process shows."""
+    """The export under way, at most one, for all pages of this process."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -99,12 +99,12 @@ def _problem(job: Job) -> str:
 
 
 def directory(run: Run, kind: str) -> Path:
-    """Where an export lies."""
+    """Return where an export lies."""
     return run.path / "export" / kind
 
 
 def start(run: Run | None, kind: str | None) -> None:
-    """Start an export; one that is there already is replaced.
+    """Start an export; an existing one is replaced.
 
     Raises:
         QLoraError: there is no run, or nothing chosen.
@@ -124,7 +124,7 @@ def start(run: Run | None, kind: str | None) -> None:
 
 
 def menu() -> mo.ui.radio:
-    """What to export."""
+    """Return the choice of what to export."""
     names = {
         "adapter": say("Adapter"),
         "peft": say("Adapter for PEFT"),
@@ -135,7 +135,7 @@ def menu() -> mo.ui.radio:
 
 
 def explained(exports: Exports) -> mo.Html:
-    """What each kind is for, how large it will be, and whether it is there."""
+    """Return what each kind is for, its size, and whether it is there."""
     if exports.run is None or not exports.ready:
         return empty(say("There is something to export from the first validation on: train a run first."))
     purposes = {
@@ -154,7 +154,7 @@ def explained(exports: Exports) -> mo.Html:
 
 
 def predicted_sizes(run: Run) -> dict[str, str]:
-    """How large each kind of export will be, from what the run knows of its base; – where it does not."""
+    """Return the predicted size of each kind of export, from what the run knows of its base; – if it does not know."""
     model = run.environment()["model"]
     adapters = sum(path.stat().st_size for path in run.adapters.glob("*.safetensors"))
     sizes = {
@@ -171,14 +171,14 @@ def _when(seconds: float | None) -> str:
 
 
 def button(exports: Exports, kind: str | None) -> mo.ui.run_button:
-    """The button that starts an export, which says whether it replaces one."""
+    """Return the button that starts an export and says whether it replaces one."""
     there = kind in dict(exports.made)
     label = say("Export again, replacing what is there") if there else say("Export")
     return mo.ui.run_button(label=label, disabled=not exports.ready or bool(exports.running or exports.elsewhere))
 
 
 def result(exports: Exports, kind: str | None) -> mo.Html | None:
-    """How the export is getting on; else where the chosen one lies and how to use it."""
+    """Return the progress of the export; afterwards where the chosen one lies and how to use it."""
     run = exports.run
     if run is None or not exports.ready or kind is None:
         return None
@@ -197,7 +197,7 @@ def result(exports: Exports, kind: str | None) -> mo.Html | None:
 
 
 def usage(run: Run, kind: str) -> str:
-    """Commands that use an export, to be copied."""
+    """Return commands that use an export, to be copied."""
     there = directory(run, kind).absolute()
     path, base = shlex.quote(str(there)), run.environment()["model"]["path"]
     if kind == "peft":

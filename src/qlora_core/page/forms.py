@@ -18,7 +18,7 @@ from ..config import RunConfig, Setting, from_flat, given_settings, settings
 from ..errors import ConfigError
 from ..jobs.exit_status import quiet_ctrl_c
 from ..jobs.planning import training_parser
-from ..reports import console
+from ..reports import plain_text
 from ..runs.plan import resolve_config
 from ..runs.presets import PRESETS, Choice
 from ..translations import say
@@ -30,7 +30,7 @@ from .problems import Problem, attempt, complain, scripted, view
 
 @dataclass(frozen=True)
 class Flags:
-    """What was given on the command line: the settings a page starts with, and how a script shows its result.
+    """The command line: the settings a page starts with, and how a script shows its result.
 
     `config` holds all settings, `given` those that were named.
     """
@@ -42,26 +42,26 @@ class Flags:
     problem: Problem | None = None
 
     def show(self, title: str, rows: Callable[..., dict[str, str]], *values: Any) -> mo.Html | None:
-        """Show `rows(*values)`: printed by a script, a table on the page; nothing where a value is a problem."""
+        """Show `rows(*values)`: printed by a script, a table on the page; nothing if a value is a problem."""
         made = attempt(rows, *values)
         if scripted():
-            self.tell(console.block(title, made) if title else console.table(made))
+            self.tell(plain_text.block(title, made) if title else plain_text.table(made))
         return complain(made) or view(fact_table, made)
 
     def report(self, title: str, rows: Callable[..., dict[str, str]], *values: Any) -> mo.Html | None:
-        """Print `rows(*values)` in a script; on a page, which shows more than that, only what is wrong with them."""
+        """Print `rows(*values)` in a script; show only problems on a page, which shows more elsewhere."""
         if not scripted():
             return complain(*values)
         return self.show(title, rows, *values)
 
     def tell(self, text: str) -> None:
-        """Print, in a script only; with `--json`, on standard error."""
+        """Print in a script only; with `--json`, on standard error."""
         if scripted():
             print(text, file=sys.stderr if self.as_json else sys.stdout, flush=True)
 
 
 def read_flags(argv: Sequence[str]) -> Flags:
-    """The flags of `qlora train`. A script ends on a wrong one; a page says so and opens all the same."""
+    """Return the flags of `qlora train`. A script ends on a wrong one; a page reports it and opens all the same."""
     parser, unknown = training_parser(), []
     if scripted():
         quiet_ctrl_c()
@@ -86,7 +86,7 @@ def _refuse(*words: Any) -> None:
 
 
 def preset_menu() -> mo.ui.dropdown:
-    """A machine and a size of model to choose from."""
+    """Return a choice of machine and model size."""
     sizes = {"large": say("3B parameters and more"), "small": say("smaller models")}
     options = {
         f"{name}: {say(preset.machine)}; {which}": (name, size)
@@ -97,18 +97,18 @@ def preset_menu() -> mo.ui.dropdown:
 
 
 def with_model(config: RunConfig, name: str | None) -> RunConfig:
-    """The settings with another base, where one was chosen."""
+    """Return the settings with another base if one was chosen."""
     return from_flat({"model": name}, base=config) if name else config
 
 
 def with_preset(flags: Flags, chosen: tuple[str, str] | None) -> RunConfig:
-    """The settings that the forms begin with: those of the command line, and where it said nothing, of a preset."""
+    """Return the forms' initial settings: those of the command line, and a preset's where it said nothing."""
     values = {name: choice.value for name, choice in _choices(chosen).items()}
     return from_flat({**values, **flags.given}, base=flags.config)
 
 
 def preset_reasons(chosen: tuple[str, str] | None) -> mo.Html | None:
-    """Why each of a preset's settings is as it is."""
+    """Return the reason for each of a preset's settings."""
     rows = [
         {say("Setting"): say(words(name)), say("Value"): choice.value, say("Why"): say(choice.why)}
         for name, choice in _choices(chosen).items()
@@ -117,20 +117,20 @@ def preset_reasons(chosen: tuple[str, str] | None) -> mo.Html | None:
 
 
 def _choices(chosen: tuple[str, str] | None) -> dict[str, Choice]:
-    """A preset's choices but for the base, whose form stands above and keeps what was typed there."""
+    """Return a preset's choices but for the base, whose form stands above and keeps what was typed there."""
     above = {setting.name for setting in settings() if setting.group == "base"}
     choices = getattr(PRESETS[chosen[0]], chosen[1]) if chosen else {}
     return {name: choice for name, choice in choices.items() if name not in above}
 
 
 def settings_form(config: RunConfig, *groups: str) -> mo.ui.dictionary:
-    """An element for every setting, or for those of some groups, with the values of `config`."""
+    """Return an element for every setting, or for those of some groups, with the values of `config`."""
     chosen = [setting for setting in settings() if not groups or setting.group in groups]
     return mo.ui.dictionary({setting.name: _element(setting, config.value(setting)) for setting in chosen})
 
 
 def read_form(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings `{name: value}` from a form's values.
+    """Return settings `{name: value}` from a form's values.
 
     Raises:
         ConfigError: a text is not a number.
@@ -139,7 +139,7 @@ def read_form(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_forms(config: RunConfig, *forms: Mapping[str, Any]) -> RunConfig:
-    """`config` with what the forms say.
+    """Return `config` with the forms' values.
 
     Raises:
         ConfigError: a value is out of range or no number.
@@ -148,7 +148,7 @@ def read_forms(config: RunConfig, *forms: Mapping[str, Any]) -> RunConfig:
 
 
 def form_layout(form: mo.ui.dictionary, title: str) -> mo.Html:
-    """Essential settings side by side, the others folded, each with its explanation."""
+    """Return essential settings side by side and the others folded, each with its explanation."""
     known = {s.name: s for s in settings()}
     first = [_field(known[name], element) for name, element in form.elements.items() if known[name].essential]
     rest = [_field(known[name], element) for name, element in form.elements.items() if not known[name].essential]
@@ -162,7 +162,7 @@ def _field(setting: Setting, element: Any) -> Markup:
 
 
 def _limits(setting: Setting) -> str:
-    """What a number may be, where that says more than that it is not negative."""
+    """Return a number's limits if they say more than that it is not negative."""
     low, high = setting.ge, setting.le
     if setting.type not in (int, float) or low is None:
         return ""
@@ -172,19 +172,19 @@ def _limits(setting: Setting) -> str:
 
 
 def label(setting: Setting) -> str:
-    """A setting's name in the reader's language, with its unit."""
+    """Return a setting's name in the reader's language, with its unit."""
     name = say(words(setting.name))
     return f"{name} ({say(setting.unit)})" if setting.unit else name
 
 
 def words(name: str) -> str:
-    """`max_seq_length` as `Max seq length`, which is what it is called in English."""
+    """Return `max_seq_length` as `Max seq length`, its name in English."""
     spaced = name.replace("_", " ").replace("lora", "LoRA")
     return spaced[0].upper() + spaced[1:]
 
 
 def _element(setting: Setting, value: Any) -> Any:
-    """Numbers are typed as text: marimo's number field rounds 1e-5 to its step, and has HTML for its spoken name."""
+    """Return an element; numbers are typed as text: marimo's number field rounds 1e-5, and its spoken name is HTML."""
     look: dict[str, Any] = {"label": label(setting), "full_width": True}
     if setting.choices:
         return mo.ui.dropdown(setting.choices, value=value, **look)

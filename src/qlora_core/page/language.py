@@ -1,4 +1,4 @@
-"""Which language the reader of the page has, and how the page was opened.
+"""The reader's language, and how the page was opened.
 
 Told by `--lang`, else by the address (`?lang=pt`), else by the browser.
 """
@@ -22,17 +22,17 @@ def _given(argv: tuple[str, ...]) -> argparse.Namespace:
     add_page_arguments(parser)
     try:
         return parser.parse_known_args(argv)[0]
-    except argparse.ArgumentError:  # whoever reads the other flags says so
+    except argparse.ArgumentError:  # the parser of the other flags reports it
         return argparse.Namespace(lang="", read_only="--read-only" in argv)
 
 
 def read_only() -> bool:
-    """Whether the page may only be looked at."""
+    """Return whether the page may only be looked at."""
     return _given(tuple(sys.argv[1:])).read_only
 
 
 def language() -> str:
-    """The reader's language, one of `LANGUAGES`; English in a script, and outside of marimo."""
+    """Return the reader's language, one of `LANGUAGES`; English in a script, and outside of marimo."""
     meta = mo.app_meta()
     if meta.mode not in ("run", "edit"):
         return "en"
@@ -47,7 +47,7 @@ def language() -> str:
 
 
 def choose(accepted: str) -> str:
-    """The first language of an Accept-Language header (RFC 9110, 12.5.4) that the page speaks; empty if none is."""
+    """Choose the first language of an Accept-Language header (RFC 9110, 12.5.4) that the page speaks; else empty."""
     wishes = []
     for place, wish in enumerate(accepted.split(",")):
         tag, _, weight = wish.partition(";q=")

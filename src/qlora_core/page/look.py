@@ -1,7 +1,7 @@
-"""How the page looks: headings, tables, cards and notes. The classes are those of `apps/page.css`.
+"""The look of the page: headings, tables, cards and notes. The classes are those of `apps/page.css`.
 
-The one place where text becomes HTML: markupsafe escapes whatever is put into a template, so that what data, models,
-names and people say stays text. Knows nothing of runs or settings.
+The one place where text becomes HTML: markupsafe escapes every value put into a template, so that data, models, names
+and people's words stay text. Knows nothing of runs or settings.
 """
 
 from __future__ import annotations
@@ -18,89 +18,89 @@ Kind = Literal["info", "success", "warn", "danger"]
 
 
 def put(template: str, *values: Any, **named: Any) -> Markup:
-    """HTML from a template written in this program and values from anywhere, which are escaped."""
+    """Return HTML from a template of this program and escaped values from anywhere."""
     return Markup(template).format(*values, **named)
 
 
 def joined(parts: Iterable[Markup]) -> Markup:
-    """One piece of HTML after another."""
+    """Return pieces of HTML, one after another."""
     return Markup("").join(parts)
 
 
 def shown(markup: Markup) -> mo.Html:
-    """HTML made by `put` and `joined` as an output."""
+    """Return HTML made by `put` and `joined` as an output."""
     return mo.Html(str(markup))
 
 
 def title(words: str, text: str = "") -> mo.Html:
-    """The heading of a page, and what the page is for."""
+    """Return the heading of a page and its purpose."""
     paragraph = put('<p class="q-lead">{}</p>', say(text)) if text else ""
     return shown(put('<div class="q-title"><h1>{}</h1>{}</div>', say(words), paragraph))
 
 
 def section(title: str, text: str = "") -> mo.Html:
-    """A heading, and what its section is about."""
+    """Return a heading and what its section is about."""
     paragraph = put('<p class="q-lead">{}</p>', say(text)) if text else ""
     return shown(put('<div class="q-section"><h2>{}</h2>{}</div>', say(title), paragraph))
 
 
 def remark(text: str) -> mo.Html:
-    """A remark of the notebook's own."""
+    """Return a remark of the notebook."""
     return small(say(text))
 
 
 def note(message: str, kind: Kind = "info") -> mo.Html:
-    """A message in a box. Its text is shown as it is."""
+    """Return a message in a box. Its text is shown as it is."""
     role = "alert" if kind == "danger" else "status"
     return shown(put('<div class="q-note q-{}" role="{}">{}</div>', kind, role, message))
 
 
 def small(text: str) -> mo.Html:
-    """A remark."""
+    """Return a remark in small type."""
     return shown(put('<p class="q-small">{}</p>', text))
 
 
 def empty(text: str) -> mo.Html:
-    """What stands where there is nothing yet: what will be here, and what to do for it."""
+    """Return a placeholder: what will be here, and what to do for it."""
     return shown(put('<p class="q-empty">{}</p>', text))
 
 
 def text_block(text: str) -> mo.Html:
-    """Text with its line breaks, in letters of one width."""
+    """Return text with its line breaks in a fixed-width font."""
     return shown(put('<pre class="q-text" tabindex="0">{}</pre>', text))
 
 
 def folded(title: str, content: Any, *, open: bool = False) -> mo.Html:
-    """Something that a click on its title shows."""
+    """Return content that a click on its title shows."""
     opened = Markup(" open") if open else ""
     html = Markup(mo.as_html(content).text)
     return shown(put('<details class="q-folded"{}><summary>{}</summary>{}</details>', opened, title, html))
 
 
 def field(element: Any, help: str = "", limits: str = "") -> Markup:
-    """A form's element with what it means and what it may be."""
+    """Return a form's element with its meaning and its limits."""
     limits = put('<span class="q-limits">{}</span>', limits) if limits else ""
     remark = put('<p class="q-small">{} {}</p>', help, limits) if help or limits else ""
     return put('<div class="q-field">{}{}</div>', html_of(element), remark)
 
 
 def fields(parts: Iterable[Markup]) -> mo.Html:
-    """Fields side by side, as many as there is room for."""
+    """Return fields side by side, as many as fit."""
     return shown(put('<div class="q-fields">{}</div>', joined(parts)))
 
 
 def html_of(output: Any) -> Markup:
-    """An element or another output as HTML, to be put among others."""
+    """Return an element or another output as HTML, to be put among others."""
     return Markup(mo.as_html(output).text)
 
 
 def unseen(element: Any) -> mo.Html:
-    """An element that works without being seen, heard of or reached."""
+    """Return an element that works without being seen, announced or focused."""
     return shown(put('<div class="q-unseen-element">{}</div>', html_of(element)))
 
 
 def figures(values: Mapping[str, str | tuple[str, str]]) -> mo.Html:
-    """Cards with a number each: `{label: number}` or `{label: (number, remark)}`."""
+    """Return cards with a number each: `{label: number}` or `{label: (number, remark)}`."""
     cards = []
     for label, value in values.items():
         number, remark = value if isinstance(value, tuple) else (value, "")
@@ -110,7 +110,7 @@ def figures(values: Mapping[str, str | tuple[str, str]]) -> mo.Html:
 
 
 def fact_table(rows: Mapping[str, Any]) -> mo.Html:
-    """Names on the left, values on the right; rows without a value are left out."""
+    """Return names on the left, values on the right; rows without a value are left out."""
     lines = [
         put('<tr><th scope="row">{}</th><td>{}</td></tr>', name, _cell(value)) for name, value in rows.items() if value
     ]
@@ -118,7 +118,7 @@ def fact_table(rows: Mapping[str, Any]) -> mo.Html:
 
 
 def row_table(rows: Sequence[Mapping[str, Any]], numbers: Sequence[str] = ()) -> mo.Html:
-    """A table with a heading, for a few rows; the columns named in `numbers` stand on the right."""
+    """Return a small table with a heading; the columns in `numbers` are aligned right."""
     names = list(rows[0]) if rows else []
     kind = {name: Markup(' class="q-number"') if name in numbers else Markup("") for name in names}
     head = joined(put('<th scope="col"{}>{}</th>', kind[name], name) for name in names)
@@ -130,12 +130,12 @@ def row_table(rows: Sequence[Mapping[str, Any]], numbers: Sequence[str] = ()) ->
 
 
 def _scrolling(table: Markup) -> mo.Html:
-    """A table that may be wider than its place; by keyboard, too, it can be moved."""
+    """Return a table that may be wider than its place, and can be scrolled by keyboard too."""
     return shown(put('<div class="q-scroll" tabindex="0">{}</div>', table))
 
 
 def _cell(value: Any) -> Markup:
-    """HTML as it is; text with its line breaks."""
+    """Return HTML unchanged, and text with its line breaks."""
     if isinstance(value, Markup):
         return value
     return Markup("<br>").join(put("{}", line) for line in str(value).split("\n"))

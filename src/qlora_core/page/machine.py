@@ -1,4 +1,4 @@
-"""The machine: what there is at a glance, and what measuring it says."""
+"""The machine: an overview, and the results of measuring it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import marimo as mo
 
 from ..machine.memory import GB, MemoryMonitor, available_bytes, total_bytes
 from ..models import base_models
-from ..reports import console
+from ..reports import console, plain_text
 from ..translations import say
 from .commands import News
 from .language import read_only
@@ -26,7 +26,7 @@ LEAST_MEMORY_GB, LEAST_DISK_GB = 3, 2
 
 
 def setup(runs_dir: Path) -> mo.Html:
-    """Cards of the machine, and what stands in the way of training, or that nothing does."""
+    """Return cards about the machine, and obstacles to training or that there are none."""
     place = next(path for path in (runs_dir, *runs_dir.absolute().parents) if path.exists())
     disk = shutil.disk_usage(place).free
     cards = figures(
@@ -58,7 +58,7 @@ def _device() -> str:
 
 
 def _problems(disk: int) -> Iterator[str]:
-    """What can be told without loading MLX, each with what to do."""
+    """Yield problems that are visible without loading MLX, each with what to do."""
     if _version("mlx") == "–" or _version("mlx-lm") == "–":
         yield say("MLX is not installed. Run: uv sync")
     elif sys.platform == "linux" and not any(_version(f"mlx-{kind}") != "–" for kind in ("cpu", "cuda-12", "cuda-13")):
@@ -85,12 +85,12 @@ def _version(package: str) -> str:
 
 
 def check_button(news: News) -> Any:
-    """What has the device measured."""
+    """Return a button that has the device measured."""
     return mo.ui.run_button(label=say("Measure the device"), disabled=news.running or read_only())
 
 
 def check(news: News) -> mo.Html | None:
-    """What `qlora doctor` measured."""
+    """Return the measurements of `qlora doctor`."""
     if news.running:
         return small(say("Measuring: some seconds …"))
     if news.problem:
@@ -104,8 +104,8 @@ def check(news: News) -> mo.Html | None:
 
 
 def memory_now(monitor: MemoryMonitor) -> mo.Html:
-    """What is free, and what this page takes."""
+    """Return the free memory, and what this page takes."""
     sample = monitor.sample()
     text = say("{free} of memory are available; this page itself takes {own}.",
-               free=console.size(sample.available), own=console.size(sample.process))  # fmt: skip
+               free=plain_text.size(sample.available), own=plain_text.size(sample.process))  # fmt: skip
     return small(text)

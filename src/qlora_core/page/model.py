@@ -1,4 +1,4 @@
-"""The base model: which ones there are, whether it is on this machine, what it is, and whether it fits."""
+"""The base model: the choice, whether it is on this machine, its facts, and whether it fits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from ..errors import ModelError, QLoraError
 from ..machine.memory import available_bytes
 from ..models import base_models, hub
 from ..models.base_models import ModelSpec
-from ..reports.console import size
+from ..reports import console
+from ..reports.plain_text import size
 from ..runs import memory_estimate
 from ..runs.plan import TrainingPlan, TrainingTracker
 from ..runs.plan_warnings import advise
@@ -32,11 +33,11 @@ ARRIVAL_STEP = 20_000_000  # bytes
 
 
 class NotHereError(ModelError):
-    """A model of the hub that was not fetched yet."""
+    """An error for a model of the hub that was not fetched yet."""
 
 
 def menu() -> mo.ui.dropdown:
-    """Models with a short name: what they weigh and under which licence."""
+    """Return models with a short name, with sizes and licences."""
     built_in = say("{name}: built in, {licence}", name=base_models.BUILT_IN, licence="Apache-2.0")
     options = {built_in: base_models.BUILT_IN}
     for row in hub.known_models():
@@ -47,7 +48,7 @@ def menu() -> mo.ui.dropdown:
 
 
 def find_tokenizer(config: BaseConfig) -> ChatTokenizer:
-    """The base's tokeniser; on a page, of what is on this machine only.
+    """Return the base's tokeniser; on a page, only if it is on this machine.
 
     Raises:
         ModelError: it cannot be read, or is not here yet.
@@ -57,10 +58,10 @@ def find_tokenizer(config: BaseConfig) -> ChatTokenizer:
 
 
 def find_base(config: BaseConfig, tokenizer: ChatTokenizer) -> ModelSpec:
-    """The base; on a page, of what is on this machine only.
+    """Return the base; on a page, only if it is on this machine.
 
     Args:
-        config: which one.
+        config: the settings that name it.
         tokenizer: its own, found already: what is wrong with both was said of it.
 
     Raises:
@@ -78,12 +79,12 @@ def _must_be_here(name: str, *, weights: bool) -> None:
 
 @dataclass(frozen=True)
 class Presence:
-    """Whether a base is on this machine.
+    """The parts of a base that are on this machine.
 
     Attributes:
-        repository: where it comes from; empty for one that never leaves this machine, or that is none.
-        settings: what is read before the weights is here.
-        weights: all is here.
+        repository: repository of the hub; empty for a local or invalid base.
+        settings: whether everything that is read before the weights is here.
+        weights: whether everything is here.
         arrived: bytes in the cache, in steps that are worth showing.
     """
 
@@ -94,12 +95,12 @@ class Presence:
 
     @property
     def files(self) -> tuple[bool, bool]:
-        """What has to be looked at again when it changes."""
+        """Return the values that change when the files have to be looked at again."""
         return self.settings, self.weights
 
 
 def presence(config: BaseConfig | Problem) -> Presence:
-    """Look for a base in the hub's cache; nobody is asked."""
+    """Look for a base in the hub's cache, without any request."""
     repository = "" if isinstance(config, Problem) else attempt(base_models.repository_of, config.model)
     if not repository or isinstance(repository, Problem):
         return Presence()
@@ -110,12 +111,12 @@ def presence(config: BaseConfig | Problem) -> Presence:
 
 
 def fetch_button(news: News) -> Any:
-    """What has a base fetched."""
+    """Return a button that has a base fetched."""
     return mo.ui.run_button(label=say("Fetch it"), kind="success", disabled=news.running)
 
 
 def fetching(config: BaseConfig | Problem, found: Presence, news: News, button: Any) -> mo.Html | None:
-    """What fetching a base means, or how far it is."""
+    """Return what fetching a base means, or how far it is."""
     if found.weights or isinstance(config, Problem):
         return None
     if news.running:
@@ -145,14 +146,11 @@ def _so_far(name: str, found: Presence) -> str:
 
 
 def information(spec: ModelSpec, config: RunConfig) -> mo.Html:
-    """What will be loaded."""
-    how = say("as it is stored")
-    if spec.quantize_bits:
-        how = say("quantised to {bits} bits while loading", bits=spec.quantize_bits)
+    """Return what will be loaded."""
     weights = say("{size}, {bits} bits a weight", size=size(spec.loaded_bytes), bits=f"{spec.bits_per_weight:.2f}")
     return fact_table(
         {
-            say("Base"): f"{spec.name} ({spec.config['model_type']}), {how}",
+            say("Base"): f"{spec.name} ({spec.config['model_type']}), {console.loading(spec)}",
             say("Licence"): spec.licence or say("not known: see where it comes from"),
             say("Parameters"): say("{count} million in {layers} layers",
                                    count=f"{spec.parameters / 1e6:,.1f}", layers=spec.num_layers),
@@ -165,7 +163,7 @@ def information(spec: ModelSpec, config: RunConfig) -> mo.Html:
 
 
 def consequences(plan: TrainingPlan, train_dataset: TokenDataset, tracker: TrainingTracker) -> mo.Html:
-    """What the settings come to, and those that are worth another look."""
+    """Return the consequences of the settings, and settings that are worth another look."""
     train, spec = plan.config.train, plan.model
     estimate, trainable = _estimate(spec, plan.config, train_dataset), spec.trainable(plan.config.lora)
     share = say("{share}% of the model", share=f"{100 * trainable / spec.parameters:.2f}")
@@ -183,7 +181,7 @@ def consequences(plan: TrainingPlan, train_dataset: TokenDataset, tracker: Train
 
 
 def _time(plan: TrainingPlan, train_dataset: TokenDataset, tracker: TrainingTracker) -> tuple[str, str]:
-    """How long training will take, at the speed of the newest run of the same base here."""
+    """Return how long training will take, at the speed of the newest run of the same base here."""
     epochs = plan.total_steps / plan.config.train.steps_per_epoch(plan.train_rows)
     for run in tracker.runs():
         speed, same = _speed_of(run, plan)
@@ -193,7 +191,7 @@ def _time(plan: TrainingPlan, train_dataset: TokenDataset, tracker: TrainingTrac
 
 
 def _speed_of(run: Run, plan: TrainingPlan) -> tuple[float, bool]:
-    """Tokens a second of a run that ended, else 0; and whether it has the base of `plan`."""
+    """Return the tokens a second of a run that ended, else 0, and whether it has the base of `plan`."""
     try:
         same = run.environment()["identity"]["model"] == plan.identity["model"]
         return (run.summary() or {}).get("tokens_per_second", 0.0), same
@@ -202,7 +200,7 @@ def _speed_of(run: Run, plan: TrainingPlan) -> tuple[float, bool]:
 
 
 def quantisations(spec: ModelSpec, config: RunConfig, train_dataset: TokenDataset) -> mo.Html:
-    """LoRA against QLoRA by arithmetic: the same adapters on this base at each number of bits."""
+    """Compare LoRA and QLoRA by arithmetic: the same adapters on this base at each number of bits."""
     if spec.quantize_bits is None and spec.quantization:
         choices = {say("{bits} bits (QLoRA), as it is stored", bits=spec.bits): spec}
         remark = say("This base is stored quantised. LoRA, for comparison, takes an unquantised one and quantize none.")
@@ -227,7 +225,7 @@ def _sizes(spec: ModelSpec, config: RunConfig, train_dataset: TokenDataset) -> S
 
 
 def memory_check(spec: ModelSpec, config: RunConfig, train_dataset: TokenDataset) -> mo.Html:
-    """The predicted peak against what is free now; the trainer asks the same before it loads anything."""
+    """Return the predicted peak and the memory that is free; the trainer checks the same before it loads anything."""
     estimate, available = _estimate(spec, config, train_dataset), available_bytes()
     rows = {
         say("Base"): size(estimate.weights),

@@ -1,4 +1,4 @@
-"""From one notebook to the others, where one server shows them all."""
+"""Links between the notebooks that one server shows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ served: tuple[str, ...] = ()
 
 
 def links(here: str) -> mo.Html | None:
-    """Links to all notebooks, that of the path `here` marked; nothing where there is only one.
+    """Return links to all notebooks, the one with path `here` marked; nothing if there is only one.
 
     Args:
         here: an entry of `served`.
@@ -30,14 +30,14 @@ def links(here: str) -> mo.Html | None:
 
 
 def address(path: str, **asked: str) -> str:
-    """The address of a notebook on this server, in the language that was asked for, with what it is opened for."""
+    """Return a notebook's address on this server, in the requested language, with what it is opened for."""
     language = str(mo.query_params().get("lang") or "") if mo.app_meta().mode in ("run", "edit") else ""
     query = {**({"lang": language} if language in LANGUAGES else {}), **asked}
     return quote(f"{path}/") + (f"?{urlencode(query)}" if query else "")
 
 
 def asked_runs() -> list[str]:
-    """The runs that the address names, `?run=NAME`."""
+    """Return the runs that the address names, `?run=NAME`."""
     return list(mo.query_params().get_all("run")) if mo.app_meta().mode in ("run", "edit") else []
 
 

@@ -1,4 +1,4 @@
-"""What went wrong, on its way down the page: shown once, where it happened, and handed on without another look.
+"""Problems on their way down the page: shown once, where they happened, and passed on silently.
 
 Knows marimo's modes; in a script the same problem is one line and an exit status.
 """
@@ -14,21 +14,21 @@ import marimo as mo
 
 from ..errors import QLoraError
 from ..jobs.exit_status import DONE, guarded
-from ..reports import console
+from ..reports import live_output
 from .look import note
 
 
 def scripted() -> bool:
-    """True in `python apps/train.py`, where cells print and training happens in this process."""
+    """Return whether this is a script (`python apps/train.py`), where cells print and training happens here."""
     return mo.app_meta().mode == "script"
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What went wrong, in the place of the value that could not be made.
+    """A failure in the place of the value that could not be made.
 
-    An attribute of it is the problem again, so that `config.data` can be handed on without looking; `onward` marks it
-    as shown already.
+    Each attribute of a problem is the problem again, so that `config.data` can be passed on unchecked; `onward` marks
+    it as already shown.
     """
 
     message: str
@@ -36,7 +36,7 @@ class Problem:
 
     @property
     def onward(self) -> Problem:
-        """The same, for the cells below the one that shows it."""
+        """Return the same problem for the cells below the one that shows it."""
         return Problem(self.message, shown=True)
 
     def __getattr__(self, name: str) -> Problem:
@@ -55,7 +55,7 @@ def attempt(call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
             return argument.onward
     if scripted():
         made: list[Any] = []
-        with console.waiting(sys.stderr if "--json" in sys.argv else sys.stdout):
+        with live_output.waiting(sys.stderr if "--json" in sys.argv else sys.stdout):
             status = guarded(lambda: made.append(call(*arguments, **named)) or DONE)
         if status:
             sys.exit(status)
@@ -67,7 +67,7 @@ def attempt(call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
 
 
 def view(make: Callable[..., Any], *values: Any) -> Any:
-    """What a cell shows on the page: `make(*values)`, or what went wrong where it did. Nothing in a script."""
+    """Return what a cell shows on the page: `make(*values)`, or what went wrong. Return nothing in a script."""
     if scripted():
         return None
     made = attempt(make, *values)
@@ -77,10 +77,10 @@ def view(make: Callable[..., Any], *values: Any) -> Any:
 
 
 def complain(*values: Any) -> mo.Html | None:
-    """The first problem among `values` that is not shown yet."""
+    """Return the first problem among `values` that is not shown yet."""
     return next((failure(value.message) for value in values if isinstance(value, Problem) and not value.shown), None)
 
 
 def failure(message: str) -> mo.Html:
-    """A message about something that went wrong."""
+    """Return a message about something that went wrong."""
     return note(message, "danger")

@@ -1,4 +1,4 @@
-"""What a run that ended leaves: answers, numbers, files, guides, and what to do next."""
+"""Results of a run that ended: answers, numbers, files, guides, and next steps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from markupsafe import Markup
 from ..exports.guides import GUIDES
 from ..reports import console
 from ..reports.charts import thin
-from ..reports.console import duration, size
+from ..reports.plain_text import duration, share, size
 from ..runs.plan import TrainingTracker
 from ..runs.run import CONFIG, Run, iterate_states
 from ..runs.time_spent import PARTS
@@ -24,7 +24,7 @@ NOTHING = "–"
 
 
 def runs_overview(tracker: TrainingTracker) -> mo.Html:
-    """All runs, newest first."""
+    """Return all runs, newest first."""
     runs = tracker.runs()
     if not runs:
         return empty(say("No runs yet in {place}. Start one under Training.", place=str(tracker.runs_dir)))
@@ -48,7 +48,7 @@ def _run_row(run: Run, found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _links(run: Run) -> Markup:
-    """To the other notebooks, for this run, where the same server shows them."""
+    """Return links to the other notebooks for this run, if the same server shows them."""
     names = {"/compare": say("compare"), "/chat": say("chat")}
     links = [
         put('<a href="{}" target="_self">{}</a>', navigation.address(path, run=run.name), name)
@@ -59,17 +59,16 @@ def _links(run: Run) -> Markup:
 
 
 def generation_test(run: Run | None) -> mo.Html:
-    """Recall and answers of base and tuned model, as the trainer judged them."""
+    """Return recall and answers of base and tuned model, as the trainer judged them."""
     evaluation = run.evaluation() if run else None
     if not evaluation or not evaluation["questions"]:
         return empty(say("Answers appear here when training ends."))
     cards = recall_cards(evaluation)
-    mark = {True: " ✓", False: " ✗"}
     rows = [
         {
             say("Question"): q["question"],
-            say("Base model"): console.one_line(q["base"]) + mark.get(q.get("base_right"), ""),
-            say("Tuned model"): console.one_line(q["tuned"]) + mark.get(q.get("tuned_right"), ""),
+            say("Base model"): console.judged_answer(q, "base"),
+            say("Tuned model"): console.judged_answer(q, "tuned"),
         }
         for q in evaluation["questions"]
     ]
@@ -79,11 +78,11 @@ def generation_test(run: Run | None) -> mo.Html:
 
 
 def recall_cards(evaluation: dict[str, Any] | None) -> dict[str, tuple[str, str]]:
-    """Shares of the fact sheet's questions that were answered rightly; empty where there is no fact sheet."""
+    """Return the shares of correct answers on the fact sheet; empty if there is no fact sheet."""
     names = {"trained": say("Recall, trained phrasings"), "held_out": say("Recall, held-out phrasings")}
     return {
         names.get(kind, kind): (
-            f"{100 * count['tuned'] / count['questions']:.0f}%",
+            share(count["tuned"], count["questions"]),
             say(
                 "{right} of {all}; base model {base}", right=count["tuned"], all=count["questions"], base=count["base"]
             ),
@@ -94,7 +93,7 @@ def recall_cards(evaluation: dict[str, Any] | None) -> dict[str, tuple[str, str]
 
 
 def performance(run: Run | None) -> mo.Html:
-    """The numbers of a run that ended."""
+    """Return the numbers of a run that ended."""
     numbers = run.summary() if run else None
     if run is None or not numbers:
         return empty(say("Numbers appear here when training ends."))
@@ -125,7 +124,7 @@ def _perplexity(run: Run, step: int | None) -> float | None:
 
 
 def saved(run: Run | None) -> mo.Html:
-    """Where the adapters and everything else of a run lie."""
+    """Return where a run's adapters and all its other files lie."""
     if run is None or not (run.best.is_dir() or run.final.is_dir()):
         return empty(say("The best adapters are saved at the first validation, the last ones when training ends."))
     return fact_table(
@@ -139,7 +138,7 @@ def saved(run: Run | None) -> mo.Html:
 
 
 def integration(run: Run | None) -> mo.Html:
-    """The guide that lies beside the exported adapters, in the reader's language first."""
+    """Return the guide beside the exported adapters, in the reader's language first."""
     ours = sorted(GUIDES, key=lambda name: (".pt." in name) != (language() == "pt"))
     guides = [path for name in ours if run and (path := run.result / name).is_file()]
     if not guides:
@@ -155,7 +154,7 @@ def integration(run: Run | None) -> mo.Html:
 
 
 def next_steps(run: Run | None, tracker: TrainingTracker, read_only: bool = False) -> mo.Html:
-    """What to do now, as a run's state suggests it."""
+    """Return what to do now, as a run's state suggests it."""
     steps = [] if read_only else list(_next_steps(run))
     if len(tracker.runs()) > 1:
         steps.append(say("Compare it with other runs: their curves, settings, numbers and answers side by side."))
@@ -178,7 +177,7 @@ def _next_steps(run: Run | None) -> list[str]:
 
 
 def _length_advice(run: Run) -> str:
-    """Whether the best loss came early or at the end."""
+    """Return advice on whether the best loss came early or at the end."""
     numbers = run.summary() or {}
     best, steps = numbers.get("best_step"), numbers.get("steps")
     if not best or not steps:

@@ -1,6 +1,6 @@
-"""One row after another, each with its tokens as training sees them.
+"""A browser of single rows, each with its tokens as training sees them.
 
-Knows prepared rows, datasets and pieces. Nothing of a row is HTML: what it says is escaped, what cannot be seen is
+Knows prepared rows, datasets and pieces. No text of a row is HTML: texts are escaped, and invisible characters are
 named.
 """
 
@@ -29,11 +29,11 @@ from ..translations import say
 from .look import empty, field, fields, folded, joined, note, put, shown, small
 
 SEARCHED = 200_000  # rows
-PATIENCE = 0.8  # seconds a search may take
+PATIENCE = 0.8  # seconds that a search may take
 BLOCK = 2_000  # rows that are looked through together
 SHOWN = 600  # tokens of a row at once
-CUT_SHOWN = 200  # of those, tokens that are cut off
-BEFORE = 100  # tokens shown before those that one asked for
+CUT_SHOWN = 200  # of those, truncated tokens
+BEFORE = 100  # tokens shown before the requested part
 TURNS, LETTERS = 20, 1_000  # of a row as it was read, and of each turn
 
 
@@ -45,11 +45,11 @@ class Found:
     """Rows to look at.
 
     Attributes:
-        rows: all of one side.
-        dataset: the same as tokens.
-        places: of those that were asked for among them, int64.
-        asked: how many were to be searched for a text.
-        searched: how many of them were; None where no text was asked for.
+        rows: all rows of one side.
+        dataset: the same rows as tokens.
+        places: positions of the requested rows among them, int64.
+        asked: number of rows to be searched for a text.
+        searched: number of rows that were searched; None without a text.
     """
 
     rows: Rows
@@ -60,7 +60,7 @@ class Found:
 
 
 def row_form(text: str = "") -> mo.ui.dictionary:
-    """Which rows to look at; `text` is what is searched for at first."""
+    """Return a form that selects rows; `text` is the initial search text."""
     sides = {say("Rows to train"): "train", say("Rows to validate"): "validation"}
     only = {say("All"): "all", say("Only cut"): "cut", say("Only those that cannot be trained"): "skipped"}
     return mo.ui.dictionary(
@@ -73,7 +73,7 @@ def row_form(text: str = "") -> mo.ui.dictionary:
 
 
 def part_form() -> mo.ui.dropdown:
-    """Which part of a row that is too long to be shown whole."""
+    """Return a form for the part of a row that is too long to be shown whole."""
     parts = {
         say("The beginning"): "first",
         say("Where training begins"): "trained",
@@ -84,7 +84,7 @@ def part_form() -> mo.ui.dropdown:
 
 
 def find(prepared: PreparedData, train: TokenDataset, validation: TokenDataset, wanted: Mapping[str, Any]) -> Found:
-    """The rows that the form asks for."""
+    """Return the rows that the form asks for."""
     training = wanted["side"] != "validation"
     rows, dataset = (prepared.train, train) if training else (prepared.validation, validation)
     places: Sequence[int] = range(len(rows))
@@ -99,12 +99,12 @@ def find(prepared: PreparedData, train: TokenDataset, validation: TokenDataset, 
 
 
 def search(rows: Rows, places: Sequence[int], text: str, seconds: float = PATIENCE) -> tuple[list[int], int]:
-    """The rows among `places` that hold a text, whatever its case and accents, and how many were looked through.
+    """Return the rows among `places` that contain a text, ignoring case and accents, and how many were searched.
 
-    It ends after `SEARCHED` rows, or, a block at least being done, when the time is over.
+    The search ends after `SEARCHED` rows, or when its time is over, but not before one block is done.
     """
     sought = plain(text)
-    written = plain(json.dumps(text, ensure_ascii=False)[1:-1])  # as it stands in the file
+    written = plain(json.dumps(text, ensure_ascii=False)[1:-1])  # as the file encodes it
     deadline, found, done = time.monotonic() + seconds, [], 0
     while done < min(len(places), SEARCHED) and (not done or time.monotonic() < deadline):
         some = places[done : min(done + BLOCK, SEARCHED)]
@@ -116,7 +116,7 @@ def search(rows: Rows, places: Sequence[int], text: str, seconds: float = PATIEN
 
 
 def plain(text: str) -> str:
-    """A text without regard to case and accents, for comparing."""
+    """Return a text without case and accents, for comparing."""
     if not text.isascii():
         text = _ACCENTS.sub("", unicodedata.normalize("NFKD", text))
     return text.casefold()
@@ -132,7 +132,7 @@ def _lines(rows: Rows, places: Sequence[int]) -> list[bytes]:
 
 
 def _holds(line: bytes, written: str, sought: str) -> bool:
-    """Whether a row's texts or its source hold what is sought, and not only the names of its fields."""
+    """Return whether a row's texts or source contain the search text, rather than only its field names."""
     if written not in plain(line.decode("utf-8", "replace")):
         return False
     row = json.loads(line)
@@ -144,12 +144,12 @@ def _holds(line: bytes, written: str, sought: str) -> bool:
 
 
 def row_panel(found: Found, form: mo.ui.dictionary, part: mo.ui.dropdown) -> mo.Html:
-    """The form, and how many rows it finds."""
+    """Return the form, and how many rows it finds."""
     return mo.vstack([fields([field(element) for element in (*form.elements.values(), part)]), _found(found)], gap=0.5)
 
 
 def _found(found: Found) -> mo.Html:
-    """How many rows there are to look at, and how far the search came."""
+    """Return how many rows there are to look at, and how far the search came."""
     count, searched, asked = f"{len(found.places):,}", found.searched, found.asked
     if searched is not None and searched < asked:
         far = {"searched": f"{searched:,}", "asked": f"{asked:,}"}
@@ -163,11 +163,11 @@ def _found(found: Found) -> mo.Html:
 
 
 def movers(found: Found, move: Callable[[Callable[[int], int]], Any]) -> tuple[Any, Any, Any]:
-    """Buttons to the row before and behind, and a field for a row's number; they stay as they are when one moves.
+    """Return buttons to the previous and next row, and a field for a row's number; they stay while one moves.
 
     Args:
         found: the rows.
-        move: is given a function from the place among them to the new one.
+        move: called with a function from the old position to the new one.
     """
     last = max(0, len(found.places) - 1)
     none = not found.places
@@ -182,19 +182,19 @@ def movers(found: Found, move: Callable[[Callable[[int], int]], Any]) -> tuple[A
 
 
 def movers_row(found: Found, elements: tuple[Any, Any, Any]) -> mo.Html | None:
-    """The buttons and the field side by side, where there is a row."""
+    """Return the buttons and the field side by side, if there is a row."""
     return mo.hstack(elements, justify="start", align="center", gap=0.75, wrap=True) if found.places else None
 
 
 def row_view(found: Found, place: int, tokenizer: ChatTokenizer, config: RunConfig, part: str) -> mo.Html | None:
-    """One row: where it came from, its turns, and its tokens.
+    """Return one row: where it came from, its turns, and its tokens.
 
     Args:
         found: the rows.
-        place: which of them.
-        tokenizer: of the model.
+        place: position of the row among them.
+        tokenizer: the model's tokeniser.
         config: says how long a row may be.
-        part: of a row that is too long to be shown whole: first, trained, cut or last.
+        part: the part shown of a long row: first, trained, cut or last.
     """
     if not found.places:
         return None
@@ -203,7 +203,7 @@ def row_view(found: Found, place: int, tokenizer: ChatTokenizer, config: RunConf
     reasons = [note(say("Not trained: {reason}", reason=why), "warn") for _, why in _skipped(row, tokenizer, most)]
     try:
         found_parts = parts(row, tokenizer, most)
-    except DataError:  # said among the reasons
+    except DataError:  # reported among the reasons
         found_parts = []
     tokens = [
         part_of
@@ -217,7 +217,7 @@ def row_view(found: Found, place: int, tokenizer: ChatTokenizer, config: RunConf
 
 
 def _part_heading(number: int, count: int) -> mo.Html | None:
-    """Which of the texts it is that a conversation is learned from, where there are several."""
+    """Return which of a conversation's training texts this is, if there are several."""
     if count == 1:
         return None
     return small(say("Learned as {count} rows; this is number {number}", count=f"{count:,}", number=f"{number:,}"))
@@ -228,7 +228,7 @@ def _skipped(row: Mapping[str, Any], tokenizer: ChatTokenizer, most: int) -> tup
 
 
 def _turns(row: Mapping[str, Any], *, fold: bool) -> mo.Html:
-    """Who says what, as it was prepared."""
+    """Return who says what, as it was prepared."""
     turns = row.get("messages") or [{"role": say("text"), "content": row["text"]}]
     lines = [
         put('<div><dt>{}</dt><dd dir="auto">{}</dd></div>', heading, _shortened(text))
@@ -243,7 +243,7 @@ def _turns(row: Mapping[str, Any], *, fold: bool) -> mo.Html:
 
 
 def _said(turn: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What a turn thinks, says and calls, each with who and how."""
+    """Return what a turn thinks, says and calls, each with who and how."""
     role = turn["role"] if turn.get("train", True) else say("{role}, not trained", role=turn["role"])
     thought = turn.get("reasoning_content")
     calls = turn.get("tool_calls", ())
@@ -263,7 +263,7 @@ def _shortened(text: str) -> str:
 
 
 def token_boxes(found: Sequence[Piece], part: str = "first") -> mo.Html:
-    """Tokens as boxes, at most `SHOWN` of them, with what the boxes mean and how many there are."""
+    """Return tokens as boxes, at most `SHOWN` of them, with the boxes' meaning and number."""
     start, stop = window(found, part)
     runs = itertools.groupby(range(start, stop), key=lambda place: found[place].kind)
     boxes = joined(_run(kind, places, found) for kind, places in runs)
@@ -279,7 +279,7 @@ def token_boxes(found: Sequence[Piece], part: str = "first") -> mo.Html:
 
 
 def window(found: Sequence[Piece], part: str) -> tuple[int, int]:
-    """Which tokens are shown: from where, and up to which."""
+    """Return which tokens are shown: the start and the stop."""
     cut = next((i for i, piece in enumerate(found) if piece.kind == "cut"), len(found))
     trained = next((i for i, piece in enumerate(found) if piece.kind == "trained"), 0)
     last = len(found) - SHOWN
@@ -292,7 +292,7 @@ def window(found: Sequence[Piece], part: str) -> tuple[int, int]:
 
 
 def legend() -> Markup:
-    """What the boxes and the signs in them mean, in words."""
+    """Return the meaning of boxes and signs, in words."""
     kinds = [("trained", say("trained")), ("context", say("read, not trained")), ("cut", say("cut off"))]
     boxes = [put('<span class="q-run q-{}"><span class="q-token">{}</span></span>', *kind) for kind in kinds]
     boxes.append(put('<span class="q-token q-special">{}</span>', say("control token")))
@@ -306,7 +306,7 @@ def legend() -> Markup:
 
 
 def _run(kind: str, places: Iterable[int], found: Sequence[Piece]) -> Markup:
-    """Tokens of one kind that stand together; a screen reader is told the kind once."""
+    """Return tokens of one kind that stand together; a screen reader is told the kind once."""
     words = {"trained": say("trained"), "context": say("read, not trained"), "cut": say("cut off")}[kind]
     boxes = joined(_box(place, found) for place in places)
     return put('<span class="q-run q-{}"><span class="q-unseen">[{}:] </span>{}</span>', kind, words, boxes)
@@ -324,7 +324,7 @@ _SPACE, _LINE, _TAB, _REST = (put(_SIGN, sign) for sign in "·↵⇥◂")
 
 
 def visible(text: str) -> Markup:
-    """A token's text with what one cannot see in it made visible; of a token without text, that it goes on."""
+    """Return a token's text with invisible characters made visible; for a token without text, that it goes on."""
     if not text:
         return _REST
     left = len(text) - LETTERS

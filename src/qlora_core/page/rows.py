@@ -1,4 +1,4 @@
-"""The data: where it comes from, what became of it, and what the model makes of it as tokens.
+"""The data: its sources, what was read from them, and its tokens.
 
 Knows reports and how they are shown; reads no row itself.
 """
@@ -17,6 +17,7 @@ import numpy as np
 from ..config import RunConfig, settings
 from ..data import DataReport, Findings, PreparedData, Unused
 from ..reports.charts import GREY, TRAINING, Chart, for_page
+from ..reports.plain_text import share
 from ..tokens.dataset import TokenDataset
 from ..tokens.report import ShownRow, TokenReport
 from ..translations import say
@@ -43,7 +44,7 @@ class Named:
 
 
 def source_list(sources: Sequence[str]) -> mo.ui.text_area | Named:
-    """Where files and folders are typed, one a line."""
+    """Return the text area for files and folders, one a line."""
     text = "\n".join(sources)
     if read_only():
         return Named(text)
@@ -52,7 +53,7 @@ def source_list(sources: Sequence[str]) -> mo.ui.text_area | Named:
 
 
 def source_browser(choose: Callable[[tuple[str, ...]], Any]) -> mo.ui.file_browser | None:
-    """Where files and folders are picked; what is picked is given to `choose` as a person would type it."""
+    """Return a file browser; what is picked is given to `choose` as a person would type it."""
     if read_only():
         return None
     return mo.ui.file_browser(
@@ -66,23 +67,23 @@ def source_browser(choose: Callable[[tuple[str, ...]], Any]) -> mo.ui.file_brows
 
 
 def as_typed(path: Path) -> str:
-    """A path as one would type it here: relative where it lies under the working directory."""
+    """Return a path as one would type it here: relative if it lies under the working directory."""
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
 def sources(listed: mo.ui.text_area | Named) -> mo.Html:
-    """The text area, or, where nothing may be changed, the sources as text."""
+    """Return the text area or, if nothing may be changed, the sources as text."""
     return fact_table({say("Sources"): listed.value}) if isinstance(listed, Named) else mo.as_html(listed)
 
 
 def browsing(browser: mo.ui.file_browser | None) -> mo.Html | None:
-    """The browser, folded; a part of its own, since what is chosen in it makes the text area anew."""
+    """Return the folded browser; a part of its own, since a choice in it creates the text area anew."""
     return folded(say("Browse this machine"), browser) if browser is not None else None
 
 
 def data_form(config: RunConfig) -> mo.ui.dictionary:
-    """The settings of data and places but for the sources; without any path where nothing may be changed."""
+    """Return the settings of data and places without the sources, and without any path if nothing may be changed."""
     left_out = {s.name for s in settings() if s.name == "data" or (s.role == "place" and read_only())}
     form = settings_form(config, "data", "place")
     return mo.ui.dictionary({name: element for name, element in form.elements.items() if name not in left_out})
@@ -91,9 +92,9 @@ def data_form(config: RunConfig) -> mo.ui.dictionary:
 def read_data_form(
     config: RunConfig, values: Mapping[str, Any], listed: str, chosen: Sequence[tuple[str, str]] = ()
 ) -> RunConfig | Problem:
-    """`config` with the form's values, the sources, and what was chosen among the guesses.
+    """Return `config` with the form's values, the sources, and choices among the guesses.
 
-    Without sources it is a problem, to be shown by `nothing_chosen`.
+    Without sources the result is a problem, which `nothing_chosen` shows.
 
     Raises:
         ConfigError: a value is out of range or no number.
@@ -104,7 +105,7 @@ def read_data_form(
 
 
 def nothing_chosen(listed: str) -> mo.Html | None:
-    """What to do while there is no source."""
+    """Return what to do while there is no source."""
     if listed.strip():
         return None
     return empty(
@@ -119,7 +120,7 @@ def nothing_chosen(listed: str) -> mo.Html | None:
 
 
 def data_report(prepared: PreparedData) -> mo.Html:
-    """What was read, refused, mended and joined, and how it was split."""
+    """Return what was read, refused, repaired and joined, and how it was split."""
     report = prepared.report
     cards = {
         say("Rows to train"): f"{report.train:,}",
@@ -151,7 +152,7 @@ def data_report(prepared: PreparedData) -> mo.Html:
 
 
 def _unused(columns: Sequence[Unused]) -> mo.Html:
-    """Columns whose content is used for nothing, with how much of it there is."""
+    """Return unused columns with how much content they have."""
     share, longer = say("Share of the rows"), say("Longer than the prompt")
     rows = [
         {
@@ -165,7 +166,7 @@ def _unused(columns: Sequence[Unused]) -> mo.Html:
 
 
 def _facts(report: DataReport) -> dict[str, str]:
-    """How files became rows, one step a line; steps that did nothing are empty."""
+    """Return how files became rows, one step per line; steps that did nothing are empty."""
     read = say("{rows} rows in {files} files", rows=f"{report.read:,}", files=f"{report.files:,}")
     nearly = say("{count} kept on one side of the split", count=f"{report.near_duplicates:,}")
     if report.near_duplicates_dropped:
@@ -228,7 +229,7 @@ def _counts(counted: Mapping[str, int]) -> str:
 
 
 def _findings(title: str, findings: Findings) -> mo.Html:
-    """A few at once, the others folded."""
+    """Return a few findings at once, the others folded."""
     heading = small(say("{title}: {count}", title=title, count=f"{findings.count:,}"))
     first, rest = findings.listed[:FEW], findings.listed[FEW:MANY]
     parts = [heading, row_table(_finding_rows(first))]
@@ -258,16 +259,18 @@ def _unlisted(findings: Findings) -> list[mo.Html]:
 
 
 def token_figures(report: TokenReport, *datasets: TokenDataset) -> mo.Html:
-    """The rows as tokens: how many are trained, how long they are, which are odd, and what to look at.
+    """Return the rows as tokens: how many are trained, their lengths, which are odd, and what to look at.
 
     Args:
-        report: of the datasets.
+        report: the report on the datasets.
         datasets: rows to train and to validate on.
     """
-    share = f"{100 * report.target_tokens / report.tokens:.0f}%" if report.tokens else "0%"
     cards = {
         say("Tokens"): (f"{report.tokens:,}", say("in {rows} rows", rows=f"{report.rows:,}")),
-        say("Share trained"): (share, say("{count} tokens", count=f"{report.target_tokens:,}")),
+        say("Share trained"): (
+            share(report.target_tokens, report.tokens),
+            say("{count} tokens", count=f"{report.target_tokens:,}"),
+        ),
         say("Longest row"): (f"{report.longest:,}", say("of {most} that fit", most=f"{report.max_seq_length:,}")),
         say("Rows cut"): (f"{report.truncated:,}", say("{count} tokens lost", count=f"{report.lost_tokens:,}")),
         say("Rows that cannot be trained"): f"{report.skipped_rows:,}",
@@ -296,10 +299,10 @@ def _typical(found: Sequence[ShownRow]) -> mo.Html:
 
 
 def length_chart(lengths: np.ndarray, most: int) -> Chart:
-    """How many rows have how many tokens, with a rule at what fits.
+    """Return a chart of how many rows have how many tokens, with a rule at the limit.
 
     Args:
-        lengths: of the rows, `(rows,)`, what is cut off included.
+        lengths: lengths of the rows, `(rows,)`, truncated tokens included.
         most: tokens that fit.
     """
     longest = int(lengths.max(initial=1))
@@ -322,7 +325,7 @@ def length_chart(lengths: np.ndarray, most: int) -> Chart:
 
 
 def bin_width(longest: int) -> int:
-    """Tokens that a bar stands for: 1, 2, 5, 10, 20 …, so that there are at most `MOST_BARS` bars."""
+    """Return the tokens of one bar: 1, 2, 5, 10, 20 …, so that there are at most `MOST_BARS` bars."""
     widths = (factor * 10**power for power in range(9) for factor in (1, 2, 5))
     return next(width for width in widths if longest // width < MOST_BARS)
 
@@ -333,7 +336,7 @@ def _range(low: int, high: int) -> str:
 
 @functools.lru_cache(maxsize=16)
 def _histogram(tokens: str, rows: str, rule: str) -> dict[str, Any]:
-    """Specification of the histogram; built once for each limit and language, since altair takes its time."""
+    """Return the histogram's specification, built once per limit and language, since altair is slow."""
     import altair as alt
 
     colour = alt.condition("datum.beyond", alt.value(BEYOND), alt.value(TRAINING))

@@ -1,7 +1,7 @@
-"""The server of the page: the notebooks under one address, for whoever has its token.
+"""The server of the page: the notebooks under one address, for holders of its token.
 
-Knows sockets, cookies and where the notebooks lie; nothing of what is on them, nor of mlx. marimo is imported only when
-a server starts.
+Knows sockets, cookies and the notebooks' paths, nothing of their content nor of mlx. Imports marimo only when a server
+starts.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from ..errors import QLoraError
 from ..translations import LANGUAGES
 
 NOTEBOOKS = {"": "train.py", "/compare": "compare.py", "/chat": "chat.py"}
-"""Where each notebook is found below the address."""
+"""Path of each notebook below the address."""
 LOOPBACK, PORT = "127.0.0.1", 2718
-SECONDS_TO_CLOSE = 1  # for what is still open when the server ends
+SECONDS_TO_CLOSE = 1  # grace period for open connections when the server ends
 
 
 def add_page_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags that the notebooks read themselves."""
+    """Add the flags that the notebooks read themselves."""
     parser.add_argument("--lang", choices=LANGUAGES, default="", help="language of the page (default: the browser's)")
     parser.add_argument("--read-only", action="store_true", help="a page to look at: nothing on it starts a job")
 
 
 def add_server_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of the server, which the notebooks never see."""
+    """Add flags of the server, which the notebooks never see."""
     parser.add_argument("--host", default=LOOPBACK, help=f"address to listen on (default: {LOOPBACK}, this machine)")
     parser.add_argument("--port", type=int, default=0, metavar="N", help=f"port (default: {PORT}, else a free one)")
     parser.add_argument("--no-browser", action="store_true", help="open no browser; the address is printed anyway")
 
 
 def notebook_flags(argv: Sequence[str]) -> list[str]:
-    """The flags in `argv` that are not the server's."""
+    """Return the flags in `argv` that are not the server's."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     add_server_arguments(parser)
     parser.add_argument("--json", action="store_true")
@@ -52,7 +52,7 @@ def notebook_flags(argv: Sequence[str]) -> list[str]:
 
 
 def notebooks() -> Path:
-    """Directory of the notebooks: inside of the installed package, or beside it in the repository.
+    """Return the directory of the notebooks: inside the installed package, or beside it in the repository.
 
     Raises:
         QLoraError: there is none.
@@ -69,20 +69,20 @@ def notebooks() -> Path:
 
 
 class Door:
-    """Lets in who has the token, once by the address and from then on by a cookie, and refuses other sites' requests.
+    """An ASGI application that admits holders of a token and refuses other sites' requests.
 
-    An ASGI application around another. Nothing of the inner one answers before: no page, no file, no websocket.
+    It wraps another application, of which nothing answers before admission: no page, no file, no websocket.
 
     Args:
-        app: what is behind it.
-        token: what the address carries as `?access_token=`.
+        app: the application behind it.
+        token: the secret that the address carries as `?access_token=`.
         hosts: names by which the server may be called; empty: any.
         cookie: name of the cookie. Cookies do not know ports: each server wants a name of its own.
     """
 
     def __init__(self, app: Any, token: str, *, hosts: Sequence[str], cookie: str) -> None:
         self.app, self.token, self.hosts, self.cookie = app, token, hosts, cookie
-        self.pass_word = secrets.token_urlsafe(32)  # not the token: whoever reads a cookie has no address to hand on
+        self.pass_word = secrets.token_urlsafe(32)  # not the token, so that a leaked cookie does not reveal the address
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer, or hand the request on."""
@@ -107,7 +107,7 @@ class Door:
         await self._reply(answer, scope, receive, send)
 
     def _foreign(self, asked: Any) -> bool:
-        """Whether a name that only pretends to be ours, or a page of another site, makes the browser ask."""
+        """Return whether a request comes under a name that only pretends to be ours, or from another site's page."""
         hosts, origins = asked.headers.getlist("host"), asked.headers.getlist("origin")
         if len(hosts) != 1 or len(origins) > 1:
             return True
@@ -127,7 +127,7 @@ class Door:
 
 
 def _unframed(send: Any) -> Any:
-    """`send`, with the word that no other page may show this one inside it and catch clicks; another port is one."""
+    """Return a `send` that forbids other pages, other ports included, to frame this page and catch clicks."""
 
     async def sending(message: Any) -> None:
         if message["type"] == "http.response.start":
@@ -145,7 +145,7 @@ def _same(given: str, wanted: str) -> bool:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens; on the usual port or any free one where none is asked for.
+    """Return a listening socket, on the usual port or any free one if none is requested.
 
     Raises:
         QLoraError: the address is none of this machine's, or taken.
@@ -170,7 +170,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
+    """Return whether only this machine reaches an address."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -178,7 +178,7 @@ def is_loopback(host: str) -> bool:
 
 
 def address_of(listening: socket.socket) -> str:
-    """Where a browser on this machine finds a server; for one on all addresses, where others find it."""
+    """Return where a browser on this machine finds a server; for one on all addresses, where others find it."""
     host, port = listening.getsockname()[:2]
     if ipaddress.ip_address(host).is_unspecified:
         host = _own_address() or socket.gethostname()
@@ -186,7 +186,7 @@ def address_of(listening: socket.socket) -> str:
 
 
 def _own_address() -> str:
-    """This machine's first address in its network, if it has one."""
+    """Return this machine's first address in its network, if it has one."""
     import psutil
 
     addresses = (entry for entries in psutil.net_if_addrs().values() for entry in entries)
@@ -194,7 +194,7 @@ def _own_address() -> str:
 
 
 def build(token: str, *, hosts: Sequence[str], cookie: str) -> Any:
-    """The notebooks as one ASGI application behind a `Door`."""
+    """Return the notebooks as one ASGI application behind a `Door`."""
     import marimo
 
     from . import navigation
@@ -215,13 +215,13 @@ def serve(listening: socket.socket, host: str, token: str, flags: Sequence[str])
 
     Args:
         listening: an open socket.
-        host: as it was asked for.
-        token: of the address.
-        flags: for the notebooks, as on their own command line.
+        host: the requested address.
+        token: the token in the address.
+        flags: flags for the notebooks, as on their own command line.
     """
     import uvicorn
 
-    sys.argv = ["qlora", *flags]  # where notebooks look; their kernels are threads of this process
+    sys.argv = ["qlora", *flags]  # notebooks read their flags there; their kernels are threads of this process
     os.environ.setdefault("MARIMO_SKIP_UPDATE_CHECK", "1")
     hosts = [LOOPBACK, "localhost", "::1", host] if is_loopback(host) else []
     app = build(token, hosts=hosts, cookie=f"qlora_{listening.getsockname()[1]}")
@@ -233,7 +233,7 @@ def serve(listening: socket.socket, host: str, token: str, flags: Sequence[str])
 
 @contextlib.contextmanager
 def opened_in_browser(address: str) -> Iterator[None]:
-    """Open a browser by a file that only this user may read: an address on a command line is seen by everybody."""
+    """Open a browser through a file that only this user may read: everybody sees an address on a command line."""
     with tempfile.TemporaryDirectory(prefix="qlora-") as directory:  # mode 0700
         page = Path(directory) / "open.html"
         page.write_text(f'<!doctype html><meta http-equiv="refresh" content="0; url={address}">', encoding="utf-8")

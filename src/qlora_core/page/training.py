@@ -1,6 +1,6 @@
 """Training as the page shows it: buttons, figures, curves, checkpoints and the log of a run.
 
-A run is trained by a worker process; here its directory is read, and a word left for it.
+A worker process trains the run; this module reads its directory and leaves requests there.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from markupsafe import Markup
 
 from ..activity import STAGES
 from ..jobs import launch
-from ..reports import charts, console
+from ..reports import charts, live_output
 from ..reports.charts import rate_chart as rate_chart  # shown by the notebook
-from ..reports.console import duration, size
+from ..reports.plain_text import duration, size
 from ..runs.checkpoints import usable_checkpoints
 from ..runs.plan import TrainingPlan, TrainingTracker
 from ..runs.run import Run
@@ -37,22 +37,22 @@ NOTHING = "–"
 
 
 def run_menu(tracker: TrainingTracker, watcher: RunWatcher) -> mo.ui.dropdown:
-    """Which run is looked at: the active one, or another of the runs directory; its value is a name, or empty."""
+    """Return a choice of the run to look at: the active one or another; its value is a name, or empty."""
     options = {say("the current one"): "", **{run.name: run.name for run in tracker.runs()}}
     chosen = watcher.chosen if watcher.chosen in options else next(iter(options))
     return mo.ui.dropdown(options, value=chosen, label=say("Run shown"), allow_select_none=False)
 
 
 def ticker() -> mo.ui.refresh:
-    """Has the run looked at every second."""
+    """Return a ticker that has the run looked at every second."""
     return mo.ui.refresh(options=["1s"], default_interval="1s")
 
 
 def controls(plan: TrainingPlan | Problem, watcher: RunWatcher) -> Any:
-    """Buttons to start, pause and stop, each enabled when it can do something, and the row that shows them.
+    """Return buttons to start, pause and stop, each enabled when it can do something, and the row that shows them.
 
     Args:
-        plan: what Start would do.
+        plan: the run that Start would train.
         watcher: knows what is being trained.
     """
     active = watcher.active
@@ -72,12 +72,12 @@ def controls(plan: TrainingPlan | Problem, watcher: RunWatcher) -> Any:
 
 
 def _may_wait(plan: TrainingPlan) -> bool:
-    """Whether a run may be started beside the one that is trained, to come after it."""
+    """Return whether a run may be started beside the one that is trained, to come after it."""
     return plan.config.pace.queue and not plan.run.alive
 
 
 def _begin_label(plan: TrainingPlan | Problem) -> str:
-    """What the first button says. What was never begun starts; what crashed tells from where it goes on."""
+    """Return what the first button says: a new run starts; a crashed one tells where it goes on from."""
     if isinstance(plan, Problem) or not plan.run.exists or plan.run.state == "new" or plan.run.alive:
         return say("Start")
     step = last_checkpoint(plan.run)
@@ -87,7 +87,7 @@ def _begin_label(plan: TrainingPlan | Problem) -> str:
 
 
 def _about_start(plan: TrainingPlan | Problem, busy: Run | None, asked: str) -> str:
-    """What is going on, or what Start will do."""
+    """Return what is going on, or what Start will do."""
     if busy is not None:
         goes_on = say("{run} is trained in a process of its own: this page may be closed or reloaded.", run=busy.name)
         waits = {
@@ -107,14 +107,14 @@ def _about_start(plan: TrainingPlan | Problem, busy: Run | None, asked: str) -> 
 
 
 def about(seconds: float) -> str:
-    """A duration as roughly as it is known."""
+    """Return a duration as roughly as it is known."""
     if seconds < 90:
         return say("{count} s", count=max(1, round(seconds)))
     return duration(60 * round(seconds / 60)).replace(" 00 s", "")
 
 
 def start(tracker: TrainingTracker, plan: TrainingPlan) -> mo.Html:
-    """Start a worker process; whether that worked, in words."""
+    """Start a worker process and return whether that worked, in words."""
     if read_only():
         return failure(say("This page was opened to look at: nothing on it starts or ends training."))
     outcome = attempt(launch.start, tracker, plan)
@@ -127,7 +127,7 @@ def start(tracker: TrainingTracker, plan: TrainingPlan) -> mo.Html:
 
 
 def run_panel(snapshot: Snapshot) -> mo.Html:
-    """State, progress and speed of a run, and what went wrong if anything did."""
+    """Return state, progress and speed of a run, and what went wrong if anything did."""
     if snapshot.run is None or snapshot.state == "new":
         return empty(say("Nothing trained yet with these settings. Start begins."))
     parts = [_state_line(snapshot), *_work_line(snapshot), _progress_bar(snapshot), _figures(snapshot)]
@@ -150,7 +150,7 @@ def run_panel(snapshot: Snapshot) -> mo.Html:
 
 
 def state_words(snapshot: Snapshot) -> tuple[str, str]:
-    """The state as a word, and the tone of its dot."""
+    """Return the state as a word, and the tone of its dot."""
     finishing = snapshot.alive and 0 < int(snapshot.status.get("total_steps", 0)) <= snapshot.step
     state = {"pause": "pausing", "stop": "stopping"}.get(snapshot.asked, "finishing" if finishing else snapshot.state)
     words = {
@@ -184,12 +184,12 @@ def _state_line(snapshot: Snapshot) -> mo.Html:
 
 
 def _work_line(snapshot: Snapshot) -> list[mo.Html]:
-    """Return what the trainer is doing, where that is no step and takes long enough to be seen."""
+    """Return what the trainer is doing, if it is no step and takes long enough to be seen."""
     work = snapshot.status.get("work")
     if not snapshot.alive or not work or work["stage"] not in STAGES:  # of a later version, say
         return []
     words = STAGES[work["stage"]]
-    return [small(console.working_words(say(words), work["done"], work["total"]))]
+    return [small(live_output.working_words(say(words), work["done"], work["total"]))]
 
 
 def _progress_bar(snapshot: Snapshot) -> mo.Html:
@@ -244,7 +244,7 @@ def _peak(peak: float | None) -> str:
 
 
 def _tokens_per_second(snapshot: Snapshot) -> float:
-    """Over the last steps; 0 where nothing was trained yet."""
+    """Return the speed of the last steps; 0 if nothing was trained yet."""
     seconds = float(np.nansum(_recent_seconds(snapshot)))
     return float(np.nansum(snapshot.steps["tokens"][-RECENT_STEPS:])) / seconds if seconds else 0.0
 
@@ -255,13 +255,13 @@ def _recent_seconds(snapshot: Snapshot) -> np.ndarray:
 
 
 def seconds_trained(snapshot: Snapshot) -> float:
-    """Time in steps, validations and saving; not what lay between two trainers, or while the machine slept."""
+    """Return seconds of steps, validations and saving, without gaps between trainers and while the machine slept."""
     steps = snapshot.steps
     return float(np.nansum(counted_seconds(steps["tokens"], steps["seconds"]))) + _seconds_between_steps(snapshot)
 
 
 def seconds_left(snapshot: Snapshot) -> float | None:
-    """Steps that are left at the pace of the last ones, and validations and saving as often as so far."""
+    """Return the seconds that are left at the latest speed, with validations and saving as often as so far."""
     recent = _recent_seconds(snapshot)
     total = int(snapshot.status.get("total_steps", 0))
     if not len(recent) or not total:
@@ -281,7 +281,7 @@ def _seconds_between_steps(snapshot: Snapshot) -> float:
 
 
 def run_charts(snapshot: Snapshot) -> mo.Html:
-    """Loss; learning rate and gradient norm; speed and memory: as far as there are steps."""
+    """Return charts of loss; learning rate and gradient norm; speed and memory: as far as there are steps."""
     if not len(snapshot.steps["step"]):
         return empty(say("The curves begin with the first step."))
     drawn = []
@@ -294,7 +294,7 @@ def run_charts(snapshot: Snapshot) -> mo.Html:
 
 
 def last_checkpoint(run: Run) -> int:
-    """The step that a run would go on from; 0 if nothing was saved."""
+    """Return the step that a run would resume from; 0 if nothing was saved."""
     return max((step for step, _ in _saved(run)), default=0)
 
 
@@ -303,7 +303,7 @@ def _saved(run: Run) -> list[tuple[int, Path]]:
 
 
 def checkpoints(snapshot: Snapshot) -> mo.Html | None:
-    """What of the run is saved, newest first, folded away."""
+    """Return the run's saved checkpoints, newest first, folded away."""
     if snapshot.run is None or not (saved := _saved(snapshot.run)):
         return None
     names = say("step"), say("saved at"), say("size"), say("validation loss"), say("remark")
@@ -323,8 +323,8 @@ def checkpoints(snapshot: Snapshot) -> mo.Html | None:
 
 
 def run_log(snapshot: Snapshot) -> mo.Html | None:
-    """What a terminal would show of the run, each line with its time; the newest is in view."""
-    lines = [(event, line) for event in snapshot.recent if (line := console.event_line(dict(event)))]
+    """Return the terminal's output of the run, each line with its time; the newest is in view."""
+    lines = [(event, line) for event in snapshot.recent if (line := live_output.event_line(dict(event)))]
     text = "\n".join(f"{_clock(event.get('time', 0))}  {line.strip()}" for event, line in lines)
     return folded(say("Log"), _log_block(text)) if text else None
 
@@ -338,7 +338,7 @@ def _clock(seconds: float, *, date: bool = False) -> str:
 
 
 def diagnosis(snapshot: Snapshot) -> mo.Html:
-    """What the trainer warned of, and how a run that failed ended."""
+    """Return the trainer's warnings, and how a run that failed ended."""
     words = [str(event["message"]) for event in snapshot.of_type("warning")]
     if snapshot.state == "failed":
         words.append(str(snapshot.status.get("message", "")))

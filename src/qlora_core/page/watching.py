@@ -1,4 +1,4 @@
-"""A run at one moment, and which run the page is about.
+"""A run at one moment, and the choice of the run that the page is about.
 
 Reads run directories. Knows nothing of how it is shown.
 """
@@ -20,11 +20,11 @@ from ..runs.run import Run
 from .language import read_only
 from .problems import Problem
 
-SHARPNESS = 4  # a chart is drawn again when its last point moved by this part of what its points stand for
+SHARPNESS = 4  # a chart is redrawn when its last point moved by one in this many
 
 
 def followed(now: Any, *marks: str) -> tuple[Any, ...]:
-    """States of the page that hold one value, each set anew when its mark of the value has changed.
+    """Make states of the page for marks of one value, each set anew when its mark changed.
 
     Args:
         now: the value as it is.
@@ -53,14 +53,14 @@ class Snapshot:
 
     Attributes:
         run: the one that is looked at; None before there is any.
-        state: of the run.
+        state: state of the run.
         asked: `pause` or `stop` while the trainer has not got round to it.
         alive: whether it is being trained.
         version: changes with everything that is worth showing again.
         phase: what buttons and results depend on: the run that may be trained, the one that is looked at, and their
             states; it changes a few times in a run.
         drawing: changes when a chart would look different, or the log grew.
-        exit_status: of a crashed run's process; None where nobody saw it end.
+        exit_status: exit status of a crashed run's process; None if nobody saw it end.
         status: the trainer's last word.
         steps: a row an optimizer step.
         evals: a row a validation.
@@ -68,7 +68,7 @@ class Snapshot:
         recent: the last events that are not steps.
     """
 
-    run: Run | None = field(default=None, compare=False)  # its name is in `version`
+    run: Run | None = field(default=None, compare=False)  # compared through `version`, which holds its name
     state: str = "new"
     asked: str = "run"
     alive: bool = False
@@ -83,25 +83,25 @@ class Snapshot:
     recent: tuple[Mapping[str, Any], ...] = field(default=(), compare=False)
 
     def of_type(self, kind: str) -> list[Mapping[str, Any]]:
-        """The events of one type; steps and validations are columns."""
+        """Return the events of one type; steps and validations are columns."""
         return [event for event in self.events if event["type"] == kind]
 
     def last(self, name: str) -> float | None:
-        """A number of the last step; None if there is none, or it was not finite."""
+        """Return a number of the last step; None if there is none, or if it was not finite."""
         values = self.steps[name]
         return float(values[-1]) if len(values) and np.isfinite(values[-1]) else None
 
     @property
     def step(self) -> int:
-        """Optimizer steps done."""
+        """Return the optimizer steps done."""
         return max(int(self.status.get("step", 0)), int(self.last("step") or 0))
 
 
 class RunWatcher:
-    """Follows the run that matters: one that is being trained, else the planned one, else the last one seen.
+    """An observer of the run that matters: one in training, else the planned one, else the last one seen.
 
     Args:
-        tracker: of the directory of all runs.
+        tracker: the tracker of all runs.
 
     Attributes:
         active: the run that may be trained, paused and stopped.
@@ -132,11 +132,11 @@ class RunWatcher:
         alive, state, status = run.alive, run.state, run.status()
         asked = run.control() if alive else "run"
         exit_status = launch.exit_status(run) if state == "crashed" else None
-        reader.poll()  # after the state: the events of a run that ended in between are then complete
+        reader.poll()  # read after the state, so that the events of a run that just ended are complete
         steps = len(reader.steps)
         other = len(reader.evals), len(reader.events), reader.generation
         drawn = steps // max(1, stride(steps) // SHARPNESS) if alive else steps
-        shown = (run.name, state, alive, asked, exit_status)  # one that is complete may still be writing its result
+        shown = (run.name, state, alive, asked, exit_status)  # a complete run may still be writing its result
         return Snapshot(
             run=run,
             state=state,

@@ -1,1 +1,1 @@
-"""What people see of runs, as text and as charts. Knows nothing of marimo."""
+"""Views of runs, as text and as charts. Knows nothing of marimo."""

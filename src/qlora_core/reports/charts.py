@@ -1,7 +1,6 @@
 """Curves of a run: panels for the page as Vega-Lite specifications, and one figure of them as SVG and PNG files.
 
-Knows columns of numbers and altair, and nothing of mlx, marimo or how a page is laid out. Drawing asks no network for
-anything.
+Knows columns of numbers and altair, nothing of mlx, marimo or page layout. Drawing makes no network requests.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ from ..runs.run import Run
 from ..schedule import learning_rate
 from ..translations import say
 
-POINTS = 600  # of a curve; more cannot be told apart on a screen
+POINTS = 600  # points of a curve; a screen cannot show more
 DOTS = 60  # validations up to which each is marked, and steps, so that a single one can be seen
-SMOOTHED = 100  # steps from which on a mean is drawn too; fewer show their course themselves
-REACH = 40  # the mean is over a twentieth of the run
+SMOOTHED = 100  # steps from which a mean is drawn; fewer need none
+REACH = 40  # the mean covers a twentieth of the run
 
 TRAINING, VALIDATION, FREE = "#3b82f6", "#e4572e", "#8a94a0"  # each can be read on white and on black
-FAINT = 0.4  # opacity of what is drawn beside its own mean
+FAINT = 0.4  # opacity of a curve beside its mean
 GREY, INK = "#8a94a0", "#37424d"
 WIDE, NARROW = 780, 360  # pixels of the figure's panels
 
@@ -40,13 +39,13 @@ WIDE, NARROW = 780, 360  # pixels of the figure's panels
 
 @dataclass(frozen=True)
 class Series:
-    """A line: what its legend says, its colour, and its points.
+    """A line: its legend, colour, and points.
 
     Attributes:
-        label: in the legend.
-        colour: of line and dots.
-        steps: where its points are.
-        values: how high; the same number, none of them NaN.
+        label: text in the legend.
+        colour: colour of line and dots.
+        steps: steps of its points.
+        values: values of its points; as many, none of them NaN.
         faint: drawn beside its own mean.
         dots: each point is marked.
     """
@@ -65,10 +64,10 @@ class Panel:
 
     Attributes:
         name: short; what the data set is called.
-        title: what it shows.
-        unit: of the vertical axis.
-        format: of its numbers, as d3 writes formats.
-        about: what somebody is told who cannot see it.
+        title: title of the panel.
+        unit: unit of the vertical axis.
+        format: number format of the axis, in d3's notation.
+        about: description for screen readers.
         series: the lines.
         zero: whether the axis begins at 0.
         best: step, value and label of the point to mark, if there is one.
@@ -85,7 +84,7 @@ class Panel:
 
 
 def panels(steps: Columns, evals: Columns) -> list[Panel]:
-    """All panels of a run with at least one step: loss, learning rate, gradient norm, speed, memory."""
+    """Return all panels of a run with at least one step: loss, learning rate, gradient norm, speed, memory."""
     return [
         _loss(steps, evals),
         Panel(
@@ -130,7 +129,7 @@ def panels(steps: Columns, evals: Columns) -> list[Panel]:
 
 
 def _loss(steps: Columns, evals: Columns) -> Panel:
-    """Loss of training, as it is and smoothed, and of validation with its best marked."""
+    """Return the training loss, as it is and smoothed, and the validation loss with its best marked."""
     validation = _series(say("validation"), VALIDATION, evals, "val_loss", dots=len(evals["step"]) <= DOTS)
     best = None
     if len(validation.values):
@@ -159,7 +158,7 @@ def _series(
 
 
 def _with_mean(steps: Columns, name: str, label: str, mean: str) -> tuple[Series, ...]:
-    """A field as it is and smoothed (`mean` says over how many steps); as it is where there are too few to smooth."""
+    """Return a field as it is and smoothed (`mean` says over how many steps); alone if it is too short to smooth."""
     count = len(steps["step"])
     reach = smoothing(count)
     each = _series(label, TRAINING, steps, name, faint=bool(reach), dots=count <= DOTS)
@@ -169,7 +168,7 @@ def _with_mean(steps: Columns, name: str, label: str, mean: str) -> tuple[Series
 
 
 def smoothing(count: int) -> int:
-    """How many steps on either side go into the mean; 0, 2, 5, 10, 20, 50 …, so that it seldom changes."""
+    """Return how many steps on either side go into the mean: 0, 2, 5, 10, 20, 50 …, so that it seldom changes."""
     if count < SMOOTHED:
         return 0
     power = 10 ** int(math.log10(count / REACH))
@@ -177,7 +176,7 @@ def smoothing(count: int) -> int:
 
 
 def smooth(values: np.ndarray, reach: int) -> np.ndarray:
-    """Mean of each value and its neighbours, up to `reach` on either side, fewer at the ends."""
+    """Return the mean of each value and its neighbours, up to `reach` on either side, fewer at the ends."""
     sums = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
     place = np.arange(len(values))
     first, last = np.maximum(place - reach, 0), np.minimum(place + reach + 1, len(values))
@@ -188,18 +187,18 @@ def smooth(values: np.ndarray, reach: int) -> np.ndarray:
 
 
 def thin(points: Sequence[Any], most: int = 1000) -> list[Any]:
-    """At most about `most` points, evenly spaced, the last one always among them."""
+    """Return at most about `most` points, evenly spaced, the last one always among them."""
     stride = max(1, -(-len(points) // most))
     return [*points[: len(points) - 1 : stride], *points[-1:]]
 
 
 def stride(count: int, most: int = POINTS) -> int:
-    """Of how many points lowest and highest are kept: a power of 2, so that points stay as others join them."""
+    """Return how many points share one minimum and maximum: a power of 2, so that points stay as others are added."""
     return 1 if count <= most else 2 ** math.ceil(math.log2(2 * count / (most - 4)))
 
 
 def keep_extremes(values: np.ndarray, most: int = POINTS) -> np.ndarray:
-    """Places of at most `most` values: lowest and highest of each stretch, the first and the last."""
+    """Return the positions of at most `most` values: minimum and maximum of each stretch, the first and the last."""
     count = len(values)
     if count <= most:
         return np.arange(count)
@@ -214,7 +213,7 @@ def keep_extremes(values: np.ndarray, most: int = POINTS) -> np.ndarray:
 
 
 def rows_of(panel: Panel) -> str:
-    """The points of a panel as CSV: `step,value,kind`, the kind being the number of the series."""
+    """Return the points of a panel as CSV: `step,value,kind`, the kind being the number of the series."""
     lines = ["step,value,kind"]
     for kind, series in enumerate(panel.series):
         kept = keep_extremes(series.values)
@@ -227,7 +226,7 @@ def rows_of(panel: Panel) -> str:
 
 
 class Chart:
-    """A Vega-Lite specification with rows put into it as they are: checking each row would cost 300 ms a redraw."""
+    """A Vega-Lite specification with rows inserted unchecked: checking each row would cost 300 ms a redraw."""
 
     def __init__(self, specification: dict[str, Any], datasets: Mapping[str, Any]) -> None:
         self.specification = {**specification, "datasets": dict(datasets)}
@@ -237,12 +236,12 @@ class Chart:
 
 
 def chart(panel: Panel, height: int) -> Chart:
-    """A panel for the page, as wide as its place; letters and axes are coloured by the page's theme."""
+    """Return a panel for the page, as wide as its place; the page's theme colours letters and axes."""
     return Chart(_page_chart(_shape(panel), height), _datasets(panel))
 
 
 def rate_chart(plan: TrainingPlan) -> Chart:
-    """The learning rate of every step of a plan."""
+    """Return a chart of the learning rate of every step of a plan."""
     total, train = plan.total_steps, plan.config.train
     steps = np.array(thin(range(1, total + 1), POINTS))
     values = np.array([learning_rate(int(step), total, train) for step in steps])
@@ -253,7 +252,7 @@ def rate_chart(plan: TrainingPlan) -> Chart:
 
 @dataclass(frozen=True)
 class _Shape:
-    """What a specification depends on, and no point of any line: so it is built once."""
+    """The parts that a specification depends on, without points of any line: so it is built once."""
 
     name: str
     title: str
@@ -282,17 +281,17 @@ def _datasets(panel: Panel) -> dict[str, Any]:
 
 @functools.lru_cache(256)
 def _page_chart(shape: _Shape, height: int) -> dict[str, Any]:
-    """A panel's specification for the page; built once, since altair takes its time to check it."""
+    """Return a panel's specification for the page; built once, since altair takes its time to check it."""
     return for_page(_layers(shape, touched=True), height, shape.about)
 
 
 def for_page(drawn: Any, height: int, about: str = "") -> dict[str, Any]:
-    """The specification of a chart of altair's, dressed for the page and as wide as its place.
+    """Return the specification of an altair chart, styled for the page and as wide as its place.
 
     Args:
         drawn: the chart.
-        height: of the drawing itself, in pixels.
-        about: what somebody is told who cannot see it.
+        height: height of the plot itself, in pixels.
+        about: description for screen readers.
     """
     quiet = {"labelOpacity": 0.7, "titleOpacity": 0.7, "titleFontWeight": "normal", "domainOpacity": 0.3}
     lines = {"gridColor": GREY, "gridOpacity": 0.2, "domainColor": GREY, "tickColor": GREY, "tickOpacity": 0.3}
@@ -303,17 +302,17 @@ def for_page(drawn: Any, height: int, about: str = "") -> dict[str, Any]:
         .configure_axis(**quiet, **lines, labelFontSize=11, titleFontSize=11)
         .configure_title(anchor="start", fontSize=13, fontWeight=600, offset=8)
         .configure_legend(labelOpacity=0.85, labelFontSize=11, symbolType="stroke")
-        .configure_axisY(minExtent=40, maxExtent=40)  # so that the drawing stands still while numbers grow
+        .configure_axisY(minExtent=40, maxExtent=40)  # keeps the plot in place while numbers grow
         .to_dict()
     )
     return {**made, "usermeta": {"embedOptions": {"actions": False}}}  # a nameless menu, which offers to send data away
 
 
 def _layers(shape: _Shape, *, touched: bool, halo: str = "") -> Any:
-    """A panel as altair layers it.
+    """Return a panel as altair layers it.
 
     Args:
-        shape: of the panel.
+        shape: the panel's shape.
         touched: each point tells its numbers when the pointer is on it.
         halo: colour behind the words at the best point, where the background is known.
     """
@@ -338,7 +337,7 @@ def _layers(shape: _Shape, *, touched: bool, halo: str = "") -> Any:
         color=alt.Color("series:N", scale=colours, legend=legend, sort=labels),
     )
     layers = []
-    for wanted, width in ((True, 1.0), (False, 1.8)):  # the faint ones behind the others
+    for wanted, width in ((True, 1.0), (False, 1.8)):  # faint lines behind the others
         if kinds := [kind for kind, (_, _, faint, _) in enumerate(shape.lines) if faint == wanted]:
             lines = base.transform_filter(_one_of(kinds))
             layers.append(lines.mark_line(strokeWidth=width, strokeJoin="round", point=False))
@@ -364,7 +363,7 @@ def _one_of(kinds: Sequence[int]) -> str:
 
 
 def _best_layers(shape: _Shape, halo: str) -> list[Any]:
-    """A ring around the best point, and its value."""
+    """Return a ring around the best point, and its value."""
     import altair as alt
 
     spot = alt.Chart(alt.NamedData(name=f"{shape.name}-best")).encode(x="step:Q", y="value:Q")
@@ -387,8 +386,8 @@ def save_curves(run: Run, directory: Path) -> list[Path]:
     """Draw loss, learning rate, gradient norm, speed and memory of a run.
 
     Args:
-        run: is only read.
-        directory: gets `curves.svg` and `curves.png`; files of these names are replaced.
+        run: the run, which is only read.
+        directory: destination of `curves.svg` and `curves.png`; files of these names are replaced.
 
     Returns:
         The files written: none for a run without a single step.
@@ -416,7 +415,7 @@ def save_curves(run: Run, directory: Path) -> list[Path]:
 
 
 def _figure(run: Run, drawn: Sequence[Panel]) -> dict[str, Any]:
-    """The whole figure as a Vega-Lite specification with its rows."""
+    """Return the whole figure as a Vega-Lite specification with its rows."""
     import altair as alt
 
     first, *others = drawn
@@ -449,7 +448,7 @@ def _subtitle(run: Run, loss: Panel) -> str:
 
 
 def _look() -> dict[str, Any]:
-    """Colours and letters of the figure."""
+    """Return colours and letters of the figure."""
     return {
         "font": "Helvetica, Arial, sans-serif",
         "view": {"stroke": None},

@@ -1,7 +1,7 @@
-"""Runs side by side: what they are, what came of them, how they got there, their settings and what they answer.
+"""Runs side by side: facts, results, curves, settings and answers.
 
-Reads run directories only, also of runs that are being trained. The terminal and the page show these same values. Knows
-nothing of mlx, and judges nothing but whether numbers may be compared at all, and which is the better one.
+Reads run directories only, including those of runs in training. Terminal and page show the same values. Knows nothing
+of mlx, and judges only whether numbers may be compared, and which is better.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from ..config import Role, to_flat
 from ..errors import QLoraError, RunError
 from ..models.adapter_files import ADAPTER_FILE, adapter_settings
 from ..runs.run import Run
-from .console import duration, one_line, section, size
+from .plain_text import duration, one_line, section, size
 
 COLUMNS = 100  # of the table, for two or three runs
 LABEL, NARROWEST = 18, 20
 NOTHING = "–"
-_ROLES: tuple[Role, ...] = ("result", "length", "pace")  # where things lie tells runs apart, but says nothing
+_ROLES: tuple[Role, ...] = ("result", "length", "pace")  # locations differ between runs without a meaning
 
 
 @dataclass(frozen=True)
 class Curve:
-    """How a run's losses went.
+    """The losses of a run over time.
 
     Attributes:
         training, validation: points `{"step", "tokens", "seconds", "loss"}`; tokens and seconds of training until
@@ -39,7 +39,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: what it is, each run's value as text, and which of the runs have the best one.
+    """A line of the table: its label, each run's value as text, and which of the runs have the best one.
 
     Attributes:
         best: places of those runs; empty where there is no better or worse, or nothing to compare.
@@ -52,14 +52,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Some runs and what tells them apart.
+    """Several runs and the differences between them.
 
     Attributes:
         runs: the facts of each run, `{name: value}`; None is what was not measured. Sizes are bytes, times seconds,
             losses nats a token.
         settings: `{name: [value of each run]}` of the settings that differ.
         same: `{name: value}` of the settings that do not.
-        notes: what must not be compared, and why.
+        notes: reasons why some values must not be compared.
         samples: questions that all runs were asked: `{"question", "base": [answer …], "tuned": [answer …]}`, an answer
             of each run.
         curves: one of each run.
@@ -75,11 +75,11 @@ class Comparison:
     incomparable: frozenset[str] = frozenset()
 
     def as_dict(self) -> dict[str, Any]:
-        """What was found, as JSON may hold it; the curves are in the runs' own files."""
+        """Return the comparison as JSON may hold it; the curves are in the runs' own files."""
         return {name: getattr(self, name) for name in ("runs", "settings", "notes", "samples")}
 
     def table(self) -> list[Row]:
-        """What the runs are and what came of them, a line a fact."""
+        """Return what the runs are and their results, one line for each fact."""
         return [Row(m.label, [m.show(run) for run in self.runs], self._best(m)) for m in MEASURES]
 
     def _best(self, measure: Measure) -> frozenset[int]:
@@ -91,7 +91,7 @@ class Comparison:
         return frozenset(place for place, value in enumerate(values) if value == best)
 
     def lines(self, samples: int = 6) -> list[str]:
-        """The comparison as a terminal shows it, with some of the samples, spread over all."""
+        """Return the comparison as a terminal shows it, with some of the samples, spread over all."""
         heading = [f"{number}  {run['run']}" for number, run in enumerate(self.runs, 1)]
         table = _table([["", *heading], *([row.label, *row.values] for row in self.table())])
         if self.settings:
@@ -112,7 +112,7 @@ class Comparison:
 
 
 def compare(runs: Sequence[Run], least: int = 2) -> Comparison:
-    """Put runs side by side.
+    """Compare runs side by side.
 
     Raises:
         RunError: there are fewer than `least`, or one of them cannot be read.
@@ -140,7 +140,7 @@ def compare(runs: Sequence[Run], least: int = 2) -> Comparison:
 
 
 def _facts(run: Run, events: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What a run is."""
+    """Return the facts about a run."""
     model, adapter, evaluation = run.environment()["model"], _adapter(run), run.evaluation()
     loaded, parameters = model.get("loaded_bytes"), model.get("parameters")
     return {
@@ -162,7 +162,7 @@ def _facts(run: Run, events: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _results(run: Run, events: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What came of it: of a run that ended its own summary, else what its events tell so far."""
+    """Return a run's results: its own summary if it ended, else what its events tell so far."""
     status = run.status()
     steps = [event for event in events if event["type"] == "step"]
     losses = [event["train_loss"] for event in steps if event.get("train_loss") is not None]
@@ -200,7 +200,7 @@ def _curve(events: Sequence[dict[str, Any]]) -> Curve:
 
 
 def _adapter(run: Run) -> dict[str, Any]:
-    """Type and size of the adapters that would be used, as far as there are any."""
+    """Return type and size of the adapters that would be used, as far as there are any."""
     try:
         directory = run.adapters
         settings = adapter_settings(directory)
@@ -211,7 +211,7 @@ def _adapter(run: Run) -> dict[str, Any]:
 
 
 def _kind(model: dict[str, Any], adapter: str | None) -> str | None:
-    if "bits" not in model:  # a run that was made before this was recorded
+    if "bits" not in model:  # a run older than this record
         return None
     name = adapter or "LoRA"
     return f"Q{name}, {model['bits']} bits" if model["bits"] else f"{name}, unquantised"
@@ -224,7 +224,7 @@ OTHER_QUESTIONS = "The runs were asked different questions: their recall is not 
 
 
 def _notes(runs: Sequence[Run], evaluations: Sequence[dict[str, Any] | None]) -> tuple[list[str], frozenset[str]]:
-    """What must not be compared, in words, and as names of facts."""
+    """Return what must not be compared, in words, and as names of facts."""
     identities = [run.environment().get("identity", {}) for run in runs]
 
     def differ(what: str) -> bool:
@@ -260,7 +260,7 @@ class Measure:
     """A fact of a run as a line of the table.
 
     Attributes:
-        name: of the fact.
+        name: name of the fact.
         form: its text, where it is known.
         better: whether a lower or a higher number is the better one; empty: neither.
         text: the text made of the whole run instead.
@@ -273,14 +273,14 @@ class Measure:
     text: Callable[[dict[str, Any]], str] | None = None
 
     def value(self, run: dict[str, Any]) -> Any:
-        """The fact, None where it is not known; of recall the share of right answers."""
+        """Return the fact, None if it is not known; for recall the share of correct answers."""
         if self.name not in ("trained", "held_out"):
             return run[self.name]
         count = (run["recall"] or {}).get(self.name)
         return count["tuned"] / count["questions"] if count and count["questions"] else None
 
     def show(self, run: dict[str, Any]) -> str:
-        """The fact as text."""
+        """Return the fact as text."""
         if self.text:
             return self.text(run)
         return NOTHING if self.value(run) is None else self.form(self.value(run))
@@ -321,7 +321,7 @@ MEASURES = [
 
 
 def setting_text(value: Any) -> str:
-    """A setting's value for people."""
+    """Return a setting's value for people."""
     if isinstance(value, (tuple, list)):
         value = " ".join(map(str, value))
     return NOTHING if value in (None, "") else f"{value:g}" if isinstance(value, float) else str(value)
@@ -332,7 +332,7 @@ def _numbered(name: str, texts: Sequence[str]) -> dict[str, str]:
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """A label and a column a run; what is too long for its column goes on in the next line."""
+    """Return a label and a column for each run; a value too long for its column goes on in the next line."""
     count = len(rows[0]) - 1
     width = max(NARROWEST, (COLUMNS - LABEL) // count - 2)
     lines = []

@@ -1,4 +1,4 @@
-"""Exported chats to conversations: who wrote what, and whose messages are the answers. Knows nothing of models."""
+"""Conversations from exported chats: who wrote what, and whose messages are the answers. Knows nothing of models."""
 
 from .conversations import Chat, Conversation, Message, conversations, whose_answers
 from .dialogue import read_dialogue

@@ -1,4 +1,4 @@
-"""Messages to conversations: cut where nobody wrote for hours, the messages of one side in a row together."""
+"""Conversations made of messages: cut at silences of hours, with one side's consecutive messages joined."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-SILENCE = 6 * 3600.0  # seconds without a message, after which another conversation begins
-MARKUP = 8  # tokens that a chat template puts around a turn, about
-FIRST_PERSON = ("me", "eu", "yo", "ich", "moi", "io", "you", "você")  # as exports call their owner
+SILENCE = 6 * 3600.0  # seconds of silence after which a new conversation begins
+MARKUP = 8  # tokens that a chat template adds to a turn, roughly
+FIRST_PERSON = ("me", "eu", "yo", "ich", "moi", "io", "you", "você")  # how exports name their owner
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message: its line (or number) in the file, when it was sent (seconds; None: unknown), by whom."""
+    """One message: its line (or number) in the file, when it was sent (seconds; None: unknown), and by whom."""
 
     place: str
     sent: float | None
@@ -23,13 +23,13 @@ class Message:
 
 @dataclass(frozen=True)
 class Chat:
-    """What people wrote to one another.
+    """A chat between people.
 
     Attributes:
-        kind: what the file is: "a WhatsApp chat".
-        title: of the chat, or "".
-        messages: in their order.
-        owner: who exported it, or "" where that is unknown.
+        kind: description of the file: "a WhatsApp chat".
+        title: title of the chat, or "".
+        messages: messages in order.
+        owner: the person who exported it, or "" if unknown.
         left_out: place, reason and beginning of what is no message: pictures, calls, notices.
     """
 
@@ -41,13 +41,13 @@ class Chat:
 
     @property
     def people(self) -> list[str]:
-        """Who wrote, those who wrote most first."""
+        """Return the writers, those with the most messages first."""
         return [who for who, _ in Counter(message.who for message in self.messages).most_common()]
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns of user and assistant, each with its text, and the places of the first and the last message."""
+    """Turns of user and assistant, each with its text, and the positions of the first and the last message."""
 
     turns: tuple[tuple[str, str], ...]
     first: str
@@ -55,12 +55,12 @@ class Conversation:
 
     @property
     def is_answered(self) -> bool:
-        """Whether somebody asks and is answered."""
+        """Return whether somebody asks and is answered."""
         return len({role for role, _ in self.turns}) > 1
 
 
 def whose_answers(chat: Chat, wanted: str = "") -> str:
-    """Whose messages are trained: the person wanted, else the owner, else whoever wrote most.
+    """Return whose messages are trained: the requested person, else the owner, else whoever wrote most.
 
     Raises:
         ValueError: nobody of that name wrote.
@@ -76,15 +76,15 @@ def whose_answers(chat: Chat, wanted: str = "") -> str:
     if first_person := next((who for who in people if who.casefold() in FIRST_PERSON), ""):
         return first_person
     counts = Counter(message.who for message in chat.messages)
-    return max(reversed(people), key=counts.__getitem__)  # of equals the last to join: the first one asks
+    return max(reversed(people), key=counts.__getitem__)  # among equals the last to join, since the first one asks
 
 
 def conversations(chat: Chat, answers: str, count: Callable[[str], int], limit: int) -> Iterator[Conversation]:
-    """Cut a chat where nobody wrote for hours, and where a conversation would be longer than a row.
+    """Cut a chat where nobody wrote for hours and where a conversation would exceed a row.
 
     Args:
         chat: the chat.
-        answers: who is the assistant; all others are the user, by name where there are several.
+        answers: the person who is the assistant; all others are the user, by name if there are several.
         count: the tokens of a text.
         limit: tokens of a conversation.
     """

@@ -14,7 +14,7 @@ _TURN = re.compile(
 
 
 def is_dialogue(text: str) -> bool:
-    """Whether a text is nothing but turns of somebody and an assistant."""
+    """Return whether a text consists only of turns of somebody and an assistant."""
     first = text.lstrip("\ufeff\n ").split("\n", 1)[0]
     found = [match["who"].lower() for line in text.split("\n") if (match := _TURN.match(line))]
     asks, answers = (sum(who in names for who in found) for names in (_ASKS, _ANSWERS))
@@ -22,7 +22,7 @@ def is_dialogue(text: str) -> bool:
 
 
 def read_dialogue(text: str, name: str) -> Chat:
-    """Its turns, each with all its lines."""
+    """Return the turns, each with all its lines."""
     turns: list[tuple[int, str, list[str]]] = []
     for number, line in enumerate(text.split("\n"), 1):
         if match := _TURN.match(line):

@@ -16,13 +16,13 @@ _NAMES = (("nickname", "given", "family"), ("", "systemGivenName", "systemFamily
 
 
 def is_signal(text: str) -> bool:
-    """Whether lines of JSON begin as Signal's own export does."""
+    """Return whether lines of JSON begin like Signal's own export."""
     frames = set(re.findall(r'^\{\s*"(account|recipient|chat|chatItem|version|backupTimeMs)"', text, re.MULTILINE))
     return "recipient" in frames and len(frames) > 1
 
 
 def read_signal(content: bytes) -> list[Chat]:
-    """The chats of an export.
+    """Return the chats of an export.
 
     Raises:
         ValueError: it has none.
@@ -65,7 +65,7 @@ def read_signal(content: bytes) -> list[Chat]:
 
 
 def _frames(content: bytes) -> Iterator[tuple[int, Any]]:
-    """Every line's number and value; of a broken one its text."""
+    """Yield every line's number and value; for a broken line its text."""
     for number, line in enumerate(content.decode("utf-8-sig", "replace").split("\n"), 1):
         if line.strip():
             try:
@@ -85,7 +85,7 @@ def _text(value: dict[str, Any], key: str) -> str:
 
 
 def _name(recipient: dict[str, Any]) -> str:
-    """What somebody is called, best as the owner of the export does; a group by its title."""
+    """Return somebody's name, preferably the owner's name for them; a group's title."""
     contact = _object(recipient, "contact")
     for inside, given, family in _NAMES:
         place = _object(contact, inside) if inside else contact
@@ -95,7 +95,7 @@ def _name(recipient: dict[str, Any]) -> str:
 
 
 def _seconds(sent: Any) -> float | None:
-    """Of a time in thousandths, which is written as a text."""
+    """Return the seconds of a time that is written as text in milliseconds."""
     try:
         return int(sent) / 1000
     except (TypeError, ValueError, OverflowError):
@@ -106,13 +106,13 @@ def _seconds(sent: Any) -> float | None:
 
 
 def is_signal_export(text: str) -> bool:
-    """Whether a file begins with a message as signal-export writes it, a line each."""
+    """Return whether a file begins with a message as signal-export writes it, one a line."""
     first = text.lstrip().split("\n", 1)[0]
     return first.startswith('{"date": "') and all(f'"{key}": ' in first for key in ("sender", "body", "reactions"))
 
 
 def read_signal_export(content: bytes, name: str) -> Chat:
-    """The messages of one chat; `name` is that of its folder."""
+    """Return the messages of one chat; `name` is that of its folder."""
     messages: list[Message] = []
     left_out: list[tuple[str, str, str]] = []
     for number, frame in _frames(content):

@@ -9,12 +9,12 @@ from .conversations import Chat, Message
 
 
 def is_telegram(text: str) -> bool:
-    """Whether a JSON file begins as Telegram's exports do."""
+    """Return whether a JSON file begins like Telegram's exports."""
     return '"from_id"' in text and '"messages"' in text and ('"type"' in text or '"date_unixtime"' in text)
 
 
 def read_telegram(value: Any) -> list[Chat]:
-    """The chats of an export that was parsed.
+    """Return the chats of a parsed export.
 
     Raises:
         ValueError: it is none.
@@ -46,12 +46,12 @@ def _chat(chat: dict[str, Any], owner_id: str) -> Chat:
     people = {message.who for message in messages}
     owner = ids.get(owner_id, "")
     if not owner and chat.get("type") == "personal_chat" and title in people and len(people) == 2:
-        owner = (people - {title}).pop()  # the chat has the name of the other one
+        owner = (people - {title}).pop()  # the chat is named after the other person
     return Chat("a Telegram chat", title, tuple(messages), owner, tuple(left_out))
 
 
 def _text(text: Any) -> str:
-    """A message's text, whose formatted parts are objects."""
+    """Return a message's text, whose formatted parts are objects."""
     if isinstance(text, str):
         return text
     parts = text if isinstance(text, list) else []

@@ -26,7 +26,7 @@ _SAMPLE = 40  # lines that tell what a file is
 
 
 def is_log(text: str) -> bool:
-    """Whether a text begins as a log of messages does, each with its time and its writer."""
+    """Return whether a text begins as a log of messages, each with time and writer."""
     heads = [match for line in text.split("\n")[:_SAMPLE] if (match := _HEAD.match(line))]
     said = [match for match in heads if _SAID.match(match["rest"])]
     filled = sum(bool(line.strip()) for line in text.split("\n")[:_SAMPLE])
@@ -34,7 +34,7 @@ def is_log(text: str) -> bool:
 
 
 def read_log(text: str, name: str) -> Chat:
-    """The messages of a log, each with all its lines; `name` is that of the file."""
+    """Return the messages of a log, each with all its lines; `name` is the file's."""
     entries: list[tuple[int, re.Match[str], list[str]]] = []
     for number, line in enumerate(text.split("\n"), 1):
         if match := _HEAD.match(line):
@@ -47,7 +47,7 @@ def read_log(text: str, name: str) -> Chat:
         raw = (said["text"] or "").strip() if said else ""
         shown = re.sub(f"[{_MARKS}]", "", raw)
         kept = _EDITED.sub("", "\n".join(part for part in shown.split("\n") if not _OMITTED.fullmatch(part.strip())))
-        notice = raw.startswith("\u200e") and "\n" not in raw and len(raw) < 60  # what iOS puts before its own words
+        notice = raw.startswith("\u200e") and "\n" not in raw and len(raw) < 60  # iOS marks its own messages so
         if said is None or not kept.strip() or notice:
             left_out.append((str(number), "no message: a picture, a call or a notice", shown or " ".join(lines)))
         else:
@@ -60,7 +60,7 @@ def read_log(text: str, name: str) -> Chat:
 
 
 def _day_first(heads: list[re.Match[str]]) -> bool:
-    """Whether the day stands before the month: a number beyond 12 tells, and mostly it does."""
+    """Return whether the day stands before the month: any number beyond 12 tells, and by default it does."""
     numbers = [[int(number) for number in re.findall(r"\d+", match["date"])] for match in heads]
     return not any(second > 12 for first, second, _ in numbers if first <= 12)
 

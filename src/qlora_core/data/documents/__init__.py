@@ -1,7 +1,7 @@
-"""Files of prose to documents: a title, and blocks or lines. Knows nothing of rows or passages.
+"""Documents from files of prose: a title, and blocks or lines. Knows nothing of rows or passages.
 
-Markdown, HTML, EPUB, Word, OpenDocument, rich text and LaTeX are told to an `Outline` in HTML's names for things; plain
-text and PDF only have lines.
+Markdown, HTML, EPUB, Word, OpenDocument, rich text and LaTeX are fed to an `Outline` in terms of HTML; plain text and
+PDF have only lines.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .word import read_word
 
 
 def read_document(suffix: str, content: bytes) -> Document:
-    """The document that a file of `suffix` (one of `SUFFIXES`, in either case) holds.
+    """Read the document in a file of `suffix` (one of `SUFFIXES`, in either case).
 
     Raises:
         ValueError: why there is none, in one plain line: it holds no text, is locked, damaged, …
@@ -56,7 +56,7 @@ def read_document(suffix: str, content: bytes) -> Document:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what bs4 warns of and pypdf logs."""
+    """Suppress the warnings of bs4 and the log of pypdf."""
     logger = logging.getLogger("pypdf")
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)

@@ -31,7 +31,7 @@ Note = tuple[str, "dict[str, Any] | None", str]
 
 
 def read_package(content: bytes) -> Iterator[Note]:
-    """Each note, as a question and its answer, or a text where it has a cloze or one field.
+    """Yield each note as a question and answer, or as a text if it has a cloze or a single field.
 
     Raises:
         UnreadableError: it is no deck, or holds no notes.
@@ -62,7 +62,7 @@ def read_package(content: bytes) -> Iterator[Note]:
 
 
 def _database(content: bytes) -> bytes:
-    """The database of an archive, unpacked."""
+    """Return the unpacked database of an archive."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         name = next((name for name in _DATABASES if name in archive.namelist()), "")
         if not name:
@@ -78,7 +78,7 @@ def _database(content: bytes) -> bytes:
 
 
 def _fields(database: sqlite3.Connection) -> dict[int, list[str]]:
-    """The names of the fields of each type of notes."""
+    """Return the field names of each note type."""
     found: dict[int, list[str]] = {}
     if _has(database, "fields"):
         for kind, name in database.execute("select ntid, name from fields order by ntid, ord"):

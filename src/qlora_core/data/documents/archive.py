@@ -12,7 +12,7 @@ LARGEST = 256 * 2**20  # bytes that an archive may unpack to
 
 
 def stays_inside(name: str) -> str:
-    """The name of a member, unless it leads out of the archive."""
+    """Check that a member's name stays inside the archive, and return it."""
     parts = name.replace("\\", "/").split("/")
     if ".." in parts or not parts[0] or re.fullmatch("[A-Za-z]:", parts[0]):
         raise UnreadableError(f"names a file outside of itself: {name[:80]}")
@@ -20,7 +20,7 @@ def stays_inside(name: str) -> str:
 
 
 def open_archive(content: bytes) -> zipfile.ZipFile:
-    """A zip archive that is safe to read: zipfile reads no more of a member than the size that it declares."""
+    """Open a zip archive safely: zipfile reads no more of a member than its declared size."""
     archive = zipfile.ZipFile(io.BytesIO(content))
     if sum(member.file_size for member in archive.infolist()) > LARGEST:
         raise UnreadableError("unpacks to more than 256 MB")

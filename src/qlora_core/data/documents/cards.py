@@ -20,12 +20,12 @@ _NO_FIELD = ("deck column", "notetype column", "guid column", "tags column")
 
 
 def has_head(text: str) -> bool:
-    """Whether a text begins as Anki's exports do."""
+    """Return whether a text begins like Anki's exports."""
     return bool(re.match(r"\ufeff?#(?:separator|html|columns|notetype|deck|tags)\b[a-z ]*:", text))
 
 
 def is_deck(text: str) -> bool:
-    """Whether a text is an export of Anki, or has two fields and one tab in every line."""
+    """Return whether a text is an Anki export, or has two fields and one tab in every line."""
     if has_head(text):
         return True
     lines = [line for line in text.split("\n")[:-1] or [text] if line.strip()][:200]
@@ -33,9 +33,9 @@ def is_deck(text: str) -> bool:
 
 
 def is_wider_deck(text: str) -> bool:
-    """Whether every line has the same three fields or more, the first two of them words: cards without Anki's head.
+    """Return whether all lines have the same three fields or more, the first two of words: cards without Anki's head.
 
-    A column of figures makes a table, which stays one.
+    A column of figures makes it a table, which is read as one.
     """
     lines = [line for line in text.split("\n")[:-1] or [text] if line.strip()][:200]
     rows = [[cell.strip() for cell in line.split("\t")] for line in lines]
@@ -46,7 +46,7 @@ def is_wider_deck(text: str) -> bool:
 
 
 def read_wider_deck(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each line's number and its row, by the names in the first line where it has names that are known."""
+    """Yield each line's number and row, named by the first line if it has known names."""
     lines = text.lstrip("\ufeff").split("\n")
     names = [cell.strip() for cell in lines[0].split("\t")]
     layout = layout_of(tuple(names), ())
@@ -59,7 +59,7 @@ def read_wider_deck(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def read_deck(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each note's line, and its row: a question and its answer, or a text where the note has a cloze or one field."""
+    """Yield each note's line and its row: a question and answer, or a text if it has a cloze or a single field."""
     lines = text.lstrip("\ufeff").split("\n")
     head: dict[str, str] = {}
     start = 0
@@ -83,7 +83,7 @@ def read_deck(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def row_of(fields: list[tuple[int, str]], names: list[str]) -> dict[str, Any]:
-    """The row of a note's fields, each with its place among `names`; one of them must be filled."""
+    """Return the row of a note's fields, each with its position in `names`; at least one must be filled."""
     filled = [(at, field) for at, field in fields if field]
     cloze = next((field for _, field in filled if _CLOZE.search(field)), "")
     if cloze or len(filled) == 1:
@@ -94,7 +94,7 @@ def row_of(fields: list[tuple[int, str]], names: list[str]) -> dict[str, Any]:
 
 
 def plain_field(field: str, *, marked: bool) -> str:
-    """A field without sounds, and, where it is marked up in HTML, without pictures and tags."""
+    """Return a field without sounds and, if it is HTML, without pictures and tags."""
     field = re.sub(r"\[sound:[^\]]*\]", "", field)
     if marked:
         field = re.sub(r"<br\s*/?>|</(?:div|p|li|tr)>", "\n", field, flags=re.IGNORECASE)

@@ -1,4 +1,4 @@
-"""Kindle's My Clippings.txt: what was marked and noted in books, a book after the other."""
+"""Kindle's My Clippings.txt: highlights and notes, one book after the other."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ _META = re.compile(r"^-\s.*\d", re.MULTILINE)
 
 
 def is_clippings(text: str) -> bool:
-    """Whether a text begins with a title, a line of where and when, and ends that with a rule."""
+    """Return whether a text begins like a clipping: a title, a line of place and time, and a rule at the end."""
     first = text.lstrip("\ufeff\n").split("\n", 3)
     return len(first) > 2 and bool(_META.match(first[1])) and bool(_RULE.search(text))
 
 
 def read_clippings(text: str) -> list[Document]:
-    """A document a book; where and when something was marked is left out, and marks without a text are listed."""
+    """Return one document per book, without places and times; list marks that have no text."""
     books: dict[str, list[Block]] = {}
     left_out: dict[str, list[tuple[str, str, str]]] = {}
     line = 1

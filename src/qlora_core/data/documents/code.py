@@ -23,7 +23,7 @@ _HEAD = 1000  # letters in which a file says that it was generated
 
 
 def read_code(content: bytes) -> Document:
-    """One block of all lines.
+    """Return one block with all lines.
 
     Raises:
         UnreadableError: it is no code that a person wrote, or empty.

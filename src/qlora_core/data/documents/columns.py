@@ -1,4 +1,4 @@
-"""A page whose lines stand where they stood on paper, read column by column."""
+"""Reading order of pages whose text is laid out in columns."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _GAP = re.compile(r"\s{2,}")
 
 
 def read_columns(page: str) -> list[str]:
-    """The lines of a page in the order of reading; none where it has no columns.
+    """Return the lines of a page in reading order; none if it has no columns.
 
     Args:
         page: a letter of text for every place on the page, blanks where there is nothing.
@@ -24,7 +24,7 @@ def read_columns(page: str) -> list[str]:
 
 
 def _gap_of(lines: Sequence[str]) -> int:
-    """Where the text can be cut from top to bottom with text on both sides; 0: nowhere."""
+    """Return where the text can be cut from top to bottom with text on both sides; 0 if nowhere."""
     votes: Counter[int] = Counter()
     filled = [line.rstrip() for line in lines if line.strip()]
     for line in filled:
@@ -49,12 +49,12 @@ def _gap_of(lines: Sequence[str]) -> int:
 
 
 def _is_cut(line: str, gap: int) -> bool:
-    """Whether no text of a line goes across the gap."""
+    """Return whether no line's text crosses the gap."""
     return not line[gap - 1 : gap + 1].strip()
 
 
 def _side_by_side(lines: Sequence[str], gap: int) -> Iterator[str]:
-    """The left column and then the right one, between lines that go across both."""
+    """Yield the left column, then the right one, between lines that cross both."""
     for is_cut, band in itertools.groupby(lines, key=lambda line: _is_cut(line, gap)):
         rows = list(band)
         if not is_cut:

@@ -34,9 +34,10 @@ _DUNDER = re.compile(
 
 
 def without_hidden(text: str) -> tuple[str, list[tuple[str, str, str]]]:
-    """A note without what only its writer's program shows, and what was left out: place, reason and beginning.
+    """Return a note without what only its own program shows, and what was removed: place, reason and beginning.
 
-    Comments between %% and %%, names of blocks (^id) and marks of callouts go, in no code; lines keep their numbers.
+    Comments between %% and %%, block names (^id) and callout marks are removed, except in code; lines keep their
+    numbers.
     """
     found: list[tuple[str, str, str]] = []
     kept: list[str] = []
@@ -62,7 +63,7 @@ def _plain_notes(text: str) -> str:
 
 
 def extend(parser: Any, text: str) -> None:
-    """Teach a parser of markdown-it the dialect; `text` is what it will read, for the notes that are defined there."""
+    """Add the dialect to a markdown-it parser; `text` is what it will read, for the notes defined in it."""
     notes = frozenset(_NOTE.findall(text))
 
     def literal(state: Any, content: str, length: int, silent: bool) -> bool:
@@ -99,7 +100,7 @@ def extend(parser: Any, text: str) -> None:
 
 
 def _shown(link: str) -> str:
-    """What a wiki link shows: its other name, or the page and the heading that it leads to."""
+    """Return the visible text of a wiki link: its alias, or the page and heading that it links to."""
     target, _, shown = link.replace("\\|", "|").partition("|")
     if shown.strip():
         return shown.strip()
@@ -108,7 +109,7 @@ def _shown(link: str) -> str:
 
 
 def _emphasis(state: Any, silent: bool) -> bool:
-    """As CommonMark has it, but that a star within a word of letters or digits is a star, as in 5*3*2."""
+    """Parse emphasis like CommonMark, except that a star between letters or digits is a star, as in 5*3*2."""
     from markdown_it.rules_inline.state_inline import Delimiter
 
     marker, start = state.src[state.pos], state.pos
@@ -132,7 +133,7 @@ def _emphasis(state: Any, silent: bool) -> bool:
 
 
 def _address(state: Any, line: int, last: int, silent: bool) -> bool:
-    """Read the address of a link, where the line is not somebody's name and what they say."""
+    """Parse a link's address, unless the line is somebody's name and words."""
     from markdown_it.rules_block import reference
 
     text = state.src[state.bMarks[line] : state.eMarks[line]]
@@ -140,7 +141,7 @@ def _address(state: Any, line: int, last: int, silent: bool) -> bool:
 
 
 def _formula_block(state: Any, line: int, last: int, silent: bool) -> bool:
-    r"""A formula on lines of its own, from $$ to $$, \[ to \] or \begin to \end: no list and no heading is in it."""
+    r"""Parse a display formula from $$ to $$, \[ to \] or \begin to \end; it contains no list and no heading."""
     text = state.src[state.bMarks[line] + state.tShift[line] : state.eMarks[line]].strip()
     begun = re.match(r"\$\$|\\\[|\\begin\{(\w+\*?)\}", text)
     if not begun or state.is_code_block(line):

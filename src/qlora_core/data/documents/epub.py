@@ -15,7 +15,7 @@ from .web import blocks_of, soup_of
 
 
 def read_epub(content: bytes) -> Document:
-    """Read from the archive itself: ebooklib, which would do it, is under the AGPL."""
+    """Read the archive directly: ebooklib, which could do it, is under the AGPL."""
     with open_archive(content) as archive:
         rootfile = soup_of(archive.read("META-INF/container.xml")).find(_called("rootfile"))
         if rootfile is None:
@@ -36,12 +36,12 @@ def read_epub(content: bytes) -> Document:
 
 
 def _called(name: str) -> re.Pattern[str]:
-    """Tags of this name in whatever namespace."""
+    """Return the tags of this name in any namespace."""
     return re.compile(rf"^(?:[^:]*:)?{name}$")
 
 
 def _chapters(package: Any, folder: str) -> list[str]:
-    """Members that hold the text, in reading order; without contents and cover."""
+    """Return the members that hold the text in reading order, without contents and cover."""
 
     def member(href: str) -> str:
         path = posixpath.normpath(posixpath.join(folder, urllib.parse.unquote(href.partition("#")[0])))

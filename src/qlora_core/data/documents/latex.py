@@ -1,6 +1,6 @@
 """LaTeX (.tex), told to an outline: its text without its commands, formulas and code as they are written.
 
-pylatexenc, which also makes text of it, drops verbatim code and does not tell on which line something stands.
+pylatexenc, which also converts it to text, drops verbatim code and does not report line numbers.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ _WITH_ARGUMENT = ("minipage", "multicols", "wrapfigure", "adjustwidth", "spacing
 
 
 def read_latex(content: bytes) -> Document:
-    """The text between the beginning and the end of the document; a file without them is a part of one, and is text."""
+    """Return the text between the beginning and the end of the document; a file without them is all text."""
     text = decode(content)[0].replace("\r\n", "\n").replace("\r", "\n").lstrip("\ufeff")
     begin = re.search(r"^[^%\n]*?\\begin\s*\{document\}", text, re.MULTILINE)
     end = re.search(r"^[^%\n]*?\\end\s*\{document\}", text, re.MULTILINE)
@@ -97,13 +97,13 @@ def read_latex(content: bytes) -> Document:
 
 
 def _own_macros(text: str) -> list[tuple[str, str]]:
-    """Commands that the document makes, without arguments: their names and what they stand for."""
+    """Return the argument-less macros that the document defines, by name."""
     made = re.finditer(r"\\(?:(?:re)?newcommand\*?\s*\{?\s*|def\s*)\\([a-zA-Z]+)\s*\}?\s*(?=\{)", text)
     return [(match[1], _braced(text, match.end())[0]) for match in made]
 
 
 def _braced(text: str, place: int) -> tuple[str, int]:
-    """What stands between the brace at `place` and its partner, and where that ends."""
+    """Return the text between the brace at `place` and its partner, and where it ends."""
     depth = 0
     for match in re.compile(r"\\.|%[^\n]*|[{}]", re.DOTALL).finditer(text, place):
         depth += {"{": 1, "}": -1}.get(match[0], 0)
@@ -126,7 +126,7 @@ class _Reader:
     notes: Outline | None = None  # that takes the footnotes of an argument
 
     def read(self) -> None:
-        """Tell everything from `place` on."""
+        """Read everything from `place` on."""
         while self.place < len(self.text):
             match = _TOKEN.match(self.text, self.place)
             self.place = match.end()  # type: ignore[union-attr]
@@ -148,7 +148,7 @@ class _Reader:
             self._end(self.open[-1])
 
     def inner(self, text: str) -> str:
-        """An argument's text, on one line a paragraph."""
+        """Return an argument's text, one line per paragraph."""
         reader = _Reader(text, line=self._line(), macros=self.macros, notes=self.notes or self.outline)
         reader.read()
         self.left_out += reader.left_out
@@ -174,7 +174,7 @@ class _Reader:
     # Arguments
 
     def _argument(self) -> str:
-        """The next argument as it is written: in braces, or a single sign."""
+        """Return the next argument as written: in braces or a single sign."""
         self._optional()
         self.place = re.compile(r"[ \t]*\n?[ \t]*").match(self.text, self.place).end()  # type: ignore[union-attr]
         if self.text[self.place : self.place + 1] == "{":
@@ -185,7 +185,7 @@ class _Reader:
         return match[0]  # type: ignore[index]
 
     def _optional(self) -> str:
-        """What stands in brackets here, if anything does."""
+        """Return the content of brackets here, if there are any."""
         match = re.compile(r"[ \t]*((?:\[[^\[\]]*\]\s*)+)").match(self.text, self.place)
         self.place = match.end() if match else self.place
         return match[1].strip("[] \n") if match else ""
@@ -282,7 +282,7 @@ class _Reader:
             self._swallow()
 
     def _swallow(self) -> None:
-        """Go behind the white space, or the empty braces, that end a command's name."""
+        """Skip the white space, or the empty braces, that end a command's name."""
         self.place = re.compile(r"\{\}|[ \t]*(?:\n(?![ \t]*\n)[ \t]*)?").match(self.text, self.place).end()  # type: ignore
 
     # Environments
@@ -291,7 +291,7 @@ class _Reader:
         return bool(_FORMULAS.fullmatch(name) or _CODE.fullmatch(name)) or name.rstrip("*") in _LEFT_OUT
 
     def _whole(self, name: str) -> re.Match[str] | None:
-        """An environment to its end, with what is in it."""
+        """Return a whole environment with its content."""
         return re.compile(rf"(.*?)\\end\s*\{{{re.escape(name)}\}}", re.DOTALL).match(self.text, self.place)
 
     def _begin(self, name: str) -> None:

@@ -1,4 +1,4 @@
-"""E-mail (.eml, .mbox): what each one's writer wrote, without what is quoted and without signatures."""
+"""E-mail (.eml, .mbox): the text of each writer, without quotations and signatures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SENDER = re.compile(rb"^From \S+.*\d{4}\r?$", re.MULTILINE)
 
 
 def read_mail(content: bytes) -> list[Document]:
-    """A document an e-mail.
+    """Return one document per e-mail.
 
     Raises:
         UnreadableError: there is no text in any.
@@ -70,7 +70,7 @@ def _body(message: EmailMessage) -> str:
 
 
 def _own_lines(lines: list[str], place: str) -> tuple[list[str], list[tuple[str, str, str]]]:
-    """The lines that are the writer's own, and what was left out."""
+    """Return the lines that the writer wrote, and what was left out."""
     kept: list[str] = []
     left_out: list[tuple[str, str, str]] = []
     for at, line in enumerate(lines):

@@ -35,7 +35,7 @@ _SOFT = "\x0b"  # a line ends here that need not end
 
 
 def read_markdown(content: bytes) -> Document:
-    """Each block with its line; front matter becomes metadata."""
+    """Return each block with its line; front matter becomes metadata."""
     from markdown_it import MarkdownIt
 
     metadata, text = _front_matter(_without_fence(decode(content)[0]))
@@ -71,7 +71,7 @@ def read_markdown(content: bytes) -> Document:
 
 
 def _joined(lines: Sequence[str]) -> str:
-    """A paragraph's lines on one, but for those that begin with a time or with who speaks."""
+    """Join a paragraph's lines, except those that begin with a time or a speaker."""
     parts = [lines[0]]
     for before, line, turn in zip(lines, lines[1:], starts_of_turns(lines)[1:], strict=False):
         parts += ["\n" if turn else joint(before.rstrip(), line.lstrip()), line]
@@ -79,7 +79,7 @@ def _joined(lines: Sequence[str]) -> str:
 
 
 def _kept_lines(paragraphs: Sequence[str]) -> dict[str, str]:
-    """The paragraphs whose writer ended their lines, as verse and addresses have them; of two lines none is sure."""
+    """Return the paragraphs whose writer ended the lines, as in verse and addresses; two lines never suffice."""
     several = [said for said in paragraphs if said.count(_SOFT) > 1]
     groups = [[line.strip() or "-" for line in re.split(f"[{_SOFT}\n]", said)] for said in several]
     kept = zip(several, keep_their_lines(groups), strict=True)
@@ -92,7 +92,7 @@ _FENCE = re.compile(
 
 
 def _without_fence(text: str) -> str:
-    """The text of a file that is one fence of Markdown, as chat programs write it; its lines keep their numbers."""
+    """Return the text of a file that is a single Markdown fence, as chat programs write it; line numbers stay."""
     match = _FENCE.search(text.replace("\r\n", "\n"))
     if not match or 2 * len(match["inside"]) < len(text):
         return text
@@ -101,7 +101,7 @@ def _without_fence(text: str) -> str:
 
 
 def _without_stray_marks(text: str) -> str:
-    """Lines without two stars at an end that have no partner."""
+    """Return lines without a final pair of stars that has no partner."""
     if "**" not in text:
         return text
     return "\n".join(
@@ -118,7 +118,7 @@ def _inline(token: Any) -> str:
 
 
 class _Markup:
-    """Which tags of a file are HTML, and which are text between angle brackets: List<Tide>, <port>, <Enter>."""
+    """The tags of a file that are HTML, as opposed to text in angle brackets: List<Tide>, <port>, <Enter>."""
 
     def __init__(self, pieces: Iterable[str]) -> None:
         found = [match for piece in pieces for match in _NAME.finditer(piece)]
@@ -127,12 +127,12 @@ class _Markup:
 
     @classmethod
     def of(cls, tokens: Sequence[Any]) -> _Markup:
-        """Of all the tags in a file's tokens."""
+        """Collect the tags from a file's tokens."""
         inline = [child for token in tokens for child in token.children or ()]
         return cls(token.content for token in (*tokens, *inline) if token.type in ("html_block", "html_inline"))
 
     def is_tag(self, piece: str) -> bool:
-        """Whether a piece between angle brackets is one of HTML's tags, or a comment."""
+        """Return whether a piece between angle brackets is an HTML tag or a comment."""
         match = _NAME.fullmatch(piece)
         if match is None:
             return piece.startswith(("<!--", "<!doctype", "<!DOCTYPE", "<?", "<script", "<style"))
@@ -144,7 +144,7 @@ class _Markup:
         return name in _LONELY or name in self._closed or bool(re.search(r"[\w-]\s*=|/$", match[3]))
 
     def said(self, children: Iterable[Any]) -> str:
-        """The text of a line's tokens; what is raised is told by what stands before it."""
+        """Return the text of a line's tokens; raised text is read by what precedes it."""
         texts, links = [""], False
         for child in children:
             tag = child.content.lower() if child.type == "html_inline" else ""
@@ -162,7 +162,7 @@ class _Markup:
         return "".join(texts)
 
     def tell(self, outline: Outline, markup: str, line: int) -> None:
-        """HTML inside Markdown, of which only paragraphs and headings count: its tags need not be closed."""
+        """Read HTML inside Markdown, of which only paragraphs and headings count: its tags need not be closed."""
         for index, piece in enumerate(_TAG.split(markup)):
             match = _NAME.fullmatch(piece)
             block = match is not None and match[2].lower() in BLOCK_TAGS  # whose ends may be left out
@@ -179,7 +179,7 @@ class _Markup:
 
 
 def _begins_with_title(tokens: Sequence[Any], block: Block) -> bool:
-    """Whether the first block is a paragraph of one short bold line, with nothing but emoji beside it."""
+    """Return whether the first block is one short bold line, possibly with emoji."""
     line = next((token for token in tokens if token.type == "inline"), None)
     if not line or line.level != 1 or block.place != str(line.map[0] + 1) or len(block.text) > 80:
         return False
@@ -194,7 +194,7 @@ def _begins_with_title(tokens: Sequence[Any], block: Block) -> bool:
 
 
 def _front_matter(text: str) -> tuple[dict[str, str], str]:
-    """YAML at the very top as far as it is simple, and the text with empty lines in its place."""
+    """Return the front matter at the very top, if its YAML is simple, and the text with empty lines in its place."""
     lines = text.split("\n")
     end = next((number for number, line in enumerate(lines) if number and line.rstrip() in ("---", "...")), 0)
     if lines[0].rstrip() != "---" or not end or not all(map(_MATTER.match, lines[1:end])):

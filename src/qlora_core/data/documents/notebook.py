@@ -12,7 +12,7 @@ from .outline import UnreadableError, titled, verbatim_lines
 
 
 def read_notebook(content: bytes) -> Document:
-    """Cells in their order; code keeps its lines.
+    """Return the cells in order; code keeps its lines.
 
     Raises:
         UnreadableError: it is no notebook, or holds no text.

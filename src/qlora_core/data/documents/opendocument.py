@@ -22,7 +22,7 @@ _SIGNS = {"s": " ", "tab": " ", "line-break": "\n"}
 
 
 def read_opendocument(content: bytes) -> Document:
-    """Paragraphs, lists and tables in their order; notes stand behind the text of their section."""
+    """Return paragraphs, lists and tables in order; notes stand behind the text of their section."""
     with open_archive(content) as archive:
         names = archive.namelist()
         if "META-INF/manifest.xml" in names and b"encryption-data" in archive.read("META-INF/manifest.xml"):
@@ -56,13 +56,13 @@ def _attribute(element: ElementTree.Element, name: str) -> str:
 
 
 def _styles(*trees: ElementTree.Element) -> Mapping[str, str]:
-    """The style that each paragraph style is based on."""
+    """Return the style that each paragraph style is based on."""
     named = (each for tree in trees for each in tree.iter() if _name(each) == "style")
     return {_attribute(each, "name"): _attribute(each, "parent-style-name") for each in named}
 
 
 def _numbered(*trees: ElementTree.Element) -> set[tuple[str, str]]:
-    """The levels of list styles that have numbers."""
+    """Return the numbered levels of list styles."""
     styles = (each for tree in trees for each in tree.iter() if _name(each) == "list-style")
     return {
         (_attribute(style, "name"), _attribute(level, "level"))
@@ -81,7 +81,7 @@ class _Reader:
     left_out: list[tuple[str, str, str]] = field(default_factory=list)
 
     def tell(self, parent: ElementTree.Element, *, header: bool = False, lists: tuple[str, ...] = ()) -> None:
-        """Tell what stands in `parent`, but for the paragraph that is the title.
+        """Read the content of `parent`, without the paragraph that is the title.
 
         Args:
             parent: an element that holds paragraphs.
@@ -123,7 +123,7 @@ class _Reader:
             self.outline.note(note)
 
     def _text(self, element: ElementTree.Element, notes: list[str]) -> Iterator[str]:
-        """The text of a paragraph; that of its notes goes to `notes`."""
+        """Yield the text of a paragraph; collect its notes in `notes`."""
         yield _plain(element.text)
         for child in element:
             name = _name(child)
@@ -142,7 +142,7 @@ class _Reader:
             yield _plain(child.tail)
 
     def _style(self, name: str) -> str:
-        """The style, or the one it is based on, that says what a paragraph is."""
+        """Return the style, or the one it is based on, that gives a paragraph its kind."""
         for _ in range(10):  # a damaged file may base them on one another
             if name == "Title" or re.fullmatch(r"Heading_20_(?:[1-9]|10)", name):
                 return name
@@ -151,5 +151,5 @@ class _Reader:
 
 
 def _plain(text: str | None) -> str:
-    """Text in which, as in HTML, a line feed is a blank."""
+    """Return text in which, as in HTML, a line feed is a blank."""
     return re.sub(r"[ \t\r\n]+", " ", text or "")

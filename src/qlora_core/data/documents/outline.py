@@ -1,4 +1,4 @@
-"""Text and outline of a document, whatever its format: headings, paragraphs, lists and tables to blocks."""
+"""Text and outline of a document in any format: blocks from headings, paragraphs, lists and tables."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DEEPEST = 12  # lists and tables inside one another; below, their text stays and
 
 
 class UnreadableError(ValueError):
-    """A reason in words of ours, to be told from a library's."""
+    """A reason in our own words, distinct from a library's."""
 
 
 # Pictures and what modifies or joins them; no letters, and no signs such as © and №. Keycaps begin with a digit.
@@ -28,22 +28,22 @@ _TRAILING = re.compile(rf"(?:\u20e3\ufe0f?[#*\d]|{_PICTURE})*")  # of a text tha
 
 
 def one_line(text: str) -> str:
-    """One line, with single spaces."""
+    """Return the text on one line with single spaces."""
     return " ".join(text.split())
 
 
 def filled_lines(text: str) -> str:
-    """Lines without white space around them, and none that is empty."""
+    """Return the non-empty lines without surrounding white space."""
     return "\n".join(line for line in map(one_line, text.split("\n")) if line)
 
 
 def verbatim_lines(text: str) -> str:
-    """Lines as they are, without empty ones around them and white space at their ends."""
+    """Return lines unchanged, without empty ones around them and trailing white space."""
     return re.sub(r"[^\S\n]+$", "", text.expandtabs(4) if "\t" in text[:1] else text, flags=re.MULTILINE).strip("\n")
 
 
 def without_emoji(text: str) -> str:
-    """A heading on one line without the emoji around it, unless it has nothing else."""
+    """Return a heading on one line without surrounding emoji, unless it has nothing else."""
     text = one_line(text)
     start = LEADING_EMOJI.match(text).end()
     end = len(text) - _TRAILING.match(text[::-1]).end()
@@ -51,7 +51,7 @@ def without_emoji(text: str) -> str:
 
 
 def make_document(title: str, blocks: Iterable[Block], metadata: dict[str, Any]) -> Document:
-    """A document, which must hold some text.
+    """Make a document, which must hold some text.
 
     Raises:
         UnreadableError: it holds none.
@@ -63,10 +63,10 @@ def make_document(title: str, blocks: Iterable[Block], metadata: dict[str, Any])
 
 
 def titled(blocks: Sequence[Block], stated: str, metadata: dict[str, Any]) -> Document:
-    """With the title that a heading gives, or else the one that the file states.
+    """Return the document with the title from a heading, or else the title that the file states.
 
-    The heading is the first one, if no text comes before it or no other is of level 1. A heading of a section gives
-    way to a stated title.
+    That is the first heading, if no text precedes it or no other is of level 1. A section heading gives way to a stated
+    title.
     """
     first = next((block for block in blocks if block.level), None)
     leads = first and (first is blocks[0] or [block.level for block in blocks].count(1) == first.level == 1)
@@ -96,7 +96,7 @@ class _Open:
     named: bool = False  # its first row names the columns
 
     def blocks(self) -> list[Block]:
-        """One block; or what is inside, where a list or table only arranges text with headings of its own."""
+        """Return one block, or the content where a list or table only arranges text with headings of its own."""
         inside = [block for row in self.rows for cell in row for block in cell]
         box = self.tag == "table" and [len(row) for row in self.rows] == [1]
         if not inside or not self.tag or self.layout or box or any(block.level for block in inside):
@@ -120,14 +120,14 @@ class _Open:
 
 
 def _lines_of_table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Yield a table's rows as lines: two cells with a colon between them, more with bars."""
+    """Yield a table's rows as lines: two cells with a colon between them, more cells with bars."""
     pairs = max(map(len, rows)) == 2
     for row in filter(any, rows):
         yield ": ".join(filter(None, row)).replace(":: ", ": ") if pairs else one_line(" | ".join(row))
 
 
 class Outline:
-    """Blocks of a document that is told as HTML's tags and the text between them."""
+    """A document built from HTML tags and the text between them."""
 
     def __init__(self) -> None:
         self._stack = [_Open()]
@@ -137,7 +137,7 @@ class Outline:
         self._notes: list[str] = []
 
     def start(self, tag: str, number: int | None = None) -> None:
-        """A tag opens; `number` is an item's own, or of a list's first item. Tags inside a line say nothing."""
+        """Open a tag; `number` is an item's own, or a list's first item. Inline tags mean nothing."""
         if tag not in BLOCK_TAGS:
             return
         self._flush()
@@ -161,22 +161,22 @@ class Outline:
             last.named |= tag == "th" and len(last.rows) == 1
 
     def text(self, text: str, place: str) -> None:
-        """Text, in which a line feed ends a line."""
+        """Add text, in which a line feed ends a line."""
         if not self._text:
             self._place = place
         if self._text or text.strip():
             self._text.append(text)
 
     def before(self) -> str:
-        """The end of the text so far, of the paragraph at hand."""
+        """Return the end of the current paragraph's text so far."""
         return "".join(self._text)[-80:]
 
     def note(self, text: str) -> None:
-        """A footnote or endnote of the text at hand, which stands behind the text of its section."""
+        """Add a footnote or endnote, which goes behind the text of its section."""
         self._notes += [text] if text else []
 
     def end(self, tag: str) -> None:
-        """A tag closes; for every list and table that was opened, this must be called."""
+        """Close a tag; every list and table that was opened must be closed."""
         if tag not in BLOCK_TAGS:
             return
         self._flush()
@@ -193,7 +193,7 @@ class Outline:
                 self._add(block)
 
     def blocks(self) -> list[Block]:
-        """All of them, once the text has ended."""
+        """Return all blocks once the text has ended."""
         self._flush()
         self._add_notes()
         return self._stack[0].blocks()

@@ -1,4 +1,4 @@
-"""Plain text and PDF, which only have lines."""
+"""Plain text and PDF, which have only lines."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _BROKEN = re.compile(r"[^\W\d_][-\u2010\u00ad]$")
 
 
 def _fragments(lines: Iterable[tuple[str, str]]) -> list[Fragment]:
-    """Lines with their places; several empty ones are one, and none is first or last."""
+    """Return lines with their places; several empty ones count as one, and none is first or last."""
     fragments: list[Fragment] = []
     for text, place in lines:
         if one_line(text) or (fragments and fragments[-1].text):
@@ -38,13 +38,13 @@ def _fragments(lines: Iterable[tuple[str, str]]) -> list[Fragment]:
 
 
 def read_text(content: bytes) -> Document:
-    """Every line with its number."""
+    """Return every line with its number."""
     lines = enumerate(barred(decode(content)[0].split("\n")), 1)
     return Document(lines=tuple(_fragments((text, str(number)) for number, text in lines)))
 
 
 def read_pdf(content: bytes) -> Document:
-    """Every line with its page."""
+    """Return every line with its page."""
     import pypdf
 
     try:
@@ -67,7 +67,7 @@ def read_pdf(content: bytes) -> Document:
 
 
 def _text_of(page: Any) -> str:
-    """A page's text; column by column where it has columns, in whatever order they were drawn."""
+    """Return a page's text, column by column if it has columns, whatever order they were drawn in."""
     text = page.extract_text()
     if text.count("\n") + 1 < ENOUGH_LINES or len(text) < COLUMNS_LETTERS:
         return text
@@ -80,18 +80,18 @@ def _text_of(page: Any) -> str:
 
 
 def _same_letters(one: str, other: str) -> bool:
-    """Whether two readings of a page have the same letters, but for a hundredth."""
+    """Return whether two readings of a page have the same letters, except for one in a hundred."""
     counts = [Counter(letter for letter in text if letter.isalnum()) for text in (one, other)]
     return sum(((counts[0] - counts[1]) + (counts[1] - counts[0])).values()) <= len(other) / 100
 
 
 def _whole(text: str) -> str:
-    """Without halves of surrogate pairs, which fonts may map to and no file can hold."""
+    """Return text without lone surrogates, which fonts may produce and no file can hold."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _rejoined(lines: Iterable[Fragment]) -> list[Fragment]:
-    """Words that were broken where a line ends, on that line; a hyphen that the next line repeats is the word's own."""
+    """Rejoin words that were broken at line ends; a hyphen that the next line repeats is the word's own."""
     joined: list[Fragment] = []
     for line in lines:
         if joined and _BROKEN.search(joined[-1].text) and line.text.removeprefix("-")[:1].islower():

@@ -1,4 +1,4 @@
-"""What stands raised on a line, in HTML and Markdown: the number of a note, a power, or the end of 1st."""
+"""Raised text in HTML and Markdown: a note's number, a power, or the end of 1st."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _ENDINGS = ("st", "nd", "rd", "th", "a", "o", "e", "er", "re", "ème", "as", "os
 
 
 def raised(before: str, text: str, *, links: bool = False) -> str:
-    """What a raised text says after the text before it.
+    """Return the words for raised text that follows the text before it.
 
-    The number of a note says nothing, least of all behind a year. Other numbers are written in raised digits (10⁶, m²),
-    other powers with ^, and the ends of words and ordinals as they stand.
+    A note's number is dropped, since it would change a year before it. Other numbers become raised digits (10⁶, m²),
+    other powers get ^, and the ends of words and ordinals stay as they are.
 
     Args:
         before: the text of the line so far.
-        text: what is raised.
+        text: the raised text.
         links: whether it leads to somewhere.
     """
     text = one_line(text)

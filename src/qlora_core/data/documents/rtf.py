@@ -1,6 +1,6 @@
 """Rich text (.rtf), as Word, LibreOffice and TextEdit write it, told to an outline.
 
-The libraries that read it give lines alone; here headings, lists, tables and notes stay what they are.
+Existing libraries return lines alone; here headings, lists, tables and notes keep their structure.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _LEFT_OUT = {"comment": "a comment", "box": "a text box"}
 
 
 def read_rtf(content: bytes) -> Document:
-    """Paragraphs, lists and tables in their order; notes stand behind the text of their section."""
+    """Return paragraphs, lists and tables in order; notes stand behind the text of their section."""
     if not content.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(b"{\\rtf"):
         raise UnreadableError("cannot be read as .rtf: it does not begin as one")
     reader = _Reader()
@@ -57,10 +57,10 @@ def read_rtf(content: bytes) -> Document:
 
 @dataclass
 class _Group:
-    """What holds until a brace closes.
+    """The state that holds until a brace closes.
 
     Attributes:
-        into: where its text goes: "body", "lost", or one of the values of `_KEPT`.
+        into: destination of its text: "body", "lost", or one of the values of `_KEPT`.
         unicode_skip: characters that stand behind one in Unicode, for readers that do not know it.
         font: its number.
         hidden: whether its text is not shown, or was deleted with changes tracked.
@@ -103,7 +103,7 @@ class _Reader:
     left_out: list[tuple[str, str, str]] = field(default_factory=list)
 
     def read(self, text: str) -> None:
-        """Go through the file."""
+        """Read the whole file."""
         place, starred = text.index("{"), False
         while place < len(text) and (match := _TOKEN.match(text, place)):
             place = match.end()
@@ -133,7 +133,7 @@ class _Reader:
             self.left_out.append(("", "breaks off before its end", self._so_far()[-60:]))
 
     def finished(self) -> list[Block]:
-        """The blocks, once everything is read."""
+        """Return the blocks once everything is read."""
         if self.cells or "cell" in self.texts:  # it breaks off in a table
             self._end_paragraph("cell")
             self._end_paragraph("row")
@@ -259,7 +259,7 @@ class _Reader:
         self.paragraph = _Paragraph()
 
     def _taken(self, into: str) -> str:
-        """What has been gathered, which begins anew; two halves of a surrogate pair are one character."""
+        """Return the collected text and start anew, joining surrogate pairs."""
         text = "".join(self.texts.pop(into, []))
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
@@ -301,7 +301,7 @@ class _Reader:
         self.outline.end(tag)
 
     def _lists_to(self, depth: int, kind: str) -> None:
-        """Close and open lists, until one stands `depth` deep."""
+        """Open and close lists until they are `depth` deep."""
         while len(self.lists) > depth or (self.lists and len(self.lists) == depth and self.lists[-1] != kind):
             self.outline.end(self.lists.pop())
         while len(self.lists) < depth:
@@ -324,7 +324,7 @@ class _Reader:
 
 
 def _known(encoding: str) -> str:
-    """An encoding that Python has; what names none is what Windows writes in the West."""
+    """Return an encoding known to Python; an unknown name means Western Windows."""
     name = {"cp65001": "utf-8", "cp10000": "mac_roman"}.get(encoding, encoding)
     try:
         return codecs.lookup(name).name

@@ -1,4 +1,4 @@
-"""Subtitles (.srt, .vtt): what is said, without times and numbers, a sentence or a speaker a line."""
+"""Subtitles (.srt, .vtt): the speech without times and numbers, one sentence or speaker a line."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ PAUSE = 5  # seconds without a word: a paragraph ends
 
 
 def is_subtitles(text: str) -> bool:
-    """Whether a text has the times of subtitles, and nothing before the first but a number or a head."""
+    """Return whether a text has subtitle times, and nothing before the first but a number or a header."""
     lines = text.lstrip("\ufeff\n").split("\n")
     times = [at for at, line in enumerate(lines[:400]) if _TIMES.fullmatch(line)]
     return bool(times) and (lines[0].startswith("WEBVTT") or (times[0] < 3 and 8 * len(times) >= len(lines[:400]) - 8))
 
 
 def read_subtitles(text: str) -> Document:
-    """Paragraphs of what is said between pauses.
+    """Return paragraphs of the speech between pauses.
 
     Raises:
         UnreadableError: nothing is said.
@@ -57,7 +57,7 @@ def read_subtitles(text: str) -> Document:
 
 
 def _cues(text: str) -> list[tuple[str, int, int, list[str]]]:
-    """Line, begin and end in seconds, and the rows of each subtitle."""
+    """Return line, begin and end in seconds, and rows of each subtitle."""
     lines = text.replace("\ufeff", "").split("\n")
     found: list[tuple[str, int, int, list[str]]] = []
     open_cue = False
@@ -75,6 +75,6 @@ def _cues(text: str) -> list[tuple[str, int, int, list[str]]]:
 
 
 def _begins_cue(lines: list[str], at: int) -> bool:
-    """Whether the number, the name or the times of a subtitle stand on a line, or a note that is none."""
+    """Return whether a line starts a subtitle (number, name or times) or is a note."""
     here, below = lines[at].strip(), lines[at + 1] if at + 1 < len(lines) else ""
     return bool(_TIMES.fullmatch(here) or _TIMES.fullmatch(below)) or here.startswith(("NOTE", "STYLE", "REGION"))

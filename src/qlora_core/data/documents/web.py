@@ -26,7 +26,7 @@ _MARK = re.compile(r"[\[(]?(?:\d{1,4}|[a-z*†‡]{1,3})[\])]?|[↩↵↑⏎^\uf
 
 
 def read_html(content: bytes) -> Document:
-    """What a reader of the page would read, without what surrounds it."""
+    """Return the main content of the page, without what surrounds it."""
     soup = soup_of(content)
     blocks = blocks_of(soup)
     heading = next((block for block in blocks if block.level == 1), None)
@@ -40,7 +40,7 @@ def read_html(content: bytes) -> Document:
 
 
 def soup_of(content: bytes) -> Any:
-    """Parsed, in the encoding that the file declares if it is not in Unicode."""
+    """Parse HTML in its declared encoding if it is not in Unicode."""
     begun, ended = content.count(b"<"), content.count(b">")
     if begun > 2000 and ended < begun / 10:  # Python's parser takes the square of the time to find that out
         raise UnreadableError("is no HTML: most of its tags never end")
@@ -59,7 +59,7 @@ def soup_of(content: bytes) -> Any:
 
 
 def blocks_of(soup: Any) -> list[Block]:
-    """What the page is about: its `main`, its only `article`, or all of it; a loop, as pages nest without end."""
+    """Return the blocks of the content: `main`, the only `article`, or all. A loop, since pages nest deeply."""
     from bs4 import CData, NavigableString, Tag
 
     articles = soup.find_all("article", limit=2)
@@ -91,12 +91,12 @@ def blocks_of(soup: Any) -> list[Block]:
 
 
 def _links(raised: Any) -> bool:
-    """Whether what is raised leads to a note, from within a link or around one."""
+    """Return whether raised text leads to a note, from inside a link or around one."""
     return raised.find("a") is not None or raised.find_parent("a") is not None or _is_named(raised, _NOTE_MARK)
 
 
 def _formula(math: Any) -> str:
-    """A formula of MathML as its writer wrote it, where it says so; 2 and a raised n are no 2n."""
+    """Return a MathML formula in its writer's notation, if it is stated; 2 with a raised n must not become 2n."""
     source = math.find("annotation", encoding=re.compile("tex", re.IGNORECASE))
     if source is not None or math.get("alttext"):
         return one_line(source.get_text() if source is not None else math["alttext"])
@@ -106,13 +106,13 @@ def _formula(math: Any) -> str:
 
 
 def _is_named(tag: Any, kind: re.Pattern[str]) -> bool:
-    """Whether a tag says of itself that it is of a kind: by its role, by EPUB's type or by its class."""
+    """Return whether a tag claims to be of a kind by its role, EPUB type or class."""
     said = (tag.get("epub:type", ""), tag.get("role", ""), tag.get("class", ""))
     return any(kind.search(word) for each in said for word in (each if isinstance(each, list) else str(each).split()))
 
 
 def _is_note_mark(tag: Any) -> bool:
-    """Whether a link is the number of a note, or leads from a note back to it."""
+    """Return whether a link is a note's number, or leads from the note back."""
     if tag.name != "a" or not _MARK.fullmatch(text := one_line(tag.get_text())):
         return False
     if _is_named(tag, _NOTE_MARK):

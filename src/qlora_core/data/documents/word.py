@@ -25,7 +25,7 @@ _NOTES = (
 
 @dataclass(frozen=True)
 class _Style:
-    """What a paragraph style makes of a paragraph: a heading, an item of a list, or neither."""
+    """A paragraph style's effect: a heading, a list item, or neither."""
 
     name: str = ""
     level: int = 0
@@ -33,7 +33,7 @@ class _Style:
 
 
 def read_word(content: bytes) -> Document:
-    """Paragraphs, lists and tables in their order; what was deleted with changes tracked is left out.
+    """Return paragraphs, lists and tables in order, without tracked deletions.
 
     Notes stand behind the text of their section.
     """
@@ -59,7 +59,7 @@ def read_word(content: bytes) -> Document:
 
 
 def _notes_of(part: Any) -> dict[tuple[str, str], str]:
-    """The texts of footnotes and endnotes, by the name of the reference to them and its number."""
+    """Return the texts of footnotes and endnotes by kind of reference and number."""
     from docx.oxml import parse_xml
 
     found: dict[tuple[str, str], str] = {}
@@ -74,7 +74,7 @@ def _notes_of(part: Any) -> dict[tuple[str, str], str]:
 
 
 def _aside(document: Any) -> Iterator[tuple[str, str, str]]:
-    """What is no text of the document: comments, and boxes beside the text (an old form of each repeats it)."""
+    """Yield parts outside the document's text: comments, and boxes beside it (an old form repeats each)."""
     for comment in document.comments:
         yield "", "a comment", comment.text
     for box in document.element.body.xpath(".//w:txbxContent[not(ancestor::*[local-name()='Fallback'])]"):
@@ -88,7 +88,7 @@ def _style(paragraph: Any, styles: dict[str, _Style]) -> _Style:
 
 
 def _word_style(style: Any) -> _Style:
-    """Of the style itself, or of the one it is based on."""
+    """Return the style itself, or the one it is based on."""
     for _ in range(10):  # a damaged file may base them on one another
         name = style.name or ""
         if name == "Title" or (heading := re.fullmatch(r"Heading ([1-9])", name)):
@@ -104,7 +104,7 @@ def _word_style(style: Any) -> _Style:
 
 
 def _numbering(properties: Any) -> int | None:
-    """How deep in a list these properties put a paragraph; 0 for out of it, None when they do not say."""
+    """Return the list depth of these properties; 0 outside any list, None if they do not say."""
     numbering = None if properties is None else properties.numPr
     if numbering is None:
         return None
@@ -124,7 +124,7 @@ def _name(element: Any) -> str:
 
 
 def _gallery(control: Any) -> list[str]:
-    """What kind of ready-made part a content control is."""
+    """Return a content control's gallery, its kind of ready-made part."""
     gallery = control.find("{*}sdtPr/{*}docPartObj/{*}docPartGallery")
     return [] if gallery is None else gallery.values()
 
@@ -132,7 +132,7 @@ def _gallery(control: Any) -> list[str]:
 def _word(
     outline: Outline, parent: Any, styles: dict[str, _Style], title: Any, notes: dict[tuple[str, str], str]
 ) -> None:
-    """Tell what stands in `parent`, but for the paragraph that is the title and a table of contents."""
+    """Read the content of `parent`, without the title paragraph and a table of contents."""
     depth = 0
     for child in parent.iterchildren("{*}*"):
         wanted, text, tag = 0, "", _WORD_TAGS.get(_name(child))

@@ -65,7 +65,7 @@ def load(base: str | None = None) -> tuple[Any, Any]:
 
 
 def import_mlx() -> Any:
-    """Import mlx: with a fast BLAS where qlora_core is installed, set up for a processor where there is no GPU."""
+    """Import mlx: with a fast BLAS if qlora_core is installed, set up for a processor if there is no GPU."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             _flush_denormals()
@@ -82,7 +82,7 @@ def import_mlx() -> Any:
 
 
 def _flush_denormals() -> None:
-    """Take numbers too small to matter for zero, before mlx starts its threads: they cost some processors much time."""
+    """Flush denormal numbers to zero before mlx starts its threads: they cost some processors much time."""
     place, bits = {"x86_64": (28, 0x8040), "aarch64": (0, 1 << 24)}.get(platform.machine(), (0, 0))
     libm, environment = ctypes.CDLL("libm.so.6"), ctypes.create_string_buffer(64)
     if bits and libm.fegetenv(environment) == 0:
@@ -108,9 +108,9 @@ def answer(
     """Answer a question.
 
     Args:
-        model: from `load`.
-        tokenizer: from `load`.
-        question: what a user says; control tokens spelled out in it are broken up.
+        model: the model from `load`.
+        tokenizer: the tokeniser from `load`.
+        question: the user's words; control tokens spelled out in them are broken up.
         system: a system message before it.
         max_tokens: longest answer, in tokens.
         temperature: 0 takes the likeliest token every time.
@@ -132,7 +132,7 @@ def answer(
 
 
 def encode(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[int]:
-    """Token ids of a conversation, ready for the model's turn."""
+    """Return the token ids of a conversation, ready for the model's turn."""
     safe = []
     for message in messages:
         content = message["content"]
@@ -150,19 +150,19 @@ def encode(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[int]:
 
 
 def render(tokenizer: Any, messages: Sequence[dict[str, str]], *, ask: bool) -> str:
-    """Messages as the text that the model was trained with; `ask`: ready for the model's turn."""
+    """Render messages as the text that the model was trained with; `ask`: ready for the model's turn."""
     template = (HERE / "chat_template.jinja").read_text(encoding="utf-8")
     return tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, add_generation_prompt=ask)
 
 
 def control_tokens(tokenizer: Any) -> list[str]:
-    """Texts of the control tokens, the longest first."""
+    """Return the texts of the control tokens, the longest first."""
     known = tokenizer.added_tokens_decoder.values()
     return sorted((token.content for token in known if token.special), key=len, reverse=True)
 
 
 def ending(tokenizer: Any) -> str:
-    """The control token that stands right behind an answer, which the model's files need not list as an end."""
+    """Return the control token right behind an answer, which the model's files may not list as an end."""
     mark = "answer-" * 3
     with contextlib.suppress(Exception):
         answered = [{"role": "user", "content": "question"}, {"role": "assistant", "content": mark}]
@@ -175,7 +175,7 @@ def ending(tokenizer: Any) -> str:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Whose complaints are an error like any other."""
+    """A parser that raises an ordinary error for a wrong command line."""
 
     def error(self, message: str) -> Any:
         raise ValueError(f"{message} (see --help)")
@@ -198,7 +198,7 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
 
 
 def _ask(words: Sequence[str], result: dict[str, str]) -> None:
-    """Fill in `result`, step by step, so that a failure still tells the question."""
+    """Fill in `result` step by step, so that a failure still tells the question."""
     arguments = _arguments(words)
     given = arguments.question
     question = os.fsencode(given) if given is not None else sys.stdin.buffer.read().rstrip(b"\r\n")
@@ -226,7 +226,7 @@ def _line(result: dict[str, str]) -> bytes:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Answer one question on standard output; returns the exit status."""
+    """Answer one question on standard output and return the exit status."""
     sys.stdout.flush()
     answers = os.dup(1)
     os.dup2(2, 1)  # whatever a library prints, in Python or in C, goes to standard error
