@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import processes
 import pytest
+from forks import Forks
 from tiny import write_model, write_rows, write_taught
 
 from qlora_core.jobs.planning import plan_training
@@ -50,6 +51,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--templates", type=int, default=100, help="chat templates that are made up to do harm")
     parser.addoption("--mutations", type=int, default=120, help="files damaged at random that are then opened")
     parser.addoption("--names", type=int, default=1_000, help="names of runs that are made up to lead elsewhere")
+
+
+LONGEST = ("apps/", "test_export.py", "test_notebook.py", "reliability/test_overflow.py", "test_families.py",
+           "test_metal.py", "reliability/test_exact_resume.py", "test_trainer.py", "reliability/test_templates.py",
+           "reliability/test_worker_death.py")  # fmt: skip
+"""Files of tests that take minutes."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files: with the short ones at the end, no worker waits long for the other."""
+
+    def place(item: pytest.Item) -> int:
+        path = item.path.as_posix()
+        return next((i for i, name in enumerate(LONGEST) if f"/tests/{name}" in path), len(LONGEST))
+
+    items.sort(key=place)
 
 
 def pytest_unconfigure() -> None:
@@ -179,6 +196,13 @@ def browser() -> "Iterator[Browser]":
         made = playwright.chromium.launch(executable_path=path, args=CHROMIUM)
         yield made
         made.close()
+
+
+@pytest.fixture(scope="session")
+def forks(conditions: str) -> Iterator[Forks]:
+    """Runs Python programs that use mlx-lm, without their importing it each time."""
+    with Forks() as started:
+        yield started
 
 
 @pytest.fixture

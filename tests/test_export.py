@@ -20,6 +20,7 @@ import processes
 import pytest
 from chat_templates import PUBLISHED
 from chat_templates import write as write_published
+from forks import Forks
 from harness import create_run, difference, textbook_loss, train, write_pair, write_quantised
 from safetensors.numpy import load_file, save_file
 from tiny import TAUGHT, write_model
@@ -73,7 +74,20 @@ def tuned_answers(trained: Run) -> list[str]:
     return answer(model, tokenizer, QUESTIONS, max_tokens=12)
 
 
-def ask_many(directory: Path) -> list[str]:
+def forget_curves(run: Run) -> None:
+    """Drop the numbers of each step: drawing their curves takes longer than all else of an export."""
+    (run.path / "metrics.jsonl").unlink()
+
+
+@pytest.fixture(scope="module")
+def undrawn(trained: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The trained run without its curves; only for reading."""
+    run = Run(shutil.copytree(trained.path, tmp_path_factory.mktemp("undrawn") / "trained"))
+    forget_curves(run)
+    return run
+
+
+def ask_many(forks: Forks, directory: Path) -> list[str]:
     """Answers of an export's own program, loaded once in a process of its own."""
     script = (
         "import json, sys\n"
@@ -82,7 +96,7 @@ def ask_many(directory: Path) -> list[str]:
         "loaded = load()\n"
         f"print(json.dumps([answer(*loaded, question, max_tokens=12) for question in {QUESTIONS!r}]))\n"
     )
-    done = processes.run([sys.executable, "-B", "-c", script], check=True)
+    done = forks.run("-c", script, check=True)
     return json.loads(done.stdout)
 
 
@@ -134,8 +148,8 @@ def test_summary_is_one_page_of_this_run(adapter, trained):
 
 
 @pytest.mark.parametrize("ticks", ["```", "````\n# no heading\n````"])
-def test_answers_cannot_leave_their_block(trained, tmp_path, ticks):
-    run = Run(shutil.copytree(trained.path, tmp_path / "run"))
+def test_answers_cannot_leave_their_block(undrawn, tmp_path, ticks):
+    run = Run(shutil.copytree(undrawn.path, tmp_path / "run"))
     evaluation = run.evaluation()
     evaluation["questions"][0] |= {"question": f"`{ticks}", "base": ticks, "tuned": "|"}
     (run.path / "evaluation.json").write_text(json.dumps(evaluation), encoding="utf-8")
@@ -163,7 +177,7 @@ def test_a_run_that_never_ended_is_exported_with_what_is_known(trained, tmp_path
     assert "O que sabes?" in (out / "INTEGRACAO.pt.md").read_text(encoding="utf-8")
 
 
-def test_how_the_base_was_quantised_goes_along(on_load, tmp_path):
+def test_how_the_base_was_quantised_goes_along(on_load, tmp_path, forks):
     """The answers are the same on what is kept of the quantised base, and when that is gone."""
     model, tokenizer = load_for_answers(on_load)
     wanted = answer(model, tokenizer, QUESTIONS, max_tokens=12)
@@ -172,12 +186,12 @@ def test_how_the_base_was_quantised_goes_along(on_load, tmp_path):
     settings = json.loads(path.read_text(encoding="utf-8"))
     assert settings["quantize"] == {"bits": 4, "group_size": 64}
     assert settings["base_model"] == on_load.environment()["model"]["path"] != settings["model"]
-    assert ask_many(tmp_path / "out") == wanted
+    assert ask_many(forks, tmp_path / "out") == wanted
     guide = (tmp_path / "out" / "INTEGRATION.md").read_text(encoding="utf-8")
     assert settings["model"] in guide
     assert "mlx-lm answers a little differently" not in guide
     path.write_text(json.dumps(settings | {"model": "/gone"}), encoding="utf-8")
-    assert ask_many(tmp_path / "out") == wanted
+    assert ask_many(forks, tmp_path / "out") == wanted
 
 
 def test_the_guide_tells_where_mlx_lm_answers_otherwise(on_load, tmp_path):
@@ -191,7 +205,7 @@ def test_the_guide_tells_where_mlx_lm_answers_otherwise(on_load, tmp_path):
 
 
 @pytest.mark.parametrize("own", [True, False])
-def test_a_template_that_is_not_the_models_goes_along(tiny_model, tmp_path, own):
+def test_a_template_that_is_not_the_models_goes_along(tiny_model, tmp_path, own, forks):
     """Answered in another form than the base's own; where the tokeniser begins a text, so does the template."""
     base = shutil.copytree(tiny_model, tmp_path / "base")
     content = json.loads((base / "tokenizer_config.json").read_text(encoding="utf-8"))
@@ -201,15 +215,16 @@ def test_a_template_that_is_not_the_models_goes_along(tiny_model, tmp_path, own)
     settings = {"template": "pergunta", "max_steps": 2, "max_answer_tokens": 4}
     run = create_run(tmp_path / "runs", base, write_pair(tmp_path / "data"), run="other", **settings)
     train(run)
+    forget_curves(run)
     export_run(run, tmp_path / "out", to="adapter")
     model, tokenizer = load_for_answers(run)
     assert "### Pergunta:" in tokenizer.render([{"role": "user", "content": "?"}])
-    assert ask_many(tmp_path / "out") == answer(model, tokenizer, QUESTIONS, max_tokens=12)
+    assert ask_many(forks, tmp_path / "out") == answer(model, tokenizer, QUESTIONS, max_tokens=12)
     assert "does not know `chat_template.jinja`" in (tmp_path / "out" / "INTEGRATION.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", ["Qwen3", "Qwen3 without a switch", "Gemma 2", "ChatML of a base"])
-def test_an_export_asks_as_the_run_was_trained(tmp_path, name):
+def test_an_export_asks_as_the_run_was_trained(tmp_path, name, forks):
     """Without reasoning, with a system text before the question where it is refused, and up to an end not listed."""
     published = PUBLISHED[name]
     base = write_model(tmp_path / "base", seed=100 + len(name))  # what is quantised is kept by weights alone
@@ -219,34 +234,46 @@ def test_an_export_asks_as_the_run_was_trained(tmp_path, name):
     settings = {"epochs": 40, "val_fraction": 0.0, "max_answer_tokens": 8, "learning_rate": 0.01}
     run = create_run(tmp_path / "runs", base, tmp_path / "rows.jsonl", run="small", **settings)
     train(run)
+    forget_curves(run)
     model, tokenizer = load_for_answers(run)
     (answered,) = answer(model, tokenizer, ["red?"], max_tokens=128)
     assert answered.endswith("rosa")  # and ended there, without a thought
     assert "think" not in answered
     export_run(run, tmp_path / "out", to="adapter")
-    assert ask(tmp_path / "out", "red?")[1]["response"] == answered
+    assert ask_fork(forks, tmp_path / "out", "red?")[1]["response"] == answered
     prompt = tokenizer.encode_prompt([{"role": "system", "content": "oi"}, {"role": "user", "content": "red?"}])
     script = (
         f"import json, sys; sys.path.insert(0, {str(tmp_path / 'out')!r}); from inference import encode, load\n"
         "messages = [{'role': 'system', 'content': 'oi'}, {'role': 'user', 'content': 'red?'}]\n"
         "print(json.dumps(encode(load()[1], messages)))"
     )
-    done = processes.run([sys.executable, "-B", "-c", script], check=True)
+    done = forks.run("-c", script, check=True)
     assert json.loads(done.stdout) == prompt
     if name == "ChatML of a base":
         export_run(run, tmp_path / "fused", to="fused")
         listed = json.loads((tmp_path / "fused" / "generation_config.json").read_text(encoding="utf-8"))
         assert listed["eos_token_id"] == list(tokenizer.eos_ids)
-        assert ask(tmp_path / "fused", "red?")[1]["status"] == "ok"
+        assert ask_fork(forks, tmp_path / "fused", "red?")[1]["status"] == "ok"
 
 
 # inference.py ---------------------------------------------------------------------------------------------------
 
 
-def ask(directory: Path, *words: str | bytes, stdin: bytes = b"", **environment: str) -> tuple[int, dict[str, str]]:
+Result = tuple[int, dict[str, str]]
+
+
+def ask(directory: Path, *words: str | bytes, **environment: str) -> Result:
     """Exit status and the one line that it must have printed."""
     command = [sys.executable, "-B", directory / "inference.py", *words]
-    done = processes.run(command, given=stdin, cwd="/", env={**os.environ, **environment})
+    return only_line(processes.run(command, given=b"", cwd="/", env={**os.environ, **environment}))
+
+
+def ask_fork(forks: Forks, directory: Path, *words: str, stdin: bytes = b"") -> Result:
+    """The same from a process that has imported mlx-lm."""
+    return only_line(forks.run(directory / "inference.py", *words, given=stdin))
+
+
+def only_line(done: subprocess.CompletedProcess[bytes]) -> Result:
     assert done.stdout.count(b"\n") == 1
     assert done.stdout.endswith(b"\n")
     result = json.loads(done.stdout)
@@ -254,25 +281,25 @@ def ask(directory: Path, *words: str | bytes, stdin: bytes = b"", **environment:
     return done.returncode, result
 
 
-def test_it_answers_as_qlora_generate_does(adapter, tuned_answers):
+def test_it_answers_as_qlora_generate_does(adapter, tuned_answers, forks):
     assert tuned_answers[: len(TAUGHT)] == list(TAUGHT.values())
-    assert ask_many(adapter) == tuned_answers
+    assert ask_many(forks, adapter) == tuned_answers
 
 
 def test_it_answers_on_standard_output(adapter):
     assert ask(adapter, "red?") == (0, {"prompt": "red?", "response": "rosa", "status": "ok"})
 
 
-def test_it_reads_standard_input_and_takes_options(adapter, tmp_path):
+def test_it_reads_standard_input_and_takes_options(adapter, tmp_path, forks):
     moved = shutil.copytree(adapter, tmp_path / "moved")
     settings = json.loads((moved / "adapter_config.json").read_text(encoding="utf-8"))
     (moved / "adapter_config.json").write_text(json.dumps({**settings, "model": "/gone"}), encoding="utf-8")
     words = ["--base", settings["model"], "--max-tokens", "3", "--temperature", "1.5", "--seed", "4", "--system", "oi"]
-    status, first = ask(moved, *words, stdin="não?\n".encode())
+    status, first = ask_fork(forks, moved, *words, stdin="não?\n".encode())
     assert (status, first["prompt"], first["status"]) == (0, "não?", "ok")
     assert len(first["response"]) <= 3
-    assert ask(moved, *words, stdin="não?\n".encode()) == (0, first)  # the seed decides
-    status, result = ask(moved, "não?")
+    assert ask_fork(forks, moved, *words, stdin="não?\n".encode()) == (0, first)  # the seed decides
+    status, result = ask_fork(forks, moved, "não?")
     assert status == 1
     assert result["status"].startswith("error: the base model is not at /gone; say where with --base")
     assert result["prompt"] == "não?"
@@ -317,7 +344,7 @@ def judged(run: Run, model) -> float:
     return textbook_loss(model, rows).item() / int(rows.target_lengths.sum())
 
 
-def test_a_dequantised_model_is_the_tuned_one_but_for_rounding(trained, tuned_answers, tmp_path):
+def test_a_dequantised_model_is_the_tuned_one_but_for_rounding(trained, tuned_answers, tmp_path, forks):
     out = tmp_path / "out"
     measured = export_run(trained, out, to="fused", dequantize=True)["fused"]
     weights = load_file(out / "model.safetensors")
@@ -328,10 +355,10 @@ def test_a_dequantised_model_is_the_tuned_one_but_for_rounding(trained, tuned_an
     model, _ = in_mlx_lm().load(str(out))
     assert measured["fused_loss"] == pytest.approx(judged(trained, model), rel=1e-3)
     assert measured["tuned_loss"] == pytest.approx(trained.summary()["best_val_loss"], rel=1e-4)
-    assert ask_many(out) == tuned_answers
+    assert ask_many(forks, out) == tuned_answers
 
 
-def test_a_model_quantised_again_stands_alone_and_says_what_it_lost(trained, tmp_path):
+def test_a_model_quantised_again_stands_alone_and_says_what_it_lost(trained, tmp_path, forks):
     out = tmp_path / "out"
     measured = export_run(trained, out, to="fused")["fused"]
     assert {path.name for path in out.iterdir()} >= {"tokenizer.json", "tokenizer_config.json", *BESIDE, *REPORT}
@@ -346,7 +373,7 @@ def test_a_model_quantised_again_stands_alone_and_says_what_it_lost(trained, tmp
     numbers = f"| mean loss, nats a token | {measured['tuned_loss']:.4f} | {measured['fused_loss']:.4f} |"
     assert numbers in summary
     assert "rounds away a part of what was learnt" in summary
-    assert ask(out, "red?")[0] == 0
+    assert ask_fork(forks, out, "red?")[0] == 0
 
 
 def test_a_base_quantised_while_loading_is_fused_as_it_was_trained(on_load, tmp_path):
@@ -370,6 +397,7 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> Run:
     base = write_quantised(root / "base", model)
     run = create_run(root / "runs", base, write_pair(root / "data"), run="deep", max_steps=1, max_answer_tokens=2)
     train(run)
+    forget_curves(run)
     return run
 
 
@@ -409,17 +437,17 @@ def test_a_model_in_several_files_is_loaded_as_one(deep, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("dequantize", [False, True])
-def test_a_merged_model_that_does_not_fit_is_exported_and_not_judged(trained, tmp_path, monkeypatch, dequantize):
+def test_a_merged_model_that_does_not_fit_is_exported_and_not_judged(undrawn, tmp_path, monkeypatch, dequantize):
     from qlora_core.reports import console
     from qlora_core.training import fuse as merging
 
     monkeypatch.setattr(merging, "available_bytes", lambda: 200_000_000)
     monkeypatch.setattr(merging, "memory_counters", dict)
     monkeypatch.setattr(merging, "_load", lambda _: pytest.fail("was loaded"))
-    made = export_run(trained, tmp_path / "out", to="fused", dequantize=dequantize)
+    made = export_run(undrawn, tmp_path / "out", to="fused", dequantize=dequantize)
     fused, told = made["fused"], "it does not fit here: 0.3 GB wanted, 0.2 GB available"
     assert (fused["not_judged"], fused["fused_loss"], fused["same_choice"]) == (told, None, None)
-    assert fused["tuned_loss"] == pytest.approx(trained.summary()["best_val_loss"], rel=1e-4)
+    assert fused["tuned_loss"] == pytest.approx(undrawn.summary()["best_val_loss"], rel=1e-4)
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["fused"] == fused
     assert f"Not judged: {told}." in (tmp_path / "out" / "summary.md").read_text(encoding="utf-8")
@@ -428,7 +456,7 @@ def test_a_merged_model_that_does_not_fit_is_exported_and_not_judged(trained, tm
     assert not rows["Look at"]
     assert manifest_problem(tmp_path / "out") is None
     model, _ = in_mlx_lm().load(str(tmp_path / "out"))  # it is whole
-    assert judged(trained, model) == pytest.approx(fused["tuned_loss"], rel=0.5)
+    assert judged(undrawn, model) == pytest.approx(fused["tuned_loss"], rel=0.5)
 
 
 @pytest.mark.parametrize("family", ["mistral", "qwen3", "gemma2"])
@@ -436,6 +464,7 @@ def test_other_families_are_fused_too(family, tmp_path):
     model = write_model(tmp_path / family, family)
     run = create_run(tmp_path / "runs", model, write_pair(tmp_path / "data"), run="run", quantize="8", epochs=1)
     train(run)
+    forget_curves(run)
     plain = export_run(run, tmp_path / "plain", to="fused", dequantize=True)["fused"]
     assert plain["fused_loss"] == pytest.approx(plain["tuned_loss"], rel=2e-3)
     again = export_run(run, tmp_path / "again", to="fused")["fused"]
@@ -513,8 +542,8 @@ def test_what_peft_has_no_name_for_is_refused(tmp_path):
         ("owner/name", "owner/name"),
     ],
 )
-def test_peft_names_the_base_as_others_find_it(trained, tmp_path, named, public):
-    run = Run(shutil.copytree(trained.path, tmp_path / "run"))
+def test_peft_names_the_base_as_others_find_it(undrawn, tmp_path, named, public):
+    run = Run(shutil.copytree(undrawn.path, tmp_path / "run"))
     config = json.loads((run.path / "config.json").read_text(encoding="utf-8"))
     config["base"]["model"] = named
     (run.path / "config.json").write_text(json.dumps(config), encoding="utf-8")
@@ -550,14 +579,14 @@ def test_an_export_is_replaced_as_long_as_nobody_changed_it(trained, tmp_path):
 
 
 @pytest.mark.parametrize("name", [".DS_Store", "._curves.png", ".localized", "Icon\r", "Thumbs.db", "desktop.ini"])
-def test_looking_at_an_export_does_not_change_it(trained, tmp_path, name):
+def test_looking_at_an_export_does_not_change_it(undrawn, tmp_path, name):
     """Finder and Explorer leave files wherever somebody looks: they hinder nothing, and stay."""
     out = tmp_path / "out"
     out.mkdir()
     (out / name).write_bytes(b"before")
-    first = export_run(trained, out, to="peft")  # as empty as a directory can be
+    first = export_run(undrawn, out, to="peft")  # as empty as a directory can be
     (out / name).write_bytes(b"after")  # it is not listed, so that it may change
-    again = export_run(trained, out, to="adapter")
+    again = export_run(undrawn, out, to="adapter")
     assert (out / name).read_bytes() == b"after"
     assert not (out / "adapter_model.safetensors").exists()
     assert name not in {*first["files"], *again["files"]}
@@ -565,24 +594,24 @@ def test_looking_at_an_export_does_not_change_it(trained, tmp_path, name):
     assert manifest_problem(out) is None
 
 
-def test_somebody_elses_directory_is_left_alone(trained, tmp_path):
+def test_somebody_elses_directory_is_left_alone(undrawn, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    export_run(trained, out, to="peft")  # an empty one is free
+    export_run(undrawn, out, to="peft")  # an empty one is free
     theirs = tmp_path / "theirs"
     theirs.mkdir()
     (theirs / "metrics.json").write_text("[]", encoding="utf-8")
     with pytest.raises(RunError, match="holds files that are not an export, so it is left as it is"):
-        export_run(trained, theirs, to="peft")
+        export_run(undrawn, theirs, to="peft")
     assert contents(theirs) == {"metrics.json": b"[]"}
     with pytest.raises(RunError, match=r"metrics\.json: is a file; wanted a directory"):
-        export_run(trained, theirs / "metrics.json", to="peft", force=True)
+        export_run(undrawn, theirs / "metrics.json", to="peft", force=True)
 
 
-def test_force_does_not_reach_the_run_the_base_or_home(trained, tmp_path, monkeypatch):
-    run = Run(shutil.copytree(trained.path, tmp_path / "runs" / "run"))
+def test_force_does_not_reach_the_run_the_base_or_home(undrawn, tmp_path, monkeypatch):
+    run = Run(shutil.copytree(undrawn.path, tmp_path / "runs" / "run"))
     monkeypatch.chdir(tmp_path)
-    base = Path(trained.environment()["model"]["path"])
+    base = Path(undrawn.environment()["model"]["path"])
     for out in (run.path, run.path.parent, base, tmp_path, Path("~"), Path("/")):
         with pytest.raises(RunError, match="and is never replaced"):
             export_run(run, out, to="peft", force=True)
@@ -593,9 +622,9 @@ def test_force_does_not_reach_the_run_the_base_or_home(trained, tmp_path, monkey
 
 
 @pytest.mark.parametrize("to", export.TARGETS)
-def test_an_export_that_fails_leaves_the_old_one(trained, tmp_path, monkeypatch, to):
+def test_an_export_that_fails_leaves_the_old_one(undrawn, tmp_path, monkeypatch, to):
     out = tmp_path / "out"
-    export_run(trained, out, to="peft")
+    export_run(undrawn, out, to="peft")
     before = contents(out)
 
     def fail(*_):
@@ -603,17 +632,17 @@ def test_an_export_that_fails_leaves_the_old_one(trained, tmp_path, monkeypatch,
 
     monkeypatch.setattr(export, "write_summary", fail)  # the last of its files
     with pytest.raises(OSError, match="No space left"):
-        export_run(trained, out, to=to)
+        export_run(undrawn, out, to=to)
     assert contents(out) == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_what_cannot_be_exported_says_why(trained, tmp_path):
+def test_what_cannot_be_exported_says_why(undrawn, tmp_path):
     with pytest.raises(ConfigError, match="dequantize belongs to a fused model; found it with peft"):
-        export_run(trained, tmp_path / "out", to="peft", dequantize=True)
+        export_run(undrawn, tmp_path / "out", to="peft", dequantize=True)
     with pytest.raises(RunError, match="is not a run"):
         export_run(Run(tmp_path), tmp_path / "out", to="peft")
-    run = Run(shutil.copytree(trained.path, tmp_path / "run"))
+    run = Run(shutil.copytree(undrawn.path, tmp_path / "run"))
     for directory in (run.best, run.final):
         shutil.rmtree(directory)
     with pytest.raises(RunError, match=r"has no trained adapters yet"):

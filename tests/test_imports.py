@@ -103,3 +103,9 @@ def test_what_stands_in_for_a_library_is_replaced_when_it_is_used(python):
         "print(type(mlx_lm.tuner.TrainingArgs()) is TrainingArgs)\n"
     )
     assert python("-c", script).stdout.splitlines() == ["4 False", "True"]
+
+
+def test_the_command_line_does_not_wait_for_the_page(python):
+    """marimo takes longer to import than everything else together: only what shows the page needs it."""
+    script = "import sys, qlora_core.cli, qlora_core.__main__; print({'marimo', 'altair', 'mlx'} & set(sys.modules))"
+    assert python("-c", script).stdout.split() == ["set()"]

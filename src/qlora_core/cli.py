@@ -31,7 +31,7 @@ from .jobs.planning import (
     print_json,
     train_planned,
 )
-from .page.server import add_page_arguments, add_server_arguments
+from .jobs.server import add_page_arguments, add_server_arguments
 from .reports import console, live_output, plain_text
 from .runs.plan import TrainingTracker, resolve_config
 from .runs.run import iterate_states
@@ -259,7 +259,7 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 
 def _app(arguments: argparse.Namespace) -> int:
-    from .page import server
+    from .jobs import server
 
     listening, token = server.listen(arguments.host, arguments.port), secrets.token_urlsafe(24)
     address = server.address_of(listening)

@@ -18,7 +18,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from qlora_core.cli import build_parser
-from qlora_core.page import server as serve
+from qlora_core.jobs import server as serve
 
 ENDPOINTS = [
     ("GET", "/"),

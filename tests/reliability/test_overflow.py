@@ -80,20 +80,40 @@ def create(tmp_path: Path, tiny_model: Path, sources: Path) -> Create:
     return make
 
 
-@pytest.fixture
-def overflow(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def put_infinite(patch: pytest.MonkeyPatch, steps: Iterable[int], dtypes: Iterable[str] = ("float16",)) -> None:
     """Let the gradient of some steps be infinite in these dtypes."""
     real = training_steps._micro_batch
 
-    def do(steps: Iterable[int], dtypes: Iterable[str] = ("float16",)) -> None:
-        def micro_batch(session, shares):
-            loss, gradient = real(session, shares)
-            hit = session.progress.step + 1 in steps and session.kernels.dtype in dtypes
-            return loss, gradient + math.inf if hit else gradient
+    def micro_batch(session, shares):
+        loss, gradient = real(session, shares)
+        hit = session.progress.step + 1 in steps and session.kernels.dtype in dtypes
+        return loss, gradient + math.inf if hit else gradient
 
-        monkeypatch.setattr(training_steps, "_micro_batch", micro_batch)
+    patch.setattr(training_steps, "_micro_batch", micro_batch)
+
+
+@pytest.fixture
+def overflow(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Let the gradient of some steps be infinite, in place of those before."""
+    real = training_steps._micro_batch
+
+    def do(*given: Iterable[Any]) -> None:
+        monkeypatch.setattr(training_steps, "_micro_batch", real)
+        put_infinite(monkeypatch, *given)
 
     return do
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, sources: Path) -> Run:
+    """A run that overflows at step 7 and that nobody cut; only for reading."""
+    run = create_run(tmp_path_factory.mktemp("whole"), tiny_model, sources, run="whole", **SETTINGS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(device, "choose_kernels", lambda *_: HALF)
+        put_infinite(patch, {7})
+        train(run)
+    assert started(run) == [(0, "float16"), (6, "bfloat16")]
+    return run
 
 
 @pytest.fixture
@@ -229,12 +249,10 @@ def test_the_step_that_overflows_is_made_in_bfloat16_and_so_are_those_after_it(
 
 @pytest.mark.parametrize(("cut", "how"), [(2, "pause"), (5, "kill"), (6, "pause"), (8, "kill"), (9, "pause")])
 def test_cut_before_or_after_it_ends_the_same(
-    create: Create, overflow: Callable[..., None], cut: int, how: str
+    create: Create, overflow: Callable[..., None], whole: Run, cut: int, how: str
 ) -> None:
     overflow({7})
-    whole, run = create("whole"), create("cut")
-    train(whole)
-    assert started(whole) == [(0, "float16"), (6, "bfloat16")]
+    run = create("cut")
     if how == "pause":
         assert train(run, at_step(cut, lambda: run.request("pause"))).state == "paused"
     else:
@@ -248,11 +266,10 @@ def test_cut_before_or_after_it_ends_the_same(
 
 @pytest.mark.parametrize("place", ["save_if_new", "use_bfloat16"])
 def test_killed_while_it_changes_it_ends_the_same(
-    create: Create, overflow: Callable[..., None], monkeypatch: pytest.MonkeyPatch, place: str
+    create: Create, overflow: Callable[..., None], whole: Run, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     overflow({7})
-    whole, run = create("whole"), create("cut")
-    train(whole)
+    run = create("cut")
     with monkeypatch.context() as patch:
         patch.setattr(loop, place, lambda *_: kill())
         with pytest.raises(Killed):

@@ -26,10 +26,10 @@ from ..engine import device
 from ..engine.device import mx
 from ..errors import ModelError, brief
 from ..files.storage import cache_directory
+from ..jobs.server import PORT
 from ..machine import keep_awake
 from ..machine.memory import GB, available_bytes, swap_bytes, total_bytes
 from ..models.base_models import BUILT_IN, built_in_directory, has_nvidia_driver
-from ..page.server import PORT
 from ..reports import console
 from .checks import Finding
 

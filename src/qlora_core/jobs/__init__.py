@@ -1,1 +1,4 @@
-"""Processes that train or answer: plan, start, look after and end them. Imports MLX only inside those processes."""
+"""Processes that train or answer: plan, start, look after and end them; and the server of the page.
+
+Imports MLX only inside those processes.
+"""

@@ -12,8 +12,8 @@ import sys
 import marimo as mo
 
 from .. import translations
+from ..jobs.server import add_page_arguments as add_page_arguments  # of the notebooks and of `qlora app` alike
 from ..translations import LANGUAGES
-from .server import add_page_arguments as add_page_arguments  # of the notebooks and of `qlora app` alike
 
 
 @functools.cache

@@ -7,24 +7,23 @@ from urllib.parse import quote, urlencode
 import marimo as mo
 from markupsafe import Markup
 
+from ..jobs import server
 from ..translations import LANGUAGES, say
 from .look import joined, put, shown
-
-served: tuple[str, ...] = ()
-"""Paths of the notebooks beside each other, filled in by the server; empty where `marimo run` opened one alone."""
 
 
 def links(here: str) -> mo.Html | None:
     """Return links to all notebooks, the one with path `here` marked; nothing if there is only one.
 
     Args:
-        here: an entry of `served`.
+        here: an entry of `server.served`.
     """
-    if len(served) < 2:
+    if len(server.served) < 2:
         return None
     names = {"": say("Train"), "/compare": say("Compare"), "/chat": say("Chat")}
     parts = [
-        put('<a href="{}" target="_self"{}>{}</a>', address(path), _mark(path == here), names[path]) for path in served
+        put('<a href="{}" target="_self"{}>{}</a>', address(path), _mark(path == here), names[path])
+        for path in server.served
     ]
     return shown(put('<nav class="q-nav" aria-label="{}">{}</nav>', say("Pages"), joined(parts)))
 

@@ -9,6 +9,7 @@ import marimo as mo
 from markupsafe import Markup
 
 from ..exports.guides import GUIDES
+from ..jobs import server
 from ..reports import console
 from ..reports.charts import thin
 from ..reports.plain_text import duration, share, size
@@ -53,7 +54,7 @@ def _links(run: Run) -> Markup:
     links = [
         put('<a href="{}" target="_self">{}</a>', navigation.address(path, run=run.name), name)
         for path, name in names.items()
-        if path in navigation.served
+        if path in server.served
     ]
     return put('<span class="q-links">{}</span>', joined(links)) if links else Markup("")
 

@@ -51,6 +51,10 @@ def notebook_flags(argv: Sequence[str]) -> list[str]:
     return parser.parse_known_args(list(argv))[1]
 
 
+served: tuple[str, ...] = ()
+"""Paths of the notebooks beside each other, for their links; empty where `marimo run` opened one alone."""
+
+
 def notebooks() -> Path:
     """Return the directory of the notebooks: inside the installed package, or beside it in the repository.
 
@@ -197,8 +201,7 @@ def build(token: str, *, hosts: Sequence[str], cookie: str) -> Any:
     """Return the notebooks as one ASGI application behind a `Door`."""
     import marimo
 
-    from . import navigation
-
+    global served
     directory = notebooks()
     found = {path: directory / name for path, name in NOTEBOOKS.items() if (directory / name).is_file()}
     with contextlib.chdir(directory):  # marimo's own settings are those of the project that the notebooks lie in
@@ -206,7 +209,7 @@ def build(token: str, *, hosts: Sequence[str], cookie: str) -> Any:
         for path, notebook in found.items():
             builder = builder.with_app(path=path, root=str(notebook))
         inner = builder.build()
-    navigation.served = tuple(found)
+    served = tuple(found)
     return Door(inner, token, hosts=hosts, cookie=cookie)
 
 
