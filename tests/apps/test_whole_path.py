@@ -24,7 +24,7 @@ def test_from_the_data_to_an_answer(browser, flags, tmp_path):
         fill(page, "Files and folders to train on, one a line", "")
         expect(page.get_by_text("Nothing chosen yet")).to_be_visible()
         fill(page, "Files and folders to train on, one a line", "data/sample/club")
-        expect(card(page, "Rows to train").locator("dd")).to_have_text("73")
+        expect(card(page, "Rows to train").locator("dd")).to_have_text("74")
         look_at_tokens(page)
         press(page, "Start")
         state(page, "running")
