@@ -27,7 +27,7 @@ READS = {"mx.load", "mx.import_function", "np.load", "numpy.load", "pd.read_pick
          "mlx_lm.load", "load_file", "safe_open", "spec_from_file_location", "exec_module"}  # fmt: skip
 ALLOWED = {
     ("engine/model.py", "mx.load"): "behind tensor_headers",
-    ("export/peft.py", "load_file"): "of the safetensors library, in Rust",
+    ("exports/peft.py", "load_file"): "of the safetensors library, in Rust",
     ("models/builtin_model.py", "GGUFReader"): "of the gguf package, in Python; its hash was compared",
     ("engine/weights.py", "load_model"): "after describe looked at the files; a model's own code stays off",
     ("exports/templates/inference.py", "mlx_lm.load"): "runs without this package, on what it exported",
