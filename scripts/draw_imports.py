@@ -54,7 +54,7 @@ PURPOSES = {
     "cli": ("the commands", "os comandos"),
     "__main__": ("where `qlora` starts", "onde `qlora` começa"),
 }  # fmt: skip
-"""What each package or module is for, in English and in Portuguese."""
+"""Purpose of each package or module, in English and in Portuguese."""
 
 HEADINGS = {
     "en": ("| package | what it is for | imports, besides single modules |", "* imports MLX", "single modules"),

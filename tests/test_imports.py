@@ -14,7 +14,6 @@ ORDER = (*VALUES, "machine", "files", "models", "tokens", "data", "runs", "repor
          "jobs", "api", "page", "bench", "doctor", "cli", "__main__")  # fmt: skip
 """Packages and single modules, as `docs/architecture.md` draws them."""
 WITH_MLX = ("engine", "training", "doctor")
-LATER = {"training.fuse", "doctor"}  # imported inside functions by what stands before or does without MLX
 HEAVY = ("mlx", "mlx_lm", "transformers", "torch")
 FILES = sorted(SOURCE.rglob("*.py"))
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .activity import watching
 from .config import from_flat
 from .runs.plan import TrainingPlan, TrainingTracker, resolve_config
 from .runs.run import Run
@@ -73,20 +72,16 @@ def train(plan: TrainingPlan, listener: Callable[[dict[str, Any]], None] = lambd
     Raises:
         BusyError: this run is being trained, or another on the same device.
     """
-    from .exports.export import keep_result
     from .jobs.launch import beginning
-    from .jobs.worker import train_here
+    from .jobs.worker import train_and_keep
 
     if plan.done:
         return plan.run
     tracker = TrainingTracker(plan.config.place.runs_dir)
     with beginning(tracker, plan) as (writer, device):
-        outcome = train_here(writer, listener, device=device)
-        if outcome.state != "paused":
-            with watching(writer.working):
-                problem = keep_result(plan.run)
-            if problem:  # it is trained all the same
-                warnings.warn(problem, stacklevel=2)
+        _, problem = train_and_keep(writer, listener, device=device)
+        if problem:  # it is trained all the same
+            warnings.warn(problem, stacklevel=2)
     return plan.run
 
 

@@ -19,12 +19,12 @@ from typing import Any, Literal
 from .errors import ConfigError, shown
 
 Role = Literal["result", "length", "pace", "place"]
-"""What a setting decides: the result; how long training lasts; how often to validate and save; where things are.
+"""Parts that a setting decides: the result; how long training lasts; how often to validate and save; where things are.
 
 Two runs that differ in a `result` setting are different runs; settings of other roles may change when a run is resumed.
 """
 Reasoning = Literal["train", "keep", "drop"]
-"""What is done with the reasoning before an answer: trained with it, read but not trained, or left out."""
+"""Ways to treat the reasoning before an answer: trained with it, read but not trained, or left out."""
 
 
 def declare(

@@ -8,9 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from ..activity import watching
 from ..config import RunConfig, add_arguments
-from ..exports.export import keep_result
 from ..machine.memory import MemoryMonitor
 from ..reports import console, live_output, plain_text
 from ..runs.plan import TrainingPlan, TrainingTracker
@@ -19,7 +17,7 @@ from ..runs.run import Run
 from . import launch
 from .exit_status import DONE, ERROR, INTERRUPTED, PAUSED
 from .supervisor import restarts, supervise
-from .worker import exit_status, train_here
+from .worker import exit_status, train_and_keep
 
 
 def training_parser(prog: str = "train.py") -> argparse.ArgumentParser:
@@ -78,15 +76,12 @@ def _train_planned(
             status = supervise(writer, reporter, device)  # the child reports errors and keeps the result
         else:
             try:
-                outcome = train_here(writer, reporter, device=device, monitor=monitor)
+                outcome, problem = train_and_keep(writer, reporter, device=device, monitor=monitor)
             except KeyboardInterrupt:  # while waiting for the device, or before a trainer existed
                 reporter.say(f"\nInterrupted before it began. {console.resume_line(run)}")
                 return INTERRUPTED
             status = exit_status(outcome)
-            if outcome.state != "paused":
-                with watching(writer.working):
-                    problem = keep_result(run)
-                reporter.say(f"  ! {problem}") if problem else None
+            reporter.say(f"  ! {problem}") if problem else None
     if run.state == "paused" and status != ERROR:
         step, total, why = run.status().get("step"), plan.total_steps, run.status().get("message")
         how = (

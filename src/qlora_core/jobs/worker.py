@@ -59,6 +59,22 @@ def train_here(
         return loop.train(writer, monitor, began=began) if taken else loop.Outcome("paused")
 
 
+def train_and_keep(writer: RunWriter, listener: Callable[[dict[str, Any]], None], **how: Any) -> tuple[Outcome, str]:
+    """Train the run as `train_here` does and keep its result; return why it could not be kept, too, or "".
+
+    Raises:
+        QLoraError: as `train_here` does.
+        KeyboardInterrupt: likewise.
+    """
+    from ..exports.export import keep_result
+
+    outcome = train_here(writer, listener, **how)
+    if outcome.state == "paused":
+        return outcome, ""
+    with watching(writer.working):
+        return outcome, keep_result(writer.run)
+
+
 def exit_status(outcome: Outcome) -> int:
     """Return the exit status of a process that trained."""
     if outcome.state == "completed":
@@ -76,7 +92,6 @@ def main() -> int:
     arguments = parser.parse_args()
 
     from ..errors import DeviceError, QLoraError
-    from ..exports.export import keep_result
     from ..files.storage import keep_private
     from ..reports.live_output import TrainingReporter
     from .supervisor import restarts, supervise
@@ -88,12 +103,9 @@ def main() -> int:
             device = None if arguments.device_lock is None else DeviceLock(run.path, arguments.device_lock)
             if restarts(run.config()) and not arguments.supervised:
                 return supervise(writer, reporter, device)
-            outcome = train_here(writer, reporter, device=device)
-            if outcome.state != "paused":
-                with watching(writer.working):
-                    problem = keep_result(run)
-                if problem:
-                    sys.stderr.write(f"warning: {problem}\n")
+            outcome, problem = train_and_keep(writer, reporter, device=device)
+            if problem:
+                sys.stderr.write(f"warning: {problem}\n")
             return exit_status(outcome)
     except QLoraError as error:
         sys.stderr.write(f"error: {error}\n")

@@ -379,7 +379,7 @@ WRITTEN = {
     "apart": "each answer makes a row, since the model's chat template writes an answer, or what asks for it, "
     "otherwise when more follows",
 }
-"""What each note on a row means; for reasoning see `_reasons`."""
+"""Meaning of each note on a row; for reasoning see `_reasons`."""
 
 
 def _written_otherwise(notes: dict[str, tuple[int, str]], conversations: int) -> list[str]:
