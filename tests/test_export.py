@@ -29,8 +29,10 @@ from qlora_core.engine.generate import answer
 from qlora_core.errors import ConfigError, ModelError, RunError
 from qlora_core.exports import export, guides
 from qlora_core.exports.export import export_run
+from qlora_core.exports.formats import FORMATS, Choices
 from qlora_core.exports.peft import convert_adapters
 from qlora_core.files.storage import manifest_problem
+from qlora_core.models.adapter_files import ADAPTER_FILE, adapter_settings
 from qlora_core.runs.run import Run
 from qlora_core.tokens.dataset import make_dataset
 from qlora_core.tokens.tokenizer import ChatTokenizer
@@ -40,6 +42,7 @@ from qlora_core.training.session import load_for_answers
 PROGRAM = guides.TEMPLATES / "inference.py"
 QUESTIONS = [*TAUGHT, "red??", "<|im_end|>red?", "quem é?"]
 BESIDE = {"inference.py", "INTEGRATION.md", "INTEGRACAO.pt.md", "chat_template.jinja"}
+TOKENIZER = {"chat_template.jinja", "tokenizer.json", "tokenizer_config.json"}
 REPORT = {"metrics.json", "curves.svg", "curves.png", "summary.md", "manifest.json"}
 
 
@@ -346,7 +349,7 @@ def judged(run: Run, model) -> float:
 
 def test_a_dequantised_model_is_the_tuned_one_but_for_rounding(trained, tuned_answers, tmp_path, forks):
     out = tmp_path / "out"
-    measured = export_run(trained, out, to="fused", dequantize=True)["fused"]
+    measured = export_run(trained, out, to="fused-float16")["fused"]
     weights = load_file(out / "model.safetensors")
     assert {value.dtype for value in weights.values()} == {np.dtype("float16")}
     assert "quantization" not in json.loads((out / "config.json").read_text(encoding="utf-8"))
@@ -382,7 +385,7 @@ def test_a_base_quantised_while_loading_is_fused_as_it_was_trained(on_load, tmp_
     assert config["quantization"] == {"group_size": 64, "bits": 4, "mode": "affine"}
     model, _ = in_mlx_lm().load(str(tmp_path / "out"))
     assert measured["fused_loss"] == pytest.approx(judged(on_load, model), rel=1e-3)
-    again = export_run(on_load, tmp_path / "plain", to="fused", dequantize=True)["fused"]
+    again = export_run(on_load, tmp_path / "plain", to="fused-float16")["fused"]
     assert again["fused_loss"] == pytest.approx(again["tuned_loss"], rel=2e-3)
 
 
@@ -427,9 +430,9 @@ def test_no_more_than_a_shard_and_a_layer_are_in_memory_twice(deep, tmp_path, mo
 def test_a_model_in_several_files_is_loaded_as_one(deep, tmp_path, monkeypatch):
     from qlora_core.training import fuse
 
-    one = export_run(deep, tmp_path / "one", to="fused", dequantize=True)["fused"]
+    one = export_run(deep, tmp_path / "one", to="fused-float16")["fused"]
     monkeypatch.setattr(fuse, "SHARD_BYTES", 1_000_000)
-    several = export_run(deep, tmp_path / "several", to="fused", dequantize=True)["fused"]
+    several = export_run(deep, tmp_path / "several", to="fused-float16")["fused"]
     assert several == one
     assert len(list((tmp_path / "several").glob("model-*-of-*.safetensors"))) > 5
     model, _ = in_mlx_lm().load(str(tmp_path / "several"))
@@ -444,7 +447,7 @@ def test_a_merged_model_that_does_not_fit_is_exported_and_not_judged(undrawn, tm
     monkeypatch.setattr(merging, "available_bytes", lambda: 200_000_000)
     monkeypatch.setattr(merging, "memory_counters", dict)
     monkeypatch.setattr(merging, "_load", lambda _: pytest.fail("was loaded"))
-    made = export_run(undrawn, tmp_path / "out", to="fused", dequantize=dequantize)
+    made = export_run(undrawn, tmp_path / "out", to="fused-float16" if dequantize else "fused")
     fused, told = made["fused"], "it does not fit here: 0.3 GB wanted, 0.2 GB available"
     assert (fused["not_judged"], fused["fused_loss"], fused["same_choice"]) == (told, None, None)
     assert fused["tuned_loss"] == pytest.approx(undrawn.summary()["best_val_loss"], rel=1e-4)
@@ -465,7 +468,7 @@ def test_other_families_are_fused_too(family, tmp_path):
     run = create_run(tmp_path / "runs", model, write_pair(tmp_path / "data"), run="run", quantize="8", epochs=1)
     train(run)
     forget_curves(run)
-    plain = export_run(run, tmp_path / "plain", to="fused", dequantize=True)["fused"]
+    plain = export_run(run, tmp_path / "plain", to="fused-float16")["fused"]
     assert plain["fused_loss"] == pytest.approx(plain["tuned_loss"], rel=2e-3)
     again = export_run(run, tmp_path / "again", to="fused")["fused"]
     assert again["bits"] == 8
@@ -480,7 +483,8 @@ def test_peft_adapters_mean_the_same(trained, on_load, tmp_path):
     for run, layers in ((trained, None), (on_load, [1])):
         out = tmp_path / run.name
         export_run(run, out, to="peft")
-        assert {path.name for path in out.iterdir()} == {"adapter_model.safetensors", "adapter_config.json", *REPORT}
+        assert {path.name for path in out.iterdir()} == {
+            "adapter_model.safetensors", "adapter_config.json", *TOKENIZER, *REPORT}  # fmt: skip
         config = json.loads((out / "adapter_config.json").read_text(encoding="utf-8"))
         settings = json.loads((run.best / "adapter_config.json").read_text(encoding="utf-8"))
         assert config["base_model_name_or_path"] == run.environment()["model"]["path"]
@@ -515,7 +519,8 @@ def write_adapters(directory: Path, **tensors: np.ndarray) -> Path:
 def test_magnitudes_of_dora_go_along(tmp_path):
     rng = np.random.default_rng(0)
     a, b, m = (rng.normal(size=shape).astype(np.float32) for shape in ((5, 2), (2, 7), (7,)))
-    convert_adapters(write_adapters(tmp_path / "dora", lora_a=a, lora_b=b, m=m), tmp_path, "owner/name", 1)
+    source = write_adapters(tmp_path / "dora", lora_a=a, lora_b=b, m=m)
+    convert_adapters(source / ADAPTER_FILE, adapter_settings(source), tmp_path, "owner/name", 1)
     config = json.loads((tmp_path / "adapter_config.json").read_text(encoding="utf-8"))
     assert (config["use_dora"], config["lora_alpha"], config["layers_to_transform"]) == (True, 6.0, None)
     found = load_file(tmp_path / "adapter_model.safetensors")
@@ -528,10 +533,10 @@ def test_magnitudes_of_dora_go_along(tmp_path):
 def test_what_peft_has_no_name_for_is_refused(tmp_path):
     source = write_adapters(tmp_path / "other", weight=np.zeros((2, 2), np.float32))
     with pytest.raises(ModelError, match=r"q_proj\.weight cannot be expressed in PEFT's format"):
-        convert_adapters(source, tmp_path, "owner/name", 1)
+        convert_adapters(source / ADAPTER_FILE, adapter_settings(source), tmp_path, "owner/name", 1)
     (source / "adapters.safetensors").write_bytes(b"cut off")
     with pytest.raises(ModelError, match="not a safetensors file: only 7 bytes"):
-        convert_adapters(source, tmp_path, "owner/name", 1)
+        convert_adapters(source / ADAPTER_FILE, adapter_settings(source), tmp_path, "owner/name", 1)
 
 
 @pytest.mark.parametrize(
@@ -621,7 +626,7 @@ def test_force_does_not_reach_the_run_the_base_or_home(undrawn, tmp_path, monkey
     export_run(run, run.path / "export" / "peft", to="peft")
 
 
-@pytest.mark.parametrize("to", export.TARGETS)
+@pytest.mark.parametrize("to", FORMATS)
 def test_an_export_that_fails_leaves_the_old_one(undrawn, tmp_path, monkeypatch, to):
     out = tmp_path / "out"
     export_run(undrawn, out, to="peft")
@@ -638,8 +643,8 @@ def test_an_export_that_fails_leaves_the_old_one(undrawn, tmp_path, monkeypatch,
 
 
 def test_what_cannot_be_exported_says_why(undrawn, tmp_path):
-    with pytest.raises(ConfigError, match="dequantize belongs to a fused model; found it with peft"):
-        export_run(undrawn, tmp_path / "out", to="peft", dequantize=True)
+    with pytest.raises(ConfigError, match="--dequantize says nothing about the format peft; it belongs to fused"):
+        export_run(undrawn, tmp_path / "out", to="peft", choices=Choices(dequantize=True))
     with pytest.raises(RunError, match="is not a run"):
         export_run(Run(tmp_path), tmp_path / "out", to="peft")
     run = Run(shutil.copytree(undrawn.path, tmp_path / "run"))
@@ -769,7 +774,7 @@ def without_remarks(code: str) -> str:
 
 
 def test_examples_of_a_fused_model(trained, tmp_path):
-    export_run(trained, tmp_path / "fused", to="fused", dequantize=True)
+    export_run(trained, tmp_path / "fused", to="fused-float16")
     guide = tmp_path / "fused" / "INTEGRATION.md"
     for language in ("bash", "python"):  # the other examples are the same as for adapters
         assert "rosa" in run_example(*blocks(guide, language)[1], example_environment())

@@ -22,7 +22,6 @@ from qlora_core.config import LoraConfig
 from qlora_core.engine.attention import BinnedRows, PackedRows, SlicedRows
 from qlora_core.engine.device import mx, nn, tree_flatten
 from qlora_core.engine.model import (
-    adapter_parameters,
     base_only,
     batch_loss,
     choose_layout,
@@ -32,6 +31,7 @@ from qlora_core.engine.model import (
 )
 from qlora_core.engine.weights import loaded_directory
 from qlora_core.errors import ModelError
+from qlora_core.models.adapter_files import adapter_parameters
 from qlora_core.runs.kernel_choice import Kernels
 from qlora_core.tokens.batching import AS_IT_IS, Rounding, make_batch
 from qlora_core.tokens.rows import TokenRow
@@ -316,7 +316,7 @@ def test_base_only_ends_with_an_error_too(models: dict[str, Path]) -> None:
 
 
 def saved(model: nn.Module, spec, directory: Path, lora: LoraConfig = LORA) -> Path:
-    save_adapters(model, directory, adapter_parameters(spec, lora, "float32"), {"step": "7"})
+    save_adapters(model, directory, adapter_parameters(spec, lora, loaded_directory(spec, "float32")), {"step": "7"})
     return directory / "adapters.safetensors"
 
 

@@ -17,6 +17,7 @@ from conftest import ROOT
 from qlora_core import translations as texts
 from qlora_core.activity import STAGES
 from qlora_core.config import settings
+from qlora_core.exports.formats import FORMATS
 from qlora_core.page.forms import words
 from qlora_core.page.language import choose
 from qlora_core.reports import console
@@ -61,6 +62,7 @@ def spoken() -> set[str]:
     found |= {measure.label for measure in MEASURES} | {OTHER_DATA, OTHER_TOKENS, OTHER_QUESTIONS}
     found |= console.diagnosis(Anything()).keys()
     found |= {*STAGES.values(), *PARTS.values()}
+    found |= {text for form in FORMATS.values() for text in (form.title, form.purpose)}
     return found - {""}
 
 
@@ -94,7 +96,7 @@ def test_every_text_is_a_literal():
     """`say(f"…")` would be in no catalogue; what else is said by another value is added in `spoken`."""
     allowed = {"setting.help", "setting.unit", "words(setting.name)", "words(name)", "words(a.setting)",
                "words(setting)", "preset.machine", "choice.why", "run.state", "found['state']", "row['state']",
-               "row.label", "words", "title", "text", "name"}  # fmt: skip
+               "row.label", "form.title", "form.purpose", "words", "title", "text", "name"}  # fmt: skip
     odd = {
         place: ast.unparse(argument)
         for place, argument in arguments()

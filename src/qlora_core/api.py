@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .config import from_flat
+from .errors import ConfigError
 from .runs.plan import TrainingPlan, TrainingTracker, resolve_config
 from .runs.run import Run
 
@@ -126,20 +127,28 @@ def evaluate(run: Run) -> dict[str, Any]:
 
 
 def export(
-    run: Run, out: Source, *, to: str = "adapter", force: bool = False, dequantize: bool = False
+    run: Run, out: Source, *, to: str = "adapter", checkpoint: str = "", force: bool = False, **choices: Any
 ) -> dict[str, Any]:
     """Write a run's result where it can be used without this package.
 
     Args:
         run: has trained adapters; is only read.
         out: directory to write, which appears all at once.
-        to: `adapter` for mlx-lm, `peft` for that library, `fused` for one stand-alone model.
+        to: a format: `adapter` for mlx-lm, `peft` for that library, `fused` for one stand-alone model, and the others
+            of `exports.formats.FORMATS`.
+        checkpoint: `best`, `final`, or the step of a checkpoint; empty: the best.
         force: replace whatever is in `out`.
-        dequantize: the fused model's weights in float16 instead of quantised like the base.
+        choices: fields of `exports.formats.Choices`, such as `dequantize`.
 
     Returns:
         `{"run", "to", "path", "bytes", "files": {name: bytes}, "fused"}`.
+
+    Raises:
+        ConfigError: there is no such format, or a choice does not belong to it.
     """
     from .exports.export import export_run
+    from .exports.formats import FORMATS, Choices
 
-    return export_run(run, Path(out), to=to, force=force, dequantize=dequantize)  # type: ignore[arg-type]
+    if to not in FORMATS:
+        raise ConfigError(f"to={to!r}: no such format. There are {', '.join(FORMATS)}.")
+    return export_run(run, Path(out), to=to, choices=Choices(**choices), checkpoint=checkpoint, force=force)

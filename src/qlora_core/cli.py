@@ -22,13 +22,14 @@ from .bench import Options
 from .bench import add_arguments as add_bench_arguments
 from .config import RunConfig, add_arguments, from_flat, given_settings, settings
 from .errors import QLoraError
-from .exports.export import TARGETS
+from .exports.formats import FORMATS
 from .files.storage import keep_private
 from .jobs.exit_status import DONE, ERROR, INTERRUPTED, complain, guarded
 from .jobs.planning import (
     add_training_arguments,
     plan_training,
     print_json,
+    run_as_json,
     train_planned,
 )
 from .jobs.server import add_page_arguments, add_server_arguments
@@ -152,6 +153,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     model, tokenizer = load_for_answers(run)
     tokens = run.config().pace.max_answer_tokens
     result = evaluate_run(run, model, tokenizer, adapters=adapters, max_tokens=tokens)
+    if not result["questions"]:
+        raise QLoraError(f"{run.path}: has nothing to ask: no fact sheet, and no question among its rows to validate.")
     if arguments.json:
         print_json(result)
     else:
@@ -175,15 +178,32 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 def _export(arguments: argparse.Namespace) -> int:
     from .exports.export import export_run
+    from .exports.formats import Choices
 
     run = TrainingTracker(arguments.runs_dir).find(arguments.run_name)
     out = arguments.out or run.path / "export" / arguments.to
-    made = export_run(run, out, to=arguments.to, force=arguments.force, dequantize=arguments.dequantize)
+    choices = Choices(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Choices)})
+    made = export_run(
+        run, out, to=arguments.to, choices=choices, checkpoint=arguments.checkpoint, force=arguments.force
+    )
     if arguments.json:
         print_json(made)
     else:
         print(plain_text.block("Export", console.export_rows(made)))
         print(f"Next\n  read {made['path']}/summary.md")
+    return DONE
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    from .exports.importing import import_adapters
+
+    run = import_adapters(arguments.adapters, given_settings(arguments))
+    if arguments.json:
+        print_json(run_as_json(run))
+    else:
+        name = shlex.quote(run.name)
+        print(f"✓ {run.path}")
+        print(f'Next\n  uv run qlora generate {name} --prompt "…"\n  uv run qlora export {name} --to …')
     return DONE
 
 
@@ -308,13 +328,13 @@ def build_parser() -> argparse.ArgumentParser:
     compare = command("compare", _compare, "runs side by side: loss, memory, speed, size, settings, answers")
     compare.add_argument("run_names", metavar="RUN", nargs="+", help="names or paths of two or more runs")
     export = command("export", _export, "take a run's result elsewhere: adapters or one model, with a guide")
-    export.add_argument("--to", choices=TARGETS, default="adapter", help="adapter: for mlx-lm; peft: for that library; "
-                        "fused: one stand-alone model (default: adapter)")  # fmt: skip
-    export.add_argument("--out", type=Path, help="directory to write (default: export/ in the run)")
-    export.add_argument("--force", action="store_true", help="replace whatever is there")
-    export.add_argument("--dequantize", action="store_true", help="a fused model in float16: larger, and loses nothing")
+    _add_export(export)
     for made in (generate, evaluate, export):
         made.add_argument("run_name", metavar="RUN", help="a run's name or path")
+    imported = command("import", _import, "make a run of adapters that PEFT, mlx-lm or llama.cpp can read")
+    imported.add_argument("adapters", metavar="ADAPTERS", type=Path, help="their directory, or a file of theirs")
+    of_a_run = ("run", "runs_dir", "max_seq_length")
+    add_arguments(imported, *(s.name for s in settings() if s.group in ("base", "data") or s.name in of_a_run))
     models = command("models", _models, "list the models that have a short name, or fetch one")
     models.add_argument("--fetch", default="", metavar="MODEL", help="fetch this one: a short name or a hub id")
     for made in (*with_runs, generate, evaluate, compare, export):
@@ -325,6 +345,17 @@ def build_parser() -> argparse.ArgumentParser:
     add_page_arguments(app)
     add_training_arguments(app)
     return parser
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `qlora export`, but for the run."""
+    purposes = "; ".join(f"{name}: {form.purpose[0].lower()}{form.purpose[1:-1]}" for name, form in FORMATS.items())
+    parser.add_argument("--to", choices=FORMATS, default="adapter", help=f"{purposes} (default: adapter)")
+    parser.add_argument("--checkpoint", default="", metavar="WHICH", help="best, final, or the step of a checkpoint "
+                        "(default: the best, or the final one if there was no validation)")  # fmt: skip
+    parser.add_argument("--out", type=Path, help="directory to write (default: export/ in the run)")
+    parser.add_argument("--force", action="store_true", help="replace whatever is there")
+    parser.add_argument("--dequantize", action="store_true", help="a fused model in float16: larger, and loses nothing")
 
 
 def _add_generation(parser: argparse.ArgumentParser) -> None:

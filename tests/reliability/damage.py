@@ -213,7 +213,7 @@ def open_adapter(directory: Path, shared: dict[str, Any]) -> None:
         lambda: check_adapters(directory / ADAPTER_FILE, shared["spec"], lora),
         lambda: load_adapters(shared["model"], directory / ADAPTER_FILE),
         lambda: adapter_settings(directory),
-        lambda: convert_adapters(directory, out, "base", 2),
+        lambda: convert_adapters(directory / ADAPTER_FILE, adapter_settings(directory), out, "base", 2),
         kind=QLoraError,
     )
 

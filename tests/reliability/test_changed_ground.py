@@ -15,8 +15,10 @@ from harness import at_step, checkpoint, hashes, load, set_adapters, train
 from tiny import write_rows
 
 from qlora_core.config import LoraConfig, Setting, settings
-from qlora_core.engine.model import adapter_parameters, save_adapters
+from qlora_core.engine.model import save_adapters
+from qlora_core.engine.weights import loaded_directory
 from qlora_core.errors import QLoraError, RunError
+from qlora_core.models.adapter_files import adapter_parameters
 from qlora_core.runs.plan import TrainingPlan, TrainingTracker
 from qlora_core.runs.run import Run
 
@@ -36,7 +38,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     write_rows(root / "rows.jsonl")
     model, spec = load(root / "model", lora=LoraConfig())
     set_adapters(model)
-    save_adapters(model, root / "start", adapter_parameters(spec, LoraConfig(), "float32"), {})
+    save_adapters(model, root / "start", adapter_parameters(spec, LoraConfig(), loaded_directory(spec, "float32")), {})
     place = {"model": str(root / "model"), "data": [str(root / "rows.jsonl")], "runs_dir": str(root / "runs")}
     given = {**SETTINGS, **place, "init_adapter": str(root / "start")}
     tracker, plan = plan_training(resolve_config(given), say=lambda _: None)

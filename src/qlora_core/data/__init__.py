@@ -23,7 +23,7 @@ measures passages.
 
 from .decisions import flag
 from .preparation import prepare
-from .prepared import PreparedData, Rows, save_rendered
+from .prepared import PreparedData, Rows, no_data, save_rendered
 from .records import Findings, Rejected, texts_of
 from .report import MOST_LOST, DataReport, Unused
 from .shapes import ACCEPTED
@@ -44,6 +44,7 @@ __all__ = [
     "Rows",
     "Unused",
     "flag",
+    "no_data",
     "prepare",
     "save_rendered",
     "split",

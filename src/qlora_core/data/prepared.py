@@ -157,6 +157,15 @@ class PreparedData:
             (directory / FACTS_FILE).unlink(missing_ok=True)
 
 
+def no_data(directory: Path) -> PreparedData:
+    """Write the files of prepared data without any row into a new directory, and open them."""
+    directory.mkdir(parents=True)
+    for name in (TRAIN_FILE, VAL_FILE):
+        (directory / name).touch()
+    DataReport().write(directory / REPORT_FILE)
+    return PreparedData(directory)
+
+
 def save_rendered(prepared: PreparedData, directory: Path, render: Callable[[dict[str, Any]], Iterable[str]]) -> int:
     """Write the rows in the form that mlx-lm's own trainer reads: `{"text": …}`, in `train.jsonl` and `valid.jsonl`.
 

@@ -25,7 +25,8 @@ from ..engine import device
 from ..engine.device import mx, nn, tree_flatten
 from ..engine.generate import answer
 from ..engine.model import attach_adapters, load_adapters, load_base, read_tensors
-from ..exports.export import Target, export_run
+from ..exports.export import export_run
+from ..exports.formats import Target
 from ..files.locks import is_held
 from ..jobs.device_lock import device_name, lock_file
 from ..machine.memory import MemoryMonitor
@@ -208,7 +209,7 @@ class Trial:
         if not self._answers:
             raise NotTried("it did not answer")
         out = self.place / "export" / to
-        made = export_run(self._run, out, to=to, dequantize=to == "fused")
+        made = export_run(self._run, out, to="fused-float16" if to == "fused" else to)
         if to == "adapter":
             model, tokenizer = load_for_answers(self._run)
             _draw_adapters(model)  # so that its answers come from the file

@@ -21,9 +21,8 @@ from ..files.checksums import CHECKSUM, checksum, refuse_damage
 from ..files.safetensors_headers import tensor_headers
 from ..files.storage import replacing, write_json
 from ..machine.crash_reasons import device_failure
-from ..models.adapter_files import ADAPTER_CONFIG, ADAPTER_FILE, refuse_misfits
+from ..models.adapter_files import ADAPTER_CONFIG, ADAPTER_FILE, adapter_keys, refuse_misfits
 from ..models.base_models import ModelSpec
-from ..models.target_modules import place
 from ..runs.kernel_choice import Kernels
 from ..tokens.batching import AS_IT_IS, Batch, Rounding, make_batch
 from ..tokens.rows import TokenRow
@@ -45,7 +44,7 @@ from .kernels import (
     wrong_products,
 )
 from .loss import cross_entropy, head_loss
-from .weights import load_weights, loaded_directory
+from .weights import load_weights
 
 Layout = Literal["packed", "padded", "whole"]
 """How batches are laid out: rows end to end; side by side; or side by side with logits at every position."""
@@ -100,7 +99,7 @@ def attach_adapters(model: nn.Module, spec: ModelSpec, lora: LoraConfig, seed: i
         ModelError: the model has no such layers.
     """
     mx.random.seed(seed)
-    kind, keys = ADAPTERS[lora.adapter], _keys(spec, lora)
+    kind, keys = ADAPTERS[lora.adapter], adapter_keys(spec, lora)
     for layer in model.layers[len(model.layers) - len(spec.adapted_layers(lora)) :]:
         wrapped = [
             (name, kind.wrap(module, lora.rank, lora.scale, lora.dropout))
@@ -111,26 +110,6 @@ def attach_adapters(model: nn.Module, spec: ModelSpec, lora: LoraConfig, seed: i
     if not model.trainable_parameters():
         raise ModelError(f"{spec.path}: {', '.join(keys)} are no linear layers of this model.")
     mx.eval(model.trainable_parameters())
-
-
-def _keys(spec: ModelSpec, lora: LoraConfig) -> list[str]:
-    """Return the linear layers that get adapters, by their names within a transformer layer."""
-    return list(dict.fromkeys(place(path)[1] for path in spec.adapted_shapes(lora)))  # type: ignore[index]
-
-
-def adapter_parameters(spec: ModelSpec, lora: LoraConfig, dtype: str) -> dict[str, Any]:
-    """Return the contents of `adapter_config.json`, in mlx-lm's terms, for a base that was loaded in `dtype`."""
-    return {
-        "fine_tune_type": lora.adapter,
-        "num_layers": len(spec.adapted_layers(lora)),
-        "lora_parameters": {
-            "rank": lora.rank,
-            "scale": lora.scale,
-            "dropout": lora.dropout,
-            "keys": _keys(spec, lora),
-        },
-        "model": str(loaded_directory(spec, dtype).resolve()),
-    }
 
 
 def save_tensors(path: Path, tensors: dict[str, mx.array], metadata: dict[str, str] | None = None) -> None:

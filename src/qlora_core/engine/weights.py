@@ -15,16 +15,15 @@ from typing import Any
 
 from ..activity import doing
 from ..errors import ModelError, brief
-from ..files.storage import MANIFEST, cache_directory, left_by_file_manager, locked, manifest_problem, publishing
+from ..files.storage import cache_directory, locked, manifest_problem, publishing
 from ..machine.crash_reasons import device_failure
 from ..machine.memory import GB
 from ..models.base_models import ModelSpec
+from ..tokens.tokenizer_files import copy_companions
 from .device import mx, nn, tree_flatten
 
 BLOCK = 32_000_000  # weights that are quantised at once: 64 MB in half precision
 ROOM = 2 * GB  # space that must remain free on the disk after a quantised base is cached
-_COMPANIONS = ("*.json", "*.jinja", "*.model", "*.txt", "LICENSE*", "NOTICE*")  # of weights in a model directory
-_OF_THE_WEIGHTS = ("config.json", "model.safetensors.index.json", MANIFEST)  # files that describe the weights
 
 Warn = Callable[[str], None]
 
@@ -174,10 +173,3 @@ def _keep(model: nn.Module, config: dict[str, Any], spec: ModelSpec, directory: 
     except (OSError, RuntimeError) as error:  # MLX raises the second if it cannot write a safetensors file
         message = f"the quantised base is not kept in {directory.parent}, and will be quantised anew next time: {error}"
         warn(f"{message.removesuffix('.')}. QLORA_CACHE names another place for it.")
-
-
-def copy_companions(source: Path, directory: Path) -> None:
-    """Copy the files beside a model's weights that do not describe them: tokeniser, template, licence."""
-    for path in {path for pattern in _COMPANIONS for path in source.glob(pattern)}:
-        if path.is_file() and path.name not in _OF_THE_WEIGHTS and not left_by_file_manager(path.name):
-            shutil.copyfile(path, directory / path.name)

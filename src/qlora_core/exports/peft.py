@@ -14,18 +14,19 @@ from safetensors.numpy import load_file, save_file
 
 from ..errors import ModelError
 from ..files.storage import write_json
-from ..models.adapter_files import ADAPTER_FILE, adapter_headers, adapter_settings
+from ..models.adapter_files import adapter_headers
 from ..models.target_modules import place
 
 # how mlx-lm names a tensor of an adapter, and PEFT; matrices lie the other way round there
 _NAMES = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight", "m": "lora_magnitude_vector"}
 
 
-def convert_adapters(source: Path, directory: Path, base: str, num_layers: int) -> None:
+def convert_adapters(source: Path, settings: dict[str, Any], directory: Path, base: str, num_layers: int) -> None:
     """Write `adapter_model.safetensors` and `adapter_config.json` in PEFT's format.
 
     Args:
-        source: a directory with `adapters.safetensors` and `adapter_config.json` as mlx-lm reads them, LoRA or DoRA.
+        source: a file of adapters as mlx-lm stores them, LoRA or DoRA.
+        settings: theirs, as `adapter_config.json` has them.
         directory: existing destination of both files.
         base: directory or hub id of the base model, for PEFT to load.
         num_layers: transformer layers of the base.
@@ -33,10 +34,9 @@ def convert_adapters(source: Path, directory: Path, base: str, num_layers: int) 
     Raises:
         ModelError: a file cannot be read, or holds something that PEFT has no name for.
     """
-    settings = adapter_settings(source)
-    adapter_headers(source / ADAPTER_FILE)
+    adapter_headers(source)
     try:
-        found = load_file(source / ADAPTER_FILE)
+        found = load_file(source)
     except Exception as error:  # safetensors raises exceptions of its own
         raise ModelError(f"{source}: its adapters cannot be read: {error}") from None
     tensors, modules = {}, []

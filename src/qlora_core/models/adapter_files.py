@@ -11,7 +11,7 @@ from ..errors import ModelError, shown
 from ..files.safetensors_headers import Tensor, tensor_headers
 from ..files.untrusted_json import is_number, is_whole, read_object
 from .base_models import ModelSpec
-from .target_modules import within_model
+from .target_modules import place, within_model
 
 ADAPTER_FILE, ADAPTER_CONFIG = "adapters.safetensors", "adapter_config.json"
 
@@ -28,8 +28,9 @@ def find_adapters(name: str, runs_dir: Path) -> Path:
         ModelError: there is none.
     """
     given = Path(name).expanduser()
-    for place in (given, runs_dir / name):
-        for path in (place, place / ADAPTER_FILE, place / "best" / ADAPTER_FILE, place / "final" / ADAPTER_FILE):
+    for directory in (given, runs_dir / name):
+        inside = [directory / name / ADAPTER_FILE for name in ("", "best", "final")]
+        for path in (directory, *inside):
             if path.is_file():
                 return path
     raise ModelError(
@@ -63,6 +64,26 @@ def adapter_base(directory: Path) -> Path:
     if not name:
         raise ModelError(f"{directory / ADAPTER_CONFIG}: names no model that the adapters belong to.")
     return Path(name)
+
+
+def adapter_keys(spec: ModelSpec, lora: LoraConfig) -> list[str]:
+    """Return the linear layers that get adapters, by their names within a transformer layer."""
+    return list(dict.fromkeys(place(path)[1] for path in spec.adapted_shapes(lora)))  # type: ignore[index]
+
+
+def adapter_parameters(spec: ModelSpec, lora: LoraConfig, base: Path) -> dict[str, Any]:
+    """Return the contents of `adapter_config.json`, in mlx-lm's terms, for a base as it was loaded from `base`."""
+    return {
+        "fine_tune_type": lora.adapter,
+        "num_layers": len(spec.adapted_layers(lora)),
+        "lora_parameters": {
+            "rank": lora.rank,
+            "scale": lora.scale,
+            "dropout": lora.dropout,
+            "keys": adapter_keys(spec, lora),
+        },
+        "model": str(base.resolve()),
+    }
 
 
 def _refuse_impossible(settings: dict[str, Any]) -> None:

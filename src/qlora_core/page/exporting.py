@@ -7,7 +7,6 @@ of mlx.
 from __future__ import annotations
 
 import datetime
-import shlex
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,21 +15,14 @@ from typing import Any
 import marimo as mo
 
 from ..errors import BusyError, QLoraError
-from ..exports.export import METRICS_FILE
+from ..exports.destination import METRICS_FILE
+from ..exports.formats import FORMATS
 from ..reports.plain_text import size
 from ..runs.run import Run
 from ..translations import say
 from .commands import Job
 from .look import empty, fact_table, note, row_table, small, text_block
 from .problems import failure
-
-FLAGS = {
-    "adapter": ["--to", "adapter"],
-    "peft": ["--to", "peft"],
-    "fused": ["--to", "fused"],
-    "fused-float16": ["--to", "fused", "--dequantize"],
-}
-"""Kinds of export: directory name and flags."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +70,7 @@ def look(run: Run | None) -> Exports:
     if run is None:
         return Exports()
     made = tuple(
-        (kind, facts.stat().st_mtime) for kind in FLAGS if (facts := directory(run, kind) / METRICS_FILE).is_file()
+        (kind, facts.stat().st_mtime) for kind in FORMATS if (facts := directory(run, kind) / METRICS_FILE).is_file()
     )
     ready = any(path.is_dir() for path in (run.best, run.final))
     with _desk.lock:
@@ -113,7 +105,7 @@ def start(run: Run | None, kind: str | None) -> None:
     if run is None or kind is None:
         raise QLoraError(say("Train a run first, and choose what to export."))
     out = directory(run, kind)
-    given = [run.name, "--runs-dir", str(run.path.parent), *FLAGS[kind], "--out", str(out), "--force"]
+    given = [run.name, "--runs-dir", str(run.path.parent), "--to", kind, "--out", str(out), "--force"]
     with _desk.lock:
         if _desk.job is not None and _desk.job.running:
             raise BusyError(say("An export is under way already: wait for it."))
@@ -125,45 +117,22 @@ def start(run: Run | None, kind: str | None) -> None:
 
 def menu() -> mo.ui.radio:
     """Return the choice of what to export."""
-    names = {
-        "adapter": say("Adapter"),
-        "peft": say("Adapter for PEFT"),
-        "fused": say("One model"),
-        "fused-float16": say("One model in float16"),
-    }
-    return mo.ui.radio({names[kind]: kind for kind in FLAGS}, value=names["adapter"], label=say("What to export"))
+    options = {say(form.title): kind for kind, form in FORMATS.items()}
+    return mo.ui.radio(options, value=next(iter(options)), label=say("What to export"))
 
 
 def explained(exports: Exports) -> mo.Html:
     """Return what each kind is for, its size, and whether it is there."""
     if exports.run is None or not exports.ready:
         return empty(say("There is something to export from the first validation on: train a run first."))
-    purposes = {
-        "adapter": (say("Adapter"), say("For mlx-lm and for programs on this computer; needs the base beside it.")),
-        "peft": (say("Adapter for PEFT"), say("For PyTorch with the PEFT library; needs the base from the hub.")),
-        "fused": (say("One model"), say("Stands alone, as small as the quantised base; rounding may cost a little.")),
-        "fused-float16": (say("One model in float16"), say("Stands alone and loses nothing; the largest.")),
-    }
-    sizes, made = predicted_sizes(exports.run), dict(exports.made)
+    made = dict(exports.made)
     columns = [say("Kind"), say("What for"), say("Size, about"), say("There already")]
-    rows = [
-        dict(zip(columns, (name, purpose, sizes[kind], _when(made.get(kind))), strict=True))
-        for kind, (name, purpose) in purposes.items()
-    ]
+    rows = []
+    for kind, form in FORMATS.items():
+        predicted = form.predicted_bytes(exports.run)
+        cells = (say(form.title), say(form.purpose), size(predicted) if predicted else "–", _when(made.get(kind)))
+        rows.append(dict(zip(columns, cells, strict=True)))
     return row_table(rows, numbers=[columns[2]])
-
-
-def predicted_sizes(run: Run) -> dict[str, str]:
-    """Return the predicted size of each kind of export, from what the run knows of its base; – if it does not know."""
-    model = run.environment()["model"]
-    adapters = sum(path.stat().st_size for path in run.adapters.glob("*.safetensors"))
-    sizes = {
-        "adapter": adapters,
-        "peft": adapters,
-        "fused": model.get("loaded_bytes"),
-        "fused-float16": 2 * model["parameters"] if model.get("parameters") else None,
-    }
-    return {kind: size(count) if count else "–" for kind, count in sizes.items()}
 
 
 def _when(seconds: float | None) -> str:
@@ -189,25 +158,10 @@ def result(exports: Exports, kind: str | None) -> mo.Html | None:
     failed = [failure(exports.problem)] if exports.problem else []
     if kind not in dict(exports.made):
         warn = [small(say("It loads the whole model: not while another one is being trained."))]
-        return mo.vstack([*failed, *(warn if kind.startswith("fused") else [])]) if failed or warn else None
+        return mo.vstack([*failed, *(warn if FORMATS[kind].loads_model else [])]) if failed or warn else None
     there = directory(run, kind)
     taken = sum(path.stat().st_size for path in there.iterdir() if path.is_file())
     facts = {say("It lies in"): str(there.absolute()), say("Size"): size(taken)}
-    return mo.vstack([*failed, fact_table(facts), text_block(usage(run, kind))], gap=0.75)
-
-
-def usage(run: Run, kind: str) -> str:
-    """Return commands that use an export, to be copied."""
-    there = directory(run, kind).absolute()
-    path, base = shlex.quote(str(there)), run.environment()["model"]["path"]
-    if kind == "peft":
-        return "\n".join(
-            [
-                "from peft import AutoPeftModelForCausalLM",
-                f"model = AutoPeftModelForCausalLM.from_pretrained({str(there)!r})",
-            ]
-        )
-    model = f"--model {shlex.quote(base)} --adapter-path {path}" if kind == "adapter" else f"--model {path}"
-    question = shlex.quote(say("What do you know?"))
-    program = shlex.quote(str(there / "inference.py"))
-    return f"python {program} {question}\nmlx_lm.generate {model} --prompt {question}"
+    return mo.vstack(
+        [*failed, fact_table(facts), text_block("\n".join(FORMATS[kind].use(run, there.absolute())))], gap=0.75
+    )

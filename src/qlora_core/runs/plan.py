@@ -105,8 +105,19 @@ class TrainingTracker:
         data: PreparedData,
         train_dataset: TokenDataset,
         val_dataset: TokenDataset,
+        *,
+        imported: bool = False,
     ) -> TrainingPlan:
         """Decide where a run goes and whether it may be resumed. Writes nothing.
+
+        Args:
+            config: all settings.
+            model: the base.
+            tokenizer: the base's, with the template.
+            data: the prepared rows.
+            train_dataset: rows to train, as tokens.
+            val_dataset: rows to validate on, as tokens.
+            imported: the run is made of adapters that are trained already: it needs no rows, and must be a new one.
 
         Raises:
             RunError: there cannot be runs there, the name is not valid, no row can be trained, or the run there was
@@ -115,7 +126,7 @@ class TrainingTracker:
         existing = next((path for path in (self.runs_dir, *self.runs_dir.parents) if path.exists()), Path())
         if not existing.is_dir():
             raise RunError(f"{self.runs_dir}: cannot hold runs, since {existing} is not a directory.")
-        if not len(train_dataset):
+        if not len(train_dataset) and not imported:
             reasons = "; ".join(f"{where}: {why}" for where, why in train_dataset.skipped[:3])
             raise RunError(f"no row can be trained. {reasons}")
         model.adapted_shapes(config.lora)
@@ -137,6 +148,8 @@ class TrainingTracker:
         number = 2
         while config.place.fresh and run.exists:
             run, number = Run(self.runs_dir / f"{name}-{number}"), number + 1
+        if run.exists and imported:
+            raise RunError(f"{run.path}: is a run already. Give another name with --run.")
         if run.exists:
             _refuse_differences(run, identity)
         if initial:

@@ -68,6 +68,7 @@ class Environment(TypedDict):
     identity: NotRequired[dict[str, Any]]
     kernels: NotRequired[Kernels]
     versions: NotRequired[dict[str, str]]
+    imported: NotRequired[dict[str, str]]
 
 
 class Question(TypedDict):

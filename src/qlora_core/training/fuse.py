@@ -16,7 +16,6 @@ from ..config import BaseConfig
 from ..engine.device import kernels_to_answer, memory_counters, mx, nn, tree_flatten, tree_unflatten
 from ..engine.loss import cross_entropy
 from ..engine.model import load_base, save_tensors
-from ..engine.weights import copy_companions
 from ..errors import RunError
 from ..files.storage import write_json
 from ..machine.crash_reasons import device_failure
@@ -28,6 +27,7 @@ from ..runs.run import Run
 from ..tokens.dataset import make_dataset
 from ..tokens.rows import TokenRow
 from ..tokens.tokenizer import ChatTokenizer
+from ..tokens.tokenizer_files import write_tokenizer
 from .session import load_for_answers
 
 JUDGED_ROWS = 32  # rows on which the fused model is compared with the tuned one
@@ -142,12 +142,7 @@ def _describe(spec: ModelSpec, loaded: Path, directory: Path, tokenizer: ChatTok
     elif spec.quantize_bits and "quantization" not in config:
         config["quantization"] = {"group_size": spec.quantize_group_size, "bits": spec.quantize_bits, "mode": "affine"}
         config["quantization_config"] = config["quantization"]
-    copy_companions(spec.path, directory)
-    (directory / "chat_template.jinja").write_text(tokenizer.asking_template, encoding="utf-8", newline="\n")
-    if tokenizer.ends_unlisted:  # otherwise other programs would not stop at the token that ends a trained answer
-        generation = directory / "generation_config.json"
-        listed = json.loads(generation.read_text(encoding="utf-8")) if generation.is_file() else {}
-        write_json(generation, listed | {"eos_token_id": list(tokenizer.eos_ids)})
+    write_tokenizer(tokenizer, directory)
     write_json(directory / "config.json", config)
 
 

@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..activity import doing
-from ..engine.model import adapter_parameters, save_adapters
+from ..engine.model import save_adapters
+from ..engine.weights import loaded_directory
 from ..errors import QLoraError, StorageError, TrainingError
+from ..models.adapter_files import adapter_parameters
 from ..runs.checkpoints import latest_checkpoint
 from ..runs.writer import RunWriter
 from .checkpoint import room_wanted, save_checkpoint
@@ -95,7 +97,8 @@ def save_current_adapters(session: Session, directory: Path, **metadata: str) ->
         TrainingError: a number is not finite.
     """
     _refuse_non_finite(session)
-    config = adapter_parameters(session.spec, session.config.lora, session.kernels.dtype)
+    base = loaded_directory(session.spec, session.kernels.dtype)
+    config = adapter_parameters(session.spec, session.config.lora, base)
     save_adapters(session.model, directory, config, {"step": str(session.progress.step), **metadata})
 
 

@@ -1,0 +1,110 @@
+"""What is exported: adapters of a run, and the base and tokeniser that they belong to. Only reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import RunError
+from ..files.checksums import refuse_damage
+from ..files.storage import manifest_problem
+from ..models.adapter_files import ADAPTER_CONFIG, ADAPTER_FILE, adapter_parameters, adapter_settings
+from ..models.base_models import ALIASES, BUILT_IN, ModelSpec
+from ..runs.checkpoints import checkpoints
+from ..runs.run import Run
+from ..tokens.tokenizer import ChatTokenizer
+
+BUILT_IN_ORIGIN = "HuggingFaceTB/SmolLM2-135M-Instruct"  # source of the built-in model's file
+
+
+@dataclass(frozen=True)
+class Source:
+    """Adapters to export, and what they belong to.
+
+    Attributes:
+        run: the run that trained them.
+        checkpoint: `best`, `final`, or the step of a checkpoint.
+        adapters: directory with the file of the adapters.
+        spec: the base.
+        tokenizer: the base's, with the run's template.
+    """
+
+    run: Run
+    checkpoint: str
+    adapters: Path
+    spec: ModelSpec
+    tokenizer: ChatTokenizer
+
+    @property
+    def adapter_file(self) -> Path:
+        """Return the file of the adapters."""
+        return self.adapters / ADAPTER_FILE
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Return the adapters' settings in mlx-lm's format; a checkpoint has none of its own, but they are the run's.
+
+        They name the base as it was loaded, and also the base and method of its quantisation, because the quantised
+        copy lies in a cache and may disappear.
+        """
+        known = [
+            place for place in (self.adapters, self.run.best, self.run.final) if (place / ADAPTER_CONFIG).is_file()
+        ]
+        lora = self.run.config().lora
+        settings = adapter_settings(known[0]) if known else adapter_parameters(self.spec, lora, self.spec.path)
+        if self.spec.quantize_bits:
+            settings["base_model"] = str(self.spec.path.resolve())
+            settings["quantize"] = {"bits": self.spec.quantize_bits, "group_size": self.spec.quantize_group_size}
+        return settings
+
+    @property
+    def loaded_base(self) -> Path:
+        """Return the directory of the base as training loaded it."""
+        return Path(self.settings["model"])
+
+    @property
+    def public_base(self) -> str:
+        """Return the base as other programs find it: a hub id, else its directory."""
+        name = self.run.config().base.model
+        if name == BUILT_IN:
+            return BUILT_IN_ORIGIN
+        if Path(name).expanduser().is_dir():
+            return str(self.spec.path.resolve())
+        return ALIASES[name].repository if name in ALIASES else name
+
+
+def open_source(run: Run, checkpoint: str = "") -> Source:
+    """Open a run's adapters for exporting, and refuse damaged ones.
+
+    Args:
+        run: has trained adapters.
+        checkpoint: `best`, `final`, or the step of a checkpoint; empty: the best, or the final ones if there was no
+            validation.
+
+    Raises:
+        RunError: there are none, or they are damaged.
+        QLoraError: the base or the tokeniser is not what it was.
+    """
+    spec, tokenizer = run.base(), run.tokenizer()
+    adapters = _find(run, checkpoint) if checkpoint else run.adapters
+    refuse_damage(adapters / ADAPTER_FILE)
+    name = adapters.name if adapters.parent == run.path else str(int(adapters.name))
+    return Source(run, name, adapters, spec, tokenizer)
+
+
+def _find(run: Run, checkpoint: str) -> Path:
+    """Return the directory of the adapters of that name.
+
+    Raises:
+        RunError: there are none (what there is, is named), or the checkpoint is damaged.
+    """
+    kept = {place.name: place for place in (run.best, run.final) if (place / ADAPTER_FILE).is_file()}
+    steps = {str(int(place.name)): place for place in checkpoints(run.checkpoint_directory)}
+    found = {**kept, **steps}
+    if checkpoint not in found:
+        there = ", ".join(found) or "none"
+        raise RunError(f"{run.path}: has no adapters of the name {checkpoint!r}. There are: {there}.")
+    if checkpoint in steps and (problem := manifest_problem(found[checkpoint])):
+        raise RunError(f"{found[checkpoint]}: {problem}: this checkpoint is damaged. Choose another.")
+    return found[checkpoint]
