@@ -107,7 +107,6 @@ def _runs(arguments: argparse.Namespace) -> int:
 
 def _generate(arguments: argparse.Namespace) -> int:
     from .engine.generate import answer, stream
-    from .training.evaluate import shared_system
     from .training.session import load_for_answers
 
     run = TrainingTracker(arguments.runs_dir).find(arguments.run_name)
@@ -116,7 +115,7 @@ def _generate(arguments: argparse.Namespace) -> int:
         raise QLoraError(f"{arguments.prompts}: holds no question. Wanted one a line.")
     model, tokenizer = load_for_answers(run, base=arguments.base)
     system = [{"role": "system", "content": arguments.system}] if arguments.system else []
-    if not system and (trained := shared_system(run)):
+    if not system and (trained := run.shared_system()):
         told = f"· all rows were trained with a system text, and this asks without it: --system {shlex.quote(trained)}"
         print(plain_text.one_line(told, 300), file=sys.stderr)
     conversations = [[*system, {"role": "user", "content": prompt}] for prompt in prompts]

@@ -9,6 +9,7 @@
     ├── RunError          a run directory
     │   ├── BusyError         somebody else is training there
     │   └── CheckpointError   a checkpoint that cannot be trusted
+    ├── ExportError       an export that would not do what it is for
     ├── DeviceError       a GPU failed in the middle of a computation, or ran out of memory
     ├── StorageError      a file cannot be written: full disk, quota, broken device (also an OSError)
     └── TrainingError     training itself went wrong
@@ -73,6 +74,10 @@ class BusyError(RunError):
 
 class CheckpointError(RunError):
     """A checkpoint fails its manifest or does not fit the model."""
+
+
+class ExportError(QLoraError):
+    """A run cannot be exported in a format, or would lose too much in it."""
 
 
 class DeviceError(QLoraError):

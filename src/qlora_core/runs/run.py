@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -38,6 +39,7 @@ SAMPLES, EVALUATION, SUMMARY, CONTROL = "samples.jsonl", "evaluation.json", "sum
 WORKER_LOG, EXIT = "worker.log", "exit.json"
 """Files of a run; `docs/runs.md` tells what is in them."""
 
+_ALIKE = 1000  # rows that are checked for a common system text
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 _NO_SAMPLE = {"epoch": 0, "question": "", "answer": "", "reference": ""}
@@ -294,6 +296,16 @@ class Run:
     def validation_rows(self) -> Rows:
         """Return the prepared validation rows."""
         return Rows(self.path / "data" / VAL_FILE)
+
+    def shared_system(self) -> str:
+        """Return the system text that all training rows begin with; empty if there is none, or several."""
+        texts = set()
+        for row in itertools.islice(self.train_rows(), _ALIKE):
+            first = (row.get("messages") or [{}])[0]
+            texts.add(first["content"] if first.get("role") == "system" else "")
+            if len(texts) > 1:
+                return ""
+        return texts.pop() if texts else ""
 
     def facts(self) -> list[dict[str, Any]]:
         """Return the fact sheet; empty if there is none."""

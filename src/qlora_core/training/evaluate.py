@@ -23,7 +23,6 @@ from ..runs.run import EVALUATION, SAMPLES, Run, refuse_links
 from ..tokens.tokenizer import ChatTokenizer
 
 ASKED_QUESTIONS = 6  # answered side by side when there is no fact sheet
-ALIKE = 1000  # rows that are checked for a common system text
 
 
 def evaluate_run(
@@ -98,7 +97,7 @@ def sample_prompts(run: Run, config: PaceConfig) -> dict[str, str]:
 def _samples(run: Run, config: PaceConfig) -> list[tuple[str, str, Prompt]]:
     """Return each question asked during training, with its expected answer and the full prompt."""
     if config.sample_prompts:
-        system = shared_system(run)
+        system = run.shared_system()
         return [(question, "", _behind(system, question)) for question in dict.fromkeys(config.sample_prompts)]
     known = {
         question["question"]: (question["question"], question["reference"] or " / ".join(question["expected"]), prompt)
@@ -141,17 +140,6 @@ def _plain(text: str) -> str:
     return " ".join(kept.split())
 
 
-def shared_system(run: Run) -> str:
-    """Return the system text that all training rows begin with; empty if there is none, or several."""
-    texts = set()
-    for row in itertools.islice(run.train_rows(), ALIKE):
-        first = (row.get("messages") or [{}])[0]
-        texts.add(first["content"] if first.get("role") == "system" else "")
-        if len(texts) > 1:
-            return ""
-    return texts.pop() if texts else ""
-
-
 def _behind(system: str, question: str) -> Prompt:
     asked = {"role": "user", "content": question}
     return [{"role": "system", "content": system}, asked] if system else [asked]
@@ -162,7 +150,7 @@ def _questions(run: Run) -> Iterator[tuple[dict[str, Any], Prompt]]:
     facts = run.facts()
     if facts:
         trained = {m["content"] for row in run.train_rows() for m in row.get("messages", ()) if m["role"] == "user"}
-        system = shared_system(run)
+        system = run.shared_system()
         for fact in facts:
             for question in fact["questions"]:
                 phrasing = "trained" if question in trained else "held_out"
