@@ -178,7 +178,7 @@ def _export(arguments: argparse.Namespace) -> int:
 
     run = TrainingTracker(arguments.runs_dir).find(arguments.run_name)
     out = arguments.out or run.path / "export" / arguments.to
-    made = export_run(run, out, to=arguments.to, force=arguments.force, dequantize=arguments.dequantize)
+    made = export_run(run, out, to=arguments.to, force=arguments.force, bits=arguments.bits, strict=arguments.strict)
     if arguments.json:
         print_json(made)
     else:
@@ -312,7 +312,11 @@ def build_parser() -> argparse.ArgumentParser:
                         "fused: one stand-alone model (default: adapter)")  # fmt: skip
     export.add_argument("--out", type=Path, help="directory to write (default: export/ in the run)")
     export.add_argument("--force", action="store_true", help="replace whatever is there")
-    export.add_argument("--dequantize", action="store_true", help="a fused model in float16: larger, and loses nothing")
+    export.add_argument("--bits", choices=("auto", "mixed", "16", "8", "6", "5", "4"), default="auto",
+                        help="of a fused model's weights; mixed: more where fewer do most harm; auto: the smallest of "
+                        "these that keeps what was learnt (default: auto)")  # fmt: skip
+    export.add_argument("--dequantize", dest="bits", action="store_const", const="16", help="the same as --bits 16")
+    export.add_argument("--strict", action="store_true", help="refuse a fused model that loses what was learnt")
     for made in (generate, evaluate, export):
         made.add_argument("run_name", metavar="RUN", help="a run's name or path")
     models = command("models", _models, "list the models that have a short name, or fetch one")

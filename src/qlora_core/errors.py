@@ -6,6 +6,7 @@
     ├── MissingMlxError   MLX, which does the computing, is not there
     ├── ModelError        a base model, its tokeniser or adapters
     ├── MemoryShortError  not enough free memory to start or go on
+    ├── ExportError       an export would lose what was learnt
     ├── RunError          a run directory
     │   ├── BusyError         somebody else is training there
     │   └── CheckpointError   a checkpoint that cannot be trusted
@@ -61,6 +62,10 @@ class ModelError(QLoraError):
 
 class MemoryShortError(QLoraError):
     """Less memory is free than the run needs."""
+
+
+class ExportError(QLoraError):
+    """An export that must not lose what was learnt would lose it."""
 
 
 class RunError(QLoraError):

@@ -32,7 +32,10 @@ METRICS_FILE = "metrics.json"
 BUILT_IN_ORIGIN = "HuggingFaceTB/SmolLM2-135M-Instruct"  # source of the built-in model's file
 
 
-def export_run(run: Run, out: Path, *, to: Target, force: bool = False, dequantize: bool = False) -> dict[str, Any]:
+def export_run(
+    run: Run, out: Path, *, to: Target, force: bool = False, dequantize: bool = False, bits: str = "auto",
+    strict: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """Write a run's result into a directory that appears all at once.
 
     Args:
@@ -40,7 +43,9 @@ def export_run(run: Run, out: Path, *, to: Target, force: bool = False, dequanti
         out: directory to write. An earlier export there is replaced, as long as nobody changed it.
         to: `adapter`: adapters for mlx-lm; `peft`: for the PEFT library; `fused`: one stand-alone model.
         force: replace whatever is in `out`.
-        dequantize: the fused model's weights as plain float16 instead of quantised like the base.
+        dequantize: the same as `bits` 16.
+        bits: of the fused model's weights, see `fuse.fuse_run`.
+        strict: refuse a fused model that loses what was learnt.
 
     Returns:
         `{"run", "to", "path", "bytes", "files": {name: bytes}, "fused"}`; the last as `fuse.fuse_run` gives it, or
@@ -49,10 +54,12 @@ def export_run(run: Run, out: Path, *, to: Target, force: bool = False, dequanti
     Raises:
         RunError: nothing was trained yet, or `out` holds something that may not be replaced.
         QLoraError: the base or the adapters are not what they were.
-        ConfigError: `dequantize` without `fused`.
+        ConfigError: `dequantize`, `bits` or `strict` without `fused`.
+        ExportError: `strict`, and the fused model loses what was learnt.
     """
-    if dequantize and to != "fused":
-        raise ConfigError(f"dequantize belongs to a fused model; found it with {to}.")
+    for name, given in {"dequantize": dequantize, "bits": bits != "auto", "strict": strict}.items():
+        if given and to != "fused":
+            raise ConfigError(f"{name} belongs to a fused model; found it with {to}.")
     out = Path(out).expanduser()
     _refuse_links(run, out)
     out = out.resolve()
@@ -68,7 +75,7 @@ def export_run(run: Run, out: Path, *, to: Target, force: bool = False, dequanti
         else:
             from ..training.fuse import fuse_run  # only here: it brings mlx
 
-            fused = fuse_run(run, directory, dequantize=dequantize)
+            fused = fuse_run(run, directory, bits="16" if dequantize else bits, strict=strict)
         _describe(directory, run, spec, tokenizer, _facts(run, spec, tokenizer, out, to) | {"fused": fused})
     files = {path.name: path.stat().st_size for path in sorted(_content(out))}
     return {"run": run.name, "to": to, "path": str(out), "bytes": sum(files.values()), "files": files, "fused": fused}
@@ -200,7 +207,7 @@ def _stored(fused: dict[str, Any] | None) -> str:
     """Return how a fused model's weights are stored, in words."""
     if not fused:
         return ""
-    return f"{fused['bits']} bits" if fused["bits"] else fused["dtype"]
+    return fused["stored"]
 
 
 def _facts(run: Run, spec: ModelSpec, tokenizer: ChatTokenizer, out: Path, to: Target) -> dict[str, Any]:
