@@ -35,6 +35,10 @@ STAGES = {
     "samples": "Answering the sample questions",
     "evaluation": "Answering the test questions",
     "saving": "Saving",
+    "rounding": "Rounding the merged weights, matrix by matrix",
+    "choosing": "Finding which matrices need more bits, one by one",
+    "judging": "Comparing with the tuned model",
+    "writing": "Writing the merged weights, matrix by matrix",
     "exporting": "Writing the result to take away",
 }
 """Text shown for each stage of work that is worth reporting."""

@@ -354,7 +354,11 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
                         "(default: the best, or the final one if there was no validation)")  # fmt: skip
     parser.add_argument("--out", type=Path, help="directory to write (default: export/ in the run)")
     parser.add_argument("--force", action="store_true", help="replace whatever is there")
-    parser.add_argument("--dequantize", action="store_true", help="a fused model in float16: larger, and loses nothing")
+    parser.add_argument("--bits", choices=("auto", "mixed", "16", "8", "6", "5", "4"), default="auto",
+                        help="of a fused model's weights; mixed: more where fewer do most harm; auto: the smallest of "
+                        "these that keeps what was learnt (default: auto)")  # fmt: skip
+    parser.add_argument("--dequantize", dest="bits", action="store_const", const="16", help="the same as --bits 16")
+    parser.add_argument("--strict", action="store_true", help="refuse a model that loses what was learnt")
 
 
 def _add_generation(parser: argparse.ArgumentParser) -> None:

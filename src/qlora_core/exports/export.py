@@ -43,6 +43,7 @@ def export_run(
         RunError: nothing was trained yet, or `out` holds something that may not be replaced.
         QLoraError: the base or the adapters are not what they were.
         ConfigError: a choice does not belong to the format.
+        ExportError: it would lose too much, and `strict` was chosen.
     """
     choices = choices or Choices()
     check_choices(to, choices)
@@ -72,7 +73,7 @@ def _describe(directory: Path, source: Source, facts: dict[str, Any]) -> None:
     """Write everything that stands beside the weights."""
     curves = bool(save_curves(source.run, directory))
     write_json(directory / METRICS_FILE, _metrics(source, facts["to"], facts["fused"]))
-    facts = facts | {"stored": _stored(facts["fused"]), "curves": curves}
+    facts = facts | {"stored": facts["fused"]["stored"] if facts["fused"] else "", "curves": curves}
     if FORMATS[facts["to"]].has_program:
         write_guides(directory, facts)
     write_summary(directory, source.run, source.spec, facts)
@@ -102,13 +103,6 @@ def _metrics(source: Source, to: Target, fused: dict[str, Any] | None) -> dict[s
             "val_loss": [[event["step"], event.get("val_loss")] for event in evals],
         },
     }
-
-
-def _stored(fused: dict[str, Any] | None) -> str:
-    """Return how a fused model's weights are stored, in words."""
-    if not fused:
-        return ""
-    return f"{fused['bits']} bits" if fused["bits"] else fused["dtype"]
 
 
 def _facts(source: Source, out: Path, to: Target) -> dict[str, Any]:

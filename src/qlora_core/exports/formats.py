@@ -8,7 +8,7 @@ from __future__ import annotations
 import shlex
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,10 +29,12 @@ class Choices:
     """What a user may choose about an export, beyond its format.
 
     Attributes:
-        dequantize: the weights of a fused model as plain float16 instead of quantised like the base.
+        bits: of a fused model's weights, as `fuse.fuse_run` knows them.
+        strict: refuse an export that loses more than a hundredth of a nat a token.
     """
 
-    dequantize: bool = False
+    bits: str = "auto"
+    strict: bool = False
 
     def given(self) -> list[str]:
         """Return the names of the choices that differ from the usual ones."""
@@ -96,11 +98,11 @@ def _write_peft(source: Source, directory: Path, choices: Choices) -> None:
 def _write_fused(source: Source, directory: Path, choices: Choices) -> dict[str, Any]:
     from ..training.fuse import fuse_run  # only here: it brings mlx
 
-    return fuse_run(source.run, directory, dequantize=choices.dequantize)
+    return fuse_run(source.run, directory, bits=choices.bits, strict=choices.strict, adapters=source.adapters)
 
 
 def _write_float16(source: Source, directory: Path, choices: Choices) -> dict[str, Any]:
-    return _write_fused(source, directory, Choices(dequantize=True))
+    return _write_fused(source, directory, replace(choices, bits="16"))
 
 
 # Sizes ----------------------------------------------------------------------------------------------------------
@@ -163,11 +165,11 @@ FORMATS: dict[Target, ExportFormat] = {
     ),
     "fused": ExportFormat(
         title="One model",
-        purpose="Stands alone, as small as the quantised base; rounding may cost a little.",
+        purpose="Stands alone, as small as it can be without losing what was learnt.",
         write=_write_fused,
         predicted_bytes=_base_bytes,
         use=_use_model,
-        takes=frozenset({"dequantize"}),
+        takes=frozenset({"bits", "strict"}),
         loads_model=True,
         has_program=True,
     ),
@@ -177,6 +179,7 @@ FORMATS: dict[Target, ExportFormat] = {
         write=_write_float16,
         predicted_bytes=_float16_bytes,
         use=_use_model,
+        takes=frozenset({"strict"}),
         loads_model=True,
         has_program=True,
     ),

@@ -1,160 +1,365 @@
-"""Merge a base and its adapters into one stand-alone model, and measure what merging changed.
+"""Merge a base and its adapters into one stand-alone model, as small as it can be without losing what was learnt.
 
-Knows models and their directories; nothing of guides, pages or where exports are.
+Knows a run, and how the parts work together: `pieces` and `gptq` round, `judging` measures, `bit_choice` chooses,
+`fused_files` writes. Knows nothing of guides, pages or where exports are.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+import dataclasses
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
+from ..activity import STAGES, Activity, doing, watching
 from ..config import BaseConfig
-from ..engine.device import kernels_to_answer, memory_counters, mx, nn, tree_flatten, tree_unflatten
-from ..engine.loss import cross_entropy
-from ..engine.model import load_base, save_tensors
-from ..errors import RunError
-from ..files.storage import write_json
+from ..engine.device import kernels_to_answer, memory_counters, mx, nn, tree_flatten
+from ..engine.model import load_base
+from ..errors import ConfigError, ExportError, RunError
 from ..machine.crash_reasons import device_failure
 from ..machine.memory import GB, available_bytes
-from ..models.adapter_files import adapter_base
 from ..models.base_models import ModelSpec, describe
+from ..runs.kernel_choice import Kernels
 from ..runs.memory_estimate import RESERVE_BYTES
 from ..runs.run import Run
-from ..tokens.dataset import make_dataset
 from ..tokens.rows import TokenRow
-from ..tokens.tokenizer import ChatTokenizer
-from ..tokens.tokenizer_files import write_tokenizer
+from .bit_choice import Form, mixtures, size, smallest_that, total
+from .fused_files import Storage, save_companions, save_weights
+from .input_moments import TOKENS_AT_ONCE, replaced
+from .judging import Judge, divide_rows
+from .pieces import Piece, Roundings, dense_weight, pieces_of
 from .session import load_for_answers
 
-JUDGED_ROWS = 32  # rows on which the fused model is compared with the tuned one
-SHARD_BYTES = 1_000_000_000  # size of a weight file, which is held in memory until it is written
+Bits = Literal["auto", "mixed", "16", "8", "6", "5", "4"]
+
+BITS: tuple[Bits, ...] = get_args(Bits)
+UNIFORM = (4, 5, 6, 8)  # bits that a quantised model may have, or its matrices in a mixture
+GROUP_SIZE = 64  # of what is rounded anew, except at the bits of a quantised base, which keeps its own
+MOST_LOST = 0.01  # nats a token; a fused model that loses no more counts as the tuned one
+QUARTERS = 4  # parts of the model's depth in which the matrices of a kind have the same bits
+PROBE_TOKENS = 256  # trained tokens on which the harm of each of these units is measured
+MEMORY_SHARE = 4  # second moments may take one part in so many of the memory that is available
+
+Report = Callable[[int, int, str], None]
+"""Called with what is done, of how many, and the words for it; 0 of 0 where that is unknown."""
 
 
-def fuse_run(run: Run, directory: Path, *, dequantize: bool) -> dict[str, Any]:
+def fuse_run(
+    run: Run,
+    directory: Path,
+    *,
+    bits: str = "auto",
+    strict: bool = False,
+    adapters: Path | None = None,
+    report: Report | None = None,
+) -> dict[str, Any]:
     """Merge a run's adapters into its base, and write a model directory in MLX and Hugging Face layout.
+
+    What is merged is rounded anew: up to 6 bits so that the outputs change least on the run's own training rows (GPTQ,
+    see `gptq`), or to the nearest step where these rows have fewer tokens than a matrix has inputs. Quantised layers
+    without adapters stay as they are, unless `bits` is 16. Scales, biases and unquantised weights are float16, or
+    bfloat16 if the base is.
+
+    The written model is loaded and compared with the tuned one on rows that calibrated nothing (`divide_rows`). It
+    loses nothing worth speaking of if its mean loss over the trained tokens of all these rows is at most `MOST_LOST`
+    nats higher. `interval` in the result says how far that difference depends on the choice of rows: where its upper
+    end is above `MOST_LOST`, other rows of the same kind might have found more. The choices of `auto` and `mixed` look
+    at the same rows, about ten times, so that they favour a form which these rows happen to like.
 
     Args:
         run: only read.
-        directory: an existing, empty directory; gets weights, `config.json` and the tokeniser's files.
-        dequantize: write plain float16 weights; otherwise they are quantised as the base is.
+        directory: an existing, empty directory; gets weights, `config.json` and the tokeniser's files. It is empty
+            again if anything goes wrong, an interruption included.
+        bits: `16`: unquantised; `8`, `6`, `5`, `4`: each matrix has so many; `mixed`: the matrices that do most harm at
+            4 bits, which is measured for each, have more, until no more than `MOST_LOST` is lost; `auto`: the smallest
+            of all these that loses no more.
+        strict: refuse to write a model that loses more, or that cannot be judged.
+        adapters: directory of the adapters; by default the run's best.
+        report: called as the work goes on.
 
     Returns:
-        What the model became, and what merging changed: `bits` (None: unquantised) and `dtype`; on `rows` rows with
-        `tokens` trained tokens, the mean loss in nats before and after (`tuned_loss`, `fused_loss`), and the share of
-        these tokens for which both models predict the same one (`same_choice`). If there is too little memory to load
-        the model again for that, `not_judged` says so, and the last two are None.
+        What the model became: `form` (one of the names above, but `auto`), `bits` (None: unquantised; a mean for
+        mixed), `stored` (the same in words), `dtype`, `calibrated_tokens`, `seconds`. What merging changed: `rows`,
+        `tokens`, `tuned_loss`, `fused_loss`, `lost`, `interval`, `kl`, `same_choice` as in `Comparison.as_dict`, also
+        for the `training` and the `validation` rows alone; `within`: whether no more than `MOST_LOST` was lost; and
+        `verdict`, a sentence. If there is too little memory to load the model again, `not_judged` says so, and what was
+        not measured is None.
 
     Raises:
+        ConfigError: there is no such form.
+        ExportError: `strict`, and it loses more or cannot be judged.
         QLoraError: the base or the adapters are not what they were.
         RunError: the weights cannot be written.
     """
-    model, tokenizer = load_for_answers(run)
-    spec = run.base()
-    rows = _judged_rows(run, tokenizer, run.config().data.max_seq_length)
-    before = _judge(model, rows)
-    dtype = "float16" if dequantize else spec.dtype
-    parameters = spec.parameters
-    weights = _merged(model, getattr(mx, dtype), dequantize=dequantize)
-    del model
+    if bits not in BITS:
+        raise ConfigError(f"bits must be one of {', '.join(BITS)}; found {bits}.")
     try:
-        _describe(spec, _loaded_from(run, spec), directory, tokenizer, dequantize=dequantize)
-        _save(weights, directory, parameters)
-    except RuntimeError as error:  # mlx's own, for a full disk say
-        if failure := device_failure(error):
-            raise failure from None
-        raise RunError(f"{directory}: the fused weights cannot be written: {error}") from None
-    merged = describe(directory, BaseConfig(model=str(directory), quantize="none"))
-    reason = _too_large(merged, rows)
-    after = None if reason else _judge(_load(merged), rows)
-    return {
-        "bits": None if dequantize else spec.bits,
-        "dtype": dtype,
-        "rows": len(rows),
-        "tokens": len(before[1]),
-        "tuned_loss": before[0],
-        "fused_loss": after[0] if after else None,
-        "same_choice": float(np.mean(before[1] == after[1])) if after else None,
-        "not_judged": reason,
-    }
+        with _told(report), tempfile.TemporaryDirectory(prefix=".work-", dir=directory) as work:
+            made = _Fusion(run, directory, Path(work), adapters).make(bits)
+            if strict and not made["within"]:
+                raise ExportError(f"{run.name}: {made['verdict']}")
+            return made
+    except BaseException as error:
+        _empty(directory)
+        if isinstance(error, RuntimeError):  # mlx's own, for a full disk say
+            if failure := device_failure(error):
+                raise failure from None
+            raise RunError(f"{directory}: the fused weights cannot be written: {error}") from None
+        raise
 
 
-def _merged(model: nn.Module, dtype: mx.Dtype, *, dequantize: bool) -> dict[str, mx.array]:
-    """Return the weights of a model with each adapter merged into its layer, not yet computed.
+@contextmanager
+def _told(report: Report | None) -> Iterator[None]:
+    """Pass on to `report` what is being done inside the block."""
+    if report is None:
+        yield
+        return
 
-    The model cannot be used afterwards: its own weights are freed one by one as the merged ones are computed.
+    def tell(activity: Activity | None) -> None:
+        if activity is not None:
+            report(activity.done, activity.total, STAGES[activity.stage])
+
+    with watching(tell):
+        yield
+
+
+def _empty(directory: Path) -> None:
+    for path in directory.iterdir():
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+
+
+class _Fusion:
+    """One merge, from the loaded run to the judged model.
+
+    Args:
+        run: only read.
+        directory: to write.
+        work: a directory for what is needed in between.
+        adapters: directory of the adapters; None: the run's best.
     """
-    from mlx_lm.utils import dequantize_model
 
-    fused = [(path, module.fuse(dequantize)) for path, module in model.named_modules() if hasattr(module, "fuse")]
-    model.update_modules(tree_unflatten(fused))
-    if dequantize:
-        dequantize_model(model)
-    model.set_dtype(dtype)
-    weights = dict(tree_flatten(model.parameters()))
-    model.update(tree_unflatten([(name, mx.array([])) for name in weights]))
-    return weights
+    def __init__(self, run: Run, directory: Path, work: Path, adapters: Path | None) -> None:
+        self.began = time.monotonic()
+        self.directory, self.spec = directory, run.base()
+        self.model, self.tokenizer = load_for_answers(run, adapters=adapters)
+        self.rows = divide_rows(run, self.tokenizer, self.spec.config["vocab_size"])
+        self.judge = Judge(self.rows.judged, self.rows.trained, work / "judged")
+        self.dtype = "bfloat16" if self.spec.dtype == "bfloat16" else "float16"
+        self.roundings = Roundings(work, _group_sizes(self.spec), getattr(mx, self.dtype))
+        self.work = work
+
+    def make(self, bits: str) -> dict[str, Any]:
+        """Round, choose, write and judge; return what `fuse_run` returns."""
+        with doing("judging"):
+            self.judge.hear_tuned(self.model)
+        form = None if bits == "16" else self._quantised_form(bits)
+        made = self._write(form)
+        merged = describe(self.directory, BaseConfig(model=str(self.directory), quantize="none"))
+        reason = _too_large(merged.loaded_bytes, merged, self.rows.judged)
+        compared = None
+        if not reason:
+            with doing("judging"):
+                compared = self.judge.compare(_load(merged))
+        tuned = self.judge.tuned_means()
+        found = compared.as_dict() if compared else dict.fromkeys(_NOT_MEASURED) | tuned
+        within = compared is not None and compared.lost <= MOST_LOST
+        return {
+            **made,
+            "dtype": self.dtype,
+            "calibrated_tokens": sum(map(len, self.rows.calibrating)) if self.roundings.calibrated else 0,
+            **found,
+            "within": within if compared else None,
+            "not_judged": reason,
+            "verdict": _verdict(found, reason, made["form"]),
+            "seconds": time.monotonic() - self.began,
+        }
+
+    # Choosing -------------------------------------------------------------------------------------------------
+
+    def _quantised_form(self, bits: str) -> Form | None:
+        """Round everything, and return the form asked for; None where only 16 bits are left."""
+        pieces = [piece for piece in pieces_of(self.model, quantise=True) if piece.fits]
+        searching = bits in ("auto", "mixed")
+        if searching and self._no_room(pieces):
+            bits, searching = "8", False
+        wanted = UNIFORM if searching else (int(bits),)
+        self.roundings.make(self.model, pieces, wanted, self.rows.calibrating, available_bytes() // MEMORY_SHARE)
+        if not searching:
+            return _uniform(pieces, int(bits))
+        return self._smallest(pieces, uniform=bits == "auto")
+
+    def _no_room(self, pieces: Sequence[Piece]) -> bool:
+        """Return whether a second quantised model does not fit beside the tuned one, so that no form can be tried."""
+        largest = sum(piece.inputs * piece.outputs for piece in pieces) * 9 // 8  # 8 bits, with scales and biases
+        return bool(_too_large(largest, self.spec, self.rows.judged))
+
+    def _smallest(self, pieces: Sequence[Piece], *, uniform: bool) -> Form | None:
+        """Return the smallest form that loses no more than `MOST_LOST`; else the largest, or None if `uniform`."""
+        options, lost = self.roundings.options, {}
+        available = available_bytes()
+        kernels = kernels_to_answer(self.spec.dtype, 4 * self.spec.parameters, available, None)
+        # MLX's own products are wrong for some bits on some devices: dequantised ones are right on all
+        kernels = dataclasses.replace(kernels, linear="kept" if kernels.linear == "kept" else "dequantised")
+
+        def fits(form: Form) -> bool:
+            key = tuple(form.items())
+            if key not in lost:
+                with doing("judging"), replaced(self.model, self.roundings.layers(pieces, form, kernels)):
+                    lost[key] = self.judge.compare(self.model).lost
+            return lost[key] <= MOST_LOST
+
+        lowest = _uniform(pieces, UNIFORM[0])
+        if fits(lowest):
+            return lowest
+        units = _units(pieces, self.spec.num_layers)
+        by_unit = {name: total(self.roundings.options[piece.path] for piece in unit) for name, unit in units.items()}
+
+        def spelt_out(form: Form) -> Form:
+            return {piece.path: form[name] for name, unit in units.items() for piece in unit}
+
+        forms = [spelt_out(form) for form in mixtures(by_unit, self._harm(units, kernels))]
+        found = smallest_that(fits, forms)
+        if not uniform:
+            return found or forms[-1]
+        for each in UNIFORM[1:]:
+            form = _uniform(pieces, each)
+            if (found is None or size(options, form) < size(options, found)) and fits(form):
+                return form
+        return found
+
+    def _harm(self, units: dict[str, list[Piece]], kernels: Kernels) -> dict[str, float]:
+        """Return how far the model's answers go apart when one unit alone has the lowest bits, in nats a token.
+
+        That is measured on calibrating rows, so that the judged rows tell nothing about single units.
+        """
+        rows = _with_tokens(self.rows.calibrating or self.rows.judged, PROBE_TOKENS)
+        probe = Judge(rows, np.ones(len(rows), bool), self.work / "probe")
+        probe.hear_tuned(self.model)
+        harm = {}
+        with doing("choosing", len(units)) as tick:
+            for number, (name, unit) in enumerate(units.items()):
+                tick(number)
+                layers = self.roundings.layers(unit, _uniform(unit, UNIFORM[0]), kernels)
+                with replaced(self.model, layers):
+                    harm[name] = probe.compare(self.model).kl
+        return harm
+
+    # Writing --------------------------------------------------------------------------------------------------
+
+    def _write(self, form: Form | None) -> dict[str, Any]:
+        """Write the model in a form (None: unquantised), and release the tuned one; return what was written."""
+        dtype = getattr(mx, self.dtype)
+        storage: Storage = {
+            path: _stored(module) for path, module in self.model.named_modules() if form is not None and _kept(module)
+        }
+        weights, sizes = {}, {}
+        for piece in pieces_of(self.model, quantise=form is not None):
+            sizes[piece.path] = piece.inputs * piece.outputs
+            if form is None or piece.path not in form:
+                arrays = {"weight": dense_weight(piece.module)}
+            else:
+                arrays = self.roundings.arrays(piece.path, form[piece.path])
+                storage[piece.path] = self.roundings.stored(piece.path, form[piece.path])
+            storage.pop(f"{piece.path}.linear", None)
+            if (bias := piece.base.get("bias")) is not None:
+                arrays["bias"] = bias
+            weights |= {f"{piece.path}.{name}": value for name, value in arrays.items()}
+        anew = tuple(f"{path}." for path in sizes)
+        weights |= {name: value for name, value in tree_flatten(self.model.parameters()) if not name.startswith(anew)}
+        weights = {name: _as(value, dtype) for name, value in weights.items()}
+        # each of the model's own arrays is freed when what becomes of it is written
+        self.model = piece = arrays = bias = None
+        save_companions(self.spec, self.directory, self.tokenizer, self.dtype, storage)
+        save_weights(weights, self.directory, self.spec.parameters)
+        return _described(form, sizes, self.dtype)
 
 
-def _save(weights: dict[str, mx.array], directory: Path, parameters: int) -> None:
-    """Compute and write weights one matrix after another; this empties `weights`.
+_NOT_MEASURED = ("fused_loss", "lost", "interval", "kl", "same_choice")
 
-    Given all at once, MLX would compute all of them ahead of time, and hold several times their size.
+
+def _group_sizes(spec: ModelSpec) -> dict[int, int]:
+    """Return the group size for each number of bits."""
+    own = spec.quantize_group_size if spec.quantize_bits else (spec.quantization or {}).get("group_size")
+    return {bits: own if own and bits == spec.bits else GROUP_SIZE for bits in UNIFORM}
+
+
+def _uniform(pieces: Sequence[Piece], bits: int) -> Form:
+    return {piece.path: bits for piece in pieces}
+
+
+def _units(pieces: Sequence[Piece], layers: int) -> dict[str, list[Piece]]:
+    """Return pieces by kind and quarter of the model's depth: each unit has one number of bits.
+
+    To measure every matrix alone would take a pass through the model for each; what one costs differs more between
+    kinds than between neighbours.
     """
-    total = sum(value.nbytes for value in weights.values())
-    shards = list(_shards(weights))
-    files = {}
-    for number, names in enumerate(shards, start=1):
-        name = "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
-        shard = {}
-        for each in names:
-            shard[each] = weights.pop(each)
-            mx.eval(shard[each])
-            mx.clear_cache()
-        save_tensors(directory / name, shard, {"format": "mlx"})
-        files |= dict.fromkeys(names, name)
-    metadata = {"total_size": total, "total_parameters": parameters}
-    index = {"metadata": metadata, "weight_map": dict(sorted(files.items()))}
-    write_json(directory / "model.safetensors.index.json", index)
+    units: dict[str, list[Piece]] = {}
+    for piece in pieces:
+        quarter = QUARTERS * max(piece.layer, 0) // layers
+        units.setdefault(f"{piece.path.rpartition('.')[2]} {quarter}", []).append(piece)
+    return units
 
 
-def _shards(weights: dict[str, mx.array]) -> Iterator[list[str]]:
-    """Yield the names of the weights for each file."""
-    names, size = [], 0
-    for name, value in weights.items():
-        if names and size + value.nbytes > SHARD_BYTES:
-            yield names
-            names, size = [], 0
-        names.append(name)
-        size += value.nbytes
-    yield names
+def _with_tokens(rows: Sequence[TokenRow], tokens: int) -> list[TokenRow]:
+    """Return rows from the beginning that have so many trained tokens together, or all."""
+    ends = np.cumsum([row.target_tokens for row in rows])
+    return list(rows[: int(np.searchsorted(ends, tokens)) + 1])
 
 
-def _describe(spec: ModelSpec, loaded: Path, directory: Path, tokenizer: ChatTokenizer, *, dequantize: bool) -> None:
-    """Write the files beside the weights; their quantisation is that of the base as it was loaded."""
-    config = json.loads(((spec.path if dequantize else loaded) / "config.json").read_text(encoding="utf-8"))
-    if dequantize:
-        config = {key: value for key, value in config.items() if key not in ("quantization", "quantization_config")}
-        config["torch_dtype"] = "float16"
-    elif spec.quantize_bits and "quantization" not in config:
-        config["quantization"] = {"group_size": spec.quantize_group_size, "bits": spec.quantize_bits, "mode": "affine"}
-        config["quantization_config"] = config["quantization"]
-    write_tokenizer(tokenizer, directory)
-    write_json(directory / "config.json", config)
+def _kept(module: nn.Module) -> bool:
+    """Return whether a layer is quantised."""
+    return "scales" in module
 
 
-def _loaded_from(run: Run, spec: ModelSpec) -> Path:
-    """Return the directory of the base as it was loaded, or as it was before it was quantised."""
-    named = adapter_base(run.adapters)
-    return named if named.is_dir() else spec.path
+def _stored(module: Any) -> dict[str, Any]:
+    """Return how a quantised layer is stored, as `config.json` says it."""
+    how = {"group_size": module.group_size, "bits": module.bits}
+    return how if module.mode == "affine" else how | {"mode": module.mode}
 
 
-def _too_large(merged: ModelSpec, rows: Sequence[TokenRow]) -> str:
-    """Return why a merged model is not loaded for judging; empty if there is room for it and a row's logits."""
-    needed = merged.loaded_bytes + 8 * max(map(len, rows)) * merged.config["vocab_size"] + RESERVE_BYTES
+def _as(value: mx.array, dtype: mx.Dtype) -> mx.array:
+    return value.astype(dtype) if mx.issubdtype(value.dtype, mx.floating) else value
+
+
+def _described(form: Form | None, sizes: dict[str, int], dtype: str) -> dict[str, Any]:
+    """Return the name of a form, its mean bits and how it is stored, in words."""
+    if form is None:
+        return {"form": "16", "bits": None, "stored": dtype}
+    low, high = min(form.values()), max(form.values())
+    if low == high:
+        return {"form": str(low), "bits": low, "stored": f"{low} bits"}
+    mean = sum(bits * sizes[path] for path, bits in form.items()) / sum(sizes.values())
+    return {"form": "mixed", "bits": mean, "stored": f"{low} to {high} bits, {mean:.1f} on average"}
+
+
+def _verdict(found: dict[str, Any], not_judged: str, form: str) -> str:
+    """Return what merging changed, and what to do if it lost something, in a sentence or two."""
+    if not_judged:
+        return f"It was not compared with the adapters on the untouched base: {not_judged}."
+    measured = (
+        f"{found['fused_loss']:.4f} instead of {found['tuned_loss']:.4f} nats a token, {found['lost']:+.4f} "
+        f"({found['interval'][0]:+.4f} to {found['interval'][1]:+.4f}) on {found['rows']} rows"
+    )
+    if found["lost"] <= MOST_LOST:
+        return f"It keeps what was learnt: the loss is {measured}; up to {MOST_LOST:+} counts as the same."
+    remedy = (
+        "--bits auto finds the smallest form that does not"
+        if form not in ("16", "mixed")
+        else ("export the adapters instead (--to adapter)" if form == "16" else "--bits 16 keeps more")
+    )
+    return f"It lost some of what was learnt: the loss is {measured}; up to {MOST_LOST:+} would be the same. {remedy}."
+
+
+def _too_large(nbytes: int, spec: ModelSpec, rows: Sequence[TokenRow]) -> str:
+    """Return why a model is not loaded for judging; empty if there is room for it and the logits of a batch."""
+    tokens = max(TOKENS_AT_ONCE, *map(len, rows))
+    needed = nbytes + 8 * tokens * spec.config["vocab_size"] + RESERVE_BYTES
     free = memory_counters().get("free", available_bytes())
     if needed <= free:
         return ""
@@ -164,25 +369,3 @@ def _too_large(merged: ModelSpec, rows: Sequence[TokenRow]) -> str:
 def _load(merged: ModelSpec) -> nn.Module:
     available = available_bytes()
     return load_base(merged, kernels_to_answer(merged.dtype, 4 * merged.parameters, available, None))
-
-
-def _judged_rows(run: Run, tokenizer: ChatTokenizer, max_seq_length: int) -> Sequence[TokenRow]:
-    """Return some validation rows, or some training rows if there are none."""
-    for rows in (run.validation_rows(), run.train_rows()):
-        usable = make_dataset(rows[:JUDGED_ROWS], tokenizer, max_seq_length).rows
-        if len(usable):
-            return usable
-    raise RunError(f"{run.path}: has no row that the fused model could be judged by.")
-
-
-def _judge(model: nn.Module, rows: Sequence[TokenRow]) -> tuple[float, np.ndarray]:
-    """Return the mean loss over the trained tokens of some rows, and the predicted tokens `(tokens,)`."""
-    model.eval()
-    loss, choices = 0.0, []
-    for row in rows:
-        places = np.flatnonzero(row.trained)
-        logits = model(mx.array(row.ids)[None])[0][mx.array(places - 1)].astype(mx.float32)
-        loss += cross_entropy(logits, mx.array(row.ids[places]), mx.ones(len(places))).item()
-        choices.append(np.array(logits.argmax(-1)))
-    found = np.concatenate(choices)
-    return loss / len(found), found

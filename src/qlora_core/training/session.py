@@ -34,6 +34,7 @@ from ..engine.model import (
 from ..errors import RunError
 from ..machine.memory import GB, MemoryMonitor, available_bytes
 from ..machine.memory_guard import MemoryGuard, NormWatch
+from ..models.adapter_files import ADAPTER_FILE
 from ..models.base_models import ModelSpec
 from ..runs import memory_estimate
 from ..runs.checkpoints import checkpoint_to_resume
@@ -337,8 +338,13 @@ def _checkpoint(writer: RunWriter) -> Path | None:
     return path
 
 
-def load_for_answers(run: Run, *, base: bool = False) -> tuple[nn.Module, ChatTokenizer]:
-    """Load a run's base with its best adapters, or without any, ready to generate.
+def load_for_answers(run: Run, *, base: bool = False, adapters: Path | None = None) -> tuple[nn.Module, ChatTokenizer]:
+    """Load a run's base with adapters, or without any, ready to generate.
+
+    Args:
+        run: a run.
+        base: without adapters.
+        adapters: directory of the adapters; by default the best.
 
     Raises:
         QLoraError: the base or the adapters are missing or have changed.
@@ -351,6 +357,6 @@ def load_for_answers(run: Run, *, base: bool = False) -> tuple[nn.Module, ChatTo
     model = load_base(spec, device.kernels_to_answer(spec.dtype, 4 * spec.parameters, available_bytes(), recorded))
     if not base:
         attach_adapters(model, spec, config.lora, config.train.seed)
-        load_adapters(model, run.adapters / "adapters.safetensors")
+        load_adapters(model, (adapters or run.adapters) / ADAPTER_FILE)
     model.eval()
     return model, tokenizer

@@ -1,0 +1,218 @@
+"""Compare a model that was made of a tuned one with that one, on rows of the run, and say how sure that is.
+
+Knows models as functions from ids to logits, and rows; nothing of how the other model was made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..engine.device import mx, nn
+from ..errors import RunError
+from ..runs.run import Run
+from ..tokens.dataset import make_dataset
+from ..tokens.rows import TokenRow
+from ..tokens.tokenizer import ChatTokenizer
+from .input_moments import padded_batches
+
+JUDGED_SHARE = 5  # one training row in so many is judged, the others calibrate
+JUDGED_ROWS = 64  # at most, of training and of validation rows each
+JUDGED_BYTES = 1_000_000_000  # at most, for the tuned model's log-probabilities, which lie in a file
+CALIBRATION_TOKENS = 16_384  # at most; with more, gathering takes longer and rounding hardly gets better
+SHOWN = "training", "validation"
+RESAMPLES = 2_000
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class DividedRows:
+    """Which rows of a run do what.
+
+    Attributes:
+        judged: rows that models are compared on, none of them among the next.
+        trained: bool, `(judged rows,)`: whether the row was trained on; the others are validation rows.
+        calibrating: training rows whose inputs calibrate the rounding.
+    """
+
+    judged: list[TokenRow]
+    trained: np.ndarray
+    calibrating: list[TokenRow]
+
+
+def divide_rows(run: Run, tokenizer: ChatTokenizer, vocabulary: int) -> DividedRows:
+    """Divide a run's rows into those that judge a model and those that calibrate its rounding.
+
+    Every fifth training row judges, and validation rows do; both are spread evenly, at most `JUDGED_ROWS` of each, and
+    fewer where `JUDGED_BYTES` would not hold their log-probabilities. The other training rows calibrate, up to
+    `CALIBRATION_TOKENS` tokens. Rows that are equal to a judged one do not calibrate.
+
+    Raises:
+        RunError: the run has no row to judge by.
+    """
+    length = run.config().data.max_seq_length
+    train, validation = (
+        list(make_dataset(_spread(rows, wanted), tokenizer, length).rows)
+        for rows, wanted in ((run.train_rows(), 40 * JUDGED_ROWS), (run.validation_rows(), JUDGED_ROWS))
+    )
+    most = JUDGED_BYTES // (2 * vocabulary)  # trained tokens, in float16
+    of_training = _within(_spread(train[::JUDGED_SHARE], JUDGED_ROWS), most // 2 if validation else most)
+    of_validation = _within(validation, most - sum(row.target_tokens for row in of_training))
+    judged = [*of_training, *of_validation]
+    if not judged:
+        raise RunError(f"{run.path}: has no row that a model could be judged by.")
+    known = {row.ids.tobytes() for row in judged}
+    others = [row for row in train if row.ids.tobytes() not in known]
+    calibrating, tokens = [], 0
+    for row in _spread(others, len(others)):
+        if tokens < CALIBRATION_TOKENS:
+            calibrating.append(row)
+            tokens += len(row)
+    trained = np.arange(len(judged)) < len(of_training)
+    return DividedRows(judged, trained, calibrating)
+
+
+def _spread(rows: Any, most: int) -> list[Any]:
+    """Return at most so many rows, spread evenly."""
+    count = len(rows)
+    return [rows[int(place)] for place in np.linspace(0, count - 1, min(most, count)).astype(int)] if count else []
+
+
+def _within(rows: Sequence[TokenRow], most: int) -> list[TokenRow]:
+    """Return rows from the beginning with at most so many trained tokens together, but at least one."""
+    ends = np.cumsum([row.target_tokens for row in rows])
+    return list(rows[: max(1, int(np.searchsorted(ends, most, side="right")))])
+
+
+class Judge:
+    """Keeps what the tuned model says to some rows, and compares other models with it.
+
+    Args:
+        rows: at least one.
+        trained: bool, `(rows,)`: which of them were trained on; the others are validation rows.
+        file: where the tuned model's log-probabilities are kept, 2 bytes for each trained token and word of the
+            vocabulary.
+    """
+
+    def __init__(self, rows: Sequence[TokenRow], trained: np.ndarray, file: Path) -> None:
+        self.rows, self.trained, self._file = rows, trained, file
+        self.lengths = np.array([row.target_tokens for row in rows])
+        self._starts = np.concatenate([[0], np.cumsum(self.lengths)])
+        self._kept: np.ndarray | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Return the number of trained tokens in all rows."""
+        return int(self.lengths.sum())
+
+    def hear_tuned(self, model: nn.Module) -> None:
+        """Keep what the tuned model says."""
+        self._losses, self._choices = np.zeros(self.tokens), np.zeros(self.tokens, np.int64)
+        for places, target, logs in self._answers(model):
+            if self._kept is None:
+                self._kept = np.memmap(self._file, np.float16, "w+", shape=(self.tokens, logs.shape[-1]))
+            self._losses[places] = -_chosen(logs, target)
+            self._choices[places] = np.array(logs.argmax(-1))
+            self._kept[places] = np.array(mx.maximum(logs, -65_000).astype(mx.float16))
+
+    def tuned_means(self) -> dict[str, Any]:
+        """Return `rows`, `tokens` and the tuned model's mean loss, `tuned_loss`, in nats a token."""
+        return {"rows": len(self.rows), "tokens": self.tokens, "tuned_loss": float(self._losses.mean())}
+
+    def compare(self, model: nn.Module) -> Comparison:
+        """Return how another model's answers differ from the tuned one's."""
+        losses, same, divergence = np.zeros(self.tokens), np.zeros(self.tokens, bool), np.zeros(self.tokens)
+        for places, target, logs in self._answers(model):
+            losses[places] = -_chosen(logs, target)
+            same[places] = np.array(logs.argmax(-1)) == self._choices[places]
+            tuned = mx.array(self._kept[places]).astype(mx.float32)
+            tuned = tuned - mx.logsumexp(tuned, axis=-1, keepdims=True)  # rounding: they are probabilities again
+            divergence[places] = np.array((mx.exp(tuned) * (tuned - logs)).sum(-1))
+        return Comparison(*map(self._by_row, (self._losses, losses, divergence, same)), self.lengths, self.trained)
+
+    def _answers(self, model: nn.Module) -> Iterator[tuple[np.ndarray, mx.array, mx.array]]:
+        """Yield places among all trained tokens, the tokens there and the log-probabilities, `(T, V)`, float32."""
+        model.eval()
+        for indices, ids in padded_batches(self.rows):
+            trained = [np.flatnonzero(self.rows[i].trained) for i in indices]
+            line = np.repeat(np.arange(len(indices)), [len(each) for each in trained])
+            column = np.concatenate(trained)
+            places = np.concatenate([np.arange(self._starts[i], self._starts[i + 1]) for i in indices])
+            logits = model(ids)[mx.array(line), mx.array(column - 1)].astype(mx.float32)
+            logs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+            mx.eval(logs)
+            yield places, ids[mx.array(line), mx.array(column)], logs
+
+    def _by_row(self, values: np.ndarray) -> np.ndarray:
+        return np.add.reduceat(values.astype(np.float64), self._starts[:-1])
+
+
+def _chosen(logs: mx.array, target: mx.array) -> np.ndarray:
+    return np.array(mx.take_along_axis(logs, target[:, None], axis=-1)[:, 0])
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How another model's answers to some rows differ from the tuned one's, summed over each row's trained tokens.
+
+    Attributes:
+        tuned: losses of the tuned model, in nats, `(rows,)`.
+        other: losses of the other model.
+        divergence: Kullback-Leibler divergence of the other from the tuned, in nats.
+        same: tokens for which both find the same one likeliest.
+        lengths: trained tokens.
+        trained: bool; which rows were trained on; the others are validation rows.
+    """
+
+    tuned: np.ndarray
+    other: np.ndarray
+    divergence: np.ndarray
+    same: np.ndarray
+    lengths: np.ndarray
+    trained: np.ndarray
+
+    @property
+    def lost(self) -> float:
+        """Return by how much the mean loss a token is higher than the tuned model's, in nats."""
+        return float((self.other - self.tuned).sum() / self.lengths.sum())
+
+    @property
+    def kl(self) -> float:
+        """Return the mean divergence a token, in nats."""
+        return float(self.divergence.sum() / self.lengths.sum())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return means over all rows, and the same for the rows of each kind there are.
+
+        Each has `rows`, `tokens`, `tuned_loss`, `fused_loss`, their difference `lost` with its `interval`, `kl`, and
+        the share `same_choice`; losses and divergences are nats a token. `interval` is the pair of ends between which
+        95 in 100 differences lie when as many rows are drawn from these at random, with repetition (bootstrap, paired:
+        a row brings both of its losses; always the same draws). It tells how much the difference depends on which rows
+        were judged. It does not cover other kinds of text than the run's, and with fewer than about ten rows it is too
+        narrow.
+        """
+        kinds = {name: np.flatnonzero(self.trained == flag) for name, flag in zip(SHOWN, (True, False), strict=True)}
+        parts = {name: self._means(chosen) for name, chosen in kinds.items() if len(chosen)}
+        return self._means(np.arange(len(self.lengths))) | parts
+
+    def _means(self, chosen: np.ndarray) -> dict[str, Any]:
+        lengths = self.lengths[chosen]
+        tokens = lengths.sum()
+        change = self.other[chosen] - self.tuned[chosen]
+        drawn = np.random.default_rng(0).integers(0, len(chosen), (RESAMPLES, len(chosen)))
+        resampled = change[drawn].sum(1) / lengths[drawn].sum(1)
+        ends = np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+        return {
+            "rows": len(chosen),
+            "tokens": int(tokens),
+            "tuned_loss": float(self.tuned[chosen].sum() / tokens),
+            "fused_loss": float(self.other[chosen].sum() / tokens),
+            "lost": float(change.sum() / tokens),
+            "interval": [float(end) for end in ends],
+            "kl": float(self.divergence[chosen].sum() / tokens),
+            "same_choice": float(self.same[chosen].sum() / tokens),
+        }
