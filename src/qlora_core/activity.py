@@ -39,6 +39,7 @@ STAGES = {
     "choosing": "Finding which matrices need more bits, one by one",
     "judging": "Comparing with the tuned model",
     "writing": "Writing the merged weights, matrix by matrix",
+    "verifying": "Opening the result again, in a fresh process, to compare answers",
     "exporting": "Writing the result to take away",
 }
 """Text shown for each stage of work that is worth reporting."""

@@ -183,7 +183,13 @@ def _export(arguments: argparse.Namespace) -> int:
     out = arguments.out or run.path / "export" / arguments.to
     choices = Choices(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Choices)})
     made = export_run(
-        run, out, to=arguments.to, choices=choices, checkpoint=arguments.checkpoint, force=arguments.force
+        run,
+        out,
+        to=arguments.to,
+        choices=choices,
+        checkpoint=arguments.checkpoint,
+        force=arguments.force,
+        verified=arguments.verified,
     )
     if arguments.json:
         print_json(made)
@@ -354,6 +360,8 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
                         "(default: the best, or the final one if there was no validation)")  # fmt: skip
     parser.add_argument("--out", type=Path, help="directory to write (default: export/ in the run)")
     parser.add_argument("--force", action="store_true", help="replace whatever is there")
+    parser.add_argument("--no-verify", dest="verified", action="store_false",
+                        help="do not open it again to compare it with the run")  # fmt: skip
     parser.add_argument("--bits", choices=("auto", "mixed", "16", "8", "6", "5", "4"), default="auto",
                         help="of a fused model's weights; mixed: more where fewer do most harm; auto: the smallest of "
                         "these that keeps what was learnt (default: auto)")  # fmt: skip

@@ -11,18 +11,27 @@ from typing import Any
 
 from ..activity import doing
 from ..config import to_flat
+from ..errors import ExportError
 from ..files.storage import publishing, write_json
 from ..models.base_models import has_gpu
 from ..reports.charts import save_curves, thin
 from ..runs.run import Run
 from .destination import METRICS_FILE, content_of, find_destination
-from .formats import FORMATS, Choices, Target, check_choices
-from .guides import write_guides, write_summary
+from .formats import FORMATS, Choices, ExportFormat, Target, check_choices
+from .guides import write_guides, write_program, write_summary
 from .source import Source, open_source
+from .verification import verify
 
 
 def export_run(
-    run: Run, out: Path, *, to: Target, choices: Choices | None = None, checkpoint: str = "", force: bool = False
+    run: Run,
+    out: Path,
+    *,
+    to: Target,
+    choices: Choices | None = None,
+    checkpoint: str = "",
+    force: bool = False,
+    verified: bool = True,
 ) -> dict[str, Any]:
     """Write a run's result into a directory that appears all at once.
 
@@ -34,33 +43,53 @@ def export_run(
         checkpoint: `best`, `final`, or the step of a checkpoint; empty: the best, or the final ones if there was no
             validation.
         force: replace whatever is in `out`.
+        verified: open it again in a fresh process, and compare it with the run's own model.
 
     Returns:
-        `{"run", "to", "path", "bytes", "files": {name: bytes}, "fused"}`; the last as the format's writer gives it,
-        None if it wrote adapters.
+        `{"run", "to", "path", "bytes", "files": {name: bytes}, "fused", "verification"}`; the last two as the format's
+        writer and `verify` give them, or None.
 
     Raises:
         RunError: nothing was trained yet, or `out` holds something that may not be replaced.
         QLoraError: the base or the adapters are not what they were.
         ConfigError: a choice does not belong to the format.
-        ExportError: it would lose too much, and `strict` was chosen.
+        ExportError: it cannot be opened again; or it loses too much, and `strict` was chosen.
     """
     choices = choices or Choices()
     check_choices(to, choices)
     source = open_source(run, checkpoint)
     out = find_destination(source, Path(out), force=force)
     with publishing(out) as directory:
-        fused = FORMATS[to].write(source, directory, choices)
-        _describe(directory, source, _facts(source, out, to) | {"fused": fused})
+        facts = _facts(source, out, to) | {"fused": FORMATS[to].write(source, directory, choices)}
+        facts["verification"] = _verify(source, directory, FORMATS[to], choices) if verified else None
+        _describe(directory, source, facts)
     files = {path.name: path.stat().st_size for path in sorted(content_of(out))}
-    return {"run": run.name, "to": to, "path": str(out), "bytes": sum(files.values()), "files": files, "fused": fused}
+    return {
+        "run": run.name,
+        "to": to,
+        "path": str(out),
+        "bytes": sum(files.values()),
+        "files": files,
+        "fused": facts["fused"],
+        "verification": facts["verification"],
+    }
+
+
+def _verify(source: Source, directory: Path, form: ExportFormat, choices: Choices) -> dict[str, Any]:
+    """Verify an export; with `strict`, refuse one that loses too much."""
+    if form.has_program:
+        write_program(directory)
+    found = verify(source, directory, form.reader)
+    if choices.strict and not found["within"]:
+        raise ExportError(f"{source.run.name}: {found['verdict']}")
+    return found
 
 
 def keep_result(run: Run) -> str:
     """Write a run's result where `qlora export` does by default; return what went wrong, or an empty text."""
     try:
         with doing("exporting"):
-            export_run(run, run.result, to="adapter", force=True)
+            export_run(run, run.result, to="adapter", force=True, verified=False)
     except Exception as error:  # training is over and must not fail because of, say, a drawing
         return f"the run's result was not exported: {error or type(error).__name__}"
     return ""

@@ -52,6 +52,7 @@ class ExportFormat:
             they are the run's own adapters, only written differently).
         predicted_bytes: size of the result, from what a run knows; None if that is not known.
         use: returns commands, or lines of Python, that use an export in a directory, to be copied.
+        reader: who opens it again to verify it, as `verification.verify` knows them.
         takes: the names of the choices that it understands.
         needs_base: it holds adapters, which need the base model beside them.
         loads_model: writing it needs the memory of the whole model.
@@ -63,6 +64,7 @@ class ExportFormat:
     write: Callable[[Source, Path, Choices], dict[str, Any] | None]
     predicted_bytes: Callable[[Run], int | None]
     use: Callable[[Run, Path], list[str]]
+    reader: str = "program"
     takes: frozenset[str] = frozenset()
     needs_base: bool = False
     loads_model: bool = False
@@ -161,6 +163,7 @@ FORMATS: dict[Target, ExportFormat] = {
         write=_write_peft,
         predicted_bytes=_adapter_bytes,
         use=_use_peft,
+        reader="peft",
         needs_base=True,
     ),
     "fused": ExportFormat(

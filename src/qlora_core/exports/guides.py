@@ -25,6 +25,11 @@ GUIDES = {"INTEGRATION.md": "What do you know?", "INTEGRACAO.pt.md": "O que sabe
 """Each guide, and its example question for a run without a short one of its own."""
 
 
+def write_program(directory: Path) -> None:
+    """Write `inference.py`."""
+    shutil.copyfile(TEMPLATES / "inference.py", directory / "inference.py")
+
+
 def write_guides(directory: Path, facts: Mapping[str, Any]) -> None:
     """Write the guides and the program that they describe.
 
@@ -32,7 +37,7 @@ def write_guides(directory: Path, facts: Mapping[str, Any]) -> None:
         directory: destination of `inference.py`, `INTEGRATION.md` and `INTEGRACAO.pt.md`.
         facts: values that `export` gathers.
     """
-    shutil.copyfile(TEMPLATES / "inference.py", directory / "inference.py")
+    write_program(directory)
     right_first = sorted(facts["questions"], key=lambda entry: not entry.get("tuned_right"))
     short = next((entry["question"] for entry in right_first if _simple(entry["question"])), None)
     for name, question in GUIDES.items():

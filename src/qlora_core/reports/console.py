@@ -318,6 +318,7 @@ def export_rows(made: dict[str, Any]) -> dict[str, str]:
         "Run": made["run"],
         "Where": f"{made['path']}, {size(made['bytes'])}",
         "Files": ", ".join(made["files"]),
+        "Verified": made["verification"]["verdict"] if made["verification"] else "",
         "Merged": _merged(fused) if fused else "",
         "Look at": "! quantised again after the merge, it lost some of what it learnt; --dequantize keeps it"
         if fused and fused["bits"] and not fused["not_judged"] and fused["same_choice"] < 0.99

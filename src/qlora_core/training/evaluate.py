@@ -44,7 +44,7 @@ def evaluate_run(
         RunError: the run is a link, or holds one.
     """
     refuse_links(run.path)
-    asked = list(_questions(run))
+    asked = list(questions_of(run))
     questions, prompts = [question for question, _ in asked], [prompt for _, prompt in asked]
     with doing("evaluation", 2 * len(prompts)) as tick:
         with base_only(model):
@@ -101,7 +101,7 @@ def _samples(run: Run, config: PaceConfig) -> list[tuple[str, str, Prompt]]:
         return [(question, "", _behind(system, question)) for question in dict.fromkeys(config.sample_prompts)]
     known = {
         question["question"]: (question["question"], question["reference"] or " / ".join(question["expected"]), prompt)
-        for question, prompt in _questions(run)
+        for question, prompt in questions_of(run)
     }
     questions = list(known.values())
     count = min(config.samples, len(questions))
@@ -145,7 +145,7 @@ def _behind(system: str, question: str) -> Prompt:
     return [{"role": "system", "content": system}, asked] if system else [asked]
 
 
-def _questions(run: Run) -> Iterator[tuple[dict[str, Any], Prompt]]:
+def questions_of(run: Run) -> Iterator[tuple[dict[str, Any], Prompt]]:
     """Yield questions and their full prompts: of the fact sheet, else from the beginnings of conversations."""
     facts = run.facts()
     if facts:

@@ -29,6 +29,10 @@ RESAMPLES = 2_000
 CONFIDENCE = 0.95
 
 
+Answers = Iterator[tuple[np.ndarray, mx.array, mx.array]]
+"""Places among all trained tokens, the tokens there `(T,)`, and the log-probabilities `(T, V)`, again and again."""
+
+
 @dataclass(frozen=True)
 class DividedRows:
     """Which rows of a run do what.
@@ -125,8 +129,27 @@ class Judge:
 
     def compare(self, model: nn.Module) -> Comparison:
         """Return how another model's answers differ from the tuned one's."""
+        return self._compare(self._answers(model))
+
+    def compare_said(self, said: Sequence[np.ndarray]) -> Comparison:
+        """Compare with what another program said: log-probabilities of each row's trained tokens, `(tokens, V)`.
+
+        That program may have fewer or more tokens at the end of its vocabulary, which none of the rows has.
+        """
+        size = self._kept.shape[-1]
+
+        def answers() -> Answers:
+            for index, (row, logs) in enumerate(zip(self.rows, said, strict=True)):
+                places = np.arange(self._starts[index], self._starts[index + 1])
+                fitting = np.full((len(logs), size), -65_000, np.float32)
+                fitting[:, : logs.shape[-1]] = logs[:, :size]
+                yield places, mx.array(row.ids[row.trained]), mx.array(fitting)
+
+        return self._compare(answers())
+
+    def _compare(self, answers: Answers) -> Comparison:
         losses, same, divergence = np.zeros(self.tokens), np.zeros(self.tokens, bool), np.zeros(self.tokens)
-        for places, target, logs in self._answers(model):
+        for places, target, logs in answers:
             losses[places] = -_chosen(logs, target)
             same[places] = np.array(logs.argmax(-1)) == self._choices[places]
             tuned = mx.array(self._kept[places]).astype(mx.float32)
@@ -134,7 +157,7 @@ class Judge:
             divergence[places] = np.array((mx.exp(tuned) * (tuned - logs)).sum(-1))
         return Comparison(*map(self._by_row, (self._losses, losses, divergence, same)), self.lengths, self.trained)
 
-    def _answers(self, model: nn.Module) -> Iterator[tuple[np.ndarray, mx.array, mx.array]]:
+    def _answers(self, model: nn.Module) -> Answers:
         """Yield places among all trained tokens, the tokens there and the log-probabilities, `(T, V)`, float32."""
         model.eval()
         for indices, ids in padded_batches(self.rows):

@@ -116,13 +116,27 @@ def answer(
         temperature: 0 takes the likeliest token every time.
         seed: decides the draws when it is above 0.
     """
+    messages = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": question})
+    return answer_messages(model, tokenizer, messages, max_tokens=max_tokens, temperature=temperature, seed=seed)
+
+
+def answer_messages(
+    model: Any,
+    tokenizer: Any,
+    messages: Sequence[dict[str, str]],
+    *,
+    max_tokens: int = 128,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> str:
+    """Answer the last message of a conversation, `[{"role", "content"}, …]`; see `answer` for the rest."""
     import mlx.core as mx
     from mlx_lm.generate import stream_generate
     from mlx_lm.sample_utils import make_sampler
 
     mx.random.seed(seed)
-    messages = [{"role": "system", "content": system}] if system else []
-    prompt = encode(tokenizer, [*messages, {"role": "user", "content": question}])
+    prompt = encode(tokenizer, messages)
     if end := ending(tokenizer):
         tokenizer.add_eos_token(end)
     sampler = make_sampler(temp=temperature)

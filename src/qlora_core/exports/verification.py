@@ -1,0 +1,71 @@
+"""Whether an export does what the run does: it is opened again in a fresh process and compared.
+
+Knows what is asked and how the reply reads; `training.verifying`, which loads models, runs as a program of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ..activity import doing
+from ..errors import ExportError
+from ..files.storage import write_json
+from ..reports.plain_text import share
+from .source import Source
+
+VERIFICATION_FILE = "verification.json"
+MOST_LOST = 0.01  # nats a token; an export that loses no more counts as the tuned model
+
+
+def verify(source: Source, directory: Path, reader: str) -> dict[str, Any]:
+    """Open an export with its format's own reader, and compare it with base and adapters.
+
+    Args:
+        source: what was exported.
+        directory: the export; gets `verification.json`.
+        reader: `program` (mlx-lm, through the export's own `inference.py`), `peft` or `llama.cpp`.
+
+    Returns:
+        `opened_with`; `rows`, `tokens`, `tuned_loss`, `fused_loss` (the export's), `lost`, `interval`, `kl` and
+        `same_choice` as in `judging.Comparison.as_dict`; of `questions`, how many have the `same_answers`, and for
+        how many the `same_ids` are asked; `within`: it lost at most `MOST_LOST`; and `verdict`, a sentence. If there
+        was too little memory, or the reader is not installed, `not_verified` says so and nothing was measured.
+
+    Raises:
+        ExportError: it cannot be opened again.
+    """
+    with doing("verifying"), tempfile.TemporaryDirectory() as name:
+        asked, replied = Path(name) / "asked.json", Path(name) / "replied.json"
+        about = {"run": source.run.path, "adapters": source.adapters, "directory": directory, "reader": reader}
+        asked.write_text(json.dumps({key: str(value) for key, value in about.items()}), encoding="utf-8")
+        command = [sys.executable, "-m", "qlora_core.training.verifying", str(asked), str(replied)]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+        if not replied.is_file():
+            last = (done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"])[-1]
+            raise ExportError(f"{source.run.name}: the export cannot be opened again: {last}")
+        found = json.loads(replied.read_text(encoding="utf-8"))
+    if problem := found.get("problem"):
+        raise ExportError(f"{source.run.name}: the export cannot be opened again: {problem}")
+    found["within"] = None if found["not_verified"] else found["lost"] <= MOST_LOST
+    found["verdict"] = _verdict(found)
+    write_json(directory / VERIFICATION_FILE, found)
+    return found
+
+
+def _verdict(found: dict[str, Any]) -> str:
+    """Return the result in a sentence."""
+    if why := found["not_verified"]:
+        return f"Not verified: {why}."
+    asked = found["questions"]
+    answers = f"{found['same_answers']} of {asked} answers are the run's own, " if asked else ""
+    ids = "" if found["same_ids"] == asked else f", and {asked - found['same_ids']} questions become other tokens"
+    return (
+        f"Opened again with {found['opened_with']}: {answers}the loss is {found['fused_loss']:.4f} where base and "
+        f"adapters have {found['tuned_loss']:.4f} ({found['lost']:+.4f} nats a token, on {found['tokens']} tokens), and "
+        f"{share(round(1000 * found['same_choice']), 1000)} of the likeliest tokens are the same{ids}."
+    )

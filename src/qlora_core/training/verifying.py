@@ -1,0 +1,164 @@
+"""Open an export in this process, and compare it with the run's own base and adapters. A program of its own.
+
+    python -m qlora_core.training.verifying ASKED.json REPLIED.json
+
+Knows runs, models and the readers of other programs; nothing of how exports are written.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..engine.device import memory_counters, mx
+from ..engine.generate import Prompt, answer
+from ..errors import QLoraError, brief
+from ..machine.memory import GB, available_bytes
+from ..models.base_models import ModelSpec
+from ..models.foreign_adapters import fit_adapters, read_foreign
+from ..runs.memory_estimate import RESERVE_BYTES
+from ..runs.run import Run
+from ..tokens.rows import TokenRow
+from ..tokens.tokenizer import ChatTokenizer
+from .evaluate import questions_of
+from .judging import Comparison, Judge, divide_rows
+from .session import load_for_answers
+
+QUESTIONS = 20
+ANSWER_TOKENS = 32
+TOKENS = 512  # trained tokens that are compared; each is a request to llama.cpp
+TOKENS_OF_LLAMA_CPP = 64
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What the export said.
+
+    Attributes:
+        reader: the program that opened it, with its version.
+        comparison: with what base and adapters say to the judged rows.
+        answers: to the questions.
+        ids: token ids of the questions, ready for an answer.
+    """
+
+    reader: str
+    comparison: Comparison
+    answers: list[str]
+    ids: list[list[int]]
+
+
+def verify(run: Run, adapters: Path, directory: Path, reader: str, work: Path) -> dict[str, Any]:
+    """Return what `exports.verification.verify` does, but for its verdict.
+
+    Args:
+        run: only read.
+        adapters: directory of the adapters that were exported.
+        directory: the export.
+        reader: `program`, `peft` or `llama.cpp`.
+        work: a directory for what is needed in between.
+    """
+    if reader == "llama.cpp" and not importlib.util.find_spec("xllamacpp"):
+        return {"not_verified": "llama.cpp is not installed; `pip install xllamacpp` brings it"}
+    if short := _too_little_memory(run.base()):
+        return {"not_verified": short}
+    model, tokenizer = load_for_answers(run, adapters=adapters)
+    divided = divide_rows(run, tokenizer, run.base().config["vocab_size"])
+    chosen = _few(divided.judged, divided.trained, TOKENS_OF_LLAMA_CPP if reader == "llama.cpp" else TOKENS)
+    judge = Judge([divided.judged[i] for i in chosen], divided.trained[chosen], work / "judged")
+    judge.hear_tuned(model)
+    prompts = [prompt for (_, prompt), _ in zip(questions_of(run), range(QUESTIONS), strict=False)]
+    answers = answer(model, tokenizer, prompts, max_tokens=ANSWER_TOKENS)
+    del model
+    mx.clear_cache()
+    opened = _OPEN[reader](run, directory, judge, prompts)
+    return {
+        "not_verified": "",
+        "opened_with": opened.reader,
+        **opened.comparison.as_dict(),
+        "questions": len(prompts),
+        "same_answers": sum(one == other for one, other in zip(answers, opened.answers, strict=True)),
+        "same_ids": sum(tokenizer.encode_prompt(each) == ids for each, ids in zip(prompts, opened.ids, strict=True)),
+    }
+
+
+def _few(rows: Sequence[TokenRow], trained: np.ndarray, most: int) -> np.ndarray:
+    """Return the indices of some rows with about so many trained tokens, of both kinds in turn."""
+    kinds = [list(np.flatnonzero(trained == kind)) for kind in (False, True)]
+    chosen, tokens = [], 0
+    while any(kinds) and tokens < most:
+        for kind in filter(None, kinds):
+            chosen.append(kind.pop(0))
+            tokens += rows[chosen[-1]].target_tokens
+    return np.sort(chosen)
+
+
+def _too_little_memory(spec: ModelSpec) -> str:
+    """Return why a model is not opened here; empty if there is room for it."""
+    needed = spec.loaded_bytes + RESERVE_BYTES
+    free = memory_counters().get("free", available_bytes())
+    return "" if needed <= free else f"{needed / GB:.1f} GB of memory wanted, {free / GB:.1f} GB available"
+
+
+# Readers --------------------------------------------------------------------------------------------------------
+
+
+def _open_program(run: Run, directory: Path, judge: Judge, prompts: Sequence[Prompt]) -> Opened:
+    """Open an export as its own `inference.py` does, with mlx-lm."""
+    spec = importlib.util.spec_from_file_location("inference", directory / "inference.py")
+    program = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
+    spec.loader.exec_module(program)  # type: ignore[union-attr]
+    model, tokenizer = program.load()
+    answers = [program.answer_messages(model, tokenizer, prompt, max_tokens=ANSWER_TOKENS) for prompt in prompts]
+    ids = [program.encode(tokenizer, prompt) for prompt in prompts]
+    return Opened(f"mlx-lm {importlib.metadata.version('mlx-lm')}", judge.compare(model), answers, ids)
+
+
+def _open_peft(run: Run, directory: Path, judge: Judge, prompts: Sequence[Prompt]) -> Opened:
+    """Read PEFT's files back into the base; questions are rendered by transformers."""
+    from transformers import AutoTokenizer
+
+    spec, config = run.base(), run.config()
+    tensors = fit_adapters(read_foreign(directory, _no_gguf), spec, spec.adapter_shapes(config.lora))
+    model, tokenizer = load_for_answers(run)
+    model.load_weights([(name, mx.array(value)) for name, value in tensors.items()], strict=False)
+    theirs = AutoTokenizer.from_pretrained(directory)
+    safe = [[{**m, "content": tokenizer.disarm(m["content"])} for m in prompt] for prompt in prompts]
+    ids = [theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False) for messages in safe]
+    answers = answer(model, ChatTokenizer(directory), prompts, max_tokens=ANSWER_TOKENS)
+    reader = f"this package's reader of PEFT's files, and transformers {importlib.metadata.version('transformers')}"
+    return Opened(reader, judge.compare(model), answers, [list(each) for each in ids])
+
+
+def _no_gguf(path: Path) -> Any:
+    raise QLoraError(f"{path}: is no export for PEFT.")
+
+
+_OPEN = {"program": _open_program, "peft": _open_peft}
+
+
+def main(asked: Path, replied: Path) -> int:
+    """Verify what `asked` says and write the reply as JSON; return the exit status."""
+    about = json.loads(asked.read_text(encoding="utf-8"))
+    places = {name: Path(about[name]) for name in ("run", "adapters", "directory")}
+    with tempfile.TemporaryDirectory() as work:
+        try:
+            found = verify(Run(places["run"]), places["adapters"], places["directory"], about["reader"], Path(work))
+        except Exception as error:  # whatever a reader finds wrong with the export is what this is for
+            found = {
+                "problem": str(error) if isinstance(error, QLoraError) else f"{type(error).__name__}: {brief(error)}"
+            }
+    replied.write_text(json.dumps(found), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))
