@@ -72,10 +72,18 @@ def measured(name: str, runs_dir: str, bits: str) -> dict[str, Any]:
 def line(form: dict[str, Any]) -> str:
     """Return a row of the table."""
     kinds = [_change(form.get(kind)) for kind in ("training", "validation")]
-    return (
-        f"| {form['asked']} | {form['stored']} | {form['bytes'] / MB:.1f} MB | {' | '.join(kinds)} | {form['kl']:.4f} | "
-        f"{form['same_choice']:.1%} | {form['seconds']:.0f} | {form['processor']:.0f} | {form['peak'] / MB:.0f} MB |"
-    )
+    cells = [
+        form["asked"],
+        form["stored"],
+        f"{form['bytes'] / MB:.1f} MB",
+        *kinds,
+        f"{form['kl']:.4f}",
+        f"{form['same_choice']:.1%}",
+        f"{form['seconds']:.0f}",
+        f"{form['processor']:.0f}",
+        f"{form['peak'] / MB:.0f} MB",
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
 def _change(part: dict[str, Any] | None) -> str:

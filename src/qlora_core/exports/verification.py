@@ -66,6 +66,6 @@ def _verdict(found: dict[str, Any]) -> str:
     ids = "" if found["same_ids"] == asked else f", and {asked - found['same_ids']} questions become other tokens"
     return (
         f"Opened again with {found['opened_with']}: {answers}the loss is {found['fused_loss']:.4f} where base and "
-        f"adapters have {found['tuned_loss']:.4f} ({found['lost']:+.4f} nats a token, on {found['tokens']} tokens), and "
-        f"{share(round(1000 * found['same_choice']), 1000)} of the likeliest tokens are the same{ids}."
+        f"adapters have {found['tuned_loss']:.4f} ({found['lost']:+.4f} nats a token, on {found['tokens']} tokens), "
+        f"and {share(round(1000 * found['same_choice']), 1000)} of the likeliest tokens are the same{ids}."
     )

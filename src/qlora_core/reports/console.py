@@ -318,21 +318,10 @@ def export_rows(made: dict[str, Any]) -> dict[str, str]:
         "Run": made["run"],
         "Where": f"{made['path']}, {size(made['bytes'])}",
         "Files": ", ".join(made["files"]),
-        "Verified": made["verification"]["verdict"] if made["verification"] else "",
-        "Merged": _merged(fused) if fused else "",
-        "Look at": "! quantised again after the merge, it lost some of what it learnt; --dequantize keeps it"
-        if fused and fused["bits"] and not fused["not_judged"] and fused["same_choice"] < 0.99
-        else "",
+        "Verified": textwrap.fill(made["verification"]["verdict"], 80) if made["verification"] else "",
+        "Merged": textwrap.fill(f"{fused['stored']}. {fused['verdict']}", 80) if fused else "",
+        "Look at": "! it lost some of what was learnt" if fused and fused["within"] is False else "",
     }
-
-
-def _merged(fused: dict[str, Any]) -> str:
-    """Return what merging changed."""
-    tuned = f"validation loss {fused['tuned_loss']:.4f} with the adapters"
-    if fused["not_judged"]:
-        return f"{tuned}; merged, not judged: {fused['not_judged']}"
-    same = share(round(1000 * fused["same_choice"]), 1000)
-    return f"{tuned}, {fused['fused_loss']:.4f} merged; the same likeliest token for {same}"
 
 
 def models_table(models: Iterable[dict[str, Any]]) -> str:
