@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.device import memory_counters, mx
+from ..engine.device import blas_threads, cores, memory_counters, mx, nn
 from ..engine.generate import Prompt, answer
 from ..errors import QLoraError, brief
 from ..machine.memory import GB, available_bytes
 from ..models.base_models import ModelSpec
 from ..models.foreign_adapters import fit_adapters, read_foreign
-from ..runs.memory_estimate import RESERVE_BYTES
+from ..runs.memory_estimate import RESERVE_BYTES, keeps_dense_weights
 from ..runs.run import Run
 from ..tokens.rows import TokenRow
 from ..tokens.tokenizer import ChatTokenizer
@@ -33,9 +33,9 @@ from .evaluate import questions_of
 from .judging import Comparison, Judge, divide_rows
 from .session import load_for_answers
 
-QUESTIONS = 20
+QUESTIONS = 10
 ANSWER_TOKENS = 32
-TOKENS = 512  # trained tokens that are compared; each is a request to llama.cpp
+TOKENS = 256  # trained tokens that are compared; each is a request to llama.cpp
 TOKENS_OF_LLAMA_CPP = 64
 
 
@@ -117,9 +117,21 @@ def _open_program(run: Run, directory: Path, judge: Judge, prompts: Sequence[Pro
     program = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
     spec.loader.exec_module(program)  # type: ignore[union-attr]
     model, tokenizer = program.load()
+    _prepare_for_processor(model, run.base())
     answers = [program.answer_messages(model, tokenizer, prompt, max_tokens=ANSWER_TOKENS) for prompt in prompts]
     ids = [program.encode(tokenizer, prompt) for prompt in prompts]
     return Opened(f"mlx-lm {importlib.metadata.version('mlx-lm')}", judge.compare(model), answers, ids)
+
+
+def _prepare_for_processor(model: nn.Module, spec: ModelSpec) -> None:
+    """Dequantise a model's weights, if a processor computes with it and has the room: its numbers stay the same.
+
+    MLX's products with quantised weights are many times slower there.
+    """
+    from mlx_lm.utils import dequantize_model
+
+    if mx.default_device() == mx.cpu and keeps_dense_weights(4 * spec.parameters, available_bytes()):
+        dequantize_model(model)
 
 
 def _open_peft(run: Run, directory: Path, judge: Judge, prompts: Sequence[Prompt]) -> Opened:
@@ -149,7 +161,8 @@ def main(asked: Path, replied: Path) -> int:
     """Verify what `asked` says and write the reply as JSON; return the exit status."""
     about = json.loads(asked.read_text(encoding="utf-8"))
     places = {name: Path(about[name]) for name in ("run", "adapters", "directory")}
-    with tempfile.TemporaryDirectory() as work:
+    # products are small here, and one thread of the BLAS does not wait for another on a busy machine
+    with tempfile.TemporaryDirectory() as work, blas_threads(max(1, cores() // 2)):
         try:
             found = verify(Run(places["run"]), places["adapters"], places["directory"], about["reader"], Path(work))
         except Exception as error:  # whatever a reader finds wrong with the export is what this is for

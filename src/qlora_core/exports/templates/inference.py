@@ -70,7 +70,9 @@ def import_mlx() -> Any:
         with contextlib.suppress(OSError, AttributeError):
             _flush_denormals()
         with contextlib.suppress(ImportError):
-            import qlora_core.engine.device  # noqa: F401 - must come before mlx
+            from qlora_core.engine import device  # must come before mlx
+
+            device.set_blas_threads(max(1, device.cores() // 2))  # products are small when it answers
     elif sys.platform == "darwin":  # whose GPU driver is then more patient with long work while the display is on
         os.environ.setdefault("AGX_RELAX_CDM_CTXSTORE_TIMEOUT", "1")
     import mlx.core as mx
