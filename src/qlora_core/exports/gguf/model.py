@@ -6,6 +6,7 @@ memory stays near one part of one matrix however large the model is.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,6 +101,8 @@ def write_model(source: Path, out: Path, kind: Kind, about: About | None = None)
     layout = find_layout(source)
     parts = list(_parts(layout, kind))
     vocabulary = read_vocabulary(source, _rows_of_embedding(parts), about.ends)
+    if vocabulary.strips and not vocabulary.tokens_include(_PHI3_TOKENS):
+        vocabulary.notes.append("Some added tokens take the blanks after them along; not so in llama.cpp.")
     written = Written(tensors=len(parts), notes=list(vocabulary.notes))
     wanted = sum(_size(part) for part in parts)
     with replacing(out, wanted=wanted) as temporary:
@@ -167,11 +170,8 @@ def _main_block(parts: Sequence[_Part]) -> Block:
 
 
 def _describe(writer: GGUFWriter, layout: Layout, vocabulary: Vocabulary, about: About, main: Block) -> None:
-    name = about.name or about.base or layout.family.models
-    if vocabulary.strips and layout.family.architecture == "phi3" and "phi-3" not in name.lower():
-        name = f"{name} (Phi-3)"  # by this llama.cpp knows that control tokens take the blanks after them along
     writer.add_type("model")
-    writer.add_name(name)
+    writer.add_name(_name(about.name or about.base or layout.family.models, vocabulary))
     writer.add_file_type(file_type(main))
     writer.add_quantization_version(GGML_QUANT_VERSION)
     add_origin(writer, about)
@@ -180,6 +180,21 @@ def _describe(writer: GGUFWriter, layout: Layout, vocabulary: Vocabulary, about:
     _add_vocabulary(writer, vocabulary)
     if about.chat_template:
         writer.add_chat_template(about.chat_template)
+
+
+_PHI3 = re.compile("phi-?3", re.IGNORECASE)
+_PHI3_TOKENS = frozenset({"</s>", "<s>", "<unk>", "<|endoftext|>"})
+
+
+def _name(name: str, vocabulary: Vocabulary) -> str:
+    """Return the name that is written.
+
+    In a model whose name says Phi-3 llama.cpp lets control tokens take the blanks after them along, and does not load
+    it without these four tokens. So the name says it exactly where that is right.
+    """
+    if vocabulary.strips and vocabulary.tokens_include(_PHI3_TOKENS):
+        return name if _PHI3.search(name) else f"{name} (Phi-3)"
+    return _PHI3.sub("Phi 3", name)
 
 
 def add_origin(writer: GGUFWriter, about: About) -> None:

@@ -8,7 +8,7 @@ nothing of weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,10 @@ class Vocabulary:
     space_prefix: bool
     notes: list[str]
     strips: bool
+
+    def tokens_include(self, texts: Collection[str]) -> bool:
+        """Return whether all of these are tokens."""
+        return set(texts) <= set(self.tokens)
 
 
 def read_vocabulary(directory: Path, size: int, ends: Sequence[int] = ()) -> Vocabulary:
