@@ -99,7 +99,9 @@ def encode(values: np.ndarray, block: Block) -> np.ndarray:
     largest = float(np.abs(values).max(initial=0.0))
     limit = {Block.F16: LARGEST_F16, Block.F32: np.inf, Block.BF16: np.inf}.get(block, LARGEST_F16)
     if not np.isfinite(largest) or largest > limit:
-        raise ModelError(f"has the weight {largest:g}; at most {limit:g} can be stored as {block.name}. Try bf16 or f32.")
+        raise ModelError(
+            f"has the weight {largest:g}; at most {limit:g} can be stored as {block.name}. Try bf16 or f32."
+        )
     made = {Block.Q4_K: _encode_q4_k, Block.Q6_K: _encode_q6_k}.get(block)
     if made is not None:
         return made(values.reshape(-1, SUPER)).reshape(len(values), -1)
@@ -118,8 +120,8 @@ def encode_packed(packed: Packed, block: Block) -> tuple[np.ndarray, bool]:
     """Return a quantised matrix's own numbers in GGUF's blocks, and whether these hold exactly the same.
 
     Groups of 64 or 128 become several blocks with the same scale. Q4_1 and Q5_1 hold scale and bias in float16. Q8_0
-    has no bias: `scale · (number - k)` with a whole `k` fits where every `number - k` is a signed byte; other groups are
-    rounded anew.
+    has no bias: `scale · (number - k)` with a whole `k` fits where every `number - k` is a signed byte; other groups
+    are rounded anew.
     """
     if block is Block.Q8_0:
         return _encode_q8_0(packed)

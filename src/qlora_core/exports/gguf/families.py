@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,7 @@ class Family:
     Attributes:
         models: the models that are meant, for people.
         architecture: llama.cpp's name for it, the value of `general.architecture`.
-        layer: `{module within a transformer layer: its name in GGUF}`.
-        needed: the modules that every layer has.
+        layer: `{module within a transformer layer: its name in GGUF}`; every layer has all of them.
         paired: whether rows of queries and keys lie as pairs that rotate together, not as halves of a head.
         norm_offset: what is added to the weights of norms.
         tied: whether the embedding is always the output matrix, too.
@@ -46,12 +45,6 @@ class Family:
     context: int = 4096
     theta: float = 10_000.0
     scalings: tuple[str, ...] = ("linear", "yarn")
-    optional: tuple[str, ...] = field(default=())
-
-    @property
-    def needed(self) -> list[str]:
-        """Return the modules that every layer has."""
-        return [name for name in self.layer if name not in self.optional]
 
 
 _TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
@@ -145,16 +138,23 @@ class Layout:
             for i in range(self.layers)
             for module, name in self.family.layer.items()
         }
-        return _TOP | layer
+        return {module: name for module, name in _TOP.items() if module != "lm_head" or not self.family.tied} | layer
 
     def order(self, module: str, rows: int) -> np.ndarray | None:
         """Return which row of a module's matrix stands where in GGUF, shape `(rows,)`; None: as they are.
 
         Hugging Face rotates row `i` of a head with row `i + half`; in GGUF these families have the two side by side.
+
+        Raises:
+            ModelError: the rows cannot be divided among the heads.
         """
         heads = {"q_proj": self.heads, "k_proj": self.key_heads}.get(module.rpartition(".")[2])
         if not self.family.paired or heads is None:
             return None
+        if rows % (2 * heads):
+            raise ModelError(
+                f"{self.path}: {module} has {rows} rows, which is no even number for each of {heads} heads."
+            )
         return np.arange(rows).reshape(heads, 2, rows // heads // 2).swapaxes(1, 2).reshape(-1)
 
 

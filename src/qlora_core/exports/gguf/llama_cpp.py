@@ -56,7 +56,8 @@ class Replies:
     Attributes:
         texts: token ids of each text.
         chats: token ids of each chat.
-        answers: token ids of each answer, without what ends it.
+        answers: token ids of each answer, with the token that ended it, if one did. llama.cpp knows more such tokens
+            than a file lists, by their names.
         answer_texts: the same as text.
         log_probabilities: for each sequence float32 `(tokens, vocabulary)`: of what follows its first token, its first
             two, and so on.
@@ -160,7 +161,7 @@ def _main(place: Path) -> None:
 
 def _reply(place: Path) -> None:
     asked = json.loads((place / "questions.json").read_text(encoding="utf-8"))
-    server, post = _start(asked)
+    post = _start(asked)
     size = int(post("/v1/models", None)["data"][0]["meta"]["n_vocab"])
     replies: dict[str, Any] = {"vocabulary": size}
     replies["texts"] = [_ids(post, text, add=False) for text in asked["texts"]]
@@ -182,7 +183,8 @@ def _reply(place: Path) -> None:
 _GREEDY = {"temperature": 0, "samplers": ["temperature"], "cache_prompt": False}
 
 
-def _start(asked: dict[str, Any]) -> tuple[Any, Post]:
+def _start(asked: dict[str, Any]) -> Post:
+    """Start llama.cpp's server with the model; return how it is asked."""
     import xllamacpp
 
     params = xllamacpp.CommonParams()
@@ -208,7 +210,7 @@ def _start(asked: dict[str, Any]) -> tuple[Any, Post]:
         with opener.open(request) as reply:
             return json.load(reply)
 
-    return server, post
+    return post
 
 
 def _ids(post: Post, text: str, *, add: bool) -> list[int]:

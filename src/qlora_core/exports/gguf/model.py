@@ -58,7 +58,7 @@ class Written:
         bytes: size of the file.
         tensors: number of tensors.
         blocks: how many weights have each kind of block, `{name: weights}`.
-        rounded: tensors of a quantised base whose numbers no block holds exactly; only for `as-stored`.
+        rounded: tensors whose quantised numbers were to be kept, but fit no block exactly.
         notes: what llama.cpp does otherwise than here, a sentence each.
     """
 
@@ -88,7 +88,7 @@ def write_model(source: Path, out: Path, kind: Kind, about: About | None = None)
         out: the file to write; it appears when it is complete, and replaces what was there.
         kind: how matrices are stored. `as-stored` keeps the numbers of a quantised base: 2 to 4 bits in Q4_1 and 5 in
             Q5_1, both exactly where scales fit float16; 8 in Q8_0, exactly where it has no bias but whole steps;
-            everything else is float16.
+            everything else is float16. With another kind, too, a matrix whose numbers fit its block keeps them.
         about: what the file says of itself.
 
     Raises:
@@ -135,7 +135,7 @@ def _parts(layout: Layout, kind: Kind) -> Iterator[_Part]:
         found.pop("lm_head.weight", None)
     if unknown := [name for name in found if name.rpartition(".")[0] not in names]:
         raise ModelError(f"{layout.path}: {unknown[0]} has no place in a {layout.family.architecture} GGUF.")
-    needed = [f"model.layers.{i}.{name}.weight" for i in range(layout.layers) for name in layout.family.needed]
+    needed = [f"model.layers.{i}.{name}.weight" for i in range(layout.layers) for name in layout.family.layer]
     needed += ["model.embed_tokens.weight", "model.norm.weight"]
     if missing := [name for name in needed if name not in found]:
         raise ModelError(f"{layout.path}: {missing[0]} is missing.")
@@ -261,16 +261,16 @@ def _write_tensors(writer: GGUFWriter, layout: Layout, parts: Sequence[_Part], w
     (file,) = writer.fout
     file.write(bytes(-file.tell() % GGUF_DEFAULT_ALIGNMENT))
     for values in extra.values():
-        _write_padded(file, [values])
+        write_padded(file, [values])
     for part in parts:
         try:
-            _write_padded(file, _encoded(part, written))
+            write_padded(file, _encoded(part, written))
         except ModelError as error:
             raise ModelError(f"{layout.path}: {part.weight.name} {error}") from None
     written.tensors += len(extra)
 
 
-def _write_padded(file: Any, chunks: Any) -> None:
+def write_padded(file: Any, chunks: Any) -> None:
     """Write one tensor and zeros up to the next multiple of the alignment."""
     size = 0
     for chunk in chunks:

@@ -62,11 +62,11 @@ class Weight:
 
     def values(self, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
         """Return some rows, or entries of a vector, as float32."""
-        return self.packed(rows).values() if self.bits else _to_float32(self.stored["weight"][rows])
+        return self.packed(rows).values() if self.bits else to_float32(self.stored["weight"][rows])
 
     def packed(self, rows: np.ndarray | slice = slice(None)) -> Packed:
         """Return some rows of a quantised matrix, unpacked to a number a byte."""
-        scales, biases = (_to_float32(self.stored[name][rows]) for name in ("scales", "biases"))
+        scales, biases = (to_float32(self.stored[name][rows]) for name in ("scales", "biases"))
         return Packed(_unpack(self.stored["weight"][rows], self.bits), scales, biases)
 
 
@@ -86,7 +86,7 @@ class StoredWeights:
         self._quantised = config.get("quantization") or config.get("quantization_config") or {}
         self._arrays: dict[str, np.ndarray] = {}
         for path in weight_files(directory):
-            self._arrays |= dict(_map_tensors(path))
+            self._arrays |= dict(map_tensors(path))
         if self._quantised and not any(name.endswith(".scales") for name in self._arrays):
             raise ModelError(f"{directory}: is quantised in a way that is not MLX's; wanted weights with `.scales`.")
 
@@ -113,11 +113,13 @@ class StoredWeights:
         rows, words = array.shape
         inputs = words * 32 // bits
         if array.dtype != np.uint32 or any(part.shape != (rows, inputs // group) for part in parts.values()):
-            raise ModelError(f"{self.directory}: {module} does not have the shapes of {bits} bits in groups of {group}.")
+            raise ModelError(
+                f"{self.directory}: {module} does not have the shapes of {bits} bits in groups of {group}."
+            )
         return Weight(name, (rows, inputs), bits, group, {"weight": array, **parts})
 
 
-def _map_tensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+def map_tensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     """Yield names and arrays of a safetensors file; bfloat16 as uint16."""
     headers = tensor_headers(path)  # from here on, places and sizes are known to be right
     with path.open("rb") as file:
@@ -134,7 +136,8 @@ def _map_tensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
         yield name, flat.view(_TYPES[dtype]).reshape(shape)
 
 
-def _to_float32(array: np.ndarray) -> np.ndarray:
+def to_float32(array: np.ndarray) -> np.ndarray:
+    """Return an array as float32; uint16 stands for bfloat16."""
     if array.dtype == np.uint16:  # bfloat16 is the upper half of a float32
         return (array.astype(np.uint32) << 16).view(np.float32)
     return array.astype(np.float32)
