@@ -155,8 +155,8 @@ def _main(place: Path) -> None:
         _reply(place)
     except Exception as error:
         (place / "problem").write_text(f"{type(error).__name__}: {error}", encoding="utf-8")
-    sys.stdout.flush()
-    os._exit(not (place / "replies.json").is_file())  # the server's threads would keep the process
+        sys.exit(1)  # an ordinary end, with which llama.cpp writes the rest of its log
+    os._exit(0)  # the server's threads might keep the process
 
 
 def _reply(place: Path) -> None:
