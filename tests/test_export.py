@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import processes
@@ -28,15 +29,13 @@ from tiny import TAUGHT, write_model
 from qlora_core.engine.generate import answer
 from qlora_core.errors import ConfigError, ModelError, RunError
 from qlora_core.exports import export, guides
-from qlora_core.exports.export import export_run
 from qlora_core.exports.formats import FORMATS, Choices
 from qlora_core.exports.peft import convert_adapters
 from qlora_core.files.storage import manifest_problem
 from qlora_core.models.adapter_files import ADAPTER_FILE, adapter_settings
 from qlora_core.runs.run import Run
-from qlora_core.tokens.dataset import make_dataset
 from qlora_core.tokens.tokenizer import ChatTokenizer
-from qlora_core.training.fuse import JUDGED_ROWS
+from qlora_core.training.judging import divide_rows
 from qlora_core.training.session import load_for_answers
 
 PROGRAM = guides.TEMPLATES / "inference.py"
@@ -44,6 +43,11 @@ QUESTIONS = [*TAUGHT, "red??", "<|im_end|>red?", "quem é?"]
 BESIDE = {"inference.py", "INTEGRATION.md", "INTEGRACAO.pt.md", "chat_template.jinja"}
 TOKENIZER = {"chat_template.jinja", "tokenizer.json", "tokenizer_config.json"}
 REPORT = {"metrics.json", "curves.svg", "curves.png", "summary.md", "manifest.json"}
+
+
+def export_run(run: Run, out: Path, *, to: str, force: bool = False, verified: bool = False, **choices: Any) -> dict:
+    """Export; not verified unless asked for, since that takes a process of its own."""
+    return export.export_run(run, out, to=to, choices=Choices(**choices), force=force, verified=verified)
 
 
 def in_mlx_lm() -> ModuleType:
@@ -341,10 +345,12 @@ def test_nothing_that_libraries_print_reaches_standard_output(adapter, tmp_path)
 
 
 def judged(run: Run, model) -> float:
-    """Mean loss over the rows to validate, by the book."""
-    tokenizer = ChatTokenizer(Path(run.environment()["model"]["path"]))
-    rows = make_dataset(run.validation_rows()[:JUDGED_ROWS], tokenizer, 512).rows
-    return textbook_loss(model, rows).item() / int(rows.target_lengths.sum())
+    """Mean loss over the rows that judge a fused model, by the book."""
+    from qlora_core.engine.device import mx
+
+    model.set_dtype(mx.float32)  # stored in float16, in which products of a processor round far more
+    rows = divide_rows(run, run.tokenizer(), run.base().config["vocab_size"]).judged
+    return textbook_loss(model, rows).item() / sum(row.target_tokens for row in rows)
 
 
 def test_a_dequantised_model_is_the_tuned_one_but_for_rounding(trained, tuned_answers, tmp_path, forks):
@@ -357,32 +363,35 @@ def test_a_dequantised_model_is_the_tuned_one_but_for_rounding(trained, tuned_an
     assert measured["fused_loss"] == pytest.approx(measured["tuned_loss"], rel=2e-3)
     model, _ = in_mlx_lm().load(str(out))
     assert measured["fused_loss"] == pytest.approx(judged(trained, model), rel=1e-3)
-    assert measured["tuned_loss"] == pytest.approx(trained.summary()["best_val_loss"], rel=1e-4)
+    assert measured["validation"]["tuned_loss"] == pytest.approx(trained.summary()["best_val_loss"], rel=1e-4)
     assert ask_many(forks, out) == tuned_answers
 
 
 def test_a_model_quantised_again_stands_alone_and_says_what_it_lost(trained, tmp_path, forks):
     out = tmp_path / "out"
-    measured = export_run(trained, out, to="fused")["fused"]
+    measured = export_run(trained, out, to="fused", bits="4")["fused"]
     assert {path.name for path in out.iterdir()} >= {"tokenizer.json", "tokenizer_config.json", *BESIDE, *REPORT}
     assert not (out / "adapters.safetensors").exists()
     base = json.loads((Path(trained.environment()["model"]["path"]) / "config.json").read_text(encoding="utf-8"))
-    assert json.loads((out / "config.json").read_text(encoding="utf-8")) == base
+    config = json.loads((out / "config.json").read_text(encoding="utf-8"))
+    quantization = base.pop("quantization") | {"mode": "affine"}
+    assert config.pop("quantization") == config.pop("quantization_config") == quantization
+    assert config == base | {"torch_dtype": "float16"}
     model, _ = in_mlx_lm().load(str(out))
     assert measured["fused_loss"] == pytest.approx(judged(trained, model), rel=1e-3)
     assert measured["bits"] == 4
-    assert measured["tokens"] == 25
+    assert measured["validation"]["tokens"] == 25
     summary = (out / "summary.md").read_text(encoding="utf-8")
     numbers = f"| mean loss, nats a token | {measured['tuned_loss']:.4f} | {measured['fused_loss']:.4f} |"
     assert numbers in summary
-    assert "rounds away a part of what was learnt" in summary
+    assert measured["verdict"] in summary
     assert ask_fork(forks, out, "red?")[0] == 0
 
 
 def test_a_base_quantised_while_loading_is_fused_as_it_was_trained(on_load, tmp_path):
-    measured = export_run(on_load, tmp_path / "out", to="fused")["fused"]
+    measured = export_run(on_load, tmp_path / "out", to="fused", bits="4")["fused"]
     config = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
-    assert config["quantization"] == {"group_size": 64, "bits": 4, "mode": "affine"}
+    assert config["quantization"] == {"mode": "affine", "group_size": 64, "bits": 4}
     model, _ = in_mlx_lm().load(str(tmp_path / "out"))
     assert measured["fused_loss"] == pytest.approx(judged(on_load, model), rel=1e-3)
     again = export_run(on_load, tmp_path / "plain", to="fused-float16")["fused"]
@@ -404,36 +413,13 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run
 
 
-@pytest.mark.parametrize("dequantize", [False, True])
-def test_no_more_than_a_shard_and_a_layer_are_in_memory_twice(deep, tmp_path, monkeypatch, dequantize):
-    """Together MLX computed all matrices ahead of time: that took several times the base."""
-    from qlora_core.engine.device import mx, tree_flatten
-    from qlora_core.training import fuse
-
-    monkeypatch.setattr(fuse, "SHARD_BYTES", 1_000_000)
-    model, _ = load_for_answers(deep)
-    before = mx.get_active_memory()
-    weights = fuse._merged(model, mx.float16, dequantize=dequantize)
-    del model
-    mx.reset_peak_memory()
-    fuse._save(weights, tmp_path, 0)
-    matrix = MEDIUM["hidden_size"] * MEDIUM["vocab_size"] * 4  # the largest, as plain float32
-    assert mx.get_peak_memory() <= before + fuse.SHARD_BYTES + 3 * matrix
-    written = {name: value.shape for file in tmp_path.glob("*.safetensors") for name, value in load_file(file).items()}
-    index = json.loads((tmp_path / "model.safetensors.index.json").read_text(encoding="utf-8"))
-    assert sorted(written) == list(index["weight_map"])
-    assert len(set(index["weight_map"].values())) == len(list(tmp_path.glob("*.safetensors"))) > 3
-    assert any(name.endswith(".scales") for name in written) is not dequantize
-    assert not tree_flatten(weights)
-
-
 def test_a_model_in_several_files_is_loaded_as_one(deep, tmp_path, monkeypatch):
-    from qlora_core.training import fuse
+    from qlora_core.training import fused_files
 
     one = export_run(deep, tmp_path / "one", to="fused-float16")["fused"]
-    monkeypatch.setattr(fuse, "SHARD_BYTES", 1_000_000)
+    monkeypatch.setattr(fused_files, "SHARD_BYTES", 1_000_000)
     several = export_run(deep, tmp_path / "several", to="fused-float16")["fused"]
-    assert several == one
+    assert several | {"seconds": 0} == one | {"seconds": 0}
     assert len(list((tmp_path / "several").glob("model-*-of-*.safetensors"))) > 5
     model, _ = in_mlx_lm().load(str(tmp_path / "several"))
     assert several["fused_loss"] == pytest.approx(judged(deep, model), rel=1e-3)
@@ -450,12 +436,11 @@ def test_a_merged_model_that_does_not_fit_is_exported_and_not_judged(undrawn, tm
     made = export_run(undrawn, tmp_path / "out", to="fused-float16" if dequantize else "fused")
     fused, told = made["fused"], "it does not fit here: 0.3 GB wanted, 0.2 GB available"
     assert (fused["not_judged"], fused["fused_loss"], fused["same_choice"]) == (told, None, None)
-    assert fused["tuned_loss"] == pytest.approx(undrawn.summary()["best_val_loss"], rel=1e-4)
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["fused"] == fused
     assert f"Not judged: {told}." in (tmp_path / "out" / "summary.md").read_text(encoding="utf-8")
     rows = console.export_rows(made)
-    assert rows["Merged"].endswith(f"with the adapters; merged, not judged: {told}")
+    assert " ".join(rows["Merged"].split()).endswith(f"not compared with the adapters on the untouched base: {told}.")
     assert not rows["Look at"]
     assert manifest_problem(tmp_path / "out") is None
     model, _ = in_mlx_lm().load(str(tmp_path / "out"))  # it is whole
@@ -470,7 +455,7 @@ def test_other_families_are_fused_too(family, tmp_path):
     forget_curves(run)
     plain = export_run(run, tmp_path / "plain", to="fused-float16")["fused"]
     assert plain["fused_loss"] == pytest.approx(plain["tuned_loss"], rel=2e-3)
-    again = export_run(run, tmp_path / "again", to="fused")["fused"]
+    again = export_run(run, tmp_path / "again", to="fused", bits="8")["fused"]
     assert again["bits"] == 8
     fused, _ = in_mlx_lm().utils.load_model(tmp_path / "again")
     assert again["fused_loss"] == pytest.approx(judged(run, fused), rel=1e-3)
@@ -644,7 +629,7 @@ def test_an_export_that_fails_leaves_the_old_one(undrawn, tmp_path, monkeypatch,
 
 def test_what_cannot_be_exported_says_why(undrawn, tmp_path):
     with pytest.raises(ConfigError, match="--dequantize says nothing about the format peft; it belongs to fused"):
-        export_run(undrawn, tmp_path / "out", to="peft", choices=Choices(dequantize=True))
+        export_run(undrawn, tmp_path / "out", to="peft", dequantize=True)
     with pytest.raises(RunError, match="is not a run"):
         export_run(Run(tmp_path), tmp_path / "out", to="peft")
     run = Run(shutil.copytree(undrawn.path, tmp_path / "run"))

@@ -32,7 +32,7 @@ from ..tokens.rows import TokenRow
 from .bit_choice import Form, mixtures, size, smallest_that, total
 from .fused_files import Storage, save_companions, save_weights
 from .input_moments import TOKENS_AT_ONCE, replaced
-from .judging import Judge, divide_rows
+from .judging import Judge, divide_rows, with_tokens
 from .pieces import Piece, Roundings, dense_weight, pieces_of
 from .session import load_for_answers
 
@@ -43,7 +43,7 @@ UNIFORM = (4, 5, 6, 8)  # bits that a quantised model may have, or its matrices 
 GROUP_SIZE = 64  # of what is rounded anew, except at the bits of a quantised base, which keeps its own
 MOST_LOST = 0.01  # nats a token; a fused model that loses no more counts as the tuned one
 QUARTERS = 4  # parts of the model's depth in which the matrices of a kind have the same bits
-PROBE_TOKENS = 256  # trained tokens on which the harm of each of these units is measured
+PROBE_TOKENS = 512  # about as many, on which the harm of each of these units is measured
 MEMORY_SHARE = 4  # second moments may take one part in so many of the memory that is available
 
 Report = Callable[[int, int, str], None]
@@ -70,7 +70,12 @@ def fuse_run(
     loses nothing worth speaking of if its mean loss over the trained tokens of all these rows is at most `MOST_LOST`
     nats higher. `interval` in the result says how far that difference depends on the choice of rows: where its upper
     end is above `MOST_LOST`, other rows of the same kind might have found more. The choices of `auto` and `mixed` look
-    at the same rows, about ten times, so that they favour a form which these rows happen to like.
+    at the same rows, about ten times. So that they do not favour a form which these few rows happen to like, they also
+    want the mean Kullback-Leibler divergence to be at most `MOST_LOST`: that is what would be lost on texts of the
+    tuned model's own, and it depends far less on which rows are judged.
+
+    While it chooses, `auto` and `mixed` keep every matrix at each number of bits in `directory`: about three bytes for
+    each merged weight. How long it takes: `benchmarks/fused_forms.py`.
 
     Args:
         run: only read.
@@ -107,10 +112,8 @@ def fuse_run(
             return made
     except BaseException as error:
         _empty(directory)
-        if isinstance(error, RuntimeError):  # mlx's own, for a full disk say
-            if failure := device_failure(error):
-                raise failure from None
-            raise RunError(f"{directory}: the fused weights cannot be written: {error}") from None
+        if isinstance(error, RuntimeError) and (failure := device_failure(error)):
+            raise failure from None
         raise
 
 
@@ -200,7 +203,12 @@ class _Fusion:
         return bool(_too_large(largest, self.spec, self.rows.judged))
 
     def _smallest(self, pieces: Sequence[Piece], *, uniform: bool) -> Form | None:
-        """Return the smallest form that loses no more than `MOST_LOST`; else the largest, or None if `uniform`."""
+        """Return the smallest form that loses no more than `MOST_LOST`; if none does, the largest.
+
+        Args:
+            pieces: rounded to all of `UNIFORM`.
+            uniform: whether forms with one number of bits are wanted too; then None is returned if no form will do.
+        """
         options, lost = self.roundings.options, {}
         available = available_bytes()
         kernels = kernels_to_answer(self.spec.dtype, 4 * self.spec.parameters, available, None)
@@ -211,7 +219,8 @@ class _Fusion:
             key = tuple(form.items())
             if key not in lost:
                 with doing("judging"), replaced(self.model, self.roundings.layers(pieces, form, kernels)):
-                    lost[key] = self.judge.compare(self.model).lost
+                    compared = self.judge.compare(self.model)
+                lost[key] = max(compared.lost, compared.kl)
             return lost[key] <= MOST_LOST
 
         lowest = _uniform(pieces, UNIFORM[0])
@@ -238,7 +247,7 @@ class _Fusion:
 
         That is measured on calibrating rows, so that the judged rows tell nothing about single units.
         """
-        rows = _with_tokens(self.rows.calibrating or self.rows.judged, PROBE_TOKENS)
+        rows = with_tokens(self.rows.calibrating or self.rows.judged, PROBE_TOKENS)
         probe = Judge(rows, np.ones(len(rows), bool), self.work / "probe")
         probe.hear_tuned(self.model)
         harm = {}
@@ -276,7 +285,12 @@ class _Fusion:
         # each of the model's own arrays is freed when what becomes of it is written
         self.model = piece = arrays = bias = None
         save_companions(self.spec, self.directory, self.tokenizer, self.dtype, storage)
-        save_weights(weights, self.directory, self.spec.parameters)
+        try:
+            save_weights(weights, self.directory, self.spec.parameters)
+        except RuntimeError as error:  # mlx's own, for a full disk say
+            if device_failure(error):
+                raise
+            raise RunError(f"{self.directory}: the fused weights cannot be written: {error}") from None
         return _described(form, sizes, self.dtype)
 
 
@@ -304,12 +318,6 @@ def _units(pieces: Sequence[Piece], layers: int) -> dict[str, list[Piece]]:
         quarter = QUARTERS * max(piece.layer, 0) // layers
         units.setdefault(f"{piece.path.rpartition('.')[2]} {quarter}", []).append(piece)
     return units
-
-
-def _with_tokens(rows: Sequence[TokenRow], tokens: int) -> list[TokenRow]:
-    """Return rows from the beginning that have so many trained tokens together, or all."""
-    ends = np.cumsum([row.target_tokens for row in rows])
-    return list(rows[: int(np.searchsorted(ends, tokens)) + 1])
 
 
 def _kept(module: nn.Module) -> bool:

@@ -23,7 +23,9 @@ from .input_moments import padded_batches
 JUDGED_SHARE = 5  # one training row in so many is judged, the others calibrate
 JUDGED_ROWS = 64  # at most, of training and of validation rows each
 JUDGED_BYTES = 1_000_000_000  # at most, for the tuned model's log-probabilities, which lie in a file
-CALIBRATION_TOKENS = 16_384  # at most; with more, gathering takes longer and rounding hardly gets better
+CALIBRATION_TOKENS = (
+    16_384  # about, if there are so many; with more, gathering takes longer and rounding hardly gets better
+)
 SHOWN = "training", "validation"
 RESAMPLES = 2_000
 CONFIDENCE = 0.95
@@ -52,8 +54,8 @@ def divide_rows(run: Run, tokenizer: ChatTokenizer, vocabulary: int) -> DividedR
     """Divide a run's rows into those that judge a model and those that calibrate its rounding.
 
     Every fifth training row judges, and validation rows do; both are spread evenly, at most `JUDGED_ROWS` of each, and
-    fewer where `JUDGED_BYTES` would not hold their log-probabilities. The other training rows calibrate, up to
-    `CALIBRATION_TOKENS` tokens. Rows that are equal to a judged one do not calibrate.
+    fewer where `JUDGED_BYTES` would not hold their log-probabilities. Of the other training rows, but for any that is
+    equal to a judged one, as many calibrate as have about `CALIBRATION_TOKENS` tokens together.
 
     Raises:
         RunError: the run has no row to judge by.
@@ -71,11 +73,7 @@ def divide_rows(run: Run, tokenizer: ChatTokenizer, vocabulary: int) -> DividedR
         raise RunError(f"{run.path}: has no row that a model could be judged by.")
     known = {row.ids.tobytes() for row in judged}
     others = [row for row in train if row.ids.tobytes() not in known]
-    calibrating, tokens = [], 0
-    for row in _spread(others, len(others)):
-        if tokens < CALIBRATION_TOKENS:
-            calibrating.append(row)
-            tokens += len(row)
+    calibrating = with_tokens(others, CALIBRATION_TOKENS)
     trained = np.arange(len(judged)) < len(of_training)
     return DividedRows(judged, trained, calibrating)
 
@@ -86,10 +84,17 @@ def _spread(rows: Any, most: int) -> list[Any]:
     return [rows[int(place)] for place in np.linspace(0, count - 1, min(most, count)).astype(int)] if count else []
 
 
+def with_tokens(rows: Sequence[TokenRow], tokens: int) -> list[TokenRow]:
+    """Return rows, spread evenly, that have about so many tokens together: one at least, all if they have fewer."""
+    return _spread(rows, max(1, round(tokens * len(rows) / max(1, sum(map(len, rows))))))
+
+
 def _within(rows: Sequence[TokenRow], most: int) -> list[TokenRow]:
-    """Return rows from the beginning with at most so many trained tokens together, but at least one."""
-    ends = np.cumsum([row.target_tokens for row in rows])
-    return list(rows[: max(1, int(np.searchsorted(ends, most, side="right")))])
+    """Return rows, spread evenly, with at most so many trained tokens together; but one at least."""
+    count = len(rows)
+    while count > 1 and sum(row.target_tokens for row in _spread(rows, count)) > most:
+        count -= 1
+    return _spread(rows, count)
 
 
 class Judge:

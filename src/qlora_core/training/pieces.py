@@ -25,7 +25,7 @@ from .gptq import Packed, inverse_factor, output_error, round_calibrated, round_
 from .input_moments import Moments, input_moments
 
 SMALLEST_GROUP = 32  # of weights that share a scale in MLX
-PLAIN_FROM = 8  # bits, from which on calibrated rounding gains nothing that could be measured
+PLAIN_FROM = 8  # bits, from which on rounding to the nearest step costs next to nothing
 
 
 @dataclass(frozen=True)
