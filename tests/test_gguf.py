@@ -14,14 +14,14 @@ from tiny import rounded, write_model
 
 from qlora_core.config import LoraConfig
 from qlora_core.errors import ModelError
-from qlora_core.exports.gguf.adapters import read_adapters, write_adapters
-from qlora_core.exports.gguf.blocks import KINDS, Block, decode, encode
-from qlora_core.exports.gguf.families import FAMILIES, find_layout
-from qlora_core.exports.gguf.llama_cpp import Questions, Replies, ask
-from qlora_core.exports.gguf.model import About
-from qlora_core.exports.gguf.model import write_model as write_gguf
-from qlora_core.exports.gguf.reading import read_model
-from qlora_core.exports.gguf.weights import StoredWeights
+from qlora_core.gguf.adapters import read_adapters, write_adapters
+from qlora_core.gguf.blocks import KINDS, Block, decode, encode
+from qlora_core.gguf.families import FAMILIES, find_layout
+from qlora_core.gguf.llama_cpp import Questions, Replies, ask
+from qlora_core.gguf.model import About
+from qlora_core.gguf.model import write_model as write_gguf
+from qlora_core.gguf.reading import read_model
+from qlora_core.gguf.weights import StoredWeights
 from qlora_core.models.base_models import _gguf, built_in_directory
 from qlora_core.tokens.tokenizer import ChatTokenizer
 

@@ -12,11 +12,11 @@ from tiny import CHATML, write_model
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from qlora_core.errors import ModelError
-from qlora_core.exports.gguf.llama_cpp import Questions, ask
-from qlora_core.exports.gguf.model import About
-from qlora_core.exports.gguf.model import write_model as write_gguf
-from qlora_core.exports.gguf.reading import read_model
-from qlora_core.exports.gguf.tokenizer import read_vocabulary
+from qlora_core.gguf.llama_cpp import Questions, ask
+from qlora_core.gguf.model import About
+from qlora_core.gguf.model import write_model as write_gguf
+from qlora_core.gguf.reading import read_model
+from qlora_core.gguf.tokenizer import read_vocabulary
 from qlora_core.tokens.tokenizer import ChatTokenizer
 
 CORPUS = [

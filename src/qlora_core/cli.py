@@ -24,6 +24,7 @@ from .config import RunConfig, add_arguments, from_flat, given_settings, setting
 from .errors import QLoraError
 from .exports.formats import FORMATS
 from .files.storage import keep_private
+from .gguf.blocks import KINDS
 from .jobs.exit_status import DONE, ERROR, INTERRUPTED, complain, guarded
 from .jobs.planning import (
     add_training_arguments,
@@ -366,6 +367,9 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
                         help="of a fused model's weights; mixed: more where fewer do most harm; auto: the smallest of "
                         "these that keeps what was learnt (default: auto)")  # fmt: skip
     parser.add_argument("--dequantize", dest="bits", action="store_const", const="16", help="the same as --bits 16")
+    parser.add_argument("--type", choices=KINDS, default="", help="how one file for llama.cpp stores its numbers "
+                        "(default: q8_0; for ollama base and adapters apart)")  # fmt: skip
+    parser.add_argument("--with-base", action="store_true", help="write the base beside adapters for llama.cpp")
     parser.add_argument("--strict", action="store_true", help="refuse a model that loses what was learnt")
 
 

@@ -46,8 +46,8 @@ def export_run(
         verified: open it again in a fresh process, and compare it with the run's own model.
 
     Returns:
-        `{"run", "to", "path", "bytes", "files": {name: bytes}, "fused", "verification"}`; the last two as the format's
-        writer and `verify` give them, or None.
+        `{"run", "to", "path", "bytes", "files": {name: bytes}, "fused", "gguf", "verification"}`: `fused` and `gguf`
+        as those formats' writers give them, and the last as `verify` does; None where there is none.
 
     Raises:
         RunError: nothing was trained yet, or `out` holds something that may not be replaced.
@@ -60,8 +60,12 @@ def export_run(
     source = open_source(run, checkpoint)
     out = find_destination(source, Path(out), force=force)
     with publishing(out) as directory:
-        facts = _facts(source, out, to) | {"fused": FORMATS[to].write(source, directory, choices)}
-        facts["verification"] = _verify(source, directory, FORMATS[to], choices) if verified else None
+        form = FORMATS[to]
+        written = form.write(source, directory, choices)
+        facts = _facts(source, out, to) | {"fused": None, "gguf": None, "verification": None}
+        facts["gguf" if form.reader == "llama.cpp" else "fused"] = written
+        if verified:
+            facts["verification"] = _verify(source, directory, form, written, choices)
         _describe(directory, source, facts)
     files = {path.name: path.stat().st_size for path in sorted(content_of(out))}
     return {
@@ -71,15 +75,19 @@ def export_run(
         "bytes": sum(files.values()),
         "files": files,
         "fused": facts["fused"],
+        "gguf": facts["gguf"],
         "verification": facts["verification"],
     }
 
 
-def _verify(source: Source, directory: Path, form: ExportFormat, choices: Choices) -> dict[str, Any]:
+def _verify(
+    source: Source, directory: Path, form: ExportFormat, written: dict[str, Any] | None, choices: Choices
+) -> dict[str, Any]:
     """Verify an export; with `strict`, refuse one that loses too much."""
     if form.has_program:
         write_program(directory)
-    found = verify(source, directory, form.reader)
+    files = {name: written[name] for name in ("model", "adapters")} if form.reader == "llama.cpp" and written else {}
+    found = verify(source, directory, form.reader, files)
     if choices.strict and not found["within"]:
         raise ExportError(f"{source.run.name}: {found['verdict']}")
     return found
@@ -101,14 +109,15 @@ def keep_result(run: Run) -> str:
 def _describe(directory: Path, source: Source, facts: dict[str, Any]) -> None:
     """Write everything that stands beside the weights."""
     curves = bool(save_curves(source.run, directory))
-    write_json(directory / METRICS_FILE, _metrics(source, facts["to"], facts["fused"]))
-    facts = facts | {"stored": facts["fused"]["stored"] if facts["fused"] else "", "curves": curves}
+    write_json(directory / METRICS_FILE, _metrics(source, facts))
+    written = facts["fused"] or facts["gguf"]
+    facts = facts | {"stored": written["stored"] if written else "", "curves": curves}
     if FORMATS[facts["to"]].has_program:
         write_guides(directory, facts)
     write_summary(directory, source.run, source.spec, facts)
 
 
-def _metrics(source: Source, to: Target, fused: dict[str, Any] | None) -> dict[str, Any]:
+def _metrics(source: Source, facts: dict[str, Any]) -> dict[str, Any]:
     """Return results, settings and curves, without texts of the data and paths of this machine."""
     run = source.run
     evaluation, environment, events = run.evaluation(), run.environment(), run.metrics()
@@ -117,14 +126,16 @@ def _metrics(source: Source, to: Target, fused: dict[str, Any] | None) -> dict[s
     evals = [event for event in events if event["type"] == "eval"]
     return {
         "run": run.name,
-        "exported_as": to,
+        "exported_as": facts["to"],
         "state": run.state,
         "adapters": source.checkpoint,
         "base": {key: value for key, value in environment["model"].items() if key != "path"},
         "settings": to_flat(config, "result") | to_flat(config, "length"),
         "summary": run.summary(),
         "recall": evaluation["recall"] if evaluation else None,
-        "fused": fused,
+        "fused": facts["fused"],
+        "gguf": facts["gguf"],
+        "verification": facts["verification"],
         "device": environment.get("device"),
         "versions": environment.get("versions"),
         "curves": {

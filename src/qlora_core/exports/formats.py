@@ -18,10 +18,11 @@ from ..models.adapter_files import ADAPTER_CONFIG, ADAPTER_FILE
 from ..runs.run import Run
 from ..tokens.tokenizer_files import write_template, write_tokenizer
 from ..translations import say
+from .llama_cpp_formats import BASE_FILE, LORA_FILE, ONE_FILE, write_lora, write_ollama, write_one_file
 from .peft import convert_adapters
 from .source import Source
 
-Target = Literal["adapter", "peft", "fused", "fused-float16"]
+Target = Literal["adapter", "peft", "fused", "fused-float16", "gguf", "gguf-lora", "ollama", "lmstudio"]
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,14 @@ class Choices:
 
     Attributes:
         bits: of a fused model's weights, as `fuse.fuse_run` knows them.
+        type: how one file for llama.cpp stores its numbers, as `gguf.model.write_model` knows it; empty: the usual.
+        with_base: write the base beside adapters for llama.cpp.
         strict: refuse an export that loses more than a hundredth of a nat a token.
     """
 
     bits: str = "auto"
+    type: str = ""
+    with_base: bool = False
     strict: bool = False
 
     def given(self) -> list[str]:
@@ -80,7 +85,7 @@ def check_choices(to: Target, choices: Choices) -> None:
     for name in choices.given():
         if name not in FORMATS[to].takes:
             able = ", ".join(each for each, form in FORMATS.items() if name in form.takes)
-            raise ConfigError(f"--{name} says nothing about the format {to}; it belongs to {able}.")
+            raise ConfigError(f"--{name.replace('_', '-')} says nothing about the format {to}; it belongs to {able}.")
 
 
 # Writers --------------------------------------------------------------------------------------------------------
@@ -107,6 +112,18 @@ def _write_float16(source: Source, directory: Path, choices: Choices) -> dict[st
     return _write_fused(source, directory, replace(choices, bits="16"))
 
 
+def _write_gguf(source: Source, directory: Path, choices: Choices) -> dict[str, Any]:
+    return write_one_file(source, directory, choices.type or ONE_FILE)
+
+
+def _write_gguf_lora(source: Source, directory: Path, choices: Choices) -> dict[str, Any]:
+    return write_lora(source, directory, with_base=choices.with_base)
+
+
+def _write_ollama(source: Source, directory: Path, choices: Choices) -> dict[str, Any]:
+    return write_ollama(source, directory, choices.type)
+
+
 # Sizes ----------------------------------------------------------------------------------------------------------
 
 
@@ -121,6 +138,16 @@ def _base_bytes(run: Run) -> int | None:
 def _float16_bytes(run: Run) -> int | None:
     parameters = run.environment()["model"].get("parameters")
     return 2 * parameters if parameters else None
+
+
+def _q8_0_bytes(run: Run) -> int | None:
+    parameters = run.environment()["model"].get("parameters")
+    return parameters * 34 // 32 if parameters else None  # blocks of 32 bytes and a scale
+
+
+def _both_bytes(run: Run) -> int | None:
+    base = _base_bytes(run)
+    return base + _adapter_bytes(run) // 2 if base else None
 
 
 # Use ------------------------------------------------------------------------------------------------------------
@@ -145,6 +172,27 @@ def _use_peft(run: Run, directory: Path) -> list[str]:
         "from peft import AutoPeftModelForCausalLM",
         f"model = AutoPeftModelForCausalLM.from_pretrained({str(directory)!r})",
     ]
+
+
+def _use_gguf(run: Run, directory: Path) -> list[str]:
+    file = next(iter(sorted(directory.glob("*.gguf"))), directory / f"{run.name}.gguf")
+    return [f"llama-server --jinja -m {shlex.quote(str(file))}"]
+
+
+def _use_gguf_lora(run: Run, directory: Path) -> list[str]:
+    base = directory / BASE_FILE
+    model = shlex.quote(str(base)) if base.is_file() else "BASE.gguf"
+    return [f"llama-server --jinja -m {model} --lora {shlex.quote(str(directory / LORA_FILE))}"]
+
+
+def _use_ollama(run: Run, directory: Path) -> list[str]:
+    name = shlex.quote(run.name.lower())
+    return [f"ollama create {name} -f {shlex.quote(str(directory / 'Modelfile'))}", f"ollama run {name}"]
+
+
+def _use_lmstudio(run: Run, directory: Path) -> list[str]:
+    file = next(iter(sorted(directory.glob("*.gguf"))), directory / f"{run.name}.gguf")
+    return [f"lms import {shlex.quote(str(file))}"]
 
 
 FORMATS: dict[Target, ExportFormat] = {
@@ -185,6 +233,45 @@ FORMATS: dict[Target, ExportFormat] = {
         takes=frozenset({"strict"}),
         loads_model=True,
         has_program=True,
+    ),
+    "gguf": ExportFormat(
+        title="One file for llama.cpp",
+        purpose="For llama.cpp and all that is built on it; stands alone.",
+        write=_write_gguf,
+        predicted_bytes=_q8_0_bytes,
+        use=_use_gguf,
+        reader="llama.cpp",
+        takes=frozenset({"type", "strict"}),
+        loads_model=True,
+    ),
+    "gguf-lora": ExportFormat(
+        title="Adapter for llama.cpp",
+        purpose="For llama.cpp with a base that it has already; the smallest.",
+        write=_write_gguf_lora,
+        predicted_bytes=lambda run: _adapter_bytes(run) // 2,
+        use=_use_gguf_lora,
+        reader="llama.cpp",
+        takes=frozenset({"with_base", "strict"}),
+        needs_base=True,
+    ),
+    "ollama": ExportFormat(
+        title="For Ollama",
+        purpose="A folder for `ollama create`: the base as it is, the adapters, and the Modelfile.",
+        write=_write_ollama,
+        predicted_bytes=_both_bytes,
+        use=_use_ollama,
+        reader="llama.cpp",
+        takes=frozenset({"type", "strict"}),
+    ),
+    "lmstudio": ExportFormat(
+        title="For LM Studio",
+        purpose="A folder with one file, as LM Studio keeps its models.",
+        write=_write_gguf,
+        predicted_bytes=_q8_0_bytes,
+        use=_use_lmstudio,
+        reader="llama.cpp",
+        takes=frozenset({"type", "strict"}),
+        loads_model=True,
     ),
 }
 """Every format by its name, which is also that of its directory in a run."""

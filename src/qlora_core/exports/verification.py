@@ -22,13 +22,14 @@ VERIFICATION_FILE = "verification.json"
 MOST_LOST = 0.01  # nats a token; an export that loses no more counts as the tuned model
 
 
-def verify(source: Source, directory: Path, reader: str) -> dict[str, Any]:
+def verify(source: Source, directory: Path, reader: str, files: dict[str, str]) -> dict[str, Any]:
     """Open an export with its format's own reader, and compare it with base and adapters.
 
     Args:
         source: what was exported.
         directory: the export; gets `verification.json`.
         reader: `program` (mlx-lm, through the export's own `inference.py`), `peft` or `llama.cpp`.
+        files: for llama.cpp: the `model` and the `adapters` that it loads.
 
     Returns:
         `opened_with`; `rows`, `tokens`, `tuned_loss`, `fused_loss` (the export's), `lost`, `interval`, `kl` and
@@ -41,7 +42,8 @@ def verify(source: Source, directory: Path, reader: str) -> dict[str, Any]:
     """
     with doing("verifying"), tempfile.TemporaryDirectory() as name:
         asked, replied = Path(name) / "asked.json", Path(name) / "replied.json"
-        about = {"run": source.run.path, "adapters": source.adapters, "directory": directory, "reader": reader}
+        about = {"run": source.run.path, "tuned": source.adapters, "directory": directory, "reader": reader}
+        about |= {"base": source.loaded_base, "model": "", "adapters": "", **files}
         asked.write_text(json.dumps({key: str(value) for key, value in about.items()}), encoding="utf-8")
         command = [sys.executable, "-m", "qlora_core.training.verifying", str(asked), str(replied)]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")

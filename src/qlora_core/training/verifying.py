@@ -22,6 +22,8 @@ import numpy as np
 from ..engine.device import blas_threads, cores, memory_counters, mx, nn
 from ..engine.generate import Prompt, answer
 from ..errors import QLoraError, brief
+from ..gguf import llama_cpp
+from ..gguf.model import About, write_model
 from ..machine.memory import GB, available_bytes
 from ..models.base_models import ModelSpec
 from ..models.foreign_adapters import fit_adapters, read_foreign
@@ -35,8 +37,9 @@ from .session import load_for_answers
 
 QUESTIONS = 10
 ANSWER_TOKENS = 32
-TOKENS = 256  # trained tokens that are compared; each is a request to llama.cpp
-TOKENS_OF_LLAMA_CPP = 64
+TOKENS = 1024  # of the rows that are compared
+TOKENS_OF_LLAMA_CPP = 192  # each is a request
+SECONDS = 3600.0  # for llama.cpp to reply
 
 
 @dataclass(frozen=True)
@@ -56,30 +59,50 @@ class Opened:
     ids: list[list[int]]
 
 
-def verify(run: Run, adapters: Path, directory: Path, reader: str, work: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Export:
+    """An export, and what it belongs to.
+
+    Attributes:
+        run: the run.
+        directory: where the export lies.
+        base: directory of the base as training loaded it.
+        model: the file that llama.cpp loads; empty: the base, written anew with its own bits.
+        adapters: the file of adapters that it loads; empty: none.
+        work: a directory for what is needed in between.
+    """
+
+    run: Run
+    directory: Path
+    base: Path
+    model: str
+    adapters: str
+    work: Path
+
+
+def verify(export: Export, adapters: Path, reader: str) -> dict[str, Any]:
     """Return what `exports.verification.verify` does, but for its verdict.
 
     Args:
-        run: only read.
+        export: the export.
         adapters: directory of the adapters that were exported.
-        directory: the export.
         reader: `program`, `peft` or `llama.cpp`.
-        work: a directory for what is needed in between.
     """
-    if reader == "llama.cpp" and not importlib.util.find_spec("xllamacpp"):
-        return {"not_verified": "llama.cpp is not installed; `pip install xllamacpp` brings it"}
+    run = export.run
+    if reader == "llama.cpp" and not llama_cpp.is_installed():
+        return {"not_verified": f"llama.cpp is not installed; `pip install {llama_cpp.PACKAGE}` brings it"}
     if short := _too_little_memory(run.base()):
         return {"not_verified": short}
     model, tokenizer = load_for_answers(run, adapters=adapters)
     divided = divide_rows(run, tokenizer, run.base().config["vocab_size"])
     chosen = _few(divided.judged, divided.trained, TOKENS_OF_LLAMA_CPP if reader == "llama.cpp" else TOKENS)
-    judge = Judge([divided.judged[i] for i in chosen], divided.trained[chosen], work / "judged")
+    judge = Judge([divided.judged[i] for i in chosen], divided.trained[chosen], export.work / "judged")
     judge.hear_tuned(model)
     prompts = [prompt for (_, prompt), _ in zip(questions_of(run), range(QUESTIONS), strict=False)]
     answers = answer(model, tokenizer, prompts, max_tokens=ANSWER_TOKENS)
     del model
     mx.clear_cache()
-    opened = _OPEN[reader](run, directory, judge, prompts)
+    opened = _OPEN[reader](export, tokenizer, judge, prompts)
     return {
         "not_verified": "",
         "opened_with": opened.reader,
@@ -91,13 +114,14 @@ def verify(run: Run, adapters: Path, directory: Path, reader: str, work: Path) -
 
 
 def _few(rows: Sequence[TokenRow], trained: np.ndarray, most: int) -> np.ndarray:
-    """Return the indices of some rows with about so many trained tokens, of both kinds in turn."""
-    kinds = [list(np.flatnonzero(trained == kind)) for kind in (False, True)]
+    """Return the indices of some rows with about so many tokens together, of both kinds in turn, the shortest first."""
+    order = np.argsort([len(row) for row in rows], kind="stable")
+    kinds = [[i for i in order if trained[i] == kind] for kind in (False, True)]
     chosen, tokens = [], 0
     while any(kinds) and tokens < most:
         for kind in filter(None, kinds):
             chosen.append(kind.pop(0))
-            tokens += rows[chosen[-1]].target_tokens
+            tokens += len(rows[chosen[-1]])
     return np.sort(chosen)
 
 
@@ -111,15 +135,15 @@ def _too_little_memory(spec: ModelSpec) -> str:
 # Readers --------------------------------------------------------------------------------------------------------
 
 
-def _open_program(run: Run, directory: Path, judge: Judge, prompts: Sequence[Prompt]) -> Opened:
+def _open_program(export: Export, tokenizer: ChatTokenizer, judge: Judge, prompts: Sequence[Prompt]) -> Opened:
     """Open an export as its own `inference.py` does, with mlx-lm."""
-    spec = importlib.util.spec_from_file_location("inference", directory / "inference.py")
+    spec = importlib.util.spec_from_file_location("inference", export.directory / "inference.py")
     program = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
     spec.loader.exec_module(program)  # type: ignore[union-attr]
-    model, tokenizer = program.load()
-    _prepare_for_processor(model, run.base())
-    answers = [program.answer_messages(model, tokenizer, prompt, max_tokens=ANSWER_TOKENS) for prompt in prompts]
-    ids = [program.encode(tokenizer, prompt) for prompt in prompts]
+    model, theirs = program.load()
+    _prepare_for_processor(model, export.run.base())
+    answers = [program.answer_messages(model, theirs, prompt, max_tokens=ANSWER_TOKENS) for prompt in prompts]
+    ids = [program.encode(theirs, prompt) for prompt in prompts]
     return Opened(f"mlx-lm {importlib.metadata.version('mlx-lm')}", judge.compare(model), answers, ids)
 
 
@@ -134,13 +158,13 @@ def _prepare_for_processor(model: nn.Module, spec: ModelSpec) -> None:
         dequantize_model(model)
 
 
-def _open_peft(run: Run, directory: Path, judge: Judge, prompts: Sequence[Prompt]) -> Opened:
+def _open_peft(export: Export, tokenizer: ChatTokenizer, judge: Judge, prompts: Sequence[Prompt]) -> Opened:
     """Read PEFT's files back into the base; questions are rendered by transformers."""
     from transformers import AutoTokenizer
 
-    spec, config = run.base(), run.config()
-    tensors = fit_adapters(read_foreign(directory, _no_gguf), spec, spec.adapter_shapes(config.lora))
-    model, tokenizer = load_for_answers(run)
+    spec, lora, directory = export.run.base(), export.run.config().lora, export.directory
+    tensors = fit_adapters(read_foreign(directory, _no_gguf), spec, spec.adapter_shapes(lora))
+    model, _ = load_for_answers(export.run)
     model.load_weights([(name, mx.array(value)) for name, value in tensors.items()], strict=False)
     theirs = AutoTokenizer.from_pretrained(directory)
     safe = [[{**m, "content": tokenizer.disarm(m["content"])} for m in prompt] for prompt in prompts]
@@ -154,21 +178,48 @@ def _no_gguf(path: Path) -> Any:
     raise QLoraError(f"{path}: is no export for PEFT.")
 
 
-_OPEN = {"program": _open_program, "peft": _open_peft}
+def _open_in_llama_cpp(export: Export, tokenizer: ChatTokenizer, judge: Judge, prompts: Sequence[Prompt]) -> Opened:
+    """Ask llama.cpp itself; adapters without a base get the run's own, written anew."""
+    model = export.directory / export.model if export.model else export.work / "base.gguf"
+    if not export.model:
+        write_model(export.base, model, "as-stored", About(ends=tokenizer.eos_ids))
+    asked = [tokenizer.encode_prompt(prompt) for prompt in prompts]
+    sequences = [row.ids.tolist() for row in judge.rows]
+    longest = max(map(len, [*asked, *sequences])) + ANSWER_TOKENS
+    questions = llama_cpp.Questions(
+        chats=[[{**m, "content": tokenizer.disarm(m["content"])} for m in prompt] for prompt in prompts],
+        prompts=asked,
+        max_tokens=ANSWER_TOKENS,
+        sequences=sequences,
+    )
+    adapters = export.directory / export.adapters if export.adapters else None
+    replies = llama_cpp.ask(model, questions, adapters=adapters, context=longest, seconds=SECONDS)
+    said = [
+        logs[np.flatnonzero(row.trained) - 1] for row, logs in zip(judge.rows, replies.log_probabilities, strict=True)
+    ]
+    answers = [tokenizer.decode(ids).strip() for ids in replies.answers]
+    reader = f"llama.cpp ({llama_cpp.PACKAGE} {importlib.metadata.version(llama_cpp.PACKAGE)})"
+    return Opened(reader, judge.compare_said(said), answers, replies.chats)
+
+
+_OPEN = {"program": _open_program, "peft": _open_peft, "llama.cpp": _open_in_llama_cpp}
 
 
 def main(asked: Path, replied: Path) -> int:
     """Verify what `asked` says and write the reply as JSON; return the exit status."""
     about = json.loads(asked.read_text(encoding="utf-8"))
-    places = {name: Path(about[name]) for name in ("run", "adapters", "directory")}
+    places = {name: Path(about[name]) for name in ("run", "directory", "base", "tuned")}
     # products are small here, and one thread of the BLAS does not wait for another on a busy machine
     with tempfile.TemporaryDirectory() as work, blas_threads(max(1, cores() // 2)):
+        export = Export(
+            Run(places["run"]), places["directory"], places["base"], about["model"], about["adapters"], Path(work)
+        )
         try:
-            found = verify(Run(places["run"]), places["adapters"], places["directory"], about["reader"], Path(work))
+            found = verify(export, places["tuned"], about["reader"])
+        except QLoraError as error:
+            found = {"problem": str(error)}
         except Exception as error:  # whatever a reader finds wrong with the export is what this is for
-            found = {
-                "problem": str(error) if isinstance(error, QLoraError) else f"{type(error).__name__}: {brief(error)}"
-            }
+            found = {"problem": f"{type(error).__name__}: {brief(error)}"}
     replied.write_text(json.dumps(found), encoding="utf-8")
     return 0
 

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from gguf import GGML_QUANT_SIZES
 
-from ...errors import ModelError, StorageError, brief, shown
-from ...files.storage import explained
-from ...files.untrusted_json import is_whole
+from ..errors import ModelError, StorageError, brief, shown
+from ..files.storage import explained
+from ..files.untrusted_json import is_whole
 from .blocks import Block, decode
 from .families import FAMILIES, Family, Layout
 

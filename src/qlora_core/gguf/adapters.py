@@ -14,10 +14,10 @@ from typing import Literal
 import numpy as np
 from gguf import GGUFType, GGUFWriter, Keys
 
-from ...errors import ModelError, shown
-from ...files.storage import replacing
-from ...files.untrusted_json import is_number
-from ...models.adapter_files import (
+from ..errors import ModelError, shown
+from ..files.storage import replacing
+from ..files.untrusted_json import is_number
+from ..models.adapter_files import (
     ADAPTER_CONFIG,
     ADAPTER_FILE,
     MOST_RANK,

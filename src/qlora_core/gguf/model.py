@@ -16,8 +16,8 @@ import numpy as np
 from gguf import GGML_QUANT_VERSION, GGUFValueType, GGUFWriter, Keys
 from gguf.constants import GGUF_DEFAULT_ALIGNMENT
 
-from ...errors import ModelError, shown
-from ...files.storage import replacing
+from ..errors import ModelError, shown
+from ..files.storage import replacing
 from .blocks import KINDS, Block, Kind, choose_block, encode, encode_packed, file_type, row_bytes
 from .families import Layout, find_layout, hyperparameters, module_name, rope_tensors
 from .tokenizer import Vocabulary, read_vocabulary

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import ModelError, shown
-from ...models.base_models import read_configuration
+from ..errors import ModelError, shown
+from ..models.base_models import read_configuration
 
 Value = int | float | str | bool | list[bool]
 

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType, dequantize, quantize
 
-from ...errors import ModelError
+from ..errors import ModelError
 from .weights import Packed, Weight
 
 Kind = Literal["as-stored", "f32", "f16", "bf16", "q8_0", "q6_k", "q4_k", "q4_1", "q4_0"]

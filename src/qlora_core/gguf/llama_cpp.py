@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import ModelError
+from ..errors import ModelError
 
 PACKAGE = "xllamacpp"
 SHOWN_LINES = 3  # lines of llama.cpp's complaints that a message repeats

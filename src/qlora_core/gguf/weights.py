@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import ModelError, shown
-from ...files.safetensors_headers import tensor_headers, weight_files
+from ..errors import ModelError, shown
+from ..files.safetensors_headers import tensor_headers, weight_files
 
 _TYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "U32": np.uint32, "U8": np.uint8}
 BITS, GROUPS = range(2, 9), (32, 64, 128)

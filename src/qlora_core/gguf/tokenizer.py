@@ -16,8 +16,8 @@ from typing import Any
 from gguf import TokenType
 from tokenizers import Tokenizer
 
-from ...errors import ModelError, brief, shown
-from ...files.untrusted_json import TABLE_BYTES, read_object
+from ..errors import ModelError, brief, shown
+from ..files.untrusted_json import TABLE_BYTES, read_object
 
 MARK = "▁"  # what SentencePiece writes for a blank
 

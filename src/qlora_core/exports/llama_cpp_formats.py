@@ -1,0 +1,139 @@
+"""The formats that llama.cpp reads: one file, adapters for it, and what Ollama and LM Studio want beside them.
+
+Knows runs, and which file of `gguf` goes where. MLX is only imported where adapters have to be merged into the base.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..activity import doing
+from ..errors import ExportError
+from ..files.storage import write_json
+from ..gguf.adapters import write_adapters
+from ..gguf.families import find_layout
+from ..gguf.model import About, Written, write_model
+from ..models.adapter_files import ADAPTER_CONFIG, ADAPTER_FILE
+from .modelfile import write_modelfile
+from .source import Source
+
+BASE_FILE, LORA_FILE = "base.gguf", "adapter.gguf"
+OWN_BITS = "as-stored"  # the base's own numbers, where GGUF has blocks that hold them
+ONE_FILE = "q8_0"  # the smallest kind of one file that lost nothing worth speaking of
+
+
+def write_one_file(source: Source, directory: Path, kind: str) -> dict[str, Any]:
+    """Write base and adapters merged into one GGUF file.
+
+    Args:
+        source: what is exported.
+        directory: gets the file, which is named after run and kind.
+        kind: how its numbers are stored, as `gguf.model.write_model` knows it.
+
+    Returns:
+        `model`: the file's name; `adapters`: empty; `stored`: how, in words; `notes`: what llama.cpp does otherwise.
+
+    Raises:
+        ModelError: llama.cpp knows no such model.
+    """
+    from ..training.fuse import fuse_run  # only here: it brings mlx
+
+    find_layout(source.spec.path)  # before a model is merged in vain
+    name = f"{source.run.name}-{kind.upper()}.gguf"
+    with tempfile.TemporaryDirectory(prefix=".work-", dir=directory) as work:
+        merged = Path(work) / "model"
+        merged.mkdir()
+        fuse_run(source.run, merged, bits="16", adapters=source.adapters)
+        with doing("writing"):
+            written = write_model(merged, directory / name, kind, _about(source))  # type: ignore[arg-type]
+    return _facts(name, "", f"{kind.upper()}, the adapters merged into it", written.notes)
+
+
+def write_lora(source: Source, directory: Path, *, with_base: bool) -> dict[str, Any]:
+    """Write the adapters as a GGUF file, and beside it the base with its own bits if wanted.
+
+    Args:
+        source: what is exported.
+        directory: gets `adapter.gguf`, and `base.gguf`.
+        with_base: write the base, too.
+
+    Returns:
+        As `write_one_file`; `model` is empty without the base.
+
+    Raises:
+        ModelError: llama.cpp knows no such model.
+        ExportError: the adapters are DoRA.
+    """
+    find_layout(source.spec.path)
+    if source.run.config().lora.adapter != "lora":
+        raise ExportError(f"{source.run.name}: llama.cpp knows DoRA adapters only merged into the base: use --to gguf.")
+    with _adapters(source) as adapters, doing("writing"):
+        write_adapters(adapters, source.spec.path, directory / LORA_FILE, "f16", _about(source))
+    written = write_base(source, directory / BASE_FILE) if with_base else Written()
+    stored = "the base with its own bits, and adapters in float16" if with_base else "adapters in float16"
+    return _facts(BASE_FILE if with_base else "", LORA_FILE, stored, written.notes)
+
+
+def write_base(source: Source, out: Path) -> Written:
+    """Write the base as training loaded it, its numbers as they are."""
+    with doing("writing"):
+        return write_model(source.loaded_base, out, OWN_BITS, _about(source))
+
+
+def write_ollama(source: Source, directory: Path, kind: str) -> dict[str, Any]:
+    """Write a directory for `ollama create`: base and adapters, or one file, and the Modelfile.
+
+    Args:
+        source: what is exported.
+        directory: gets the files.
+        kind: of one file; empty: base and adapters, or one file if the adapters can only be merged.
+
+    Returns:
+        As `write_one_file`.
+    """
+    if kind or source.run.config().lora.adapter != "lora":
+        found = write_one_file(source, directory, kind or ONE_FILE)
+    else:
+        found = write_lora(source, directory, with_base=True)
+    differences = write_modelfile(
+        directory,
+        source.tokenizer,
+        source.run.config(),
+        base=found["model"],
+        adapter=found["adapters"],
+        system=source.run.shared_system(),
+        licence=source.spec.licence,
+    )
+    found["notes"] += [f"Ollama writes {words} otherwise than the run's own template." for words in differences]
+    return found
+
+
+def _facts(model: str, adapters: str, stored: str, notes: list[str]) -> dict[str, Any]:
+    return {"model": model, "adapters": adapters, "stored": stored, "notes": list(notes)}
+
+
+def _about(source: Source) -> About:
+    repository = source.public_base
+    return About(
+        name=source.run.name,
+        chat_template=source.tokenizer.asking_template,
+        ends=source.tokenizer.eos_ids,
+        base=source.spec.name,
+        repository="" if Path(repository).is_absolute() else repository,
+        licence=source.spec.licence,
+    )
+
+
+@contextmanager
+def _adapters(source: Source) -> Iterator[Path]:
+    """Yield a directory with the adapters and their settings, which a checkpoint has not beside them."""
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        shutil.copyfile(source.adapter_file, directory / ADAPTER_FILE)
+        write_json(directory / ADAPTER_CONFIG, source.settings)
+        yield directory
