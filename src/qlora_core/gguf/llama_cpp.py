@@ -11,7 +11,6 @@ import importlib.util
 import json
 import os
 import secrets
-import signal
 import subprocess
 import sys
 import tempfile
@@ -40,6 +39,7 @@ class Questions:
         prompts: token ids that are to be continued, the likeliest token each time.
         max_tokens: most tokens of an answer.
         sequences: token ids for which log probabilities are wanted.
+        places: for each sequence, after how many of its tokens; none: after each.
     """
 
     texts: Sequence[str] = ()
@@ -47,6 +47,7 @@ class Questions:
     prompts: Sequence[Sequence[int]] = ()
     max_tokens: int = 32
     sequences: Sequence[Sequence[int]] = ()
+    places: Sequence[Sequence[int]] = ()
 
 
 @dataclass
@@ -59,8 +60,8 @@ class Replies:
         answers: token ids of each answer, with the token that ended it, if one did. llama.cpp knows more such tokens
             than a file lists, by their names.
         answer_texts: the same as text.
-        log_probabilities: for each sequence float32 `(tokens, vocabulary)`: of what follows its first token, its first
-            two, and so on.
+        log_probabilities: for each sequence float32 `(places, vocabulary)`: of what follows its first token, its first
+            two, and so on, or so many of its tokens as its places say.
         vocabulary: number of tokens of the model.
     """
 
@@ -116,20 +117,14 @@ def ask(
 
 
 def _run(place: Path, model: Path, seconds: float) -> None:
-    """Run this module as a program; its whole session ends with it."""
+    """Run this module as a program; whatever ends this process's group ends it, too."""
     with (place / "log").open("wb") as log:
-        child = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(place)],
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-        )  # fmt: skip
+        command = [sys.executable, "-m", __name__, str(place)]
         try:
-            status = child.wait(seconds)
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=seconds)
         except subprocess.TimeoutExpired:
             raise ModelError(f"{model}: llama.cpp did not reply within {seconds:g} seconds.") from None
-        finally:
-            if child.poll() is None:
-                os.killpg(child.pid, signal.SIGKILL)
-                child.wait()
+    status = done.returncode
     if status or not (place / "replies.json").is_file():
         raise ModelError(f"{model}: llama.cpp cannot use it: {_reason(place, status)}")
 
@@ -176,7 +171,8 @@ def _reply(place: Path) -> None:
     replies["answer_texts"] = [answer["content"] for answer in answers]
     letter = _ids(post, "a", add=False)[-1]
     for i, ids in enumerate(asked["sequences"]):
-        np.save(place / f"{i}.npy", np.stack([_follow(post, ids[: n + 1], size, letter) for n in range(len(ids))]))
+        counts = asked["places"][i] if asked["places"] else range(1, len(ids) + 1)
+        np.save(place / f"{i}.npy", np.stack([_follow(post, ids[:count], size, letter) for count in counts]))
     (place / "replies.json").write_text(json.dumps(replies), encoding="utf-8")
 
 

@@ -38,7 +38,7 @@ from .session import load_for_answers
 QUESTIONS = 10
 ANSWER_TOKENS = 32
 TOKENS = 1024  # of the rows that are compared
-TOKENS_OF_LLAMA_CPP = 192  # each is a request
+TOKENS_OF_LLAMA_CPP = 96  # each of the trained ones is a request
 SECONDS = 3600.0  # for llama.cpp to reply
 
 
@@ -185,21 +185,20 @@ def _open_in_llama_cpp(export: Export, tokenizer: ChatTokenizer, judge: Judge, p
         write_model(export.base, model, "as-stored", About(ends=tokenizer.eos_ids))
     asked = [tokenizer.encode_prompt(prompt) for prompt in prompts]
     sequences = [row.ids.tolist() for row in judge.rows]
+    places = [np.flatnonzero(row.trained).tolist() for row in judge.rows]  # a token is predicted by those before it
     longest = max(map(len, [*asked, *sequences])) + ANSWER_TOKENS
     questions = llama_cpp.Questions(
         chats=[[{**m, "content": tokenizer.disarm(m["content"])} for m in prompt] for prompt in prompts],
         prompts=asked,
         max_tokens=ANSWER_TOKENS,
         sequences=sequences,
+        places=places,
     )
     adapters = export.directory / export.adapters if export.adapters else None
     replies = llama_cpp.ask(model, questions, adapters=adapters, context=longest, seconds=SECONDS)
-    said = [
-        logs[np.flatnonzero(row.trained) - 1] for row, logs in zip(judge.rows, replies.log_probabilities, strict=True)
-    ]
     answers = [tokenizer.decode(ids).strip() for ids in replies.answers]
     reader = f"llama.cpp ({llama_cpp.PACKAGE} {importlib.metadata.version(llama_cpp.PACKAGE)})"
-    return Opened(reader, judge.compare_said(said), answers, replies.chats)
+    return Opened(reader, judge.compare_said(replies.log_probabilities), answers, replies.chats)
 
 
 _OPEN = {"program": _open_program, "peft": _open_peft, "llama.cpp": _open_in_llama_cpp}
