@@ -16,7 +16,7 @@ from qlora_core.config import LoraConfig
 from qlora_core.errors import ModelError
 from qlora_core.exports.gguf.adapters import read_adapters, write_adapters
 from qlora_core.exports.gguf.blocks import KINDS, Block, decode, encode
-from qlora_core.exports.gguf.families import FAMILIES, find_layout
+from qlora_core.exports.gguf.families import FAMILIES, family_table, find_layout
 from qlora_core.exports.gguf.llama_cpp import Questions, Replies, ask
 from qlora_core.exports.gguf.model import About
 from qlora_core.exports.gguf.model import write_model as write_gguf
@@ -169,6 +169,20 @@ def test_our_own_reader_gives_the_weights_back(tmp_path: Path, family: str) -> N
     assert all(difference(found[name], wanted[name]) <= 1e-7 for name in wanted)  # norms: 1 + w - 1
     assert model.chat_template == "{{ messages }}"
     assert model.hyperparameters["block_count"] == 2
+
+
+def test_the_table_of_families_promises_what_is_tried_here() -> None:
+    table = {row["model_type"]: row for row in family_table()}
+    assert table.keys() == {family for family, _ in CASES.values()}
+    tried = {(family, kind) for family, changes in CASES.values() if (kind := scaling(changes))}
+    promised = {(name, kind) for name, row in table.items() for kind in row["scaling"].split(", ") if kind}
+    assert tried <= promised
+    assert {kind for _, kind in promised} - {"su"} == {kind for _, kind in tried}
+
+
+def scaling(changes: dict[str, Any]) -> str:
+    found = changes.get("rope_scaling", {})
+    return found.get("rope_type") or found.get("type") or ""
 
 
 # How numbers are stored -----------------------------------------------------------------------------------------

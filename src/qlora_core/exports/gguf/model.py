@@ -38,20 +38,20 @@ class About:
         name: the model's, for people; empty: none.
         chat_template: the template that it is asked with; empty: none.
         ends: ids that end an answer, the tokeniser's own end of text first.
-        begins: whether a chat begins with the beginning of text; None: if a plain text does. The template may leave out
-            what the tokeniser would add, and a token more before each question changes answers.
         base: name of the base model.
         repository: OWNER/NAME of the base on Hugging Face's hub, if it is there.
         licence: as SPDX or the hub names it.
+        begins: whether a chat begins with the beginning of text; None: if a plain text does. The template may leave out
+            what the tokeniser would add, and a token more before each question changes answers.
     """
 
     name: str = ""
     chat_template: str = ""
     ends: Sequence[int] = ()
-    begins: bool | None = None
     base: str = ""
     repository: str = ""
     licence: str = ""
+    begins: bool | None = None
 
     @classmethod
     def asked_by(cls, tokenizer: ChatTokenizer, **rest: str) -> About:
