@@ -45,8 +45,8 @@ TRICKY = [
 REST = r"|\s+(?!\S)|\s+"
 WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+" + REST
 MARKED = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+"
-    + REST
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|"
+    r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+" + REST
 )
 CASED = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+%s|"
@@ -80,7 +80,7 @@ def finish(directory: Path, tokenizer: Tokenizer, names: tuple[str, str], **sett
     """A tiny model with that tokeniser."""
     write_model(directory, vocab_size=len(tokenizer.get_vocab()) + 5)  # a few rows more than tokens, as many models
     tokenizer.save(str(directory / "tokenizer.json"))
-    config = {"bos_token": names[0], "eos_token": names[1], "chat_template": CHATML, **settings}
+    config = {"chat_template": CHATML, **settings, "bos_token": names[0], "eos_token": names[1]}
     (directory / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
     return directory
 
@@ -136,9 +136,7 @@ def pieces(scheme: str) -> Tokenizer:
 
 
 def theirs(directory: Path, out: Path, texts: list[str], chats: tuple = ()) -> tuple[list[list[int]], list[list[int]]]:
-    tokenizer = ChatTokenizer(directory)
-    about = About(chat_template=tokenizer.asking_template, ends=tokenizer.eos_ids)
-    write_gguf(directory, out, "f16", about)
+    write_gguf(directory, out, "f16", About.asked_by(ChatTokenizer(directory)))
     replies = ask(out, Questions(texts=texts, chats=chats), context=256, threads=1, seconds=60)
     return replies.texts, replies.chats
 
@@ -162,15 +160,18 @@ def test_byte_level_tokens_are_the_same(tmp_path: Path, name: str) -> None:
     assert chats[0] == ChatTokenizer(base).encode_prompt(chat)
 
 
+@pytest.mark.parametrize("writes_bos", [False, True])
 @pytest.mark.parametrize("scheme", ["prepend", "replace"])
-def test_sentence_pieces_are_the_same(tmp_path: Path, scheme: str) -> None:
-    base = finish(tmp_path / "base", pieces(scheme), ("<s>", "</s>"))
+def test_sentence_pieces_are_the_same(tmp_path: Path, scheme: str, writes_bos: bool) -> None:
+    template = "{{ bos_token }}" + CHATML if writes_bos else CHATML
+    base = finish(tmp_path / "base", pieces(scheme), ("<s>", "</s>"), chat_template=template)
     chat = [{"role": "user", "content": "Quem é?  12"}]
     texts, chats = theirs(base, tmp_path / "model.gguf", TRICKY, (chat,))
     assert compare(texts, ours(base, TRICKY), TRICKY) == {}
     assert chats[0] == ChatTokenizer(base).encode_prompt(chat)
     facts = read_model(tmp_path / "model.gguf").tokenizer
-    assert (facts["model"], facts["add_bos_token"], facts["add_space_prefix"]) == ("llama", True, scheme == "prepend")
+    wanted = ("llama", writes_bos, scheme == "prepend")
+    assert (facts["model"], facts["add_bos_token"], facts["add_space_prefix"]) == wanted
 
 
 def test_a_blank_before_the_first_word_only_is_noted(tmp_path: Path) -> None:

@@ -244,7 +244,7 @@ def _search_ranges(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     low = np.minimum(groups.min(-1, keepdims=True), 0)
     span = groups.max(-1, keepdims=True) - low
     best = np.full(groups.shape[:2], np.inf, np.float32)
-    scales, minima = np.zeros_like(best), -low[..., 0]
+    scales, minima = span[..., 0] / 15, -low[..., 0]  # for groups of equal weights, where no fit has one solution
     total, first = importance.sum(-1), (importance * groups).sum(-1)
     for offset in range(-1, 21):
         tried = 15.0 if offset < 0 else 14 + 0.1 * offset

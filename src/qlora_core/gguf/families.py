@@ -97,6 +97,34 @@ _WITHOUT_SCALE = {"gemma2": 46, "gemma3_text": 62}
 """Layers of the 27B models, where llama.cpp divides scores by the root of hidden size / heads, not of a head's size."""
 
 
+def family_table() -> list[dict[str, str]]:
+    """Return what each family can do, a row each, for documentation.
+
+    Columns: `model_type` in `config.json`, the `models` meant, llama.cpp's name (`architecture`), kinds of rotary
+    scaling that are written (`scaling`), and `limits`: what of the family is refused or computed otherwise.
+    """
+    return [
+        {
+            "model_type": name,
+            "models": family.models,
+            "architecture": family.architecture,
+            "scaling": ", ".join(family.scalings),
+            "limits": _LIMITS.get(name, ""),
+        }
+        for name, family in FAMILIES.items()
+    ]
+
+
+_LIMITS = {
+    "llama": "no layers with a sliding window",
+    "mistral": "a sliding window for all layers is not applied, as in mlx-lm; some layers only: refused",
+    "smollm3": f"every {_NO_ROPE_EVERY}th layer without rotary embedding, no other",
+    "gemma2": "query_pre_attn_scalar as in Google's models",
+    "gemma3_text": "query_pre_attn_scalar as in Google's models; of models that also see, the text model alone",
+    "phi3": "the long factors of LongRoPE at every length, as mlx-lm computes; no sliding window",
+}
+
+
 @dataclass(frozen=True)
 class Layout:
     """A model directory as GGUF sees it.

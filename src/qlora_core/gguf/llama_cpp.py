@@ -112,7 +112,8 @@ def ask(
         (place / "questions.json").write_text(json.dumps(asked), encoding="utf-8")
         _run(place, model, seconds)
         found = json.loads((place / "replies.json").read_text(encoding="utf-8"))
-        probabilities = [np.load(place / f"{i}.npy") for i in range(len(questions.sequences))]
+        names = [place / f"{i}.float32" for i in range(len(questions.sequences))]
+        probabilities = [np.fromfile(name, np.float32).reshape(-1, found["vocabulary"]) for name in names]
     return Replies(**found, log_probabilities=probabilities)
 
 
@@ -172,7 +173,8 @@ def _reply(place: Path) -> None:
     letter = _ids(post, "a", add=False)[-1]
     for i, ids in enumerate(asked["sequences"]):
         counts = asked["places"][i] if asked["places"] else range(1, len(ids) + 1)
-        np.save(place / f"{i}.npy", np.stack([_follow(post, ids[:count], size, letter) for count in counts]))
+        rows = [_follow(post, ids[:count], size, letter) for count in counts]
+        np.concatenate(rows).tofile(place / f"{i}.float32")
     (place / "replies.json").write_text(json.dumps(replies), encoding="utf-8")
 
 

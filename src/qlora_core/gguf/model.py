@@ -18,6 +18,7 @@ from gguf.constants import GGUF_DEFAULT_ALIGNMENT
 
 from ..errors import ModelError, shown
 from ..files.storage import replacing
+from ..tokens.tokenizer import ChatTokenizer
 from .blocks import KINDS, Block, Kind, choose_block, encode, encode_packed, file_type, row_bytes
 from .families import Layout, find_layout, hyperparameters, module_name, rope_tensors
 from .tokenizer import Vocabulary, read_vocabulary
@@ -40,6 +41,8 @@ class About:
         base: name of the base model.
         repository: OWNER/NAME of the base on Hugging Face's hub, if it is there.
         licence: as SPDX or the hub names it.
+        begins: whether a chat begins with the beginning of text; None: if a plain text does. The template may leave out
+            what the tokeniser would add, and a token more before each question changes answers.
     """
 
     name: str = ""
@@ -48,6 +51,18 @@ class About:
     base: str = ""
     repository: str = ""
     licence: str = ""
+    begins: bool | None = None
+
+    @classmethod
+    def asked_by(cls, tokenizer: ChatTokenizer, **rest: str) -> About:
+        """Make one for a model that is asked as a tokeniser does it, with its template.
+
+        Raises:
+            DataError: the template refuses a question.
+        """
+        first = tokenizer.encode_prompt("?")[:1]
+        begins = bool(tokenizer.bos_token) and tokenizer.control_names.get(first[0]) == tokenizer.bos_token
+        return cls(chat_template=tokenizer.asking_template, ends=tokenizer.eos_ids, begins=begins, **rest)
 
 
 @dataclass
@@ -103,6 +118,8 @@ def write_model(source: Path, out: Path, kind: Kind, about: About | None = None)
     vocabulary = read_vocabulary(source, _rows_of_embedding(parts), about.ends)
     if vocabulary.strips and not vocabulary.tokens_include(_PHI3_TOKENS):
         vocabulary.notes.append("Some added tokens take the blanks after them along; not so in llama.cpp.")
+    if about.begins is not None:
+        vocabulary.adds["bos"] &= about.begins
     written = Written(tensors=len(parts), notes=list(vocabulary.notes))
     wanted = sum(_size(part) for part in parts)
     with replacing(out, wanted=wanted) as temporary:

@@ -297,7 +297,7 @@ def _by_id(texts: dict[str, int], values: dict[str, Any]) -> Iterator[Any]:
 
 
 def _fill(made: Vocabulary, texts: dict[str, int], size: int) -> None:
-    """Bring all lists to the size of the embedding, with placeholders where no token is."""
+    """Extend or cut all lists to the size of the embedding, with placeholders where no token is."""
     made.tokens = made.tokens or list(_by_id(texts, {text: text for text in texts}))
     if dropped := sum(token is not None for token in made.tokens[size:]):
         made.notes.append(f"{dropped} tokens have no row in the embedding and are left out.")
