@@ -19,7 +19,7 @@ from qlora_core.runs.presets import PRESETS
 PAGES = list(TRANSLATIONS.items())
 ENGLISH_TEXT = "\n".join(text_of(page) for page in TRANSLATIONS)
 TEXT = "\n".join(text_of(page) for page in (*TRANSLATIONS.values(), *PORTUGUESE_ONLY))
-OF_OTHERS = {"--no-group", "--extra", "--tokens", "--browser", "--check", "--strict", "--adapter-path"} | {
+OF_OTHERS = {"--no-group", "--extra", "--tokens", "--browser", "--check", "--adapter-path"} | {
     "--examples", "--kills", "--cuts", "--disk-failures", "--power-cuts", "--damages", "--injections", "--races",
     "--soak-steps", "--signals", "--mutations", "--templates", "--names",
 }  # fmt: skip
