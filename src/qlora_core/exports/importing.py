@@ -5,6 +5,7 @@ The run is one that has not taken a step: it begins with these adapters, and the
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import shutil
 import tempfile
@@ -12,13 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gguf import Keys
 from safetensors.numpy import save_file
 
 from ..config import RunConfig, from_flat
 from ..data import no_data, prepare
-from ..errors import ConfigError, ModelError
+from ..errors import ConfigError
 from ..files.checksums import CHECKSUM, checksum
 from ..files.storage import explained, write_json
+from ..gguf.adapters import read_adapters
+from ..gguf.reading import GgufFile
 from ..models.adapter_files import ADAPTER_CONFIG, ADAPTER_FILE, adapter_parameters
 from ..models.base_models import BUILT_IN, ModelSpec, find_base
 from ..models.foreign_adapters import ForeignAdapters, fit_adapters, read_foreign, settings_for
@@ -28,6 +32,8 @@ from ..runs.writer import record
 from ..tokens.dataset import make_dataset
 from ..tokens.tokenizer import open_tokenizer
 from .source import BUILT_IN_ORIGIN
+
+HUB = "https://huggingface.co/"
 
 
 def import_adapters(path: Path, given: dict[str, Any]) -> Run:
@@ -44,7 +50,7 @@ def import_adapters(path: Path, given: dict[str, Any]) -> Run:
         ConfigError: a setting is given that the adapters decide, or they name no base.
         RunError: there is such a run already.
     """
-    found = read_foreign(path, _read_gguf)
+    found = read_foreign(path, functools.partial(_read_gguf, model=given.get("model", "")))
     decided = ("adapter", "rank", "alpha", "rslora", "dropout", "num_layers", "projections", "init_adapter")
     if wrong := [name for name in decided if name in given]:
         raise ConfigError(f"--{wrong[0].replace('_', '-')}: the adapters decide this themselves. Leave it out.")
@@ -94,5 +100,17 @@ def _write(directory: Path, tensors: dict[str, np.ndarray], settings: dict[str, 
         write_json(directory / ADAPTER_CONFIG, settings)
 
 
-def _read_gguf(path: Path) -> ForeignAdapters:
-    raise ModelError(f"{path}: GGUF is not read yet.")
+def _read_gguf(path: Path, model: str) -> ForeignAdapters:
+    """Read a GGUF LoRA; its names and orientation depend on the base, `model`, or the one that the file names.
+
+    Raises:
+        ModelError: it is none, or does not fit the base.
+        ConfigError: it names no base.
+    """
+    if not model:
+        address = GgufFile(path).metadata.get(Keys.General.BASE_MODEL_REPO_URL.format(id=0))
+        repository = address.removeprefix(HUB) if isinstance(address, str) and address.startswith(HUB) else ""
+        model = _named_base(ForeignAdapters(path, "GGUF", "lora", 1.0, 0.0, repository, {}, {}))
+    base = find_base(from_flat({"model": model}).base)
+    found = read_adapters(path, base.path)
+    return ForeignAdapters(path, "GGUF", "lora", found.scale, 0.0, model, found.tensors, {})

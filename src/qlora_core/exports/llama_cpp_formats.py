@@ -12,12 +12,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from gguf import Keys
+
 from ..activity import doing
 from ..errors import ExportError
 from ..files.storage import write_json
 from ..gguf.adapters import write_adapters
 from ..gguf.families import find_layout
 from ..gguf.model import About, Written, write_model
+from ..gguf.reading import GgufFile
 from ..models.adapter_files import ADAPTER_CONFIG, ADAPTER_FILE
 from .modelfile import write_modelfile
 from .source import Source
@@ -106,6 +109,7 @@ def write_ollama(source: Source, directory: Path, kind: str) -> dict[str, Any]:
         source.run.config(),
         base=found["model"],
         adapter=found["adapters"],
+        adds_bos=bool(GgufFile(directory / found["model"]).metadata.get(Keys.Tokenizer.ADD_BOS)),
         system=source.run.shared_system(),
         licence=source.spec.licence,
     )
@@ -119,10 +123,9 @@ def _facts(model: str, adapters: str, stored: str, notes: list[str]) -> dict[str
 
 def _about(source: Source) -> About:
     repository = source.public_base
-    return About(
+    return About.asked_by(
+        source.tokenizer,
         name=source.run.name,
-        chat_template=source.tokenizer.asking_template,
-        ends=source.tokenizer.eos_ids,
         base=source.spec.name,
         repository="" if Path(repository).is_absolute() else repository,
         licence=source.spec.licence,

@@ -72,25 +72,30 @@ class Surroundings:
         return text
 
 
-def find_surroundings(tokenizer: ChatTokenizer) -> tuple[Surroundings, list[str]]:
+def find_surroundings(tokenizer: ChatTokenizer, *, adds_bos: bool) -> tuple[Surroundings, list[str]]:
     """Return what a tokeniser's template writes around texts, and in words what Ollama will write otherwise.
+
+    Args:
+        tokenizer: with the run's template.
+        adds_bos: whether the model's file has the begin-of-text token added, so that the template must not write it.
 
     Raises:
         ExportError: not even a single question can be written as the template writes it.
     """
     system, user, answer = _MARKS.items()
-    start, after_question = _around(_rendered(tokenizer, [user]), user[1])
-    before_system, behind = _around(_rendered(tokenizer, [system, user]), system[1])
+    begin = tokenizer.bos_token or "" if adds_bos else ""
+    start, after_question = _around(_rendered(tokenizer, begin, [user]), user[1])
+    before_system, behind = _around(_rendered(tokenizer, begin, [system, user]), system[1])
     after_system = behind.partition(user[1])[0]
-    _, behind = _around(_rendered(tokenizer, [user, answer, ("user", _SECOND)]), answer[1])
+    _, behind = _around(_rendered(tokenizer, begin, [user, answer, ("user", _SECOND)]), answer[1])
     between = behind.partition(_SECOND)[0]
     end = next((mark for i in tokenizer.eos_ids if between.startswith(mark := tokenizer.control_names[i])), "")
     after_answer = end + re.match(r"\s*", between[len(end) :])[0]  # type: ignore[index]
     found = Surroundings(start, before_system, after_system, between[len(after_answer) :], after_question, after_answer)
-    return found, _differences(found, tokenizer)
+    return found, _differences(found, tokenizer, begin)
 
 
-def _differences(found: Surroundings, tokenizer: ChatTokenizer) -> list[str]:
+def _differences(found: Surroundings, tokenizer: ChatTokenizer, begin: str) -> list[str]:
     """Return which conversations are written otherwise than by the run's own template, in words.
 
     Raises:
@@ -104,9 +109,9 @@ def _differences(found: Surroundings, tokenizer: ChatTokenizer) -> list[str]:
         "a further question": [question, answer, further],
         "a further question behind a system text": [system, question, answer, further],
     }
-    wanted = {words: _rendered(tokenizer, turns) for words, turns in tried.items()}
+    wanted = {words: _rendered(tokenizer, begin, turns) for words, turns in tried.items()}
     wrong = [words for words, turns in tried.items() if wanted[words] and found.render(turns) != wanted[words]]
-    if "a single question" in wrong:
+    if "a single question" in wrong or not wanted["a single question"]:
         raise ExportError(
             f"{tokenizer.directory}: its chat template writes a question in a way that a template of Ollama cannot "
             "express. Use --to gguf: llama.cpp and LM Studio run the template as it is."
@@ -114,14 +119,14 @@ def _differences(found: Surroundings, tokenizer: ChatTokenizer) -> list[str]:
     return wrong
 
 
-def _rendered(tokenizer: ChatTokenizer, turns: Sequence[Turn]) -> str:
-    """Return a conversation ready for an answer, without the begin-of-text token, which the file's tokeniser adds."""
+def _rendered(tokenizer: ChatTokenizer, begin: str, turns: Sequence[Turn]) -> str:
+    """Return a conversation ready for an answer, without its beginning `begin`."""
     messages = [{"role": role, "content": text} for role, text in turns]
     try:
         text = tokenizer.render(messages, add_generation_prompt=True)
     except DataError:  # the template refuses such a conversation
         return ""
-    return text.removeprefix(tokenizer.bos_token or "")
+    return text.removeprefix(begin)
 
 
 def _around(text: str, mark: str) -> tuple[str, str]:
@@ -131,7 +136,15 @@ def _around(text: str, mark: str) -> tuple[str, str]:
 
 
 def write_modelfile(
-    directory: Path, tokenizer: ChatTokenizer, config: RunConfig, *, base: str, adapter: str, system: str, licence: str
+    directory: Path,
+    tokenizer: ChatTokenizer,
+    config: RunConfig,
+    *,
+    base: str,
+    adapter: str,
+    adds_bos: bool,
+    system: str,
+    licence: str,
 ) -> list[str]:
     """Write `Modelfile`, and return in words which conversations Ollama will write otherwise than the run.
 
@@ -141,13 +154,14 @@ def write_modelfile(
         config: the run's settings.
         base: file of the model.
         adapter: file of the adapters; empty if they are merged into it.
+        adds_bos: whether the model's file has the begin-of-text token added.
         system: system text that all rows were trained with; empty if there is none.
         licence: the base's; may be empty.
 
     Raises:
         ExportError: a question cannot be written as the run's template writes it.
     """
-    found, differences = find_surroundings(tokenizer)
+    found, differences = find_surroundings(tokenizer, adds_bos=adds_bos)
     sampling = Sampling(max_tokens=config.pace.max_answer_tokens)
     parameters = {
         "num_ctx": max(LEAST_CONTEXT, config.data.max_seq_length),

@@ -182,7 +182,7 @@ def _open_in_llama_cpp(export: Export, tokenizer: ChatTokenizer, judge: Judge, p
     """Ask llama.cpp itself; adapters without a base get the run's own, written anew."""
     model = export.directory / export.model if export.model else export.work / "base.gguf"
     if not export.model:
-        write_model(export.base, model, "as-stored", About(ends=tokenizer.eos_ids))
+        write_model(export.base, model, "as-stored", About.asked_by(tokenizer))
     asked = [tokenizer.encode_prompt(prompt) for prompt in prompts]
     sequences = [row.ids.tolist() for row in judge.rows]
     places = [np.flatnonzero(row.trained).tolist() for row in judge.rows]  # a token is predicted by those before it

@@ -1,0 +1,201 @@
+"""Exports for llama.cpp, Ollama and LM Studio: what llama.cpp itself makes of them, and of Ollama's template."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+
+import pytest
+from chat_templates import PUBLISHED
+from chat_templates import write as write_published
+from safetensors.numpy import load_file
+
+from qlora_core.errors import ConfigError, ExportError
+from qlora_core.exports.export import export_run
+from qlora_core.exports.formats import FORMATS, Choices
+from qlora_core.exports.importing import import_adapters
+from qlora_core.exports.modelfile import find_surroundings, write_modelfile
+from qlora_core.files.storage import manifest_problem
+from qlora_core.gguf.reading import GgufFile
+from qlora_core.runs.run import Run
+from qlora_core.tokens.tokenizer import ChatTokenizer
+
+FILES = {
+    "gguf": {"model": "run-Q8_0.gguf", "adapters": ""},
+    "lmstudio": {"model": "run-Q8_0.gguf", "adapters": ""},
+    "gguf-lora": {"model": "", "adapters": "adapter.gguf"},
+    "ollama": {"model": "base.gguf", "adapters": "adapter.gguf"},
+}
+
+
+@pytest.fixture(scope="module")
+def undrawn(trained: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The trained run without its curves, which take long to draw; only for reading."""
+    run = Run(shutil.copytree(trained.path, tmp_path_factory.mktemp("undrawn") / "run"))
+    (run.path / "metrics.jsonl").unlink()
+    return run
+
+
+@pytest.mark.parametrize("to", FILES)
+def test_llama_cpp_answers_as_the_run_does(undrawn, tmp_path, to):
+    made = export_run(undrawn, tmp_path / "out", to=to)
+    assert {name: made["gguf"][name] for name in ("model", "adapters")} == FILES[to]
+    assert {name for name in made["files"] if name.endswith(".gguf")} == {*FILES[to].values()} - {""}
+    found = made["verification"]
+    assert found["opened_with"].startswith("llama.cpp")
+    assert found["same_answers"] == found["same_ids"] == found["questions"] > 0
+    assert found["within"]
+    assert abs(found["lost"]) < 0.01
+    assert found["same_choice"] > 0.95
+    assert json.loads((tmp_path / "out" / "verification.json").read_text(encoding="utf-8")) == found
+    assert found["verdict"] in (tmp_path / "out" / "summary.md").read_text(encoding="utf-8")
+    assert manifest_problem(tmp_path / "out") is None
+    assert FORMATS[to].use(undrawn, tmp_path / "out")
+
+
+def test_adapters_come_back_as_a_run(undrawn, tmp_path):
+    export_run(undrawn, tmp_path / "out", to="gguf-lora", verified=False)
+    given = {"model": undrawn.environment()["model"]["path"], "runs_dir": str(tmp_path / "runs"), "run": "back"}
+    run = import_adapters(tmp_path / "out" / "adapter.gguf", given)
+    there, back = (load_file(each.best / "adapters.safetensors") for each in (undrawn, run))
+    assert there.keys() == back.keys()
+    for name, value in there.items():  # the file has them in float16
+        assert abs(back[name] - value).max() <= 1e-3 * abs(value).max()
+    assert run.config().lora.scale == undrawn.config().lora.scale
+
+
+def test_what_a_format_does_not_know_is_refused(undrawn, tmp_path):
+    with pytest.raises(ConfigError, match="--type says nothing about the format adapter; it belongs to gguf, ollama"):
+        export_run(undrawn, tmp_path / "out", to="adapter", choices=Choices(type="q8_0"))
+    with pytest.raises(ConfigError, match="--with-base says nothing about the format gguf; it belongs to gguf-lora"):
+        export_run(undrawn, tmp_path / "out", to="gguf", choices=Choices(with_base=True))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_modelfile_says_how_the_run_answers(undrawn, tmp_path):
+    export_run(undrawn, tmp_path / "out", to="ollama", verified=False)
+    lines = (tmp_path / "out" / "Modelfile").read_text(encoding="utf-8").splitlines()
+    assert lines[:2] == ["FROM ./base.gguf", "ADAPTER ./adapter.gguf"]
+    tokenizer, config = undrawn.tokenizer(), undrawn.config()
+    ends = [f'PARAMETER stop "{tokenizer.control_names[i]}"' for i in tokenizer.eos_ids]
+    assert [line for line in lines if line.startswith("PARAMETER stop")] == ends
+    for setting in (f"num_predict {config.pace.max_answer_tokens}", "temperature 0", "repeat_penalty 1"):
+        assert f"PARAMETER {setting}" in lines
+    assert str(tmp_path) not in (tmp_path / "out" / "Modelfile").read_text(encoding="utf-8")
+
+
+# The template in Go ---------------------------------------------------------------------------------------------
+
+
+def in_go(template: str, turns: Sequence[tuple[str, str]]) -> str:
+    """Run a template as Go does: those of its expressions that ours has, read anew from the text."""
+    system = "".join(text for role, text in turns if role == "system")
+    parts = iter(re.split(r"(\{\{.*?\}\})", template))
+    nodes, _ = parse(parts)
+    return "".join(run_nodes(nodes, {"Messages": turns, "System": system}))
+
+
+def parse(parts: Iterator[str]) -> tuple[list, str]:
+    """Nodes up to an `else` or `end`, and that."""
+    nodes: list = []
+    for part in parts:
+        inner = part[2:-2].strip() if part.startswith("{{") else None
+        if inner is None:
+            nodes.append(part)
+        elif inner.startswith(("range ", "if ")):
+            nodes.append(branch(inner, parts))
+        elif inner == "end" or inner.startswith("else"):
+            return nodes, inner
+        else:
+            nodes.append(("value", inner))
+    return nodes, ""
+
+
+def branch(head: str, parts: Iterator[str]) -> tuple:
+    body, end = parse(parts)
+    if end.startswith("else if "):
+        return (head, body, [branch(end.removeprefix("else "), parts)])
+    others = parse(parts)[0] if end == "else" else []
+    return (head, body, others)
+
+
+def run_nodes(nodes: list, known: dict) -> Iterator[str]:
+    for node in nodes:
+        if isinstance(node, str):
+            yield node
+        elif node[0] == "value":
+            yield json.loads(node[1]) if node[1].startswith('"') else str(known[node[1].lstrip(".")])
+        elif node[0] == "range $i, $_ := .Messages":
+            for i, (role, text) in enumerate(known["Messages"]):
+                yield from run_nodes(node[1], {**known, "i": i, "Role": role, "Content": text})
+        else:
+            yield from run_nodes(node[1 if holds(node[0].removeprefix("if "), known) else 2], known)
+
+
+def holds(condition: str, known: dict) -> bool:
+    if found := re.fullmatch(r'eq \.Role "(\w+)"', condition):
+        return known["Role"] == found[1]
+    if found := re.fullmatch(r"eq \$i (\d)", condition):
+        return known["i"] == int(found[1])
+    assert condition == "not (and (eq $i 1) $.System)"
+    return not (known["i"] == 1 and known["System"])
+
+
+CONVERSATIONS = (
+    [("user", "Quem?")],
+    [("user", "{{ .Prompt }} e {% raw %}\n\n```x```")],
+    [("system", "Sê breve."), ("user", "Quem?")],
+    [("user", "Quem?"), ("assistant", "Eu."), ("user", "E depois?")],
+    [
+        ("system", "Sê breve."),
+        ("user", "Quem?"),
+        ("assistant", "Eu."),
+        ("user", "E?"),
+        ("assistant", "N."),
+        ("user", "Q"),
+    ],
+)
+
+
+@pytest.mark.parametrize("adds_bos", [False, True])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_ollama_writes_what_the_template_writes(tmp_path, name, adds_bos):
+    """Of every published template; what cannot be expressed is said, and is never a single question."""
+    tokenizer = ChatTokenizer(write_published(tmp_path / "model", PUBLISHED[name], "bytes"))
+    found, differences = find_surroundings(tokenizer, adds_bos=adds_bos)
+    for turns in CONVERSATIONS:
+        messages = [{"role": role, "content": text} for role, text in turns]
+        wanted = tokenizer.render(messages, add_generation_prompt=True)
+        text = in_go(found.template(), turns)
+        begin = tokenizer.bos_token or ""
+        if adds_bos and begin and wanted.startswith(begin):
+            text = begin + text
+        if any("further" in each for each in differences) and len(turns) > 2:
+            assert text != wanted
+        else:
+            assert text == wanted
+
+
+def test_a_template_that_changes_questions_is_refused(tmp_path, tiny_model):
+    template = tmp_path / "loud.jinja"
+    template.write_text("{% for m in messages %}{{ m.content | upper }}<|im_end|>{% endfor %}", encoding="utf-8")
+    tokenizer = ChatTokenizer(tiny_model, str(template))
+    with pytest.raises(ExportError, match=r"cannot express\. Use --to gguf: llama\.cpp and LM Studio run the template"):
+        find_surroundings(tokenizer, adds_bos=False)
+
+
+@pytest.mark.parametrize("system", ["Sê breve.", 'Diz "sim".\nOu não.', " começa com um espaço"])
+def test_texts_of_a_modelfile_are_quoted(trained, tmp_path, system):
+    options = {"base": "base.gguf", "adapter": "", "adds_bos": False, "licence": ""}
+    write_modelfile(tmp_path, trained.tokenizer(), trained.config(), system=system, **options)
+    text = (tmp_path / "Modelfile").read_text(encoding="utf-8")
+    found = re.search(r'^SYSTEM ("""(.*?)"""|"(.*?)")$', text, re.MULTILINE | re.DOTALL)
+    assert (found[2] or found[3]) == system
+    with pytest.raises(ExportError, match="which a Modelfile cannot"):
+        write_modelfile(tmp_path, trained.tokenizer(), trained.config(), system='"""', **options)
+
+
+def test_the_file_says_whether_a_chat_begins_with_the_beginning_of_text(undrawn, tmp_path):
+    export_run(undrawn, tmp_path / "out", to="ollama", verified=False)
+    adds = GgufFile(tmp_path / "out" / "base.gguf").metadata["tokenizer.ggml.add_bos_token"]
+    assert adds is False or undrawn.tokenizer().bos_token
