@@ -102,12 +102,15 @@ def test_it_answers_is_judged_and_exported_there(scripted: Run, as_an_m1: dict[s
     exported = [
         ["export", run, "--to", "peft", "--out", tmp_path / "peft", "--json"],
         ["export", run, "--to", "fused", "--dequantize", "--out", tmp_path / "fused", "--json"],
+        ["export", run, "--to", "fused", "--out", tmp_path / "auto", "--json"],
     ]
-    answers, evaluation, peft, fused = commands(as_an_m1, tmp_path, asked, ["evaluate", run, "--json"], *exported)
+    answers, evaluation, peft, fused, auto = commands(as_an_m1, tmp_path, asked, ["evaluate", run, "--json"], *exported)
     assert [pair["prompt"] for pair in json.loads(answers)["answers"]] == ["1?", "2?"]
     assert json.loads(evaluation)["adapters"] == "best"
     assert "adapter_model.safetensors" in json.loads(peft)["files"]
     found = json.loads(fused)["fused"]
+    assert found["fused_loss"] == pytest.approx(found["tuned_loss"], rel=2e-2)
+    found = json.loads(auto)["fused"]
     assert found["fused_loss"] == pytest.approx(found["tuned_loss"], rel=2e-2)
 
 

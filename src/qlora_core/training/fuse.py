@@ -20,6 +20,7 @@ import numpy as np
 from ..activity import STAGES, Activity, doing, watching
 from ..config import BaseConfig
 from ..engine.device import kernels_to_answer, memory_counters, mx, nn, tree_flatten
+from ..engine.kernels import quantised_products_are_right
 from ..engine.model import load_base
 from ..errors import ConfigError, ExportError, RunError
 from ..machine.crash_reasons import device_failure
@@ -210,10 +211,7 @@ class _Fusion:
             uniform: whether forms with one number of bits are wanted too; then None is returned if no form will do.
         """
         options, lost = self.roundings.options, {}
-        available = available_bytes()
-        kernels = kernels_to_answer(self.spec.dtype, 4 * self.spec.parameters, available, None)
-        # MLX's own products are wrong for some bits on some devices: dequantised ones are right on all
-        kernels = dataclasses.replace(kernels, linear="kept" if kernels.linear == "kept" else "dequantised")
+        kernels = self._kernels()
 
         def fits(form: Form) -> bool:
             key = tuple(form.items())
@@ -241,6 +239,15 @@ class _Fusion:
             if (found is None or size(options, form) < size(options, found)) and fits(form):
                 return form
         return found
+
+    def _kernels(self) -> Kernels:
+        """Return how forms are computed: as `load_base` will compute the written model."""
+        kernels = kernels_to_answer(self.dtype, 4 * self.spec.parameters, available_bytes(), None)
+        right = kernels.linear != "quantised" or all(
+            quantised_products_are_right(kernels.dtype, bits=bits, group_size=size)
+            for bits, size in _group_sizes(self.spec).items()
+        )
+        return kernels if right else dataclasses.replace(kernels, linear="dequantised")
 
     def _harm(self, units: dict[str, list[Piece]], kernels: Kernels) -> dict[str, float]:
         """Return how far the model's answers go apart when one unit alone has the lowest bits, in nats a token.
