@@ -17,6 +17,7 @@ import marimo as mo
 from ..errors import BusyError, QLoraError
 from ..exports.destination import METRICS_FILE
 from ..exports.formats import FORMATS
+from ..exports.verification import verdict, verified
 from ..reports.plain_text import size
 from ..runs.run import Run
 from ..translations import say
@@ -161,7 +162,12 @@ def result(exports: Exports, kind: str | None) -> mo.Html | None:
         return mo.vstack([*failed, *(warn if FORMATS[kind].loads_model else [])]) if failed or warn else None
     there = directory(run, kind)
     taken = sum(path.stat().st_size for path in there.iterdir() if path.is_file())
-    facts = {say("It lies in"): str(there.absolute()), say("Size"): size(taken)}
+    found = verified(there)
+    facts = {
+        say("It lies in"): str(there.absolute()),
+        say("Size"): size(taken),
+        say("Compared with the run"): verdict(found) if found else "",
+    }
     return mo.vstack(
         [*failed, fact_table(facts), text_block("\n".join(FORMATS[kind].use(run, there.absolute())))], gap=0.75
     )
