@@ -10,7 +10,8 @@ from chat_templates import PUBLISHED
 from chat_templates import write as write_published
 from safetensors.numpy import load_file
 
-from qlora_core.errors import ConfigError, ExportError
+from qlora_core.errors import ConfigError, ExportError, StorageError
+from qlora_core.exports import destination
 from qlora_core.exports.export import export_run
 from qlora_core.exports.formats import FORMATS, Choices
 from qlora_core.exports.importing import import_adapters
@@ -199,3 +200,12 @@ def test_the_file_says_whether_a_chat_begins_with_the_beginning_of_text(undrawn,
     export_run(undrawn, tmp_path / "out", to="ollama", verified=False)
     adds = GgufFile(tmp_path / "out" / "base.gguf").metadata["tokenizer.ggml.add_bos_token"]
     assert adds is False or undrawn.tokenizer().bos_token
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_a_full_disk_is_told_before_anything_is_written(undrawn, tmp_path, monkeypatch, to):
+    free = 1_000
+    monkeypatch.setattr(destination.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - free, free))
+    with pytest.raises(StorageError, match=r"out: needs .+ on the disk until it is complete, and .+ are free"):
+        export_run(undrawn, tmp_path / "out", to=to)
+    assert list(tmp_path.iterdir()) == []

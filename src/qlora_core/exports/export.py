@@ -16,7 +16,7 @@ from ..files.storage import publishing, write_json
 from ..models.base_models import has_gpu
 from ..reports.charts import save_curves, thin
 from ..runs.run import Run
-from .destination import METRICS_FILE, content_of, find_destination
+from .destination import METRICS_FILE, check_room, content_of, find_destination
 from .formats import FORMATS, Choices, ExportFormat, Target, check_choices
 from .guides import write_guides, write_program, write_summary
 from .source import Source, open_source
@@ -52,6 +52,7 @@ def export_run(
     Raises:
         RunError: nothing was trained yet, or `out` holds something that may not be replaced.
         QLoraError: the base or the adapters are not what they were.
+        StorageError: there is too little room, or nothing can be written there.
         ConfigError: a choice does not belong to the format.
         ExportError: it cannot be opened again; or it loses too much, and `strict` was chosen.
     """
@@ -59,8 +60,9 @@ def export_run(
     check_choices(to, choices)
     source = open_source(run, checkpoint)
     out = find_destination(source, Path(out), force=force)
-    with publishing(out) as directory:
-        form = FORMATS[to]
+    form = FORMATS[to]
+    check_room(out, wanted := form.bytes_to_write(run))
+    with publishing(out, wanted=wanted) as directory:
         written = form.write(source, directory, choices)
         facts = _facts(source, out, to) | {"fused": None, "gguf": None, "verification": None}
         facts["gguf" if form.reader == "llama.cpp" else "fused"] = written

@@ -75,6 +75,10 @@ class ExportFormat:
     loads_model: bool = False
     has_program: bool = False
 
+    def bytes_to_write(self, run: Run) -> int:
+        """Return about how many bytes the disk needs until it is complete; merged weights lie there in between."""
+        return (self.predicted_bytes(run) or 0) + ((self.loads_model and _float16_bytes(run)) or 0)
+
 
 def check_choices(to: Target, choices: Choices) -> None:
     """Refuse choices that a format does not understand.
