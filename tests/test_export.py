@@ -139,7 +139,7 @@ def test_what_is_returned_is_what_is_there(trained, tmp_path):
     assert result["files"] == files
     assert result == {
         "run": "trained", "to": "adapter", "path": str(tmp_path / "out"), "bytes": sum(files.values()),
-        "files": files, "fused": None,
+        "files": files, "fused": None, "gguf": None, "verification": None,
     }  # fmt: skip
 
 
@@ -628,8 +628,8 @@ def test_an_export_that_fails_leaves_the_old_one(undrawn, tmp_path, monkeypatch,
 
 
 def test_what_cannot_be_exported_says_why(undrawn, tmp_path):
-    with pytest.raises(ConfigError, match="--dequantize says nothing about the format peft; it belongs to fused"):
-        export_run(undrawn, tmp_path / "out", to="peft", dequantize=True)
+    with pytest.raises(ConfigError, match="--bits says nothing about the format peft; it belongs to fused"):
+        export_run(undrawn, tmp_path / "out", to="peft", bits="8")
     with pytest.raises(RunError, match="is not a run"):
         export_run(Run(tmp_path), tmp_path / "out", to="peft")
     run = Run(shutil.copytree(undrawn.path, tmp_path / "run"))

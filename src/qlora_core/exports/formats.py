@@ -260,7 +260,7 @@ FORMATS: dict[Target, ExportFormat] = {
     ),
     "ollama": ExportFormat(
         title="For Ollama",
-        purpose="A folder for `ollama create`: the base as it is, the adapters, and the Modelfile.",
+        purpose="A folder for Ollama: the base as it is, the adapters, and the Modelfile.",
         write=_write_ollama,
         predicted_bytes=_both_bytes,
         use=_use_ollama,

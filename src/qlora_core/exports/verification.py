@@ -21,7 +21,6 @@ from ..translations import say
 from .source import Source
 
 VERIFICATION_FILE = "verification.json"
-MOST_LOST = 0.01  # nats a token; an export that loses no more counts as the tuned model
 
 
 def verified(directory: Path) -> dict[str, Any] | None:
@@ -46,7 +45,7 @@ def verify(source: Source, directory: Path, reader: str, files: dict[str, str]) 
     Returns:
         `opened_with`; `rows`, `tokens`, `tuned_loss`, `fused_loss` (the export's), `lost`, `interval`, `kl` and
         `same_choice` as in `judging.Comparison.as_dict`; of `questions`, how many have the `same_answers`, and for
-        how many the `same_ids` are asked; `within`: it lost at most `MOST_LOST`; and `verdict`, a sentence. If there
+        how many the `same_ids` are asked; `within`: it lost at most `judging.MOST_LOST`; and `verdict`, a sentence. If there
         was too little memory, or the reader is not installed, `not_verified` says so and nothing was measured.
 
     Raises:
@@ -65,7 +64,6 @@ def verify(source: Source, directory: Path, reader: str, files: dict[str, str]) 
         found = json.loads(replied.read_text(encoding="utf-8"))
     if problem := found.get("problem"):
         raise ExportError(f"{source.run.name}: the export cannot be opened again: {problem}")
-    found["within"] = None if found["not_verified"] else found["lost"] <= MOST_LOST
     found["verdict"] = verdict(found)
     write_json(directory / VERIFICATION_FILE, found)
     return found
