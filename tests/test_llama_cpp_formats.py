@@ -4,16 +4,20 @@ import json
 import re
 import shutil
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 from chat_templates import PUBLISHED
 from chat_templates import write as write_published
+from guide_examples import blocks, example_environment, said_over_http, with_llama_server
 from safetensors.numpy import load_file
+from tiny import TAUGHT
 
 from qlora_core.errors import ConfigError, ExportError, StorageError
 from qlora_core.exports import destination
 from qlora_core.exports.export import export_run
 from qlora_core.exports.formats import FORMATS, Choices
+from qlora_core.exports.guides import GUIDES
 from qlora_core.exports.importing import import_adapters
 from qlora_core.exports.modelfile import find_surroundings, write_modelfile
 from qlora_core.files.storage import manifest_problem
@@ -52,6 +56,31 @@ def test_llama_cpp_answers_as_the_run_does(undrawn, tmp_path, to):
     assert found["verdict"] in (tmp_path / "out" / "summary.md").read_text(encoding="utf-8")
     assert manifest_problem(tmp_path / "out") is None
     assert FORMATS[to].use(undrawn, tmp_path / "out")
+
+
+@pytest.mark.parametrize(("to", "choices"), [("gguf", {}), ("gguf-lora", {"with_base": True}), ("ollama", {})])
+def test_examples_of_the_guides_answer_as_the_run_does(undrawn, tmp_path, to, choices):
+    """Over HTTP, from a terminal, Python and JavaScript, in a folder that was moved."""
+    export_run(undrawn, tmp_path / "out", to=to, choices=Choices(**choices), verified=False)
+    moved = Path(shutil.move(tmp_path / "out", tmp_path / "it's elsewhere"))
+    environment = with_llama_server(tmp_path, example_environment())
+    in_json, *others = said_over_http(moved / "INTEGRATION.md", environment)
+    assert json.loads(in_json)["choices"][0]["message"]["content"] == TAUGHT["red?"]
+    assert others == [f"{TAUGHT['red?']}\n"] * 2
+
+
+@pytest.mark.parametrize("to", FILES)
+def test_the_guides_are_short_and_have_the_same_examples(undrawn, tmp_path, to):
+    export_run(undrawn, tmp_path / "out", to=to, verified=False)
+    texts = {name: (tmp_path / "out" / name).read_text(encoding="utf-8") for name in GUIDES}
+    first, second = (blocks(tmp_path / "out" / name) for name in texts)
+    assert first == second
+    assert all(len(text.splitlines()) < 120 and str(tmp_path) not in text for text in texts.values())
+    assert all(f"| **`{to}`** |" in text for text in texts.values())
+    assert not (tmp_path / "out" / "inference.py").exists()
+    (server,) = [code for _, code in first if "llama-server" in code]
+    assert server.startswith(f"llama-server --jinja -m {FILES[to]['model'] or 'BASE.gguf'}")
+    assert ("--lora adapter.gguf" in server) == bool(FILES[to]["adapters"])
 
 
 def test_adapters_come_back_as_a_run(undrawn, tmp_path):

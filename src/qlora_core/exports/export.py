@@ -19,7 +19,7 @@ from ..runs.run import Run
 from .destination import METRICS_FILE, check_room, content_of, find_destination
 from .formats import FORMATS, Choices, ExportFormat, Target, check_choices
 from .guides import write_guides, write_program, write_summary
-from .source import Source, open_source
+from .source import Source, from_home, open_source
 from .verification import verify
 
 
@@ -64,7 +64,7 @@ def export_run(
     check_room(out, wanted := form.bytes_to_write(run))
     with publishing(out, wanted=wanted) as directory:
         written = form.write(source, directory, choices)
-        facts = _facts(source, out, to) | {"fused": None, "gguf": None, "verification": None}
+        facts = _facts(source, to) | {"fused": None, "gguf": None, "verification": None}
         facts["gguf" if form.reader == "llama.cpp" else "fused"] = written
         if verified:
             facts["verification"] = _verify(source, directory, form, written, choices)
@@ -113,10 +113,15 @@ def _describe(directory: Path, source: Source, facts: dict[str, Any]) -> None:
     curves = bool(save_curves(source.run, directory))
     write_json(directory / METRICS_FILE, _metrics(source, facts))
     written = facts["fused"] or facts["gguf"]
-    facts = facts | {"stored": written["stored"] if written else "", "curves": curves}
-    if FORMATS[facts["to"]].has_program:
-        write_guides(directory, facts)
+    facts = facts | {"stored": written["stored"] if written else "", "curves": curves} | _files_for_llama_cpp(facts)
+    write_guides(directory, facts)
     write_summary(directory, source.run, source.spec, facts)
+
+
+def _files_for_llama_cpp(facts: dict[str, Any]) -> dict[str, Any]:
+    """Return what the guides say of the files of an export for llama.cpp."""
+    written = facts["gguf"] or {"model": "", "adapters": "", "notes": []}
+    return {"model_file": written["model"], "adapter_file": written["adapters"], "notes": written["notes"]}
 
 
 def _metrics(source: Source, facts: dict[str, Any]) -> dict[str, Any]:
@@ -147,7 +152,7 @@ def _metrics(source: Source, facts: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _facts(source: Source, out: Path, to: Target) -> dict[str, Any]:
+def _facts(source: Source, to: Target) -> dict[str, Any]:
     """Return the values that fill in the guides and the summary."""
     run, spec, tokenizer = source.run, source.spec, source.tokenizer
     evaluation = run.evaluation()
@@ -155,10 +160,10 @@ def _facts(source: Source, out: Path, to: Target) -> dict[str, Any]:
         "name": run.name,
         "to": to,
         "format": FORMATS[to],
-        "out": str(out),
+        "purposes": {name: form.purpose for name, form in FORMATS.items()},
         "base": spec.name,
-        "base_path": str(source.loaded_base),
         "public_base": source.public_base,
+        "public_base_differs": source.public_base_differs,
         "base_bits": spec.bits,
         "quantized_on_load": bool(spec.quantize_bits),
         "base_as_stored": source.loaded_base == spec.path.resolve(),
@@ -167,7 +172,8 @@ def _facts(source: Source, out: Path, to: Target) -> dict[str, Any]:
         "adapters": source.checkpoint,
         "recall": evaluation["recall"] if evaluation else {},
         "questions": evaluation["questions"] if evaluation else [],
-        "python": sys.executable,
-        "runs_dir": str(run.path.parent.resolve()),
+        "python": from_home(sys.executable),
+        "ollama_name": run.name.lower(),
+        "system_text": bool(run.shared_system()),
         "without_gpu": not has_gpu(),
     }

@@ -61,7 +61,7 @@ class ExportFormat:
         takes: the names of the choices that it understands.
         needs_base: it holds adapters, which need the base model beside them.
         loads_model: writing it needs the memory of the whole model.
-        has_program: `inference.py` and the guides go with it: mlx-lm reads it.
+        has_program: `inference.py` goes with it: mlx-lm reads it.
     """
 
     title: str

@@ -19,10 +19,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ..models.base_models import ModelSpec
 from ..reports import console, plain_text
 from ..runs.run import Run
+from ..translations import catalogue
 
 TEMPLATES = Path(__file__).parent / "templates"
-GUIDES = {"INTEGRATION.md": "What do you know?", "INTEGRACAO.pt.md": "O que sabes?"}
-"""Each guide, and its example question for a run without a short one of its own."""
+GUIDES = {"INTEGRATION.md": ("en", "What do you know?"), "INTEGRACAO.pt.md": ("pt", "O que sabes?")}
+"""Each guide: its language, and its example question for a run without a short one of its own."""
+FIND_BASE = "\"$(python -c 'import inference; print(inference.find_base())')\""
+"""The base of an export of adapters, as an argument in a shell: no path that is one machine's alone."""
 
 
 def write_program(directory: Path) -> None:
@@ -31,17 +34,22 @@ def write_program(directory: Path) -> None:
 
 
 def write_guides(directory: Path, facts: Mapping[str, Any]) -> None:
-    """Write the guides and the program that they describe.
+    """Write the guides, whose examples work from inside the export wherever it lies, and the program that some use.
 
     Args:
-        directory: destination of `inference.py`, `INTEGRATION.md` and `INTEGRACAO.pt.md`.
+        directory: destination of `INTEGRATION.md`, `INTEGRACAO.pt.md` and, if mlx-lm reads the export, `inference.py`.
         facts: values that `export` gathers.
     """
-    write_program(directory)
+    if facts["format"].has_program:
+        write_program(directory)
     right_first = sorted(facts["questions"], key=lambda entry: not entry.get("tuned_right"))
     short = next((entry["question"] for entry in right_first if _simple(entry["question"])), None)
-    for name, question in GUIDES.items():
-        text = _templates().get_template(f"{name}.jinja").render(facts, question=short or question)
+    for name, (language, question) in GUIDES.items():
+        known = catalogue(language)
+        purposes = [(each, known.get(purpose, purpose)) for each, purpose in facts["purposes"].items()]
+        template = _templates().get_template(f"{facts['format'].reader}.{language}.md.jinja")
+        text = template.render(facts, question=short or question, formats=purposes, find_base=FIND_BASE)
+        text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"  # parts of a template that are left out leave gaps
         (directory / name).write_text(text, encoding="utf-8", newline="\n")
 
 

@@ -45,23 +45,33 @@ class Source:
     def settings(self) -> dict[str, Any]:
         """Return the adapters' settings in mlx-lm's format; a checkpoint has none of its own, but they are the run's.
 
-        They name the base as it was loaded, and also the base and method of its quantisation, because the quantised
-        copy lies in a cache and may disappear.
+        `model` is the base's hub id; `local_base` is then its directory on this machine, as it was loaded. A base that
+        is a directory of the user's own has no id and is named by its path. Of a base that was quantised while loading
+        they also name the original (`base_model`) and the method, because the quantised copy lies in a cache and may
+        disappear.
         """
+        settings, public = self._trained_settings(), self.public_base
+        original = str(self.spec.path.resolve())
+        if not Path(public).is_absolute():
+            settings["local_base"] = from_home(settings["model"])
+            settings["model"], original = public, from_home(original)
+        if self.spec.quantize_bits:
+            settings["base_model"] = original
+            settings["quantize"] = {"bits": self.spec.quantize_bits, "group_size": self.spec.quantize_group_size}
+        return settings
+
+    def _trained_settings(self) -> dict[str, Any]:
+        """Return the settings as training wrote them: the base by its directory on this machine."""
         known = [
             place for place in (self.adapters, self.run.best, self.run.final) if (place / ADAPTER_CONFIG).is_file()
         ]
         lora = self.run.config().lora
-        settings = adapter_settings(known[0]) if known else adapter_parameters(self.spec, lora, self.spec.path)
-        if self.spec.quantize_bits:
-            settings["base_model"] = str(self.spec.path.resolve())
-            settings["quantize"] = {"bits": self.spec.quantize_bits, "group_size": self.spec.quantize_group_size}
-        return settings
+        return adapter_settings(known[0]) if known else adapter_parameters(self.spec, lora, self.spec.path)
 
     @property
     def loaded_base(self) -> Path:
         """Return the directory of the base as training loaded it."""
-        return Path(self.settings["model"])
+        return Path(self._trained_settings()["model"])
 
     @property
     def public_base(self) -> str:
@@ -72,6 +82,17 @@ class Source:
         if Path(name).expanduser().is_dir():
             return str(self.spec.path.resolve())
         return ALIASES[name].repository if name in ALIASES else name
+
+    @property
+    def public_base_differs(self) -> bool:
+        """Return whether the base under its public name has other numbers: the built-in one was quantised from it."""
+        return self.run.config().base.model == BUILT_IN
+
+
+def from_home(path: str) -> str:
+    """Return a path with the home directory written as `~`, as it is read by `os.path.expanduser`."""
+    home = Path.home()
+    return f"~/{Path(path).relative_to(home).as_posix()}" if Path(path).is_relative_to(home) else path
 
 
 def open_source(run: Run, checkpoint: str = "") -> Source:

@@ -45,8 +45,8 @@ def verify(source: Source, directory: Path, reader: str, files: dict[str, str]) 
     Returns:
         `opened_with`; `rows`, `tokens`, `tuned_loss`, `fused_loss` (the export's), `lost`, `interval`, `kl` and
         `same_choice` as in `judging.Comparison.as_dict`; of `questions`, how many have the `same_answers`, and for
-        how many the `same_ids` are asked; `within`: it lost at most `judging.MOST_LOST`; and `verdict`, a sentence. If there
-        was too little memory, or the reader is not installed, `not_verified` says so and nothing was measured.
+        how many the `same_ids` are asked; `within`: it lost at most `judging.MOST_LOST`; and `verdict`, a sentence. If
+        there was too little memory, or the reader is not installed, `not_verified` says so and nothing was measured.
 
     Raises:
         ExportError: it cannot be opened again.

@@ -25,11 +25,25 @@ HERE = Path(__file__).resolve().parent
 WORD_JOINER = "\u2060"  # breaks a control token spelled out in a question, and is invisible
 
 
+def find_base() -> str:
+    """Return the directory or hub id of the model to load: the adapters' base, or this directory if it is a model."""
+    if not (HERE / "adapters.safetensors").is_file():
+        return str(HERE)
+    settings = _settings()
+    places = [settings[name] for name in ("local_base", "model", "base_model") if name in settings]
+    return next((place for place in map(os.path.expanduser, places) if Path(place).is_dir()), settings["model"])
+
+
+def _settings() -> dict[str, Any]:
+    path = HERE / "adapter_config.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
 def load(base: str | None = None) -> tuple[Any, Any]:
     """Load the model of this directory.
 
     Args:
-        base: directory or hub id of the base model, where it is not where the adapters were trained.
+        base: directory or hub id of the base model, where `find_base` does not find the right one.
 
     Returns:
         The model and its tokeniser, as mlx-lm makes them.
@@ -38,10 +52,8 @@ def load(base: str | None = None) -> tuple[Any, Any]:
         OSError: the base model is not there.
         ValueError: the files do not fit together.
     """
-    adapted = (HERE / "adapters.safetensors").is_file()
-    settings = json.loads((HERE / "adapter_config.json").read_text(encoding="utf-8")) if adapted else {}
-    places = [settings["model"], settings.get("base_model", settings["model"])] if adapted else [str(HERE)]
-    base = base or next((place for place in places if Path(place).is_dir()), places[0])
+    settings = _settings()
+    base = base or find_base()
     if Path(base).is_dir():
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything is here: no network is asked for anything
     elif base.startswith((".", "/", "~")):
@@ -57,7 +69,7 @@ def load(base: str | None = None) -> tuple[Any, Any]:
         size, bits = quantize["group_size"], quantize["bits"]
         wanted = {path for path, module in model.named_modules() if _quantisable(module, size)}
         nn.quantize(model, size, bits, class_predicate=lambda path, _: path in wanted)
-    if adapted:
+    if (HERE / "adapters.safetensors").is_file():
         model = mlx_lm.utils.load_adapters(model, str(HERE))
     model.eval()
     mx.eval(model.parameters())
