@@ -118,13 +118,12 @@ def _facts(model: str, adapters: str, stored: str, notes: list[str]) -> dict[str
 
 
 def _about(source: Source) -> About:
-    repository = source.public_base
     return About(
         name=source.run.name,
         chat_template=source.tokenizer.asking_template,
         ends=source.tokenizer.eos_ids,
         base=source.spec.name,
-        repository="" if Path(repository).is_absolute() else repository,
+        repository=source.repository,
         licence=source.spec.licence,
     )
 

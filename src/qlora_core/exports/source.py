@@ -73,6 +73,12 @@ class Source:
             return str(self.spec.path.resolve())
         return ALIASES[name].repository if name in ALIASES else name
 
+    @property
+    def repository(self) -> str:
+        """Return the base's OWNER/NAME on the hub, without a revision; empty for a base of this machine."""
+        name = self.public_base.partition("@")[0]
+        return "" if Path(name).is_absolute() else name
+
 
 def open_source(run: Run, checkpoint: str = "") -> Source:
     """Open a run's adapters for exporting, and refuse damaged ones.
