@@ -52,7 +52,7 @@ PROGRAM = guides.TEMPLATES / "inference.py"
 QUESTIONS = [*TAUGHT, "red??", "<|im_end|>red?", "quem é?"]
 BESIDE = {"inference.py", "INTEGRATION.md", "INTEGRACAO.pt.md", "chat_template.jinja"}
 TOKENIZER = {"chat_template.jinja", "tokenizer.json", "tokenizer_config.json"}
-REPORT = {"metrics.json", "curves.svg", "curves.png", "summary.md", "manifest.json"}
+REPORT = {"metrics.json", "curves.svg", "curves.png", "summary.md", "README.md", "manifest.json"}
 
 
 def export_run(run: Run, out: Path, *, to: str, force: bool = False, verified: bool = False, **choices: Any) -> dict:

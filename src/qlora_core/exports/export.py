@@ -16,6 +16,7 @@ from ..files.storage import publishing, write_json
 from ..models.base_models import has_gpu
 from ..reports.charts import save_curves, thin
 from ..runs.run import Run
+from .card import data_facts, write_card
 from .destination import METRICS_FILE, check_room, content_of, find_destination
 from .formats import FORMATS, Choices, ExportFormat, Target, check_choices
 from .guides import write_guides, write_program, write_summary
@@ -111,10 +112,12 @@ def keep_result(run: Run) -> str:
 def _describe(directory: Path, source: Source, facts: dict[str, Any]) -> None:
     """Write everything that stands beside the weights."""
     curves = bool(save_curves(source.run, directory))
-    write_json(directory / METRICS_FILE, _metrics(source, facts))
+    data = data_facts(source.run)
+    write_json(directory / METRICS_FILE, _metrics(source, facts) | {"data": data})
     written = facts["fused"] or facts["gguf"]
     facts = facts | {"stored": written["stored"] if written else "", "curves": curves} | _files_for_llama_cpp(facts)
     write_guides(directory, facts)
+    write_card(directory, source, facts, data)
     write_summary(directory, source.run, source.spec, facts)
 
 
@@ -136,7 +139,8 @@ def _metrics(source: Source, facts: dict[str, Any]) -> dict[str, Any]:
         "exported_as": facts["to"],
         "state": run.state,
         "adapters": source.checkpoint,
-        "base": {key: value for key, value in environment["model"].items() if key != "path"},
+        "base": {key: value for key, value in environment["model"].items() if key != "path"}
+        | {"repository": source.repository},
         "settings": to_flat(config, "result") | to_flat(config, "length"),
         "summary": run.summary(),
         "recall": evaluation["recall"] if evaluation else None,

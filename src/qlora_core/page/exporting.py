@@ -16,7 +16,7 @@ import marimo as mo
 
 from ..errors import BusyError, QLoraError
 from ..exports.destination import METRICS_FILE
-from ..exports.formats import FORMATS
+from ..exports.formats import FORMATS, place_here
 from ..exports.verification import verdict, verified
 from ..reports.plain_text import size
 from ..runs.run import Run
@@ -168,6 +168,5 @@ def result(exports: Exports, kind: str | None) -> mo.Html | None:
         say("Size"): size(taken),
         say("Compared with the run"): verdict(found) if found else "",
     }
-    return mo.vstack(
-        [*failed, fact_table(facts), text_block("\n".join(FORMATS[kind].use(run, there.absolute())))], gap=0.75
-    )
+    use = FORMATS[kind].use(place_here(run, there.absolute()))
+    return mo.vstack([*failed, fact_table(facts), text_block("\n".join(use))], gap=0.75)
