@@ -16,7 +16,7 @@ from tiny import TAUGHT
 from qlora_core.errors import ConfigError, ExportError, StorageError
 from qlora_core.exports import destination
 from qlora_core.exports.export import export_run
-from qlora_core.exports.formats import FORMATS, Choices
+from qlora_core.exports.formats import FORMATS, Choices, place_here
 from qlora_core.exports.guides import GUIDES
 from qlora_core.exports.importing import import_adapters
 from qlora_core.exports.modelfile import find_surroundings, write_modelfile
@@ -55,7 +55,7 @@ def test_llama_cpp_answers_as_the_run_does(undrawn, tmp_path, to):
     assert json.loads((tmp_path / "out" / "verification.json").read_text(encoding="utf-8")) == found
     assert found["verdict"] in (tmp_path / "out" / "summary.md").read_text(encoding="utf-8")
     assert manifest_problem(tmp_path / "out") is None
-    assert FORMATS[to].use(undrawn, tmp_path / "out")
+    assert FORMATS[to].use(place_here(undrawn, tmp_path / "out"))
 
 
 @pytest.mark.parametrize(("to", "choices"), [("gguf", {}), ("gguf-lora", {"with_base": True}), ("ollama", {})])
