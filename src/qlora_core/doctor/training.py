@@ -209,7 +209,7 @@ class Trial:
         if not self._answers:
             raise NotTried("it did not answer")
         out = self.place / "export" / to
-        made = export_run(self._run, out, to="fused-float16" if to == "fused" else to)
+        made = export_run(self._run, out, to="fused-float16" if to == "fused" else to, verified=False)
         if to == "adapter":
             model, tokenizer = load_for_answers(self._run)
             _draw_adapters(model)  # so that its answers come from the file
