@@ -52,7 +52,7 @@ PROGRAM = guides.TEMPLATES / "inference.py"
 QUESTIONS = [*TAUGHT, "red??", "<|im_end|>red?", "quem é?"]
 BESIDE = {"inference.py", "INTEGRATION.md", "INTEGRACAO.pt.md", "chat_template.jinja"}
 TOKENIZER = {"chat_template.jinja", "tokenizer.json", "tokenizer_config.json"}
-REPORT = {"metrics.json", "curves.svg", "curves.png", "summary.md", "manifest.json"}
+REPORT = {"metrics.json", "curves.svg", "curves.png", "summary.md", "README.md", "manifest.json"}
 
 
 def export_run(run: Run, out: Path, *, to: str, force: bool = False, verified: bool = False, **choices: Any) -> dict:
@@ -675,7 +675,7 @@ def test_an_export_that_fails_leaves_the_old_one(undrawn, tmp_path, monkeypatch,
 
 def test_what_cannot_be_exported_says_why(undrawn, tmp_path):
     with pytest.raises(ConfigError, match="--bits says nothing about the format peft; it belongs to fused"):
-        export_run(undrawn, tmp_path / "out", to="peft", bits="4")
+        export_run(undrawn, tmp_path / "out", to="peft", bits="8")
     with pytest.raises(RunError, match="is not a run"):
         export_run(Run(tmp_path), tmp_path / "out", to="peft")
     run = Run(shutil.copytree(undrawn.path, tmp_path / "run"))

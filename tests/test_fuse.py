@@ -14,6 +14,7 @@ from tiny import write_model
 from qlora_core.engine.device import mx
 from qlora_core.errors import ConfigError, ExportError
 from qlora_core.exports.export import export_run
+from qlora_core.exports.formats import Choices
 from qlora_core.runs.run import Run
 from qlora_core.tokens.dataset import make_dataset
 from qlora_core.tokens.rows import TokenRow
@@ -303,10 +304,10 @@ def test_a_harmful_merge_is_caught(plain, tmp_path, monkeypatch, bits):
 
 def test_strict_leaves_nothing_behind_and_what_was_there_as_it_was(plain, tmp_path):
     out = tmp_path / "out"
-    export_run(plain, out, to="fused", bits="8", strict=True)
+    export_run(plain, out, to="fused", choices=Choices(bits="8", strict=True))
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     with pytest.raises(ExportError, match=r"small: It lost some .* on 16 rows; up to \+0\.01 .* --bits auto finds"):
-        export_run(plain, out, to="fused", bits="4", strict=True)
+        export_run(plain, out, to="fused", choices=Choices(bits="4", strict=True))
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     summary = (out / "summary.md").read_text(encoding="utf-8")
@@ -338,8 +339,8 @@ def test_a_form_that_there_is_not_is_refused(plain, tmp_path):
     with pytest.raises(ConfigError, match="bits must be one of auto, mixed, 16, 8, 6, 5, 4; found 7"):
         fuse_run(plain, tmp_path, bits="7")
     for unfit in ({"bits": "8"}, {"strict": True}):
-        with pytest.raises(ConfigError, match=f"{next(iter(unfit))} belongs to a fused model; found it with peft"):
-            export_run(plain, tmp_path / "out", to="peft", **unfit)
+        with pytest.raises(ConfigError, match=f"--{next(iter(unfit))} says nothing about the format peft"):
+            export_run(plain, tmp_path / "out", to="peft", choices=Choices(**unfit))
 
 
 # Memory -------------------------------------------------------------------------------------------------------------

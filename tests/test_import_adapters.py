@@ -10,8 +10,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from qlora_core.engine.generate import answer
-from qlora_core.errors import ConfigError, ModelError, QLoraError, RunError
+from qlora_core.errors import ConfigError, ExportError, ModelError, QLoraError, RunError
 from qlora_core.exports.export import export_run
+from qlora_core.exports.formats import Choices
 from qlora_core.exports.importing import import_adapters
 from qlora_core.runs.plan import TrainingTracker
 from qlora_core.runs.run import Run
@@ -64,6 +65,18 @@ def test_there_and_back_is_equal_to_the_byte(trained, exported, tmp_path, form):
     questions = ["sol?", "mar?"]
     one, other = (answer(*load_for_answers(each), questions, max_tokens=8) for each in (trained, run))
     assert one == other
+
+
+def test_without_rows_it_is_merged_and_says_that_nothing_was_compared(trained, exported, tmp_path):
+    run = import_adapters(exported, settings_of(trained, tmp_path))
+    made = export_run(run, tmp_path / "out", to="fused")
+    told = "the run has no rows to compare them on"
+    assert (made["fused"]["form"], made["fused"]["not_judged"], made["fused"]["tuned_loss"]) == ("8", told, None)
+    assert made["verification"]["not_verified"] == told
+    assert f"Not judged: {told}." in (tmp_path / "out" / "summary.md").read_text(encoding="utf-8")
+    with pytest.raises(ExportError, match=told):
+        export_run(run, tmp_path / "strict", to="fused", choices=Choices(strict=True))
+    assert not (tmp_path / "strict").exists()
 
 
 def test_it_goes_on_from_there(trained, exported, tiny_rows, tmp_path):

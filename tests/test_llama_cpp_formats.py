@@ -13,9 +13,10 @@ from guide_examples import blocks, example_environment, said_over_http, with_lla
 from safetensors.numpy import load_file
 from tiny import TAUGHT
 
-from qlora_core.errors import ConfigError, ExportError
+from qlora_core.errors import ConfigError, ExportError, StorageError
+from qlora_core.exports import destination
 from qlora_core.exports.export import export_run
-from qlora_core.exports.formats import FORMATS, Choices
+from qlora_core.exports.formats import FORMATS, Choices, place_here
 from qlora_core.exports.guides import GUIDES
 from qlora_core.exports.importing import import_adapters
 from qlora_core.exports.modelfile import find_surroundings, write_modelfile
@@ -54,7 +55,7 @@ def test_llama_cpp_answers_as_the_run_does(undrawn, tmp_path, to):
     assert json.loads((tmp_path / "out" / "verification.json").read_text(encoding="utf-8")) == found
     assert found["verdict"] in (tmp_path / "out" / "summary.md").read_text(encoding="utf-8")
     assert manifest_problem(tmp_path / "out") is None
-    assert FORMATS[to].use(undrawn, tmp_path / "out")
+    assert FORMATS[to].use(place_here(undrawn, tmp_path / "out"))
 
 
 @pytest.mark.parametrize(("to", "choices"), [("gguf", {}), ("gguf-lora", {"with_base": True}), ("ollama", {})])
@@ -236,3 +237,12 @@ def test_the_file_says_whether_a_chat_begins_with_the_beginning_of_text(undrawn,
     export_run(undrawn, tmp_path / "out", to="ollama", verified=False)
     adds = GgufFile(tmp_path / "out" / "base.gguf").metadata["tokenizer.ggml.add_bos_token"]
     assert adds is False or undrawn.tokenizer().bos_token
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_a_full_disk_is_told_before_anything_is_written(undrawn, tmp_path, monkeypatch, to):
+    free = 1_000
+    monkeypatch.setattr(destination.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - free, free))
+    with pytest.raises(StorageError, match=r"out: needs .+ on the disk until it is complete, and .+ are free"):
+        export_run(undrawn, tmp_path / "out", to=to)
+    assert list(tmp_path.iterdir()) == []

@@ -40,6 +40,7 @@ STAGES = {
     "judging": "Comparing with the tuned model",
     "writing": "Writing the merged weights, matrix by matrix",
     "verifying": "Opening the result again, in a fresh process, to compare answers",
+    "uploading": "Sending files to the hub, one by one",
     "exporting": "Writing the result to take away",
 }
 """Text shown for each stage of work that is worth reporting."""

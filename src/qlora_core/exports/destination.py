@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
-from ..errors import RunError
+from ..errors import RunError, StorageError
 from ..files.storage import MANIFEST, left_by_file_manager, manifest_problem
+from ..reports.plain_text import size
 from .source import Source
 
 METRICS_FILE = "metrics.json"
@@ -28,6 +30,25 @@ def find_destination(source: Source, out: Path, *, force: bool) -> Path:
     out = out.resolve()
     _refuse(source, out, force=force)
     return out
+
+
+def check_room(out: Path, wanted: int) -> None:
+    """Refuse to begin an export that the disk has no room for.
+
+    Args:
+        out: where it will lie.
+        wanted: bytes that will be written until it is complete.
+
+    Raises:
+        StorageError: there is less free.
+    """
+    place = next(path for path in (out, *out.parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    if free < wanted:
+        raise StorageError(
+            f"{out}: needs {size(wanted)} on the disk until it is complete, and {size(free)} are free. Make room, or "
+            "give a place on another disk with --out."
+        )
 
 
 def _refuse_links(run: Path, out: Path) -> None:

@@ -16,7 +16,8 @@ from ..files.storage import publishing, write_json
 from ..models.base_models import has_gpu
 from ..reports.charts import save_curves, thin
 from ..runs.run import Run
-from .destination import METRICS_FILE, content_of, find_destination
+from .card import data_facts, write_card
+from .destination import METRICS_FILE, check_room, content_of, find_destination
 from .formats import FORMATS, Choices, ExportFormat, Target, check_choices
 from .guides import write_guides, write_program, write_summary
 from .source import Source, from_home, open_source
@@ -52,6 +53,7 @@ def export_run(
     Raises:
         RunError: nothing was trained yet, or `out` holds something that may not be replaced.
         QLoraError: the base or the adapters are not what they were.
+        StorageError: there is too little room, or nothing can be written there.
         ConfigError: a choice does not belong to the format.
         ExportError: it cannot be opened again; or it loses too much, and `strict` was chosen.
     """
@@ -59,8 +61,9 @@ def export_run(
     check_choices(to, choices)
     source = open_source(run, checkpoint)
     out = find_destination(source, Path(out), force=force)
-    with publishing(out) as directory:
-        form = FORMATS[to]
+    form = FORMATS[to]
+    check_room(out, wanted := form.bytes_to_write(run))
+    with publishing(out, wanted=wanted) as directory:
         written = form.write(source, directory, choices)
         facts = _facts(source, to) | {"fused": None, "gguf": None, "verification": None}
         facts["gguf" if form.reader == "llama.cpp" else "fused"] = written
@@ -109,10 +112,12 @@ def keep_result(run: Run) -> str:
 def _describe(directory: Path, source: Source, facts: dict[str, Any]) -> None:
     """Write everything that stands beside the weights."""
     curves = bool(save_curves(source.run, directory))
-    write_json(directory / METRICS_FILE, _metrics(source, facts))
+    data = data_facts(source.run)
+    write_json(directory / METRICS_FILE, _metrics(source, facts) | {"data": data})
     written = facts["fused"] or facts["gguf"]
     facts = facts | {"stored": written["stored"] if written else "", "curves": curves} | _files_for_llama_cpp(facts)
     write_guides(directory, facts)
+    write_card(directory, source, facts, data)
     write_summary(directory, source.run, source.spec, facts)
 
 
@@ -134,7 +139,8 @@ def _metrics(source: Source, facts: dict[str, Any]) -> dict[str, Any]:
         "exported_as": facts["to"],
         "state": run.state,
         "adapters": source.checkpoint,
-        "base": {key: value for key, value in environment["model"].items() if key != "path"},
+        "base": {key: value for key, value in environment["model"].items() if key != "path"}
+        | {"repository": source.repository},
         "settings": to_flat(config, "result") | to_flat(config, "length"),
         "summary": run.summary(),
         "recall": evaluation["recall"] if evaluation else None,

@@ -47,6 +47,34 @@ class Choices:
 
 
 @dataclass(frozen=True)
+class Place:
+    """An export as commands name it: with its absolute path on this machine, or as `.` wherever somebody copies it.
+
+    Attributes:
+        run: name of the run.
+        directory: of the export.
+        base: directory or hub id of the base model.
+        files: names of the files in the export.
+    """
+
+    run: str
+    directory: Path
+    base: str
+    files: frozenset[str]
+
+    @property
+    def one_file(self) -> Path:
+        """Return the GGUF file of an export that has one."""
+        return self.directory / min((n for n in self.files if n.endswith(".gguf")), default=f"{self.run}.gguf")
+
+
+def place_here(run: Run, directory: Path) -> Place:
+    """Return where an export of a run lies on this machine; it may still have to be written."""
+    files = frozenset(path.name for path in directory.iterdir()) if directory.is_dir() else frozenset()
+    return Place(run.name, directory, run.environment()["model"]["path"], files)
+
+
+@dataclass(frozen=True)
 class ExportFormat:
     """A way to take a run's result elsewhere.
 
@@ -56,7 +84,7 @@ class ExportFormat:
         write: writes what only this format has into an empty directory, and returns what became of the weights (None:
             they are the run's own adapters, only written differently).
         predicted_bytes: size of the result, from what a run knows; None if that is not known.
-        use: returns commands, or lines of Python, that use an export in a directory, to be copied.
+        use: returns commands, or lines of Python, that use an export, to be copied.
         reader: who opens it again to verify it, as `verification.verify` knows them.
         takes: the names of the choices that it understands.
         needs_base: it holds adapters, which need the base model beside them.
@@ -68,12 +96,16 @@ class ExportFormat:
     purpose: str
     write: Callable[[Source, Path, Choices], dict[str, Any] | None]
     predicted_bytes: Callable[[Run], int | None]
-    use: Callable[[Run, Path], list[str]]
+    use: Callable[[Place], list[str]]
     reader: str = "program"
     takes: frozenset[str] = frozenset()
     needs_base: bool = False
     loads_model: bool = False
     has_program: bool = False
+
+    def bytes_to_write(self, run: Run) -> int:
+        """Return about how many bytes the disk needs until it is complete; merged weights lie there in between."""
+        return (self.predicted_bytes(run) or 0) + ((self.loads_model and _float16_bytes(run)) or 0)
 
 
 def check_choices(to: Target, choices: Choices) -> None:
@@ -153,46 +185,46 @@ def _both_bytes(run: Run) -> int | None:
 # Use ------------------------------------------------------------------------------------------------------------
 
 
-def _use_adapter(run: Run, directory: Path) -> list[str]:
-    base = shlex.quote(run.environment()["model"]["path"])
-    return _use_in_mlx_lm(directory, f"--model {base} --adapter-path {shlex.quote(str(directory))}")
+def _use_adapter(place: Place) -> list[str]:
+    return _use_in_mlx_lm(place, f"--model {shlex.quote(place.base)} --adapter-path {_quoted(place.directory)}")
 
 
-def _use_model(run: Run, directory: Path) -> list[str]:
-    return _use_in_mlx_lm(directory, f"--model {shlex.quote(str(directory))}")
+def _use_model(place: Place) -> list[str]:
+    return _use_in_mlx_lm(place, f"--model {_quoted(place.directory)}")
 
 
-def _use_in_mlx_lm(directory: Path, model: str) -> list[str]:
-    question, program = shlex.quote(say("What do you know?")), shlex.quote(str(directory / "inference.py"))
+def _use_in_mlx_lm(place: Place, model: str) -> list[str]:
+    question, program = shlex.quote(say("What do you know?")), _quoted(place.directory / "inference.py")
     return [f"python {program} {question}", f"mlx_lm.generate {model} --prompt {question}"]
 
 
-def _use_peft(run: Run, directory: Path) -> list[str]:
+def _use_peft(place: Place) -> list[str]:
     return [
         "from peft import AutoPeftModelForCausalLM",
-        f"model = AutoPeftModelForCausalLM.from_pretrained({str(directory)!r})",
+        f"model = AutoPeftModelForCausalLM.from_pretrained({str(place.directory)!r})",
     ]
 
 
-def _use_gguf(run: Run, directory: Path) -> list[str]:
-    file = next(iter(sorted(directory.glob("*.gguf"))), directory / f"{run.name}.gguf")
-    return [f"llama-server --jinja -m {shlex.quote(str(file))}"]
+def _use_gguf(place: Place) -> list[str]:
+    return [f"llama-server --jinja -m {_quoted(place.one_file)}"]
 
 
-def _use_gguf_lora(run: Run, directory: Path) -> list[str]:
-    base = directory / BASE_FILE
-    model = shlex.quote(str(base)) if base.is_file() else "BASE.gguf"
-    return [f"llama-server --jinja -m {model} --lora {shlex.quote(str(directory / LORA_FILE))}"]
+def _use_gguf_lora(place: Place) -> list[str]:
+    model = _quoted(place.directory / BASE_FILE) if BASE_FILE in place.files else "BASE.gguf"
+    return [f"llama-server --jinja -m {model} --lora {_quoted(place.directory / LORA_FILE)}"]
 
 
-def _use_ollama(run: Run, directory: Path) -> list[str]:
-    name = shlex.quote(run.name.lower())
-    return [f"ollama create {name} -f {shlex.quote(str(directory / 'Modelfile'))}", f"ollama run {name}"]
+def _use_ollama(place: Place) -> list[str]:
+    name = shlex.quote(place.run.lower())
+    return [f"ollama create {name} -f {_quoted(place.directory / 'Modelfile')}", f"ollama run {name}"]
 
 
-def _use_lmstudio(run: Run, directory: Path) -> list[str]:
-    file = next(iter(sorted(directory.glob("*.gguf"))), directory / f"{run.name}.gguf")
-    return [f"lms import {shlex.quote(str(file))}"]
+def _use_lmstudio(place: Place) -> list[str]:
+    return [f"lms import {_quoted(place.one_file)}"]
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))
 
 
 FORMATS: dict[Target, ExportFormat] = {
@@ -256,7 +288,7 @@ FORMATS: dict[Target, ExportFormat] = {
     ),
     "ollama": ExportFormat(
         title="For Ollama",
-        purpose="A folder for `ollama create`: the base as it is, the adapters, and the Modelfile.",
+        purpose="A folder for Ollama: the base as it is, the adapters, and the Modelfile.",
         write=_write_ollama,
         predicted_bytes=_both_bytes,
         use=_use_ollama,

@@ -93,6 +93,11 @@ def write_summary(directory: Path, run: Run, spec: ModelSpec, facts: Mapping[str
     (directory / "summary.md").write_text(text, encoding="utf-8", newline="\n")
 
 
+def fill(template: str, facts: Mapping[str, Any], **more: Any) -> str:
+    """Return a template of `templates/`, filled in."""
+    return _templates().get_template(template).render(facts, **more)
+
+
 @functools.cache
 def _templates() -> Environment:
     environment = Environment(
@@ -112,9 +117,14 @@ def _templates() -> Environment:
     return environment
 
 
+def printable(text: str, most: int) -> str:
+    """Return a text on one line, shortened, without signs that hide text or turn the direction of writing."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in plain_text.one_line(text, most))
+
+
 def _code(text: str) -> str:
     """Return a text as inline code."""
-    plain = plain_text.one_line(str(text), 500)
+    plain = printable(str(text), 500)
     ticks = "`" * (1 + max(map(len, re.findall("`+", plain)), default=0))
     return f"{ticks}{plain}{ticks}" if ticks == "`" else f"{ticks} {plain} {ticks}"
 

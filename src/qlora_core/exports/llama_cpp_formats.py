@@ -122,12 +122,11 @@ def _facts(model: str, adapters: str, stored: str, notes: list[str]) -> dict[str
 
 
 def _about(source: Source) -> About:
-    repository = source.public_base
     return About.asked_by(
         source.tokenizer,
         name=source.run.name,
         base=source.spec.name,
-        repository="" if Path(repository).is_absolute() else repository,
+        repository=source.repository,
         licence=source.spec.licence,
     )
 

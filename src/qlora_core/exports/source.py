@@ -88,6 +88,12 @@ class Source:
         """Return whether the base under its public name has other numbers: the built-in one was quantised from it."""
         return self.run.config().base.model == BUILT_IN
 
+    @property
+    def repository(self) -> str:
+        """Return the base's OWNER/NAME on the hub, without a revision; empty for a base of this machine."""
+        name = self.public_base.partition("@")[0]
+        return "" if Path(name).is_absolute() else name
+
 
 def from_home(path: str) -> str:
     """Return a path with the home directory written as `~`, as it is read by `os.path.expanduser`."""

@@ -15,11 +15,22 @@ from typing import Any
 from ..activity import doing
 from ..errors import ExportError
 from ..files.storage import write_json
+from ..files.untrusted_json import read_object
 from ..reports.plain_text import share
+from ..translations import say
 from .source import Source
 
 VERIFICATION_FILE = "verification.json"
-MOST_LOST = 0.01  # nats a token; an export that loses no more counts as the tuned model
+
+
+def verified(directory: Path) -> dict[str, Any] | None:
+    """Return what an export's verification found; None if it was not verified, or its record is damaged."""
+    try:
+        found = read_object(directory / VERIFICATION_FILE)
+        verdict(found)
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return found
 
 
 def verify(source: Source, directory: Path, reader: str, files: dict[str, str]) -> dict[str, Any]:
@@ -34,8 +45,8 @@ def verify(source: Source, directory: Path, reader: str, files: dict[str, str]) 
     Returns:
         `opened_with`; `rows`, `tokens`, `tuned_loss`, `fused_loss` (the export's), `lost`, `interval`, `kl` and
         `same_choice` as in `judging.Comparison.as_dict`; of `questions`, how many have the `same_answers`, and for
-        how many the `same_ids` are asked; `within`: it lost at most `MOST_LOST`; and `verdict`, a sentence. If there
-        was too little memory, or the reader is not installed, `not_verified` says so and nothing was measured.
+        how many the `same_ids` are asked; `within`: it lost at most `judging.MOST_LOST`; and `verdict`, a sentence. If
+        there was too little memory, or the reader is not installed, `not_verified` says so and nothing was measured.
 
     Raises:
         ExportError: it cannot be opened again.
@@ -53,21 +64,32 @@ def verify(source: Source, directory: Path, reader: str, files: dict[str, str]) 
         found = json.loads(replied.read_text(encoding="utf-8"))
     if problem := found.get("problem"):
         raise ExportError(f"{source.run.name}: the export cannot be opened again: {problem}")
-    found["within"] = None if found["not_verified"] else found["lost"] <= MOST_LOST
-    found["verdict"] = _verdict(found)
+    found["verdict"] = verdict(found)
     write_json(directory / VERIFICATION_FILE, found)
     return found
 
 
-def _verdict(found: dict[str, Any]) -> str:
-    """Return the result in a sentence."""
+def verdict(found: dict[str, Any]) -> str:
+    """Return a verification's result in a sentence or two, in the reader's language."""
     if why := found["not_verified"]:
-        return f"Not verified: {why}."
-    asked = found["questions"]
-    answers = f"{found['same_answers']} of {asked} answers are the run's own, " if asked else ""
-    ids = "" if found["same_ids"] == asked else f", and {asked - found['same_ids']} questions become other tokens"
-    return (
-        f"Opened again with {found['opened_with']}: {answers}the loss is {found['fused_loss']:.4f} where base and "
-        f"adapters have {found['tuned_loss']:.4f} ({found['lost']:+.4f} nats a token, on {found['tokens']} tokens), "
-        f"and {share(round(1000 * found['same_choice']), 1000)} of the likeliest tokens are the same{ids}."
-    )
+        return say("Not verified: {why}.", why=why)
+    numbers = {
+        "reader": found["opened_with"],
+        "loss": f"{found['fused_loss']:.4f}",
+        "tuned": f"{found['tuned_loss']:.4f}",
+        "lost": f"{found['lost']:+.4f}",
+        "tokens": found["tokens"],
+        "share": share(round(1000 * found["same_choice"]), 1000),
+    }
+    told = [
+        say(
+            "Opened again with {reader}: the loss is {loss}, with base and adapters {tuned} ({lost} nats a token, on "
+            "{tokens} tokens); {share} of the likeliest tokens are the same.",
+            **numbers,
+        )
+    ]
+    if asked := found["questions"]:
+        told.append(say("{same} of {asked} answers are the run's own.", same=found["same_answers"], asked=asked))
+    if others := asked - found["same_ids"]:
+        told.append(say("{count} of the questions become other tokens.", count=others))
+    return " ".join(told)

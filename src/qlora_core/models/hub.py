@@ -106,7 +106,7 @@ def fetch(repository: str, *, weights: bool = True, say: Callable[[str], None] |
             or the repository has no safetensors or not all of them.
     """
     name, _, revision = repository.partition("@")
-    with _quiet():
+    with quiet():
         path, refusal = _look_up(name, revision or None, "config.json")
         listed = _listed(name, path)
         wanted = _matching(listed, *SETTINGS)
@@ -173,7 +173,7 @@ def fetch_data(repository: str, wanted: Callable[[str], bool], say: Callable[[st
         ModelError: there is no such data set, access is refused, the hub cannot be reached, or the disk is full.
     """
     name, _, revision = repository.partition("@")
-    with _quiet():
+    with quiet():
         path, refusal = _look_up(name, revision or None, "README.md", DATA)
         missing = [file for file in _listed(name, path, DATA) if wanted(file) and not (path / file).exists()]
         if missing:
@@ -325,7 +325,7 @@ def _no_room(name: str, directory: Path, wanted: int) -> ModelError:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence huggingface_hub's warnings (signed addresses, misleading advice), and its bars without a terminal."""
     from huggingface_hub import constants
     from huggingface_hub.utils import disable_progress_bars

@@ -16,7 +16,8 @@ import marimo as mo
 
 from ..errors import BusyError, QLoraError
 from ..exports.destination import METRICS_FILE
-from ..exports.formats import FORMATS
+from ..exports.formats import FORMATS, place_here
+from ..exports.verification import verdict, verified
 from ..reports.plain_text import size
 from ..runs.run import Run
 from ..translations import say
@@ -161,7 +162,11 @@ def result(exports: Exports, kind: str | None) -> mo.Html | None:
         return mo.vstack([*failed, *(warn if FORMATS[kind].loads_model else [])]) if failed or warn else None
     there = directory(run, kind)
     taken = sum(path.stat().st_size for path in there.iterdir() if path.is_file())
-    facts = {say("It lies in"): str(there.absolute()), say("Size"): size(taken)}
-    return mo.vstack(
-        [*failed, fact_table(facts), text_block("\n".join(FORMATS[kind].use(run, there.absolute())))], gap=0.75
-    )
+    found = verified(there)
+    facts = {
+        say("It lies in"): str(there.absolute()),
+        say("Size"): size(taken),
+        say("Compared with the run"): verdict(found) if found else "",
+    }
+    use = FORMATS[kind].use(place_here(run, there.absolute()))
+    return mo.vstack([*failed, fact_table(facts), text_block("\n".join(use))], gap=0.75)

@@ -33,7 +33,7 @@ from ..tokens.rows import TokenRow
 from .bit_choice import Form, mixtures, size, smallest_that, total
 from .fused_files import Storage, save_companions, save_weights
 from .input_moments import TOKENS_AT_ONCE, replaced
-from .judging import Judge, divide_rows, with_tokens
+from .judging import MOST_LOST, NO_ROWS, Judge, divide_rows, with_tokens
 from .pieces import Piece, Roundings, dense_weight, pieces_of
 from .session import load_for_answers
 
@@ -42,7 +42,6 @@ Bits = Literal["auto", "mixed", "16", "8", "6", "5", "4"]
 BITS: tuple[Bits, ...] = get_args(Bits)
 UNIFORM = (4, 5, 6, 8)  # bits that a quantised model may have, or its matrices in a mixture
 GROUP_SIZE = 64  # of what is rounded anew, except at the bits of a quantised base, which keeps its own
-MOST_LOST = 0.01  # nats a token; a fused model that loses no more counts as the tuned one
 QUARTERS = 4  # parts of the model's depth in which the matrices of a kind have the same bits
 PROBE_TOKENS = 512  # about as many, on which the harm of each of these units is measured
 MEMORY_SHARE = 4  # second moments may take one part in so many of the memory that is available
@@ -160,17 +159,18 @@ class _Fusion:
 
     def make(self, bits: str) -> dict[str, Any]:
         """Round, choose, write and judge; return what `fuse_run` returns."""
-        with doing("judging"):
-            self.judge.hear_tuned(self.model)
+        if self.rows.judged:
+            with doing("judging"):
+                self.judge.hear_tuned(self.model)
         form = None if bits == "16" else self._quantised_form(bits)
         made = self._write(form)
         merged = describe(self.directory, BaseConfig(model=str(self.directory), quantize="none"))
-        reason = _too_large(merged.loaded_bytes, merged, self.rows.judged)
+        reason = _too_large(merged.loaded_bytes, merged, self.rows.judged) if self.rows.judged else NO_ROWS
         compared = None
         if not reason:
             with doing("judging"):
                 compared = self.judge.compare(_load(merged))
-        tuned = self.judge.tuned_means()
+        tuned = self.judge.tuned_means() if self.rows.judged else {"rows": 0, "tokens": 0, "tuned_loss": None}
         found = compared.as_dict() if compared else dict.fromkeys(_NOT_MEASURED) | tuned
         within = compared is not None and compared.lost <= MOST_LOST
         return {
@@ -190,7 +190,7 @@ class _Fusion:
         """Round everything, and return the form asked for; None where only 16 bits are left."""
         pieces = [piece for piece in pieces_of(self.model, quantise=True) if piece.fits]
         searching = bits in ("auto", "mixed")
-        if searching and self._no_room(pieces):
+        if searching and (not self.rows.judged or self._no_room(pieces)):
             bits, searching = "8", False
         wanted = UNIFORM if searching else (int(bits),)
         self.roundings.make(self.model, pieces, wanted, self.rows.calibrating, available_bytes() // MEMORY_SHARE)

@@ -32,7 +32,7 @@ from ..runs.run import Run
 from ..tokens.rows import TokenRow
 from ..tokens.tokenizer import ChatTokenizer
 from .evaluate import questions_of
-from .judging import Comparison, Judge, divide_rows
+from .judging import MOST_LOST, NO_ROWS, Comparison, Judge, divide_rows
 from .session import load_for_answers
 
 QUESTIONS = 10
@@ -90,11 +90,13 @@ def verify(export: Export, adapters: Path, reader: str) -> dict[str, Any]:
     """
     run = export.run
     if reader == "llama.cpp" and not llama_cpp.is_installed():
-        return {"not_verified": f"llama.cpp is not installed; `pip install {llama_cpp.PACKAGE}` brings it"}
+        return _not_verified(f"llama.cpp is not installed; `pip install {llama_cpp.PACKAGE}` brings it")
     if short := _too_little_memory(run.base()):
-        return {"not_verified": short}
+        return _not_verified(short)
     model, tokenizer = load_for_answers(run, adapters=adapters)
     divided = divide_rows(run, tokenizer, run.base().config["vocab_size"])
+    if not divided.judged:
+        return _not_verified(NO_ROWS)
     chosen = _few(divided.judged, divided.trained, TOKENS_OF_LLAMA_CPP if reader == "llama.cpp" else TOKENS)
     judge = Judge([divided.judged[i] for i in chosen], divided.trained[chosen], export.work / "judged")
     judge.hear_tuned(model)
@@ -107,10 +109,15 @@ def verify(export: Export, adapters: Path, reader: str) -> dict[str, Any]:
         "not_verified": "",
         "opened_with": opened.reader,
         **opened.comparison.as_dict(),
+        "within": opened.comparison.lost <= MOST_LOST,
         "questions": len(prompts),
         "same_answers": sum(one == other for one, other in zip(answers, opened.answers, strict=True)),
         "same_ids": sum(tokenizer.encode_prompt(each) == ids for each, ids in zip(prompts, opened.ids, strict=True)),
     }
+
+
+def _not_verified(why: str) -> dict[str, Any]:
+    return {"not_verified": why, "within": None}
 
 
 def _few(rows: Sequence[TokenRow], trained: np.ndarray, most: int) -> np.ndarray:
