@@ -37,6 +37,8 @@ PURPOSES = {
         "que modelos de base e ficheiros de adaptadores existem; não se carrega nenhum peso",
     ),
     "tokens": ("text to token ids, ids to batches", "de texto a tokens, de tokens a lotes"),
+    "gguf": ("llama.cpp's files: written, read, and opened by llama.cpp itself",
+             "os ficheiros do llama.cpp: escritos, lidos, e abertos pelo próprio llama.cpp"),
     "data": ("files to rows to a split", "de ficheiros a linhas, de linhas a uma divisão"),
     "runs": ("the run directory: what is planned, written and read there",
              "a pasta de um treino: o que lá se planeia, escreve e lê"),

@@ -83,6 +83,14 @@ def test_the_guides_are_short_and_have_the_same_examples(undrawn, tmp_path, to):
     assert ("--lora adapter.gguf" in server) == bool(FILES[to]["adapters"])
 
 
+@pytest.mark.parametrize("to", ["adapter", "peft", "gguf-lora"])
+def test_the_guides_tell_the_system_text_of_the_training(undrawn, tmp_path, monkeypatch, to):
+    monkeypatch.setattr(Run, "shared_system", lambda run: "Sê breve, `sempre`.")
+    export_run(undrawn, tmp_path / "out", to=to, verified=False)
+    for name in GUIDES:
+        assert "`` Sê breve, `sempre`. ``" in (tmp_path / "out" / name).read_text(encoding="utf-8")
+
+
 def test_adapters_come_back_as_a_run(undrawn, tmp_path):
     export_run(undrawn, tmp_path / "out", to="gguf-lora", verified=False)
     given = {"model": undrawn.environment()["model"]["path"], "runs_dir": str(tmp_path / "runs"), "run": "back"}

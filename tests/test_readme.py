@@ -4,6 +4,7 @@
 """
 
 import ast
+import dataclasses
 import importlib
 import json
 import re
@@ -17,7 +18,10 @@ from test_imports import ORDER
 from qlora_core.config import settings
 from qlora_core.data.shapes import shape
 from qlora_core.data.sources import DOCUMENTS, PACKED, TABLES
+from qlora_core.exports.formats import FORMATS, Choices
+from qlora_core.gguf.families import family_table
 from qlora_core.runs.presets import PRESETS
+from qlora_core.translations import catalogue
 
 ROOT = Path(__file__).parent.parent
 README, PORTUGUESE = ROOT / "README.md", ROOT / "README.pt.md"
@@ -88,7 +92,60 @@ def _shown(value: Any) -> str:
     )
 
 
-TABLES_OF_THE_CODE = {"settings": settings_table, "presets": presets_table}
+CHOICES = {"bits": "--bits", "type": "--type", "with_base": "--with-base", "strict": "--strict"}
+NEEDS = {"en": ("the base", "nothing"), "pt": ("o modelo de base", "nada")}
+LIMITS_IN_PORTUGUESE = {
+    "llama": "nenhuma camada com janela deslizante",
+    "mistral": "uma janela deslizante em todas as camadas não se aplica, como no mlx-lm; só em algumas: recusado",
+    "smollm3": "uma em cada 4 camadas sem embedding rotativo, e mais nenhuma",
+    "gemma2": "query_pre_attn_scalar como nos modelos da Google",
+    "gemma3_text": "query_pre_attn_scalar como nos modelos da Google; dos que também veem, só o modelo de texto",
+    "phi3": "os fatores longos do LongRoPE em todos os comprimentos, como calcula o mlx-lm; sem janela deslizante",
+}
+
+
+def formats_table(language: str) -> str:
+    """A row a format: what it is for, what it needs beside it, who opens it again, its choices."""
+    known = catalogue(language)
+    lines = [
+        {
+            "en": "| `--to` | what for | needs beside it | opened again by | choices |",
+            "pt": "| `--to` | para quê | precisa ao lado de | aberto de novo por | escolhas |",
+        }[language],
+        "|---|---|---|---|---|",
+    ]
+    readers = {"program": "mlx-lm", "peft": "transformers", "llama.cpp": "llama.cpp"}
+    for name, form in FORMATS.items():
+        choices = " ".join(f"`{flag}`" for choice, flag in CHOICES.items() if choice in form.takes)
+        needs = NEEDS[language][0 if form.needs_base else 1]
+        purpose = known.get(form.purpose, form.purpose)
+        lines.append(f"| `{name}` | {purpose} | {needs} | {readers[form.reader]} | {choices} |")
+    return "\n".join(lines) + "\n"
+
+
+def families_table(language: str) -> str:
+    """A row a family that llama.cpp's formats can be written for."""
+    heading = {
+        "en": "| `model_type` | models | in llama.cpp | rotary scaling | limits |",
+        "pt": "| `model_type` | modelos | no llama.cpp | escala rotativa | limites |",
+    }[language]
+    lines = [heading, "|---|---|---|---|---|"]
+    for row in family_table():
+        limits = LIMITS_IN_PORTUGUESE.get(row["model_type"], "") if language == "pt" else row["limits"]
+        shown = (row["models"], f"`{row['architecture']}`", row["scaling"], limits)
+        lines.append(f"| `{row['model_type']}` | {' | '.join(shown)} |")
+    return "\n".join(lines) + "\n"
+
+
+EXPORTS, EXPORTACOES = ROOT / "docs/exports.md", ROOT / "docs/pt/exportacoes.md"
+TABLES_OF_THE_CODE = {
+    (SETTINGS, "settings"): settings_table,
+    (SETTINGS, "presets"): presets_table,
+    (EXPORTS, "formats"): lambda: formats_table("en"),
+    (EXPORTS, "families"): lambda: families_table("en"),
+    (EXPORTACOES, "formats"): lambda: formats_table("pt"),
+    (EXPORTACOES, "families"): lambda: families_table("pt"),
+}
 
 
 def parts(text: str, name: str) -> tuple[str, str, str]:
@@ -136,9 +193,17 @@ def is_there(name: str) -> bool:
     return False
 
 
-@pytest.mark.parametrize("name", TABLES_OF_THE_CODE)
-def test_a_table_is_that_of_the_code(name):
-    assert parts(SETTINGS.read_text(encoding="utf-8"), name)[1] == TABLES_OF_THE_CODE[name]()
+@pytest.mark.parametrize(("page", "name"), TABLES_OF_THE_CODE)
+def test_a_table_is_that_of_the_code(page, name):
+    assert parts(page.read_text(encoding="utf-8"), name)[1] == TABLES_OF_THE_CODE[page, name]()
+
+
+def test_every_limit_of_a_family_is_translated():
+    assert {row["model_type"] for row in family_table() if row["limits"]} == LIMITS_IN_PORTUGUESE.keys()
+
+
+def test_every_choice_of_an_export_has_its_flag():
+    assert {field.name for field in dataclasses.fields(Choices)} == CHOICES.keys()
 
 
 @pytest.mark.parametrize(("readme", "most"), [(README, 180), (PORTUGUESE, 190)])
@@ -228,6 +293,6 @@ def test_every_script_says_what_it_writes():
 
 
 if __name__ == "__main__":
-    for name, table in TABLES_OF_THE_CODE.items():
-        before, _, after = parts(SETTINGS.read_text(encoding="utf-8"), name)
-        SETTINGS.write_text(f"{before}<!-- {name} -->\n{table()}<!-- end of {name} -->\n{after}", encoding="utf-8")
+    for (page, name), table in TABLES_OF_THE_CODE.items():
+        before, _, after = parts(page.read_text(encoding="utf-8"), name)
+        page.write_text(f"{before}<!-- {name} -->\n{table()}<!-- end of {name} -->\n{after}", encoding="utf-8")

@@ -72,7 +72,7 @@ def subcommands() -> dict[str, argparse.ArgumentParser]:
 
 def numbers(text: str) -> set[str]:
     """Numbers of the prose and its tables: no code, no names (Qwen2, x86-64, Mistral 0.1), no table that code makes."""
-    for table in ("settings", "presets", "bench", "imports"):
+    for table in ("settings", "presets", "bench", "imports", "formats", "families"):
         if f"<!-- {table} -->" in text:
             before, _, after = parts(text, table)
             text = before + after

@@ -178,6 +178,6 @@ def _facts(source: Source, to: Target) -> dict[str, Any]:
         "questions": evaluation["questions"] if evaluation else [],
         "python": from_home(sys.executable),
         "ollama_name": run.name.lower(),
-        "system_text": bool(run.shared_system()),
+        "system": run.shared_system(),
         "without_gpu": not has_gpu(),
     }
