@@ -144,7 +144,8 @@ class _Handler(BaseHTTPRequestHandler):
             ]
             self.answer_json({"files": files})
         elif path == f"/{REPOSITORY}.git/info/lfs/objects/batch":
-            self.answer_json({"transfer": "basic", "objects": [self.offer(each) for each in json.loads(body)["objects"]]})
+            objects = [self.offer(each) for each in json.loads(body)["objects"]]
+            self.answer_json({"transfer": "basic", "objects": objects})
         elif path == f"/api/models/{REPOSITORY}/commit/main":
             self.commit([json.loads(line) for line in body.splitlines()])
         else:

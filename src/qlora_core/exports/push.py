@@ -202,8 +202,8 @@ def _portable(name: str, path: Path, address: str) -> dict[str, Any] | None:
 def _refuse_personal_data(directory: Path, data: Mapping[str, Any] | None) -> None:
     if data is None:
         raise ExportError(
-            f"{directory}: its run has no report on its data, so that nobody knows whether the rows hold personal data. "
-            "If they hold none, or may become known: --with-personal-data."
+            f"{directory}: its run has no report on its data, so that nobody knows whether the rows hold personal "
+            "data. If they hold none, or it may become known: --with-personal-data."
         )
     if data["personal_rows"]:
         kinds = ", ".join(f"{kind} in {count}" for kind, count in data["personal_data"].items())
@@ -226,8 +226,8 @@ def _refuse_places(directory: Path, files: Mapping[str, Path], places: Iterable[
         for number, line in enumerate(_lines(path), 1):
             if found := pattern.search(line):
                 raise ExportError(
-                    f"{directory / name}:{number}: names a place of this machine ({found[0]}), and would tell it to whoever sees "
-                    f"{name} on the hub. Export again; if it comes from the base's own files, mend it there first."
+                    f"{directory / name}:{number}: names a place of this machine ({found[0]}), which the hub would "
+                    "show. Export again; if it comes from the base's own files, mend it there first."
                 )
 
 

@@ -102,8 +102,8 @@ def upload(repository: str, files: Mapping[str, Path], *, private: bool, force: 
             held = {file.rfilename for file in api.model_info(repository).siblings or ()}
     if missing := sorted(files.keys() - held):
         raise ModelError(
-            f"{repository}: the hub left out {', '.join(missing)}. Has it a .gitignore that names them? Delete that, then "
-            "run the same command again."
+            f"{repository}: the hub left out {', '.join(missing)}. Has it a .gitignore that names them? Delete that, "
+            "then run the same command again."
         )
     return Uploaded(f"{api.endpoint}/{repository}", made.oid, there is None)
 
@@ -138,7 +138,7 @@ def _refuse(repository: str, there: ModelInfo, files: Mapping[str, Path], *, pri
     if others and not force:
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         raise ModelError(
-            f"{repository}: holds files that are not of this export ({', '.join(map(repr, others[:3]))}{more}), so it is "
-            "left as it is. --force replaces all of it; or give another name."
+            f"{repository}: holds files that are not of this export ({', '.join(map(repr, others[:3]))}{more}), so "
+            "it is left as it is. --force replaces all of it; or give another name."
         )
     return others
