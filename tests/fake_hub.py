@@ -1,5 +1,6 @@
 """A hub on this machine: one repository, a model or a data set; fails as told, and speaks as huggingface_hub asks."""
 
+import base64
 import hashlib
 import json
 import re
@@ -23,10 +24,22 @@ class FakeHub:
         ranges: whether a part of a large file can be asked for.
         hold: how many must have asked for sizes before a large file is sent.
         silent: never answer.
+        exists: whether the repository does; it is made when somebody asks for that.
+        private: whether it is.
+        stored: large files that arrived, by their SHA-256, and may be committed.
+        upload_cut_at: bytes of a large file after which the connection is closed; None for never.
+        held_upload: set while a large file is arriving, which then never ends.
+        commits: headers of the commits.
     """
 
     def __init__(self, files: dict[str, bytes]):
         self.files = files
+        self.exists = True
+        self.private = False
+        self.stored: dict[str, bytes] = {}
+        self.upload_cut_at: int | None = None
+        self.held_upload: threading.Event | None = None
+        self.commits: list[dict[str, Any]] = []
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.refusal: dict[str, tuple[int, str]] = {}
         self.cut_at: int | None = None
@@ -79,7 +92,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         hub, path = self.hub, unquote(urlsplit(self.path).path)
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
+        body = "" if self.command == "PUT" else self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
         hub.requests.append((self.command, path, {key.lower(): value for key, value in self.headers.items()}))
         if hub.silent:
             hub.closing.wait()
@@ -90,7 +103,9 @@ class _Handler(BaseHTTPRequestHandler):
         if path.startswith("/elsewhere/"):
             return self.send_large(path.rsplit("/", 1)[-1])
         path = path.replace("/api/datasets/", "/api/models/").replace(f"/datasets/{REPOSITORY}/", f"/{REPOSITORY}/")
-        if not path.startswith((f"/api/models/{REPOSITORY}", f"/{REPOSITORY}/resolve/")):
+        if self.command in ("POST", "PUT") and self.receive(path, body):
+            return None
+        if not hub.exists or not path.startswith((f"/api/models/{REPOSITORY}", f"/{REPOSITORY}/resolve/")):
             return self.answer(401, b"", {"X-Error-Code": "RepoNotFound"})
         if (revision := re.search(r"/revision/(.+)", path)) and revision[1] not in ("main", "v1", hub.commit):
             return self.answer(404, b"", {"X-Error-Code": "RevisionNotFound"})
@@ -101,9 +116,82 @@ class _Handler(BaseHTTPRequestHandler):
             return self.answer_json([entry for entry in hub.tree() if entry["path"] in wanted])
         if "/resolve/" in path:
             return self.resolve(path.split("/resolve/")[1].split("/", 1)[1])
-        return self.answer_json({"id": REPOSITORY, "sha": hub.commit})
+        siblings = [{"rfilename": name} for name in hub.files]
+        return self.answer_json({"id": REPOSITORY, "sha": hub.commit, "private": hub.private, "siblings": siblings})
 
-    do_HEAD = do_POST = do_GET
+    do_HEAD = do_POST = do_PUT = do_GET
+
+    def receive(self, path: str, body: str) -> bool:
+        """Take a step of an upload; return whether this is one."""
+        hub = self.hub
+        if path.startswith("/upload/"):
+            self.store(path.rsplit("/", 1)[-1])
+        elif path == "/api/validate-yaml":
+            self.answer_json({"errors": [], "warnings": []})
+        elif path == "/api/repos/create":
+            wanted = json.loads(body)
+            assert f"{wanted['organization']}/{wanted['name']}" == REPOSITORY
+            if hub.exists:
+                self.answer(409, b"{}", {})
+                return True
+            hub.exists, hub.private, hub.files = True, wanted["visibility"] == "private", {".gitattributes": b""}
+            self.answer_json({"url": f"{hub.url}/{REPOSITORY}"})
+        elif path == f"/api/models/{REPOSITORY}/preupload/main":
+            modes = {True: "lfs", False: "regular"}
+            files = [
+                {"path": f["path"], "uploadMode": modes[is_large(f["path"])], "shouldIgnore": False}
+                for f in json.loads(body)["files"]
+            ]
+            self.answer_json({"files": files})
+        elif path == f"/{REPOSITORY}.git/info/lfs/objects/batch":
+            objects = [self.offer(each) for each in json.loads(body)["objects"]]
+            self.answer_json({"transfer": "basic", "objects": objects})
+        elif path == f"/api/models/{REPOSITORY}/commit/main":
+            self.commit([json.loads(line) for line in body.splitlines()])
+        else:
+            return False
+        return True
+
+    def offer(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """Where a large file is to be sent; nowhere if it is here already."""
+        if wanted["oid"] in self.hub.stored:
+            return wanted
+        return {**wanted, "actions": {"upload": {"href": f"{self.hub.elsewhere}/upload/{wanted['oid']}"}}}
+
+    def store(self, digest: str) -> None:
+        hub, length = self.hub, int(self.headers["Content-Length"])
+        if hub.held_upload:
+            hub.held_upload.set()
+            hub.closing.wait()
+            return
+        if hub.upload_cut_at is not None:
+            self.rfile.read(min(hub.upload_cut_at, length))
+            self.connection.close()
+            return
+        content = self.rfile.read(length)
+        assert hashlib.sha256(content).hexdigest() == digest
+        hub.stored[digest] = content
+        self.answer(200, b"", {})
+
+    def commit(self, lines: list[dict[str, Any]]) -> None:
+        """Make all changes of a commit, or none."""
+        hub, files = self.hub, dict(self.hub.files)
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "header":
+                if value.get("parentCommit") not in (None, hub.commit):
+                    return self.answer(412, b"{}", {})
+                header = value
+            elif line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                files[value["path"]] = hub.stored[value["oid"]]
+            else:
+                assert line["key"] == "deletedFile"
+                del files[value["path"]]
+        hub.files = files
+        hub.commits.append(header)
+        return self.answer_json({"commitUrl": f"{hub.url}/{REPOSITORY}/commit/{hub.commit}", "commitOid": hub.commit})
 
     def resolve(self, name: str) -> None:
         content, headers = self.hub.files[name], {"X-Repo-Commit": self.hub.commit}

@@ -200,6 +200,26 @@ def _export(arguments: argparse.Namespace) -> int:
     return DONE
 
 
+def _push(arguments: argparse.Namespace) -> int:
+    from .exports.push import find_export, push
+
+    told = push(
+        find_export(arguments.exported, arguments.runs_dir, arguments.to),
+        arguments.repository,
+        runs_dir=Path(arguments.runs_dir),
+        public=arguments.public,
+        force=arguments.force,
+        with_personal_data=arguments.with_personal_data,
+        dry_run=arguments.dry_run,
+    )
+    if arguments.json:
+        print_json(told)
+        return DONE
+    print(plain_text.block("Push", console.push_rows(told)))
+    print(f"✓ {told['url']}" if told["url"] else "Nothing was sent.\nNext\n  the same without --dry-run")
+    return DONE
+
+
 def _import(arguments: argparse.Namespace) -> int:
     from .exports.importing import import_adapters
 
@@ -337,13 +357,15 @@ def build_parser() -> argparse.ArgumentParser:
     _add_export(export)
     for made in (generate, evaluate, export):
         made.add_argument("run_name", metavar="RUN", help="a run's name or path")
+    push = command("push", _push, "send an export to the Hugging Face hub, with its model card; private by default")
+    _add_push(push)
     imported = command("import", _import, "make a run of adapters that PEFT, mlx-lm or llama.cpp can read")
     imported.add_argument("adapters", metavar="ADAPTERS", type=Path, help="their directory, or a file of theirs")
     of_a_run = ("run", "runs_dir", "max_seq_length")
     add_arguments(imported, *(s.name for s in settings() if s.group in ("base", "data") or s.name in of_a_run))
     models = command("models", _models, "list the models that have a short name, or fetch one")
     models.add_argument("--fetch", default="", metavar="MODEL", help="fetch this one: a short name or a hub id")
-    for made in (*with_runs, generate, evaluate, compare, export):
+    for made in (*with_runs, generate, evaluate, compare, export, push):
         made.add_argument("--runs-dir", default=RunConfig().place.runs_dir, help="directory of all runs")
     add_bench_arguments(command("bench", _bench, "measure training speed against other trainers, on the same rows"))
     app = command("app", _app, "open the page, for this machine only, with a token")
@@ -371,6 +393,18 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
                         "(default: q8_0; for ollama base and adapters apart)")  # fmt: skip
     parser.add_argument("--with-base", action="store_true", help="write the base beside adapters for llama.cpp")
     parser.add_argument("--strict", action="store_true", help="refuse a model that loses what was learnt")
+
+
+def _add_push(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `qlora push`."""
+    parser.add_argument("exported", metavar="RUN|DIRECTORY", help="a run's name or path, or the directory of an export")
+    parser.add_argument("repository", metavar="OWNER/NAME", help="the repository on the hub; made if it is not there")
+    parser.add_argument("--to", choices=FORMATS, help="format; a run is exported first where that is missing or older "
+                        "than its adapters (default: adapter)")  # fmt: skip
+    parser.add_argument("--public", action="store_true", help="let everybody see it")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be sent, and send nothing")
+    parser.add_argument("--force", action="store_true", help="replace other files that the repository holds")
+    parser.add_argument("--with-personal-data", action="store_true", help="although rows seem to hold personal data")
 
 
 def _add_generation(parser: argparse.ArgumentParser) -> None:

@@ -78,11 +78,11 @@ def _refuse(source: Source, out: Path, *, force: bool) -> None:
         raise RunError(f"{out}: belongs to the run itself. Give a directory inside {exports}, or elsewhere.")
     if force or not out.exists() or not content_of(out):
         return
-    if problem := _not_ours(out):
+    if problem := export_problem(out):
         raise RunError(f"{out}: {problem}, so it is left as it is. --force replaces all of it; or give another --out.")
 
 
-def _not_ours(directory: Path) -> str:
+def export_problem(directory: Path) -> str:
     """Return why a directory is not an unchanged export, in a few words; empty if it is one."""
     try:
         exported = "exported_as" in json.loads((directory / METRICS_FILE).read_text(encoding="utf-8"))

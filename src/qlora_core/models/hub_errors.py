@@ -66,6 +66,59 @@ def _refused(error: Exception, what: str) -> str | None:
     return None
 
 
+@contextlib.contextmanager
+def explained_upload(name: str, state: str) -> Iterator[None]:
+    """Turn errors inside the block into a ModelError, as `explained` does, for what is sent to the hub.
+
+    Args:
+        name: the repository, OWNER/NAME.
+        state: what is and is not on the hub, shown if the network or the hub fails.
+
+    Raises:
+        ModelError: huggingface_hub or the network failed inside.
+    """
+    from huggingface_hub.errors import HTTPError
+
+    try:
+        yield
+    except (HTTPError, OSError, ValueError, RuntimeError) as raised:
+        # what uploads a file tells the reason only as the cause
+        hidden = raised.__cause__ if isinstance(raised, RuntimeError) else None
+        error = hidden if isinstance(hidden, Exception) else raised
+        remedy = "Run the same command again: what the hub has got already is not sent twice."
+        raise ModelError(f"{name}: {_upload_refused(error) or f'{state}; {_broken(error)}. {remedy}'}") from None
+
+
+def _upload_refused(error: Exception) -> str | None:
+    """Return why the hub does not take something, and what to do; None if the network or the hub fails."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.HFValidationError):
+        return "not a name on the hub: wanted OWNER/NAME, in letters, digits, - _ and dots, at most 96."
+    if not isinstance(error, errors.HfHubHTTPError):
+        return None
+    status = error.response.status_code
+    # the hub has no status of its own for a full quota; its text is only looked at, never repeated
+    full = status == 403 and any(word in str(error).lower() for word in ("storage", "quota", "billing"))
+    if full or status in (402, 413, 507):
+        return (
+            f"the hub has no room left for it on this account ({status}). Delete something there (see "
+            "https://huggingface.co/settings/billing), send a smaller format, or make it public."
+        )
+    if status == 401:
+        return "the hub refuses your login (401). `hf auth login` anew, or put a valid token into HF_TOKEN."
+    if status in (403, 404):
+        return (
+            f"your token may not write there ({status}). Make one with the role “write” at "
+            "https://huggingface.co/settings/tokens, then `hf auth login`; or name an OWNER that is yours."
+        )
+    if status in (409, 412):
+        return f"it exists already where you cannot see it, or was changed meanwhile ({status}). Look at its page."
+    if status == 429:
+        return "the hub asks for patience (429: too many requests). Wait some minutes, then run the same command again."
+    return None
+
+
 def _broken(error: Exception) -> str:
     """Return how the network or the hub failed, in a few words."""
     from huggingface_hub import errors

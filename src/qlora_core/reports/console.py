@@ -324,6 +324,19 @@ def export_rows(made: dict[str, Any]) -> dict[str, str]:
     }
 
 
+def push_rows(told: dict[str, Any]) -> dict[str, str]:
+    """Return what `push` sent, or would send."""
+    width = max(map(len, told["files"]))
+    files = "\n".join(f"{name:<{width}}  {size(count)}" for name, count in told["files"].items())
+    return {
+        "Repository": f"{told['repository']}, {'private' if told['private'] else 'public'}",
+        "From": told["path"],
+        "Files": f"{files}\n{'together':<{width}}  {size(told['bytes'])}",
+        "Left here": ", ".join(told["left_here"]),
+        "Card": told["card"] if told["dry_run"] else "",
+    }
+
+
 def models_table(models: Iterable[dict[str, Any]]) -> str:
     """Return a line for each model that has a short name."""
     lines = [
