@@ -165,7 +165,7 @@ def _settings(source: Source) -> dict[str, str]:
     lora, train = config.lora, config.train
     rows = train.batch_size * train.grad_accumulation_steps
     return {
-        "Base": f"{spec.parameters / 1e6:,.0f} M parameters, "
+        "Base": f"{spec.parameters / 1e6:,.1f} M parameters, "
         + (f"{spec.bits} bits" if spec.bits else "not quantised")
         + (" (quantised while loading)" if spec.quantize_bits else ""),
         "Adapters": f"{'DoRA' if lora.adapter == 'dora' else 'LoRA'}, rank {lora.rank}, alpha {lora.alpha:g}, dropout "
