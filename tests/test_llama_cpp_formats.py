@@ -120,6 +120,7 @@ def test_the_modelfile_says_how_the_run_answers(undrawn, tmp_path):
     for setting in (f"num_predict {config.pace.max_answer_tokens}", "temperature 0", "repeat_penalty 1"):
         assert f"PARAMETER {setting}" in lines
     assert str(tmp_path) not in (tmp_path / "out" / "Modelfile").read_text(encoding="utf-8")
+    assert "merged into it" not in (tmp_path / "out" / "summary.md").read_text(encoding="utf-8")
 
 
 # The template in Go ---------------------------------------------------------------------------------------------
