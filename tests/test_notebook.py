@@ -189,7 +189,7 @@ def test_script_quantises_a_mistral_of_the_hubs_kind_and_leaves_its_result(pytho
     assert done.returncode == 0, done.stderr
     assert sections(done.stdout)[:3] == ["Preset", "Data", "Model"]
     assert "quantised to 4 bits while loading" in done.stdout
-    assert "batch_size    4: 4 rows of full length at once are what fits" in done.stdout
+    assert "batch_size    4: no more than 4 rows of full length fit at once" in done.stdout
     result = tmp_path / "checkpoints_qlora" / "m" / "export" / "adapter"
     assert "### Pergunta:" in (result / "chat_template.jinja").read_text(encoding="utf-8")
     asked = python("-m", "qlora_core", "generate", "m", "--prompt", "1?", "--max-tokens", "6", "--json")

@@ -35,7 +35,7 @@ def training_parser(prog: str = "train.py") -> argparse.ArgumentParser:
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     """Add a flag for each setting, and one for a preset."""
     machines = "; ".join(f"{name}: {preset.machine}" for name, preset in PRESETS.items())
-    help = f"settings that fit a machine, for Mistral-7B and smaller models ({machines}); others given here go before"
+    help = f"settings that fit a machine, for Mistral-7B and smaller models ({machines}); a setting that is given wins"
     parser.add_argument("--preset", choices=PRESETS, default="", help=help)
     add_arguments(parser)
 

@@ -46,9 +46,9 @@ FOUR_BITS = Choice("4", "a quarter of the base's size in half precision, and les
 
 
 def _batch(size: int) -> dict[str, Choice]:
-    rows = f"{size} rows of full length at once are" if size > 1 else "1 row of full length at once is"
+    fit = f"{size} rows of full length fit" if size > 1 else "1 row of full length fits"
     return {
-        "batch_size": Choice(size, f"{rows} what fits"),
+        "batch_size": Choice(size, f"no more than {fit} at once"),
         "grad_accumulation_steps": Choice(8 // size, f"{8 // size} × {size} rows make a step, as 8 at once would"),
     }
 
