@@ -93,12 +93,18 @@ def test_patterns_of_rank_and_alpha_are_the_same_update(trained, exported, tmp_p
     smaller = [name for name in tensors if "q_proj" in name]
     for name in smaller:
         tensors[name] = np.ascontiguousarray(tensors[name][:2] if "lora_A" in name else tensors[name][:, :2])
-    change(exported, tensors, rank_pattern={"q_proj": 2}, alpha_pattern={"v_proj": 5.0})
+    change(
+        exported,
+        tensors,
+        rank_pattern={"q_proj": 2},
+        alpha_pattern={"^model.layers.0.self_attn.v_proj": 5.0, "k_proj": 3.0},
+    )
     run = import_adapters(exported, settings_of(trained, tmp_path))
     config = json.loads((exported / "adapter_config.json").read_text(encoding="utf-8"))
     for module, update in updates(run).items():
         a, b = (tensors[f"base_model.model.{module}.{each}.weight"] for each in ("lora_A", "lora_B"))
-        alpha = 5.0 if "v_proj" in module else config["lora_alpha"]
+        alpha = 3.0 if "k_proj" in module else config["lora_alpha"]
+        alpha = 5.0 if module == "model.layers.0.self_attn.v_proj" else alpha
         expected = (alpha / len(a) * b @ a).T
         assert np.abs(update - expected).max() <= 1e-6 * np.abs(expected).max()
 
@@ -159,6 +165,8 @@ def of_the_embedding(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         (None, {"r": 10**9}, "r is 1000000000"),
         (None, {"lora_alpha": "16"}, "lora_alpha is '16'"),
         (None, {"rank_pattern": {"q_proj": -1}}, "rank_pattern is"),
+        (None, {"alpha_pattern": {r".*layers\.(0|1)\..*": 4}}, "alpha_pattern has the expression"),
+        (None, {"target_parameters": ["experts.gate_up_proj"]}, "adapters of parameters that are no linear layers"),
     ],
 )
 def test_what_cannot_be_taken_over_is_named_and_leaves_nothing(trained, exported, tmp_path, tensors, settings, reason):

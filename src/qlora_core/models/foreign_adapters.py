@@ -41,6 +41,7 @@ _NOT_KNOWN = {
     "trainable_token_indices": "trained rows of the embedding",
     "layer_replication": "repeated layers",
     "lora_bias": "biases of adapters",
+    "target_parameters": "adapters of parameters that are no linear layers",
     "megatron_config": "layers split over several devices",
 }
 """Settings of PEFT that change the model in a way that adapters of mlx-lm cannot express."""
@@ -133,15 +134,15 @@ def _read_peft(directory: Path) -> ForeignAdapters:
         tensors[f"{found['module']}.{_LEAVES[found['leaf']]}"] = np.ascontiguousarray(value.T)
     _refuse_misshapen(file, tensors)
     root = settings.get("use_rslora")
-    ranks, alphas = (settings.get(f"{name}_pattern") or {} for name in ("rank", "alpha"))
+    alphas = settings.get("alpha_pattern") or {}
 
     def scale(rank: float, alpha: float) -> float:
         return alpha / (math.sqrt(rank) if root else rank)
 
     usual = scale(settings["r"], settings["lora_alpha"])
     modules = {name.rpartition(".")[0] for name in tensors}
-    each = {
-        module: scale(_of_pattern(ranks, module, settings["r"]), _of_pattern(alphas, module, settings["lora_alpha"]))
+    each = {  # the rank is the matrices' own, whatever `rank_pattern` says
+        module: scale(len(tensors[f"{module}.lora_b"]), _of_pattern(alphas, module, settings["lora_alpha"]))
         for module in modules
     }
     others = {module: value for module, value in each.items() if value != usual}
@@ -150,9 +151,10 @@ def _read_peft(directory: Path) -> ForeignAdapters:
 
 
 def _of_pattern(pattern: Mapping[str, float], module: str, usual: float) -> float:
-    """Return the value for a module as PEFT finds it: the first key that its name ends with, as an expression."""
+    """Return the value for a module as PEFT finds it: of the first key that is its name or the end of it."""
     for key, value in pattern.items():
-        if re.fullmatch(rf"(.*\.)?{re.escape(key)}", module):
+        plain = key.removeprefix("^").removesuffix("$")
+        if module == plain or (not key.startswith("^") and module.endswith(f".{plain}")):
             return value
     return usual
 
@@ -174,6 +176,9 @@ def _refuse_inexpressible(settings: dict[str, Any]) -> None:
     }
     if wrong := [name for name, fits in fit.items() if not fits]:
         raise ValueError(f"{wrong[0]} is {shown(settings.get(wrong[0]))}")
+    for key in patterns["alpha_pattern"]:
+        if not re.fullmatch(r"\^?[\w.]+\$?", key):
+            raise ValueError(f"alpha_pattern has the expression {shown(key)}; only names of modules are taken over")
     for name, words in _NOT_KNOWN.items():
         if settings.get(name):
             raise ValueError(f"{name} stands for {words}, which cannot be taken over")
