@@ -76,6 +76,15 @@ def test_a_damaged_checkpoint_exports_nothing(run, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_force_reaches_no_other_run_and_no_data(run, tmp_path):
+    other = Run(shutil.copytree(run.path, tmp_path / "other"))
+    for out, what in ((other.path, "is a run"), (Path(run.config().data.data[0]).parent, "holds the data of the run")):
+        before = sorted(path.name for path in out.iterdir())
+        with pytest.raises(RunError, match=f"{what} and is never replaced"):
+            export_run(run, out, to="adapter", force=True)
+        assert sorted(path.name for path in out.iterdir()) == before
+
+
 def test_best_and_last_differ_by_name_alone(run, tmp_path):
     for name, place in (("best", run.best), ("final", run.final)):
         export_run(run, tmp_path / name, to="adapter", checkpoint=name, verified=False)

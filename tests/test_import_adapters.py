@@ -147,6 +147,14 @@ def beyond_the_last_layer(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarra
             for name, value in tensors.items()}  # fmt: skip
 
 
+def with_eyes(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {**tensors, **{n.replace(".model.model.", ".model.vision_tower.encoder."): v for n, v in tensors.items()}}
+
+
+def named_twice(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {**tensors, **{name.replace(".weight", ".default.weight"): value for name, value in tensors.items()}}
+
+
 def of_the_embedding(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {**tensors, "base_model.model.model.embed_tokens.lora_embedding_A": np.zeros((2, 5), np.float32)}
 
@@ -159,12 +167,26 @@ def of_the_embedding(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         (of_another_model, {}, r"does not fit: .* has shape \(\d+, \d+\), wanted"),
         (beyond_the_last_layer, {}, "has adapters on layer 70; .* has 2 layers"),
         (of_the_embedding, {}, "is no part of a LoRA or DoRA adapter of a linear layer"),
-        (None, {"modules_to_save": ["lm_head"]}, "modules_to_save stands for whole modules .* cannot be taken over"),
+        (None, {"modules_to_save": ["lm_head"]}, "'modules_to_save' stands for whole modules .* cannot be taken over"),
         (None, {"bias": "all"}, "bias is 'all'"),
         (None, {"peft_type": "IA3"}, "peft_type is 'IA3'"),
         (None, {"r": 10**9}, "r is 1000000000"),
         (None, {"lora_alpha": "16"}, "lora_alpha is '16'"),
         (None, {"rank_pattern": {"q_proj": -1}}, "rank_pattern is"),
+        (
+            None,
+            {"init_lora_weights": "pissa_niter_4"},
+            "init_lora_weights is 'pissa_niter_4', which changed the base's",
+        ),
+        (
+            None,
+            {"use_qalora": True},
+            "'use_qalora' stands for something that is not known here and may change the model",
+        ),
+        (None, {"alora_invocation_tokens": [1, 2]}, "'alora_invocation_tokens' stands for something that is not known"),
+        (None, {"lora_alpha": 0, "alpha_pattern": {"q_proj": 4}}, "their scale is 0, so that they do nothing"),
+        (with_eyes, {}, "belongs to a part of the model that is not trained here"),
+        (named_twice, {}, r"has .* twice"),
         (None, {"alpha_pattern": {r".*layers\.(0|1)\..*": 4}}, "alpha_pattern has the expression"),
         (None, {"target_parameters": ["experts.gate_up_proj"]}, "adapters of parameters that are no linear layers"),
     ],
@@ -174,6 +196,51 @@ def test_what_cannot_be_taken_over_is_named_and_leaves_nothing(trained, exported
     with pytest.raises(ModelError, match=reason):
         import_adapters(exported, settings_of(trained, tmp_path))
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_file_that_is_named_is_the_one_that_is_read(trained, tmp_path):
+    """mlx-lm keeps one of every so many steps beside the last."""
+    place = shutil.copytree(trained.best, tmp_path / "adapters")
+    tensors = {name: np.ascontiguousarray(2 * value) for name, value in load_file(place / OURS).items()}
+    save_file(tensors, place / "0000100_adapters.safetensors")
+    run = import_adapters(place / "0000100_adapters.safetensors", settings_of(trained, tmp_path))
+    back = load_file(run.best / OURS)
+    assert all(np.array_equal(back[name], value) for name, value in tensors.items())
+    for name in ("checkpoint-999", "other.safetensors"):
+        with pytest.raises(ModelError, match=rf"{name}: there is no such file or directory"):
+            import_adapters(place / name, settings_of(trained, tmp_path) | {"run": "other"})
+
+
+@pytest.mark.parametrize("scale", [-20.0, 1e5])
+def test_a_scale_that_no_setting_has_goes_into_b(trained, tmp_path, scale):
+    place = shutil.copytree(trained.best, tmp_path / "adapters")
+    settings = json.loads((place / "adapter_config.json").read_text(encoding="utf-8"))
+    settings["lora_parameters"]["scale"] = scale
+    (place / "adapter_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    run = import_adapters(place, settings_of(trained, tmp_path))
+    factor = scale / trained.config().lora.scale
+    for module, update in updates(trained).items():
+        expected = factor * update
+        assert np.abs(updates(run)[module] - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_what_is_filled_up_can_learn(trained, exported, tmp_path):
+    """With both matrices zero neither would ever get a gradient."""
+    tensors = {name: value for name, value in load_file(exported / PEFT_FILE).items() if ".layers.0." in name}
+    run = import_adapters(change(exported, tensors, layers_to_transform=[0]), settings_of(trained, tmp_path))
+    for name, value in load_file(run.best / OURS).items():
+        assert np.any(value) or (".layers.1." in name and name.endswith(".lora_b"))
+
+
+def test_its_card_claims_no_training_that_never_happened(trained, exported, tmp_path):
+    run = import_adapters(exported, settings_of(trained, tmp_path))
+    export_run(run, tmp_path / "out", to="peft", verified=False)
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "trained elsewhere" in card
+    assert "in the format of PEFT" in card
+    assert "How it was trained" not in card
+    assert "no e-mail address" not in card
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))["data"] is None
 
 
 def test_pickled_adapters_are_not_opened(trained, exported, tmp_path):

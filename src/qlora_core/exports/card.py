@@ -39,8 +39,10 @@ def data_facts(run: Run) -> dict[str, Any] | None:
         `sources`: `{file name: rows}` of the first `MOST_SOURCES`, and `other_sources`, how many more; `datasets` of
         the hub; `train`, `validation`: rows; `left_out`: rows that were read and are not trained; `personal_data`:
         `{kind: rows}`, counted among the rows that the report lists, and `personal_rows`, how many there are in all.
-        None if the report is missing or damaged.
+        None if the report is missing or damaged, or the adapters were trained elsewhere.
     """
+    if "imported" in run.environment():  # nobody here knows what they were trained on
+        return None
     try:
         report = DataReport.from_dict(read_object(run.path / "data" / REPORT_FILE, TABLE_BYTES))
         return _facts_of(report)

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from ..errors import RunError, StorageError
 from ..files.storage import MANIFEST, left_by_file_manager, manifest_problem
+from ..files.untrusted_json import TABLE_BYTES, read_object
 from ..reports.plain_text import size
+from ..runs.run import Run
 from .source import Source
 
 METRICS_FILE = "metrics.json"
@@ -73,6 +75,13 @@ def _refuse(source: Source, out: Path, *, force: bool) -> None:
     for what, path in kept.items():
         if path.resolve().is_relative_to(out):
             raise RunError(f"{out}: holds {what} and is never replaced. Give another directory with --out.")
+    if Run(out).exists:
+        raise RunError(f"{out}: is a run and is never replaced. Give another directory with --out.")
+    sources = [
+        Path(name).expanduser().resolve() for name in source.run.config().data.data if not name.startswith("hf:")
+    ]
+    if any(path.is_relative_to(out) for path in sources if path.exists()):
+        raise RunError(f"{out}: holds the data of the run and is never replaced. Give another directory with --out.")
     inside, exports = source.run.path.resolve(), source.run.path.resolve() / "export"
     if out.is_relative_to(inside) and (out == exports or not out.is_relative_to(exports)):
         raise RunError(f"{out}: belongs to the run itself. Give a directory inside {exports}, or elsewhere.")
@@ -85,7 +94,7 @@ def _refuse(source: Source, out: Path, *, force: bool) -> None:
 def export_problem(directory: Path) -> str:
     """Return why a directory is not an unchanged export, in a few words; empty if it is one."""
     try:
-        exported = "exported_as" in json.loads((directory / METRICS_FILE).read_text(encoding="utf-8"))
+        exported = "exported_as" in read_object(directory / METRICS_FILE, TABLE_BYTES)
     except (OSError, ValueError, TypeError):
         exported = False
     if not exported or not (directory / MANIFEST).is_file():

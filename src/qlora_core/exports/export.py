@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..activity import doing
-from ..config import to_flat
+from ..config import settings, to_flat
 from ..errors import ExportError
 from ..files.storage import publishing, write_json
 from ..models.base_models import has_gpu
@@ -132,6 +132,7 @@ def _metrics(source: Source, facts: dict[str, Any]) -> dict[str, Any]:
     run = source.run
     evaluation, environment, events = run.evaluation(), run.environment(), run.metrics()
     config = run.config()
+    told = {each.name for each in settings() if each.group in ("lora", "train") and each.role in ("result", "length")}
     steps = [event for event in events if event["type"] == "step"]
     evals = [event for event in events if event["type"] == "eval"]
     return {
@@ -141,7 +142,7 @@ def _metrics(source: Source, facts: dict[str, Any]) -> dict[str, Any]:
         "adapters": source.checkpoint,
         "base": {key: value for key, value in environment["model"].items() if key != "path"}
         | {"repository": source.repository},
-        "settings": to_flat(config, "result") | to_flat(config, "length"),
+        "settings": {name: value for name, value in to_flat(config).items() if name in told},
         "summary": run.summary(),
         "recall": evaluation["recall"] if evaluation else None,
         "fused": facts["fused"],
@@ -174,6 +175,7 @@ def _facts(source: Source, to: Target) -> dict[str, Any]:
         "other_template": tokenizer.asking_template != tokenizer.own_template,
         "rank": run.config().lora.rank,
         "adapters": source.checkpoint,
+        "imported": run.environment().get("imported", {}).get("form", ""),
         "recall": evaluation["recall"] if evaluation else {},
         "questions": evaluation["questions"] if evaluation else [],
         "python": from_home(sys.executable),

@@ -25,7 +25,7 @@ from ..gguf.adapters import read_adapters
 from ..gguf.reading import GgufFile
 from ..models.adapter_files import ADAPTER_CONFIG, ADAPTER_FILE, adapter_parameters
 from ..models.base_models import BUILT_IN, ModelSpec, find_base
-from ..models.foreign_adapters import ForeignAdapters, fit_adapters, read_foreign, settings_for
+from ..models.foreign_adapters import ForeignAdapters, fit_adapters, read_foreign, settings_for, within_limits
 from ..runs.plan import TrainingPlan, TrainingTracker
 from ..runs.run import Run
 from ..runs.writer import record
@@ -50,7 +50,7 @@ def import_adapters(path: Path, given: dict[str, Any]) -> Run:
         ConfigError: a setting is given that the adapters decide, or they name no base.
         RunError: there is such a run already.
     """
-    found = read_foreign(path, functools.partial(_read_gguf, model=given.get("model", "")))
+    found = within_limits(read_foreign(path, functools.partial(_read_gguf, model=given.get("model", ""))))
     decided = ("adapter", "rank", "alpha", "rslora", "dropout", "num_layers", "projections", "init_adapter")
     if wrong := [name for name in decided if name in given]:
         raise ConfigError(f"--{wrong[0].replace('_', '-')}: the adapters decide this themselves. Leave it out.")

@@ -38,6 +38,7 @@ WORD_LISTS = frozenset({"tokenizer.json", "vocab.json", "vocab.txt", "merges.txt
 HEAD_LINES = 24  # of the card that a dry run shows
 _LOOKED_AT = 8192  # bytes by which a file is taken for text or not
 _NAMES_THE_BASE = ("model", "base_model", "base_model_name_or_path")
+_LOCAL = ("local_base",)  # says where the base lies on this machine
 _NAMES_AN_ORIGIN = ("_name_or_path", "name_or_path")  # transformers writes them
 
 
@@ -79,6 +80,11 @@ def _export_of(run: Run, to: Target) -> Path:
     written = out / METRICS_FILE
     adapters = run.adapters / ADAPTER_FILE
     current = written.is_file() and written.stat().st_mtime >= adapters.stat().st_mtime and (out / CARD).is_file()
+    if current and (which := read_object(written, TABLE_BYTES).get("adapters")) != run.adapters.name:
+        raise RunError(
+            f"{out}: holds the adapters {which}, not the run's {run.adapters.name}. To send it as it is, give its path "
+            f"in place of the run; to write it anew: qlora export {shlex.quote(run.name)} --to {to}"
+        )
     if not current:
         export_run(run, out, to=to)
     return out
@@ -193,7 +199,9 @@ def _portable(name: str, path: Path, address: str) -> dict[str, Any] | None:
     settings = read_object(path, TABLE_BYTES)
     changed = {key: address for key in _NAMES_THE_BASE if name == ADAPTER_CONFIG and key in settings}
     changed |= {key: address for key in _NAMES_AN_ORIGIN if Path(str(settings.get(key, ""))).is_absolute()}
-    return settings | changed if changed else None
+    gone = [key for key in _LOCAL if name == ADAPTER_CONFIG and key in settings]
+    kept = {key: value for key, value in settings.items() if key not in gone}
+    return kept | changed if changed or gone else None
 
 
 # What forbids it ------------------------------------------------------------------------------------------------

@@ -171,9 +171,10 @@ def read_adapters(path: Path, base: Path) -> Adapters:
     file = GgufFile(path)
     alpha = file.metadata.get(Keys.Adapter.LORA_ALPHA)
     kind = (file.metadata.get("general.type"), file.metadata.get(Keys.Adapter.TYPE))
-    if kind != ("adapter", "lora"):
+    if not all(isinstance(each, str) for each in kind) or kind != ("adapter", "lora"):
         raise ModelError(f"{path}: is not a LoRA adapter; its general.type and adapter.type are {shown(kind)}.")
-    if (found := file.metadata.get("general.architecture")) != layout.family.architecture:
+    found = file.metadata.get("general.architecture")
+    if not isinstance(found, str) or found != layout.family.architecture:
         raise ModelError(f"{path}: is for {shown(found)}, the base is {layout.family.architecture}.")
     if not is_number(alpha) or abs(alpha) > MOST_SCALE * MOST_RANK:
         raise ModelError(f"{path}: {Keys.Adapter.LORA_ALPHA} is {shown(alpha)}, wanted a number.")
@@ -201,7 +202,8 @@ def read_adapters(path: Path, base: Path) -> Adapters:
         made[f"{prefix}{module}.{leaf}"] = np.ascontiguousarray(values.T)
     if bad := next((name for name, value in made.items() if not np.isfinite(value).all()), None):
         raise ModelError(f"{path}: {bad} has numbers that are not finite.")
-    return Adapters(made, rank, float(str(np.float32(alpha))) / rank)
+    # llama.cpp takes an alpha of 0 for none: a scale of 1
+    return Adapters(made, rank, float(str(np.float32(alpha))) / rank if alpha else 1.0)
 
 
 def _prefix(layout: Layout) -> str:

@@ -261,7 +261,8 @@ def read_model(path: Path) -> Model:
     """
     file = GgufFile(path)
     architecture = file.metadata.get("general.architecture")
-    if not isinstance(architecture, str) or file.metadata.get("general.type", "model") != "model":
+    kind = file.metadata.get("general.type", "model")
+    if not isinstance(architecture, str) or not isinstance(kind, str) or kind != "model":
         raise ModelError(f"{path}: holds no model, but {shown(file.metadata.get('general.type'))}.")
     own, tokens = f"{architecture}.", "tokenizer.ggml."
     template = file.metadata.get("tokenizer.chat_template", "")

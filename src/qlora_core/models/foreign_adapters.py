@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +32,30 @@ from .base_models import ModelSpec
 from .target_modules import choose_projections, place, within_model
 
 PEFT_FILE = "adapter_model.safetensors"
+MOST_ALPHA = 4096.0  # the setting's own limit
 _PEFT_TENSOR = re.compile(
     r"(?:base_model\.model\.)?(?P<module>.+)\.(?P<leaf>lora_A|lora_B|lora_magnitude_vector)(?:\.default)?(?:\.weight)?"
 )
 _LEAVES = {"lora_A": "lora_a", "lora_B": "lora_b", "lora_magnitude_vector": "m"}
-_NOT_KNOWN = {
+_UNDERSTOOD = {
+    "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "corda_config", "ensure_weight_tying",
+    "eva_config", "exclude_modules", "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform",
+    "loftq_config", "lora_alpha", "lora_dropout", "lora_ga_config", "megatron_core", "peft_type", "peft_version",
+    "qalora_group_size", "r", "rank_pattern", "revision", "runtime_config", "target_modules", "task_type", "use_dora",
+    "use_rslora",
+}  # fmt: skip
+"""Settings of PEFT that are taken over, or change nothing about trained adapters."""
+_NOT_EXPRESSED = {
     "modules_to_save": "whole modules that were trained beside the adapters",
     "trainable_token_indices": "trained rows of the embedding",
-    "layer_replication": "repeated layers",
-    "lora_bias": "biases of adapters",
     "target_parameters": "adapters of parameters that are no linear layers",
-    "megatron_config": "layers split over several devices",
+    "lora_bias": "biases of adapters",
 }
-"""Settings of PEFT that change the model in a way that adapters of mlx-lm cannot express."""
+"""What some settings of PEFT stand for that adapters of mlx-lm cannot express."""
+_KEEP_THE_BASE = (None, True, False, "gaussian", "orthogonal", "eva")
+"""Ways to draw PEFT's adapters that leave the base's own weights as they are."""
+_PREFIXES = ("", "model.", "language_model.model.", "model.language_model.", "language_model.", "transformer.")
+"""What may stand before a layer's name: not the parts of a model that see or hear."""
 
 
 @dataclass(frozen=True)
@@ -89,14 +100,20 @@ def read_foreign(path: Path, read_gguf: Callable[[Path], ForeignAdapters]) -> Fo
         ModelError: there are none, or they hold what mlx-lm's adapters cannot express.
     """
     path = path.expanduser()
-    if path.suffix == ".gguf":
-        return read_gguf(path)
-    directory = path if path.is_dir() else path.parent
-    if (directory / PEFT_FILE).is_file() and path.name != ADAPTER_FILE:
-        return _read_peft(directory)
-    if (directory / ADAPTER_FILE).is_file():
-        return _read_mlx_lm(directory)
-    if files := sorted(directory.glob("*.gguf")) if path.is_dir() else []:
+    if not path.exists():
+        raise ModelError(f"{path}: there is no such file or directory.")
+    if path.is_file():
+        if path.suffix.lower() == ".gguf":
+            return read_gguf(path)
+        if path.suffix == ".safetensors":
+            return _read_peft(path) if "peft_type" in _settings_beside(path) else _read_mlx_lm(path)
+    for name, read in ((PEFT_FILE, _read_peft), (ADAPTER_FILE, _read_mlx_lm)):
+        if (path / name).is_file():
+            return read(path / name)
+    directory, files = path, sorted(path.glob("*.gguf")) if path.is_dir() else []
+    if len(files) > 1:
+        raise ModelError(f"{path}: holds several GGUF files ({', '.join(file.name for file in files[:5])}). Name one.")
+    if files:
         return read_gguf(files[0])
     if pickled := sorted(directory.glob("adapter_model.bin")):
         raise ModelError(
@@ -106,12 +123,21 @@ def read_foreign(path: Path, read_gguf: Callable[[Path], ForeignAdapters]) -> Fo
     raise ModelError(f"{path}: holds no adapters. Wanted {PEFT_FILE} (PEFT), {ADAPTER_FILE} (mlx-lm) or a .gguf file.")
 
 
-def _read_mlx_lm(directory: Path) -> ForeignAdapters:
+def _settings_beside(file: Path) -> dict[str, Any]:
+    """Return the settings beside a file of adapters; empty if none can be read."""
+    try:
+        return read_object(file.parent / ADAPTER_CONFIG, LONGEST_CONFIG)
+    except (OSError, ValueError):
+        return {}
+
+
+def _read_mlx_lm(file: Path) -> ForeignAdapters:
+    directory = file.parent
     settings = adapter_settings(directory)
     kind = settings.get("fine_tune_type", "lora")
     if kind not in ("lora", "dora"):
         raise ModelError(f"{directory / ADAPTER_CONFIG}: fine_tune_type is {shown(kind)}; wanted lora or dora.")
-    lora, file = settings["lora_parameters"], directory / ADAPTER_FILE
+    lora = settings["lora_parameters"]
     tensors = read_floats(file, LONGEST_HEADER)
     _refuse_misshapen(file, tensors)
     return ForeignAdapters(
@@ -119,8 +145,8 @@ def _read_mlx_lm(directory: Path) -> ForeignAdapters:
     )
 
 
-def _read_peft(directory: Path) -> ForeignAdapters:
-    config, file = directory / ADAPTER_CONFIG, directory / PEFT_FILE
+def _read_peft(file: Path) -> ForeignAdapters:
+    config = file.parent / ADAPTER_CONFIG
     try:
         settings = read_object(config, LONGEST_CONFIG)
         _refuse_inexpressible(settings)
@@ -131,7 +157,10 @@ def _read_peft(directory: Path) -> ForeignAdapters:
         found = _PEFT_TENSOR.fullmatch(name)
         if not found:
             raise ModelError(f"{file}: {shown(name)} is no part of a LoRA or DoRA adapter of a linear layer.")
-        tensors[f"{found['module']}.{_LEAVES[found['leaf']]}"] = np.ascontiguousarray(value.T)
+        ours = f"{found['module']}.{_LEAVES[found['leaf']]}"
+        if ours in tensors:
+            raise ModelError(f"{file}: has {found['module']} twice.")
+        tensors[ours] = np.ascontiguousarray(value.T)
     _refuse_misshapen(file, tensors)
     root = settings.get("use_rslora")
     alphas = settings.get("alpha_pattern") or {}
@@ -179,9 +208,13 @@ def _refuse_inexpressible(settings: dict[str, Any]) -> None:
     for key in patterns["alpha_pattern"]:
         if not re.fullmatch(r"\^?[\w.]+\$?", key):
             raise ValueError(f"alpha_pattern has the expression {shown(key)}; only names of modules are taken over")
-    for name, words in _NOT_KNOWN.items():
-        if settings.get(name):
-            raise ValueError(f"{name} stands for {words}, which cannot be taken over")
+    if settings.get("init_lora_weights") not in _KEEP_THE_BASE:
+        way = shown(settings["init_lora_weights"])
+        raise ValueError(f"init_lora_weights is {way}, which changed the base's own weights, too")
+    for name, value in settings.items():
+        if value and name not in _UNDERSTOOD:
+            words = _NOT_EXPRESSED.get(name, "something that is not known here and may change the model")
+            raise ValueError(f"{shown(name)} stands for {words}, which cannot be taken over")
 
 
 def _refuse_misshapen(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
@@ -199,13 +232,31 @@ def _refuse_misshapen(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
         raise ModelError(f"{file}: holds no tensors.")
 
 
+def within_limits(found: ForeignAdapters) -> ForeignAdapters:
+    """Return adapters whose scale a run can have: where theirs is another one, it is multiplied into B.
+
+    Raises:
+        ModelError: their scale is 0.
+    """
+    if not found.scale:
+        raise ModelError(f"{found.path}: their scale is 0, so that they do nothing.")
+    if 0 < found.scale * found.rank <= MOST_ALPHA:
+        return found
+    factor = np.float32(found.scale)
+    tensors = {n: value * factor if n.endswith(".lora_b") else value for n, value in found.tensors.items()}
+    return replace(
+        found, scale=1.0, tensors=tensors, scales={m: each / found.scale for m, each in found.scales.items()}
+    )
+
+
 def fit_adapters(
     found: ForeignAdapters, spec: ModelSpec, wanted: Mapping[str, tuple[int, ...]]
 ) -> dict[str, np.ndarray]:
     """Return adapters with the names, shapes and scale that a run of a base expects.
 
-    A module that has none, or a smaller rank, is filled up with zeros, and another scale is multiplied into B: neither
-    changes what the adapters do. All numbers become float32, and else stay as they are.
+    A module that has none, or a smaller rank, is filled up: B with zeros, so that nothing changes, and A with drawn
+    numbers, so that it can learn. Another scale is multiplied into B. All numbers become float32, and else stay as
+    they are.
 
     Args:
         found: the adapters.
@@ -218,14 +269,21 @@ def fit_adapters(
     names = {within_model(name): name for name in wanted}
     tensors: dict[str, np.ndarray] = {}
     for name, value in found.tensors.items():
-        ours = names.get(within_model(name), name)
+        inner = within_model(name)
+        ours = names.get(inner, name)
+        if name.removesuffix(inner) not in _PREFIXES and name != ours:
+            raise ModelError(f"{found.path}: {shown(name)} belongs to a part of the model that is not trained here.")
+        if ours in tensors:
+            raise ModelError(f"{found.path}: has {shown(ours)} under two names.")
         module, _, leaf = name.rpartition(".")
         if leaf == "lora_b" and module in found.scales:
             value = value * np.float32(found.scales[module] / found.scale)
         tensors[ours] = _filled_up(value.astype(np.float32), wanted.get(ours, value.shape), leaf)
     if found.kind == "lora":
         for name in wanted.keys() - tensors.keys():
-            tensors[name] = np.zeros(wanted[name], np.float32)
+            leaf = name.rpartition(".")[2]
+            none = (wanted[name][0], 0) if leaf == "lora_a" else (0, wanted[name][1])
+            tensors[name] = _filled_up(np.zeros(none, np.float32), wanted[name], leaf)
     shapes = {name: value.shape for name, value in tensors.items()}
     refuse_misfits(found.path, shapes, dict(wanted))
     for name, value in tensors.items():
@@ -235,12 +293,14 @@ def fit_adapters(
 
 
 def _filled_up(value: np.ndarray, shape: tuple[int, ...], leaf: str) -> np.ndarray:
-    """Return a matrix with zeros up to the rank of `shape`, if it is only its rank that is smaller."""
+    """Return a matrix with more ranks, up to those of `shape`, if only these are missing: drawn in A, zeros in B."""
     axis = {"lora_a": 1, "lora_b": 0}.get(leaf)
     if axis is None or value.ndim != len(shape) or value.shape[axis] >= shape[axis]:
         return value
-    missing = [(0, shape[axis] - value.shape[axis]) if each == axis else (0, 0) for each in range(value.ndim)]
-    return np.pad(value, missing)
+    size = [shape[axis] - value.shape[axis] if each == axis else value.shape[each] for each in range(value.ndim)]
+    bound = 1 / math.sqrt(max(1, value.shape[0])) if leaf == "lora_a" else 0.0  # as mlx-lm draws A: its rows are inputs
+    missing = np.random.default_rng(0).uniform(-bound, bound, size).astype(np.float32)
+    return np.concatenate([value, missing], axis)
 
 
 def settings_for(found: ForeignAdapters, spec: ModelSpec) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from ..errors import ModelError
 
 GROUPS = ("all", "attention", "mlp", "qv")
 
-_LAYER = re.compile(r"(?:^|\.)(?:layers|blocks|h)\.(\d+)\.(.+)$")
+_LAYER = re.compile(r"(?:^|\.)(?:layers|blocks|h)\.(\d{1,6})\.(.+)$")
 _ATTENTION = re.compile(r"att(n|ention)\b.*\.")
 _ROUTERS = {"gate", "router", "shared_expert_gate"}
 _NORM = re.compile(r"norms?$")  # norms with a weight for each head have a matrix, like a linear layer
