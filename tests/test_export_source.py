@@ -77,8 +77,12 @@ def test_a_damaged_checkpoint_exports_nothing(run, tmp_path):
 
 
 def test_force_reaches_no_other_run_and_no_data(run, tmp_path):
-    other = Run(shutil.copytree(run.path, tmp_path / "other"))
-    for out, what in ((other.path, "is a run"), (Path(run.config().data.data[0]).parent, "holds the data of the run")):
+    other, rows = Run(shutil.copytree(run.path, tmp_path / "other")), tmp_path / "rows"
+    rows.mkdir()
+    (rows / "rows.jsonl").write_text("{}", encoding="utf-8")
+    config, named = (run.path / "config.json"), run.config().data.data[0]
+    config.write_text(config.read_text(encoding="utf-8").replace(named, str(rows / "rows.jsonl")), encoding="utf-8")
+    for out, what in ((other.path, "is a run"), (rows, "holds the data of the run")):
         before = sorted(path.name for path in out.iterdir())
         with pytest.raises(RunError, match=f"{what} and is never replaced"):
             export_run(run, out, to="adapter", force=True)

@@ -31,6 +31,8 @@ ALLOWED = {
     ("models/builtin_model.py", "GGUFReader"): "of the gguf package, in Python; its hash was compared",
     ("engine/weights.py", "load_model"): "after describe looked at the files; a model's own code stays off",
     ("exports/templates/inference.py", "mlx_lm.load"): "runs without this package, on what it exported",
+    ("training/verifying.py", "spec_from_file_location"): "of the program that the export has just written",
+    ("training/verifying.py", "exec_module"): "the same, in a process of its own",
     ("bench/works.py", "np.load"): "of rows that it wrote; pickles stay off",
     ("bench/mlxlm.py", "load_model"): "after describe looked at the files; a model's own code stays off",
     ("bench/torchpeft.py", "torch"): "in a process of its own, which opens safetensors alone",
