@@ -10,7 +10,7 @@ from ..errors import RunError, StorageError
 from ..files.storage import MANIFEST, left_by_file_manager, manifest_problem
 from ..files.untrusted_json import TABLE_BYTES, read_object
 from ..reports.plain_text import size
-from ..runs.run import Run
+from ..runs.run import ENVIRONMENT, Run
 from .source import Source
 
 METRICS_FILE = "metrics.json"
@@ -75,7 +75,7 @@ def _refuse(source: Source, out: Path, *, force: bool) -> None:
     for what, path in kept.items():
         if path.resolve().is_relative_to(out):
             raise RunError(f"{out}: holds {what} and is never replaced. Give another directory with --out.")
-    if Run(out).exists:
+    if Run(out).exists and (out / ENVIRONMENT).is_file():  # a fused model has a config.json, too
         raise RunError(f"{out}: is a run and is never replaced. Give another directory with --out.")
     sources = [
         Path(name).expanduser().resolve() for name in source.run.config().data.data if not name.startswith("hf:")
