@@ -1,4 +1,4 @@
-"""What each form of a fused model costs: size of the files, loss on rows of both kinds, answers, seconds.
+"""Measure what each form of a fused model costs: size of the files, loss on rows of both kinds, answers, seconds.
 
     uv run python benchmarks/fused_forms.py RUN [--bits 16 8 6 5 4 mixed auto] [--out FILE]
 

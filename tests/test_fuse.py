@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from forks import Forks
 from harness import PLAIN, create_run, load, normal, random_rows, textbook_loss, train, write_pair, write_quantised
 from tiny import write_model
 
+from qlora_core.activity import STAGES, watching
 from qlora_core.engine.device import mx
 from qlora_core.errors import ConfigError, ExportError
 from qlora_core.exports.export import export_run
@@ -46,6 +48,11 @@ def plain(make_run: Make, tiny_model: Path) -> Run:
 
 
 # What judges ------------------------------------------------------------------------------------------------------
+
+
+def heard_by(listener: Callable[[int, int, str], object]) -> AbstractContextManager[None]:
+    """Tell a listener what is done, of how many, and the words for it."""
+    return watching(lambda now: now and listener(now.done, now.total, STAGES[now.stage]))
 
 
 def test_no_row_that_judges_calibrates(plain):
@@ -165,7 +172,8 @@ def tensors(directory: Path) -> dict[str, mx.array]:
 @pytest.mark.parametrize("bits", BITS)
 def test_every_form_is_opened_by_mlx_lm_and_has_the_loss_that_was_told(plain, tmp_path, forks, bits):
     heard: list[tuple[int, int, str]] = []
-    made = fuse_run(plain, tmp_path, bits=bits, report=lambda *what: heard.append(what))
+    with heard_by(lambda *what: heard.append(what)):
+        made = fuse_run(plain, tmp_path, bits=bits)
     assert loss_of(tmp_path, plain, forks) == pytest.approx(made["fused_loss"], rel=1e-4)
     assert {value.dtype for value in tensors(tmp_path).values()} <= {mx.float16, mx.uint32}
     assert made["lost"] == pytest.approx(made["fused_loss"] - made["tuned_loss"], abs=1e-12)
@@ -330,8 +338,8 @@ def test_interrupted_it_leaves_nothing(plain, tmp_path, stage):
         if words.startswith(stage) and done >= min(total, 3):
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        fuse_run(plain, tmp_path, bits="mixed", report=interrupt)
+    with pytest.raises(KeyboardInterrupt), heard_by(interrupt):
+        fuse_run(plain, tmp_path, bits="mixed")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -6,15 +6,12 @@ The command line, the page, the guides and the docs read it. Knows no mlx: whoev
 from __future__ import annotations
 
 import shlex
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import ConfigError
-from ..files.storage import write_json
-from ..models.adapter_files import ADAPTER_CONFIG, ADAPTER_FILE
 from ..runs.run import Run
 from ..tokens.tokenizer_files import write_template, write_tokenizer
 from ..translations import say
@@ -27,7 +24,7 @@ Target = Literal["adapter", "peft", "fused", "fused-float16", "gguf", "gguf-lora
 
 @dataclass(frozen=True)
 class Choices:
-    """What a user may choose about an export, beyond its format.
+    """Choices about an export that are left to the user, beyond its format.
 
     Attributes:
         bits: of a fused model's weights, as `fuse.fuse_run` knows them.
@@ -124,8 +121,7 @@ def check_choices(to: Target, choices: Choices) -> None:
 
 
 def _write_adapter(source: Source, directory: Path, choices: Choices) -> None:
-    shutil.copyfile(source.adapter_file, directory / ADAPTER_FILE)
-    write_json(directory / ADAPTER_CONFIG, source.settings)
+    source.copy_adapters(directory)
     write_template(source.tokenizer, directory)
 
 

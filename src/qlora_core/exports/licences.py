@@ -1,4 +1,4 @@
-"""What is known of the licences of base models: their names on the hub, where they stand, and what they ask for.
+"""Licences of base models: their names on the hub, where they stand, and what they ask for.
 
 In plain words and short; the licence itself decides. Identifiers are those of
 https://huggingface.co/docs/hub/repositories-licenses. Knows no files.

@@ -5,10 +5,7 @@ Knows runs, and which file of `gguf` goes where. MLX is only imported where adap
 
 from __future__ import annotations
 
-import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +13,10 @@ from gguf import Keys
 
 from ..activity import doing
 from ..errors import ExportError
-from ..files.storage import write_json
 from ..gguf.adapters import write_adapters
 from ..gguf.families import find_layout
 from ..gguf.model import About, Written, write_model
 from ..gguf.reading import GgufFile
-from ..models.adapter_files import ADAPTER_CONFIG, ADAPTER_FILE
 from .modelfile import write_modelfile
 from .source import Source
 
@@ -75,7 +70,9 @@ def write_lora(source: Source, directory: Path, *, with_base: bool) -> dict[str,
     find_layout(source.spec.path)
     if source.run.config().lora.adapter != "lora":
         raise ExportError(f"{source.run.name}: llama.cpp knows DoRA adapters only merged into the base: use --to gguf.")
-    with _adapters(source) as adapters, doing("writing"):
+    with tempfile.TemporaryDirectory() as name, doing("writing"):
+        adapters = Path(name)
+        source.copy_adapters(adapters)  # a checkpoint has no settings beside it
         write_adapters(adapters, source.spec.path, directory / LORA_FILE, "f16", _about(source))
     written = write_base(source, directory / BASE_FILE) if with_base else Written()
     stored = "the base with its own bits, and adapters in float16" if with_base else "adapters in float16"
@@ -129,13 +126,3 @@ def _about(source: Source) -> About:
         repository=source.repository,
         licence=source.spec.licence,
     )
-
-
-@contextmanager
-def _adapters(source: Source) -> Iterator[Path]:
-    """Yield a directory with the adapters and their settings, which a checkpoint has not beside them."""
-    with tempfile.TemporaryDirectory() as name:
-        directory = Path(name)
-        shutil.copyfile(source.adapter_file, directory / ADAPTER_FILE)
-        write_json(directory / ADAPTER_CONFIG, source.settings)
-        yield directory

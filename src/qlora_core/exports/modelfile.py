@@ -27,7 +27,7 @@ LEAST_CONTEXT = 4096  # tokens that Ollama makes room for, if the run's rows are
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a chat template writes around the texts of a conversation.
+    """Texts that a chat template writes around those of a conversation.
 
     Attributes:
         start: before a first question without a system text: often the template's own one.

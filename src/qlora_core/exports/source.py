@@ -1,14 +1,15 @@
-"""What is exported: adapters of a run, and the base and tokeniser that they belong to. Only reads."""
+"""What is exported: adapters of a run, and the base and tokeniser that they belong to. A run is only read."""
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import RunError
 from ..files.checksums import refuse_damage
-from ..files.storage import manifest_problem
+from ..files.storage import manifest_problem, write_json
 from ..models.adapter_files import ADAPTER_CONFIG, ADAPTER_FILE, adapter_parameters, adapter_settings
 from ..models.base_models import ALIASES, BUILT_IN, ModelSpec
 from ..runs.checkpoints import checkpoints
@@ -67,6 +68,11 @@ class Source:
         ]
         lora = self.run.config().lora
         return adapter_settings(known[0]) if known else adapter_parameters(self.spec, lora, self.spec.path)
+
+    def copy_adapters(self, directory: Path) -> None:
+        """Write the adapters, unchanged, and their settings into a directory, as mlx-lm reads them."""
+        shutil.copyfile(self.adapter_file, directory / ADAPTER_FILE)
+        write_json(directory / ADAPTER_CONFIG, self.settings)
 
     @property
     def loaded_base(self) -> Path:

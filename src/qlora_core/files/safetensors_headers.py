@@ -41,7 +41,12 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def tensor_headers(file: Path, longest: int = LONGEST) -> dict[str, Tensor]:
-    """Return `{name: (dtype, shape, bytes)}` of a safetensors file, from its header alone.
+    """Return `{name: (dtype, shape, bytes)}` of a safetensors file, from its header alone; see `tensor_places`."""
+    return {name: tensor for name, (tensor, _) in tensor_places(file, longest).items()}
+
+
+def tensor_places(file: Path, longest: int = LONGEST) -> dict[str, tuple[Tensor, int]]:
+    """Return each tensor of a safetensors file and the place in the file of its first byte, from the header alone.
 
     A file accepted here is safe to pass to a library written in C++: each tensor has a known type and exactly the bytes
     that its shape needs, and together they fill the file without gap or overlap.
@@ -72,7 +77,8 @@ def tensor_headers(file: Path, longest: int = LONGEST) -> dict[str, Tensor]:
             tensors[name] = (entry["dtype"], entry["shape"], end - begin)
             _refuse_misshapen(name, *tensors[name])
             places.append((begin, end))
-        wanted = 8 + length + _covered(sorted(places))
+        data = 8 + length
+        wanted = data + _covered(sorted(places))
     except StorageError:  # the device's fault, not the file's
         raise
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, struct.error) as error:
@@ -81,7 +87,8 @@ def tensor_headers(file: Path, longest: int = LONGEST) -> dict[str, Tensor]:
         raise ModelError(f"{file}: is cut off: {wanted} bytes wanted, {found} found. Fetch it again.")
     if found > wanted:
         raise ModelError(f"{file}: not a safetensors file: {found - wanted} bytes belong to no tensor")
-    return tensors
+    begins = [data + begin for begin, _ in places]
+    return {name: (tensor, begin) for (name, tensor), begin in zip(tensors.items(), begins, strict=True)}
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

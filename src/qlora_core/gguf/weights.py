@@ -5,8 +5,6 @@ Files are mapped into memory, not read: the system brings in what is looked at a
 
 from __future__ import annotations
 
-import json
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import ModelError, shown
-from ..files.safetensors_headers import tensor_headers, weight_files
+from ..files.safetensors_headers import tensor_places, weight_files
+from ..files.safetensors_values import widen_bfloat16
 
 _TYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "U32": np.uint32, "U8": np.uint8}
 BITS, GROUPS = range(2, 9), (32, 64, 128)
@@ -121,26 +120,19 @@ class StoredWeights:
 
 def map_tensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     """Yield names and arrays of a safetensors file; bfloat16 as uint16."""
-    headers = tensor_headers(path)  # from here on, places and sizes are known to be right
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        places = json.loads(file.read(length))
-    for name, (dtype, shape, size) in headers.items():
+    for name, ((dtype, shape, size), begin) in tensor_places(path).items():
         if dtype not in _TYPES:
             raise ModelError(f"{path}: {name} is {dtype}; wanted {', '.join(_TYPES)}.")
         if size == 0:
             yield name, np.zeros(shape, _TYPES[dtype])
             continue
-        begin = 8 + length + places[name]["data_offsets"][0]
         flat = np.memmap(path, np.uint8, "r", begin, (size,))
         yield name, flat.view(_TYPES[dtype]).reshape(shape)
 
 
 def to_float32(array: np.ndarray) -> np.ndarray:
     """Return an array as float32; uint16 stands for bfloat16."""
-    if array.dtype == np.uint16:  # bfloat16 is the upper half of a float32
-        return (array.astype(np.uint32) << 16).view(np.float32)
-    return array.astype(np.float32)
+    return widen_bfloat16(array) if array.dtype == np.uint16 else array.astype(np.float32)
 
 
 def _unpack(words: np.ndarray, bits: int) -> np.ndarray:

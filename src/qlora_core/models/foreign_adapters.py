@@ -106,8 +106,8 @@ def read_foreign(path: Path, read_gguf: Callable[[Path], ForeignAdapters]) -> Fo
         if path.suffix.lower() == ".gguf":
             return read_gguf(path)
         if path.suffix == ".safetensors":
-            return _read_peft(path) if "peft_type" in _settings_beside(path) else _read_mlx_lm(path)
-    for name, read in ((PEFT_FILE, _read_peft), (ADAPTER_FILE, _read_mlx_lm)):
+            return read_peft(path) if "peft_type" in _settings_beside(path) else _read_mlx_lm(path)
+    for name, read in ((PEFT_FILE, read_peft), (ADAPTER_FILE, _read_mlx_lm)):
         if (path / name).is_file():
             return read(path / name)
     directory, files = path, sorted(path.glob("*.gguf")) if path.is_dir() else []
@@ -145,7 +145,12 @@ def _read_mlx_lm(file: Path) -> ForeignAdapters:
     )
 
 
-def _read_peft(file: Path) -> ForeignAdapters:
+def read_peft(file: Path) -> ForeignAdapters:
+    """Read adapters of PEFT, whose settings lie beside them.
+
+    Raises:
+        ModelError: they cannot be read, or hold what mlx-lm's adapters cannot express.
+    """
     config = file.parent / ADAPTER_CONFIG
     try:
         settings = read_object(config, LONGEST_CONFIG)

@@ -10,14 +10,13 @@ import dataclasses
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 
-from ..activity import STAGES, Activity, doing, watching
+from ..activity import doing
 from ..config import BaseConfig
 from ..engine.device import kernels_to_answer, memory_counters, mx, nn, tree_flatten
 from ..engine.kernels import quantised_products_are_right
@@ -46,9 +45,6 @@ QUARTERS = 4  # parts of the model's depth in which the matrices of a kind have 
 PROBE_TOKENS = 512  # about as many, on which the harm of each of these units is measured
 MEMORY_SHARE = 4  # second moments may take one part in so many of the memory that is available
 
-Report = Callable[[int, int, str], None]
-"""Called with what is done, of how many, and the words for it; 0 of 0 where that is unknown."""
-
 
 def fuse_run(
     run: Run,
@@ -57,7 +53,6 @@ def fuse_run(
     bits: str = "auto",
     strict: bool = False,
     adapters: Path | None = None,
-    report: Report | None = None,
 ) -> dict[str, Any]:
     """Merge a run's adapters into its base, and write a model directory in MLX and Hugging Face layout.
 
@@ -86,7 +81,6 @@ def fuse_run(
             of all these that loses no more.
         strict: refuse to write a model that loses more, or that cannot be judged.
         adapters: directory of the adapters; by default the run's best.
-        report: called as the work goes on.
 
     Returns:
         What the model became: `form` (one of the names above, but `auto`), `bits` (None: unquantised; a mean for
@@ -105,7 +99,7 @@ def fuse_run(
     if bits not in BITS:
         raise ConfigError(f"bits must be one of {', '.join(BITS)}; found {bits}.")
     try:
-        with _told(report), tempfile.TemporaryDirectory(prefix=".work-", dir=directory) as work:
+        with tempfile.TemporaryDirectory(prefix=".work-", dir=directory) as work:
             made = _Fusion(run, directory, Path(work), adapters).make(bits)
             if strict and not made["within"]:
                 raise ExportError(f"{run.name}: {made['verdict']}")
@@ -115,21 +109,6 @@ def fuse_run(
         if isinstance(error, RuntimeError) and (failure := device_failure(error)):
             raise failure from None
         raise
-
-
-@contextmanager
-def _told(report: Report | None) -> Iterator[None]:
-    """Pass on to `report` what is being done inside the block."""
-    if report is None:
-        yield
-        return
-
-    def tell(activity: Activity | None) -> None:
-        if activity is not None:
-            report(activity.done, activity.total, STAGES[activity.stage])
-
-    with watching(tell):
-        yield
 
 
 def _empty(directory: Path) -> None:

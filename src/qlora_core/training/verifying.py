@@ -26,7 +26,7 @@ from ..gguf import llama_cpp
 from ..gguf.model import About, write_model
 from ..machine.memory import GB, available_bytes
 from ..models.base_models import ModelSpec
-from ..models.foreign_adapters import fit_adapters, read_foreign
+from ..models.foreign_adapters import PEFT_FILE, fit_adapters, read_peft
 from ..runs.memory_estimate import RESERVE_BYTES, keeps_dense_weights
 from ..runs.run import Run
 from ..tokens.rows import TokenRow
@@ -44,7 +44,7 @@ SECONDS = 3600.0  # for llama.cpp to reply
 
 @dataclass(frozen=True)
 class Opened:
-    """What the export said.
+    """Replies of the export.
 
     Attributes:
         reader: the program that opened it, with its version.
@@ -65,6 +65,7 @@ class Export:
 
     Attributes:
         run: the run.
+        tuned: directory of the adapters that were exported.
         directory: where the export lies.
         base: directory of the base as training loaded it.
         model: the file that llama.cpp loads; empty: the base, written anew with its own bits.
@@ -73,6 +74,7 @@ class Export:
     """
 
     run: Run
+    tuned: Path
     directory: Path
     base: Path
     model: str
@@ -80,12 +82,11 @@ class Export:
     work: Path
 
 
-def verify(export: Export, adapters: Path, reader: str) -> dict[str, Any]:
+def verify(export: Export, reader: str) -> dict[str, Any]:
     """Return what `exports.verification.verify` does, but for its verdict.
 
     Args:
         export: the export.
-        adapters: directory of the adapters that were exported.
         reader: `program`, `peft` or `llama.cpp`.
     """
     run = export.run
@@ -93,7 +94,7 @@ def verify(export: Export, adapters: Path, reader: str) -> dict[str, Any]:
         return _not_verified(f"llama.cpp is not installed; `pip install {llama_cpp.PACKAGE}` brings it")
     if short := _too_little_memory(run.base()):
         return _not_verified(short)
-    model, tokenizer = load_for_answers(run, adapters=adapters)
+    model, tokenizer = load_for_answers(run, adapters=export.tuned)
     divided = divide_rows(run, tokenizer, run.base().config["vocab_size"])
     if not divided.judged:
         return _not_verified(NO_ROWS)
@@ -170,19 +171,20 @@ def _open_peft(export: Export, tokenizer: ChatTokenizer, judge: Judge, prompts: 
     from transformers import AutoTokenizer
 
     spec, lora, directory = export.run.base(), export.run.config().lora, export.directory
-    tensors = fit_adapters(read_foreign(directory, _no_gguf), spec, spec.adapter_shapes(lora))
-    model, _ = load_for_answers(export.run)
+    tensors = fit_adapters(read_peft(directory / PEFT_FILE), spec, spec.adapter_shapes(lora))
+    model, _ = load_for_answers(export.run, adapters=export.tuned)
     model.load_weights([(name, mx.array(value)) for name, value in tensors.items()], strict=False)
     theirs = AutoTokenizer.from_pretrained(directory)
-    safe = [[{**m, "content": tokenizer.disarm(m["content"])} for m in prompt] for prompt in prompts]
-    ids = [theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False) for messages in safe]
+    asked = _safe(tokenizer, prompts)
+    ids = [theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False) for messages in asked]
     answers = answer(model, ChatTokenizer(directory), prompts, max_tokens=ANSWER_TOKENS)
     reader = f"this package's reader of PEFT's files, and transformers {importlib.metadata.version('transformers')}"
     return Opened(reader, judge.compare(model), answers, [list(each) for each in ids])
 
 
-def _no_gguf(path: Path) -> Any:
-    raise QLoraError(f"{path}: is no export for PEFT.")
+def _safe(tokenizer: ChatTokenizer, prompts: Sequence[Prompt]) -> list[list[dict[str, str]]]:
+    """Return questions with control tokens broken up, as the run's tokeniser does it before it asks."""
+    return [[{**m, "content": tokenizer.disarm(m["content"])} for m in prompt] for prompt in prompts]
 
 
 def _open_in_llama_cpp(export: Export, tokenizer: ChatTokenizer, judge: Judge, prompts: Sequence[Prompt]) -> Opened:
@@ -195,7 +197,7 @@ def _open_in_llama_cpp(export: Export, tokenizer: ChatTokenizer, judge: Judge, p
     places = [np.flatnonzero(row.trained).tolist() for row in judge.rows]  # a token is predicted by those before it
     longest = max(map(len, [*asked, *sequences])) + ANSWER_TOKENS
     questions = llama_cpp.Questions(
-        chats=[[{**m, "content": tokenizer.disarm(m["content"])} for m in prompt] for prompt in prompts],
+        chats=_safe(tokenizer, prompts),
         prompts=asked,
         max_tokens=ANSWER_TOKENS,
         sequences=sequences,
@@ -214,14 +216,12 @@ _OPEN = {"program": _open_program, "peft": _open_peft, "llama.cpp": _open_in_lla
 def main(asked: Path, replied: Path) -> int:
     """Verify what `asked` says and write the reply as JSON; return the exit status."""
     about = json.loads(asked.read_text(encoding="utf-8"))
-    places = {name: Path(about[name]) for name in ("run", "directory", "base", "tuned")}
     # products are small here, and one thread of the BLAS does not wait for another on a busy machine
     with tempfile.TemporaryDirectory() as work, blas_threads(max(1, cores() // 2)):
-        export = Export(
-            Run(places["run"]), places["directory"], places["base"], about["model"], about["adapters"], Path(work)
-        )
+        tuned, directory, base = (Path(about[name]) for name in ("tuned", "directory", "base"))
+        export = Export(Run(Path(about["run"])), tuned, directory, base, about["model"], about["adapters"], Path(work))
         try:
-            found = verify(export, places["tuned"], about["reader"])
+            found = verify(export, about["reader"])
         except QLoraError as error:
             found = {"problem": str(error)}
         except Exception as error:  # whatever a reader finds wrong with the export is what this is for
