@@ -77,6 +77,18 @@ def test_what_ends_with_an_error_is_over() -> None:
     assert told == [("loading", 0, 0), None]
 
 
+def test_a_listener_that_interrupts_leaves_nothing_behind() -> None:
+    def interrupt(now: Activity | None) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), watching(interrupt), doing("loading"):
+        pass
+    told, watch = heard()
+    with watching(watch), doing("saving"):
+        pass
+    assert told == [("saving", 0, 0), None]
+
+
 def test_every_stage_has_words_and_is_done_somewhere() -> None:
     said = set()
     for path in (ROOT / "src" / "qlora_core").rglob("*.py"):

@@ -93,14 +93,14 @@ def watching(watch: Watch) -> Iterator[None]:
 def doing(stage: str, total: int = 0) -> Iterator[Callable[[int], None]]:
     """Report an activity inside the block; yield a function that takes how much of it is done."""
     outer, activity = _here.now, Activity(stage, total)
-    _here.now = activity
-    _here.tell()
 
     def tick(done: int) -> None:
         activity.done = done
         _here.tell()
 
     try:
+        _here.now = activity
+        _here.tell()  # a listener may raise: to interrupt the work, say
         yield tick
     finally:
         _here.now = outer
