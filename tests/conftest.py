@@ -183,6 +183,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Run:
 
 
 @pytest.fixture(scope="session")
+def undrawn(trained: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The trained run without the numbers of its steps, whose curves take an export long to draw; only for reading."""
+    run = Run(shutil.copytree(trained.path, tmp_path_factory.mktemp("undrawn") / "trained"))
+    (run.path / "metrics.jsonl").unlink()
+    return run
+
+
+@pytest.fixture(scope="session")
 def browser() -> "Iterator[Browser]":
     """A real Chromium, that of the system; without one tests are skipped, on CI they fail."""
     from browsing import CHROMIUM, find_chromium

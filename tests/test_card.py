@@ -23,11 +23,9 @@ HOSTILE = "a|b`c](javascript:x)<img src=x onerror=alert(1)>\n---\nlicense: mit\u
 
 
 @pytest.fixture
-def run(trained: Run, tmp_path: Path) -> Run:
-    """A copy of the trained run without its curves, which take long to draw."""
-    copy = Run(shutil.copytree(trained.path, tmp_path / "runs" / "trained"))
-    (copy.path / "metrics.jsonl").unlink()
-    return copy
+def run(undrawn: Run, tmp_path: Path) -> Run:
+    """A copy of the trained run."""
+    return Run(shutil.copytree(undrawn.path, tmp_path / "runs" / "trained"))
 
 
 def change(path: Path, **values: Any) -> None:

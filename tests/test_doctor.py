@@ -166,7 +166,7 @@ def wrong_quantised(monkeypatch, direction: str) -> None:
 def few_products(monkeypatch):
     """The smallest products alone, however fast this machine is."""
     monkeypatch.setattr(doctor_kernels, "PRODUCTS", doctor_kernels.PRODUCTS[:3])
-    monkeypatch.setattr(doctor_kernels, "_seconds", lambda *_: 0.0)
+    monkeypatch.setattr(doctor_kernels, "_takes_long", lambda *_: False)
 
 
 def test_the_kernels_here_are_right():
@@ -174,6 +174,11 @@ def test_the_kernels_here_are_right():
         if not name.startswith("speed"):
             found = look()
             assert found.state == "ok", (name, found)
+
+
+def test_no_more_products_than_patience_allows(monkeypatch):
+    monkeypatch.setattr(doctor_kernels, "PATIENCE", 0)
+    assert doctor_kernels.quantised_products("float32").value.startswith("1 of 3 shapes, both directions: within ")
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])

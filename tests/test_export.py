@@ -96,14 +96,6 @@ def forget_curves(run: Run) -> None:
     (run.path / "metrics.jsonl").unlink()
 
 
-@pytest.fixture(scope="module")
-def undrawn(trained: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The trained run without its curves; only for reading."""
-    run = Run(shutil.copytree(trained.path, tmp_path_factory.mktemp("undrawn") / "trained"))
-    forget_curves(run)
-    return run
-
-
 def ask_many(forks: Forks, directory: Path) -> list[str]:
     """Answers of an export's own program, loaded once in a process of its own."""
     script = (

@@ -18,11 +18,9 @@ ADAPTERS = "adapters.safetensors"
 
 
 @pytest.fixture
-def run(trained: Run, tmp_path: Path) -> Run:
-    """The trained run without its curves, which take long to draw."""
-    run = Run(shutil.copytree(trained.path, tmp_path / "run"))
-    (run.path / "metrics.jsonl").unlink()
-    return run
+def run(undrawn: Run, tmp_path: Path) -> Run:
+    """A copy of the trained run."""
+    return Run(shutil.copytree(undrawn.path, tmp_path / "run"))
 
 
 def step_of(run: Run) -> str:

@@ -21,13 +21,18 @@ from qlora_core.training.session import load_for_answers
 PEFT_FILE, OURS = "adapter_model.safetensors", "adapters.safetensors"
 
 
+@pytest.fixture(scope="module")
+def export(undrawn: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trained run's adapters as PEFT reads them; only for reading."""
+    directory = tmp_path_factory.mktemp("export") / "peft"
+    export_run(undrawn, directory, to="peft", verified=False)
+    return directory
+
+
 @pytest.fixture
-def exported(trained: Run, tmp_path: Path) -> Path:
-    """The trained run's adapters as PEFT reads them, without the curves, which take long to draw."""
-    run = Run(shutil.copytree(trained.path, tmp_path / "run"))
-    (run.path / "metrics.jsonl").unlink()
-    export_run(run, tmp_path / "peft", to="peft")
-    return tmp_path / "peft"
+def exported(export: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return shutil.copytree(export, tmp_path / "peft")
 
 
 def settings_of(run: Run, tmp_path: Path, **others: Any) -> dict[str, Any]:

@@ -33,14 +33,6 @@ FILES = {
 }
 
 
-@pytest.fixture(scope="module")
-def undrawn(trained: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The trained run without its curves, which take long to draw; only for reading."""
-    run = Run(shutil.copytree(trained.path, tmp_path_factory.mktemp("undrawn") / "run"))
-    (run.path / "metrics.jsonl").unlink()
-    return run
-
-
 @pytest.mark.parametrize("to", FILES)
 def test_llama_cpp_answers_as_the_run_does(undrawn, tmp_path, to):
     made = export_run(undrawn, tmp_path / "out", to=to)

@@ -62,10 +62,9 @@ def no_network(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def prepared(trained: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The trained run without its curves, with an export of its adapters; only for reading."""
-    run = Run(shutil.copytree(trained.path, tmp_path_factory.mktemp("push") / "runs" / "trained"))
-    (run.path / "metrics.jsonl").unlink()
+def prepared(undrawn: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The trained run with an export of its adapters; only for reading."""
+    run = Run(shutil.copytree(undrawn.path, tmp_path_factory.mktemp("push") / "runs" / "trained"))
     export.export_run(run, run.result, to="adapter", verified=False, force=True)
     return run
 
