@@ -29,8 +29,7 @@ ROOT = Path(__file__).parent.parent
 CACHE = tempfile.mkdtemp(prefix="qlora-tests-")
 os.environ["QLORA_CACHE"] = CACHE  # for the processes that tests start as well
 NUMBERS = itertools.count(1)
-STARTS = processes.Starts()
-sys.addaudithook(STARTS)
+sys.addaudithook(processes.STARTS)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -86,11 +85,11 @@ def conditions() -> Iterator[str]:
 def own_processes(conditions: str) -> Iterator[None]:
     """Each test has its device to itself, and what it starts ends with it."""
     token = f"{conditions}{next(NUMBERS)}/"
-    before = STARTS.count
+    before = processes.STARTS.count
     shutil.rmtree(Path(CACHE) / "training", ignore_errors=True)  # where the device's lock lies
     with processes.named(token):
         yield
-    if STARTS.count > before:
+    if processes.STARTS.count > before:
         assert processes.end_processes(token) == [], "left running, and ended now"
 
 
@@ -208,9 +207,15 @@ def browser() -> "Iterator[Browser]":
 
 @pytest.fixture(scope="session")
 def forks(conditions: str) -> Iterator[Forks]:
-    """Runs Python programs that use mlx-lm, without their importing it each time."""
+    """Runs Python programs that use this package, marimo or mlx-lm, without their importing them each time."""
     with Forks() as started:
         yield started
+
+
+@pytest.fixture
+def script(forks: Forks, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run `python …` in `tmp_path` to its end, in a fork of a process that has imported what takes long."""
+    return lambda *words: forks.run(*map(str, words), cwd=tmp_path, text=True)
 
 
 @pytest.fixture

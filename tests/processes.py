@@ -39,6 +39,9 @@ class Starts:
             self.count += 1
 
 
+STARTS = Starts()
+
+
 @contextlib.contextmanager
 def default_signals() -> Iterator[None]:
     """Inside the block, what a process started here does on a signal is the default, whatever this one was told.

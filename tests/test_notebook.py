@@ -148,17 +148,17 @@ def test_the_first_words_come_before_what_takes_long_to_import(python):
         assert python(*program, "--help").stdout.startswith("usage: ")
 
 
-def test_script_trains_then_says_complete_as_the_command_does(python, flags):
-    first = python(NOTEBOOK, *flags)
+def test_script_trains_then_says_complete_as_the_command_does(script, flags):
+    first = script(NOTEBOOK, *flags)
     assert first.returncode == 0, first.stderr
     assert sections(first.stdout) == ["Data", "Model", "Datasets", "Training", "Generation", "Summary"]
     for line in ("EPOCH 1/1", "✓ Best model saved", "✓ Checkpoint saved (step 2)", "✓ Epoch 1 complete"):
         assert first.stdout.count(line) == 1, line
-    again = python(NOTEBOOK, *flags)
+    again = script(NOTEBOOK, *flags)
     assert again.returncode == 0
     assert "is complete; nothing to train" in again.stdout
     assert "EPOCH" not in again.stdout
-    command = python("-m", "qlora_core", "train", *flags)
+    command = script("-m", "qlora_core", "train", *flags)
     assert command.returncode == 0
     assert without_memory(command.stdout) == without_memory(again.stdout)
 
@@ -167,7 +167,7 @@ def without_memory(output: str) -> list[str]:
     return [line for line in output.splitlines() if not line.startswith("Memory  ")]
 
 
-def test_script_quantises_a_mistral_of_the_hubs_kind_and_leaves_its_result(python, tiny_rows, tmp_path):
+def test_script_quantises_a_mistral_of_the_hubs_kind_and_leaves_its_result(script, tiny_rows, tmp_path):
     """Sharded, in half precision, without a chat template; with a preset, from the data to the answer of its result."""
     model = write_model(tmp_path / "mistral", "mistral", dtype="bfloat16", shards=2)
     content = json.loads((model / "tokenizer_config.json").read_text(encoding="utf-8"))
@@ -185,21 +185,21 @@ def test_script_quantises_a_mistral_of_the_hubs_kind_and_leaves_its_result(pytho
         "--template",
         "pergunta",
     ]
-    done = python(NOTEBOOK, "--model", model, "--quantize", "4", "--preset", "m1-16gb", *given)
+    done = script(NOTEBOOK, "--model", model, "--quantize", "4", "--preset", "m1-16gb", *given)
     assert done.returncode == 0, done.stderr
     assert sections(done.stdout)[:3] == ["Preset", "Data", "Model"]
     assert "quantised to 4 bits while loading" in done.stdout
     assert "batch_size    4: no more than 4 rows of full length fit at once" in done.stdout
     result = tmp_path / "checkpoints_qlora" / "m" / "export" / "adapter"
     assert "### Pergunta:" in (result / "chat_template.jinja").read_text(encoding="utf-8")
-    asked = python("-m", "qlora_core", "generate", "m", "--prompt", "1?", "--max-tokens", "6", "--json")
-    alone = python(result / "inference.py", "1?", "--max-tokens", "6")
+    asked = script("-m", "qlora_core", "generate", "m", "--prompt", "1?", "--max-tokens", "6", "--json")
+    alone = script(result / "inference.py", "1?", "--max-tokens", "6")
     assert json.loads(alone.stdout) == json.loads(asked.stdout)
     assert json.loads(alone.stdout)["status"] == "ok"
 
 
-def test_script_prints_one_json_object(python, flags):
-    done = python(NOTEBOOK, *flags, "--json")
+def test_script_prints_one_json_object(script, flags):
+    done = script(NOTEBOOK, *flags, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["state"] == "completed"
     assert "EPOCH 1/1" in done.stderr
@@ -214,8 +214,8 @@ def test_script_prints_one_json_object(python, flags):
         (["--nonsense"], 2, "error: unrecognized arguments: --nonsense"),
     ],
 )
-def test_script_errors_are_one_line(python, flags, given, status, said):
-    done = python(NOTEBOOK, *flags, *given)
+def test_script_errors_are_one_line(script, flags, given, status, said):
+    done = script(NOTEBOOK, *flags, *given)
     assert done.returncode == status
     assert "Traceback" not in done.stdout + done.stderr
     line = done.stderr.splitlines()[-1]
@@ -224,14 +224,14 @@ def test_script_errors_are_one_line(python, flags, given, status, said):
         assert done.stderr.strip() == line
 
 
-def test_script_help(python):
-    done = python(NOTEBOOK, "--help")
+def test_script_help(script):
+    done = script(NOTEBOOK, "--help")
     assert done.returncode == 0
     assert "--learning-rate" in done.stdout
     assert done.stderr == ""
 
 
-def test_script_pauses_with_status_3(python, flags, tmp_path):
+def test_script_pauses_with_status_3(script, flags, tmp_path):
     # a pause asked by somebody else, as soon as the run is there
     import threading
 
@@ -246,9 +246,11 @@ def test_script_pauses_with_status_3(python, flags, tmp_path):
     ended = threading.Event()
     asker = threading.Thread(target=ask)
     asker.start()
-    done = python(NOTEBOOK, *flags[:6], "--epochs", "10000", "--max-answer-tokens", "4")
-    ended.set()
-    asker.join()
+    try:
+        done = script(NOTEBOOK, *flags[:6], "--epochs", "10000", "--max-answer-tokens", "4")
+    finally:
+        ended.set()
+        asker.join()
     assert done.returncode == 3, done.stderr
     assert "Paused at step" in done.stdout
     assert "Go on with: uv run python apps/train.py --run" in done.stdout

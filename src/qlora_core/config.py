@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import math
 import types
@@ -351,12 +352,18 @@ class Setting:
 
 def settings(role: Role | None = None) -> Iterator[Setting]:
     """Yield all settings in order of declaration, or those of one role; names are unique over all groups."""
+    return (setting for setting in _declared() if role is None or setting.role == role)
+
+
+@functools.cache  # every reading of a run's settings asks for them
+def _declared() -> tuple[Setting, ...]:
+    declared = []
     for group in dataclasses.fields(RunConfig):
         cls = group.default_factory
         hints = typing.get_type_hints(cls)
         for leaf in dataclasses.fields(cls):  # type: ignore[arg-type]
-            if role is None or leaf.metadata["role"] == role:
-                yield Setting(group.name, leaf.name, hints[leaf.name], leaf.default, **leaf.metadata)
+            declared.append(Setting(group.name, leaf.name, hints[leaf.name], leaf.default, **leaf.metadata))
+    return tuple(declared)
 
 
 def _problems(setting: Setting, value: Any) -> Iterator[str]:

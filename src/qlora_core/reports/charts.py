@@ -404,10 +404,8 @@ def save_curves(run: Run, directory: Path) -> list[Path]:
 
     specification = _figure(run, panels(reader.steps.columns(), reader.evals.columns()))
     options = {"vl_version": altair.SCHEMA_VERSION.rpartition(".")[0], "allowed_base_urls": []}
-    drawn = {
-        "curves.svg": vl_convert.vegalite_to_svg(specification, **options).encode(),
-        "curves.png": vl_convert.vegalite_to_png(specification, scale=2, **options),
-    }
+    svg = vl_convert.vegalite_to_svg(specification, **options)
+    drawn = {"curves.svg": svg.encode(), "curves.png": vl_convert.svg_to_png(svg, scale=2)}
     for name, content in drawn.items():
         with replacing(directory / name) as temporary:
             temporary.write_bytes(content)
