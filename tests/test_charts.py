@@ -102,7 +102,7 @@ def test_a_run_of_many_steps_stays_small_and_keeps_its_spike():
 
 
 @pytest.mark.parametrize("count", [1, 99, 400])
-def test_specifications_are_valid_and_built_once(count):
+def test_specifications_are_valid(count):
     import altair
 
     for panel in charts.panels(columns(count), evals(s1=2.0)):
@@ -114,7 +114,6 @@ def test_specifications_are_valid_and_built_once(count):
         assert made["description"] == panel.about
         assert made["usermeta"]["embedOptions"]["actions"] is False
         assert set(made["datasets"]) >= {panel.name}
-        assert charts._page_chart(charts._shape(panel), 200) is charts._page_chart(charts._shape(panel), 200)
 
 
 # The figure -----------------------------------------------------------------------------------------------------
@@ -141,6 +140,14 @@ def write_run(path: Path, steps: int, evals: dict[int, float | None]) -> Run:
     events += [{"type": "eval", "step": step, "val_loss": loss} for step, loss in evals.items()]
     (path / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events), encoding="utf-8")
     return Run(path)
+
+
+def test_the_figures_specification_is_valid(tmp_path):
+    import altair
+
+    run = write_run(tmp_path / "run", 120, {9: 1.0})
+    made = charts._figure(run, charts.panels(columns(120), evals(s9=1.0)))
+    altair.Chart.from_dict({key: value for key, value in made.items() if key != "datasets"}, validate=True)
 
 
 def texts(svg: Path) -> list[str]:

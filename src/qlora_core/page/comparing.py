@@ -126,7 +126,7 @@ def _specification(axis: str, title: str, unit: str, names: tuple[str, ...], dot
             tooltip=["run:N", alt.Tooltip("x:Q", title=title, format=format), alt.Tooltip("loss:Q", format=".4f")],
         )
     )
-    return for_page(drawn, 260)
+    return for_page(drawn.to_dict(), 260)
 
 
 def _overlay(axis: str, names: tuple[str, ...], kind: str) -> dict[str, Any]:

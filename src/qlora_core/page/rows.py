@@ -355,4 +355,4 @@ def _histogram(tokens: str, rows: str, rule: str) -> dict[str, Any]:
     limit = alt.Chart(alt.NamedData(name="limit")).encode(x=alt.X("most:Q", title=tokens))
     line = limit.mark_rule(strokeDash=[4, 3], color=GREY, size=1.5)
     text = limit.mark_text(align="right", dx=-6, y=8, color=GREY, text=rule)
-    return for_page(alt.layer(bars, line, text), HEIGHT)
+    return for_page(alt.layer(bars, line, text).to_dict(), HEIGHT)

@@ -1,14 +1,14 @@
 """Curves of a run: panels for the page as Vega-Lite specifications, and one figure of them as SVG and PNG files.
 
-Knows columns of numbers and altair, nothing of mlx, marimo or page layout. Drawing makes no network requests.
+Knows columns of numbers and the Vega-Lite format, written out here since altair takes two seconds to import and to
+check it (the tests have it check). Nothing of mlx, marimo or page layout. Drawing makes no network requests.
 """
 
 from __future__ import annotations
 
-import functools
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -224,6 +224,10 @@ def rows_of(panel: Panel) -> str:
 
 # Specifications ---------------------------------------------------------------------------------------------------
 
+SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
+STEP = {"field": "step", "type": "quantitative"}
+VALUE = {"field": "value", "type": "quantitative"}
+
 
 class Chart:
     """A Vega-Lite specification with rows inserted unchecked: checking each row would cost 300 ms a redraw."""
@@ -237,7 +241,7 @@ class Chart:
 
 def chart(panel: Panel, height: int) -> Chart:
     """Return a panel for the page, as wide as its place; the page's theme colours letters and axes."""
-    return Chart(_page_chart(_shape(panel), height), _datasets(panel))
+    return Chart(for_page(_layered(panel, touched=True), height, panel.about), _datasets(panel))
 
 
 def rate_chart(plan: TrainingPlan) -> Chart:
@@ -250,107 +254,119 @@ def rate_chart(plan: TrainingPlan) -> Chart:
     return chart(Panel("rate", say("Learning rate"), say("per step"), ".1~e", about, (planned,), zero=True), 140)
 
 
-@dataclass(frozen=True)
-class _Shape:
-    """The parts that a specification depends on, without points of any line: so it is built once."""
-
-    name: str
-    title: str
-    unit: str
-    format: str
-    about: str
-    zero: bool
-    lines: tuple[tuple[str, str, bool, bool], ...]
-    best: bool
-    left: bool
-
-
-def _shape(panel: Panel) -> _Shape:
-    lines = tuple((series.label, series.colour, series.faint, series.dots) for series in panel.series)
-    last = max((series.steps[-1] for series in panel.series if len(series.steps)), default=0)
-    left = panel.best is not None and panel.best[0] > last / 2
-    return _Shape(
-        panel.name, panel.title, panel.unit, panel.format, panel.about, panel.zero, lines, panel.best is not None, left
-    )  # fmt: skip
-
-
 def _datasets(panel: Panel) -> dict[str, Any]:
     best = [dict(zip(("step", "value", "text"), panel.best, strict=True))] if panel.best else []
     return {panel.name: rows_of(panel), **({f"{panel.name}-best": best} if best else {})}
 
 
-@functools.lru_cache(256)
-def _page_chart(shape: _Shape, height: int) -> dict[str, Any]:
-    """Return a panel's specification for the page; built once, since altair takes its time to check it."""
-    return for_page(_layers(shape, touched=True), height, shape.about)
-
-
-def for_page(drawn: Any, height: int, about: str = "") -> dict[str, Any]:
-    """Return the specification of an altair chart, styled for the page and as wide as its place.
+def for_page(drawn: dict[str, Any], height: int, about: str = "") -> dict[str, Any]:
+    """Return a specification styled for the page and as wide as its place.
 
     Args:
-        drawn: the chart.
+        drawn: the specification.
         height: height of the plot itself, in pixels.
         about: description for screen readers.
     """
-    quiet = {"labelOpacity": 0.7, "titleOpacity": 0.7, "titleFontWeight": "normal", "domainOpacity": 0.3}
-    lines = {"gridColor": GREY, "gridOpacity": 0.2, "domainColor": GREY, "tickColor": GREY, "tickOpacity": 0.3}
-    made = (
-        drawn.properties(width="container", height=height, background="transparent", description=about)
-        .configure(font="PT Sans, system-ui, sans-serif")
-        .configure_view(stroke=None)
-        .configure_axis(**quiet, **lines, labelFontSize=11, titleFontSize=11)
-        .configure_title(anchor="start", fontSize=13, fontWeight=600, offset=8)
-        .configure_legend(labelOpacity=0.85, labelFontSize=11, symbolType="stroke")
-        .configure_axisY(minExtent=40, maxExtent=40)  # keeps the plot in place while numbers grow
-        .to_dict()
-    )
-    return {**made, "usermeta": {"embedOptions": {"actions": False}}}  # a nameless menu, which offers to send data away
+    return {
+        **drawn,
+        "$schema": SCHEMA,
+        "width": "container",
+        "height": height,
+        "background": "transparent",
+        "description": about,
+        "config": PAGE,
+        "usermeta": {"embedOptions": {"actions": False}},  # a nameless menu, which offers to send data away
+    }
 
 
-def _layers(shape: _Shape, *, touched: bool, halo: str = "") -> Any:
-    """Return a panel as altair layers it.
+PAGE: dict[str, Any] = {
+    "font": "PT Sans, system-ui, sans-serif",
+    "view": {"stroke": None},
+    "axis": {
+        "labelOpacity": 0.7,
+        "titleOpacity": 0.7,
+        "titleFontWeight": "normal",
+        "labelFontSize": 11,
+        "titleFontSize": 11,
+        "gridColor": GREY,
+        "gridOpacity": 0.2,
+        "domainColor": GREY,
+        "domainOpacity": 0.3,
+        "tickColor": GREY,
+        "tickOpacity": 0.3,
+    },
+    "axisY": {"minExtent": 40, "maxExtent": 40},  # keeps the plot in place while numbers grow
+    "title": {"anchor": "start", "fontSize": 13, "fontWeight": 600, "offset": 8},
+    "legend": {"labelOpacity": 0.85, "labelFontSize": 11, "symbolType": "stroke"},
+}
+"""Look of a chart on the page, whose theme colours its letters."""
+
+
+def _layered(panel: Panel, *, touched: bool, halo: str = "") -> dict[str, Any]:
+    """Return a panel's specification, without size and look.
 
     Args:
-        shape: the panel's shape.
+        panel: the panel.
         touched: each point tells its numbers when the pointer is on it.
         halo: colour behind the words at the best point, where the background is known.
     """
-    import altair as alt
+    labels = [series.label for series in panel.series]
+    named = {"as": "series", "calculate": f"{json.dumps(labels)}[datum.kind]"}
+    encoding = _encoding(panel, labels)
 
-    labels = [label for label, *_ in shape.lines]
-    rows = alt.Chart(alt.NamedData(name=shape.name, format=alt.CsvDataFormat(type="csv")))
-    rows = rows.transform_calculate(series=f"{json.dumps(labels)}[datum.kind]")
-    axis = alt.Axis(labelExpr=f"datum.value ? format(datum.value, '{shape.format}') : '0'", tickCount=5)
-    legend = alt.Legend(title=None, orient="top", direction="horizontal", labelLimit=260)
-    colours = alt.Scale(
-        domain=labels, range=[_faded(colour) if faint else colour for _, colour, faint, _ in shape.lines]
-    )
-    base = rows.encode(
-        x=alt.X(
-            "step:Q",
-            title=say("optimizer step"),
-            axis=alt.Axis(tickMinStep=1, format=",d", grid=False),
-            scale=alt.Scale(nice=False),
-        ),
-        y=alt.Y("value:Q", title=shape.unit, scale=alt.Scale(zero=shape.zero), axis=axis),
-        color=alt.Color("series:N", scale=colours, legend=legend, sort=labels),
-    )
+    def layer(mark: dict[str, Any], kinds: Sequence[int] | None = None, **more: Any) -> dict[str, Any]:
+        chosen = [] if kinds is None else [{"filter": f"indexof({list(kinds)}, +datum.kind) >= 0"}]
+        return {
+            "data": {"name": panel.name, "format": {"type": "csv"}},
+            "transform": [named, *chosen],
+            "mark": mark,
+            "encoding": {**encoding, **more},
+        }
+
     layers = []
     for wanted, width in ((True, 1.0), (False, 1.8)):  # faint lines behind the others
-        if kinds := [kind for kind, (_, _, faint, _) in enumerate(shape.lines) if faint == wanted]:
-            lines = base.transform_filter(_one_of(kinds))
-            layers.append(lines.mark_line(strokeWidth=width, strokeJoin="round", point=False))
-    if dotted := [kind for kind, (*_, dots) in enumerate(shape.lines) if dots]:
-        layers.append(base.transform_filter(_one_of(dotted)).mark_point(filled=True, size=34, opacity=1))
+        if kinds := [kind for kind, series in enumerate(panel.series) if series.faint == wanted]:
+            layers.append(layer({"type": "line", "strokeWidth": width, "strokeJoin": "round", "point": False}, kinds))
+    if dotted := [kind for kind, series in enumerate(panel.series) if series.dots]:
+        layers.append(layer({"type": "point", "filled": True, "size": 34, "opacity": 1}, dotted))
     if touched:
-        words = [
-            alt.Tooltip("series:N", title=say("line")),
-            alt.Tooltip("step:Q", title=say("step"), format=",d"),
-            alt.Tooltip("value:Q", title=shape.unit, format=shape.format),
-        ]
-        layers.append(base.mark_point(size=90, opacity=0, strokeOpacity=0).encode(tooltip=words))
-    return alt.layer(*layers, *(_best_layers(shape, halo) if shape.best else [])).properties(title=shape.title)
+        unseen = {"type": "point", "size": 90, "opacity": 0, "strokeOpacity": 0}
+        layers.append(layer(unseen, tooltip=_tooltip(panel)))
+    return {"title": panel.title, "layer": [*layers, *(_best_layers(panel, halo) if panel.best else [])]}
+
+
+def _encoding(panel: Panel, labels: Sequence[str]) -> dict[str, Any]:
+    """Return axes and colours of a panel's lines."""
+    colours = [_faded(series.colour) if series.faint else series.colour for series in panel.series]
+    return {
+        "x": {
+            **STEP,
+            "title": say("optimizer step"),
+            "axis": {"tickMinStep": 1, "format": ",d", "grid": False},
+            "scale": {"nice": False},
+        },
+        "y": {
+            **VALUE,
+            "title": panel.unit,
+            "axis": {"labelExpr": f"datum.value ? format(datum.value, '{panel.format}') : '0'", "tickCount": 5},
+            "scale": {"zero": panel.zero},
+        },
+        "color": {
+            "field": "series",
+            "type": "nominal",
+            "sort": list(labels),
+            "scale": {"domain": list(labels), "range": colours},
+            "legend": {"title": None, "orient": "top", "direction": "horizontal", "labelLimit": 260},
+        },
+    }
+
+
+def _tooltip(panel: Panel) -> list[dict[str, Any]]:
+    return [
+        {"field": "series", "type": "nominal", "title": say("line")},
+        {**STEP, "title": say("step"), "format": ",d"},
+        {**VALUE, "title": panel.unit, "format": panel.format},
+    ]
 
 
 def _faded(colour: str) -> str:
@@ -358,28 +374,25 @@ def _faded(colour: str) -> str:
     return f"rgba({red},{green},{blue},{FAINT})"
 
 
-def _one_of(kinds: Sequence[int]) -> str:
-    return f"indexof({list(kinds)}, +datum.kind) >= 0"
-
-
-def _best_layers(shape: _Shape, halo: str) -> list[Any]:
+def _best_layers(panel: Panel, halo: str) -> list[dict[str, Any]]:
     """Return a ring around the best point, and its value."""
-    import altair as alt
-
-    spot = alt.Chart(alt.NamedData(name=f"{shape.name}-best")).encode(x="step:Q", y="value:Q")
-    ring = spot.mark_point(size=170, color=VALIDATION, strokeWidth=2, opacity=1)
-    words: dict[str, Any] = {"align": "right" if shape.left else "left", "dx": -4 if shape.left else 4, "dy": -17}
-    words["fontSize"] = 12
-    label = spot.mark_text(color=VALIDATION, fontWeight="bold", **words).encode(text="text:N")
-    if not halo:
-        return [ring, label]
-    behind = spot.mark_text(stroke=halo, strokeWidth=4, strokeJoin="round", **words).encode(text="text:N")
-    return [ring, behind, label]
+    last = max((series.steps[-1] for series in panel.series if len(series.steps)), default=0)
+    left = panel.best[0] > last / 2
+    words = {"type": "text", "align": "right" if left else "left", "dx": -4 if left else 4, "dy": -17, "fontSize": 12,
+             "fontWeight": "bold"}  # fmt: skip
+    text = {"text": {"field": "text", "type": "nominal"}}
+    marks = [({"type": "point", "size": 170, "color": VALIDATION, "strokeWidth": 2, "opacity": 1}, {})]
+    if halo:
+        marks.append(({**words, "stroke": halo, "strokeWidth": 4, "strokeJoin": "round"}, text))
+    marks.append(({**words, "color": VALIDATION}, text))
+    spot = {"name": f"{panel.name}-best"}
+    return [{"data": spot, "mark": mark, "encoding": {"x": STEP, "y": VALUE, **more}} for mark, more in marks]
 
 
 # The figure -----------------------------------------------------------------------------------------------------
 
 PAPER = "#fdfdfc"
+APART = {"scale": {"color": "independent"}}  # each panel has a legend of its own
 
 
 def save_curves(run: Run, directory: Path) -> list[Path]:
@@ -399,12 +412,10 @@ def save_curves(run: Run, directory: Path) -> list[Path]:
     reader.poll()
     if not len(reader.steps):
         return []
-    import altair
     import vl_convert
 
     specification = _figure(run, panels(reader.steps.columns(), reader.evals.columns()))
-    options = {"vl_version": altair.SCHEMA_VERSION.rpartition(".")[0], "allowed_base_urls": []}
-    svg = vl_convert.vegalite_to_svg(specification, **options)
+    svg = vl_convert.vegalite_to_svg(specification, allowed_base_urls=[])
     drawn = {"curves.svg": svg.encode(), "curves.png": vl_convert.svg_to_png(svg, scale=2)}
     for name, content in drawn.items():
         with replacing(directory / name) as temporary:
@@ -414,26 +425,23 @@ def save_curves(run: Run, directory: Path) -> list[Path]:
 
 def _figure(run: Run, drawn: Sequence[Panel]) -> dict[str, Any]:
     """Return the whole figure as a Vega-Lite specification with its rows."""
-    import altair as alt
-
     first, *others = drawn
-    small = [_layers(_shape(p), touched=False).properties(width=NARROW, height=120) for p in others]
-    pairs = [alt.hconcat(*small[i : i + 2], spacing=26) for i in range(0, len(small), 2)]
-    loss = _layers(_shape(first), touched=False, halo=PAPER).properties(width=WIDE, height=270)
-    figure = alt.vconcat(loss, *(_apart(pair) for pair in pairs), spacing=22)
-    name = alt.TitleParams(
-        run.name, subtitle=_subtitle(run, first), anchor="start", frame="bounds", offset=16, fontSize=17
-    )
-    specification = _apart(figure).properties(background=PAPER, padding=22, title=name).configure(**_look()).to_dict()
-    return {**specification, "datasets": _together(_datasets(panel) for panel in drawn)}
-
-
-def _apart(charts: Any) -> Any:
-    return charts.resolve_scale(color="independent")
-
-
-def _together(datasets: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    return {name: rows for each in datasets for name, rows in each.items()}
+    small = [{**_layered(panel, touched=False), "width": NARROW, "height": 120} for panel in others]
+    pairs = [{"hconcat": small[i : i + 2], "spacing": 26, "resolve": APART} for i in range(0, len(small), 2)]
+    loss = {**_layered(first, touched=False, halo=PAPER), "width": WIDE, "height": 270}
+    title = {"text": run.name, "subtitle": _subtitle(run, first), "anchor": "start", "frame": "bounds", "offset": 16,
+             "fontSize": 17}  # fmt: skip
+    return {
+        "$schema": SCHEMA,
+        "title": title,
+        "vconcat": [loss, *pairs],
+        "spacing": 22,
+        "resolve": APART,
+        "background": PAPER,
+        "padding": 22,
+        "config": FIGURE,
+        "datasets": {name: rows for panel in drawn for name, rows in _datasets(panel).items()},
+    }
 
 
 def _subtitle(run: Run, loss: Panel) -> str:
@@ -445,29 +453,28 @@ def _subtitle(run: Run, loss: Panel) -> str:
     return "   ·   ".join(parts)
 
 
-def _look() -> dict[str, Any]:
-    """Return colours and letters of the figure."""
-    return {
-        "font": "Helvetica, Arial, sans-serif",
-        "view": {"stroke": None},
-        "axis": {
-            "labelColor": GREY,
-            "titleColor": GREY,
-            "titleFontWeight": "normal",
-            "gridColor": "#e8ebee",
-            "domainColor": "#cfd5da",
-            "tickColor": "#cfd5da",
-            "titlePadding": 8,
-            "labelFontSize": 11,
-            "titleFontSize": 11,
-        },
-        "legend": {"labelColor": INK, "labelFontSize": 11, "symbolStrokeWidth": 2.5, "symbolType": "stroke"},
-        "title": {
-            "color": INK,
-            "fontSize": 13,
-            "anchor": "start",
-            "frame": "group",
-            "subtitleColor": GREY,
-            "subtitleFontSize": 12,
-        },
-    }
+FIGURE: dict[str, Any] = {
+    "font": "Helvetica, Arial, sans-serif",
+    "view": {"stroke": None},
+    "axis": {
+        "labelColor": GREY,
+        "titleColor": GREY,
+        "titleFontWeight": "normal",
+        "gridColor": "#e8ebee",
+        "domainColor": "#cfd5da",
+        "tickColor": "#cfd5da",
+        "titlePadding": 8,
+        "labelFontSize": 11,
+        "titleFontSize": 11,
+    },
+    "legend": {"labelColor": INK, "labelFontSize": 11, "symbolStrokeWidth": 2.5, "symbolType": "stroke"},
+    "title": {
+        "color": INK,
+        "fontSize": 13,
+        "anchor": "start",
+        "frame": "group",
+        "subtitleColor": GREY,
+        "subtitleFontSize": 12,
+    },
+}
+"""Look of the figure: its colours and letters."""
