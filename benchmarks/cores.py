@@ -66,7 +66,6 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
     from qlora_core.engine import device
     from qlora_core.jobs.planning import plan_training
     from qlora_core.machine.memory import MemoryMonitor
-    from qlora_core.tokens.batching import epoch_steps
     from qlora_core.training import loop, share_workers, steps
     from qlora_core.training.session import open_session
 
@@ -81,7 +80,7 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
             steps.prepare_to_train(session)
             if session.workers:
                 session.workers.are_ready(60)
-            groups = epoch_steps(session.lengths, session.config.train, epoch=0, order=session.order)
+            groups = session.plan.steps(0)
             groups = (groups * (1 + (arguments.steps + 1) // len(groups)))[: arguments.steps + 1]
             steps.train_step(session, groups[0])
             with beside(arguments.way == "busy"):

@@ -110,8 +110,8 @@ class Forks:
 def import_libraries() -> None:
     """Import what programs here do; no stream of MLX may be made, whose thread a fork would lack."""
     for name in ("qlora_core.engine.device", "mlx_lm", "mlx_lm.models.llama",  # the first decides on the BLAS
-                 "qlora_core.cli", "qlora_core.api", "qlora_core.page", "qlora_core.jobs.worker", "qlora_core.training.loop",
-                 "marimo", "marimo._server.main"):  # fmt: skip
+                 "qlora_core.cli", "qlora_core.api", "qlora_core.page", "qlora_core.jobs.worker",
+                 "qlora_core.training.loop", "marimo", "marimo._server.main"):  # fmt: skip
         importlib.import_module(name)
     from transformers import AutoTokenizer, PreTrainedTokenizerFast  # noqa: F401 - imported when they are asked for
 
@@ -155,7 +155,7 @@ def start(words: list[str]) -> None:
         sys.argv, sys.path[0] = ["-c", *others[1:]], ""
         exec(compile(others[0], "<string>", "exec"), {"__name__": "__main__"})
     elif first == "-m":
-        sys.argv, sys.path[0] = others, os.getcwd()
+        sys.argv, sys.path[0] = others, str(Path.cwd())
         runpy.run_module(others[0], run_name="__main__", alter_sys=True)
     else:
         sys.argv, sys.path[0] = words, str(Path(first).parent)

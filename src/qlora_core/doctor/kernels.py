@@ -195,7 +195,9 @@ def quantised_products(dtype: str) -> Finding:
     if not exact < limit:
         return Finding("failed", f"dequantised products are off by {exact:.1e}, {limit:.0e} allowed", WRONG)
     if not wrong:
-        return Finding("ok", f"{tried} of {len(PRODUCTS)} shapes, both directions: within {worst:.0e}, dequantised {exact:.0e}")
+        return Finding(
+            "ok", f"{tried} of {len(PRODUCTS)} shapes, both directions: within {worst:.0e}, dequantised {exact:.0e}"
+        )
     value = f"{wrong[0]}{f' ({len(wrong)} such)' if len(wrong) > 1 else ''}; dequantised ones are right ({exact:.0e})"
     if device.choose_kernels(dtype, 0, 0).linear == "quantised":
         return Finding("failed", value, WRONG)

@@ -5,12 +5,9 @@ from __future__ import annotations
 import gc
 import math
 
-import numpy as np
-
 from ..activity import doing
 from ..engine import device
 from ..runs.writer import RunWriter, record
-from ..tokens.rows import TokenRows
 from .session import Session
 from .steps import HalfOverflow, all_finite, prepare_to_train, sources_of, summed_gradient, validation_loss
 
@@ -27,15 +24,12 @@ def look_for_overflow(session: Session) -> None:
     if session.kernels.dtype != "float16" or session.progress.step:
         return
 
-    def longest(rows: TokenRows) -> list[int]:
-        return np.argsort(rows.lengths, kind="stable")[-session.micro_batch :].tolist()
-
     prepare_to_train(session)
     with doing("longest_rows"):
-        some = longest(session.train_rows)
+        some = session.plan.longest(session.train_rows)
         if not all_finite(*summed_gradient(session, [some])).item():
             raise HalfOverflow("the longest rows, before the first step", sources_of(session.train_rows, [some]))
-        some = longest(session.val_rows)
+        some = session.plan.longest(session.val_rows)
         if some and not math.isfinite(validation_loss(session, some)):
             sources = sources_of(session.val_rows, [some])
             raise HalfOverflow("the longest validation rows, before the first step", sources)

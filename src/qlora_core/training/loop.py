@@ -27,9 +27,6 @@ from ..runs.checkpoints import checkpoints
 from ..runs.run import EVALUATION, SUMMARY, Run
 from ..runs.schema import State
 from ..runs.writer import RunWriter
-from ..tokens.batching import (
-    epoch_steps,
-)
 from .evaluate import answer_samples, evaluate_run, forget_samples
 from .float16 import give_back_memory, look_for_overflow, use_bfloat16
 from .hidden_state_cache import leave_trunk, remove_states
@@ -155,9 +152,9 @@ def _train_to_end(session: Session, writer: RunWriter, interruption: Interruptio
         steps_per_epoch=session.steps_per_epoch,
         epochs=math.ceil(total / session.steps_per_epoch),
         layout=session.layout,
-        order=session.order,
+        order=session.plan.order,
         kernels=dataclasses.asdict(session.kernels),
-        prefix_tokens=len(session.prefix),
+        prefix_tokens=len(session.plan.prefix),
         device=device.describe_device(),
         train_rows=len(session.train_rows),
         val_rows=len(session.val_rows),
@@ -204,7 +201,7 @@ def _catch_up(session: Session, writer: RunWriter) -> bool:
 def start_workers(session: Session, writer: RunWriter) -> None:
     """Start processes that compute beside this one, if worthwhile; until they have loaded, it computes alone."""
     progress = session.progress
-    left = sum(session.lengths) * (session.total_steps - progress.step) // session.steps_per_epoch
+    left = sum(session.plan.lengths) * (session.total_steps - progress.step) // session.steps_per_epoch
     count = how_many(
         session.kernels,
         session.estimate,
@@ -232,8 +229,8 @@ def end_workers(session: Session | None) -> None:
 
 def train_epoch(session: Session, writer: RunWriter, epoch: int, interruption: Interruption) -> None:
     """Train the rest of an epoch (counted from 0): steps, validations and checkpoints when they are due."""
-    config, progress = session.config, session.progress
-    groups = epoch_steps(session.lengths, config.train, epoch=epoch, order=session.order)
+    progress = session.progress
+    groups = session.plan.steps(epoch)
     done = progress.step - epoch * session.steps_per_epoch
     if done == 0:
         progress.epoch_loss, progress.epoch_targets = 0.0, 0

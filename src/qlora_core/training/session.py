@@ -15,8 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..activity import doing
 from ..config import RunConfig, from_flat
 from ..engine import device
@@ -43,12 +41,12 @@ from ..runs.run import Run, describe_rows
 from ..runs.throughput import Throughput
 from ..runs.time_spent import TimeSpent
 from ..runs.writer import RunWriter, record
-from ..tokens.batching import Order
 from ..tokens.dataset import TokenDataset, make_dataset
 from ..tokens.rows import TokenRow
 from ..tokens.shared_prefix import NO_PREFIX, common_prefix
 from ..tokens.tokenizer import ChatTokenizer
 from .adapted_model import load_adapted, streams_of_this_thread
+from .batch_plan import BatchPlan
 from .checkpoint import Progress, load_checkpoint
 from .share_workers import ShareWorkers
 
@@ -90,16 +88,15 @@ class Session:
         optimizer: new, or restored from a checkpoint.
         kernels: how it computes.
         layout: how batches are laid out.
+        plan: which rows are computed together.
         train_rows: rows to train.
         val_rows: rows to validate on.
         progress: counters of the run.
         monitor: measures memory.
         watch: what is watched from step to step.
         spent: how long each part of the run took.
-        micro_batch: rows that are computed at once: `batch_size`, or fewer after memory ran out.
         estimate: predicted peak memory.
         trunk: the frozen lower layers, if they are out of memory and rows have hidden states from a file.
-        prefix: token ids of the prefix that rows computed together share; empty if they share none.
         workers: processes that compute shares of a micro-batch beside this one, if worthwhile.
     """
 
@@ -112,16 +109,15 @@ class Session:
     optimizer: optim.Optimizer
     kernels: Kernels
     layout: Layout
+    plan: BatchPlan
     train_rows: Sequence[TokenRow]
     val_rows: Sequence[TokenRow]
     progress: Progress
     monitor: MemoryMonitor
     watch: Watch
     spent: TimeSpent
-    micro_batch: int
     estimate: memory_estimate.MemoryEstimate
     trunk: Trunk | None = None
-    prefix: np.ndarray = dataclasses.field(default_factory=lambda: NO_PREFIX)
     workers: ShareWorkers | None = None
 
     def share_prefix(self) -> None:
@@ -130,11 +126,11 @@ class Session:
         They cannot with dropout: each row drops different numbers, in the prefix too.
         """
         kernels, lora = self.kernels, self.config.lora
-        self.prefix = NO_PREFIX
+        self.plan.prefix = NO_PREFIX
         if kernels.prefix and self.layout == "packed" and not lora.dropout:
             found = common_prefix(self.train_rows)
             if len(found) and can_share_prefix(self.model, self.spec.config["vocab_size"], kernels.rounding):
-                self.prefix = found
+                self.plan.prefix = found
 
     def whole(self) -> contextlib.AbstractContextManager[None]:
         """Return a context in which the model has all of its layers."""
@@ -165,31 +161,6 @@ class Session:
         """Return each parameter's learning rate relative to the step's (LoRA+: higher for B); None: all the same."""
         ratio = self.config.train.lora_plus
         return self.adapters.spread(lambda name: ratio if name.endswith("lora_b") else 1.0)
-
-    @property
-    def order(self) -> Order:
-        """Return how rows are grouped into batches."""
-        if self.layout != "packed":
-            return "alike"
-        return "level" if self.kernels.rounding.bins else "drawn"
-
-    @functools.cached_property
-    def tokens_at_once(self) -> int:
-        """Return the token budget of a packed micro-batch.
-
-        This is the sum of the `micro_batch` longest rows, for which memory was checked.
-        """
-        return sum(sorted(self.lengths)[-self.micro_batch :])
-
-    @property
-    def tokens_a_stream(self) -> int:
-        """Return how many of these tokens one stream computes."""
-        return self.kernels.at_once or self.tokens_at_once
-
-    @functools.cached_property
-    def lengths(self) -> list[int]:
-        """Return the tokens of each training row."""
-        return self.train_rows.lengths.tolist()
 
 
 def open_session(writer: RunWriter, monitor: MemoryMonitor, began: float | None = None) -> Session:
@@ -236,9 +207,10 @@ def open_session(writer: RunWriter, monitor: MemoryMonitor, began: float | None 
     progress = load_checkpoint(checkpoint, model, optimizer) if checkpoint else Progress()
     watch = Watch(MemoryGuard(config.pace.pause_below_gb * GB))
     spent = TimeSpent(progress.extra.setdefault("seconds", {}), began)
+    plan = BatchPlan(rows.lengths.tolist(), config.train, kernels, layout, at_once.train.batch_size)
     session = Session(
-        run, config, spec, tokenizer, model, adapters, optimizer, kernels, layout, rows, val_rows, progress, monitor,
-        watch, spent, at_once.train.batch_size, estimate,
+        run, config, spec, tokenizer, model, adapters, optimizer, kernels, layout, plan, rows, val_rows, progress,
+        monitor, watch, spent, estimate,
     )  # fmt: skip
     with doing("trying"):
         session.share_prefix()

@@ -1,11 +1,14 @@
-"""One optimizer step and one validation: which rows are computed together, on which streams, and the update."""
+"""One optimizer step and one validation: loss and gradient of rows, on several streams or processes, and the update.
+
+Which rows are computed together, `batch_plan` knows.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from ..activity import doing
@@ -14,17 +17,9 @@ from ..engine.device import mx, tree_flatten, tree_map
 from ..engine.sums import exact_norm
 from ..machine.memory import MemorySample
 from ..schedule import learning_rate
-from ..tokens.batching import (
-    AS_IT_IS,
-    Batch,
-    at_most,
-    in_rounds_of_sharing,
-    make_batch,
-    neighbours,
-    share_out,
-)
+from ..tokens.batching import Batch
 from ..tokens.rows import TokenRow
-from ..tokens.shared_prefix import begins_with
+from .batch_plan import Shares
 from .session import Session
 from .share_workers import Computed, Request, compute_shares
 
@@ -53,17 +48,11 @@ def _share_cores(streams: int) -> None:
 
     Nothing may be computed meanwhile: the number of threads of a product decides its last bits.
     """
-    device.set_blas_threads(max(1, device.cores() // streams))
+    device.set_blas_threads(_threads(streams))
 
 
-def _share_cores_of_round(session: Session, shares: Sequence[Sequence[TokenRow]]) -> None:
-    """Give a long row the cores of idle streams; with short rows, waiting threads cost more than they save."""
-    device.set_blas_threads(_threads_of_round(session, shares))
-
-
-def _threads_of_round(session: Session, shares: Sequence[Sequence[TokenRow]]) -> int:
-    long = any(sum(map(len, share)) > session.tokens_a_stream for share in shares)
-    return max(1, device.cores() // (len(shares) if long else session.kernels.streams))
+def _threads(streams: int) -> int:
+    return max(1, device.cores() // streams)
 
 
 class Step(NamedTuple):
@@ -162,10 +151,10 @@ def summed_gradient(session: Session, group: Sequence[Sequence[int]]) -> tuple[m
     loss, gradient = mx.array(0.0), mx.array(0.0)
     if session.workers:
         session.workers.engage()
-    for shares in _rounds(session, session.train_rows, group):
+    for shares in session.plan.rounds(session.train_rows, group):
         part_loss, part_gradient = _micro_batch(session, shares)  # builds the graph while the last round is computed
         mx.eval(loss, gradient)  # wait for it, so that only one round at a time is in memory
-        _share_cores_of_round(session, shares)
+        _share_cores(session.plan.streams_of(shares))
         loss, gradient = loss + part_loss, gradient + part_gradient
         mx.async_eval(loss, gradient)
     return loss, gradient
@@ -195,33 +184,7 @@ def all_finite(*trees: Any) -> mx.array:
     return mx.isfinite(mx.stack([mx.sum(value) for value in values])).all()
 
 
-def _rounds(
-    session: Session, rows: Sequence[TokenRow], group: Iterable[Sequence[int]]
-) -> Iterator[list[list[TokenRow]]]:
-    """Yield rounds of rows, computed one after another; each is a list of the rows of each stream.
-
-    Packed rows are grouped by their tokens, whatever micro-batch they belong to: many short rows take no more memory
-    than a few long ones.
-    """
-    streams, packed = session.kernels.streams, session.layout == "packed"
-    batches = [[i for batch in group for i in batch]] if packed else at_most(session.micro_batch, group)
-
-    def divided(found: list[TokenRow]) -> list[list[list[int]]]:
-        lengths = [len(row) for row in found]
-        if not packed:
-            return [share_out(lengths, streams)]
-        size = len(session.prefix) if session.kernels.rounding == AS_IT_IS else 0  # each bin has its own copy anyway
-        shared = [size * begins_with(row, session.prefix) for row in found]
-        limits = {"streams": streams, "share": session.tokens_a_stream, "at_once": session.tokens_at_once}
-        return in_rounds_of_sharing(lengths, shared, **limits)
-
-    for batch in batches:
-        found = [rows[i] for i in batch]
-        for shares in divided(found):
-            yield [[found[i] for i in share] for share in shares]
-
-
-def _micro_batch(session: Session, shares: Sequence[Sequence[TokenRow]]) -> tuple[mx.array, mx.array]:
+def _micro_batch(session: Session, shares: Shares) -> tuple[mx.array, mx.array]:
     """Return the summed loss of some rows and its gradient `(parameters,)`.
 
     Each process or stream computes a share of the rows.
@@ -232,14 +195,12 @@ def _micro_batch(session: Session, shares: Sequence[Sequence[TokenRow]]) -> tupl
     return sum(losses), sum(gradients[1:], gradients[0])
 
 
-def _by_workers(
-    session: Session, shares: Sequence[Sequence[TokenRow]], *, gradients: bool
-) -> list[tuple[mx.array, mx.array | None]] | None:
+def _by_workers(session: Session, shares: Shares, *, gradients: bool) -> list[tuple[mx.array, mx.array | None]] | None:
     """Compute loss and gradient of each share, some in each process; return None if workers are not to be used."""
     workers = session.workers
     if workers is None or not workers.engaged or len(shares) == 1:
         return None
-    request = Request(list(map(list, shares)), gradients, session.prefix, _threads_of_round(session, shares))
+    request = Request(shares, gradients, session.plan.prefix, _threads(session.plan.streams_of(shares)))
     device.set_blas_threads(request.threads)
 
     def own(request: Request) -> list[Computed]:
@@ -251,13 +212,12 @@ def _by_workers(
     return [(mx.array(loss), None if gradient is None else mx.array(gradient)) for loss, gradient in computed]
 
 
-def _on_streams(session: Session, shares: Sequence[Sequence[TokenRow]], compute: Callable[[Batch], Any]) -> list[Any]:
+def _on_streams(session: Session, shares: Shares, compute: Callable[[Batch], Any]) -> list[Any]:
     """Return the result of `compute` for each share, on a stream of its own."""
-    packed, rounding = session.layout == "packed", session.kernels.rounding
     results = []
     for share, stream in zip(shares, session.streams, strict=False):
         with mx.stream(stream):
-            results.append(compute(make_batch(share, packed=packed, rounding=rounding, prefix=session.prefix)))
+            results.append(compute(session.plan.batch(share)))
     return results
 
 
@@ -271,7 +231,7 @@ def validate_model(session: Session) -> float:
     It computes the same rows in the same batches every time.
     """
     rows, total = session.val_rows, 0.0
-    batches = list(neighbours(rows.lengths.tolist(), session.tokens_at_once))
+    batches = session.plan.validation(rows.lengths.tolist())
     with doing("validation", len(batches)) as tick:
         for number, some in enumerate(batches):
             tick(number)
@@ -285,8 +245,8 @@ def validation_loss(session: Session, some: Sequence[int]) -> float:
     loss = 0.0
     if session.workers:
         session.workers.engage()
-    for shares in _rounds(session, session.val_rows, [some]):
-        _share_cores_of_round(session, shares)
+    for shares in session.plan.rounds(session.val_rows, [some]):
+        _share_cores(session.plan.streams_of(shares))
         if computed := _by_workers(session, shares, gradients=False):
             losses = [one for one, _ in computed]
         else:
