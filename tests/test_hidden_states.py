@@ -31,7 +31,7 @@ from harness import (
 from safetensors.numpy import load_file
 
 from qlora_core.config import LoraConfig
-from qlora_core.engine import compiled_loss, device
+from qlora_core.engine import device
 from qlora_core.engine.device import mx, nn, tree_flatten
 from qlora_core.engine.frozen_layers import StandIn, Trunk
 from qlora_core.engine.model import Layout, batch_loss, choose_layout, load_lower_layers
@@ -41,7 +41,7 @@ from qlora_core.runs.kernel_choice import Kernels
 from qlora_core.runs.run import Run
 from qlora_core.tokens.batching import AS_IT_IS, Rounding, make_batch
 from qlora_core.tokens.rows import TokenRow, TokenRows
-from qlora_core.training import hidden_state_cache, loop
+from qlora_core.training import hidden_state_cache, loop, session
 from qlora_core.training.hidden_state_cache import FILE, RECORD, Maker, RowsAbove, read_states, write_states
 
 UPPER = LoraConfig(rank=4, num_layers=1)
@@ -307,7 +307,7 @@ def test_what_was_compiled_does_not_keep_the_layers_that_go(
         return mx.stack([value.astype(mx.float32).sum() for _, value in tree_flatten(model.parameters())]).sum()
 
     monkeypatch.setattr(Trunk, "take_out", take_out)
-    monkeypatch.setattr(compiled_loss, "form_loss", of_all_weights)
+    monkeypatch.setattr(session, "SUPERVISED", dataclasses.replace(session.SUPERVISED, loss=of_all_weights))
     model = random_model("llama", layers=3)
     run = create_run(tmp_path / "runs", model, write_pair(tmp_path / "data"), num_layers=1, samples=0)
     with pytest.raises(Killed):

@@ -5,6 +5,7 @@ Knows nothing of rows, steps or streams.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ..tokens.batching import Batch
@@ -20,11 +21,20 @@ class Passes:
         adapters: the model's adapters as one vector.
         layout: how batches are laid out for the model.
         compiled: whether a function is compiled for each new shape, and kept.
+        loss: returns the loss of a batch's arrays, summed.
     """
 
-    def __init__(self, model: nn.Module, adapters: AdapterVector, layout: Layout, *, compiled: bool) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        adapters: AdapterVector,
+        layout: Layout,
+        *,
+        compiled: bool,
+        loss: Callable[[nn.Module, dict[str, mx.array], Form], mx.array] = form_loss,
+    ) -> None:
         self._model, self._adapters, self._layout = model, adapters, layout
-        self._compiled = compiled
+        self._compiled, self._loss = compiled, loss
         self._functions: dict[Form, Any] = {}
 
     def loss(self, batch: Batch) -> mx.array:
@@ -55,7 +65,7 @@ class Passes:
 
         def forward(trained: dict[str, Any], arrays: dict[str, mx.array]) -> mx.array:
             self._model.update(trained)
-            return form_loss(self._model, arrays, form)
+            return self._loss(self._model, arrays, form)
 
         def both(trained: dict[str, Any], arrays: dict[str, mx.array]) -> tuple[mx.array, mx.array]:
             # no loss scaling in float16: in a sum over tokens nothing underflows (measured: scaling is no closer to

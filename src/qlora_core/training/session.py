@@ -41,13 +41,14 @@ from ..runs.run import Run, describe_rows
 from ..runs.throughput import Throughput
 from ..runs.time_spent import TimeSpent
 from ..runs.writer import RunWriter, record
-from ..tokens.dataset import TokenDataset, make_dataset
+from ..tokens.dataset import TokenDataset
 from ..tokens.rows import TokenRow
 from ..tokens.shared_prefix import NO_PREFIX, common_prefix
 from ..tokens.tokenizer import ChatTokenizer
 from .adapted_model import load_adapted, streams_of_this_thread
 from .batch_plan import BatchPlan
 from .checkpoint import Progress, load_checkpoint
+from .objective import SUPERVISED, Objective
 from .share_workers import ShareWorkers
 
 
@@ -89,6 +90,7 @@ class Session:
         kernels: how it computes.
         layout: how batches are laid out.
         plan: which rows are computed together.
+        objective: what is learnt from them.
         train_rows: rows to train.
         val_rows: rows to validate on.
         progress: counters of the run.
@@ -110,6 +112,7 @@ class Session:
     kernels: Kernels
     layout: Layout
     plan: BatchPlan
+    objective: Objective
     train_rows: Sequence[TokenRow]
     val_rows: Sequence[TokenRow]
     progress: Progress
@@ -154,7 +157,7 @@ class Session:
     @functools.cached_property
     def passes(self) -> Passes:
         """Return the loss and gradient functions for this model, which are compiled where that is faster."""
-        return Passes(self.model, self.adapters, self.layout, compiled=self.kernels.compiled)
+        return Passes(self.model, self.adapters, self.layout, compiled=self.kernels.compiled, loss=self.objective.loss)
 
     @functools.cached_property
     def rate_ratio(self) -> mx.array | None:
@@ -183,8 +186,8 @@ def open_session(writer: RunWriter, monitor: MemoryMonitor, began: float | None 
         run.refuse_damage()
         checkpoint = _checkpoint(writer)
     tokenizer = run.tokenizer()
-    length = config.data.max_seq_length
-    train, validation = (make_dataset(rows, tokenizer, length) for rows in (run.train_rows(), run.validation_rows()))
+    objective, length, sides = SUPERVISED, config.data.max_seq_length, (run.train_rows(), run.validation_rows())
+    train, validation = (objective.encode(rows, tokenizer, length) for rows in sides)
     environment = _with_rows_of_today(writer, environment, train, validation, begun=checkpoint is not None)
     if train.conversations:
         tokenizer.follow(train.thinks)
@@ -209,8 +212,8 @@ def open_session(writer: RunWriter, monitor: MemoryMonitor, began: float | None 
     spent = TimeSpent(progress.extra.setdefault("seconds", {}), began)
     plan = BatchPlan(rows.lengths.tolist(), config.train, kernels, layout, at_once.train.batch_size)
     session = Session(
-        run, config, spec, tokenizer, model, adapters, optimizer, kernels, layout, plan, rows, val_rows, progress,
-        monitor, watch, spent, estimate,
+        run, config, spec, tokenizer, model, adapters, optimizer, kernels, layout, plan, objective, rows,
+        val_rows, progress, monitor, watch, spent, estimate,
     )  # fmt: skip
     with doing("trying"):
         session.share_prefix()

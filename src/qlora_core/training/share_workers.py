@@ -33,6 +33,7 @@ from ..runs.memory_estimate import PROGRAM_BYTES, MemoryEstimate
 from ..tokens.batching import make_batch
 from ..tokens.rows import TokenRow
 from .adapted_model import load_adapted
+from .objective import SUPERVISED
 
 WORTHWHILE = 5e11  # parameters × tokens to train, from which on a process is worth the seconds that it takes to start
 SHARE_OF_FREE_MEMORY = 0.5  # share of what is free beside the trainer's own needs, for all workers together
@@ -225,7 +226,7 @@ class _Worker:
         if layout != setup.layout:
             raise RuntimeError(f"the trainer lays rows {setup.layout}, this process {layout}")
         self.adapters = AdapterVector(self.model)
-        self.passes = Passes(self.model, self.adapters, layout, compiled=setup.kernels.compiled)
+        self.passes = Passes(self.model, self.adapters, layout, compiled=setup.kernels.compiled, loss=SUPERVISED.loss)
         self.monitor = MemoryMonitor(counters=device.memory_counters)
         self.streams = [mx.default_stream(mx.cpu), *(mx.new_stream(mx.cpu) for _ in range(setup.streams - 1))]
 

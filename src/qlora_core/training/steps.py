@@ -114,11 +114,10 @@ def step_numbers(session: Session, step: Step, memory: MemorySample, seconds: fl
     """Return a step as the fields of a `step` event."""
     return {
         "step": session.progress.step,
-        "train_loss": step.loss / step.targets if step.updated else None,
+        **session.objective.numbers(step.loss if step.updated else None, step.targets),
         "learning_rate": step.rate,
         "grad_norm": step.norm if step.updated else None,
         "tokens": step.tokens,
-        "target_tokens": step.targets,
         "seconds": seconds,
         "tokens_per_second": step.tokens / seconds,
         "peak_memory_bytes": memory.peak,
