@@ -8,9 +8,6 @@ import threading
 import unicodedata
 from typing import Any
 
-import ftfy
-from ftfy.badness import is_bad
-
 from ..errors import DataError
 
 ENCODING, FORM, CONTROLS, LOST = "encoding", "Unicode form", "control characters", "lost characters"
@@ -87,6 +84,9 @@ def _trimmed(text: str) -> str:
 
 
 def _mended(text: str) -> str:
+    import ftfy  # only here: it takes a quarter of a second, which commands that read no data need not wait for
+    from ftfy.badness import is_bad
+
     if _WINDOWS.search(text):
         try:
             return text.encode("latin-1").decode("utf-8")
