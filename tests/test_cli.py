@@ -196,14 +196,14 @@ def test_training_succeeds_when_its_result_cannot_be_written(tiny_model, tiny_ro
 
 
 def test_export_writes_where_it_is_told_and_keeps_what_is_there(place, qlora, tmp_path):
-    done = qlora("export", "club", "--out", tmp_path / "out", cwd=place)
+    done = qlora("export", "club", "--no-verify", "--out", tmp_path / "out", cwd=place)
     assert done.status == 0
     assert f"Where         {tmp_path / 'out'}, " in done.out
     (tmp_path / "out" / "mine.txt").write_text("mine", encoding="utf-8")
-    done = qlora("export", "club", "--out", tmp_path / "out", cwd=place)
+    done = qlora("export", "club", "--no-verify", "--out", tmp_path / "out", cwd=place)
     assert done.status == 1
     assert "holds more than was exported (mine.txt), so it is left as it is. --force" in done.err
-    assert qlora("export", "club", "--out", tmp_path / "out", "--force", cwd=place).status == 0
+    assert qlora("export", "club", "--no-verify", "--out", tmp_path / "out", "--force", cwd=place).status == 0
     assert not (tmp_path / "out" / "mine.txt").exists()
 
 

@@ -100,8 +100,8 @@ def test_it_answers_is_judged_and_exported_there(scripted: Run, as_an_m1: dict[s
     run = scripted.path
     asked = ["generate", run, "--prompt", "1?", "2?", "--max-tokens", "3", "--json"]
     exported = [
-        ["export", run, "--to", "peft", "--out", tmp_path / "peft", "--json"],
-        ["export", run, "--to", "fused", "--dequantize", "--out", tmp_path / "fused", "--json"],
+        ["export", run, "--to", "peft", "--out", tmp_path / "peft", "--no-verify", "--json"],
+        ["export", run, "--to", "fused", "--dequantize", "--no-verify", "--out", tmp_path / "fused", "--json"],
         ["export", run, "--to", "fused", "--out", tmp_path / "auto", "--json"],
     ]
     answers, evaluation, peft, fused, auto = commands(as_an_m1, tmp_path, asked, ["evaluate", run, "--json"], *exported)
