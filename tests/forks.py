@@ -40,8 +40,12 @@ class Forks:
         self._process = None
         if sys.platform == "linux":
             self._process = subprocess.Popen(
-                [sys.executable, "-B", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=self._environment
-            )
+                [sys.executable, "-B", __file__],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=self._environment,
+                bufsize=0,
+            )  # what was read ahead, `select` would not tell of
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -92,7 +96,7 @@ class Forks:
         self._process.stdin.flush()
 
     def _hear(self, command: list[str], child: int | None = None) -> str:
-        """The next line, waited for while the program gets on; if none will come, `child` is killed."""
+        """Return the next line, waited for while the program gets on; if none will come, `child` is killed."""
         answers = self._process.stdout
         try:
             processes.wait_until(lambda: select.select([answers], [], [], 0.5)[0], lambda: str(command), pause=0)

@@ -353,7 +353,7 @@ def test_no_round_has_more_tokens_than_the_longest_micro_batch(
         laid.clear()
         results = real(session, shares, compute)
         rounds.append(sum(batch.ids.size for batch in laid))
-        assert rounds[-1] <= session.plan.tokens_at_once
+        assert rounds[-1] <= session.batch_plan.tokens_at_once
         return results
 
     def counted(prefix: bool) -> int:

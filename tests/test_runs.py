@@ -482,6 +482,16 @@ def test_a_damaged_run_is_named(created, name, content, message):
         _ = run.config(), run.environment()
 
 
+@pytest.mark.parametrize("value", ["many", 0, None])
+def test_rows_at_once_are_a_number_of_rows(plan, value):
+    tracker, planned = plan()
+    run = tracker.create(planned)
+    path = run.path / "environment.json"
+    path.write_text(json.dumps(run.environment() | {"micro_batch": value}), encoding="utf-8")
+    with pytest.raises(RunError, match="micro_batch"):
+        _ = run.micro_batch
+
+
 @pytest.mark.parametrize(
     ("name", "value", "told"),
     [

@@ -26,7 +26,8 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> list[ShareWorkers]:
     start = loop.start_workers
 
     def started_and_ready(session, writer) -> None:
-        session.kernels = dataclasses.replace(session.kernels, streams=2)
+        kernels = dataclasses.replace(session.kernels, streams=2)
+        session.batch_plan = dataclasses.replace(session.batch_plan, kernels=kernels)
         start(session, writer)
         assert session.workers.are_ready(60)
         started.append(session.workers)

@@ -94,7 +94,7 @@ def train(job: Job, rows: Rows, watch: Watch) -> dict[str, Any]:
         return {
             "kernels": dataclasses.asdict(session.kernels),
             "layout": session.layout,
-            "prefix_tokens": len(session.plan.prefix),
+            "prefix_tokens": len(session.batch_plan.prefix),
             "peak_bytes": memory.peak,
             "process_peak_bytes": memory.process_peak,  # includes the processes beside this one
         }
@@ -109,7 +109,7 @@ def _batches(job: Job, session: Any, epoch_batches: Any) -> Iterator[list[int]]:
     epoch = 0
     while True:
         lengths = rows.lengths.tolist()
-        yield from epoch_batches(lengths, job.batch_size, seed=job.seed, epoch=epoch, order=session.plan.order)
+        yield from epoch_batches(lengths, job.batch_size, seed=job.seed, epoch=epoch, order=session.batch_plan.order)
         epoch += 1
 
 
@@ -152,7 +152,7 @@ def _opened(job: Job, rows: Sequence[TokenRow]) -> Iterator[Any]:
             writer.listeners.append(_tell)
             session = open_session(writer, MemoryMonitor(counters=device.memory_counters))
             session.train_rows = rows
-            session.plan = dataclasses.replace(session.plan, lengths=TokenRows.of(rows).lengths.tolist())
+            session.batch_plan = dataclasses.replace(session.batch_plan, lengths=TokenRows.of(rows).lengths.tolist())
             session.share_prefix()
             loop.start_workers(session, writer)
             _refuse_without_effect(job.without, json.loads(json.dumps(dataclasses.asdict(session.kernels))))

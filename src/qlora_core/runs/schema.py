@@ -67,6 +67,7 @@ class Environment(TypedDict):
     rows: NotRequired[RecordedRows]
     identity: NotRequired[dict[str, Any]]
     kernels: NotRequired[Kernels]
+    micro_batch: NotRequired[Annotated[int, msgspec.Meta(ge=1)]]
     versions: NotRequired[dict[str, str]]
     imported: NotRequired[dict[str, str]]
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ..engine.model import Layout
 
 Shares = list[list[TokenRow]]
-"""The rows of each stream, computed at the same time."""
+"""A round: the rows of each stream, computed at the same time."""
 
 
 @dataclass
@@ -89,14 +89,14 @@ class BatchPlan:
 
     @property
     def tokens_a_stream(self) -> int:
-        """Return how many of these tokens one stream computes."""
+        """Return the most tokens of a packed round that one stream computes at once."""
         return self.kernels.at_once or self.tokens_at_once
 
     def rounds(self, rows: Sequence[TokenRow], group: Iterable[Sequence[int]]) -> Iterator[Shares]:
         """Yield the rounds of a step, computed one after another.
 
         Packed rows are grouped by their tokens, whatever micro-batch they belong to: many short rows take no more
-        memory than a few long ones.
+        memory than a few long ones. Padded rows stay in their micro-batches.
 
         Args:
             rows: all rows.
@@ -110,9 +110,11 @@ class BatchPlan:
                 yield [[found[i] for i in share] for share in shares]
 
     def _padded_round(self, found: list[TokenRow]) -> list[list[int]]:
+        """Return the indices of each stream's rows."""
         return share_out([len(row) for row in found], self.kernels.streams)
 
     def _packed_rounds(self, found: list[TokenRow]) -> list[list[list[int]]]:
+        """Return the indices of each stream's rows in each round."""
         size = len(self.prefix) if self.kernels.rounding == AS_IT_IS else 0  # each bin has its own copy anyway
         shared = [size * begins_with(row, self.prefix) for row in found]
         return in_rounds_of_sharing(
@@ -133,4 +135,9 @@ class BatchPlan:
 
     def batch(self, share: Sequence[TokenRow]) -> Batch:
         """Lay out the rows of a stream."""
-        return make_batch(share, packed=self.layout == "packed", rounding=self.kernels.rounding, prefix=self.prefix)
+        return lay_out(share, self.layout, self.kernels, self.prefix)
+
+
+def lay_out(share: Sequence[TokenRow], layout: Layout, kernels: Kernels, prefix: np.ndarray) -> Batch:
+    """Lay out the rows of a stream, wherever they are computed."""
+    return make_batch(share, packed=layout == "packed", rounding=kernels.rounding, prefix=prefix)

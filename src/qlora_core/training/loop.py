@@ -152,9 +152,9 @@ def _train_to_end(session: Session, writer: RunWriter, interruption: Interruptio
         steps_per_epoch=session.steps_per_epoch,
         epochs=math.ceil(total / session.steps_per_epoch),
         layout=session.layout,
-        order=session.plan.order,
+        order=session.batch_plan.order,
         kernels=dataclasses.asdict(session.kernels),
-        prefix_tokens=len(session.plan.prefix),
+        prefix_tokens=len(session.batch_plan.prefix),
         device=device.describe_device(),
         train_rows=len(session.train_rows),
         val_rows=len(session.val_rows),
@@ -201,7 +201,7 @@ def _catch_up(session: Session, writer: RunWriter) -> bool:
 def start_workers(session: Session, writer: RunWriter) -> None:
     """Start processes that compute beside this one, if worthwhile; until they have loaded, it computes alone."""
     progress = session.progress
-    left = sum(session.plan.lengths) * (session.total_steps - progress.step) // session.steps_per_epoch
+    left = sum(session.batch_plan.lengths) * (session.total_steps - progress.step) // session.steps_per_epoch
     count = how_many(
         session.kernels,
         session.estimate,
@@ -212,7 +212,7 @@ def start_workers(session: Session, writer: RunWriter) -> None:
     if not count:
         return
     streams = -(-session.kernels.streams // (count + 1))
-    setup = Setup(session.spec, session.config, session.kernels, session.layout, streams)
+    setup = Setup(session.spec, session.config, session.kernels, session.layout, session.objective.name, streams)
     words = "a process that computed beside this one is gone; the run goes on in one, with equal results but slower"
     session.workers = ShareWorkers(
         setup, count, session.adapters, lambda: writer.log("warning", step=progress.step, message=words)
@@ -230,7 +230,7 @@ def end_workers(session: Session | None) -> None:
 def train_epoch(session: Session, writer: RunWriter, epoch: int, interruption: Interruption) -> None:
     """Train the rest of an epoch (counted from 0): steps, validations and checkpoints when they are due."""
     progress = session.progress
-    groups = session.plan.steps(epoch)
+    groups = session.batch_plan.steps(epoch)
     done = progress.step - epoch * session.steps_per_epoch
     if done == 0:
         progress.epoch_loss, progress.epoch_targets = 0.0, 0

@@ -1,7 +1,8 @@
 """What a run learns from its rows: their tokens, the loss over them, and the numbers that tell of a step.
 
-The loop, the optimizer, checkpoints and everything about memory are the same for every objective. Another one, from
-pairs of a better and a worse answer say, is another `Objective` here and a setting that chooses it.
+Another one, from pairs of a better and a worse answer say, is another `Objective` here and a setting that chooses it.
+Optimizer, checkpoints, streams and processes do not ask which it is. What still takes cross-entropy a token for granted
+is the mean over tokens in `steps` and `loop`, perplexity, and the estimate of memory.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ class Objective:
     """What a run learns.
 
     Attributes:
+        name: by which processes beside the trainer find it.
         encode: turns rows into token rows of at most so many tokens, as `tokens.dataset.make_dataset` does; it says
             which tokens of each row count.
         loss: returns the loss of a batch's arrays, summed over the tokens that count, as `engine.model.form_loss` does;
@@ -29,6 +31,7 @@ class Objective:
         numbers: returns what a `step` event tells of a summed loss (None: it is not finite) over so many tokens.
     """
 
+    name: str
     encode: Callable[..., TokenDataset]
     loss: Callable[[nn.Module, dict[str, mx.array], Form], mx.array]
     numbers: Callable[[float | None, int], dict[str, Any]]
@@ -38,5 +41,7 @@ def _mean_loss(loss: float | None, targets: int) -> dict[str, Any]:
     return {"train_loss": None if loss is None else loss / targets, "target_tokens": targets}
 
 
-SUPERVISED = Objective(encode=make_dataset, loss=form_loss, numbers=_mean_loss)
+SUPERVISED = Objective("supervised", encode=make_dataset, loss=form_loss, numbers=_mean_loss)
 """The next token of every reply or text: cross-entropy in nats."""
+
+OBJECTIVES = {objective.name: objective for objective in (SUPERVISED,)}

@@ -1,6 +1,7 @@
 """A run loaded into memory: base, adapters, optimizer, rows, and how they are computed.
 
-It is made from the run directory alone, and refuses anything that changed since the run began. Knows nothing of steps.
+It is made from the run directory alone, and refuses anything that changed since the run began; what may change is
+recorded there. Takes no step.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ from .share_workers import ShareWorkers
 
 @dataclasses.dataclass
 class Watch:
-    """What the trainer remembers from step to step, and no result depends on.
+    """What the trainer remembers from step to step, and no weight depends on.
 
     Attributes:
         memory: decides what to do before memory runs out.
@@ -87,9 +88,7 @@ class Session:
         model: with adapters attached.
         adapters: the model's adapters as one vector, as the optimizer sees them.
         optimizer: new, or restored from a checkpoint.
-        kernels: how it computes.
-        layout: how batches are laid out.
-        plan: which rows are computed together.
+        batch_plan: which rows are computed together, how they are laid out, and on which kernels.
         objective: what is learnt from them.
         train_rows: rows to train.
         val_rows: rows to validate on.
@@ -109,9 +108,7 @@ class Session:
     model: nn.Module
     adapters: AdapterVector
     optimizer: optim.Optimizer
-    kernels: Kernels
-    layout: Layout
-    plan: BatchPlan
+    batch_plan: BatchPlan
     objective: Objective
     train_rows: Sequence[TokenRow]
     val_rows: Sequence[TokenRow]
@@ -123,17 +120,27 @@ class Session:
     trunk: Trunk | None = None
     workers: ShareWorkers | None = None
 
+    @property
+    def kernels(self) -> Kernels:
+        """Return how it computes."""
+        return self.batch_plan.kernels
+
+    @property
+    def layout(self) -> Layout:
+        """Return how batches are laid out."""
+        return self.batch_plan.layout
+
     def share_prefix(self) -> None:
         """Let rows share the prefix that saves most, if the model allows it.
 
         They cannot with dropout: each row drops different numbers, in the prefix too.
         """
         kernels, lora = self.kernels, self.config.lora
-        self.plan.prefix = NO_PREFIX
+        self.batch_plan.prefix = NO_PREFIX
         if kernels.prefix and self.layout == "packed" and not lora.dropout:
             found = common_prefix(self.train_rows)
             if len(found) and can_share_prefix(self.model, self.spec.config["vocab_size"], kernels.rounding):
-                self.plan.prefix = found
+                self.batch_plan.prefix = found
 
     def whole(self) -> contextlib.AbstractContextManager[None]:
         """Return a context in which the model has all of its layers."""
@@ -210,10 +217,10 @@ def open_session(writer: RunWriter, monitor: MemoryMonitor, began: float | None 
     progress = load_checkpoint(checkpoint, model, optimizer) if checkpoint else Progress()
     watch = Watch(MemoryGuard(config.pace.pause_below_gb * GB))
     spent = TimeSpent(progress.extra.setdefault("seconds", {}), began)
-    plan = BatchPlan(rows.lengths.tolist(), config.train, kernels, layout, at_once.train.batch_size)
+    batch_plan = BatchPlan(rows.lengths.tolist(), config.train, kernels, layout, at_once.train.batch_size)
     session = Session(
-        run, config, spec, tokenizer, model, adapters, optimizer, kernels, layout, plan, objective, rows,
-        val_rows, progress, monitor, watch, spent, estimate,
+        run, config, spec, tokenizer, model, adapters, optimizer, batch_plan, objective, rows, val_rows,
+        progress, monitor, watch, spent, estimate,
     )  # fmt: skip
     with doing("trying"):
         session.share_prefix()

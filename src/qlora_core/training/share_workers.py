@@ -30,10 +30,10 @@ from ..machine.process_pool import end_with
 from ..models.base_models import ModelSpec
 from ..runs.kernel_choice import Kernels
 from ..runs.memory_estimate import PROGRAM_BYTES, MemoryEstimate
-from ..tokens.batching import make_batch
 from ..tokens.rows import TokenRow
 from .adapted_model import load_adapted
-from .objective import SUPERVISED
+from .batch_plan import Shares, lay_out
+from .objective import OBJECTIVES
 
 WORTHWHILE = 5e11  # parameters × tokens to train, from which on a process is worth the seconds that it takes to start
 SHARE_OF_FREE_MEMORY = 0.5  # share of what is free beside the trainer's own needs, for all workers together
@@ -48,6 +48,7 @@ class Setup:
         config: all settings.
         kernels: how the run computes.
         layout: how batches are laid out.
+        objective: name of what is learnt.
         streams: number of shares that it computes side by side.
     """
 
@@ -55,6 +56,7 @@ class Setup:
     config: RunConfig
     kernels: Kernels
     layout: Layout
+    objective: str
     streams: int
 
 
@@ -226,7 +228,8 @@ class _Worker:
         if layout != setup.layout:
             raise RuntimeError(f"the trainer lays rows {setup.layout}, this process {layout}")
         self.adapters = AdapterVector(self.model)
-        self.passes = Passes(self.model, self.adapters, layout, compiled=setup.kernels.compiled, loss=SUPERVISED.loss)
+        loss = OBJECTIVES[setup.objective].loss
+        self.passes = Passes(self.model, self.adapters, layout, compiled=setup.kernels.compiled, loss=loss)
         self.monitor = MemoryMonitor(counters=device.memory_counters)
         self.streams = [mx.default_stream(mx.cpu), *(mx.new_stream(mx.cpu) for _ in range(setup.streams - 1))]
 
@@ -246,13 +249,22 @@ def compute_shares(
 ) -> list[Computed]:
     """Compute a request's shares in this process, each on a stream of its own."""
     compute = passes.loss_and_gradient if request.gradients else passes.loss
-    made = []
-    for share, stream in zip(request.shares, streams, strict=False):
-        with mx.stream(stream):
-            batch = make_batch(share, packed=layout == "packed", rounding=kernels.rounding, prefix=request.prefix)
-            made.append(compute(batch))
+    made = compute_on_streams(
+        request.shares, streams, lambda share: compute(lay_out(share, layout, kernels, request.prefix))
+    )
     mx.eval(made)
     return [(one[0].item(), np.array(one[1])) if request.gradients else (one.item(), None) for one in made]
+
+
+def compute_on_streams(
+    shares: Shares, streams: Sequence[mx.Stream], compute: Callable[[list[TokenRow]], Any]
+) -> list[Any]:
+    """Return the result of `compute` for each share, on a stream of its own."""
+    results = []
+    for share, stream in zip(shares, streams[: len(shares)], strict=True):
+        with mx.stream(stream):
+            results.append(compute(share))
+    return results
 
 
 def main() -> int:

@@ -21,7 +21,7 @@ from ..tokens.batching import Batch
 from ..tokens.rows import TokenRow
 from .batch_plan import Shares
 from .session import Session
-from .share_workers import Computed, Request, compute_shares
+from .share_workers import Computed, Request, compute_on_streams, compute_shares
 
 
 class HalfOverflow(Exception):
@@ -150,10 +150,12 @@ def summed_gradient(session: Session, group: Sequence[Sequence[int]]) -> tuple[m
     loss, gradient = mx.array(0.0), mx.array(0.0)
     if session.workers:
         session.workers.engage()
-    for shares in session.plan.rounds(session.train_rows, group):
+    for shares in session.batch_plan.rounds(session.train_rows, group):
+        if session.workers:  # they are given their threads at once
+            mx.eval(loss, gradient)
         part_loss, part_gradient = _micro_batch(session, shares)  # builds the graph while the last round is computed
         mx.eval(loss, gradient)  # wait for it, so that only one round at a time is in memory
-        _share_cores(session.plan.streams_of(shares))
+        _share_cores(session.batch_plan.streams_of(shares))
         loss, gradient = loss + part_loss, gradient + part_gradient
         mx.async_eval(loss, gradient)
     return loss, gradient
@@ -199,7 +201,7 @@ def _by_workers(session: Session, shares: Shares, *, gradients: bool) -> list[tu
     workers = session.workers
     if workers is None or not workers.engaged or len(shares) == 1:
         return None
-    request = Request(shares, gradients, session.plan.prefix, _threads(session.plan.streams_of(shares)))
+    request = Request(shares, gradients, session.batch_plan.prefix, _threads(session.batch_plan.streams_of(shares)))
     device.set_blas_threads(request.threads)
 
     def own(request: Request) -> list[Computed]:
@@ -213,11 +215,7 @@ def _by_workers(session: Session, shares: Shares, *, gradients: bool) -> list[tu
 
 def _on_streams(session: Session, shares: Shares, compute: Callable[[Batch], Any]) -> list[Any]:
     """Return the result of `compute` for each share, on a stream of its own."""
-    results = []
-    for share, stream in zip(shares, session.streams, strict=False):
-        with mx.stream(stream):
-            results.append(compute(session.plan.batch(share)))
-    return results
+    return compute_on_streams(shares, session.streams, lambda share: compute(session.batch_plan.batch(share)))
 
 
 def _dropout_seed(seed: int, step: int) -> int:
@@ -230,7 +228,7 @@ def validate_model(session: Session) -> float:
     It computes the same rows in the same batches every time.
     """
     rows, total = session.val_rows, 0.0
-    batches = session.plan.validation(rows.lengths.tolist())
+    batches = session.batch_plan.validation(rows.lengths.tolist())
     with doing("validation", len(batches)) as tick:
         for number, some in enumerate(batches):
             tick(number)
@@ -244,8 +242,8 @@ def validation_loss(session: Session, some: Sequence[int]) -> float:
     loss = 0.0
     if session.workers:
         session.workers.engage()
-    for shares in session.plan.rounds(session.val_rows, [some]):
-        _share_cores(session.plan.streams_of(shares))
+    for shares in session.batch_plan.rounds(session.val_rows, [some]):
+        _share_cores(session.batch_plan.streams_of(shares))
         if computed := _by_workers(session, shares, gradients=False):
             losses = [one for one, _ in computed]
         else:
