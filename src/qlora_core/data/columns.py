@@ -14,6 +14,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from .preferences import Rivals, rivals_of
+from .published import Published, published_of
 
 # Names ----------------------------------------------------------------------------------------------------------
 
@@ -48,12 +49,14 @@ GIVEN = {"instruction": "input", "definition": "inputs"}
 """Names of an instruction's input, by the instruction's name; the input follows the instruction."""
 
 ASKED_WITH_OPTIONS = (*ASKED, "question_stem")
-ANSWERED_WITH_OPTIONS = (
-    *ANSWERED, "answerkey", "answer_key", "correct_option", "answer_idx", "answer_index", "cop", "label", "correct",
+RIGHT = (
+    "answerkey", "answer_key", "correct_option", "correct_answer_id", "correct_answer_index", "correct_idx",
+    "answer_idx", "answer_index", "answer_id", "gold_label", "gold", "cop", "label", "correct",
 )  # fmt: skip
+ANSWERED_WITH_OPTIONS = (*ANSWERED, *RIGHT)
 """Names of the right option, where nothing else is the answer."""
 
-SYSTEM = ("system", "system_prompt", "system_message")
+SYSTEM = ("system", "system_prompt", "system_message", "meta_instruction")
 CONTEXTS = (
     "context", "contexts", "contexto", "passage", "passages", "document", "documents", "paragraph", "article",
     "background", "support",
@@ -126,6 +129,9 @@ MAPPED = (
     "messages", "system", "prompt", "completion", "text", "context", "options", "history", "reasoning", "tools",
     "better",
 )  # fmt: skip
+
+_ASKING = frozenset(("messages", "prompt", "completion", "text", "options"))
+"""Of these, the ones that make a row what it is, so that it is read as no published data set."""
 
 Columns = tuple[tuple[str, str], ...]
 """`(ours, theirs)` for each name that would not be recognised; ours are those of `MAPPED`."""
@@ -223,6 +229,7 @@ class Layout:
         tools: the functions that may be called.
         chosen, rejected: the better and the worse of two answers.
         rivals: answers of which the row says in another column which is the better.
+        published: the data set that the row is of, if its columns are known only so; it has no other role then.
         marks: keys that may say that the row is not to be trained.
         masks: keys of lists of marks, one for each turn or for each token.
         media: keys of pictures and the like.
@@ -243,6 +250,7 @@ class Layout:
     chosen: str = ""
     rejected: str = ""
     rivals: Rivals | None = None
+    published: Published | None = None
     text: str = ""
     marks: tuple[str, ...] = ()
     masks: tuple[str, ...] = ()
@@ -278,6 +286,8 @@ def layout_of(keys: tuple[str, ...], columns: Columns = (), better: str = "") ->
         names.setdefault(key.strip().casefold(), key)
     mapped = {ours: names[plain] for ours, theirs in columns if (plain := theirs.strip().casefold()) in names}
     known = {name: key for name, key in names.items() if key not in mapped.values()}
+    if not mapped.keys() & _ASKING and (published := published_of(known)):
+        return Layout(published=published)
     found = _shape_of(known, mapped, better)
     if found is None:
         return None

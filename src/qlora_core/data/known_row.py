@@ -10,6 +10,7 @@ from typing import Any
 from .columns import (
     INVERSE_MARKS,
     JUDGING,
+    RIGHT,
     Columns,
     Layout,
     content_length,
@@ -23,7 +24,8 @@ from .options import Options
 from .preferences import best_of
 from .records import MarkedError, texts_of
 from .speakers import BOTH, turns_of_text, two_of, with_speakers
-from .turns import Noted, as_text, call_of, check_answers, conversation, kind, tools_of, unpacked
+from .turns import Noted, call_of, check_answers, conversation, tools_of
+from .values import as_text, kind, unpacked, whole_number
 
 Clean = Callable[[str], str]
 
@@ -104,6 +106,7 @@ class KnownRow:
         self.row, self.layout, self.columns, self.clean = row, layout, columns, clean
         self.noted = Noted()
         self.blank = ""
+        self.answered = layout.answered
         self.masks: set[str] = set()  # columns of marks that were copied to their turns
 
     def shaped(self) -> Shaped | None:
@@ -147,7 +150,7 @@ class KnownRow:
 
     def _unused(self, content: dict[str, Any]) -> tuple[tuple[str, bool], ...]:
         for key in self.layout.left:
-            if key == self.layout.split or key in self.masks:
+            if key in (self.layout.split, self.answered) or key in self.masks:
                 continue
             if key not in self.layout.marks:
                 if not is_said(self.row[key], texts_of(content)):
@@ -269,7 +272,7 @@ class KnownRow:
             return self._continued(turns)
         if layout.chosen and (rounds := self._rounds(asked)):
             return self._beside(self._last_alone(rounds))
-        options = Options.of(row, layout.options)
+        options = self._options()
         prompt = self._prompt(options)
         earlier = self._history(layout.history)
         if layout.chosen:
@@ -285,6 +288,19 @@ class KnownRow:
         if not prompt:
             return self._line(answer)
         return self._beside([*earlier, {"role": "user", "content": prompt}, {"role": "assistant", "content": answer}])
+
+    def _options(self) -> Options:
+        """Return the row's options; a list of answers is one if another column has the number of the right one."""
+        row, name = self.row, self.layout.answered
+        if self.layout.options or not name:
+            return Options.of(row, self.layout.options)
+        answers = unpacked(row[name])
+        if not isinstance(answers, list) or len(answers) < 2 or not all(isinstance(text, str) for text in answers):
+            return Options()
+        names = {key.strip().casefold(): key for key in self.layout.left}
+        right = (names[plain] for plain in RIGHT if plain in names)
+        self.answered = next((key for key in right if whole_number(as_text(row[key]) or "") is not None), name)
+        return Options.of(row, (("", name),)) if self.answered != name else Options()
 
     def _asked_in_turns(self, asked: Any) -> list[dict[str, Any]]:
         """Return the question if it is a conversation; empty if it is a text."""
@@ -332,6 +348,8 @@ class KnownRow:
         """Return a text that the question is about; "" for a mere name or number, which is metadata."""
         value = unpacked(self.row[key])
         text = flat(value)
+        if text is None and isinstance(self.row[key], str):  # JSON that the question is about
+            text = self.row[key]
         if text and (content_length("", text) or key.strip().casefold() in ("context", "contexto", "contexts")):
             return text
         if not _is_blank(value):
@@ -339,8 +357,8 @@ class KnownRow:
         return ""
 
     def _answer(self, options: Options) -> str:
-        row, name = self.row, self.layout.answered
-        value = self._best(row[name], name)
+        row, name = self.row, self.answered
+        value = self._best(with_text(row[name], name), name)
         if options or options.missing:
             value = options.answer(value, name)
             if options.counted:
@@ -426,6 +444,14 @@ def _common(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> list[d
             break
         same.append(one)
     return same
+
+
+def with_text(value: Any, name: str) -> Any:
+    """Return the answers in a cell of a table, as lists and objects stand there, if they are answers and no JSON."""
+    found = unpacked(value)
+    if isinstance(found, dict) and "text" in found and "answer_start" in found:
+        return found
+    return found if isinstance(found, list) and name.strip().casefold() == "answers" else value
 
 
 _CONTEXT_TEXTS = ("text", "content", "passage", "contents", "body", "sentences", "passage_text")

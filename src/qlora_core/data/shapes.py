@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from .columns import (
@@ -26,7 +27,8 @@ from .known_row import Clean, KnownRow, Shaped, are_turns, other_shape, whole_te
 from .records import MarkedError
 from .speakers import TALK_BEGINS, with_speakers
 from .threads import speaks
-from .turns import ROLES, Noted, as_text, kind, unpacked
+from .turns import ROLES, Noted
+from .values import as_text, kind, unpacked
 
 __all__ = ["ACCEPTED", "MAPPED", "PAIRS", "ROLES", "Columns", "Layout", "Shaped", "columns_of", "kind", "layout_of",
            "shape", "unknown_columns"]  # fmt: skip
@@ -69,6 +71,10 @@ def shape(row: Any, columns: Columns, clean: Clean) -> Shaped:
     layout = layout_of(tuple(row), columns) or _talk_of(row, columns)
     if layout is None:
         raise ValueError(_unrecognised(row))
+    if layout.published:
+        plain, guess = layout.published.plain(row)
+        found = shape(plain, columns, clean)
+        return replace(found, guesses=(*found.guesses, guess)) if guess else found
     if layout.rivals:
         layout = layout_of(tuple(row), columns, layout.rivals.better(row)) or layout
     if (layout.chosen and is_truth(row[layout.chosen])) or (layout.rejected and is_truth(row[layout.rejected])):
@@ -132,6 +138,8 @@ def _opened(row: dict[str, Any], columns: Columns) -> dict[str, Any]:
 def _without_nulls(row: dict[str, Any], columns: Columns) -> dict[str, Any]:
     filled = {key: v for key, v in row.items() if v is not None or key.strip().casefold() not in _ABSENT_IF_NULL}
     if not layout_of(tuple(filled), columns) and (layout := layout_of(tuple(row), columns)):
+        if layout.published:  # which says that its answer is hidden
+            return row
         name = next(key for key in (layout.messages, layout.answered, layout.chosen, layout.text, "the answer") if key)
         wanted = "a list of {role, content}" if layout.messages else "a text"
         raise ValueError(f'"{name}" must be {wanted}, found null')
@@ -157,7 +165,7 @@ def _question(row: dict[str, Any], layout: Layout, clean: Clean) -> list[dict[st
     asked, answered = row[layout.asked], row[layout.answered]
     if type(asked) is not str or type(answered) is not str or "<" in asked or asked[:1] in ("[", "{"):
         return []
-    if asked.startswith(TALK_BEGINS):
+    if asked.startswith(TALK_BEGINS) or (answered[:1] in ("[", "{") and layout.answered.casefold() == "answers"):
         return []
     asked, answered = clean(asked), clean(answered)
     if not asked or not answered:

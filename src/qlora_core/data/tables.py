@@ -241,12 +241,30 @@ def _parquet(path: Path, check: CheckColumns) -> Iterator[Row]:
                           for inner in f.type]  # fmt: skip
                 plain = [f.name for f in table.schema_arrow if not pyarrow.types.is_struct(f.type)]
                 raise ValueError(check([*plain, *within]) or check(table.schema_arrow.names))
+            classes = _class_names(table.schema_arrow.metadata)
             for batch in table.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
                     number += 1
+                    for name, names in classes.items():
+                        place = row.get(name)
+                        if isinstance(place, int):
+                            row[name] = names[place] if 0 <= place < len(names) else None
                     yield number, row
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         if number:
             raise BrokenOffError(f"after row {number}", reason) from None
         raise ValueError(f"cannot be read as Parquet: {reason}") from None
+
+
+def _class_names(metadata: dict[bytes, bytes] | None) -> dict[str, list[str]]:
+    """Return the names of each column of classes, which stand as numbers in a file of the library `datasets`.
+
+    Such a file states its columns under the key `huggingface`; -1 is no class.
+    """
+    try:
+        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+        found = {name: each["names"] for name, each in features.items() if each.get("_type") == "ClassLabel"}
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return {}
+    return {name: names for name, names in found.items() if isinstance(names, list)}

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .columns import INVERSE_MARKS, JUDGING, REASONING, TURN_MARKS, content_length, is_truth, listed, says_no, says_yes
-from .records import MarkedError, Written
+from .records import MarkedError
+from .values import as_text, kind, unpacked
 
 ROLES = {
     "system": "system",
@@ -68,17 +69,6 @@ class Noted:
         """Note an unused value if it holds content."""
         if length := content_length(key, value):
             self.unused[name] = self.unused.get(name, 0) + length
-
-
-def as_text(value: Any) -> str | None:
-    """Return a text, or a number or truth value as the file writes it; None for everything else."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, Written):
-        return value.text
-    return str(value) if isinstance(value, int | float) or type(value).__name__ == "Decimal" else None
 
 
 def conversation(turns: Any, name: str, clean: Clean, noted: Noted) -> list[dict[str, Any]]:
@@ -355,29 +345,3 @@ def tools_of(value: Any, name: str) -> list[dict[str, Any]]:
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise ValueError(f'"{name}" must be a list of tools, or its JSON; found {kind(tools)}')
     return [tool if "function" in tool or "type" in tool else {"type": "function", "function": tool} for tool in tools]
-
-
-def unpacked(value: Any) -> Any:
-    """Return the list or object in a JSON text; else the value itself."""
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            return value
-    return value
-
-
-def kind(value: Any) -> str:
-    """Return the kind of a JSON value in words."""
-    if value is None:
-        return "null"
-    names = {
-        bool: "true or false",
-        int: "a number",
-        float: "a number",
-        Written: "a number",
-        str: "a text",
-        list: "a list",
-        dict: "an object",
-    }
-    return names.get(type(value), "an object" if isinstance(value, dict) else type(value).__name__)
