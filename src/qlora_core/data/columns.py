@@ -96,7 +96,7 @@ ROW_MARKS = (
 )  # fmt: skip
 """Marks whose 0 or false excludes something from training, on a turn and on a row."""
 
-INVERSE_MARKS = ("masked", "mask", "rejected", "is_rejected", "deleted")
+INVERSE_MARKS = ("masked", "mask", "rejected", "is_rejected", "deleted", "is_impossible")
 """Marks whose true does so."""
 
 JUDGING = frozenset(("label", "kto_tag", "is_correct", "correct", "accepted", "is_accepted", "desirable", "is_chosen"))

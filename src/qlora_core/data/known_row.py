@@ -451,7 +451,8 @@ def with_text(value: Any, name: str) -> Any:
     found = unpacked(value)
     if isinstance(found, dict) and "text" in found and "answer_start" in found:
         return found
-    return found if isinstance(found, list) and name.strip().casefold() == "answers" else value
+    texts = isinstance(found, list) and all(isinstance(text, str) for text in found)
+    return found if texts and name.strip().casefold() == "answers" else value
 
 
 _CONTEXT_TEXTS = ("text", "content", "passage", "contents", "body", "sentences", "passage_text")

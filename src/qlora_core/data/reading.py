@@ -33,6 +33,7 @@ from .duplicates import BANDS, signatures
 from .encoding import detect
 from .json_values import Listed
 from .known_row import Shaped
+from .nested import NESTS, Nested, nested_rows
 from .page_debris import without_page_debris
 from .passages import TEMPLATES, Asked, Passage, ask, make_passages
 from .recognised import OPEN_FORMS, Format, LeftOut, read_items, recognise
@@ -214,6 +215,9 @@ class _Reader:
                     if root := root_of(row):
                         yield from self._tree(root, number)
                         continue
+                if type(row) in (dict, Listed) and not NESTS.isdisjoint(row) and (within := nested_rows(row)):
+                    yield from self._nested(within, number, row)
+                    continue
                 record, is_line = self._recognised(row, f"{self.name}:{number}")
                 if record and is_line and not self.unit.as_it_stands:
                     running.append(Fragment(record.content["text"], str(number)))
@@ -286,7 +290,18 @@ class _Reader:
                     asked, blank = asked + filled, blank + (not filled)
         return asked * FEW > asked + blank
 
-    # Conversations that stand in several rows, or in a tree
+    # Several rows in one value, conversations that stand in several rows, or in a tree
+
+    def _nested(self, within: Iterable[Nested], number: int, value: dict[str, Any]) -> Iterator[Record]:
+        """Yield the rows of a value that holds several; the place of each is the value's line and its own name."""
+        self.report.read -= 1
+        for each in within:
+            self.report.read += 1
+            row = Listed(each.row, value.key) if isinstance(value, Listed) else each.row
+            record, _ = self._recognised(row, f"{self.name}:{number} ({each.place})")
+            if record:
+                group = f"{composed(self.path.name)}\0{each.group}" if each.group else ""
+                yield dataclasses.replace(record, group=group)
 
     def _threads(self, messages: Messages) -> Iterator[Record]:
         """Yield the conversations of messages that stand one in a row."""
