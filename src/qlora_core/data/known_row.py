@@ -14,6 +14,7 @@ from .columns import (
     Columns,
     Layout,
     content_length,
+    is_refused,
     is_said,
     is_truth,
     layout_of,
@@ -43,7 +44,7 @@ class Shaped:
         beside: kind of content that unused columns stand beside: "text", "messages", or "question".
         marks: parts that its author marked as not to be trained, in words.
         guesses: assumptions that were made, in words.
-        split: the split that the row names.
+        splits: words of the row that may name its split.
     """
 
     content: dict[str, Any]
@@ -54,7 +55,7 @@ class Shaped:
     beside: str = field(default="question", compare=False)
     marks: tuple[str, ...] = field(default=(), compare=False)
     guesses: tuple[str, ...] = field(default=(), compare=False)
-    split: str = field(default="", compare=False)
+    splits: tuple[str, ...] = field(default=(), compare=False)
 
 
 def _is_plain_mark(value: Any) -> bool:
@@ -68,7 +69,8 @@ def are_turns(value: Any) -> bool:
 
 
 def _speaks(turn: dict[str, Any]) -> bool:
-    return ("role" in turn and "content" in turn) or ("from" in turn and "value" in turn)
+    said = (("role", "content"), ("from", "value"), ("role", "parts"), ("sender", "text"), ("sender", "content"))
+    return any(speaker in turn and text in turn for speaker, text in said)
 
 
 def other_shape(row: dict[str, Any], layout: Layout, columns: Columns) -> dict[str, Any]:
@@ -87,6 +89,14 @@ def _text(row: dict[str, Any], name: str) -> str:
     if text is None:
         raise ValueError(f'"{name}" must be a text, found {kind(row[name])}')
     return text
+
+
+def _system(row: dict[str, Any], name: str) -> str:
+    """Return a system text, which may stand in parts: `[{"text": …}]`, `{"parts": [{"text": …}]}`."""
+    value = row[name]
+    parts = value.get("parts", value) if isinstance(value, dict) else value
+    texts = flat(parts) if isinstance(parts, list | dict) else None
+    return _text(row, name) if texts is None else texts
 
 
 def whole_text(row: dict[str, Any], layout: Layout, clean: Clean) -> str:
@@ -116,7 +126,7 @@ class KnownRow:
             ValueError: what is wrong with it.
         """
         row, layout = self.row, self.layout
-        if layout.marks:
+        if layout.marks or layout.states:
             self._refuse_marked()
         if layout.messages:
             content = self._conversation()
@@ -139,7 +149,7 @@ class KnownRow:
             beside="text" if "text" in content else "messages" if layout.messages else "question",
             marks=tuple(self.noted.marks),
             guesses=tuple(self.noted.guesses),
-            split=str(row[layout.split]) if layout.split else "",
+            splits=tuple(text for key in layout.splits if (text := self._split(key))),
         )
 
     def _metadata(self) -> dict[str, Any]:
@@ -150,7 +160,7 @@ class KnownRow:
 
     def _unused(self, content: dict[str, Any]) -> tuple[tuple[str, bool], ...]:
         for key in self.layout.left:
-            if key in (self.layout.split, self.answered) or key in self.masks:
+            if key == self.answered or key in self.masks or (key in self.layout.splits and self._split(key)):
                 continue
             if key not in self.layout.marks:
                 if not is_said(self.row[key], texts_of(content)):
@@ -163,9 +173,22 @@ class KnownRow:
         most = sum(map(len, asked))
         return tuple((name, length > most) for name, length in self.noted.unused.items())
 
+    def _split(self, key: str) -> str:
+        """Return the word for a split in a column: its text if that is one word, or the column's name if it is true."""
+        value, name = self.row[key], key.strip().casefold()
+        if not name.startswith("is_"):
+            text = (as_text(value) or "").strip()
+            return text if name.endswith("split") or text.isalpha() else ""
+        if says_yes(value):
+            return name.removeprefix("is_")
+        return "test" if name == "is_train" and says_no(value) else ""
+
     # What must not be trained
 
     def _refuse_marked(self) -> None:
+        for key in self.layout.states:
+            if is_refused(self.row[key]):
+                raise MarkedError(f"marked as not to be trained: {key} {self.row[key].strip()}")
         for key in self.layout.marks:
             value, name = self.row[key], key.strip().casefold()
             if name in JUDGING and (not is_truth(value) or self.layout.text):
@@ -198,7 +221,7 @@ class KnownRow:
     def _beside(self, messages: list[dict[str, Any]]) -> dict[str, Any]:
         """Return a conversation with the content of its neighbouring columns: system text, thought, tools."""
         row, layout = self.row, self.layout
-        if layout.system and (system := self.clean(_text(row, layout.system).removeprefix("SYSTEM: "))):
+        if layout.system and (system := self.clean(_system(row, layout.system).removeprefix("SYSTEM: "))):
             if messages[0]["role"] != "system":
                 messages.insert(0, {"role": "system", "content": system})
             elif messages[0]["content"] != system:

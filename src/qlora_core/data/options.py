@@ -9,6 +9,7 @@ from typing import Any
 
 from .values import as_text, unpacked, whole_number
 
+_MARKED = re.compile(r"\(([A-Za-z])\)\.?|([A-Za-z])[.)]")
 LABELS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -66,6 +67,9 @@ class Options:
             ValueError: the answer names an option, and the row has none, or not that one.
         """
         text = (as_text(value) or "").strip()
+        if (marked := _MARKED.fullmatch(text)) and text not in self.texts:  # stays as it is written
+            self._lettered(marked[1] or marked[2], name)
+            return value
         number = whole_number(text)
         names_one = number is not None or (len(text) == 1 and text.upper() in LABELS)
         if self.missing and names_one:
@@ -86,7 +90,7 @@ class Options:
     def _lettered(self, letter: str, name: str) -> str:
         """Return the label that a letter means, whatever its case."""
         found = next((label for label in self.labels if label.casefold() == letter.casefold()), "")
-        if not found and all(len(label) == 1 for label in self.labels):
+        if not found and self.labels and all(len(label) == 1 for label in self.labels):
             raise ValueError(f"the {name} {letter} names no option: they are {', '.join(self.labels)}")
         return found or letter
 

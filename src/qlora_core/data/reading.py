@@ -275,8 +275,10 @@ class _Reader:
     def _split_of(self, row: Any, shaped: Shaped) -> str:
         if not self.config.own_split or self.unit.prepared:
             return ""
-        said = shaped.split or (row.key if isinstance(row, Listed) else "")
-        return split_in(said) if said else ""
+        if not shaped.splits:
+            return split_in(row.key) if isinstance(row, Listed) else ""
+        said = [split for word in shaped.splits if (split := split_in(word))]
+        return TESTING if TESTING in said else next(iter(said), "")
 
     @functools.cached_property
     def _mostly_questions(self) -> bool:

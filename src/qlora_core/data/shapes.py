@@ -64,6 +64,8 @@ def shape(row: Any, columns: Columns, clean: Clean) -> Shaped:
         row = {"messages": row}
     if not isinstance(row, dict):
         raise ValueError(f"a row must be a JSON object, found {kind(row)}")
+    if type(row.get("question")) is dict:
+        row = _with_stem(row)
     if columns:
         row = _opened(row, columns)
     if None in row.values():
@@ -83,7 +85,7 @@ def shape(row: Any, columns: Columns, clean: Clean) -> Shaped:
         return shape(other, columns, clean)
     if len(row) == 1 and layout.text:  # the fast path for nearly all texts
         return Shaped({"text": whole_text(row, layout, clean)})
-    if layout.text and speaks(row):
+    if layout.text and (speaks(row) or ("user" in row and "ts" in row)):  # the latter is Slack's
         raise ValueError(_ALONE)
     if len(row) == 2 and layout.plain and (turns := _question(row, layout, clean)):  # nearly all questions
         return Shaped({"messages": turns})
@@ -91,15 +93,26 @@ def shape(row: Any, columns: Columns, clean: Clean) -> Shaped:
     return shaped or shape(other_shape(row, layout, columns), columns, clean)
 
 
+def _with_stem(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row whose question is an object of a stem and choices, as ARC's first files have it, with both beside it."""
+    question = row["question"]
+    if "stem" not in question or "choices" not in question:
+        return row
+    others = {key: value for key, value in question.items() if key != "stem" and key not in row}
+    return {**row, **others, "question": question["stem"]}
+
+
 def _talk_of(row: dict[str, Any], columns: Columns) -> Layout | None:
     """Return the layout of a row without known columns, one of which holds a conversation."""
+    if "mapping" in row and "current_node" in row:
+        return layout_of(tuple(row), (*columns, ("messages", "mapping")))
     for key in row:
         if key.strip().casefold() in _TALKS and are_turns(with_speakers(unpacked(row[key]), Noted())):
             return layout_of(tuple(row), (*columns, ("messages", key)))
     return None
 
 
-_TALKS = ("chat", "dialog", "dialogue", "data", "turns")
+_TALKS = ("chat", "dialog", "dialogue", "data", "turns", "contents", "chat_messages")
 
 
 def _unrecognised(row: dict[str, Any]) -> str:

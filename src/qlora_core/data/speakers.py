@@ -28,7 +28,7 @@ _COMMAND = re.compile(r'(\w+)\("((?:[^"\\]|\\["\\/bfnrtu])*)"\)')
 _GIVEN = {"Search": "query", "Calculate": "expression", "Solve": "equation", "Text2Image": "description"}
 """What MOSS's own instruction calls the argument of each of its tools."""
 
-_KEYS = frozenset(("role", "from", "content", "value"))
+_KEYS = frozenset(("role", "from", "sender", "content", "value"))
 _END = "<|endoftext|>"
 
 
@@ -45,6 +45,8 @@ def with_speakers(turns: Any, noted: Noted) -> Any:
     if isinstance(turns, dict) and turns and all(_ROUND.fullmatch(str(name)) for name in turns):
         rounds = sorted(turns.items(), key=lambda item: int(item[0].rpartition("_")[2]))
         return [said for number, (_, turn) in enumerate(rounds, 1) for said in _moss(turn, number)]
+    if isinstance(turns, dict) and turns and all(isinstance(node, dict) and "parent" in node for node in turns.values()):
+        return _chatgpt(turns)
     if not isinstance(turns, list) or not turns or (isinstance(turns[0], dict) and not _KEYS.isdisjoint(turns[0])):
         return turns
     if len(turns) > 1 and all(isinstance(turn, str) for turn in turns):
@@ -95,6 +97,31 @@ def _moss(turn: Any, number: int) -> list[dict[str, Any]]:
         {"role": "tool", "content": results},
         {"role": "assistant", "content": answer},
     ]
+
+
+def _chatgpt(nodes: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the turns that lead to the last message of ChatGPT's export, a tree in which answers have variants.
+
+    Raises:
+        ValueError: one of them is no text.
+    """
+    sent = {name: (node.get("message") or {}).get("create_time") or 0 for name, node in nodes.items()}
+    leaves = [name for name, node in nodes.items() if not node.get("children")]
+    place, path = max(leaves, key=sent.__getitem__, default=None), []
+    while place in nodes and place not in path:
+        path.append(place)
+        place = nodes[place].get("parent")
+    turns: list[dict[str, Any]] = []
+    for name in reversed(path):
+        message = nodes[name].get("message") or {}
+        content = message.get("content") or {}
+        parts = [part for part in content.get("parts", [content.get("text")]) if part not in (None, "")]
+        if not parts:
+            continue
+        if content.get("content_type") != "text" or message.get("recipient", "all") != "all":
+            raise ValueError(f'a turn is {content.get("content_type")!r} to {message.get("recipient", "all")!r}, no text')
+        turns.append({"role": (message.get("author") or {}).get("role"), "content": "\n".join(map(str, parts))})
+    return turns
 
 
 def two_of(item: Any) -> list[Any]:

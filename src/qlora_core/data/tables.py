@@ -169,7 +169,9 @@ def _table(path: Path, form: str, check: CheckColumns) -> Iterator[Row]:
             head, first = file.readline(LINE_LIMIT), first + 1
         if head.startswith("sep="):  # Excel states its delimiter so
             stated, head, first = head[4:5], file.readline(LINE_LIMIT), first + 1
-        second = file.readline(LINE_LIMIT)
+        second = ""
+        with contextlib.suppress(OSError):  # which is raised again where the rows are read
+            second = file.readline(LINE_LIMIT)
         style = _style(form, head, second, stated)
         lines = _Lines(file, first, (head, second))
         names = _header(style.reader(lines))
