@@ -91,7 +91,7 @@ SPLITS = (
     "split", "data_split", "dataset_split", "partition", "subset", "set", "fold", "is_test", "is_validation", "is_val",
     "is_dev", "is_eval", "is_train",
 )  # fmt: skip
-"""Names of the column of a split: a word, or true for the split of the name. Words that name none are something else."""
+"""Names of the column of a split: it holds a word, or true where the name itself says the split."""
 
 TURN_MARKS = (
     "weight", "loss_weight", "train", "training", "trainable", "train_on_turn", "loss", "loss_mask", "review_result",

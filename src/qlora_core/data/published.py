@@ -76,7 +76,9 @@ class Published:
         said = as_text(values[self.answer])
         said = "" if values[self.answer] is None else said.strip() if said is not None else "?"
         if said in _HIDDEN:
-            raise ValueError(f'its "{key}" is hidden ({said or "empty"}), as in a test set: there is no answer to train')
+            raise ValueError(
+                f'its "{key}" is hidden ({said or "empty"}), as in a test set: there is no answer to train'
+            )
         question = "\n\n".join(filter(None, (self._part(part, values) for part in self.asked)))
         if not self.options:
             guess = f"{key}: 0 is entailment, 1 neutral, 2 contradiction" if whole_number(said) is not None else ""

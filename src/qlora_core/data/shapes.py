@@ -94,7 +94,7 @@ def shape(row: Any, columns: Columns, clean: Clean) -> Shaped:
 
 
 def _with_stem(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row whose question is an object of a stem and choices, as ARC's first files have it, with both beside it."""
+    """Return a row whose question is an object of a stem and choices, as in ARC's first files, with both beside it."""
     question = row["question"]
     if "stem" not in question or "choices" not in question:
         return row

@@ -45,7 +45,11 @@ def with_speakers(turns: Any, noted: Noted) -> Any:
     if isinstance(turns, dict) and turns and all(_ROUND.fullmatch(str(name)) for name in turns):
         rounds = sorted(turns.items(), key=lambda item: int(item[0].rpartition("_")[2]))
         return [said for number, (_, turn) in enumerate(rounds, 1) for said in _moss(turn, number)]
-    if isinstance(turns, dict) and turns and all(isinstance(node, dict) and "parent" in node for node in turns.values()):
+    if (
+        isinstance(turns, dict)
+        and turns
+        and all(isinstance(node, dict) and "parent" in node for node in turns.values())
+    ):
         return _chatgpt(turns)
     if not isinstance(turns, list) or not turns or (isinstance(turns[0], dict) and not _KEYS.isdisjoint(turns[0])):
         return turns
@@ -119,7 +123,9 @@ def _chatgpt(nodes: dict[str, Any]) -> list[dict[str, Any]]:
         if not parts:
             continue
         if content.get("content_type") != "text" or message.get("recipient", "all") != "all":
-            raise ValueError(f'a turn is {content.get("content_type")!r} to {message.get("recipient", "all")!r}, no text')
+            raise ValueError(
+                f"a turn is {content.get('content_type')!r} to {message.get('recipient', 'all')!r}, no text"
+            )
         turns.append({"role": (message.get("author") or {}).get("role"), "content": "\n".join(map(str, parts))})
     return turns
 

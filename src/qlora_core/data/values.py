@@ -1,4 +1,4 @@
-"""Values of a row's cells: as texts, as lists and objects that a table holds as text, and in words. Knows no columns."""
+"""Values of a row: as texts, as lists and objects that a table holds as text, and in words. Knows no columns."""
 
 from __future__ import annotations
 

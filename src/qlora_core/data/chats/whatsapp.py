@@ -22,7 +22,7 @@ _OMITTED = re.compile(
 )
 _EDITED = re.compile(r"\s*<[^<>\n]*(?:edited|editada|editado|modifié|bearbeitet)[^<>\n]*>$", re.IGNORECASE)
 _ENCRYPTED = re.compile(
-    r"end-to-end|ponta[ -]a[ -]ponta|extremo[ -]a[ -]extremo|bout[ -]en[ -]bout|ende-zu-ende|端到端|端對端|エンドツーエンド",
+    r"end-to-end|ponta[ -]a[ -]ponta|extremo[ -]a[ -]extremo|bout[ -]en[ -]bout|ende-zu-ende|端到端|端對端",
     re.IGNORECASE,
 )
 _EXPORT = re.compile(r"^(?:whatsapp chat (?:with|-)|conversa do whatsapp com|chat de whatsapp con) ?", re.IGNORECASE)

@@ -115,7 +115,7 @@ _MADE = re.compile(
 _KEPT_COMMANDS = frozenset((*_HEADINGS, "title", "author", "item", "footnote", "caption", "begin", "end", "input"))
 """Commands that mean what they always do, though the document changes how they look."""
 
-_ENOUGH = 1 << 20  # characters that macros may expand to: some grow without end
+_ENOUGH = 1 << 16  # characters that one command may expand to: some grow without end
 
 
 def _own_macros(text: str) -> Iterator[tuple[str, _Macro]]:
@@ -152,7 +152,7 @@ class _Reader:
     place: int = 0
     line: int = 1  # of the beginning of the text
     macros: dict[str, _Macro] = field(default_factory=dict)
-    expanded: list[int] = field(default_factory=lambda: [0])  # characters of all macros so far
+    expanded: list[int] = field(default_factory=lambda: [0])  # characters of the command at hand, and of all within it
     depth: int = 0  # of macros within macros
     outline: Outline = field(default_factory=Outline)
     said: dict[str, str] = field(default_factory=dict)  # the title and the author
@@ -286,7 +286,7 @@ class _Reader:
         if not macro.defaults:
             self._swallow()
         body = re.sub(r"#([1-9])", lambda mark: (*given, *[""] * 9)[int(mark[1]) - 1], macro.body)
-        self.expanded[0] += len(body)
+        self.expanded[0] = (self.expanded[0] if self.depth else 0) + len(body) + 16
         if self.depth > 20 or self.expanded[0] > _ENOUGH:
             self._leave_out("a command that is defined by itself", f"\\{name}")
             return
