@@ -1,7 +1,10 @@
 """Columns, marks, calls, cells and notes in the spellings of other tools, each read as its author meant it."""
 
+import io
 import json
+import zipfile
 
+import docx
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -353,3 +356,85 @@ def test_a_file_of_which_no_row_has_an_answer_says_so(read):
     rows = [{"goal": "Keep flour dry", "sol1": "River.", "sol2": "Jar.", "label": -1}] * 2
     with pytest.raises(DataError, match=r'rows.jsonl:1: its "label" is hidden \(-1\), as in a test set'):
         read("rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"version": "1.0", "data": [{"question": "Who?", "answer": "Ana"}, {"question": "When?", "answer": "1931"}]},
+        {"name": "mills", "examples": [{"input": "Who?", "target": "Ana"}, {"input": "When?", "target": "1931"}]},
+        {"features": [{"name": "question"}], "num_rows_total": 2, "rows": [
+            {"row_idx": 0, "row": {"question": "Who?", "answer": "Ana"}, "truncated_cells": []},
+            {"row_idx": 1, "row": {"question": "When?", "answer": "1931"}, "truncated_cells": []}]},
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("indent", [None, 2])
+def test_rows_beside_what_describes_them_are_no_conversation(read, value, indent):
+    assert said(read("rows.json", json.dumps(value, indent=indent))) == [("Who?", "Ana"), ("When?", "1931")]
+
+
+def test_a_row_that_has_examples_is_one_row(read):
+    row = {"prompt": "Who?", "completion": "Ana", "examples": [{"input": "x", "target": "y"}]}
+    assert said(read("rows.json", json.dumps(row, indent=2))) == [("Who?", "Ana")]
+
+
+# Office documents ----------------------------------------------------------------------------------------------------
+
+
+def word_with_looks() -> bytes:
+    document = docx.Document()
+    paragraph = document.add_paragraph("Built in ")
+    paragraph.add_run("1930").font.strike = True
+    paragraph.add_run(" 1931, of 10")
+    for sign in "-6":
+        paragraph.add_run(sign).font.superscript = True
+    paragraph.add_run(" parts. ")
+    paragraph.add_run("Hidden.").font.hidden = True
+    paragraph.add_run("In 1940").font.strike = False
+    paragraph.add_run("2").font.superscript = True
+    paragraph.add_run(" it fell.")
+    stream = io.BytesIO()
+    document.save(stream)
+    return stream.getvalue()
+
+
+def rtf_with_looks() -> bytes:
+    return (
+        rb"{\rtf1\ansi Built in {\strike 1930} 1931, of 10{\super -}{\super 6} parts. {\v Hidden.}"
+        rb"{\strike0 In 1940}{\up6 2} it fell.\par}"
+    )
+
+
+def opendocument_with_looks() -> bytes:
+    names = "".join(f' xmlns:{name}="urn:oasis:names:tc:opendocument:xmlns:{name}:1.0"' for name in
+                    ("office", "text", "style"))  # fmt: skip
+    looks = "".join(
+        f'<style:style style:name="{name}" style:family="text"><style:text-properties {look}/></style:style>'
+        for name, look in (("T1", 'style:text-line-through-style="solid"'), ("T2", 'style:text-position="super 58%"'),
+                           ("T3", 'style:text-line-through-style="none"'))
+    )  # fmt: skip
+    body = (
+        'Built in <text:span text:style-name="T1">1930</text:span> 1931, of 10<text:span text:style-name="T2">-'
+        '</text:span><text:span text:style-name="T2">6</text:span> parts. <text:span text:style-name="T3">In 1940'
+        '</text:span><text:span text:style-name="T2">2</text:span> it fell.'
+    )
+    content = (
+        f"<office:document-content{names}><office:automatic-styles>{looks}</office:automatic-styles><office:body>"
+        f"<office:text><text:p>{body}</text:p></office:text></office:body></office:document-content>"
+    )
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("mimetype", "application/vnd.oasis.opendocument.text")
+        archive.writestr("content.xml", content)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("suffix", "content"),
+    [(".docx", word_with_looks()), (".rtf", rtf_with_looks()), (".odt", opendocument_with_looks())],
+)
+def test_numbers_that_are_raised_and_text_that_is_struck_out(suffix, content):
+    document = read_document(suffix, content)
+    text = document.blocks[0].text if document.blocks else document.lines[0].text
+    assert text == "Built in 1931, of 10⁻⁶ parts. In 1940 it fell."
+    assert [(reason, said) for _, reason, said in document.left_out] == [("struck out", "1930")]

@@ -104,7 +104,7 @@ ROW_MARKS = (
 
 INVERSE_MARKS = (
     "masked", "mask", "rejected", "is_rejected", "deleted", "is_impossible", "exclude", "excluded", "skip", "skipped",
-    "ignore", "ignored", "exclude_from_training",
+    "ignore", "ignored", "exclude_from_training", "is_bad",
 )  # fmt: skip
 """Marks whose true does so."""
 
