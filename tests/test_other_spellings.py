@@ -291,7 +291,9 @@ def test_cells_as_other_programs_write_them(read, content, rows):
 
 
 def test_a_repeated_header_is_named_by_its_line(read):
-    [found] = read("rows.csv", "question,answer\nWho?,Ana\nquestion,answer\n").report.rejected
+    report = read("rows.csv", "question,answer\nWho?,Ana\nquestion,answer\n").report
+    [found] = report.rejected
+    assert report.unreadable == 0
     assert found.where.endswith("rows.csv:3")
     assert found.reason == "the names of the columns again, as in files that were joined"
 

@@ -238,7 +238,7 @@ class _Reader:
         """Return the record of a row, and whether it is a line of running text; None if it is not used."""
         try:
             if isinstance(row, UnusableError):
-                self.report.unreadable += 1
+                self.report.unreadable += row.damaged
                 raise row
             if self.unit.prepared and isinstance(row, dict):
                 where = str(row.pop("source", where))

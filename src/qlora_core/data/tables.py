@@ -264,7 +264,8 @@ def _named(names: list[str], cells: list[str]) -> Any:
         return UnusableError(f"{len(cells)} cells where the header names {len(names)} columns", " | ".join(cells)[:80])
     cells += [""] * (len(names) - len(cells))
     if [cell.strip() for cell in cells] == names and len(names) > 1:
-        return UnusableError("the names of the columns again, as in files that were joined", " | ".join(cells)[:80])
+        reason = "the names of the columns again, as in files that were joined"
+        return UnusableError(reason, " | ".join(cells)[:80], damaged=False)
     return {name: None if cell in _NULLS else cell for name, cell in zip(names, cells, strict=True) if name}
 
 
