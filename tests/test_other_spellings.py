@@ -1,7 +1,9 @@
 """Columns, marks, calls, cells and notes in the spellings of other tools, each read as its author meant it."""
 
 import io
+import itertools
 import json
+import textwrap
 import zipfile
 
 import docx
@@ -13,6 +15,7 @@ from qlora_core.config import DataConfig
 from qlora_core.data import prepare
 from qlora_core.data.columns import turn_mark
 from qlora_core.data.documents import read_document
+from qlora_core.data.documents.columns import read_columns
 from qlora_core.data.records import MarkedError
 from qlora_core.data.shapes import columns_of, shape
 from qlora_core.data.values import unpacked
@@ -440,3 +443,24 @@ def test_numbers_that_are_raised_and_text_that_is_struck_out(suffix, content):
     text = document.blocks[0].text if document.blocks else document.lines[0].text
     assert text == "Built in 1931, of 10⁻⁶ parts. In 1940 it fell."
     assert [(reason, said) for _, reason, said in document.left_out] == [("struck out", "1930")]
+
+
+# Pages in columns ----------------------------------------------------------------------------------------------------
+
+COLUMN = (
+    "The mill at Lorvão ground rye for the monks and for the farmers of the valley, who came on foot with their sacks.",
+    "In winter the river rose above the second step, and the miller moved his bed upstairs to watch the barrels float.",
+    "When the wheel broke nobody had the money to mend it, so the stones were sold to a baker, who made a table of one.",
+)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+@pytest.mark.parametrize("gap", [2, 3, 5])
+def test_a_page_of_several_columns_is_read_column_by_column(count, gap):
+    for width in range(20, 44):
+        columns = [textwrap.wrap(COLUMN[place % 3] * 2, width) for place in range(count)]
+        rows = itertools.zip_longest(*columns, fillvalue="")
+        page = "\n".join((" " * gap).join(cell.ljust(width) for cell in row) for row in rows)
+        head = "The heading of this page runs across all of its columns"
+        found = [line.strip() for line in read_columns(f"{head}\n{page}") if line.strip()]
+        assert found == [head, *(line for column in columns for line in column)], (count, gap, width)
