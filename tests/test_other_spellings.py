@@ -450,7 +450,7 @@ def test_numbers_that_are_raised_and_text_that_is_struck_out(suffix, content):
 COLUMN = (
     "The mill at Lorvão ground rye for the monks and for the farmers of the valley, who came on foot with their sacks.",
     "In winter the river rose above the second step, and the miller moved his bed upstairs to watch the barrels float.",
-    "When the wheel broke nobody had the money to mend it, so the stones were sold to a baker, who made a table of one.",
+    "When the wheel broke nobody had the money to mend it, so the stones were sold to a baker, who made one a table.",
 )
 
 
