@@ -81,7 +81,7 @@ def test_a_key_that_only_sounds_like_a_mark_is_none(key):
 @pytest.mark.parametrize(
     "mark",
     [
-        {"status": "rejected"}, {"review_status": " Discarded"}, {"decision": "excluded"}, {"exclude": True},
+        {"status": "rejected"}, {"review_status": " Discarded"}, {"annotation_status": "excluded"}, {"exclude": True},
         {"skip": "true"}, {"include": "no"}, {"keep": 0}, {"use_for_training": False},
     ],
 )  # fmt: skip

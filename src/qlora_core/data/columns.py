@@ -108,7 +108,7 @@ INVERSE_MARKS = (
 )  # fmt: skip
 """Marks whose true does so."""
 
-STATES = ("status", "state", "review", "review_status", "annotation_status", "decision")
+STATES = ("status", "review_status", "annotation_status")
 _REFUSED = ("rejected", "discarded", "deleted", "excluded", "removed", "ignored", "skipped")
 """Columns that say in a word what became of a row, and the words that exclude it from training."""
 
