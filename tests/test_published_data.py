@@ -378,3 +378,26 @@ def test_a_flat_row_of_questions_about_a_text(answers):
             shaped(row)
         with pytest.raises(MarkedError, match="is_impossible true"):
             shaped({**row, "is_impossible": True})
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"data": [{"title": "A", "paragraphs": [{"context": CONTEXT, "qas": None}]}]},
+        {"data": [{"title": "A", "paragraphs": [{"context": CONTEXT, "qas": ["What?", 3]}]}]},
+        {"data": [{"title": "A", "paragraphs": [{"context": 7, "qas": [{"question": None, "answers": [[1], None]}]}]}]},
+        {"data": [{"title": "A", "paragraphs": [None]}]},
+        {"data": [{"title": "A", "paragraphs": []}]},
+        {"data": [{"id": "s", "story": CONTEXT, "questions": ["What?", "When?"], "answers": ["rye"]}]},
+        {"data": [{"id": "s", "story": CONTEXT, "questions": [None], "answers": {"input_text": [4]}}]},
+        {"Definition": [1, None], "Instances": [{"input": {"a": 1}, "output": {"b": 2}}]},
+        {"Definition": "Say.", "Instances": [{"input": "x", "output": []}]},
+    ],
+)
+def test_damaged_parts_are_refused_by_name_and_the_rest_is_read(read, value):
+    rows = [value, {"question": "Who?", "answer": "Ana."}]
+    prepared = read("rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    assert said(prepared)[-1] == ("Who?", "Ana.")
+    report = prepared.report
+    assert report.read == report.train + report.rejected.count == 2
+    assert report.rejected.count == 2 - report.train

@@ -53,13 +53,18 @@ def _objects(items: Any, *keys: str) -> bool:
 
 def _articles(value: dict[str, Any]) -> Iterator[Nested]:
     for article in value["data"]:
-        yield from nested_rows(article) or ()
+        yield from _within(article)
+
+
+def _within(value: dict[str, Any]) -> Iterator[Nested]:
+    """Yield the rows of a part, or the part itself where it holds none, so that it is refused by name."""
+    yield from nested_rows(value) or (Nested(value, str(value.get("id", value.get("title", "a part")))),)
 
 
 def _paragraphs(article: dict[str, Any]) -> Iterator[Nested]:
     about = {key: text for key, text in article.items() if key != "paragraphs"}
     for paragraph in article["paragraphs"]:
-        yield from _questions({**about, **paragraph})
+        yield from _within({**about, **paragraph})
 
 
 def _questions(paragraph: dict[str, Any]) -> Iterator[Nested]:
@@ -108,7 +113,7 @@ def _stories(value: dict[str, Any]) -> Iterator[Nested]:
     asked, answers = value["questions"], value["answers"]
     answers = answers["input_text"] if isinstance(answers, dict) else answers
     about = {key: v for key, v in value.items() if key not in ("story", "questions", "answers", "additional_answers")}
-    rounds = zip([*map(_first, asked)], [*map(_first, answers)], strict=False)
+    rounds = zip(map(_first, asked), map(_first, answers), strict=True)
     yield _talk(value.get("id"), str(value["story"]), rounds, about)
 
 
@@ -118,7 +123,8 @@ def _first(said: Any) -> str:
 
 def _is_story(value: dict[str, Any]) -> bool:
     answers = value.get("answers")
-    return "story" in value and isinstance(answers.get("input_text") if isinstance(answers, dict) else answers, list)
+    said = answers.get("input_text") if isinstance(answers, dict) else answers
+    return "story" in value and isinstance(said, list) and len(said) == len(value["questions"])
 
 
 # Natural Instructions -------------------------------------------------------------------------------------------
