@@ -84,7 +84,7 @@ def test_markdown_has_two_suffixes_in_either_case(suffix):
 @pytest.mark.parametrize(
     ("written", "read"),
     [
-        ("Era **a *melhor* guarda-redes** e ~~nunca~~ sempre.", ["Era a melhor guarda-redes e nunca sempre."]),
+        ("Era **a *melhor* guarda-redes** e ~~nunca~~ sempre.", ["Era a melhor guarda-redes e sempre."]),
         ("Ver ![o golo](golo.png)o golo <b>aqui</b><!-- nota -->.", ["Ver o golo aqui."]),
         ("Marcou `3` golos\nna Taça.", ["Marcou 3 golos na Taça."]),
         ("Marcou  \nna Taça\\\ne na Liga<br/>também.", ["Marcou\nna Taça\ne na Liga\ntambém."]),

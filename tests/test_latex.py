@@ -187,3 +187,54 @@ def test_the_lines_of_a_long_text_are_counted_once():
 
 def test_braces_that_never_end_take_no_time():
     assert latex("\\emph{" * 20_000 + "fim").blocks[0].text == "fim"
+
+
+# The document's own commands ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("made", "written", "read"),
+    [
+        (r"\newcommand{\mill}[1]{the mill of #1}", r"\mill{Lorvão} burned", ["the mill of Lorvão burned"]),
+        (r"\newcommand{\km}[2][km]{#2~#1}", r"\km{12} and \km[miles]{7} away", ["12 km and 7 miles away"]),
+        (r"\newcommand*\twice[1]{#1 and #1}", r"\twice{again}.", ["again and again."]),
+        (r"\def\pair#1#2{#2, #1}", r"\pair{Lopes}{Ana} and \pair ab", ["Ana, Lopes and b, a"]),
+        (r"\newcommand{\a}[1]{\emph{#1}}\newcommand{\b}[1]{\a{#1}!}", r"\b{Now}", ["Now!"]),
+        (r"\NewDocumentCommand{\who}{m O{Ana}}{#2 of #1}", r"\who{Lorvão}, \who{Coimbra}[Rui]",
+         ["Ana of Lorvão, Rui of Coimbra"]),
+        (r"\DeclareRobustCommand{\x}[1]{<#1>}", r"\x{$a_1$}", ["<$a_1$>"]),
+        (r"\newcommand{\bq}{\begin{itemize}}\newcommand{\eq}{\end{itemize}}", r"\bq \item One \item Two \eq After",
+         ["- One\n- Two", "After"]),
+        (r"\newcommand{\two}[2]{#1\par #2}", r"\two{First.}{Second.}", ["First.", "Second."]),
+        (r"\newcommand{\mill}[1]{mill #1}", r"$\mill{x}$", [r"$\mill{x}$"]),
+    ],
+)  # fmt: skip
+def test_a_command_of_the_document_says_its_text_with_its_arguments(made, written, read):
+    document = read_document(".tex", f"{made}\n\\begin{{document}}\n{written}\n\\end{{document}}\n".encode())
+    assert [block.text for block in document.blocks] == read
+    assert document.left_out == ()
+
+
+def test_a_command_that_makes_headings_makes_headings():
+    made = r"\newcommand{\chap}[1]{\section{#1}\label{s:#1}}\renewcommand{\section}[1]{\old{#1}}"
+    said = "\\chap{Old}\nIt stood.\n\n\\chap{New}\nIt burned."
+    text = f"{made}\\title{{Mills}}\n\\begin{{document}}\n{said}\n\\end{{document}}"
+    blocks = read_document(".tex", text.encode()).blocks
+    assert [(block.text, block.level) for block in blocks] == [
+        ("Old", 1),
+        ("It stood.", 0),
+        ("New", 1),
+        ("It burned.", 0),
+    ]
+
+
+@pytest.mark.parametrize("made", [r"\def\a{\b}\def\b{\a}", r"\newcommand{\a}[1]{\a{#1}\a{#1}}", r"\def\a{\a\a x}"])
+def test_a_command_that_is_defined_by_itself_ends(made):
+    document = read_document(".tex", f"{made}\\begin{{document}}One \\a{{x}} two.\\end{{document}}".encode())
+    assert document.blocks[0].text.startswith("One ")
+    assert document.blocks[0].text.endswith("two.")
+    assert document.left_out
+
+
+def test_lines_of_chinese_are_joined_without_a_blank():
+    assert texts("这座磨坊建\n于一九三一年。\n水 wheel\nturns") == ["这座磨坊建于一九三一年。水 wheel turns"]

@@ -5,8 +5,9 @@
                                                   (duplicates, splits)
 
 `sources` finds the files and sorts them by the user's own split; `text_files` unpacks and decodes them. `tables` (with
-`json_values`) turns a file into rows. `shapes` recognises each row by the names in `columns`, `known_row` assembles it,
-with `turns` for conversations and `options` for multiple choice; `threads` joins messages that stand one a row.
+`json_values`) turns a file into rows, `nested` a value of several rows into these. `shapes` recognises each row by the
+names in `columns` and `published`, `known_row` assembles it, with `turns` for conversations and `options` for multiple
+choice; `threads` joins messages that stand one a row.
 
 `documents` finds title and blocks, `passages` cuts them so that they read well, `cleaning` repairs every text. In text
 that has only lines, `structure` recovers the layout: `page_debris`, `title_page`, `chapter_headings` and `paragraphs`

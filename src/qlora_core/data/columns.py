@@ -14,6 +14,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from .preferences import Rivals, rivals_of
+from .published import Published, published_of
 
 # Names ----------------------------------------------------------------------------------------------------------
 
@@ -48,12 +49,15 @@ GIVEN = {"instruction": "input", "definition": "inputs"}
 """Names of an instruction's input, by the instruction's name; the input follows the instruction."""
 
 ASKED_WITH_OPTIONS = (*ASKED, "question_stem")
-ANSWERED_WITH_OPTIONS = (
-    *ANSWERED, "answerkey", "answer_key", "correct_option", "answer_idx", "answer_index", "cop", "label", "correct",
+RIGHT = (
+    "answerkey", "answer_key", "correct_option", "correct_answer_id", "correct_answer_index", "correct_idx",
+    "answer_idx", "answer_index", "answer_id", "gold_label", "gold", "cop", "label", "correct",
 )  # fmt: skip
+ANSWERED_WITH_OPTIONS = (*ANSWERED, *RIGHT)
 """Names of the right option, where nothing else is the answer."""
 
-SYSTEM = ("system", "system_prompt", "system_message")
+SYSTEM = ("system", "system_prompt", "system_message", "meta_instruction", "systeminstruction",
+          "system_instruction")  # fmt: skip
 CONTEXTS = (
     "context", "contexts", "contexto", "passage", "passages", "document", "documents", "paragraph", "article",
     "background", "support",
@@ -83,18 +87,36 @@ MEDIA = (
 )  # fmt: skip
 """Names of media, which a language model cannot see."""
 
-SPLIT = "split"
+SPLITS = (
+    "split", "data_split", "dataset_split", "partition", "subset", "set", "fold", "is_test", "is_validation", "is_val",
+    "is_dev", "is_eval", "is_train",
+)  # fmt: skip
+"""Names of the column of a split: it holds a word, or true where the name itself says the split."""
+
 TURN_MARKS = (
     "weight", "loss_weight", "train", "training", "trainable", "train_on_turn", "loss", "loss_mask", "review_result",
 )  # fmt: skip
 ROW_MARKS = (
     "weight", "loss_weight", "train", "training", "trainable", "loss", "label", "kto_tag", "is_correct", "correct",
-    "accepted", "is_accepted", "desirable", "is_chosen",
+    "accepted", "is_accepted", "desirable", "is_chosen", "include", "included", "keep", "use_for_training",
 )  # fmt: skip
 """Marks whose 0 or false excludes something from training, on a turn and on a row."""
 
-INVERSE_MARKS = ("masked", "mask", "rejected", "is_rejected", "deleted")
+INVERSE_MARKS = (
+    "masked", "mask", "rejected", "is_rejected", "deleted", "is_impossible", "exclude", "excluded", "skip", "skipped",
+    "ignore", "ignored", "exclude_from_training", "is_bad",
+)  # fmt: skip
 """Marks whose true does so."""
+
+STATES = ("status", "review_status", "annotation_status")
+_REFUSED = ("rejected", "discarded", "deleted", "excluded", "removed", "ignored", "skipped")
+"""Columns that say in a word what became of a row, and the words that exclude it from training."""
+
+_TRAINS = frozenset(("train", "trained", "trainable", "training", "loss", "weight", "learn", "supervise", "supervised"))
+_COUNTED = frozenset(
+    ("step", "steps", "id", "ids", "idx", "index", "epoch", "time", "type", "name", "value", "source", "data", "set")
+)
+_NOT = frozenset(("no", "not", "ignore", "ignored", "skip", "skipped", "exclude", "excluded", "without"))
 
 JUDGING = frozenset(("label", "kto_tag", "is_correct", "correct", "accepted", "is_accepted", "desirable", "is_chosen"))
 """Marks that are none where they are numbers, which are classes or scores, nor beside a text, which is of a class."""
@@ -126,6 +148,9 @@ MAPPED = (
     "messages", "system", "prompt", "completion", "text", "context", "options", "history", "reasoning", "tools",
     "better",
 )  # fmt: skip
+
+_ASKING = frozenset(("messages", "prompt", "completion", "text", "options"))
+"""Of these, the ones that make a row what it is, so that it is read as no published data set."""
 
 Columns = tuple[tuple[str, str], ...]
 """`(ours, theirs)` for each name that would not be recognised; ours are those of `MAPPED`."""
@@ -202,6 +227,29 @@ def says_yes(value: Any) -> bool:
     return isinstance(value, bool | int | float) and value > 0
 
 
+@functools.lru_cache(maxsize=1024)
+def turn_mark(key: str) -> int:
+    """Return 1 if a turn's key of this name marks it as trained, -1 if as not trained, 0 if it is no mark.
+
+    Beside the known names it is one if its words speak of training or loss: `output_with_loss`, `step_loss_mask`,
+    `ignore_loss`.
+    """
+    plain = key.strip().casefold()
+    if plain in INVERSE_MARKS:
+        return -1
+    if plain in TURN_MARKS or plain in JUDGING:
+        return 1
+    words = re.split(r"[\W_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", key.strip()).casefold())
+    if _TRAINS.isdisjoint(words) or words[-1] in _COUNTED:
+        return 0
+    return 1 if _NOT.isdisjoint(words) else -1
+
+
+def is_refused(value: Any) -> bool:
+    """Return whether a word says that a row was refused: "rejected", "discarded"."""
+    return isinstance(value, str) and value.strip().casefold() in _REFUSED
+
+
 def is_truth(value: Any) -> bool:
     """Return whether a value is true or false, in JSON or as a table writes it."""
     return isinstance(value, bool) or (isinstance(value, str) and value.strip().casefold() in ("true", "false"))
@@ -223,10 +271,12 @@ class Layout:
         tools: the functions that may be called.
         chosen, rejected: the better and the worse of two answers.
         rivals: answers of which the row says in another column which is the better.
+        published: the data set that the row is of, if its columns are known only so; it has no other role then.
         marks: keys that may say that the row is not to be trained.
+        states: keys that say in a word what became of the row.
         masks: keys of lists of marks, one for each turn or for each token.
         media: keys of pictures and the like.
-        split: the key that says whether the row is for training, validation or test.
+        splits: keys that may say whether the row is for training, validation or test.
         left: the other keys.
     """
 
@@ -243,11 +293,13 @@ class Layout:
     chosen: str = ""
     rejected: str = ""
     rivals: Rivals | None = None
+    published: Published | None = None
     text: str = ""
     marks: tuple[str, ...] = ()
+    states: tuple[str, ...] = ()
     masks: tuple[str, ...] = ()
     media: tuple[str, ...] = ()
-    split: str = ""
+    splits: tuple[str, ...] = ()
     left: tuple[str, ...] = field(default=(), compare=False)
 
     @functools.cached_property
@@ -278,6 +330,8 @@ def layout_of(keys: tuple[str, ...], columns: Columns = (), better: str = "") ->
         names.setdefault(key.strip().casefold(), key)
     mapped = {ours: names[plain] for ours, theirs in columns if (plain := theirs.strip().casefold()) in names}
     known = {name: key for name, key in names.items() if key not in mapped.values()}
+    if not mapped.keys() & _ASKING and (published := published_of(known)):
+        return Layout(published=published)
     found = _shape_of(known, mapped, better)
     if found is None:
         return None
@@ -285,9 +339,10 @@ def layout_of(keys: tuple[str, ...], columns: Columns = (), better: str = "") ->
     found = _with(
         found,
         marks=tuple(rest[name] for name in (*ROW_MARKS, *INVERSE_MARKS) if name in rest),
+        states=tuple(rest[name] for name in STATES if name in rest),
         masks=tuple(rest[name] for name in MASKS if name in rest),
         media=tuple(rest[name] for name in MEDIA if name in rest),
-        split=rest.get(SPLIT, ""),
+        splits=tuple(rest[name] for name in SPLITS if name in rest),
     )
     return _with(found, left=tuple(key for key in keys if key not in found.used and key != "metadata"))
 

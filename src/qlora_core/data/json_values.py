@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .columns import layout_of
 from .records import UnusableError, Written
 from .text_files import LINE_LIMIT, BrokenOffError, lettering_of, read_lines, text_of
 
@@ -165,7 +166,7 @@ class _Values:
 
     def _rows_of(self, value: Any, line: int) -> Iterator[Row]:
         """Yield the rows in a value, with the name of their list."""
-        rows = _rows_of_list(value, line) if isinstance(value, list) else _rows_within(value, line)
+        rows = _rows_of_list(value, line) if isinstance(value, list) else _rows_within(value, line, not self.in_list)
         yield from ((place, Listed(row, self.key)) if self.key else (place, row) for place, row in rows)
 
     def _at_value(self) -> bool:
@@ -295,8 +296,29 @@ def _numbers_rows(value: dict[str, Any]) -> bool:
     return bool(value) and all(key.isdecimal() and isinstance(row, dict) for key, row in value.items())
 
 
-def _rows_within(value: Any, line: int) -> Iterator[Row]:
-    """Yield a row, or the rows of an object of nothing but lists of them, `{"data": […]}`, or of rows by number."""
+_HOLDERS = ("data", "rows", "examples", "items", "records", "entries", "samples")
+"""Keys of the rows in a file's object that also says what they are: `{"version": …, "data": […]}`."""
+
+
+def _rows_beside(value: Any) -> tuple[str, list[Any]]:
+    """Return the key and the rows of an object that also holds a description of them; ("", []) if it is a row."""
+    if not isinstance(value, dict) or layout_of(tuple(value)):
+        return "", []
+    for key in _HOLDERS:
+        rows = value.get(key)
+        if isinstance(rows, list) and rows and all(isinstance(row, dict) and not _is_turn(row) for row in rows):
+            inner = [
+                row["row"] if isinstance(row.get("row"), dict) else row for row in rows
+            ]  # as the hub's API answers
+            return (key, inner) if layout_of(tuple(inner[0])) else ("", [])
+    return "", []
+
+
+def _rows_within(value: Any, line: int, alone: bool = True) -> Iterator[Row]:
+    """Yield a row, or the rows of an object of nothing but lists of them, `{"data": […]}`, or of rows by number.
+
+    `alone`: whether it is all that a file holds, so that its rows may stand beside what describes them.
+    """
     lists = {key: item for key, item in value.items() if isinstance(item, list)} if isinstance(value, dict) else {}
     if (
         any(lists.values())
@@ -304,6 +326,10 @@ def _rows_within(value: Any, line: int) -> Iterator[Row]:
         and all(isinstance(row, dict) and not _is_turn(row) for item in lists.values() for row in item)
     ):
         yield from ((line, Listed(row, key)) for key, item in lists.items() for row in item)
+    elif alone and (beside := _rows_beside(value))[1]:
+        key, rows = beside
+        about = {name: said for name, said in value.items() if name != key}
+        yield from ((line, Listed({**about, **row} if not number else row, key)) for number, row in enumerate(rows))
     elif isinstance(value, dict) and _numbers_rows(value):
         yield from ((line, row) for row in value.values())
     else:

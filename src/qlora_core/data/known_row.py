@@ -10,9 +10,11 @@ from typing import Any
 from .columns import (
     INVERSE_MARKS,
     JUDGING,
+    RIGHT,
     Columns,
     Layout,
     content_length,
+    is_refused,
     is_said,
     is_truth,
     layout_of,
@@ -23,7 +25,8 @@ from .options import Options
 from .preferences import best_of
 from .records import MarkedError, texts_of
 from .speakers import BOTH, turns_of_text, two_of, with_speakers
-from .turns import Noted, as_text, call_of, check_answers, conversation, kind, tools_of, unpacked
+from .turns import Noted, call_of, check_answers, conversation, tools_of
+from .values import as_text, kind, unpacked, whole_number
 
 Clean = Callable[[str], str]
 
@@ -41,7 +44,7 @@ class Shaped:
         beside: kind of content that unused columns stand beside: "text", "messages", or "question".
         marks: parts that its author marked as not to be trained, in words.
         guesses: assumptions that were made, in words.
-        split: the split that the row names.
+        splits: words of the row that may name its split.
     """
 
     content: dict[str, Any]
@@ -52,7 +55,7 @@ class Shaped:
     beside: str = field(default="question", compare=False)
     marks: tuple[str, ...] = field(default=(), compare=False)
     guesses: tuple[str, ...] = field(default=(), compare=False)
-    split: str = field(default="", compare=False)
+    splits: tuple[str, ...] = field(default=(), compare=False)
 
 
 def _is_plain_mark(value: Any) -> bool:
@@ -66,7 +69,8 @@ def are_turns(value: Any) -> bool:
 
 
 def _speaks(turn: dict[str, Any]) -> bool:
-    return ("role" in turn and "content" in turn) or ("from" in turn and "value" in turn)
+    said = (("role", "content"), ("from", "value"), ("role", "parts"), ("sender", "text"), ("sender", "content"))
+    return any(speaker in turn and text in turn for speaker, text in said)
 
 
 def other_shape(row: dict[str, Any], layout: Layout, columns: Columns) -> dict[str, Any]:
@@ -87,6 +91,14 @@ def _text(row: dict[str, Any], name: str) -> str:
     return text
 
 
+def _system(row: dict[str, Any], name: str) -> str:
+    """Return a system text, which may stand in parts: `[{"text": …}]`, `{"parts": [{"text": …}]}`."""
+    value = row[name]
+    parts = value.get("parts", value) if isinstance(value, dict) else value
+    texts = flat(parts) if isinstance(parts, list | dict) else None
+    return _text(row, name) if texts is None else texts
+
+
 def whole_text(row: dict[str, Any], layout: Layout, clean: Clean) -> str:
     """Return the cleaned text of a row that is running text."""
     if not isinstance(row[layout.text], str):  # a number may be an answer, but is no text to train on
@@ -104,6 +116,7 @@ class KnownRow:
         self.row, self.layout, self.columns, self.clean = row, layout, columns, clean
         self.noted = Noted()
         self.blank = ""
+        self.answered = layout.answered
         self.masks: set[str] = set()  # columns of marks that were copied to their turns
 
     def shaped(self) -> Shaped | None:
@@ -113,7 +126,7 @@ class KnownRow:
             ValueError: what is wrong with it.
         """
         row, layout = self.row, self.layout
-        if layout.marks:
+        if layout.marks or layout.states:
             self._refuse_marked()
         if layout.messages:
             content = self._conversation()
@@ -136,7 +149,7 @@ class KnownRow:
             beside="text" if "text" in content else "messages" if layout.messages else "question",
             marks=tuple(self.noted.marks),
             guesses=tuple(self.noted.guesses),
-            split=str(row[layout.split]) if layout.split else "",
+            splits=tuple(text for key in layout.splits if (text := self._split(key))),
         )
 
     def _metadata(self) -> dict[str, Any]:
@@ -147,7 +160,7 @@ class KnownRow:
 
     def _unused(self, content: dict[str, Any]) -> tuple[tuple[str, bool], ...]:
         for key in self.layout.left:
-            if key == self.layout.split or key in self.masks:
+            if key == self.answered or key in self.masks or (key in self.layout.splits and self._split(key)):
                 continue
             if key not in self.layout.marks:
                 if not is_said(self.row[key], texts_of(content)):
@@ -160,9 +173,22 @@ class KnownRow:
         most = sum(map(len, asked))
         return tuple((name, length > most) for name, length in self.noted.unused.items())
 
+    def _split(self, key: str) -> str:
+        """Return the word for a split in a column: its text if that is one word, or the column's name if it is true."""
+        value, name = self.row[key], key.strip().casefold()
+        if not name.startswith("is_"):
+            text = (as_text(value) or "").strip()
+            return text if name.endswith("split") or text.isalpha() else ""
+        if says_yes(value):
+            return name.removeprefix("is_")
+        return "test" if name == "is_train" and says_no(value) else ""
+
     # What must not be trained
 
     def _refuse_marked(self) -> None:
+        for key in self.layout.states:
+            if is_refused(self.row[key]):
+                raise MarkedError(f"marked as not to be trained: {key} {self.row[key].strip()}")
         for key in self.layout.marks:
             value, name = self.row[key], key.strip().casefold()
             if name in JUDGING and (not is_truth(value) or self.layout.text):
@@ -195,7 +221,7 @@ class KnownRow:
     def _beside(self, messages: list[dict[str, Any]]) -> dict[str, Any]:
         """Return a conversation with the content of its neighbouring columns: system text, thought, tools."""
         row, layout = self.row, self.layout
-        if layout.system and (system := self.clean(_text(row, layout.system).removeprefix("SYSTEM: "))):
+        if layout.system and (system := self.clean(_system(row, layout.system).removeprefix("SYSTEM: "))):
             if messages[0]["role"] != "system":
                 messages.insert(0, {"role": "system", "content": system})
             elif messages[0]["content"] != system:
@@ -269,7 +295,7 @@ class KnownRow:
             return self._continued(turns)
         if layout.chosen and (rounds := self._rounds(asked)):
             return self._beside(self._last_alone(rounds))
-        options = Options.of(row, layout.options)
+        options = self._options()
         prompt = self._prompt(options)
         earlier = self._history(layout.history)
         if layout.chosen:
@@ -285,6 +311,19 @@ class KnownRow:
         if not prompt:
             return self._line(answer)
         return self._beside([*earlier, {"role": "user", "content": prompt}, {"role": "assistant", "content": answer}])
+
+    def _options(self) -> Options:
+        """Return the row's options; a list of answers is one if another column has the number of the right one."""
+        row, name = self.row, self.layout.answered
+        if self.layout.options or not name:
+            return Options.of(row, self.layout.options)
+        answers = unpacked(row[name])
+        if not isinstance(answers, list) or len(answers) < 2 or not all(isinstance(text, str) for text in answers):
+            return Options()
+        names = {key.strip().casefold(): key for key in self.layout.left}
+        right = (names[plain] for plain in RIGHT if plain in names)
+        self.answered = next((key for key in right if whole_number(as_text(row[key]) or "") is not None), name)
+        return Options.of(row, (("", name),)) if self.answered != name else Options()
 
     def _asked_in_turns(self, asked: Any) -> list[dict[str, Any]]:
         """Return the question if it is a conversation; empty if it is a text."""
@@ -332,6 +371,8 @@ class KnownRow:
         """Return a text that the question is about; "" for a mere name or number, which is metadata."""
         value = unpacked(self.row[key])
         text = flat(value)
+        if text is None and isinstance(self.row[key], str):  # JSON that the question is about
+            text = self.row[key]
         if text and (content_length("", text) or key.strip().casefold() in ("context", "contexto", "contexts")):
             return text
         if not _is_blank(value):
@@ -339,8 +380,8 @@ class KnownRow:
         return ""
 
     def _answer(self, options: Options) -> str:
-        row, name = self.row, self.layout.answered
-        value = self._best(row[name], name)
+        row, name = self.row, self.answered
+        value = self._best(with_text(row[name], name), name)
         if options or options.missing:
             value = options.answer(value, name)
             if options.counted:
@@ -426,6 +467,15 @@ def _common(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> list[d
             break
         same.append(one)
     return same
+
+
+def with_text(value: Any, name: str) -> Any:
+    """Return the answers in a cell of a table, as lists and objects stand there, if they are answers and no JSON."""
+    found = unpacked(value)
+    if isinstance(found, dict) and "text" in found and "answer_start" in found:
+        return found
+    texts = isinstance(found, list) and all(isinstance(text, str) for text in found)
+    return found if texts and name.strip().casefold() == "answers" else value
 
 
 _CONTEXT_TEXTS = ("text", "content", "passage", "contents", "body", "sentences", "passage_text")

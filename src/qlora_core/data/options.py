@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .turns import as_text, unpacked
+from .values import as_text, unpacked, whole_number
 
+_MARKED = re.compile(r"\(([A-Za-z])\)\.?|([A-Za-z])[.)]")
 LABELS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -63,17 +64,35 @@ class Options:
         """Return an answer in the options' words; the number of an option becomes its letter.
 
         Raises:
-            ValueError: the answer names an option, and the row has none, or not so many.
+            ValueError: the answer names an option, and the row has none, or not that one.
         """
         text = (as_text(value) or "").strip()
-        if self.missing and (text.isdecimal() or (len(text) == 1 and text.upper() in LABELS)):
-            raise ValueError(f"the {name} names an option, and the row has none")
-        if not self.labels or not text.isdecimal() or text in self.labels or text in self.texts:
+        if (marked := _MARKED.fullmatch(text)) and text not in self.texts:  # stays as it is written
+            self._lettered(marked[1] or marked[2], name)
             return value
-        if int(text) >= len(self.labels):
-            raise ValueError(f"the {name} {text} names no option: there are {len(self.labels)}, counted from 0")
+        number = whole_number(text)
+        names_one = number is not None or (len(text) == 1 and text.upper() in LABELS)
+        if self.missing and names_one:
+            raise ValueError(f"the {name} names an option, and the row has none")
+        if not names_one or not self.texts or text in self.labels or text in self.texts:
+            return value
+        if number is None:
+            return self._lettered(text, name)
+        if str(number) in self.labels:
+            return str(number)
+        counted = all(label.isdecimal() for label in self.labels)
+        if counted or not 0 <= number < len(self.labels):
+            those = f"they are {', '.join(self.labels)}" if counted else f"there are {len(self.labels)}, counted from 0"
+            raise ValueError(f"the {name} {text} names no option: {those}")
         self.counted = True
-        return self.labels[int(text)]
+        return self.labels[number]
+
+    def _lettered(self, letter: str, name: str) -> str:
+        """Return the label that a letter means, whatever its case."""
+        found = next((label for label in self.labels if label.casefold() == letter.casefold()), "")
+        if not found and self.labels and all(len(label) == 1 for label in self.labels):
+            raise ValueError(f"the {name} {letter} names no option: they are {', '.join(self.labels)}")
+        return found or letter
 
 
 def _listed(value: Any) -> list[tuple[str, str | None]] | None:

@@ -33,6 +33,7 @@ from .duplicates import BANDS, signatures
 from .encoding import detect
 from .json_values import Listed
 from .known_row import Shaped
+from .nested import NESTS, Nested, nested_rows
 from .page_debris import without_page_debris
 from .passages import TEMPLATES, Asked, Passage, ask, make_passages
 from .recognised import OPEN_FORMS, Format, LeftOut, read_items, recognise
@@ -214,6 +215,9 @@ class _Reader:
                     if root := root_of(row):
                         yield from self._tree(root, number)
                         continue
+                if type(row) in (dict, Listed) and not NESTS.isdisjoint(row) and (within := nested_rows(row)):
+                    yield from self._nested(within, number, row)
+                    continue
                 record, is_line = self._recognised(row, f"{self.name}:{number}")
                 if record and is_line and not self.unit.as_it_stands:
                     running.append(Fragment(record.content["text"], str(number)))
@@ -234,7 +238,7 @@ class _Reader:
         """Return the record of a row, and whether it is a line of running text; None if it is not used."""
         try:
             if isinstance(row, UnusableError):
-                self.report.unreadable += 1
+                self.report.unreadable += row.damaged
                 raise row
             if self.unit.prepared and isinstance(row, dict):
                 where = str(row.pop("source", where))
@@ -271,8 +275,10 @@ class _Reader:
     def _split_of(self, row: Any, shaped: Shaped) -> str:
         if not self.config.own_split or self.unit.prepared:
             return ""
-        said = shaped.split or (row.key if isinstance(row, Listed) else "")
-        return split_in(said) if said else ""
+        if not shaped.splits:
+            return split_in(row.key) if isinstance(row, Listed) else ""
+        said = [split for word in shaped.splits if (split := split_in(word))]
+        return TESTING if TESTING in said else next(iter(said), "")
 
     @functools.cached_property
     def _mostly_questions(self) -> bool:
@@ -286,7 +292,18 @@ class _Reader:
                     asked, blank = asked + filled, blank + (not filled)
         return asked * FEW > asked + blank
 
-    # Conversations that stand in several rows, or in a tree
+    # Several rows in one value, conversations that stand in several rows, or in a tree
+
+    def _nested(self, within: Iterable[Nested], number: int, value: dict[str, Any]) -> Iterator[Record]:
+        """Yield the rows of a value that holds several; the place of each is the value's line and its own name."""
+        self.report.read -= 1
+        for each in within:
+            self.report.read += 1
+            row = Listed(each.row, value.key) if isinstance(value, Listed) else each.row
+            record, _ = self._recognised(row, f"{self.name}:{number} ({each.place})")
+            if record:
+                group = f"{composed(self.path.name)}\0{each.group}" if each.group else ""
+                yield dataclasses.replace(record, group=group)
 
     def _threads(self, messages: Messages) -> Iterator[Record]:
         """Yield the conversations of messages that stand one in a row."""

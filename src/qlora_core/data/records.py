@@ -125,11 +125,11 @@ class Document:
 
 
 class UnusableError(ValueError):
-    """The reason why a row cannot be used, and how the row begins."""
+    """The reason why a row cannot be used, how the row begins, and whether it is damaged, so that data are lost."""
 
-    def __init__(self, reason: str, sample: str = "") -> None:
+    def __init__(self, reason: str, sample: str = "", *, damaged: bool = True) -> None:
         super().__init__(reason)
-        self.sample = sample
+        self.sample, self.damaged = sample, damaged
 
 
 class MarkedError(ValueError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from .columns import (
@@ -26,7 +27,8 @@ from .known_row import Clean, KnownRow, Shaped, are_turns, other_shape, whole_te
 from .records import MarkedError
 from .speakers import TALK_BEGINS, with_speakers
 from .threads import speaks
-from .turns import ROLES, Noted, as_text, kind, unpacked
+from .turns import ROLES, Noted
+from .values import as_text, kind, unpacked
 
 __all__ = ["ACCEPTED", "MAPPED", "PAIRS", "ROLES", "Columns", "Layout", "Shaped", "columns_of", "kind", "layout_of",
            "shape", "unknown_columns"]  # fmt: skip
@@ -62,6 +64,8 @@ def shape(row: Any, columns: Columns, clean: Clean) -> Shaped:
         row = {"messages": row}
     if not isinstance(row, dict):
         raise ValueError(f"a row must be a JSON object, found {kind(row)}")
+    if type(row.get("question")) is dict:
+        row = _with_stem(row)
     if columns:
         row = _opened(row, columns)
     if None in row.values():
@@ -69,6 +73,10 @@ def shape(row: Any, columns: Columns, clean: Clean) -> Shaped:
     layout = layout_of(tuple(row), columns) or _talk_of(row, columns)
     if layout is None:
         raise ValueError(_unrecognised(row))
+    if layout.published:
+        plain, guess = layout.published.plain(row)
+        found = shape(plain, columns, clean)
+        return replace(found, guesses=(*found.guesses, guess)) if guess else found
     if layout.rivals:
         layout = layout_of(tuple(row), columns, layout.rivals.better(row)) or layout
     if (layout.chosen and is_truth(row[layout.chosen])) or (layout.rejected and is_truth(row[layout.rejected])):
@@ -77,7 +85,7 @@ def shape(row: Any, columns: Columns, clean: Clean) -> Shaped:
         return shape(other, columns, clean)
     if len(row) == 1 and layout.text:  # the fast path for nearly all texts
         return Shaped({"text": whole_text(row, layout, clean)})
-    if layout.text and speaks(row):
+    if layout.text and (speaks(row) or ("user" in row and "ts" in row)):  # the latter is Slack's
         raise ValueError(_ALONE)
     if len(row) == 2 and layout.plain and (turns := _question(row, layout, clean)):  # nearly all questions
         return Shaped({"messages": turns})
@@ -85,15 +93,26 @@ def shape(row: Any, columns: Columns, clean: Clean) -> Shaped:
     return shaped or shape(other_shape(row, layout, columns), columns, clean)
 
 
+def _with_stem(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row whose question is an object of a stem and choices, as in ARC's first files, with both beside it."""
+    question = row["question"]
+    if "stem" not in question or "choices" not in question:
+        return row
+    others = {key: value for key, value in question.items() if key != "stem" and key not in row}
+    return {**row, **others, "question": question["stem"]}
+
+
 def _talk_of(row: dict[str, Any], columns: Columns) -> Layout | None:
     """Return the layout of a row without known columns, one of which holds a conversation."""
+    if "mapping" in row and "current_node" in row:
+        return layout_of(tuple(row), (*columns, ("messages", "mapping")))
     for key in row:
         if key.strip().casefold() in _TALKS and are_turns(with_speakers(unpacked(row[key]), Noted())):
             return layout_of(tuple(row), (*columns, ("messages", key)))
     return None
 
 
-_TALKS = ("chat", "dialog", "dialogue", "data", "turns")
+_TALKS = ("chat", "dialog", "dialogue", "data", "turns", "contents", "chat_messages")
 
 
 def _unrecognised(row: dict[str, Any]) -> str:
@@ -132,6 +151,8 @@ def _opened(row: dict[str, Any], columns: Columns) -> dict[str, Any]:
 def _without_nulls(row: dict[str, Any], columns: Columns) -> dict[str, Any]:
     filled = {key: v for key, v in row.items() if v is not None or key.strip().casefold() not in _ABSENT_IF_NULL}
     if not layout_of(tuple(filled), columns) and (layout := layout_of(tuple(row), columns)):
+        if layout.published:  # which says that its answer is hidden
+            return row
         name = next(key for key in (layout.messages, layout.answered, layout.chosen, layout.text, "the answer") if key)
         wanted = "a list of {role, content}" if layout.messages else "a text"
         raise ValueError(f'"{name}" must be {wanted}, found null')
@@ -157,7 +178,7 @@ def _question(row: dict[str, Any], layout: Layout, clean: Clean) -> list[dict[st
     asked, answered = row[layout.asked], row[layout.answered]
     if type(asked) is not str or type(answered) is not str or "<" in asked or asked[:1] in ("[", "{"):
         return []
-    if asked.startswith(TALK_BEGINS):
+    if asked.startswith(TALK_BEGINS) or (answered[:1] in ("[", "{") and layout.answered.casefold() == "answers"):
         return []
     asked, answered = clean(asked), clean(answered)
     if not asked or not answered:

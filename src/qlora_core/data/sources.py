@@ -230,7 +230,7 @@ TRAINING, VALIDATING, TESTING = "train", "validation", "test"
 _SPLITS = {
     **dict.fromkeys(("train", "training", "treino"), TRAINING),
     **dict.fromkeys(("validation", "valid", "val", "dev", "eval", "evaluation", "validação", "validacao"), VALIDATING),
-    **dict.fromkeys(("test", "testing", "teste"), TESTING),
+    **dict.fromkeys(("test", "testing", "teste", "holdout", "heldout"), TESTING),
 }
 _ALSO_WORDS = ("valid", "dev")  # also first words of unrelated names such as valid_answers
 _FILLERS = frozenset(

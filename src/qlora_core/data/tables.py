@@ -8,6 +8,7 @@ import csv
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +101,9 @@ class _Lines:
         taken: the lines of the row at hand.
     """
 
-    def __init__(self, file: Iterable[str], number: int, first: str) -> None:
+    def __init__(self, file: Iterable[str], number: int, first: Iterable[str]) -> None:
         self.file, self.number = iter(file), number
-        self.again: collections.deque[str] = collections.deque([first] if first else [])
+        self.again: collections.deque[str] = collections.deque(filter(None, first))
         self.taken: list[str] = []
 
     def __iter__(self) -> Iterator[str]:
@@ -125,23 +126,62 @@ class _Lines:
         self.taken.clear()
 
 
+@dataclass(frozen=True)
+class _Style:
+    """How a table is written: what separates its cells, and whether blanks may follow that."""
+
+    delimiter: str
+    spaced: bool = False
+
+    def reader(self, lines: Iterable[str]) -> Any:
+        """Return a reader that raises csv.Error at a misplaced quotation mark."""
+        return csv.reader(lines, delimiter=self.delimiter, strict=True, skipinitialspace=self.spaced)
+
+    def split(self, line: str) -> list[str]:
+        """Return the cells of a line in which quotation marks mean nothing."""
+        cells = line.rstrip("\r\n").split(self.delimiter)
+        return [cell.lstrip() for cell in cells] if self.spaced else cells
+
+
+def _style(form: str, head: str, second: str, stated: str) -> _Style:
+    """Return how a table is written, by its first two lines and perhaps by what it states itself."""
+    delimiter = stated or ("\t" if form == ".tsv" else max(",;\t|", key=head.count))
+    between = head.count(delimiter)
+    in_head = bool(between) and head.count(f"{delimiter} ") == between
+    spaced = in_head or bool(re.search(rf'{re.escape(delimiter)} +"[^"]', second) and '"' not in head)
+    return _Style(delimiter, delimiter != "\t" and spaced and not _has_it_within(second, delimiter))
+
+
+def _has_it_within(line: str, delimiter: str) -> bool:
+    """Return whether a line is well-formed as it is, with a blank and a mark behind a delimiter inside a cell."""
+    try:
+        cells = next(csv.reader([line], delimiter=delimiter, strict=True), [])
+    except csv.Error:
+        return False
+    return any(f'{delimiter} "' in cell for cell in cells)
+
+
 def _table(path: Path, form: str, check: CheckColumns) -> Iterator[Row]:
     csv.field_size_limit(LINE_LIMIT)
     with text_of(path, lettering_of(path), newline="") as file:
-        head, first = file.readline(LINE_LIMIT), 1
+        head, first, stated = file.readline(LINE_LIMIT), 1, ""
+        while head.isspace():
+            head, first = file.readline(LINE_LIMIT), first + 1
         if head.startswith("sep="):  # Excel states its delimiter so
-            delimiter, head, first = head[4:5], file.readline(LINE_LIMIT), 2
-        else:
-            delimiter = "\t" if form == ".tsv" else max(",;\t|", key=head.count)
-        lines = _Lines(file, first, head)
-        names = _header(csv.reader(lines, delimiter=delimiter, strict=True))
+            stated, head, first = head[4:5], file.readline(LINE_LIMIT), first + 1
+        second = ""
+        with contextlib.suppress(OSError):  # which is raised again where the rows are read
+            second = file.readline(LINE_LIMIT)
+        style = _style(form, head, second, stated)
+        lines = _Lines(file, first, (head, second))
+        names = _header(style.reader(lines))
         if reason := check(names):
             raise ValueError(reason)
-        yield from _table_rows(lines, names, delimiter)
+        yield from _table_rows(lines, names, style)
 
 
-def _table_rows(lines: _Lines, names: list[str], delimiter: str) -> Iterator[Row]:
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+def _table_rows(lines: _Lines, names: list[str], style: _Style) -> Iterator[Row]:
+    reader = style.reader(lines)
     while True:
         lines.next_row()
         number = lines.number
@@ -151,31 +191,31 @@ def _table_rows(lines: _Lines, names: list[str], delimiter: str) -> Iterator[Row
             return
         except csv.Error as error:
             lines.give_back()
-            cells = _unquoted(lines.taken[0], names, delimiter)
+            cells = _unquoted(lines.taken[0], names, style)
             if cells is None:
                 yield number, UnusableError(_quotation(error, lines.taken[0]), lines.taken[0][:80].rstrip())
-            reader = csv.reader(lines, delimiter=delimiter, strict=True)
+            reader = style.reader(lines)
         except OSError as error:
             raise BrokenOffError(f"after line {number - 1}", str(error)) from None
         else:
-            if len(lines.taken) > 1 and _are_rows(lines.taken, names, delimiter):
+            if len(lines.taken) > 1 and _are_rows(lines.taken, names, style.delimiter):
                 joined = len(lines.taken)
                 lines.give_back()
-                cells = _unquoted(lines.taken[0], names, delimiter)
+                cells = _unquoted(lines.taken[0], names, style)
                 if cells is None:
                     yield number, UnusableError(_joining(joined), lines.taken[0][:80].rstrip())
-                reader = csv.reader(lines, delimiter=delimiter, strict=True)
+                reader = style.reader(lines)
         if cells and any(cells):
             yield number, _named(names, cells)
 
 
-def _unquoted(line: str, names: list[str], delimiter: str) -> list[str] | None:
+def _unquoted(line: str, names: list[str], style: _Style) -> list[str] | None:
     """Return the cells of a line whose quotation marks are only characters; None if they are not.
 
     With tabs they always are. In other tables, a mark that opens a cell and is never closed spoils the row.
     """
-    cells = line.rstrip("\r\n").split(delimiter)
-    opens = delimiter != "\t" and any(cell.startswith('"') and cell.count('"') % 2 for cell in cells)
+    cells = style.split(line)
+    opens = style.delimiter != "\t" and any(cell.startswith('"') and cell.count('"') % 2 for cell in cells)
     return None if opens or len(cells) != len(names) or len(line) > csv.field_size_limit() else cells
 
 
@@ -223,7 +263,14 @@ def _named(names: list[str], cells: list[str]) -> Any:
     if len(cells) > len(names):
         return UnusableError(f"{len(cells)} cells where the header names {len(names)} columns", " | ".join(cells)[:80])
     cells += [""] * (len(names) - len(cells))
-    return {name: cell for name, cell in zip(names, cells, strict=True) if name}
+    if [cell.strip() for cell in cells] == names and len(names) > 1:
+        reason = "the names of the columns again, as in files that were joined"
+        return UnusableError(reason, " | ".join(cells)[:80], damaged=False)
+    return {name: None if cell in _NULLS else cell for name, cell in zip(names, cells, strict=True) if name}
+
+
+_NULLS = frozenset((r"\N", "NULL", "NaN", "nan", "<NA>", "#N/A"))
+"""How databases, pandas and spreadsheets write in a table that a value is missing."""
 
 
 def _parquet(path: Path, check: CheckColumns) -> Iterator[Row]:
@@ -241,12 +288,50 @@ def _parquet(path: Path, check: CheckColumns) -> Iterator[Row]:
                           for inner in f.type]  # fmt: skip
                 plain = [f.name for f in table.schema_arrow if not pyarrow.types.is_struct(f.type)]
                 raise ValueError(check([*plain, *within]) or check(table.schema_arrow.names))
+            classes = _class_names(table.schema_arrow.metadata)
+            calls = [field.name for field in table.schema_arrow if _may_hold_calls(field)]
             for batch in table.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
                     number += 1
+                    for name, names in classes.items():
+                        place = row.get(name)
+                        if isinstance(place, int):
+                            row[name] = names[place] if 0 <= place < len(names) else None
+                    row |= {name: _without_absent(row[name], name in _CALLS) for name in calls}
                     yield number, row
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         if number:
             raise BrokenOffError(f"after row {number}", reason) from None
         raise ValueError(f"cannot be read as Parquet: {reason}") from None
+
+
+def _class_names(metadata: dict[bytes, bytes] | None) -> dict[str, list[str]]:
+    """Return the names of each column of classes, which stand as numbers in a file of the library `datasets`.
+
+    Such a file states its columns under the key `huggingface`; -1 is no class.
+    """
+    try:
+        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+        found = {name: each["names"] for name, each in features.items() if each.get("_type") == "ClassLabel"}
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return {}
+    return {name: names for name, names in found.items() if isinstance(names, list)}
+
+
+_CALLS = frozenset(("tool_calls", "tool_call", "function_call", "tools", "functions"))
+
+
+def _may_hold_calls(field: Any) -> bool:
+    return "struct<" in str(field.type) and any(name in f"{field.name} {field.type}" for name in _CALLS)
+
+
+def _without_absent(value: Any, called: bool) -> Any:
+    """Return calls and tools without nulls: in Arrow every call has the arguments of all, and null means absent."""
+    if isinstance(value, dict):
+        return {
+            key: _without_absent(inner, called or key in _CALLS)
+            for key, inner in value.items()
+            if inner is not None or not called
+        }
+    return [_without_absent(inner, called) for inner in value] if isinstance(value, list) else value

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from .columns import INVERSE_MARKS, JUDGING, REASONING, TURN_MARKS, content_length, is_truth, listed, says_no, says_yes
-from .records import MarkedError, Written
+from .columns import JUDGING, REASONING, content_length, is_truth, listed, says_no, says_yes, turn_mark
+from .records import MarkedError
+from .values import as_text, kind, unpacked
 
 ROLES = {
     "system": "system",
@@ -27,6 +28,7 @@ ROLES = {
     "bard": "assistant",
     "bing": "assistant",
     "claude": "assistant",
+    "chatbot": "assistant",
     "ai": "assistant",
     "tool": "tool",
     "function": "tool",
@@ -45,7 +47,13 @@ _CALL_PARTS = ("tool_use", "tool_call", "function_call")
 _RESULT_PARTS = ("tool_result", "tool_response", "function_call_output", "observation")
 _THOUGHT_PARTS = ("reasoning", "thinking", "thought")
 _NO_TEXT = ("image", "audio", "video", "file", "document", "media")
-_MARKS = (*TURN_MARKS, *JUDGING, *INVERSE_MARKS, "train_detail")
+_SPEAKERS = ("role", "from", "sender")
+_SAID = {"role": ("content", "value", "text", "parts"), "from": ("value", "content"), "sender": ("content", "text")}
+"""Keys that name a turn's speaker, and keys of what is said beside each, in order of preference."""
+
+_CALL_KEYS = frozenset(("toolcalls", "toolcall", "functioncalls", "functioncall", "tooluses", "tooluse"))
+_RESULT_KEYS = frozenset(("toolresult", "functionresponse", "toolresponse"))
+"""Keys of calls and of their results, however they are spelled: `tool_calls`, `toolCalls`."""
 
 Clean = Callable[[str], str]
 
@@ -68,17 +76,6 @@ class Noted:
         """Note an unused value if it holds content."""
         if length := content_length(key, value):
             self.unused[name] = self.unused.get(name, 0) + length
-
-
-def as_text(value: Any) -> str | None:
-    """Return a text, or a number or truth value as the file writes it; None for everything else."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, Written):
-        return value.text
-    return str(value) if isinstance(value, int | float) or type(value).__name__ == "Decimal" else None
 
 
 def conversation(turns: Any, name: str, clean: Clean, noted: Noted) -> list[dict[str, Any]]:
@@ -173,12 +170,14 @@ class _Turn:
     def messages(self) -> list[dict[str, Any]]:
         """Return the message, or several: tool results among its parts come before it."""
         turn, number = self.turn, self.number
-        says = ("from", "value") if isinstance(turn, dict) and "from" in turn else ("role", "content")
-        wrong = ValueError(f'turn {number} of "{self.name}" must be {{{says[0]}, {says[1]}}} with texts')
+        speaker = next((key for key in ("from", "role", "sender") if isinstance(turn, dict) and key in turn), "role")
+        names = _SAID[speaker]
+        wrong = ValueError(f'turn {number} of "{self.name}" must be {{{speaker}, {names[0]}}} with texts')
         if not isinstance(turn, dict):
             raise wrong
-        said = says[1] if says[1] in turn else "value" if says[1] == "content" and "value" in turn else "content"
-        used = {says[0], said, "tool_calls", "function_call", *_MARKS}
+        said = next((key for key in names if turn.get(key)), names[0])
+        marks = [key for key in turn if turn_mark(key)]
+        used = {speaker, said, *marks, *(key for key in turn if squeezed(key) in _CALL_KEYS)}
         self._take_calls()
         content = turn.get(said)
         text = self._parts(content) if isinstance(content, list) else as_text(content)
@@ -186,7 +185,7 @@ class _Turn:
             text = ""
         if text is None:
             raise wrong
-        role = self._role(turn.get(says[0]))
+        role = self._role(turn.get(speaker))
         if role in CALLING:
             message = {"role": "assistant", "content": "", "tool_calls": _calls_in(text, number), "continues": True}
             role = "assistant"
@@ -220,11 +219,9 @@ class _Turn:
         return role
 
     def _take_calls(self) -> None:
-        found = unpacked(self.turn.get("tool_calls")) or []
-        found = found if isinstance(found, list) else [found]
-        if self.turn.get("function_call"):
-            found = [*found, self.turn["function_call"]]
-        self.calls = [call_of(call, self.number) for call in found]
+        for key, value in self.turn.items():
+            if squeezed(key) in _CALL_KEYS and (found := unpacked(value)):
+                self.calls += [call_of(call, self.number) for call in (found if isinstance(found, list) else [found])]
 
     def _parts(self, parts: list[Any]) -> str:
         return "\n".join(text for part in parts if (text := self._part(part)) is not None)
@@ -234,6 +231,14 @@ class _Turn:
         if isinstance(part, str):
             return part
         sort = part.get("type") if isinstance(part, dict) else None
+        if isinstance(part, dict) and not sort:
+            for key, value in part.items():
+                if squeezed(key) in _CALL_KEYS:
+                    self.calls.append(call_of(value, self.number))
+                    return None
+                if squeezed(key) in _RESULT_KEYS and isinstance(value, dict):
+                    self.results.append(self._result(value))
+                    return None
         if sort in _CALL_PARTS:
             self.calls.append(call_of(part.get("value", part), self.number))
             return None
@@ -256,7 +261,7 @@ class _Turn:
         return None
 
     def _result(self, part: dict[str, Any]) -> dict[str, Any]:
-        content = next((part[name] for name in ("content", "value", "output", "text") if name in part), "")
+        content = next((part[name] for name in ("content", "value", "output", "text", "response") if name in part), "")
         text = self._parts(content) if isinstance(content, list) else as_text(content)
         text = json.dumps(content, ensure_ascii=False) if text is None else text
         place = next((part[name] for name in ("tool_use_id", "tool_call_id") if isinstance(part.get(name), str)), "")
@@ -277,8 +282,8 @@ class _Turn:
             raise ValueError(f"turn {self.number} is an assistant turn without an answer")
 
     def _add_mark(self, message: dict[str, Any]) -> None:
-        for key in _MARKS:
-            if key not in self.turn or (value := self.turn[key]) is None:
+        for key, value in self.turn.items():
+            if value is None or not turn_mark(key):
                 continue
             answers = message["role"] == "assistant"
             if answers and (mark := _mark(key, value)):
@@ -286,7 +291,7 @@ class _Turn:
                 self.noted.marks.append(mark)
             elif _is_unclear(key, value):
                 self.noted.leave(f"{self.name}[].{key}", "text", value)
-            elif not answers and key not in INVERSE_MARKS and value is True:
+            elif not answers and turn_mark(key) > 0 and value is True:
                 self.noted.marks.append(f"{key} true of a {message['role']} turn, which is never trained")
 
 
@@ -306,8 +311,13 @@ def _mark(key: str, value: Any) -> str:
         return "train_detail with a part that is not trained" if off else ""
     if key in JUDGING and not is_truth(value):
         return ""
-    off = says_yes(value) if key in INVERSE_MARKS else says_no(value)
+    off = says_yes(value) if turn_mark(key) < 0 else says_no(value)
     return f"{key} {as_text(value)}" if off else ""
+
+
+def squeezed(key: str) -> str:
+    """Return a key in small letters without its underscores: `tool_calls` and `toolCalls` are one."""
+    return key.replace("_", "").casefold()
 
 
 # Calls ----------------------------------------------------------------------------------------------------------
@@ -327,7 +337,11 @@ def call_of(call: Any, number: int) -> dict[str, Any]:
     """
     call = unpacked(call)
     inner = unpacked(call.get("function", call)) if isinstance(call, dict) else None
-    name = inner.get("name") if isinstance(inner, dict) else None
+    name = (
+        next((inner[k] for k in ("name", "toolName", "tool_name") if k in inner), None)
+        if isinstance(inner, dict)
+        else None
+    )
     if not isinstance(name, str) or not name:
         raise ValueError(f'turn {number} has a call of a tool that is not {{"name", "arguments"}}')
     given = next((inner[key] for key in ("arguments", "parameters", "input", "args") if key in inner), None)
@@ -355,29 +369,3 @@ def tools_of(value: Any, name: str) -> list[dict[str, Any]]:
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise ValueError(f'"{name}" must be a list of tools, or its JSON; found {kind(tools)}')
     return [tool if "function" in tool or "type" in tool else {"type": "function", "function": tool} for tool in tools]
-
-
-def unpacked(value: Any) -> Any:
-    """Return the list or object in a JSON text; else the value itself."""
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            return value
-    return value
-
-
-def kind(value: Any) -> str:
-    """Return the kind of a JSON value in words."""
-    if value is None:
-        return "null"
-    names = {
-        bool: "true or false",
-        int: "a number",
-        float: "a number",
-        Written: "a number",
-        str: "a text",
-        list: "a list",
-        dict: "an object",
-    }
-    return names.get(type(value), "an object" if isinstance(value, dict) else type(value).__name__)

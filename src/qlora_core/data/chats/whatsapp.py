@@ -21,6 +21,10 @@ _OMITTED = re.compile(
     re.IGNORECASE,
 )
 _EDITED = re.compile(r"\s*<[^<>\n]*(?:edited|editada|editado|modifié|bearbeitet)[^<>\n]*>$", re.IGNORECASE)
+_ENCRYPTED = re.compile(
+    r"end-to-end|ponta[ -]a[ -]ponta|extremo[ -]a[ -]extremo|bout[ -]en[ -]bout|ende-zu-ende|端到端|端對端",
+    re.IGNORECASE,
+)
 _EXPORT = re.compile(r"^(?:whatsapp chat (?:with|-)|conversa do whatsapp com|chat de whatsapp con) ?", re.IGNORECASE)
 _SAMPLE = 40  # lines that tell what a file is
 
@@ -47,7 +51,8 @@ def read_log(text: str, name: str) -> Chat:
         raw = (said["text"] or "").strip() if said else ""
         shown = re.sub(f"[{_MARKS}]", "", raw)
         kept = _EDITED.sub("", "\n".join(part for part in shown.split("\n") if not _OMITTED.fullmatch(part.strip())))
-        notice = raw.startswith("\u200e") and "\n" not in raw and len(raw) < 60  # iOS marks its own messages so
+        marked = raw.startswith("\u200e") and "\n" not in raw  # as iOS marks its own messages
+        notice = marked and (len(raw) < 60 or bool(_ENCRYPTED.search(raw)))
         if said is None or not kept.strip() or notice:
             left_out.append((str(number), "no message: a picture, a call or a notice", shown or " ".join(lines)))
         else:

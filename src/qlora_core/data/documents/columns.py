@@ -35,7 +35,8 @@ def _gap_of(lines: Sequence[str]) -> int:
     if not votes:
         return 0
     most = max(votes.values())
-    places = [at for at, count in votes.items() if count == most]
+    widest = {at for at, count in votes.items() if count == most}
+    places = sorted(at for at in widest if at - 1 in widest) or sorted(widest)  # not at the edge of a gap
     gap = places[len(places) // 2]
     both = [parts for line in filled if all(parts := (line[:gap].strip(), line[gap:].strip())) and _is_cut(line, gap)]
     across = sum(not _is_cut(line, gap) for line in filled)

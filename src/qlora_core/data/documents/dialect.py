@@ -33,11 +33,30 @@ _DUNDER = re.compile(
 )
 
 
+_PROPERTIES = re.compile(r"(?:[^\S\n]*\n)*(?:[A-Za-z][\w-]*:: [^\n]*(?:\n|\Z))+")
+_PROPERTY = re.compile(r"^([A-Za-z][\w-]*):: ([^\n]*)$", re.MULTILINE)
+_PLUMBING = re.compile(  # Logseq's, which it does not show
+    r"^[^\S\n]*(?:- )?(?:id|collapsed|created-at|updated-at|heading|background-color|query-[\w-]+|logseq\.[\w.-]+)::"
+    r"[^\n]*$|[^\S\n]*\(\([0-9a-f]{8}-[0-9a-f-]{27}\)\)|\{\{(?:query|embed|renderer|video|cards|namespace)\b[^\n]*?\}\}",
+    re.MULTILINE,
+)
+_QUERY = re.compile(r"[ >]*(?:`{3,}|~{3,})[^\S\n]*(?:dataview|dataviewjs|tasks|query|button)[^\S\n]*\n")
+"""The beginning of a fence that a program of notes replaces by what it finds."""
+
+
+def page_properties(text: str) -> tuple[dict[str, str], str]:
+    """Return the properties at the top of a page of Logseq (`title:: …`), and the text with empty lines for them."""
+    match = _PROPERTIES.match(text)
+    if not match:
+        return {}, text
+    return dict(_PROPERTY.findall(match[0])), "\n" * match[0].count("\n") + text[match.end() :]
+
+
 def without_hidden(text: str) -> tuple[str, list[tuple[str, str, str]]]:
     """Return a note without what only its own program shows, and what was removed: place, reason and beginning.
 
-    Comments between %% and %%, block names (^id) and callout marks are removed, except in code; lines keep their
-    numbers.
+    Comments between %% and %%, block names (^id), callout marks, queries, and Logseq's ids and references are removed,
+    except in code; lines keep their numbers.
     """
     found: list[tuple[str, str, str]] = []
     kept: list[str] = []
@@ -53,12 +72,16 @@ def without_hidden(text: str) -> tuple[str, list[tuple[str, str, str]]]:
         text = "".join([*kept, text[start:]])
     pieces, start = [], 0
     for match in _CODE.finditer(text):
-        pieces += [_plain_notes(text[start : match.start()]), match[0]]
+        query = bool(_QUERY.match(match[0]))
+        if query:
+            found.append((str(text.count("\n", 0, match.start()) + 1), "a query of notes", match[0].strip("`~ \n")))
+        pieces += [_plain_notes(text[start : match.start()]), "\n" * match[0].count("\n") if query else match[0]]
         start = match.end()
     return "".join([*pieces, _plain_notes(text[start:])]), found
 
 
 def _plain_notes(text: str) -> str:
+    text = _PLUMBING.sub("", text) if "::" in text or "((" in text or "{{" in text else text
     return _BLOCK_ID.sub("", _CALLOUT.sub(r"\1", text))
 
 

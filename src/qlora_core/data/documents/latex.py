@@ -8,9 +8,11 @@ from __future__ import annotations
 import re
 import sys
 import unicodedata
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from ..encoding import decode
+from ..prose import joint
 from ..records import Document
 from .outline import Outline, make_document, one_line, titled
 
@@ -96,10 +98,42 @@ def read_latex(content: bytes) -> Document:
     return replace(document, left_out=tuple(reader.left_out))
 
 
-def _own_macros(text: str) -> list[tuple[str, str]]:
-    """Return the argument-less macros that the document defines, by name."""
-    made = re.finditer(r"\\(?:(?:re)?newcommand\*?\s*\{?\s*|def\s*)\\([a-zA-Z]+)\s*\}?\s*(?=\{)", text)
-    return [(match[1], _braced(text, match.end())[0]) for match in made]
+@dataclass(frozen=True)
+class _Macro:
+    """A command that the document defines: its body, and the default of each argument (None: it has none)."""
+
+    body: str
+    defaults: tuple[str | None, ...] = ()
+
+
+_MADE = re.compile(
+    r"\\(?:(?:re|provide)?(?:new)?command\*?|DeclareRobustCommand\*?)\s*\{?\s*\\(?P<name>[a-zA-Z]+)\s*\}?\s*"
+    r"(?:\[(?P<count>[1-9])\]\s*)?(?:\[(?P<default>[^\[\]]*)\]\s*)?(?=\{)"
+    r"|\\[gex]?def\s*\\(?P<plain>[a-zA-Z]+)(?P<marks>(?:#[1-9])*)\s*(?=\{)"
+    r"|\\(?:New|Renew|Provide|Declare)DocumentCommand\s*\{?\s*\\(?P<named>[a-zA-Z]+)\s*\}?\s*(?P<given>(?=\{))"
+)
+_KEPT_COMMANDS = frozenset((*_HEADINGS, "title", "author", "item", "footnote", "caption", "begin", "end", "input"))
+"""Commands that mean what they always do, though the document changes how they look."""
+
+_ENOUGH = 1 << 16  # characters that one command may expand to: some grow without end
+
+
+def _own_macros(text: str) -> Iterator[tuple[str, _Macro]]:
+    """Yield the macros that the document defines; one whose arguments are not just read one by one is left out."""
+    for made in _MADE.finditer(text):
+        place, defaults = made.end(), (None,) * (len(made["marks"] or "") // 2)
+        if made["named"]:
+            given, place = _braced(text, place)
+            found = re.findall(r"m|o|O\{([^{}]*)\}", given)
+            if re.sub(r"\s+|m|o|O\{[^{}]*\}", "", given):
+                continue
+            kinds = re.findall(r"[moO](?:\{[^{}]*\})?", given)
+            defaults = tuple(None if kind == "m" else default for kind, default in zip(kinds, found, strict=True))
+            place = re.compile(r"\s*").match(text, place).end()  # type: ignore[union-attr]
+        elif made["name"]:
+            defaults = (made["default"], *(None,) * int(made["count"] or 0))[: int(made["count"] or 0)]
+        if text[place : place + 1] == "{":
+            yield made["name"] or made["plain"] or made["named"], _Macro(_braced(text, place)[0], defaults)
 
 
 def _braced(text: str, place: int) -> tuple[str, int]:
@@ -117,7 +151,9 @@ class _Reader:
     text: str
     place: int = 0
     line: int = 1  # of the beginning of the text
-    macros: dict[str, str] = field(default_factory=dict)
+    macros: dict[str, _Macro] = field(default_factory=dict)
+    expanded: list[int] = field(default_factory=lambda: [0])  # characters of the command at hand, and of all within it
+    depth: int = 0  # of macros within macros
     outline: Outline = field(default_factory=Outline)
     said: dict[str, str] = field(default_factory=dict)  # the title and the author
     left_out: list[tuple[str, str, str]] = field(default_factory=list)
@@ -127,6 +163,12 @@ class _Reader:
 
     def read(self) -> None:
         """Read everything from `place` on."""
+        self.read_on()
+        while self.open:
+            self._end(self.open[-1])
+
+    def read_on(self) -> None:
+        """Read everything from `place` on, and leave what was begun open."""
         while self.place < len(self.text):
             match = _TOKEN.match(self.text, self.place)
             self.place = match.end()  # type: ignore[union-attr]
@@ -142,14 +184,15 @@ class _Reader:
                 self._sign(value)
             elif kind == "mark":
                 self._mark(value)
+            elif value == "\n":
+                self._add(joint(self.text[: self.place - 1][-1:], self.text[self.place :].lstrip(" \t")[:1]))
             else:
                 self._add(value if kind == "formula" else re.sub(r"\s+", " ", value))
-        while self.open:
-            self._end(self.open[-1])
 
     def inner(self, text: str) -> str:
         """Return an argument's text, one line per paragraph."""
-        reader = _Reader(text, line=self._line(), macros=self.macros, notes=self.notes or self.outline)
+        reader = _Reader(text, line=self._line(), macros=self.macros, notes=self.notes or self.outline,
+                         expanded=self.expanded, depth=self.depth)  # fmt: skip
         reader.read()
         self.left_out += reader.left_out
         return "\n".join(block.text for block in reader.outline.blocks())
@@ -228,15 +271,33 @@ class _Reader:
             stop = self.text.find(mark, self.place + 1) if mark else -1
             self._add(self.text[self.place + 1 : stop if stop > 0 else None])
             self.place = stop + 1 if stop > 0 else len(self.text)
-        elif name in self.macros and name not in _DROPPED:
-            self._swallow()
-            macro = self.macros[name]
-            if macro.count("\\") < 20 and f"\\{name}" not in macro:
-                self._add(self.inner(macro))
+        elif name in self.macros and name not in _DROPPED and name not in _KEPT_COMMANDS:
+            self._expand(name, self.macros[name])
         elif name in _ACCENTS and len(name) == 1:
             self._accent(name)
         else:
             self._named(name)
+
+    def _expand(self, name: str, macro: _Macro) -> None:
+        """Read a macro's body with its arguments as if it stood here."""
+        given = []
+        for default in macro.defaults:
+            given.append(self._argument() if default is None else self._given(default))
+        if not macro.defaults:
+            self._swallow()
+        body = re.sub(r"#([1-9])", lambda mark: (*given, *[""] * 9)[int(mark[1]) - 1], macro.body)
+        self.expanded[0] = (self.expanded[0] if self.depth else 0) + len(body) + 16
+        if self.depth > 20 or self.expanded[0] > _ENOUGH:
+            self._leave_out("a command that is defined by itself", f"\\{name}")
+            return
+        reader = replace(self, text=body, place=0, line=self._line(), depth=self.depth + 1, counted=(sys.maxsize, 0))
+        reader.read_on()
+
+    def _given(self, default: str) -> str:
+        """Return the argument in brackets here, or its default."""
+        match = re.compile(r"[ \t]*\[([^\[\]]*)\]").match(self.text, self.place)
+        self.place = match.end() if match else self.place
+        return match[1] if match else default
 
     def _named(self, name: str) -> None:
         if name in _SYMBOLS:

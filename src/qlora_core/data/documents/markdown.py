@@ -11,7 +11,7 @@ from typing import Any
 from ..encoding import decode
 from ..prose import joint, keep_their_lines, starts_of_turns, unwrapped
 from ..records import Block, Document
-from .dialect import extend, without_hidden
+from .dialect import extend, page_properties, without_hidden
 from .outline import BLOCK_TAGS, HEADINGS, LEADING_EMOJI, Outline, titled, without_emoji
 from .raised import raised
 
@@ -31,6 +31,7 @@ _INLINE_TAGS = (
 )
 _TAGS = BLOCK_TAGS | {*_INLINE_TAGS.split()}
 _LONELY = ("br", "hr", "wbr")  # tags that are never closed
+_STRUCK, _STRUCK_END = re.compile(r"<(?:del|s|strike)\b"), re.compile(r"</(?:del|s|strike)\s*>")
 _SOFT = "\x0b"  # a line ends here that need not end
 
 
@@ -39,12 +40,15 @@ def read_markdown(content: bytes) -> Document:
     from markdown_it import MarkdownIt
 
     metadata, text = _front_matter(_without_fence(decode(content)[0]))
+    properties, text = page_properties(text)
+    metadata |= properties
     text, left_out = without_hidden(text)
     # the preset stops at 20 and loses what is deeper
     parser = MarkdownIt("commonmark", {"maxNesting": 100}).enable(["table", "strikethrough"])
     extend(parser, text)
     tokens = parser.parse(text)
     markup = _Markup.of(tokens)
+    struck: list[tuple[str, str, str]] = []
     paragraphs = {id(token): markup.said(token.children) for token in tokens if token.type == "inline"}
     kept = _kept_lines(list(paragraphs.values()))
     outline, line = Outline(), 1
@@ -52,6 +56,7 @@ def read_markdown(content: bytes) -> Document:
         line = token.map[0] + 1 if token.map else line
         if token.type == "inline":
             said = paragraphs[id(token)]
+            struck += [(str(line), "struck out", text) for text in markup.struck.get(id(token.children), ())]
             outline.text(kept.get(said) or _joined(said.split(_SOFT)), str(line))
         elif token.type in ("fence", "code_block"):
             outline.start("pre")
@@ -67,7 +72,7 @@ def read_markdown(content: bytes) -> Document:
     blocks = [replace(block, text=_without_stray_marks(block.text)) for block in outline.blocks()]
     if blocks and not any(block.level for block in blocks) and _begins_with_title(tokens, blocks[0]):
         blocks[0] = replace(blocks[0], text=without_emoji(blocks[0].text), level=1)
-    return replace(titled(blocks, metadata.get("title", ""), metadata), left_out=tuple(left_out))
+    return replace(titled(blocks, metadata.get("title", ""), metadata), left_out=(*left_out, *struck))
 
 
 def _joined(lines: Sequence[str]) -> str:
@@ -122,6 +127,7 @@ class _Markup:
 
     def __init__(self, pieces: Iterable[str]) -> None:
         found = [match for piece in pieces for match in _NAME.finditer(piece)]
+        self.struck: dict[int, list[str]] = {}  # what a line's tokens strike out
         self._opened = {match[2].lower() for match in found if not match[1]}
         self._closed = {match[2].lower() for match in found if match[1]}
 
@@ -143,12 +149,19 @@ class _Markup:
             return name in self._opened
         return name in _LONELY or name in self._closed or bool(re.search(r"[\w-]\s*=|/$", match[3]))
 
-    def said(self, children: Iterable[Any]) -> str:
+    def said(self, children: Sequence[Any]) -> str:
         """Return the text of a line's tokens; raised text is read by what precedes it."""
         texts, links = [""], False
+        struck: list[str] = []  # the texts before what is struck out and not yet closed
         for child in children:
             tag = child.content.lower() if child.type == "html_inline" else ""
-            if tag.startswith("<sup") and self.is_tag(tag):
+            if child.type == "s_open" or (_STRUCK.match(tag) and self.is_tag(tag)):
+                struck.append(texts[-1])
+                texts[-1] = ""
+            elif (child.type == "s_close" or _STRUCK_END.match(tag)) and struck:
+                self.struck.setdefault(id(children), []).append(texts[-1])
+                texts[-1] = struck.pop()
+            elif tag.startswith("<sup") and self.is_tag(tag):
                 texts.append("")
                 links = False
             elif tag == "</sup>" and len(texts) > 1:
@@ -159,7 +172,7 @@ class _Markup:
             else:
                 links |= child.type == "link_open" or tag.startswith("<a ")
                 texts[-1] += _inline(child)
-        return "".join(texts)
+        return "".join([*struck, *texts])
 
     def tell(self, outline: Outline, markup: str, line: int) -> None:
         """Read HTML inside Markdown, of which only paragraphs and headings count: its tags need not be closed."""

@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 from ..records import Document
 from .archive import open_archive
 from .outline import Outline, UnreadableError, filled_lines, make_document, one_line, titled, without_emoji
+from .raised import marked_raised, with_raised
 
 _OUTLINED = {"list-item": "li", "list-header": "li", "table": "table", "table-row": "tr", "table-cell": "td"}
 _LEFT_OUT = {"annotation": "a comment", "text-box": "a text box"}
@@ -34,7 +35,7 @@ def read_opendocument(content: bytes) -> Document:
     body = next(trees[0].iter(_TEXT), None)
     if body is None:
         raise UnreadableError("cannot be read as .odt: it holds no text document")
-    reader = _Reader(_styles(*trees[:2]), _numbered(*trees[:2]))
+    reader = _Reader(_styles(*trees[:2]), _numbered(*trees[:2]), *_looks(*trees[:2]))
     reader.tell(body)
     blocks = reader.outline.blocks()
     stated = {_name(each): one_line(each.text or "") for each in trees[2].iter()}
@@ -61,6 +62,18 @@ def _styles(*trees: ElementTree.Element) -> Mapping[str, str]:
     return {_attribute(each, "name"): _attribute(each, "parent-style-name") for each in named}
 
 
+def _looks(*trees: ElementTree.Element) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the text styles that raise text, and those that strike it out."""
+    above, struck = set(), set()
+    for style in (each for tree in trees for each in tree.iter() if _name(each) == "style"):
+        for look in (each for each in style if _name(each) == "text-properties"):
+            if re.match(r"super|[1-9]\d*%", _attribute(look, "text-position")):
+                above.add(_attribute(style, "name"))
+            if _attribute(look, "text-line-through-style") not in ("", "none"):
+                struck.add(_attribute(style, "name"))
+    return frozenset(above), frozenset(struck)
+
+
 def _numbered(*trees: ElementTree.Element) -> set[tuple[str, str]]:
     """Return the numbered levels of list styles."""
     styles = (each for tree in trees for each in tree.iter() if _name(each) == "list-style")
@@ -76,6 +89,8 @@ def _numbered(*trees: ElementTree.Element) -> set[tuple[str, str]]:
 class _Reader:
     parents: Mapping[str, str]
     numbered: set[tuple[str, str]]
+    above: frozenset[str] = frozenset()
+    struck: frozenset[str] = frozenset()
     outline: Outline = field(default_factory=Outline)
     title: str = ""
     left_out: list[tuple[str, str, str]] = field(default_factory=list)
@@ -112,7 +127,7 @@ class _Reader:
         level = _attribute(element, "outline-level") if name == "h" else style.removeprefix("Heading_20_")
         tag = f"h{min(int(level), 6)}" if re.fullmatch("[1-9]|10", level) else "p"
         notes: list[str] = []
-        text = filled_lines("".join(self._text(element, notes)))
+        text = filled_lines(with_raised("".join(self._text(element, notes))))
         if style == "Title" and text and not self.title:
             self.title = text
         elif text:
@@ -135,6 +150,10 @@ class _Reader:
                 said = (each for each in child.iter() if _name(each) == "p")
                 text = " ".join(one_line("".join(each.itertext())) for each in said)
                 self.left_out.append(("", _LEFT_OUT[name], text))
+            elif name == "span" and _attribute(child, "style-name") in self.struck:
+                self.left_out.append(("", "struck out", one_line("".join(child.itertext()))))
+            elif name == "span" and _attribute(child, "style-name") in self.above:
+                yield marked_raised("".join(self._text(child, notes)))
             elif name in _SIGNS:
                 yield _SIGNS[name]
             elif name not in _SILENT:

@@ -1,4 +1,4 @@
-"""Raised text in HTML and Markdown: a note's number, a power, or the end of 1st."""
+"""Raised text: a note's number, a power, or the end of 1st."""
 
 from __future__ import annotations
 
@@ -12,6 +12,27 @@ _SIGN = re.compile(r"\[?[*†‡§]{1,3}\]?")
 _AFTER_NOTED = re.compile(r"(?:(?<!\d)(?:1\d|20)\d\d|[^\W\d_]{4,}|[^\W\d_][.,;:!?]|[»”’\"'…]|[.!?])$")
 _VARIABLE = re.compile(r"(?:^|[^\w])[^\W\d_]$|\d$|\)$")
 _ENDINGS = ("st", "nd", "rd", "th", "a", "o", "e", "er", "re", "ème", "as", "os", "me", "lle", "ª", "º", "tm")
+
+
+_BEGIN, _END = "\ue000", "\ue001"  # of raised text within a paragraph that is still being read
+_MARKED = re.compile(f"{_BEGIN}([^{_BEGIN}{_END}]*){_END}")
+
+
+def marked_raised(text: str) -> str:
+    """Return text marked as raised, for `with_raised`."""
+    return f"{_BEGIN}{text}{_END}"
+
+
+def with_raised(text: str) -> str:
+    """Return a paragraph whose marked text is read by what precedes it."""
+    if _BEGIN not in text:
+        return text
+    text, done, place = text.replace(_END + _BEGIN, ""), "", 0
+    for match in _MARKED.finditer(text):
+        done += text[place : match.start()]
+        done += raised(done, match[1]) if match[1].strip() else match[1]
+        place = match.end()
+    return (done + text[place:]).replace(_BEGIN, "").replace(_END, "")
 
 
 def raised(before: str, text: str, *, links: bool = False) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from ..records import Block, Document
 from .outline import Outline, UnreadableError, filled_lines, make_document, one_line, titled, without_emoji
+from .raised import marked_raised, with_raised
 
 _TOKEN = re.compile(
     r"\\([a-zA-Z]{1,32})(-?\d{1,10})?[ ]?|\\'([0-9a-fA-F]{2})|\\([^a-zA-Z])|([{}])|[\r\n\0]+|([^\\{}\r\n\0]+)",
@@ -64,12 +65,15 @@ class _Group:
         unicode_skip: characters that stand behind one in Unicode, for readers that do not know it.
         font: its number.
         hidden: whether its text is not shown, or was deleted with changes tracked.
+        struck, above: whether it is struck out, or raised.
     """
 
     into: str = "body"
     unicode_skip: int = 1
     font: str = ""
     hidden: bool = False
+    struck: bool = False
+    above: bool = False
 
 
 @dataclass
@@ -146,8 +150,12 @@ class _Reader:
 
     def _add(self, text: str) -> None:
         group = self.stack[-1]
-        if group.into != "lost" and not group.hidden:
-            self.texts.setdefault(group.into, []).append(text)
+        if group.into == "lost" or group.hidden:
+            return
+        if group.struck:
+            self.left_out.append(("", "struck out", one_line(text)))
+        else:
+            self.texts.setdefault(group.into, []).append(marked_raised(text) if group.above else text)
 
     def _byte(self, value: int) -> None:
         if self.skip:
@@ -195,8 +203,12 @@ class _Reader:
             self.encoding = _known(_PAGES.get(word, f"cp{value}"))
         elif word in ("v", "deleted"):
             group.hidden = value != 0
+        elif word in ("strike", "striked"):
+            group.struck = value != 0
+        elif word in ("super", "up", "sub", "dn", "nosupersub"):
+            group.above = word == "super" or (word == "up" and value != 0)
         elif word == "plain":
-            group.hidden, group.font = False, ""
+            group.hidden, group.struck, group.above, group.font = False, False, False, ""
         elif word == "f":
             group.font = number or ""
         elif word == "fcharset" and group.into == "fonts":
@@ -260,7 +272,7 @@ class _Reader:
 
     def _taken(self, into: str) -> str:
         """Return the collected text and start anew, joining surrogate pairs."""
-        text = "".join(self.texts.pop(into, []))
+        text = with_raised("".join(self.texts.pop(into, [])))
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
     def _so_far(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import re
+from dataclasses import replace
 from typing import Any
 
 from ..encoding import decode
@@ -13,9 +14,12 @@ from ..records import Block, Document
 from .outline import Outline, UnreadableError, make_document, one_line, without_emoji
 from .raised import raised
 
+STRUCK = ("del", "s", "strike")
+"""Tags of text that its author struck out: <del>1930</del> 1931 says 1931."""
+
 _DROPPED = {
     "aside", "button", "form", "iframe", "nav", "noscript", "rp", "rt", "script", "select", "style", "svg", "template",
-    "textarea", "title",
+    "textarea", "title", *STRUCK,
 }  # fmt: skip
 
 
@@ -36,7 +40,9 @@ def read_html(content: bytes) -> Document:
     named = heading.text if heading else without_emoji(soup.title.get_text()) if soup.title else ""
     if not named and len(elsewhere) == 1:
         named = without_emoji(elsewhere[0].get_text(" "))
-    return make_document(named, (block for block in blocks if block is not heading), metadata)
+    document = make_document(named, (block for block in blocks if block is not heading), metadata)
+    struck = [(str(tag.sourceline or ""), "struck out", one_line(tag.get_text())) for tag in soup.find_all(STRUCK)]
+    return replace(document, left_out=(*document.left_out, *struck))
 
 
 def soup_of(content: bytes) -> Any:

@@ -11,10 +11,14 @@ from typing import Any
 from ..records import Document
 from .archive import open_archive
 from .outline import Outline, UnreadableError, filled_lines, make_document, one_line, titled, without_emoji
+from .raised import marked_raised, with_raised
 
 _WORD_TAGS = {"p": "p", "tbl": "table", "tr": "tr", "tc": "td", "sdt": "", "sdtContent": "", "customXml": ""}
+_ON = "[not(@w:val) or not(@w:val='0' or @w:val='false' or @w:val='none')]"
+_STRUCK = f"w:rPr/w:strike{_ON} or w:rPr/w:dstrike{_ON}"
 _WORD_TEXT = (  # python-docx leaves out what was inserted with changes tracked
-    ".//w:r[not(ancestor::w:moveFrom or ancestor::w:txbxContent or ancestor::w:rt)]"
+    ".//w:r[not(ancestor::w:moveFrom or ancestor::w:txbxContent or ancestor::w:rt"
+    f" or {_STRUCK} or w:rPr/w:vanish{_ON})]"
     "/*[self::w:t or self::w:tab or self::w:br or self::w:cr or self::w:noBreakHyphen]"
 )
 _NOTES = (
@@ -74,7 +78,10 @@ def _notes_of(part: Any) -> dict[tuple[str, str], str]:
 
 
 def _aside(document: Any) -> Iterator[tuple[str, str, str]]:
-    """Yield parts outside the document's text: comments, and boxes beside it (an old form repeats each)."""
+    """Yield what is not the document's text: comments, boxes beside it (an old form repeats each), struck text."""
+    for run in document.element.body.xpath(f".//w:r[{_STRUCK}]"):
+        if text := one_line("".join(t.text or "" for t in run.iter("{*}t"))):
+            yield "", "struck out", text
     for comment in document.comments:
         yield "", "a comment", comment.text
     for box in document.element.body.xpath(".//w:txbxContent[not(ancestor::*[local-name()='Fallback'])]"):
@@ -115,8 +122,15 @@ def _numbering(properties: Any) -> int | None:
 
 def _word_text(paragraph: Any) -> str:
     signs = {"tab": " ", "noBreakHyphen": "-"}
-    found = ((_name(element), element.text) for element in paragraph.xpath(_WORD_TEXT))
-    return filled_lines("".join((text or "") if name == "t" else signs.get(name, "\n") for name, text in found))
+    found = ((_name(element), _said(element)) for element in paragraph.xpath(_WORD_TEXT))
+    return filled_lines(with_raised("".join(text if name == "t" else signs.get(name, "\n") for name, text in found)))
+
+
+def _said(element: Any) -> str:
+    """Return the text of a part of a run, marked if it is raised."""
+    above = element.getparent().find("{*}rPr/{*}vertAlign")
+    text = element.text or ""
+    return marked_raised(text) if above is not None and "superscript" in above.values() else text
 
 
 def _name(element: Any) -> str:
