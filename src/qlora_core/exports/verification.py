@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ..activity import doing
+from ..activity import doing, run_program
 from ..errors import ExportError
 from ..files.storage import write_json
 from ..files.untrusted_json import read_object
@@ -57,7 +57,7 @@ def verify(source: Source, directory: Path, reader: str, files: dict[str, str]) 
         about |= {"base": source.loaded_base, "model": "", "adapters": "", **files}
         asked.write_text(json.dumps({key: str(value) for key, value in about.items()}), encoding="utf-8")
         command = [sys.executable, "-m", "qlora_core.training.verifying", str(asked), str(replied)]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+        done = run_program(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace")
         if not replied.is_file():
             last = (done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"])[-1]
             raise ExportError(f"{source.run.name}: the export cannot be opened again: {last}")

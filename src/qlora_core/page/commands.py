@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from ..activity import NOTE, Activity, Note
 from ..errors import QLoraError
 
 
@@ -25,18 +28,25 @@ class Job:
     def __init__(self, arguments: Sequence[str]) -> None:
         self.arguments = tuple(arguments)
         self._output, self._errors = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115 - read later
+        self._place = tempfile.TemporaryDirectory()  # gone with this object
+        self._note = Note(Path(self._place.name) / "working.json")
         self._process = subprocess.Popen(
             [sys.executable, "-m", "qlora_core", *arguments, "--json"],
             stdin=subprocess.DEVNULL,
             stdout=self._output,
             stderr=self._errors,
             start_new_session=True,
+            env={**os.environ, NOTE: str(self._note.path)},
         )
 
     @property
     def running(self) -> bool:
         """Return whether it is still running."""
         return self._process.poll() is None
+
+    def working(self) -> Activity | None:
+        """Return what it is doing, if that is worth reporting."""
+        return self._note.read() if self.running else None
 
     def result(self) -> dict[str, Any]:
         """Return the JSON object that it printed, waiting for its end. Ask once only.

@@ -139,16 +139,14 @@ class _Fusion:
     def make(self, bits: str) -> dict[str, Any]:
         """Round, choose, write and judge; return what `fuse_run` returns."""
         if self.rows.judged:
-            with doing("judging"):
-                self.judge.hear_tuned(self.model)
+            self.judge.hear_tuned(self.model)
         form = None if bits == "16" else self._quantised_form(bits)
         made = self._write(form)
         merged = describe(self.directory, BaseConfig(model=str(self.directory), quantize="none"))
         reason = _too_large(merged.loaded_bytes, merged, self.rows.judged) if self.rows.judged else NO_ROWS
         compared = None
         if not reason:
-            with doing("judging"):
-                compared = self.judge.compare(_load(merged))
+            compared = self.judge.compare(_load(merged))
         tuned = self.judge.tuned_means() if self.rows.judged else {"rows": 0, "tokens": 0, "tuned_loss": None}
         found = compared.as_dict() if compared else dict.fromkeys(_NOT_MEASURED) | tuned
         within = compared is not None and compared.lost <= MOST_LOST
@@ -195,7 +193,7 @@ class _Fusion:
         def fits(form: Form) -> bool:
             key = tuple(form.items())
             if key not in lost:
-                with doing("judging"), replaced(self.model, self.roundings.layers(pieces, form, kernels)):
+                with replaced(self.model, self.roundings.layers(pieces, form, kernels)):
                     compared = self.judge.compare(self.model)
                 lost[key] = max(compared.lost, compared.kl)
             return lost[key] <= MOST_LOST
@@ -234,7 +232,7 @@ class _Fusion:
         That is measured on calibrating rows, so that the judged rows tell nothing about single units.
         """
         rows = with_tokens(self.rows.calibrating or self.rows.judged, PROBE_TOKENS)
-        probe = Judge(rows, np.ones(len(rows), bool), self.work / "probe")
+        probe = Judge(rows, np.ones(len(rows), bool), self.work / "probe", told=False)
         probe.hear_tuned(self.model)
         harm = {}
         with doing("choosing", len(units)) as tick:

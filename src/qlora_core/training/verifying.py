@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from ..activity import doing, noting
 from ..engine.device import blas_threads, cores, memory_counters, mx, nn
 from ..engine.generate import Prompt, answer
 from ..errors import QLoraError, brief
@@ -102,7 +103,7 @@ def verify(export: Export, reader: str) -> dict[str, Any]:
     judge = Judge([divided.judged[i] for i in chosen], divided.trained[chosen], export.work / "judged")
     judge.hear_tuned(model)
     prompts = [prompt for (_, prompt), _ in zip(questions_of(run), range(QUESTIONS), strict=False)]
-    answers = answer(model, tokenizer, prompts, max_tokens=ANSWER_TOKENS)
+    answers = _ask(model, tokenizer, prompts)
     del model
     mx.clear_cache()
     opened = _OPEN[reader](export, tokenizer, judge, prompts)
@@ -115,6 +116,11 @@ def verify(export: Export, reader: str) -> dict[str, Any]:
         "same_answers": sum(one == other for one, other in zip(answers, opened.answers, strict=True)),
         "same_ids": sum(tokenizer.encode_prompt(each) == ids for each, ids in zip(prompts, opened.ids, strict=True)),
     }
+
+
+def _ask(model: nn.Module, tokenizer: ChatTokenizer, prompts: Sequence[Prompt]) -> list[str]:
+    with doing("asking", len(prompts)) as tick:
+        return answer(model, tokenizer, prompts, tick=tick, max_tokens=ANSWER_TOKENS)
 
 
 def _not_verified(why: str) -> dict[str, Any]:
@@ -150,7 +156,11 @@ def _open_program(export: Export, tokenizer: ChatTokenizer, judge: Judge, prompt
     spec.loader.exec_module(program)  # type: ignore[union-attr]
     model, theirs = program.load()
     _prepare_for_processor(model, export.run.base())
-    answers = [program.answer_messages(model, theirs, prompt, max_tokens=ANSWER_TOKENS) for prompt in prompts]
+    answers = []
+    with doing("asking", len(prompts)) as tick:
+        for number, prompt in enumerate(prompts):
+            tick(number)
+            answers.append(program.answer_messages(model, theirs, prompt, max_tokens=ANSWER_TOKENS))
     ids = [program.encode(theirs, prompt) for prompt in prompts]
     return Opened(f"mlx-lm {importlib.metadata.version('mlx-lm')}", judge.compare(model), answers, ids)
 
@@ -177,7 +187,7 @@ def _open_peft(export: Export, tokenizer: ChatTokenizer, judge: Judge, prompts: 
     theirs = AutoTokenizer.from_pretrained(directory)
     asked = _safe(tokenizer, prompts)
     ids = [theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False) for messages in asked]
-    answers = answer(model, ChatTokenizer(directory), prompts, max_tokens=ANSWER_TOKENS)
+    answers = _ask(model, ChatTokenizer(directory), prompts)
     reader = f"this package's reader of PEFT's files, and transformers {importlib.metadata.version('transformers')}"
     return Opened(reader, judge.compare(model), answers, [list(each) for each in ids])
 
@@ -217,7 +227,7 @@ def main(asked: Path, replied: Path) -> int:
     """Verify what `asked` says and write the reply as JSON; return the exit status."""
     about = json.loads(asked.read_text(encoding="utf-8"))
     # products are small here, and one thread of the BLAS does not wait for another on a busy machine
-    with tempfile.TemporaryDirectory() as work, blas_threads(max(1, cores() // 2)):
+    with tempfile.TemporaryDirectory() as work, blas_threads(max(1, cores() // 2)), noting():
         tuned, directory, base = (Path(about[name]) for name in ("tuned", "directory", "base"))
         export = Export(Run(Path(about["run"])), tuned, directory, base, about["model"], about["adapters"], Path(work))
         try:
