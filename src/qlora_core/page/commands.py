@@ -28,6 +28,7 @@ class Job:
     def __init__(self, arguments: Sequence[str]) -> None:
         self.arguments = tuple(arguments)
         self._output, self._errors = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115 - read later
+        self._printed: tuple[str, str] | None = None
         self._place = tempfile.TemporaryDirectory()  # gone with this object
         self._note = Note(Path(self._place.name) / "working.json")
         self._process = subprocess.Popen(
@@ -49,18 +50,20 @@ class Job:
         return self._note.read() if self.running else None
 
     def result(self) -> dict[str, Any]:
-        """Return the JSON object that it printed, waiting for its end. Ask once only.
+        """Return the JSON object that it printed, waiting for its end.
 
         Raises:
             QLoraError: it printed none; with its error line.
         """
-        status = self._process.wait()
-        with self._output, self._errors:
-            output, errors = (_read(file) for file in (self._output, self._errors))
+        if self._printed is None:
+            self._process.wait()
+            with self._output, self._errors:
+                self._printed = _read(self._output), _read(self._errors)
+        output, errors = self._printed
         try:
             return json.loads(output)
         except ValueError:
-            last = (errors.strip().splitlines() or [f"exit status {status}"])[-1]
+            last = (errors.strip().splitlines() or [f"exit status {self._process.returncode}"])[-1]
             raise QLoraError(last.removeprefix("error: ")) from None
 
 
