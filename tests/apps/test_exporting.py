@@ -26,7 +26,7 @@ def test_choices_of_a_format_reach_its_export(browser, trained, tmp_path):
         press(page, "Exportar")
         expect(page.get_by_text("Em comparação com o treino")).to_be_visible()
         expect(page.get_by_text("Aberto de novo com mlx-lm")).to_be_visible()
-        expect(fold.get_by_label("Bits por peso")).to_have_value("16: nada é arredondado")  # still chosen, to do it again
+        expect(fold.get_by_label("Bits por peso")).to_have_value("16: nada é arredondado")  # what was chosen stays
     made = json.loads((run.path / "export" / "fused" / "metrics.json").read_text(encoding="utf-8"))
     assert (made["adapters"], made["fused"]["form"]) == ("final", "16")
     assert made["verification"]["within"]
