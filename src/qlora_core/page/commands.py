@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +31,9 @@ class Job:
         self.arguments = tuple(arguments)
         self._output, self._errors = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115 - read later
         self._printed: tuple[str, str] | None = None
-        self._place = tempfile.TemporaryDirectory()  # gone with this object
-        self._note = Note(Path(self._place.name) / "working.json")
+        place = Path(tempfile.mkdtemp(prefix="qlora-job-"))
+        weakref.finalize(self, shutil.rmtree, place, ignore_errors=True)
+        self._note = Note(place / "working.json")
         self._process = subprocess.Popen(
             [sys.executable, "-m", "qlora_core", *arguments, "--json"],
             stdin=subprocess.DEVNULL,
