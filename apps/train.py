@@ -607,8 +607,10 @@ def saved_heading():
 @app.cell
 def export_state(watcher):
     # An export is found on disk, whoever made it: nothing is lost by closing the page meanwhile
-    get_exports, follow_exports = page.watching.followed(page.exporting.look(watcher.run), "version")
-    return follow_exports, get_exports
+    get_exports, get_adapters, get_export_progress, follow_exports = page.watching.followed(
+        page.exporting.look(watcher.run), "version", "adapters", "progress"
+    )
+    return follow_exports, get_adapters, get_export_progress, get_exports
 
 
 @app.cell
@@ -632,6 +634,14 @@ def export_menu():
 
 
 @app.cell
+def export_choices(export_kind, get_adapters):
+    # Not drawn anew when an export begins or ends: what was chosen stays
+    export_choices = page.exporting.choices(export_kind.value, get_adapters().adapters)
+    None if page.language.read_only() else page.exporting.choices_layout(export_choices)
+    return (export_choices,)
+
+
+@app.cell
 def export_button(export_kind, get_exports):
     export_button = page.exporting.button(get_exports(), export_kind.value)
     None if page.language.read_only() else export_button
@@ -639,15 +649,17 @@ def export_button(export_kind, get_exports):
 
 
 @app.cell
-def export(export_button, export_kind, watcher):
+def export(export_button, export_choices, export_kind, watcher):
     # `qlora export` in a process of its own
-    page.view(page.exporting.start, watcher.run, export_kind.value) if export_button.value else None
+    page.view(
+        page.exporting.start, watcher.run, export_kind.value, export_choices.value
+    ) if export_button.value else None
     return
 
 
 @app.cell
-def exported(export_kind, get_exports):
-    page.view(page.exporting.result, get_exports(), export_kind.value)
+def exported(export_kind, get_export_progress):
+    page.view(page.exporting.result, get_export_progress(), export_kind.value)
     return
 
 

@@ -5,7 +5,10 @@ import dataclasses
 import io
 import json
 import re
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +19,7 @@ from conftest import ROOT
 from harness import create_run, train, write_pair
 from processes import wait_until
 
-from qlora_core.activity import STAGES, Activity, doing, watching
+from qlora_core.activity import STAGES, Activity, doing, run_program, watching
 from qlora_core.reports import console, live_output
 from qlora_core.reports.live_output import TrainingReporter, Waiting
 from qlora_core.runs import time_spent as spent
@@ -282,3 +285,52 @@ def test_a_run_that_was_paused_counts_all_of_its_time(tmp_path: Path, tiny_model
     assert before["seconds"]["total"] < after["total_seconds"]
     assert all(after[f"{part}_seconds"] > 0 for part in spent.PARTS)
     assert sum(after[f"{part}_seconds"] for part in spent.PARTS) <= after["total_seconds"]
+
+
+# Between programs ------------------------------------------------------------------------------------------------
+
+PROGRAM = """
+import sys, time
+from qlora_core.activity import doing, noting, run_program
+
+def work():
+    with doing("rounding", 8) as tick:
+        for done in range(9):
+            tick(done)
+            time.sleep(0.1)
+    print("ready")
+
+if sys.argv[1] == "work":
+    with noting():
+        work()
+else:
+    with noting(), doing("verifying"):
+        run_program([sys.executable, sys.argv[0], "work"])
+"""
+
+
+@pytest.mark.parametrize("depth", ["work", "through another"])
+def test_what_another_program_does_is_told_as_if_it_were_done_here(tmp_path: Path, depth: str) -> None:
+    told: list[Activity] = []
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM, encoding="utf-8")
+    watch = watching(lambda now: told.append(dataclasses.replace(now)) if now else None)
+    with watch, doing("exporting"):
+        done = run_program([sys.executable, str(program), depth], stdout=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stdout) == (0, "ready\n")
+    assert {told[0].stage, told[-1].stage} == {"exporting"}
+    theirs = [activity for activity in told if activity.stage == "rounding"]
+    assert {activity.total for activity in theirs} == {8}
+    assert any(0 < (activity.left or 0) < 5 for activity in theirs)
+
+
+def test_a_program_that_takes_too_long_is_ended() -> None:
+    with pytest.raises(subprocess.TimeoutExpired):
+        run_program([sys.executable, "-c", "import time; time.sleep(60)"], seconds=0.1)
+
+
+def test_time_left_is_known_once_something_is_done() -> None:
+    now = time.monotonic()
+    assert Activity("rounding", 10, 0, now - 5).left is None
+    assert Activity("reading", 0, 7, now - 5).left is None
+    assert Activity("rounding", 10, 4, now - 8).left == pytest.approx(12, abs=0.5)

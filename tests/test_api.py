@@ -15,7 +15,8 @@ from tiny import write_taught
 
 import qlora_core
 from qlora_core import api
-from qlora_core.errors import QLoraError, RunError
+from qlora_core.errors import ConfigError, QLoraError, RunError
+from qlora_core.runs.run import Run
 
 PAGE = ROOT / "docs" / "library.md"
 
@@ -82,3 +83,20 @@ def test_errors_are_those_meant_for_the_user(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(QLoraError, match=r"no/such/folder: no such file or directory"):
         qlora_core.prepare("no/such/folder")
     shutil.rmtree(tmp_path / "checkpoints_qlora", ignore_errors=True)
+
+
+def test_an_export_would_be_sent_and_comes_back_as_a_run(undrawn: Run, tmp_path: Path):
+    run = Run(shutil.copytree(undrawn.path, tmp_path / "runs" / "there"))
+    told = qlora_core.push(run, "someone/club", to="gguf-lora", dry_run=True)
+    assert (told["exported_as"], told["stored"], told["url"]) == ("gguf-lora", "adapters in float16", None)
+    assert "adapter.gguf" in told["files"]
+    again = qlora_core.push(run.path / "export" / "gguf-lora", "someone/club", dry_run=True)
+    assert again["files"] == told["files"]
+    base = run.environment()["model"]["path"]
+    back = qlora_core.import_adapters(
+        run.path / "export" / "gguf-lora", model=Path(base), runs_dir=tmp_path / "runs", run="back"
+    )
+    assert qlora_core.load_run("back", tmp_path / "runs").path == back.path
+    assert qlora_core.generate(back, ["red?"], max_tokens=12) == qlora_core.generate(run, ["red?"], max_tokens=12)
+    with pytest.raises(ConfigError, match="no such format"):
+        qlora_core.push(run, "someone/club", to="paper")

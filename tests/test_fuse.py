@@ -181,7 +181,7 @@ def test_every_form_is_opened_by_mlx_lm_and_has_the_loss_that_was_told(plain, tm
     assert bits == "auto" or made["form"] == bits
     assert made["within"] or bits in ("4", "5", "6")
     assert {words for _, _, words in heard} >= {
-        "Comparing with the tuned model",
+        "Comparing with the tuned model, row by row",
         "Writing the merged weights, matrix by matrix",
     }
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
@@ -308,6 +308,15 @@ def test_a_harmful_merge_is_caught(plain, tmp_path, monkeypatch, bits):
     assert made["interval"][0] > MOST_LOST
     assert made["verdict"].startswith("It lost some of what was learnt: the loss is ")
     assert f"{made['fused_loss']:.4f} instead of {made['tuned_loss']:.4f} nats a token" in made["verdict"]
+
+
+def test_a_verdict_on_few_rows_says_how_much_it_could_be():
+    found = {"fused_loss": 0.409, "tuned_loss": 0.4, "lost": 0.009, "interval": [-0.001, 0.0201], "rows": 7}
+    end = "counts as the same. Judged on 7 rows alone, it could be up to +0.0201"
+    assert fuse._verdict(found, "", "mixed").endswith(f"{end}; --bits 8 is safer.")
+    assert fuse._verdict(found, "", "8").endswith(f"{end}; --bits 16 is safer.")
+    assert fuse._verdict(found, "", "16").endswith(f"{end}.")
+    assert fuse._verdict(found | {"interval": [0, 0.0099]}, "", "4").endswith("counts as the same.")
 
 
 def test_strict_leaves_nothing_behind_and_what_was_there_as_it_was(plain, tmp_path):

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from qlora_core.engine.generate import answer
 from qlora_core.errors import ConfigError, ExportError, ModelError, QLoraError, RunError
+from qlora_core.exports import importing
 from qlora_core.exports.export import export_run
 from qlora_core.exports.formats import Choices
 from qlora_core.exports.importing import import_adapters
@@ -283,3 +284,33 @@ def test_damage_is_an_error_in_a_line(trained, exported, tmp_path, damage):
         with pytest.raises(QLoraError) as caught:
             import_adapters(copy, settings_of(trained, tmp_path))
         assert "\n" not in str(caught.value)
+
+
+def test_dora_on_some_layers_only_is_refused_in_clear_words(trained, exported, tmp_path):
+    tensors = {name: value for name, value in load_file(exported / PEFT_FILE).items() if "layers.0." in name}
+    for name in [name for name in tensors if "lora_B" in name]:
+        lengths = np.ones(len(tensors[name]), np.float32)
+        tensors[name.replace("lora_B.weight", "lora_magnitude_vector")] = lengths
+    change(exported, tensors, use_dora=True)
+    with pytest.raises(
+        ModelError, match=r"has DoRA on some layers only: none on .*layers\.1\..* and \d+ more\. .*LoRA may"
+    ):
+        import_adapters(exported, settings_of(trained, tmp_path))
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "original"),
+    [
+        ("unsloth/llama-3-8b-bnb-4bit", "unsloth/llama-3-8b"),
+        ("unsloth/Qwen3-8B-unsloth-bnb-4bit", "unsloth/Qwen3-8B"),
+        ("owner/base-BNB-8bit", "owner/base"),
+    ],
+)
+def test_a_base_that_bitsandbytes_quantised_is_told_without_asking_the_hub(
+    exported, tmp_path, monkeypatch, name, original
+):
+    monkeypatch.setattr(importing, "find_base", lambda _: pytest.fail("it was looked for"))
+    change(exported, base_model_name_or_path=name)
+    with pytest.raises(ConfigError, match=f"bitsandbytes quantised and MLX cannot read.*--model '{original}' if"):
+        import_adapters(exported, {"runs_dir": str(tmp_path / "runs")})

@@ -26,8 +26,8 @@ from qlora_core.runs.run import Run
 from qlora_core.tokens.tokenizer import ChatTokenizer
 
 FILES = {
-    "gguf": {"model": "run-Q8_0.gguf", "adapters": ""},
-    "lmstudio": {"model": "run-Q8_0.gguf", "adapters": ""},
+    "gguf": {"model": "trained-Q8_0.gguf", "adapters": ""},
+    "lmstudio": {"model": "trained-Q8_0.gguf", "adapters": ""},
     "gguf-lora": {"model": "", "adapters": "adapter.gguf"},
     "ollama": {"model": "base.gguf", "adapters": "adapter.gguf"},
 }
@@ -239,3 +239,27 @@ def test_a_full_disk_is_told_before_anything_is_written(undrawn, tmp_path, monke
     with pytest.raises(StorageError, match=r"out: needs .+ on the disk until it is complete, and .+ are free"):
         export_run(undrawn, tmp_path / "out", to=to)
     assert list(tmp_path.iterdir()) == []
+
+
+# Where llama.cpp is not installed ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def without_llama_cpp(tmp_path, monkeypatch):
+    """Processes of Python that find no llama.cpp."""
+    hiding = tmp_path / "hiding"
+    hiding.mkdir()
+    (hiding / "sitecustomize.py").write_text("import sys\nsys.modules['xllamacpp'] = None\n", encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(hiding))
+
+
+@pytest.mark.usefixtures("without_llama_cpp")
+@pytest.mark.parametrize("to", FILES)
+def test_without_llama_cpp_its_files_are_read_by_our_own_reader(undrawn, tmp_path, to):
+    found = export_run(undrawn, tmp_path / "out", to=to)["verification"]
+    assert (found["reader"], found["opened_with"]) == ("own", "this program's own reader, not llama.cpp itself")
+    assert found["verdict"].startswith("Opened again with this program's own reader, not llama.cpp itself: ")
+    assert found["same_answers"] == found["same_ids"] == found["questions"] > 0
+    assert found["within"]
+    assert abs(found["lost"]) < 0.01
+    assert found["same_choice"] > 0.95

@@ -3,6 +3,7 @@
 import getpass
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from processes import communicate
 from qlora_core.cli import main
 from qlora_core.errors import QLoraError
 from qlora_core.exports import export
+from qlora_core.exports.formats import Choices
 from qlora_core.exports.push import find_export, push
 from qlora_core.files.storage import describe_file, manifest_problem
 from qlora_core.files.untrusted_json import read_object
@@ -332,6 +334,22 @@ def test_a_name_that_is_none(run, name):
 
 def command(run: Run, *more: str) -> list[str]:
     return ["push", "trained", REPOSITORY, "--runs-dir", str(run.path.parent), *more]
+
+
+def test_a_file_of_another_type_goes_as_it_is_and_is_named_by_it(no_network, run, capsys):
+    """What was exported with `--type` is not written anew; card and dry run tell the type that it has."""
+    choices = Choices(type="q4_1")
+    export.export_run(run, run.path / "export" / "gguf", to="gguf", choices=choices, verified=False)
+    before = (run.path / "export" / "gguf" / "trained-Q4_1.gguf").read_bytes()
+    assert main(["push", run.name, REPOSITORY, "--runs-dir", str(run.path.parent), "--to", "gguf", "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"^Format +gguf: Q4_1, the adapters merged into it$", told, re.MULTILINE)
+    assert "trained-Q4_1.gguf" in told
+    assert "- 4-bit" in told
+    card = (run.path / "export" / "gguf" / "README.md").read_text(encoding="utf-8")
+    assert "kept as one model (Q4_1, the adapters merged into it)" in card
+    assert "llama-server --jinja -m trained-Q4_1.gguf" in card
+    assert (run.path / "export" / "gguf" / "trained-Q4_1.gguf").read_bytes() == before
 
 
 def test_a_dry_run_needs_no_login_and_no_network(no_network, run, capsys):

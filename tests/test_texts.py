@@ -4,6 +4,7 @@
 """
 
 import ast
+import json
 import re
 import typing
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ from qlora_core.runs.presets import PRESETS
 from qlora_core.runs.schema import State
 from qlora_core.runs.time_spent import PARTS
 
-SAID = {"say": 0, "page.section": 0, "page.title": 0, "page.remark": 0, "page.forms.form_layout": 1}
+SAID = {"say": 0, "Sentence": 0, "page.section": 0, "page.title": 0, "page.remark": 0, "page.forms.form_layout": 1}
 """Functions whose arguments are said, from which one on; of `say` that one alone."""
 SOURCES = [*(ROOT / "src" / "qlora_core").rglob("*.py"), *(ROOT / "apps").glob("*.py")]
 OTHERS = [language for language in texts.LANGUAGES if language != "en"]
@@ -36,11 +37,11 @@ def arguments() -> Iterator[tuple[str, ast.expr]]:
     """What is said: file and line, the argument."""
     for path in SOURCES:
         source = path.read_text(encoding="utf-8")
-        if not re.search(r"translations import .*\bsay\b|import .*\bpage\b", source):
+        if not re.search(r"translations import .*\b(say|Sentence)\b|import .*\bpage\b", source):
             continue  # a function of that name is another one
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.Call) and (first := SAID.get(name := ast.unparse(node.func))) is not None:
-                for argument in node.args[first : first + 1 if name == "say" else None]:
+                for argument in node.args[first : first + 1 if name in ("say", "Sentence") else None]:
                     yield f"{path.name}:{node.lineno}", argument
 
 
@@ -112,6 +113,15 @@ def test_say_speaks_the_readers_language(monkeypatch):
         texts.say("A text that no catalogue has, with {value}.", value="<b>")
         == "A text that no catalogue has, with <b>."
     )
+
+
+def test_a_sentence_is_english_until_somebody_reads_it():
+    inner = texts.Sentence("{bits} bits", bits=4)
+    note = texts.Sentence("{count} tokens have no row in the embedding and are left out.", count=3)
+    assert json.loads(json.dumps(note)) == note == "3 tokens have no row in the embedding and are left out."
+    assert note.within("pt") == "3 tokens não têm linha na matriz de embeddings e ficam de fora."
+    assert texts.Sentence("{choice} is safer.", choice=inner).within("pt") == "4 bits é mais seguro."
+    assert texts.told("not a sentence", "pt") == "not a sentence"
 
 
 @pytest.mark.parametrize(

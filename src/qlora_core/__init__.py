@@ -6,7 +6,17 @@ The functions in `__all__` are the library (see `api`); `docs/architecture.md` i
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["evaluate", "export", "generate", "load_run", "plan", "prepare", "train"]  # noqa: F822 -- made when asked for
+__all__ = [  # noqa: F822 -- made when asked for
+    "evaluate",
+    "export",
+    "generate",
+    "import_adapters",
+    "load_run",
+    "plan",
+    "prepare",
+    "push",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

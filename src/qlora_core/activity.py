@@ -1,16 +1,23 @@
 """Tell whoever is listening what is being done right now, where that may take some seconds.
 
 A listener hears only of the work of its own thread, and nobody has to pass it down to the code that quantises a matrix.
-This module knows neither the code that does the work nor the code that shows it.
+A program that another one waits for notes it in a file, which the other one reads. This module knows neither the code
+that does the work nor the code that shows it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
+import os
+import subprocess
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 STAGES = {
     "importing": "Importing MLX",
@@ -37,9 +44,11 @@ STAGES = {
     "saving": "Saving",
     "rounding": "Rounding the merged weights, matrix by matrix",
     "choosing": "Finding which matrices need more bits, one by one",
-    "judging": "Comparing with the tuned model",
+    "judging": "Comparing with the tuned model, row by row",
     "writing": "Writing the merged weights, matrix by matrix",
     "verifying": "Opening the result again, in a fresh process, to compare answers",
+    "asking": "Asking it the run's questions",
+    "llama_cpp": "Asking llama.cpp, question by question",
     "uploading": "Sending files to the hub, one by one",
     "exporting": "Writing the result to take away",
 }
@@ -61,6 +70,12 @@ class Activity:
     total: int = 0
     done: int = 0
     began: float = field(default_factory=time.monotonic)
+
+    @property
+    def left(self) -> float | None:
+        """Return about how many seconds the rest takes, as far as it went so far; None if that is not known."""
+        known = self.total > 0 and 0 < self.done <= self.total
+        return (time.monotonic() - self.began) * (self.total - self.done) / self.done if known else None
 
 
 Watch = Callable[[Activity | None], None]
@@ -105,3 +120,98 @@ def doing(stage: str, total: int = 0) -> Iterator[Callable[[int], None]]:
     finally:
         _here.now = outer
         _here.tell()
+
+
+# Between programs -----------------------------------------------------------------------------------------------
+
+NOTE = "QLORA_WORKING"
+"""Environment variable: the file in which a program notes what it is doing, for the one that started it."""
+OFTEN = 0.2  # seconds between two notes of one activity
+
+
+@dataclass
+class Note:
+    """A file that says what a program is doing.
+
+    Attributes:
+        path: the file.
+    """
+
+    path: Path
+    _told: str = ""
+    _when: float = 0.0
+
+    def write(self, activity: Activity | None) -> None:
+        """Note what is being done, unless much the same was noted a moment ago. Nothing fails if that cannot be."""
+        stage, moment = activity.stage if activity else "", time.monotonic()
+        if stage == self._told and moment - self._when < OFTEN:
+            return
+        self._told, self._when = stage, moment
+        about = {}
+        if activity:
+            about = {"stage": stage, "total": activity.total, "done": activity.done, "age": moment - activity.began}
+        part = self.path.with_suffix(".part")
+        with contextlib.suppress(OSError):  # whoever wanted to know is gone
+            part.write_text(json.dumps(about), encoding="utf-8")
+            part.replace(self.path)
+
+    def read(self) -> Activity | None:
+        """Return what is being done; None if nothing is noted."""
+        try:
+            about = json.loads(self.path.read_text(encoding="utf-8"))
+            began = time.monotonic() - about["age"]
+            return Activity(about["stage"], about["total"], about["done"], began) if about["stage"] in STAGES else None
+        except (OSError, ValueError, LookupError):
+            return None
+
+
+@contextlib.contextmanager
+def noting() -> Iterator[None]:
+    """Note what this thread does inside the block in the file of `NOTE`, if it is set, besides telling the listener."""
+    wanted, outer = os.environ.pop(NOTE, ""), _here.watch  # programs started from here are asked on their own
+    if not wanted:
+        yield
+        return
+    note = Note(Path(wanted))
+
+    def tell(activity: Activity | None) -> None:
+        note.write(activity)
+        if outer:
+            outer(activity)
+
+    with watching(tell):
+        yield
+
+
+def run_program(command: Sequence[str], *, seconds: float | None = None, **options: Any) -> subprocess.CompletedProcess:
+    """Run a program that uses `noting`, as `subprocess.run` does, and report what it does as if this thread did it.
+
+    Args:
+        command: the program and its arguments.
+        seconds: when to give up and end it; None: never.
+        options: of `subprocess.Popen`.
+
+    Raises:
+        TimeoutExpired: it took longer.
+    """
+    outer, began = _here.now, time.monotonic()
+    with tempfile.TemporaryDirectory() as place:
+        note = Note(Path(place) / "working.json")
+        environment = {**os.environ, NOTE: str(note.path)}
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment, **options)
+        try:
+            while True:
+                try:
+                    output, errors = process.communicate(timeout=OFTEN)
+                    return subprocess.CompletedProcess(command, process.returncode, output, errors)
+                except subprocess.TimeoutExpired:
+                    if seconds is not None and time.monotonic() - began > seconds:
+                        raise
+                _here.now = note.read() or outer
+                _here.tell()
+        finally:
+            _here.now = outer
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
+            _here.tell()

@@ -138,10 +138,11 @@ def export(
             of `exports.formats.FORMATS`.
         checkpoint: `best`, `final`, or the step of a checkpoint; empty: the best.
         force: replace whatever is in `out`.
-        choices: fields of `exports.formats.Choices`, such as `dequantize`.
+        choices: fields of `exports.formats.Choices`, such as `bits="8"`.
 
     Returns:
-        `{"run", "to", "path", "bytes", "files": {name: bytes}, "fused"}`.
+        `{"run", "to", "path", "bytes", "files": {name: bytes}, "fused", "gguf", "verification"}`, as
+        `exports.export.export_run` tells.
 
     Raises:
         ConfigError: there is no such format, or a choice does not belong to it.
@@ -152,3 +153,73 @@ def export(
     if to not in FORMATS:
         raise ConfigError(f"to={to!r}: no such format. There are {', '.join(FORMATS)}.")
     return export_run(run, Path(out), to=to, choices=Choices(**choices), checkpoint=checkpoint, force=force)
+
+
+def push(
+    exported: Run | Source,
+    repository: str,
+    *,
+    to: str | None = None,
+    public: bool = False,
+    force: bool = False,
+    with_personal_data: bool = False,
+    dry_run: bool = False,
+    runs_dir: Source = "checkpoints_qlora",
+) -> dict[str, Any]:
+    """Send an export to the hub, with the login of `hf auth login` or the token in `HF_TOKEN`.
+
+    Args:
+        exported: a run, which is exported first if that is missing or older than its adapters; or an export's
+            directory.
+        repository: OWNER/NAME; made, and private, if it is not there.
+        to: format of a run's export; by default `adapter`.
+        public: let everybody see it.
+        force: replace other files that the repository holds.
+        with_personal_data: send it although its rows seem to hold personal data.
+        dry_run: send nothing, and tell what would be sent.
+        runs_dir: directory of all runs, which must not be named in what is sent.
+
+    Returns:
+        `{"repository", "private", "path", "stored", "bytes", "files": {name: bytes}, "url", …}`, as
+        `exports.push.push` tells.
+
+    Raises:
+        ConfigError: there is no such format.
+        ExportError: what is to be sent must not be.
+        ModelError: the hub or the network refuses.
+    """
+    from .exports.formats import FORMATS
+    from .exports.push import find_export
+    from .exports.push import push as send
+
+    if to is not None and to not in FORMATS:
+        raise ConfigError(f"to={to!r}: no such format. There are {', '.join(FORMATS)}.")
+    given, runs = (exported.path, exported.path.parent) if isinstance(exported, Run) else (exported, Path(runs_dir))
+    return send(
+        find_export(os.fspath(given), str(runs), to),  # type: ignore[arg-type]
+        repository,
+        runs_dir=runs,
+        public=public,
+        force=force,
+        with_personal_data=with_personal_data,
+        dry_run=dry_run,
+    )
+
+
+def import_adapters(path: Source, **settings: Any) -> Run:
+    """Make a run of adapters that another program trained, in the format of PEFT, mlx-lm or llama.cpp.
+
+    Args:
+        path: their directory or file; only read.
+        settings: such as `model` (by default the base that they name), `run`, and `data` and `facts` to evaluate it and
+            train on. What the adapters decide, such as the rank, is none.
+
+    Raises:
+        ConfigError: they decide a setting that is given, or name no base that can be loaded.
+        ModelError: they cannot be read, or do not belong to the base.
+        RunError: there is such a run already.
+    """
+    from .exports.importing import import_adapters as take_over
+
+    settings = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in settings.items()}
+    return take_over(Path(path), settings)

@@ -21,6 +21,36 @@ def say(text: str, /, **values: object) -> str:
     return spoken.format(**values) if values else spoken
 
 
+class Sentence(str):
+    """English text that can be told in another language later, when it is known who reads it.
+
+    Args:
+        text: as in the catalogues, with names in braces.
+        values: what is filled in for them; a sentence among them is translated, too.
+    """
+
+    text: str
+    values: dict[str, object]
+
+    def __new__(cls, text: str, /, **values: object) -> Sentence:
+        """Return the text in English, which remembers what it was made of."""
+        made = super().__new__(cls, text.format(**values) if values else text)
+        made.text, made.values = text, values
+        return made
+
+    def within(self, language: str) -> str:
+        """Return the text in a language."""
+        values = {name: told(value, language) if isinstance(value, str) else value for name, value in
+                  self.values.items()}  # fmt: skip
+        spoken = catalogue(language).get(self.text, self.text)
+        return spoken.format(**values) if values else spoken
+
+
+def told(text: str, language: str) -> str:
+    """Return a sentence in a language, and any other text as it is."""
+    return text.within(language) if isinstance(text, Sentence) else text
+
+
 @functools.cache
 def catalogue(language: str) -> dict[str, str]:
     """Return the translations into a language, `{English text: translation}`."""

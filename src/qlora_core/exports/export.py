@@ -90,10 +90,19 @@ def _verify(
     if form.has_program:
         write_program(directory)
     files = {name: written[name] for name in ("model", "adapters")} if form.reader == "llama.cpp" and written else {}
-    found = verify(source, directory, form.reader, files)
+    found = verify(source, directory, form.reader, files, _safer(written, choices))
     if choices.strict and not found["within"]:
         raise ExportError(f"{source.run.name}: {found['verdict']}")
     return found
+
+
+def _safer(written: dict[str, Any] | None, choices: Choices) -> str:
+    """Return the flag with which an export would lose less; empty if it holds the run's own numbers, or nearly."""
+    if written and "form" in written:
+        return {"16": "", "8": "--bits 16"}.get(written["form"], "--bits 8")
+    if choices.type.startswith("q"):
+        return "--type f16" if choices.type == "q8_0" else "--type q8_0"
+    return "--type f16" if written and not written["adapters"] and not choices.type else ""
 
 
 def keep_result(run: Run) -> str:

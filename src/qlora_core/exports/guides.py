@@ -19,7 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ..models.base_models import ModelSpec
 from ..reports import console, plain_text
 from ..runs.run import Run
-from ..translations import catalogue
+from ..translations import catalogue, told
 
 TEMPLATES = Path(__file__).parent / "templates"
 GUIDES = {"INTEGRATION.md": ("en", "What do you know?"), "INTEGRACAO.pt.md": ("pt", "O que sabes?")}
@@ -48,7 +48,8 @@ def write_guides(directory: Path, facts: Mapping[str, Any]) -> None:
         known = catalogue(language)
         purposes = [(each, known.get(purpose, purpose)) for each, purpose in facts["purposes"].items()]
         template = _templates().get_template(f"{facts['format'].reader}.{language}.md.jinja")
-        text = template.render(facts, question=short or question, formats=purposes, find_base=FIND_BASE)
+        said = {"stored": told(facts["stored"], language), "notes": [told(note, language) for note in facts["notes"]]}
+        text = template.render(facts | said, question=short or question, formats=purposes, find_base=FIND_BASE)
         text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"  # parts of a template that are left out leave gaps
         (directory / name).write_text(text, encoding="utf-8", newline="\n")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -18,7 +19,7 @@ from safetensors.numpy import save_file
 
 from ..config import RunConfig, from_flat
 from ..data import no_data, prepare
-from ..errors import ConfigError
+from ..errors import ConfigError, shown
 from ..files.checksums import CHECKSUM, checksum
 from ..files.storage import explained, write_json
 from ..gguf.adapters import read_adapters
@@ -33,6 +34,8 @@ from ..tokens.dataset import make_dataset
 from ..tokens.tokenizer import open_tokenizer
 from .source import BUILT_IN_ORIGIN
 
+_BITSANDBYTES = re.compile(r"(-unsloth)?-bnb-[48]bit$", re.IGNORECASE)
+"""End of the names of bases in a format of bitsandbytes, as Unsloth publishes them for training."""
 HUB = "https://huggingface.co/"
 
 
@@ -74,10 +77,17 @@ def _named_base(found: ForeignAdapters) -> str:
     """Return the base that adapters name.
 
     Raises:
-        ConfigError: they name none.
+        ConfigError: they name none, or a copy of it that MLX cannot read.
     """
     if not found.base:
         raise ConfigError(f"{found.path}: does not name the base model that it belongs to. Give it with --model.")
+    if copy := _BITSANDBYTES.search(found.base):
+        original = found.base[: copy.start()]
+        raise ConfigError(
+            f"{found.path}: was trained on {shown(found.base)}, a copy that bitsandbytes quantised and MLX cannot "
+            f"read. Name the model that the copy was made of: --model {shown(original)} if it is that one; with "
+            "--quantize 4 it has few bits here, too."
+        )
     return BUILT_IN if found.base == BUILT_IN_ORIGIN else found.base
 
 

@@ -110,7 +110,7 @@ def write_ollama(source: Source, directory: Path, kind: str) -> dict[str, Any]:
         system=source.run.shared_system(),
         licence=source.spec.licence,
     )
-    found["notes"] += [f"Ollama writes {words} otherwise than the run's own template." for words in differences]
+    found["notes"] += differences
     return found
 
 

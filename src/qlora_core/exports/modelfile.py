@@ -16,6 +16,7 @@ from ..config import RunConfig
 from ..errors import DataError, ExportError
 from ..sampling import Sampling
 from ..tokens.tokenizer import ChatTokenizer
+from ..translations import Sentence
 
 Turn = tuple[str, str]
 """Role and text."""
@@ -72,8 +73,8 @@ class Surroundings:
         return text
 
 
-def find_surroundings(tokenizer: ChatTokenizer, *, adds_bos: bool) -> tuple[Surroundings, list[str]]:
-    """Return what a tokeniser's template writes around texts, and in words what Ollama will write otherwise.
+def find_surroundings(tokenizer: ChatTokenizer, *, adds_bos: bool) -> tuple[Surroundings, list[Sentence]]:
+    """Return what a tokeniser's template writes around texts, and what Ollama will write otherwise, a sentence each.
 
     Args:
         tokenizer: with the run's template.
@@ -95,8 +96,8 @@ def find_surroundings(tokenizer: ChatTokenizer, *, adds_bos: bool) -> tuple[Surr
     return found, _differences(found, tokenizer, begin)
 
 
-def _differences(found: Surroundings, tokenizer: ChatTokenizer, begin: str) -> list[str]:
-    """Return which conversations are written otherwise than by the run's own template, in words.
+def _differences(found: Surroundings, tokenizer: ChatTokenizer, begin: str) -> list[Sentence]:
+    """Return which conversations are written otherwise than by the run's own template, a sentence each.
 
     Raises:
         ExportError: a single question is.
@@ -104,19 +105,27 @@ def _differences(found: Surroundings, tokenizer: ChatTokenizer, begin: str) -> l
     question, system = ("user", "É a 1.ª?\n\n {x}"), ("system", "Sê breve.")
     answer, further = ("assistant", "Sim.\n\nNão."), ("user", "E?")
     tried = {
-        "a single question": [question],
-        "a question behind a system text": [system, question],
-        "a further question": [question, answer, further],
-        "a further question behind a system text": [system, question, answer, further],
+        Sentence("Ollama writes a question behind a system text otherwise than the run's own template."): (
+            [system, question]
+        ),
+        Sentence("Ollama writes a further question otherwise than the run's own template."): (
+            [question, answer, further]
+        ),
+        Sentence("Ollama writes a further question behind a system text otherwise than the run's own template."): (
+            [system, question, answer, further]
+        ),
     }
-    wanted = {words: _rendered(tokenizer, begin, turns) for words, turns in tried.items()}
-    wrong = [words for words, turns in tried.items() if wanted[words] and found.render(turns) != wanted[words]]
-    if "a single question" in wrong or not wanted["a single question"]:
+
+    def differs(turns: Sequence[Turn]) -> bool:
+        wanted = _rendered(tokenizer, begin, turns)
+        return bool(wanted) and found.render(turns) != wanted
+
+    if not _rendered(tokenizer, begin, [question]) or differs([question]):
         raise ExportError(
             f"{tokenizer.directory}: its chat template writes a question in a way that a template of Ollama cannot "
             "express. Use --to gguf: llama.cpp and LM Studio run the template as it is."
         )
-    return wrong
+    return [note for note, turns in tried.items() if differs(turns)]
 
 
 def _rendered(tokenizer: ChatTokenizer, begin: str, turns: Sequence[Turn]) -> str:
@@ -145,8 +154,8 @@ def write_modelfile(
     adds_bos: bool,
     system: str,
     licence: str,
-) -> list[str]:
-    """Write `Modelfile`, and return in words which conversations Ollama will write otherwise than the run.
+) -> list[Sentence]:
+    """Write `Modelfile`, and return which conversations Ollama will write otherwise than the run, a sentence each.
 
     Args:
         directory: its destination, beside the files that it names.

@@ -27,7 +27,7 @@ from .card import CARD
 from .destination import METRICS_FILE, content_of, export_problem
 from .export import export_run
 from .formats import Target
-from .guides import GUIDES
+from .guides import GUIDES, printable
 
 LEFT_HERE = frozenset({"summary.md", *GUIDES})
 """Files of an export that name places of this machine or quote rows, and are not sent."""
@@ -112,8 +112,9 @@ def push(
         dry_run: send nothing, and ask the hub nothing.
 
     Returns:
-        `{"repository", "private", "path", "bytes", "files": {name: bytes}, "left_here": [name], "card": the card's
-        head, "dry_run", "url", "commit", "created"}`; the last three are None in a dry run.
+        `{"repository", "private", "path", "exported_as", "stored": how its numbers are, in words, "bytes", "files":
+        {name: bytes}, "left_here": [name], "card": the card's head, "dry_run", "url", "commit", "created"}`; the last
+        three are None in a dry run.
 
     Raises:
         ExportError: the rows seem to hold personal data, a file names a place of this machine, or the export has no
@@ -133,6 +134,8 @@ def push(
             "repository": repository,
             "private": not public,
             "path": str(directory),
+            "exported_as": metrics["exported_as"],
+            "stored": _stored(metrics),
             "files": {name: path.stat().st_size for name, path in files.items()},
             "left_here": sorted(path.name for path in directory.iterdir() if path.name in LEFT_HERE),
             "card": "\n".join(files[CARD].read_text(encoding="utf-8").splitlines()[:HEAD_LINES]),
@@ -141,6 +144,7 @@ def push(
         told |= {"bytes": sum(told["files"].values()), "url": None, "commit": None, "created": None}
         if not dry_run:
             message = f"{metrics['run']}, exported as {metrics['exported_as']}"
+            message += f" ({told['stored']})" if told["stored"] else ""
             told |= vars(upload(repository, files, private=not public, force=force, message=message))
     return told
 
@@ -171,6 +175,13 @@ def _read_metrics(directory: Path) -> dict[str, Any]:
     if wrong := problem(found, _Metrics):
         raise ExportError(f"{directory / METRICS_FILE}: is damaged: {wrong}. Export it again.")
     return found
+
+
+def _stored(metrics: Mapping[str, Any]) -> str:
+    """Return how an export's numbers are stored, in words; empty for adapters as they are."""
+    made = metrics.get("fused") or metrics.get("gguf")
+    words = made.get("stored") if isinstance(made, dict) else ""
+    return printable(words, 200) if isinstance(words, str) else ""
 
 
 # What goes ------------------------------------------------------------------------------------------------------

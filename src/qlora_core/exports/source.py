@@ -12,7 +12,7 @@ from ..files.checksums import refuse_damage
 from ..files.storage import manifest_problem, write_json
 from ..models.adapter_files import ADAPTER_CONFIG, ADAPTER_FILE, adapter_parameters, adapter_settings
 from ..models.base_models import ALIASES, BUILT_IN, ModelSpec
-from ..runs.checkpoints import checkpoints
+from ..runs.checkpoints import checkpoints, usable_checkpoints
 from ..runs.run import Run
 from ..tokens.tokenizer import ChatTokenizer
 
@@ -124,6 +124,15 @@ def open_source(run: Run, checkpoint: str = "") -> Source:
     refuse_damage(adapters / ADAPTER_FILE)
     name = adapters.name if adapters.parent == run.path else str(int(adapters.name))
     return Source(run, name, adapters, spec, tokenizer)
+
+
+def adapters_to_export(run: Run) -> tuple[str, ...]:
+    """Return the names of a run's adapters that are whole by their manifests: the best, the last, checkpoints by step.
+
+    The first is what is exported if none is named. Of a damaged file that has the right size `open_source` tells.
+    """
+    kept = [place.name for place in (run.best, run.final) if (place / ADAPTER_FILE).is_file()]
+    return (*kept, *(str(int(place.name)) for place in usable_checkpoints(run.checkpoint_directory)))
 
 
 def _find(run: Run, checkpoint: str) -> Path:

@@ -12,11 +12,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ..activity import doing
+from ..activity import doing, run_program
 from ..errors import ExportError
 from ..files.storage import write_json
 from ..files.untrusted_json import read_object
-from ..reports.plain_text import share
+from ..reports.plain_text import share, size
 from ..translations import say
 from .source import Source
 
@@ -33,7 +33,7 @@ def verified(directory: Path) -> dict[str, Any] | None:
     return found
 
 
-def verify(source: Source, directory: Path, reader: str, files: dict[str, str]) -> dict[str, Any]:
+def verify(source: Source, directory: Path, reader: str, files: dict[str, str], safer: str = "") -> dict[str, Any]:
     """Open an export with its format's own reader, and compare it with base and adapters.
 
     Args:
@@ -41,12 +41,15 @@ def verify(source: Source, directory: Path, reader: str, files: dict[str, str]) 
         directory: the export; gets `verification.json`.
         reader: `program` (mlx-lm, through the export's own `inference.py`), `peft` or `llama.cpp`.
         files: for llama.cpp: the `model` and the `adapters` that it loads.
+        safer: the choice that would lose less, as a flag; empty: there is none.
 
     Returns:
-        `opened_with`; `rows`, `tokens`, `tuned_loss`, `fused_loss` (the export's), `lost`, `interval`, `kl` and
+        `opened_with`: the reader, in words; `reader`: `own` where llama.cpp is not installed, so that this package
+        reads its file; `rows`, `tokens`, `tuned_loss`, `fused_loss` (the export's), `lost`, `interval`, `kl` and
         `same_choice` as in `judging.Comparison.as_dict`; of `questions`, how many have the `same_answers`, and for
-        how many the `same_ids` are asked; `within`: it lost at most `judging.MOST_LOST`; and `verdict`, a sentence. If
-        there was too little memory, or the reader is not installed, `not_verified` says so and nothing was measured.
+        how many the `same_ids` are asked; `within`: it lost at most `judging.MOST_LOST`; `sure`: so would nearly all
+        choices of rows, for the interval ends there; and `verdict`, a sentence. If there was too little memory, or no
+        row, `not_verified` says so and nothing was measured.
 
     Raises:
         ExportError: it cannot be opened again.
@@ -57,13 +60,14 @@ def verify(source: Source, directory: Path, reader: str, files: dict[str, str]) 
         about |= {"base": source.loaded_base, "model": "", "adapters": "", **files}
         asked.write_text(json.dumps({key: str(value) for key, value in about.items()}), encoding="utf-8")
         command = [sys.executable, "-m", "qlora_core.training.verifying", str(asked), str(replied)]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+        done = run_program(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace")
         if not replied.is_file():
             last = (done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"])[-1]
             raise ExportError(f"{source.run.name}: the export cannot be opened again: {last}")
         found = json.loads(replied.read_text(encoding="utf-8"))
     if problem := found.get("problem"):
         raise ExportError(f"{source.run.name}: the export cannot be opened again: {problem}")
+    found = {"not_verified": _why_not(found), "opened_with": _reader(found), "safer": safer} | found
     found["verdict"] = verdict(found)
     write_json(directory / VERIFICATION_FILE, found)
     return found
@@ -71,10 +75,10 @@ def verify(source: Source, directory: Path, reader: str, files: dict[str, str]) 
 
 def verdict(found: dict[str, Any]) -> str:
     """Return a verification's result in a sentence or two, in the reader's language."""
-    if why := found["not_verified"]:
-        return say("Not verified: {why}.", why=why)
+    if found["not_verified"]:
+        return say("Not verified: {why}.", why=_why_not(found))
     numbers = {
-        "reader": found["opened_with"],
+        "reader": _reader(found),
         "loss": f"{found['fused_loss']:.4f}",
         "tuned": f"{found['tuned_loss']:.4f}",
         "lost": f"{found['lost']:+.4f}",
@@ -92,4 +96,31 @@ def verdict(found: dict[str, Any]) -> str:
         told.append(say("{same} of {asked} answers are the run's own.", same=found["same_answers"], asked=asked))
     if others := asked - found["same_ids"]:
         told.append(say("{count} of the questions become other tokens.", count=others))
+    if found["within"] and not found.get("sure", True):
+        most = f"{found['interval'][1]:+.4f}"
+        told.append(say("Judged on {rows} rows alone, it could be up to {most}.", rows=found["rows"], most=most))
+        told += [say("{choice} is safer.", choice=found["safer"])] if found["safer"] else []
     return " ".join(told)
+
+
+def _why_not(found: dict[str, Any]) -> str:
+    """Return why nothing was measured; empty if something was. Records of earlier versions have words alone."""
+    if "why" not in found:
+        return found["not_verified"]
+    if found["why"] == "memory":
+        return say(
+            "{needed} of memory wanted, {free} available", needed=size(found["needed"]), free=size(found["free"])
+        )
+    return say("the run has no rows to compare them on") if found["why"] else ""
+
+
+def _reader(found: dict[str, Any]) -> str:
+    """Return the reader in words. Records of earlier versions have nothing else."""
+    if "why" not in found or found["why"]:
+        return found.get("opened_with", "")
+    version = found["version"]
+    if found["reader"] == "own":
+        return say("this program's own reader, not llama.cpp itself")
+    if found["reader"] == "peft":
+        return say("this program's own reader of PEFT's files, and transformers {version}", version=version)
+    return f"llama.cpp ({found['library']} {version})" if found["reader"] == "llama.cpp" else f"mlx-lm {version}"

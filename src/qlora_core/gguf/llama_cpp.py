@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from ..activity import doing, noting, run_program
 from ..errors import ModelError
 
 PACKAGE = "xllamacpp"
@@ -122,7 +123,7 @@ def _run(place: Path, model: Path, seconds: float) -> None:
     with (place / "log").open("wb") as log:
         command = [sys.executable, "-m", __name__, str(place)]
         try:
-            done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=seconds)
+            done = run_program(command, seconds=seconds, stdout=log, stderr=log)
         except subprocess.TimeoutExpired:
             raise ModelError(f"{model}: llama.cpp did not reply within {seconds:g} seconds.") from None
     status = done.returncode
@@ -148,7 +149,8 @@ Post = Callable[[str, dict[str, Any] | None], dict[str, Any]]
 
 def _main(place: Path) -> None:
     try:
-        _reply(place)
+        with noting():
+            _reply(place)
     except Exception as error:
         (place / "problem").write_text(f"{type(error).__name__}: {error}", encoding="utf-8")
         sys.exit(1)  # an ordinary end, with which llama.cpp writes the rest of its log
@@ -164,17 +166,25 @@ def _reply(place: Path) -> None:
     replies["chats"] = [
         _ids(post, post("/apply-template", {"messages": messages})["prompt"], add=True) for messages in asked["chats"]
     ]
-    answers = [
-        post("/completion", {**_GREEDY, "prompt": ids, "n_predict": asked["max_tokens"], "return_tokens": True})
-        for ids in asked["prompts"]
-    ]
-    replies["answers"] = [answer["tokens"] for answer in answers]
-    replies["answer_texts"] = [answer["content"] for answer in answers]
     letter = _ids(post, "a", add=False)[-1]
-    for i, ids in enumerate(asked["sequences"]):
-        counts = asked["places"][i] if asked["places"] else range(1, len(ids) + 1)
-        rows = [_follow(post, ids[:count], size, letter) for count in counts]
-        np.concatenate(rows).tofile(place / f"{i}.float32")
+    places = asked["places"] or [range(1, len(ids) + 1) for ids in asked["sequences"]]
+    done, wanted = 0, len(asked["prompts"]) + sum(map(len, places))
+    replies["answers"], replies["answer_texts"] = [], []
+    with doing("llama_cpp", wanted) as tick:
+        for ids in asked["prompts"]:
+            tick(done)
+            body = {**_GREEDY, "prompt": ids, "n_predict": asked["max_tokens"], "return_tokens": True}
+            answer = post("/completion", body)
+            replies["answers"].append(answer["tokens"])
+            replies["answer_texts"].append(answer["content"])
+            done += 1
+        for i, ids in enumerate(asked["sequences"]):
+            rows = []
+            for count in places[i]:
+                tick(done)
+                rows.append(_follow(post, ids[:count], size, letter))
+                done += 1
+            np.concatenate(rows).tofile(place / f"{i}.float32")
     (place / "replies.json").write_text(json.dumps(replies), encoding="utf-8")
 
 

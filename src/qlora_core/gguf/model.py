@@ -19,6 +19,7 @@ from gguf.constants import GGUF_DEFAULT_ALIGNMENT
 from ..errors import ModelError, shown
 from ..files.storage import replacing
 from ..tokens.tokenizer import ChatTokenizer
+from ..translations import Sentence
 from .blocks import KINDS, Block, Kind, choose_block, encode, encode_packed, file_type, row_bytes
 from .families import Layout, find_layout, hyperparameters, module_name, rope_tensors
 from .tokenizer import Vocabulary, read_vocabulary
@@ -81,7 +82,7 @@ class Written:
     tensors: int = 0
     blocks: dict[str, int] = field(default_factory=dict)
     rounded: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    notes: list[Sentence] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def write_model(source: Path, out: Path, kind: Kind, about: About | None = None)
     parts = list(_parts(layout, kind))
     vocabulary = read_vocabulary(source, _rows_of_embedding(parts), about.ends)
     if vocabulary.strips and not vocabulary.tokens_include(_PHI3_TOKENS):
-        vocabulary.notes.append("Some added tokens take the blanks after them along; not so in llama.cpp.")
+        vocabulary.notes.append(Sentence("Some added tokens take the blanks after them along; not so in llama.cpp."))
     if about.begins is not None:
         vocabulary.adds["bos"] &= about.begins
     written = Written(tensors=len(parts), notes=list(vocabulary.notes))

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 
 from ..errors import ModelError, brief, shown
 from ..files.untrusted_json import TABLE_BYTES, read_object
+from ..translations import Sentence
 
 MARK = "▁"  # what SentencePiece writes for a blank
 
@@ -81,7 +82,7 @@ class Vocabulary:
     ids: dict[str, int]
     adds: dict[str, bool]
     space_prefix: bool
-    notes: list[str]
+    notes: list[Sentence]
     strips: bool
 
     def tokens_include(self, texts: Collection[str]) -> bool:
@@ -125,8 +126,11 @@ def read_vocabulary(directory: Path, size: int, ends: Sequence[int] = ()) -> Voc
     for key, place in (("bos", 0), ("eos", -1)):
         made.adds[key] = bool(empty) and empty[place] == made.ids.get(key)
     if any(token.get("lstrip") or token.get("single_word") for token in added):
-        made.notes.append("Some added tokens take blanks before them along, or stand only for whole words; not so in "
-                          "llama.cpp.")  # fmt: skip
+        made.notes.append(
+            Sentence(
+                "Some added tokens take blanks before them along, or stand only for whole words; not so in llama.cpp."
+            )
+        )
     made.strips = any(token.get("rstrip") for token in added)
     return made
 
@@ -161,8 +165,12 @@ def _byte_level(model: dict, added: list, texts: dict[str, int], found: dict, st
     notes = []
     normalisers = [step["type"] for step in _flat(found.get("normalizer"), "normalizers")]
     if normalisers == ["NFC"]:
-        notes.append("llama.cpp does not compose accents (NFC): texts with accents as separate characters get other "
-                     "tokens there.")  # fmt: skip
+        notes.append(
+            Sentence(
+                "llama.cpp does not compose accents (NFC): texts with accents as separate characters get other tokens "
+                "there."
+            )
+        )
     elif normalisers:
         raise ValueError(f"it changes texts first ({', '.join(normalisers)}), which llama.cpp does not do")
     merges = [f"{a} {b}" for a, b in _pairs(model)]
@@ -218,7 +226,7 @@ def _sentence_pieces(model: dict, added: list, texts: dict[str, int], found: dic
     """
     if not model.get("byte_fallback"):
         raise ValueError("it is neither byte-level BPE nor has it bytes to fall back on")
-    notes: list[str] = []
+    notes: list[Sentence] = []
     prefix = _space_prefix(found, steps, notes)
     ranks: dict[str, int] = {}
     for rank, (a, b) in enumerate(_pairs(model)):
@@ -242,7 +250,7 @@ def _sentence_pieces(model: dict, added: list, texts: dict[str, int], found: dic
     return made
 
 
-def _space_prefix(found: dict, steps: list, notes: list[str]) -> bool:
+def _space_prefix(found: dict, steps: list, notes: list[Sentence]) -> bool:
     """Return whether a blank is put before a text, after checking that nothing else is done to it.
 
     Raises:
@@ -263,8 +271,12 @@ def _space_prefix(found: dict, steps: list, notes: list[str]) -> bool:
             scheme = step.get("prepend_scheme", "always")
             prefix = scheme == "always"
             if scheme == "first":
-                notes.append("A text that does not begin with a control token gets a blank before it here, and none in "
-                             "llama.cpp; chats begin with one.")  # fmt: skip
+                notes.append(
+                    Sentence(
+                        "A text that does not begin with a control token gets a blank before it here, and none in "
+                        "llama.cpp; chats begin with one."
+                    )
+                )
         elif step["type"] != "Split" or step["pattern"] != {"String": " "}:  # no blank is left to cut at
             raise ValueError(f"its rules for cutting words are none that llama.cpp knows ({step['type']})")
     if not replaced:
@@ -272,7 +284,7 @@ def _space_prefix(found: dict, steps: list, notes: list[str]) -> bool:
     return prefix
 
 
-def _note_other_merges(model: dict, texts: dict[str, int], ranks: dict[str, int], notes: list[str]) -> None:
+def _note_other_merges(model: dict, texts: dict[str, int], ranks: dict[str, int], notes: list[Sentence]) -> None:
     """Note tokens that llama.cpp makes from neighbours although no merge does."""
     pairs = set(_pairs(model))
     other = 0
@@ -280,7 +292,13 @@ def _note_other_merges(model: dict, texts: dict[str, int], ranks: dict[str, int]
         splits = ((text[:i], text[i:]) for i in range(1, len(text)))
         other += any(pair not in pairs and pair[0] in texts and pair[1] in texts for pair in splits)
     if other:
-        notes.append(f"llama.cpp may join {other} of its {len(texts)} tokens from parts that no merge here joins.")
+        notes.append(
+            Sentence(
+                "llama.cpp may join {other} of its {tokens} tokens from parts that no merge here joins.",
+                other=other,
+                tokens=len(texts),
+            )
+        )
 
 
 def _is_byte(text: str) -> bool:
@@ -300,7 +318,7 @@ def _fill(made: Vocabulary, texts: dict[str, int], size: int) -> None:
     """Extend or cut all lists to the size of the embedding, with placeholders where no token is."""
     made.tokens = made.tokens or list(_by_id(texts, {text: text for text in texts}))
     if dropped := sum(token is not None for token in made.tokens[size:]):
-        made.notes.append(f"{dropped} tokens have no row in the embedding and are left out.")
+        made.notes.append(Sentence("{count} tokens have no row in the embedding and are left out.", count=dropped))
     missing = size - len(made.tokens)
 
     def filled(values: list[Any], placeholder: Any) -> list[Any]:

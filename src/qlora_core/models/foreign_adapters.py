@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -289,12 +289,33 @@ def fit_adapters(
             leaf = name.rpartition(".")[2]
             none = (wanted[name][0], 0) if leaf == "lora_a" else (0, wanted[name][1])
             tensors[name] = _filled_up(np.zeros(none, np.float32), wanted[name], leaf)
+    else:
+        _refuse_gaps(found, _modules(tensors), _modules(wanted))
     shapes = {name: value.shape for name, value in tensors.items()}
     refuse_misfits(found.path, shapes, dict(wanted))
     for name, value in tensors.items():
         if not np.isfinite(value).all():
             raise ModelError(f"{found.path}: {name} holds numbers that are not finite.")
     return {name: tensors[name] for name in sorted(tensors)}
+
+
+def _modules(names: Iterable[str]) -> set[str]:
+    return {name.rpartition(".")[0] for name in names}
+
+
+def _refuse_gaps(found: ForeignAdapters, modules: set[str], wanted: set[str]) -> None:
+    """Refuse DoRA that leaves out modules, since what is missing cannot be filled up without the base's numbers.
+
+    Raises:
+        ModelError: it does.
+    """
+    if missing := sorted(wanted - modules):
+        raise ModelError(
+            f"{found.path}: has DoRA on some layers only: none on {missing[0]}"
+            f"{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}. A run has DoRA on the same matrices of "
+            "every layer, from the lowest that has any to the last. LoRA may leave out some: train it as that, or on "
+            "all of these layers."
+        )
 
 
 def _filled_up(value: np.ndarray, shape: tuple[int, ...], leaf: str) -> np.ndarray:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from ..activity import NOTE, Activity, Note
 from ..errors import QLoraError
 
 
@@ -25,12 +30,17 @@ class Job:
     def __init__(self, arguments: Sequence[str]) -> None:
         self.arguments = tuple(arguments)
         self._output, self._errors = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115 - read later
+        self._printed: tuple[str, str] | None = None
+        place = Path(tempfile.mkdtemp(prefix="qlora-job-"))
+        weakref.finalize(self, shutil.rmtree, place, ignore_errors=True)
+        self._note = Note(place / "working.json")
         self._process = subprocess.Popen(
             [sys.executable, "-m", "qlora_core", *arguments, "--json"],
             stdin=subprocess.DEVNULL,
             stdout=self._output,
             stderr=self._errors,
             start_new_session=True,
+            env={**os.environ, NOTE: str(self._note.path)},
         )
 
     @property
@@ -38,19 +48,25 @@ class Job:
         """Return whether it is still running."""
         return self._process.poll() is None
 
+    def working(self) -> Activity | None:
+        """Return what it is doing, if that is worth reporting."""
+        return self._note.read() if self.running else None
+
     def result(self) -> dict[str, Any]:
-        """Return the JSON object that it printed, waiting for its end. Ask once only.
+        """Return the JSON object that it printed, waiting for its end.
 
         Raises:
             QLoraError: it printed none; with its error line.
         """
-        status = self._process.wait()
-        with self._output, self._errors:
-            output, errors = (_read(file) for file in (self._output, self._errors))
+        if self._printed is None:
+            self._process.wait()
+            with self._output, self._errors:
+                self._printed = _read(self._output), _read(self._errors)
+        output, errors = self._printed
         try:
             return json.loads(output)
         except ValueError:
-            last = (errors.strip().splitlines() or [f"exit status {status}"])[-1]
+            last = (errors.strip().splitlines() or [f"exit status {self._process.returncode}"])[-1]
             raise QLoraError(last.removeprefix("error: ")) from None
 
 

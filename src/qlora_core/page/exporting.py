@@ -1,4 +1,4 @@
-"""Export of a run's result: purposes, sizes, and `qlora export` in its own process.
+"""Export of a run's result: purposes, sizes, choices, and `qlora export` in its own process.
 
 Reads run directories and allows one export at a time. Finds existing exports on disk, whoever made them. Knows nothing
 of mlx.
@@ -8,22 +8,29 @@ from __future__ import annotations
 
 import datetime
 import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import marimo as mo
 
+from ..activity import STAGES
 from ..errors import BusyError, QLoraError
 from ..exports.destination import METRICS_FILE
 from ..exports.formats import FORMATS, place_here
+from ..exports.source import adapters_to_export
 from ..exports.verification import verdict, verified
+from ..files.untrusted_json import TABLE_BYTES, read_object
+from ..gguf.blocks import KINDS
+from ..reports.live_output import working_words
 from ..reports.plain_text import size
 from ..runs.run import Run
 from ..translations import say
 from .commands import Job
-from .look import empty, fact_table, note, row_table, small, text_block
+from .look import empty, fact_table, field, fields, folded, note, row_table, small, text_block
 from .problems import failure
+from .training import about
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,8 @@ class Exports:
         running: the kind that is being made now; empty if none is.
         elsewhere: the run whose export is being made, if it is another one.
         problem: why the last one of this run failed.
+        working: what is being done for the one under way: a stage of `activity.STAGES`, how much of it is done, of how
+            much, and about how many seconds it takes still.
     """
 
     run: Run | None = None
@@ -45,6 +54,17 @@ class Exports:
     running: str = ""
     elsewhere: str = ""
     problem: str = ""
+    working: tuple[str, int, int, float | None] | None = None
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Return the names of the adapters that can be exported."""
+        return adapters_to_export(self.run) if self.run else ()
+
+    @property
+    def progress(self) -> tuple[Any, ...]:
+        """Return a mark that changes also with what is being done."""
+        return (*self.version, self.working)
 
     @property
     def version(self) -> tuple[Any, ...]:
@@ -79,8 +99,14 @@ def look(run: Run | None) -> Exports:
     if job is None:
         return Exports(run, ready, made)
     if job.running:
-        return Exports(run, ready, made, kind if ours else "", "" if ours or not _desk.run else _desk.run.name)
+        elsewhere = "" if ours or not _desk.run else _desk.run.name
+        return Exports(run, ready, made, kind if ours else "", elsewhere, working=_working(job))
     return Exports(run, ready, made, problem=_problem(job) if ours else "")
+
+
+def _working(job: Job) -> tuple[str, int, int, float | None] | None:
+    now = job.working()
+    return (now.stage, now.done, now.total, now.left) if now else None
 
 
 def _problem(job: Job) -> str:
@@ -96,8 +122,13 @@ def directory(run: Run, kind: str) -> Path:
     return run.path / "export" / kind
 
 
-def start(run: Run | None, kind: str | None) -> None:
+def start(run: Run | None, kind: str | None, chosen: Mapping[str, Any] | None = None) -> None:
     """Start an export; an existing one is replaced.
+
+    Args:
+        run: whose result.
+        kind: the format.
+        chosen: values of `choices`.
 
     Raises:
         QLoraError: there is no run, or nothing chosen.
@@ -107,10 +138,20 @@ def start(run: Run | None, kind: str | None) -> None:
         raise QLoraError(say("Train a run first, and choose what to export."))
     out = directory(run, kind)
     given = [run.name, "--runs-dir", str(run.path.parent), "--to", kind, "--out", str(out), "--force"]
+    given += flags(chosen or {})
     with _desk.lock:
         if _desk.job is not None and _desk.job.running:
             raise BusyError(say("An export is under way already: wait for it."))
         _desk.job, _desk.run, _desk.kind = Job(["export", *given]), run.path.absolute(), kind
+
+
+def flags(chosen: Mapping[str, Any]) -> list[str]:
+    """Return the flags of `qlora export` for the values of `choices`."""
+    given = []
+    for name, value in chosen.items():
+        if value:
+            given += [f"--{name.replace('_', '-')}"] if value is True else [f"--{name.replace('_', '-')}", str(value)]
+    return given
 
 
 # What is shown --------------------------------------------------------------------------------------------------
@@ -136,6 +177,73 @@ def explained(exports: Exports) -> mo.Html:
     return row_table(rows, numbers=[columns[2]])
 
 
+def choices(kind: str | None, adapters: Sequence[str]) -> mo.ui.dictionary:
+    """Return an element for each thing about an export that its format leaves to the user, by the flag's name.
+
+    Args:
+        kind: the format.
+        adapters: names of the adapters that there are, the usual ones first; there is nothing to choose of one.
+    """
+    takes = FORMATS[kind].takes if kind in FORMATS and adapters else ()
+    elements: dict[str, Any] = {}
+    if kind in FORMATS and len(adapters) > 1:
+        named = {_adapters_words(name): name for name in adapters}
+        elements["checkpoint"] = _menu(named, say("Which adapters"))
+    if "bits" in takes:
+        elements["bits"] = _menu(_bits(), say("Bits of a weight"))
+    if "type" in takes:
+        elements["type"] = _menu(_types(kind), say("How numbers are stored"))
+    if "with_base" in takes:
+        elements["with_base"] = mo.ui.checkbox(label=say("Write the base beside it"))
+    if "strict" in takes:
+        elements["strict"] = mo.ui.checkbox(label=say("Refuse it if it lost something"))
+    return mo.ui.dictionary(elements)
+
+
+def choices_layout(elements: mo.ui.dictionary) -> mo.Html | None:
+    """Return the choices, folded, each with what it means; None if there is nothing to choose."""
+    if not elements.elements:
+        return None
+    meanings = {
+        "checkpoint": say("A checkpoint keeps what was learnt up to its step."),
+        "bits": say("Fewer make it smaller, and lose something from some point on."),
+        "type": say("Types that llama.cpp reads. Other programs may not read all of them."),
+        "with_base": say("For a llama.cpp that has not got it yet. It keeps the bits that it was trained on."),
+        "strict": say("More than 0.01 nats a token: then nothing is written, and what was there stays."),
+    }
+    shown = [field(element, meanings[name]) for name, element in elements.elements.items()]
+    return folded(say("More about this export"), fields(shown))
+
+
+def _menu(options: Mapping[str, str], label: str) -> mo.ui.dropdown:
+    """Return a menu of values by their names, the first one chosen."""
+    return mo.ui.dropdown(options, value=next(iter(options)), label=label, allow_select_none=False, full_width=True)
+
+
+def _adapters_words(name: str) -> str:
+    kept = {"best": say("the best"), "final": say("the last, of the end of training")}
+    return kept.get(name) or say("those of step {step}", step=f"{int(name):,}")
+
+
+def _bits() -> dict[str, str]:
+    named = {
+        say("as few as lose nothing"): "auto",
+        say("a mixture, more where fewer do most harm"): "mixed",
+        say("16: nothing is rounded"): "16",
+    }
+    return named | {bits: bits for bits in ("8", "6", "5", "4")}
+
+
+def _types(kind: str | None) -> dict[str, str]:
+    known = {
+        "q8_0": say("Q8_0: 8 bits, as good as nothing lost"),
+        "as-stored": say("as the base stores them"),
+    }
+    usual = {say("base and adapters apart, nothing lost"): ""} if kind == "ollama" else {}
+    order = ("q8_0", *(each for each in KINDS if each != "q8_0"))
+    return usual | {known.get(each, each.upper()): each for each in order}
+
+
 def _when(seconds: float | None) -> str:
     return datetime.datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M") if seconds else "–"
 
@@ -153,7 +261,7 @@ def result(exports: Exports, kind: str | None) -> mo.Html | None:
     if run is None or not exports.ready or kind is None:
         return None
     if exports.running:
-        return note(say("Exporting: {kind}. This page may be closed meanwhile.", kind=exports.running))
+        return mo.vstack([note(_under_way(exports.running)), *_doing(exports)], gap=0.5)
     if exports.elsewhere:
         return note(say("{run} is being exported. One at a time: wait for it.", run=exports.elsewhere))
     failed = [failure(exports.problem)] if exports.problem else []
@@ -162,11 +270,36 @@ def result(exports: Exports, kind: str | None) -> mo.Html | None:
         return mo.vstack([*failed, *(warn if FORMATS[kind].loads_model else [])]) if failed or warn else None
     there = directory(run, kind)
     taken = sum(path.stat().st_size for path in there.iterdir() if path.is_file())
-    found = verified(there)
+    found, adapters = verified(there), _adapters_of(there)
     facts = {
         say("It lies in"): str(there.absolute()),
         say("Size"): size(taken),
+        say("Adapters"): _adapters_words(adapters) if adapters else "",
         say("Compared with the run"): verdict(found) if found else "",
     }
     use = FORMATS[kind].use(place_here(run, there.absolute()))
     return mo.vstack([*failed, fact_table(facts), text_block("\n".join(use))], gap=0.75)
+
+
+def _under_way(kind: str) -> str:
+    form = FORMATS[kind]
+    return say("Exporting: {kind}. This page may be closed meanwhile.", kind=say(form.title))
+
+
+def _doing(exports: Exports) -> list[mo.Html]:
+    """Return what the process that exports is doing, and how long that takes still, as far as it is known."""
+    if not exports.working:
+        return []
+    stage, done, total, left = exports.working
+    words = STAGES[stage]
+    told = working_words(say(words), done, total)
+    return [small(f"{told} – {say('about {time} left', time=about(left))}" if left else told)]
+
+
+def _adapters_of(directory: Path) -> str:
+    """Return the name of the adapters that an export holds; empty if it does not say."""
+    try:
+        name = read_object(directory / METRICS_FILE, TABLE_BYTES).get("adapters")
+    except (OSError, ValueError):
+        return ""
+    return name if isinstance(name, str) and (name in ("best", "final") or name.isdecimal()) else ""

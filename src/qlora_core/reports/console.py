@@ -331,6 +331,7 @@ def push_rows(told: dict[str, Any]) -> dict[str, str]:
     return {
         "Repository": f"{told['repository']}, {'private' if told['private'] else 'public'}",
         "From": told["path"],
+        "Format": ": ".join(filter(None, (told["exported_as"], told["stored"]))),
         "Files": f"{files}\n{'together':<{width}}  {size(told['bytes'])}",
         "Left here": ", ".join(told["left_here"]),
         "Card": told["card"] if told["dry_run"] else "",

@@ -17,7 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..activity import STAGES, Activity, watching
+from ..activity import STAGES, Activity, noting, watching
 from ..first_words import WIDTH
 from ..machine.keep_awake import LET_IT_SLEEP
 from ..machine.memory import MB
@@ -75,7 +75,7 @@ def event_line(event: dict[str, Any]) -> str:
 
 
 def working_words(words: str, done: int, total: int) -> str:
-    """Say what is being done, as `activity.STAGES` or a translation has it, and how far it is if that is known."""
+    """Return what is being done, as `activity.STAGES` or a translation has it, and how far it is if that is known."""
     return f"{words} … {done:,}{f' / {total:,}' if total else ''}" if done or total else f"{words} …"
 
 
@@ -131,10 +131,10 @@ class Waiting:
             if seconds >= PATIENCE and self._counter is None:
                 self._counter = tqdm(file=self._stream, bar_format="{desc}", leave=False)
             if self._counter is not None:
-                self._counter.set_description_str(f"{words} {duration(seconds)}")
+                self._counter.set_description_str(f"{words} {_times(now, seconds)}")
         elif (seconds >= PATIENCE and not self._said) or moment - self._spoke >= SILENCE:
             with tqdm.external_write_mode(file=self._stream):
-                print(words if seconds < SILENCE else f"{words} {duration(seconds)}", file=self._stream, flush=True)
+                print(words if seconds < SILENCE else f"{words} {_times(now, seconds)}", file=self._stream, flush=True)
             self._said, self._spoke = True, moment
 
     def _close_counter(self) -> None:
@@ -144,12 +144,17 @@ class Waiting:
             self._counter = None
 
 
+def _times(now: Activity, seconds: float) -> str:
+    """Return how long something has taken, and about how long the rest takes if that is known."""
+    return duration(seconds) + (f", about {duration(now.left)} left" if now.left else "")
+
+
 @contextlib.contextmanager
 def waiting(stream: Any) -> Iterator[None]:
-    """Report on a stream, inside the block, what this thread does if it takes long."""
+    """Report on a stream, inside the block, what this thread does if it takes long; note it where wanted."""
     shown = Waiting(stream)
     try:
-        with watching(shown):
+        with watching(shown), noting():
             yield
     finally:
         shown(None)

@@ -29,6 +29,7 @@ from ..runs.kernel_choice import Kernels
 from ..runs.memory_estimate import RESERVE_BYTES
 from ..runs.run import Run
 from ..tokens.rows import TokenRow
+from ..translations import Sentence
 from .bit_choice import Form, mixtures, size, smallest_that, total
 from .fused_files import Storage, save_companions, save_weights
 from .input_moments import TOKENS_AT_ONCE, replaced
@@ -64,10 +65,11 @@ def fuse_run(
     The written model is loaded and compared with the tuned one on rows that calibrated nothing (`divide_rows`). It
     loses nothing worth speaking of if its mean loss over the trained tokens of all these rows is at most `MOST_LOST`
     nats higher. `interval` in the result says how far that difference depends on the choice of rows: where its upper
-    end is above `MOST_LOST`, other rows of the same kind might have found more. The choices of `auto` and `mixed` look
-    at the same rows, about ten times. So that they do not favour a form which these few rows happen to like, they also
-    want the mean Kullback-Leibler divergence to be at most `MOST_LOST`: that is what would be lost on texts of the
-    tuned model's own, and it depends far less on which rows are judged.
+    end is above `MOST_LOST`, other rows of the same kind might have found more, and the verdict says so. The mean
+    decides all the same: over few rows an interval is wide, however little a form really loses. The choices of `auto`
+    and `mixed` look at the same rows, about ten times. So that they do not favour a form which these few rows happen to
+    like, they also want the mean Kullback-Leibler divergence to be at most `MOST_LOST`: that is what would be lost on
+    texts of the tuned model's own, and it depends far less on which rows are judged.
 
     While it chooses, `auto` and `mixed` keep every matrix at each number of bits in `directory`: about three bytes for
     each merged weight. How long it takes: `benchmarks/fused_forms.py`.
@@ -139,16 +141,14 @@ class _Fusion:
     def make(self, bits: str) -> dict[str, Any]:
         """Round, choose, write and judge; return what `fuse_run` returns."""
         if self.rows.judged:
-            with doing("judging"):
-                self.judge.hear_tuned(self.model)
+            self.judge.hear_tuned(self.model)
         form = None if bits == "16" else self._quantised_form(bits)
         made = self._write(form)
         merged = describe(self.directory, BaseConfig(model=str(self.directory), quantize="none"))
         reason = _too_large(merged.loaded_bytes, merged, self.rows.judged) if self.rows.judged else NO_ROWS
         compared = None
         if not reason:
-            with doing("judging"):
-                compared = self.judge.compare(_load(merged))
+            compared = self.judge.compare(_load(merged))
         tuned = self.judge.tuned_means() if self.rows.judged else {"rows": 0, "tokens": 0, "tuned_loss": None}
         found = compared.as_dict() if compared else dict.fromkeys(_NOT_MEASURED) | tuned
         within = compared is not None and compared.lost <= MOST_LOST
@@ -195,7 +195,7 @@ class _Fusion:
         def fits(form: Form) -> bool:
             key = tuple(form.items())
             if key not in lost:
-                with doing("judging"), replaced(self.model, self.roundings.layers(pieces, form, kernels)):
+                with replaced(self.model, self.roundings.layers(pieces, form, kernels)):
                     compared = self.judge.compare(self.model)
                 lost[key] = max(compared.lost, compared.kl)
             return lost[key] <= MOST_LOST
@@ -234,7 +234,7 @@ class _Fusion:
         That is measured on calibrating rows, so that the judged rows tell nothing about single units.
         """
         rows = with_tokens(self.rows.calibrating or self.rows.judged, PROBE_TOKENS)
-        probe = Judge(rows, np.ones(len(rows), bool), self.work / "probe")
+        probe = Judge(rows, np.ones(len(rows), bool), self.work / "probe", told=False)
         probe.hear_tuned(self.model)
         harm = {}
         with doing("choosing", len(units)) as tick:
@@ -327,9 +327,10 @@ def _described(form: Form | None, sizes: dict[str, int], dtype: str) -> dict[str
         return {"form": "16", "bits": None, "stored": dtype}
     low, high = min(form.values()), max(form.values())
     if low == high:
-        return {"form": str(low), "bits": low, "stored": f"{low} bits"}
+        return {"form": str(low), "bits": low, "stored": Sentence("{bits} bits", bits=low)}
     mean = sum(bits * sizes[path] for path, bits in form.items()) / sum(sizes.values())
-    return {"form": "mixed", "bits": mean, "stored": f"{low} to {high} bits, {mean:.1f} on average"}
+    stored = Sentence("{low} to {high} bits, {mean} on average", low=low, high=high, mean=f"{mean:.1f}")
+    return {"form": "mixed", "bits": mean, "stored": stored}
 
 
 def _verdict(found: dict[str, Any], not_judged: str, form: str) -> str:
@@ -341,7 +342,11 @@ def _verdict(found: dict[str, Any], not_judged: str, form: str) -> str:
         f"({found['interval'][0]:+.4f} to {found['interval'][1]:+.4f}) on {found['rows']} rows"
     )
     if found["lost"] <= MOST_LOST:
-        return f"It keeps what was learnt: the loss is {measured}; up to {MOST_LOST:+} counts as the same."
+        kept = f"It keeps what was learnt: the loss is {measured}; up to {MOST_LOST:+} counts as the same."
+        if found["interval"][1] <= MOST_LOST:
+            return kept
+        safer = {"16": "", "8": "; --bits 16 is safer"}.get(form, "; --bits 8 is safer")
+        return f"{kept} Judged on {found['rows']} rows alone, it could be up to {found['interval'][1]:+.4f}{safer}."
     remedy = (
         "--bits auto finds the smallest form that does not"
         if form not in ("16", "mixed")

@@ -6,12 +6,14 @@ Knows models as functions from ids to logits, and rows; nothing of how the other
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..activity import doing
 from ..engine.device import mx, nn
 from ..runs.run import Run
 from ..tokens.dataset import make_dataset
@@ -103,10 +105,11 @@ class Judge:
         trained: bool, `(rows,)`: which of them were trained on; the others are validation rows.
         file: where the tuned model's log-probabilities are kept, 2 bytes for each trained token and word of the
             vocabulary.
+        told: report how far a comparison is; not where it is a small part of something that is reported.
     """
 
-    def __init__(self, rows: Sequence[TokenRow], trained: np.ndarray, file: Path) -> None:
-        self.rows, self.trained, self._file = rows, trained, file
+    def __init__(self, rows: Sequence[TokenRow], trained: np.ndarray, file: Path, *, told: bool = True) -> None:
+        self.rows, self.trained, self._file, self._told = rows, trained, file, told
         self.lengths = np.array([row.target_tokens for row in rows])
         self._starts = np.concatenate([[0], np.cumsum(self.lengths)])
         self._kept: np.ndarray | None = None
@@ -163,6 +166,15 @@ class Judge:
     def _answers(self, model: nn.Module) -> Answers:
         """Yield places among all trained tokens, the tokens there and the log-probabilities, `(T, V)`, float32."""
         model.eval()
+        done, telling = 0, doing("judging", len(self.rows)) if self._told else nullcontext(lambda _: None)
+        with telling as tick:
+            for indices, answered in self._batches(model):
+                yield answered
+                done += len(indices)
+                tick(done)
+
+    def _batches(self, model: nn.Module) -> Iterator[tuple[list[int], tuple[np.ndarray, mx.array, mx.array]]]:
+        """Yield the rows of a batch, and what `_answers` yields of them."""
         for indices, ids in padded_batches(self.rows):
             trained = [np.flatnonzero(self.rows[i].trained) for i in indices]
             line = np.repeat(np.arange(len(indices)), [len(each) for each in trained])
@@ -171,7 +183,7 @@ class Judge:
             logits = model(ids)[mx.array(line), mx.array(column - 1)].astype(mx.float32)
             logs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
             mx.eval(logs)
-            yield places, ids[mx.array(line), mx.array(column)], logs
+            yield indices, (places, ids[mx.array(line), mx.array(column)], logs)
 
     def _by_row(self, values: np.ndarray) -> np.ndarray:
         return np.add.reduceat(values.astype(np.float64), self._starts[:-1])

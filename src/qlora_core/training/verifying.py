@@ -7,6 +7,7 @@ Knows runs, models and the readers of other programs; nothing of how exports are
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import importlib.util
 import json
@@ -19,20 +20,27 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.device import blas_threads, cores, memory_counters, mx, nn
+from ..activity import doing, noting
+from ..config import BaseConfig
+from ..engine.device import blas_threads, cores, kernels_to_answer, memory_counters, mx, nn
 from ..engine.generate import Prompt, answer
-from ..errors import QLoraError, brief
+from ..engine.model import attach_adapters, load_base
+from ..errors import ModelError, QLoraError, brief
 from ..gguf import llama_cpp
+from ..gguf.adapters import read_adapters
 from ..gguf.model import About, write_model
-from ..machine.memory import GB, available_bytes
-from ..models.base_models import ModelSpec
+from ..gguf.reading import read_model
+from ..gguf.tokenizer import read_vocabulary
+from ..machine.memory import available_bytes
+from ..models.base_models import ModelSpec, describe
 from ..models.foreign_adapters import PEFT_FILE, fit_adapters, read_peft
 from ..runs.memory_estimate import RESERVE_BYTES, keeps_dense_weights
 from ..runs.run import Run
 from ..tokens.rows import TokenRow
 from ..tokens.tokenizer import ChatTokenizer
 from .evaluate import questions_of
-from .judging import MOST_LOST, NO_ROWS, Comparison, Judge, divide_rows
+from .fused_files import save_companions, save_weights
+from .judging import MOST_LOST, Comparison, Judge, divide_rows
 from .session import load_for_answers
 
 QUESTIONS = 10
@@ -47,13 +55,13 @@ class Opened:
     """Replies of the export.
 
     Attributes:
-        reader: the program that opened it, with its version.
+        library: the library that opened it, or rendered its questions; empty: none but this package's own.
         comparison: with what base and adapters say to the judged rows.
         answers: to the questions.
         ids: token ids of the questions, ready for an answer.
     """
 
-    reader: str
+    library: str
     comparison: Comparison
     answers: list[str]
     ids: list[list[int]]
@@ -87,38 +95,43 @@ def verify(export: Export, reader: str) -> dict[str, Any]:
 
     Args:
         export: the export.
-        reader: `program`, `peft` or `llama.cpp`.
+        reader: `program`, `peft` or `llama.cpp`, in whose place `own` reads where it is not installed.
     """
     run = export.run
     if reader == "llama.cpp" and not llama_cpp.is_installed():
-        return _not_verified(f"llama.cpp is not installed; `pip install {llama_cpp.PACKAGE}` brings it")
-    if short := _too_little_memory(run.base()):
-        return _not_verified(short)
+        reader = "own"
+    needed, free = _memory(run.base(), reader)
+    if needed > free:
+        return {"why": "memory", "needed": needed, "free": free, "within": None}
     model, tokenizer = load_for_answers(run, adapters=export.tuned)
     divided = divide_rows(run, tokenizer, run.base().config["vocab_size"])
     if not divided.judged:
-        return _not_verified(NO_ROWS)
+        return {"why": "rows", "within": None}
     chosen = _few(divided.judged, divided.trained, TOKENS_OF_LLAMA_CPP if reader == "llama.cpp" else TOKENS)
     judge = Judge([divided.judged[i] for i in chosen], divided.trained[chosen], export.work / "judged")
     judge.hear_tuned(model)
     prompts = [prompt for (_, prompt), _ in zip(questions_of(run), range(QUESTIONS), strict=False)]
-    answers = answer(model, tokenizer, prompts, max_tokens=ANSWER_TOKENS)
+    answers = _ask(model, tokenizer, prompts)
     del model
     mx.clear_cache()
     opened = _OPEN[reader](export, tokenizer, judge, prompts)
     return {
-        "not_verified": "",
-        "opened_with": opened.reader,
-        **opened.comparison.as_dict(),
-        "within": opened.comparison.lost <= MOST_LOST,
+        "why": "",
+        "reader": reader,
+        "library": opened.library,
+        "version": importlib.metadata.version(opened.library) if opened.library else "",
+        **(means := opened.comparison.as_dict()),
+        "within": means["lost"] <= MOST_LOST,
+        "sure": means["interval"][1] <= MOST_LOST,
         "questions": len(prompts),
         "same_answers": sum(one == other for one, other in zip(answers, opened.answers, strict=True)),
         "same_ids": sum(tokenizer.encode_prompt(each) == ids for each, ids in zip(prompts, opened.ids, strict=True)),
     }
 
 
-def _not_verified(why: str) -> dict[str, Any]:
-    return {"not_verified": why, "within": None}
+def _ask(model: nn.Module, tokenizer: ChatTokenizer, prompts: Sequence[Prompt]) -> list[str]:
+    with doing("asking", len(prompts)) as tick:
+        return answer(model, tokenizer, prompts, tick=tick, max_tokens=ANSWER_TOKENS)
 
 
 def _few(rows: Sequence[TokenRow], trained: np.ndarray, most: int) -> np.ndarray:
@@ -133,11 +146,11 @@ def _few(rows: Sequence[TokenRow], trained: np.ndarray, most: int) -> np.ndarray
     return np.sort(chosen)
 
 
-def _too_little_memory(spec: ModelSpec) -> str:
-    """Return why a model is not opened here; empty if there is room for it."""
-    needed = spec.loaded_bytes + RESERVE_BYTES
-    free = memory_counters().get("free", available_bytes())
-    return "" if needed <= free else f"{needed / GB:.1f} GB of memory wanted, {free / GB:.1f} GB available"
+def _memory(spec: ModelSpec, reader: str) -> tuple[int, int]:
+    """Return how many bytes it takes to open a model, and how many there are."""
+    dequantised = 2 * spec.parameters if reader == "own" else 0
+    needed = max(spec.loaded_bytes, dequantised) + RESERVE_BYTES
+    return needed, memory_counters().get("free", available_bytes())
 
 
 # Readers --------------------------------------------------------------------------------------------------------
@@ -150,9 +163,13 @@ def _open_program(export: Export, tokenizer: ChatTokenizer, judge: Judge, prompt
     spec.loader.exec_module(program)  # type: ignore[union-attr]
     model, theirs = program.load()
     _prepare_for_processor(model, export.run.base())
-    answers = [program.answer_messages(model, theirs, prompt, max_tokens=ANSWER_TOKENS) for prompt in prompts]
+    answers = []
+    with doing("asking", len(prompts)) as tick:
+        for number, prompt in enumerate(prompts):
+            tick(number)
+            answers.append(program.answer_messages(model, theirs, prompt, max_tokens=ANSWER_TOKENS))
     ids = [program.encode(theirs, prompt) for prompt in prompts]
-    return Opened(f"mlx-lm {importlib.metadata.version('mlx-lm')}", judge.compare(model), answers, ids)
+    return Opened("mlx-lm", judge.compare(model), answers, ids)
 
 
 def _prepare_for_processor(model: nn.Module, spec: ModelSpec) -> None:
@@ -177,9 +194,8 @@ def _open_peft(export: Export, tokenizer: ChatTokenizer, judge: Judge, prompts: 
     theirs = AutoTokenizer.from_pretrained(directory)
     asked = _safe(tokenizer, prompts)
     ids = [theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False) for messages in asked]
-    answers = answer(model, ChatTokenizer(directory), prompts, max_tokens=ANSWER_TOKENS)
-    reader = f"this package's reader of PEFT's files, and transformers {importlib.metadata.version('transformers')}"
-    return Opened(reader, judge.compare(model), answers, [list(each) for each in ids])
+    answers = _ask(model, ChatTokenizer(directory), prompts)
+    return Opened("transformers", judge.compare(model), answers, [list(each) for each in ids])
 
 
 def _safe(tokenizer: ChatTokenizer, prompts: Sequence[Prompt]) -> list[list[dict[str, str]]]:
@@ -187,11 +203,18 @@ def _safe(tokenizer: ChatTokenizer, prompts: Sequence[Prompt]) -> list[list[dict
     return [[{**m, "content": tokenizer.disarm(m["content"])} for m in prompt] for prompt in prompts]
 
 
+def _model_file(export: Export, tokenizer: ChatTokenizer) -> Path:
+    """Return the GGUF file of an export's model; of adapters without a base the run's own, written anew."""
+    if export.model:
+        return export.directory / export.model
+    made = export.work / "base.gguf"
+    write_model(export.base, made, "as-stored", About.asked_by(tokenizer))
+    return made
+
+
 def _open_in_llama_cpp(export: Export, tokenizer: ChatTokenizer, judge: Judge, prompts: Sequence[Prompt]) -> Opened:
-    """Ask llama.cpp itself; adapters without a base get the run's own, written anew."""
-    model = export.directory / export.model if export.model else export.work / "base.gguf"
-    if not export.model:
-        write_model(export.base, model, "as-stored", About.asked_by(tokenizer))
+    """Ask llama.cpp itself."""
+    model = _model_file(export, tokenizer)
     asked = [tokenizer.encode_prompt(prompt) for prompt in prompts]
     sequences = [row.ids.tolist() for row in judge.rows]
     places = [np.flatnonzero(row.trained).tolist() for row in judge.rows]  # a token is predicted by those before it
@@ -206,18 +229,56 @@ def _open_in_llama_cpp(export: Export, tokenizer: ChatTokenizer, judge: Judge, p
     adapters = export.directory / export.adapters if export.adapters else None
     replies = llama_cpp.ask(model, questions, adapters=adapters, context=longest, seconds=SECONDS)
     answers = [tokenizer.decode(ids).strip() for ids in replies.answers]
-    reader = f"llama.cpp ({llama_cpp.PACKAGE} {importlib.metadata.version(llama_cpp.PACKAGE)})"
-    return Opened(reader, judge.compare_said(replies.log_probabilities), answers, replies.chats)
+    return Opened(llama_cpp.PACKAGE, judge.compare_said(replies.log_probabilities), answers, replies.chats)
 
 
-_OPEN = {"program": _open_program, "peft": _open_peft, "llama.cpp": _open_in_llama_cpp}
+def _open_by_itself(export: Export, tokenizer: ChatTokenizer, judge: Judge, prompts: Sequence[Prompt]) -> Opened:
+    """Read a GGUF file with `gguf.reading` and compute it with MLX: its tensors, tokens and template, not their use."""
+    spec, lora = export.run.base(), export.run.config().lora
+    path = _model_file(export, tokenizer)
+    read, theirs = _read_gguf(path, export, tokenizer)
+    kernels = kernels_to_answer(read.dtype, 4 * read.parameters, available_bytes(), None)
+    model = load_base(read, kernels)
+    if export.adapters:
+        found = read_adapters(export.directory / export.adapters, export.base)
+        attach_adapters(model, spec, dataclasses.replace(lora, alpha=found.scale * lora.rank, rslora=False), seed=0)
+        model.load_weights([(name, mx.array(value)) for name, value in found.tensors.items()], strict=False)
+    model.eval()
+    answers, ids = _ask(model, theirs, prompts), [theirs.encode_prompt(prompt) for prompt in prompts]
+    return Opened("", judge.compare(model), answers, ids)
+
+
+def _read_gguf(path: Path, export: Export, tokenizer: ChatTokenizer) -> tuple[ModelSpec, ChatTokenizer]:
+    """Write what a GGUF file holds as a model directory that MLX loads; return it, and how the file says it is asked.
+
+    Raises:
+        ModelError: the file is damaged, or has other tokens than the base.
+    """
+    file, spec = read_model(path), export.run.base()
+    tokens = file.tokenizer.get("tokens", [])
+    wanted = read_vocabulary(export.base, len(tokens), tokenizer.eos_ids)
+    merges = file.tokenizer.get("merges", []) if wanted.merges else []  # without any, a file has one that does nothing
+    if tokens != wanted.tokens or merges != wanted.merges:
+        raise ModelError(f"{path}: has other tokens, or other rules to join them, than {export.base}.")
+    directory, template = export.work / "read", export.work / "template.jinja"
+    directory.mkdir()
+    template.write_text(file.chat_template, encoding="utf-8")
+    dtype = "float32" if keeps_dense_weights(4 * spec.parameters, available_bytes()) else spec.dtype
+    weights = {name: mx.array(values).astype(getattr(mx, dtype)) for name, values in file.weights()}
+    save_companions(spec, directory, tokenizer, dtype, {})
+    save_weights(weights, directory, spec.parameters)
+    read = describe(directory, BaseConfig(model=str(directory), quantize="none"))
+    return read, ChatTokenizer(export.base, str(template) if file.chat_template else "auto", tokenizer.reasoning)
+
+
+_OPEN = {"program": _open_program, "peft": _open_peft, "llama.cpp": _open_in_llama_cpp, "own": _open_by_itself}
 
 
 def main(asked: Path, replied: Path) -> int:
     """Verify what `asked` says and write the reply as JSON; return the exit status."""
     about = json.loads(asked.read_text(encoding="utf-8"))
     # products are small here, and one thread of the BLAS does not wait for another on a busy machine
-    with tempfile.TemporaryDirectory() as work, blas_threads(max(1, cores() // 2)):
+    with tempfile.TemporaryDirectory() as work, blas_threads(max(1, cores() // 2)), noting():
         tuned, directory, base = (Path(about[name]) for name in ("tuned", "directory", "base"))
         export = Export(Run(Path(about["run"])), tuned, directory, base, about["model"], about["adapters"], Path(work))
         try:
