@@ -3,7 +3,7 @@
     uv run python scripts/draw_imports.py           writes the drawing and the table
     uv run python scripts/draw_imports.py --check   writes nothing; exit status 1 if they are not current
 
-The order and how imports are read are those of tests/test_imports.py, which also checks that none goes up.
+The order and how imports are read are those of tests/repository/test_imports.py, which also checks that none goes up.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests/repository"))
 
 from test_imports import FILES, ORDER, VALUES, WITH_MLX, modules_imported, name_of  # noqa: E402
 

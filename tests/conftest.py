@@ -52,8 +52,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--names", type=int, default=1_000, help="names of runs that are made up to lead elsewhere")
 
 
-LONGEST = ("apps/", "test_export.py", "test_notebook.py", "reliability/test_overflow.py", "test_families.py",
-           "test_metal.py", "reliability/test_exact_resume.py", "test_trainer.py", "reliability/test_templates.py",
+LONGEST = ("apps", "exports/test_export.py", "page/test_notebook.py", "reliability/test_overflow.py",
+           "engine/test_families.py", "training/test_metal.py", "training/test_fuse.py",
+           "reliability/test_exact_resume.py", "training/test_trainer.py", "reliability/test_templates.py",
            "reliability/test_worker_death.py")  # fmt: skip
 """Files of tests that take minutes."""
 
@@ -144,9 +145,9 @@ def as_an_m1() -> dict[str, str]:
     """An environment for processes in which MLX's CPU poses as an M1's GPU (`pretended_metal`); nothing is compiled.
 
     Files of tests run so too, but for what presumes a CPU:
-    `PYTHONPATH=tests/pretended_metal MLX_DISABLE_COMPILE=1 uv run pytest tests/test_passes.py`.
+    `PYTHONPATH=tests/support/pretended_metal MLX_DISABLE_COMPILE=1 uv run pytest tests/engine/test_passes.py`.
     """
-    return {**os.environ, "PYTHONPATH": str(Path(__file__).parent / "pretended_metal"), "MLX_DISABLE_COMPILE": "1"}
+    return {**os.environ, "PYTHONPATH": str(ROOT / "tests/support/pretended_metal"), "MLX_DISABLE_COMPILE": "1"}
 
 
 @pytest.fixture

@@ -117,7 +117,7 @@ def test_cut_and_continued_in_other_processes_it_ends_the_same(create: Create, w
     run = create(save_every=4)
     for step, how in ((15, "kill"), (0, "")):
         command = [sys.executable, "-c", ELSEWHERE, str(run.path), str(step), how]
-        done = processes.run(command, cwd=ROOT / "tests", text=True)
+        done = processes.run(command, cwd=ROOT / "tests/support", text=True)
         assert (done.returncode == -9) == (how == "kill"), done.stderr
     assert events(run, "start", "step") == [0, 12]
     assert run.state == "completed"

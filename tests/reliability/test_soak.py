@@ -49,7 +49,7 @@ def soaked(tiny_model: Path, tmp_path: Path, request: pytest.FixtureRequest) -> 
     steps = request.config.getoption("--soak-steps")
     every, cycle = (100, 200) if steps >= LONG else (20, 50)
     numbers = map(str, (steps, every, cycle))
-    command = [sys.executable, "-c", SOAK, str(ROOT / "tests"), str(tiny_model), str(tmp_path), *numbers]
+    command = [sys.executable, "-c", SOAK, str(ROOT / "tests/support"), str(tiny_model), str(tmp_path), *numbers]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)

@@ -22,6 +22,7 @@ def suite(path: Path, **options) -> subprocess.Popen[str]:
     """Run pytest on one file as if it were one of ours."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "conftest", "-p", "no:cacheprovider", "-n", "0", str(path)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    options["env"] = {**os.environ, "PYTHONPATH": str(ROOT / "tests/support")}
     return subprocess.Popen([*command, "--rootdir", str(path.parent)], cwd=ROOT / "tests", **pipes, **options)
 
 

@@ -1,6 +1,6 @@
 """Every text of the page is in the catalogue of every language, and nothing else is.
 
-`uv run python tests/test_texts.py` takes new texts into the catalogues, untranslated, and old ones out.
+`uv run python tests/repository/test_texts.py` takes new texts into the catalogues, untranslated, and old ones out.
 """
 
 import ast

@@ -1,6 +1,6 @@
 """README.md and the English documents: their tables are made from the code, and what they name exists.
 
-`python tests/test_readme.py` writes the tables anew.
+`python tests/repository/test_readme.py` writes the tables anew.
 """
 
 import ast
@@ -23,7 +23,7 @@ from qlora_core.gguf.families import family_table
 from qlora_core.runs.presets import PRESETS
 from qlora_core.translations import catalogue
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 README, PORTUGUESE = ROOT / "README.md", ROOT / "README.pt.md"
 SETTINGS = ROOT / "docs/settings.md"
 TRANSLATIONS = {

@@ -1,8 +1,9 @@
 """Chat templates of the structures that published models have, in other words, and tokenisers of the kinds they have.
 
-`uv run python tests/chat_templates.py` prints what becomes of each shape of conversation, held against a rendering of
-its own by plain jinja2: "–" where what is trained is exactly each answer and the token that ends it, behind what the
-model is given when it is asked for it, and "refused" where the row is left out for a reason that is right.
+`uv run python tests/support/chat_templates.py` prints what becomes of each shape of conversation, held against a
+rendering of its own by plain jinja2: "–" where what is trained is exactly each answer and the token that ends it,
+behind what the model is given when it is asked for it, and "refused" where the row is left out for a reason that is
+right.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Whatever bytes a file holds: nothing is raised, every row is accounted for, and what is accepted can be trained.
 
-`pytest tests/test_data_fuzz.py --examples 20000` is the long form.
+`pytest tests/data/test_data_fuzz.py --examples 20000` is the long form.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Losses and gradient norms are those of PyTorch with PEFT, on the same rows; on demand, since it needs both.
 
 python -m venv peft && peft/bin/pip install torch transformers peft
-uv run pytest tests/test_torch_oracle.py --peft peft/bin/python -s
+uv run pytest tests/training/test_torch_oracle.py --peft peft/bin/python -s
 
 At the run's own adapters of some steps, and over the first steps of a training of their own. Longer trainings of both
 part: rounding grows with every step (`docs/accuracy.md`).
@@ -24,8 +24,8 @@ from qlora_core.files.safetensors_headers import weight_files
 from qlora_core.runs.run import Run
 from qlora_core.training import steps
 
-ROOT = Path(__file__).parent.parent
-ORACLE = Path(__file__).parent / "torch_oracle.py"
+ROOT = Path(__file__).parents[2]
+ORACLE = ROOT / "tests/support/torch_oracle.py"
 FIRST = 24  # steps that both train
 KINDS: dict[str, dict[str, Any]] = {
     "lora": {},

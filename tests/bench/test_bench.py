@@ -26,7 +26,7 @@ from qlora_core.models.base_models import has_gpu
 from qlora_core.tokens.rows import TokenRow
 from qlora_core.tokens.shared_prefix import common_prefix
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def row(*ids: int, prompt: int) -> TokenRow:

@@ -220,7 +220,7 @@ def test_the_first_user_gets_the_report_that_is_told(tmp_path, monkeypatch, caps
     assert section.startswith(f"# {FIRST_USER}")
     (sheet,) = re.findall(r"```json\n(.*?)```", section, re.DOTALL)
     (command,) = [line for line in commands(section) if "facts.jsonl" in line]
-    shutil.copytree(ROOT / "tests/data_book", tmp_path, dirs_exist_ok=True)
+    shutil.copytree(ROOT / "tests/data/data_book", tmp_path, dirs_exist_ok=True)
     with (tmp_path / "livro.jsonl").open("a", encoding="utf-8") as book:
         book.write('{"prompt": "Quem?", "completion": ""}\n{"prompt": "Quem?"\n')
     (tmp_path / "facts.jsonl").write_text(sheet, encoding="utf-8")

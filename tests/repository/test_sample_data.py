@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-SAMPLE = Path(__file__).resolve().parent.parent / "data" / "sample"
+SAMPLE = Path(__file__).resolve().parents[2] / "data" / "sample"
 SETS = ("club", "more")
 WORDS = {"club": (1, 7), "more": (8, 18)}
 """Words of an answer: a first run is short, and what tells facts apart is a large part of short answers."""

@@ -1,6 +1,6 @@
 """Each file of `data_corpus/` gives what the JSON file beside it says.
 
-After a change that is meant, `python tests/test_data_corpus.py` writes what is found now; read the difference.
+After a change that is meant, `python tests/data/test_data_corpus.py` writes what is found now; read the difference.
 """
 
 import json

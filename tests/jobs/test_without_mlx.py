@@ -9,7 +9,7 @@ import pytest
 
 from qlora_core.engine import device
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 NO_PACKAGE = ("mlx", "ModuleNotFoundError", "No module named 'mlx'")
 NO_BACKEND = ("mlx.core", "ImportError", "libmlx.so: cannot open shared object file: No such file or directory")
 

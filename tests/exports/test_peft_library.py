@@ -1,7 +1,7 @@
 """The PEFT library computes what we do from what `qlora export --to peft` writes; on demand, since it needs PyTorch.
 
 python -m venv peft && peft/bin/pip install torch transformers peft
-uv run pytest tests/test_peft_library.py --peft peft/bin/python
+uv run pytest tests/exports/test_peft_library.py --peft peft/bin/python
 """
 
 import json
