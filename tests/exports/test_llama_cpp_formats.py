@@ -99,7 +99,31 @@ def test_what_a_format_does_not_know_is_refused(undrawn, tmp_path):
         export_run(undrawn, tmp_path / "out", to="adapter", choices=Choices(type="q8_0"))
     with pytest.raises(ConfigError, match="--with-base says nothing about the format gguf; it belongs to gguf-lora"):
         export_run(undrawn, tmp_path / "out", to="gguf", choices=Choices(with_base=True))
+    with pytest.raises(ConfigError, match="--strict: what gguf loses, only the verification tells"):
+        export_run(undrawn, tmp_path / "out", to="gguf", choices=Choices(strict=True), verified=False)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("to", "choices", "bytes_a_weight"),
+    [
+        ("fused", {}, 3),  # while it chooses, in three numbers of bits
+        ("fused", {"bits": "8"}, 1),
+        ("fused-float16", {}, 0),
+        ("gguf", {}, 2),  # the unquantised model that becomes it
+        ("gguf", {"type": "f32"}, 5),
+        ("ollama", {}, 0),
+        ("ollama", {"type": "q8_0"}, 2),
+    ],
+    ids=str,
+)
+def test_room_is_asked_for_what_lies_there_meanwhile(undrawn, to, choices, bytes_a_weight):
+    weights = undrawn.environment()["model"]["parameters"]
+    form = FORMATS[to]
+    wanted = form.predicted_bytes(undrawn) + bytes_a_weight * weights
+    assert form.bytes_to_write(undrawn, Choices(**choices)) == wanted
+    alone, base_too = (FORMATS["gguf-lora"].bytes_to_write(undrawn, Choices(with_base=each)) for each in (False, True))
+    assert base_too - alone == undrawn.environment()["model"]["loaded_bytes"]
 
 
 def test_the_modelfile_says_how_the_run_answers(undrawn, tmp_path):

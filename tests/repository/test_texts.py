@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from babel.messages.catalog import Catalog
 from babel.messages.pofile import read_po, write_po
-from conftest import ROOT
 
 from qlora_core import translations as texts
 from qlora_core.activity import STAGES
@@ -26,6 +25,8 @@ from qlora_core.reports.comparison import MEASURES, OTHER_DATA, OTHER_QUESTIONS,
 from qlora_core.runs.presets import PRESETS
 from qlora_core.runs.schema import State
 from qlora_core.runs.time_spent import PARTS
+
+ROOT = Path(__file__).parents[2]
 
 SAID = {"say": 0, "Sentence": 0, "page.section": 0, "page.title": 0, "page.remark": 0, "page.forms.form_layout": 1}
 """Functions whose arguments are said, from which one on; of `say` that one alone."""

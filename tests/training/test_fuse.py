@@ -14,7 +14,7 @@ from tiny import write_model
 
 from qlora_core.activity import STAGES, watching
 from qlora_core.engine.device import mx
-from qlora_core.errors import ConfigError, ExportError
+from qlora_core.errors import ConfigError, ExportError, RunError
 from qlora_core.exports.export import export_run
 from qlora_core.exports.formats import Choices
 from qlora_core.runs.run import Run
@@ -355,6 +355,10 @@ def test_interrupted_it_leaves_nothing(plain, tmp_path, stage):
 def test_a_form_that_there_is_not_is_refused(plain, tmp_path):
     with pytest.raises(ConfigError, match="bits must be one of auto, mixed, 16, 8, 6, 5, 4; found 7"):
         fuse_run(plain, tmp_path, bits="7")
+    (tmp_path / "mine.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(RunError, match="is not empty"):
+        fuse_run(plain, tmp_path, bits="8")
+    assert (tmp_path / "mine.txt").read_text(encoding="utf-8") == "mine"
     for unfit in ({"bits": "8"}, {"strict": True}):
         with pytest.raises(ConfigError, match=f"--{next(iter(unfit))} says nothing about the format peft"):
             export_run(plain, tmp_path / "out", to="peft", choices=Choices(**unfit))

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..activity import doing
 from ..config import settings, to_flat
-from ..errors import ExportError
+from ..errors import ConfigError, ExportError
 from ..files.storage import publishing, write_json
 from ..models.base_models import has_gpu
 from ..reports.charts import save_curves, thin
@@ -59,10 +59,14 @@ def export_run(
     """
     choices = choices or Choices()
     check_choices(to, choices)
+    if choices.strict and not verified and FORMATS[to].reader == "llama.cpp":
+        raise ConfigError(
+            f"--strict: what {to} loses, only the verification tells. Leave out --no-verify, or --strict."
+        )
     source = open_source(run, checkpoint)
     out = find_destination(source, Path(out), force=force)
     form = FORMATS[to]
-    check_room(out, wanted := form.bytes_to_write(run))
+    check_room(out, wanted := form.bytes_to_write(run, choices))
     with publishing(out, wanted=wanted) as directory:
         written = form.write(source, directory, choices)
         facts = _facts(source, to) | {"fused": None, "gguf": None, "verification": None}

@@ -85,6 +85,7 @@ class ExportFormat:
         reader: who opens it again to verify it, as `verification.verify` knows them.
         takes: the names of the choices that it understands.
         needs_base: it holds adapters, which need the base model beside them.
+        more_bytes: returns what its choices add to that size, and what lies on the disk only until it is complete.
         loads_model: writing it needs the memory of the whole model.
         has_program: `inference.py` goes with it: mlx-lm reads it.
     """
@@ -96,13 +97,14 @@ class ExportFormat:
     use: Callable[[Place], list[str]]
     reader: str = "program"
     takes: frozenset[str] = frozenset()
+    more_bytes: Callable[[Run, Choices], int] = lambda run, choices: 0
     needs_base: bool = False
     loads_model: bool = False
     has_program: bool = False
 
-    def bytes_to_write(self, run: Run) -> int:
-        """Return about how many bytes the disk needs until it is complete; merged weights lie there in between."""
-        return (self.predicted_bytes(run) or 0) + ((self.loads_model and _float16_bytes(run)) or 0)
+    def bytes_to_write(self, run: Run, choices: Choices) -> int:
+        """Return about how many bytes the disk needs until it is complete."""
+        return (self.predicted_bytes(run) or 0) + self.more_bytes(run, choices)
 
 
 def check_choices(to: Target, choices: Choices) -> None:
@@ -178,6 +180,26 @@ def _both_bytes(run: Run) -> int | None:
     return base + _adapter_bytes(run) // 2 if base else None
 
 
+def _roundings(run: Run, choices: Choices) -> int:
+    """Return the bytes of what `fuse_run` keeps while it chooses; of 16 bits, what they are more than the base."""
+    weights = (_float16_bytes(run) or 0) // 2
+    return weights * {"auto": 3, "mixed": 3, "16": 2}.get(choices.bits, 1)
+
+
+def _merged(run: Run, choices: Choices) -> int:
+    """Return the bytes of the unquantised model that lies there meanwhile, and of numbers stored wider than usual."""
+    weights = (_float16_bytes(run) or 0) // 2
+    return weights * (2 + {"f32": 3, "f16": 1, "bf16": 1}.get(choices.type, 0))
+
+
+def _beside_ollama(run: Run, choices: Choices) -> int:
+    return _merged(run, choices) if choices.type else 0  # else the base as it is, and the adapters
+
+
+def _base_beside(run: Run, choices: Choices) -> int:
+    return (_base_bytes(run) or 0) if choices.with_base else 0
+
+
 # Use ------------------------------------------------------------------------------------------------------------
 
 
@@ -248,6 +270,7 @@ FORMATS: dict[Target, ExportFormat] = {
         write=_write_fused,
         predicted_bytes=_base_bytes,
         use=_use_model,
+        more_bytes=_roundings,
         takes=frozenset({"bits", "strict"}),
         loads_model=True,
         has_program=True,
@@ -269,6 +292,7 @@ FORMATS: dict[Target, ExportFormat] = {
         predicted_bytes=_q8_0_bytes,
         use=_use_gguf,
         reader="llama.cpp",
+        more_bytes=_merged,
         takes=frozenset({"type", "strict"}),
         loads_model=True,
     ),
@@ -279,6 +303,7 @@ FORMATS: dict[Target, ExportFormat] = {
         predicted_bytes=lambda run: _adapter_bytes(run) // 2,
         use=_use_gguf_lora,
         reader="llama.cpp",
+        more_bytes=_base_beside,
         takes=frozenset({"with_base", "strict"}),
         needs_base=True,
     ),
@@ -289,6 +314,7 @@ FORMATS: dict[Target, ExportFormat] = {
         predicted_bytes=_both_bytes,
         use=_use_ollama,
         reader="llama.cpp",
+        more_bytes=_beside_ollama,
         takes=frozenset({"type", "strict"}),
     ),
     "lmstudio": ExportFormat(
@@ -298,6 +324,7 @@ FORMATS: dict[Target, ExportFormat] = {
         predicted_bytes=_q8_0_bytes,
         use=_use_lmstudio,
         reader="llama.cpp",
+        more_bytes=_merged,
         takes=frozenset({"type", "strict"}),
         loads_model=True,
     ),

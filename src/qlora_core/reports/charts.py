@@ -446,10 +446,10 @@ def _figure(run: Run, drawn: Sequence[Panel]) -> dict[str, Any]:
 
 def _subtitle(run: Run, loss: Panel) -> str:
     config, model = run.config(), run.environment()["model"]
-    parts = [model["name"], f"rank {config.lora.rank}"]
+    parts = [model["name"], say("rank {rank}", rank=config.lora.rank)]
     if loss.best:
         step, value, _ = loss.best
-        parts.append(f"best validation loss {value:.4f} at step {step:,.0f}")
+        parts.append(say("best validation loss {loss} at step {step}", loss=f"{value:.4f}", step=f"{step:,.0f}"))
     return "   ·   ".join(parts)
 
 

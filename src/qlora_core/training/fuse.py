@@ -96,10 +96,13 @@ def fuse_run(
         ConfigError: there is no such form.
         ExportError: `strict`, and it loses more or cannot be judged.
         QLoraError: the base or the adapters are not what they were.
-        RunError: the weights cannot be written.
+        RunError: the directory is not empty, or the weights cannot be written.
+        DeviceError: the device failed.
     """
     if bits not in BITS:
         raise ConfigError(f"bits must be one of {', '.join(BITS)}; found {bits}.")
+    if any(directory.iterdir()):
+        raise RunError(f"{directory}: is not empty; what is there would be lost if anything went wrong.")
     try:
         with tempfile.TemporaryDirectory(prefix=".work-", dir=directory) as work:
             made = _Fusion(run, directory, Path(work), adapters).make(bits)
