@@ -11,7 +11,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import processes
 import pytest
@@ -33,7 +33,7 @@ sys.addaudithook(processes.STARTS)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """How long the tests that can go on for ever do."""
+    """Add flags for how long the open-ended tests run."""
     parser.addoption("--examples", type=int, default=150, help="examples that hypothesis makes up for each test")
     parser.addoption("--peft", metavar="PYTHON", help="a Python with torch, transformers and peft, to read our exports")
     parser.addoption("--cuts", type=int, default=1, help="steps at which a run of 40 steps is cut, spread over them")
@@ -62,6 +62,8 @@ LONGEST = ("apps", "exports/test_export.py", "page/test_notebook.py", "reliabili
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the longest files: with the short ones at the end, no worker waits long for the other."""
 
+    assert all((ROOT / "tests" / name).exists() for name in LONGEST)
+
     def place(item: pytest.Item) -> int:
         path = item.path.as_posix()
         return next((i for i, name in enumerate(LONGEST) if f"/tests/{name}" in path), len(LONGEST))
@@ -76,7 +78,7 @@ def pytest_unconfigure() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def conditions() -> Iterator[str]:
-    """The same conditions for the processes of every session, however it was started; the session's name for them."""
+    """Yield the session's name for its processes, which run under the same conditions however it was started."""
     session = f"{os.environ.get(processes.TOKEN, '')}{os.getpid()}-{secrets.token_hex(4)}/"
     with processes.default_signals(), processes.watched(session, CACHE), processes.named(f"{session}0/"):
         yield session
@@ -108,14 +110,18 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path
     return functools.cache(lambda family, **changes: write_model(root / str(next(numbers)), family, **changes))
 
 
+def is_missing(what: str) -> NoReturn:
+    """Skip a test for something that this machine lacks; on CI nothing may be lacking."""
+    pytest.fail(what) if os.environ.get("CI") else pytest.skip(what)
+
+
 @pytest.fixture
 def compiling() -> Iterator[None]:
     """Inside the test MLX compiles; without a C++ compiler for that it is skipped, on CI it fails."""
     from qlora_core.engine.device import ON_CPU, mx
 
     if ON_CPU and shutil.which("g++") is None:
-        message = "MLX compiles for a CPU with g++, which was not found"
-        pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
+        is_missing("MLX compiles for a CPU with g++, which was not found")
     mx.enable_compile()
     yield
     if ON_CPU:
@@ -198,8 +204,7 @@ def browser() -> "Iterator[Browser]":
 
     path = find_chromium()
     if path is None:
-        message = "no chromium, chromium-browser or google-chrome found"
-        pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
+        is_missing("no chromium, chromium-browser or google-chrome found")
     with sync_playwright() as playwright:
         made = playwright.chromium.launch(executable_path=path, args=CHROMIUM)
         yield made

@@ -181,7 +181,7 @@ def _export(arguments: argparse.Namespace) -> int:
     from .exports.formats import Choices
 
     run = TrainingTracker(arguments.runs_dir).find(arguments.run_name)
-    out = arguments.out or run.path / "export" / arguments.to
+    out = arguments.out or run.exports / arguments.to
     choices = Choices(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Choices)})
     made = export_run(
         run,

@@ -60,14 +60,14 @@ def create(tmp_path: Path, tiny_model: Path, sources: Path) -> Create:
 @pytest.fixture
 def inject(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Change what the first micro-batch of some steps gives: `change(loss, gradient)`, both arrays."""
-    real = training_steps._micro_batch
+    real = training_steps._round_gradient
 
     def do(steps: Iterable[int], change: Callable[[Any, Any], tuple[Any, Any]]) -> None:
         def micro_batch(session, shares):
             loss, gradient = real(session, shares)
             return change(loss, gradient) if session.progress.step + 1 in steps else (loss, gradient)
 
-        monkeypatch.setattr(training_steps, "_micro_batch", micro_batch)
+        monkeypatch.setattr(training_steps, "_round_gradient", micro_batch)
 
     return do
 

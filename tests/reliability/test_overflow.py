@@ -82,23 +82,23 @@ def create(tmp_path: Path, tiny_model: Path, sources: Path) -> Create:
 
 def put_infinite(patch: pytest.MonkeyPatch, steps: Iterable[int], dtypes: Iterable[str] = ("float16",)) -> None:
     """Let the gradient of some steps be infinite in these dtypes."""
-    real = training_steps._micro_batch
+    real = training_steps._round_gradient
 
     def micro_batch(session, shares):
         loss, gradient = real(session, shares)
         hit = session.progress.step + 1 in steps and session.kernels.dtype in dtypes
         return loss, gradient + math.inf if hit else gradient
 
-    patch.setattr(training_steps, "_micro_batch", micro_batch)
+    patch.setattr(training_steps, "_round_gradient", micro_batch)
 
 
 @pytest.fixture
 def overflow(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Let the gradient of some steps be infinite, in place of those before."""
-    real = training_steps._micro_batch
+    real = training_steps._round_gradient
 
     def do(*given: Iterable[Any]) -> None:
-        monkeypatch.setattr(training_steps, "_micro_batch", real)
+        monkeypatch.setattr(training_steps, "_round_gradient", real)
         put_infinite(monkeypatch, *given)
 
     return do
@@ -119,13 +119,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, sources: P
 @pytest.fixture
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Dtype and number of rows of every micro-batch whose gradient is computed."""
-    found, real = [], training_steps._micro_batch
+    found, real = [], training_steps._round_gradient
 
     def micro_batch(session, shares):
         found.append((session.kernels.dtype, sum(map(len, shares))))
         return real(session, shares)
 
-    monkeypatch.setattr(training_steps, "_micro_batch", micro_batch)
+    monkeypatch.setattr(training_steps, "_round_gradient", micro_batch)
     return found
 
 

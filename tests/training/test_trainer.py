@@ -166,13 +166,13 @@ def test_short_rows_of_several_micro_batches_are_computed_together(
     sources = write_pair(tmp_path / "data", train=11)
     add_rows(sources / "train.jsonl", "long", answer="ab" * 60)
     settings = {"rows": sources, "batch_size": 1, "grad_accumulation_steps": 4, "epochs": 1}
-    real, counted = steps._micro_batch, []
+    real, counted = steps._round_gradient, []
 
     def counting(session: Any, shares: Any) -> Any:
         counted.append([len(row) for share in shares for row in share])
         return real(session, shares)
 
-    monkeypatch.setattr(steps, "_micro_batch", counting)
+    monkeypatch.setattr(steps, "_round_gradient", counting)
     run = create(**settings)
     train(run)
     longest = max(map(max, counted))

@@ -57,7 +57,7 @@ def _quantised(spec: ModelSpec) -> Path:
     from ..engine.weights import load_weights, loaded_directory
     from ..machine.memory import available_bytes
 
-    dtype = choose_kernels(spec.dtype, 4 * spec.parameters, available_bytes()).dtype
+    dtype = choose_kernels(spec.dtype, spec.dense_bytes, available_bytes()).dtype
     load_weights(spec, dtype, lambda message: None)
     kept = loaded_directory(spec, dtype)
     if kept == spec.path:

@@ -216,7 +216,7 @@ class Trial:
             load_adapters(model, out / ADAPTER_FILE)
         else:
             spec = base_models.describe(out, BaseConfig(model=str(out), quantize="none"))
-            model = load_base(spec, device.kernels_to_answer(spec.dtype, 4 * spec.parameters, 0, None))
+            model = load_base(spec, device.kernels_to_answer(spec.dtype, spec.dense_bytes, 0, None))
             tokenizer = ChatTokenizer(out)
         answers = answer(model, tokenizer, list(TAUGHT), max_tokens=12)
         same = sum(one == other for one, other in zip(answers, self._answers, strict=True))

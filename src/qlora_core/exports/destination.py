@@ -82,7 +82,8 @@ def _refuse(source: Source, out: Path, *, force: bool) -> None:
     ]
     if any(path.is_relative_to(out) for path in sources if path.exists()):
         raise RunError(f"{out}: holds the data of the run and is never replaced. Give another directory with --out.")
-    inside, exports = source.run.path.resolve(), source.run.path.resolve() / "export"
+    inside = source.run.path.resolve()
+    exports = inside / source.run.exports.name  # wherever a link of that name leads
     if out.is_relative_to(inside) and (out == exports or not out.is_relative_to(exports)):
         raise RunError(f"{out}: belongs to the run itself. Give a directory inside {exports}, or elsewhere.")
     if force or not out.exists() or not content_of(out):

@@ -73,7 +73,7 @@ def find_export(given: str, runs_dir: str, to: Target | None) -> Path:
 
 def _export_of(run: Run, to: Target) -> Path:
     """Return a run's export, written anew if it is missing, older than the adapters, or has no card."""
-    out = run.path / "export" / to
+    out = run.exports / to
     if out.is_dir() and content_of(out) and (wrong := export_problem(out)):
         again = f"qlora export {shlex.quote(run.name)} --to {to} --force"
         raise RunError(f"{out}: {wrong}, so it is not sent. To write it anew: {again}")

@@ -132,7 +132,7 @@ def _load(arguments: argparse.Namespace) -> tuple[Any, Any, bool]:
             "Close other programs, or take a smaller model."
         )
     if run is None:
-        model = load_base(spec, device.kernels_to_answer(spec.dtype, 4 * spec.parameters, available, None))
+        model = load_base(spec, device.kernels_to_answer(spec.dtype, spec.dense_bytes, available, None))
         model.eval()
         return model, open_tokenizer(config), False
     try:

@@ -82,6 +82,11 @@ class ModelSpec:
         count = min(lora.num_layers or self.num_layers, self.num_layers)
         return range(self.num_layers - count, self.num_layers)
 
+    @property
+    def dense_bytes(self) -> int:
+        """Return the size of all weights in float32, as a CPU keeps them dequantised where memory allows it."""
+        return 4 * self.parameters
+
     def adapted_shapes(self, lora: LoraConfig) -> dict[str, tuple[int, int]]:
         """Return `{module path: (outputs, inputs)}` of the linear layers that get adapters.
 

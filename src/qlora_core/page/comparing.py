@@ -12,7 +12,7 @@ from typing import Any
 import marimo as mo
 from markupsafe import Markup
 
-from ..reports.charts import Chart, for_page, smooth, thin
+from ..reports.charts import Chart, for_page, smooth, smoothing, thin
 from ..reports.comparison import Comparison, compare, setting_text
 from ..runs.plan import TrainingTracker
 from ..translations import say
@@ -23,7 +23,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#a
 DASHES = ([1, 0], [7, 3], [2, 2], [9, 3, 2, 3], [4, 2], [1, 3], [12, 4], [3, 2, 1, 2])
 """A colour and a dash for each run, distinguishable for colour-blind people on white and on black."""
 MOST = len(COLOURS)
-POINTS, SMOOTHED = 500, 100  # of a curve; steps from which on a mean is drawn
+POINTS = 500  # of a curve
 SHOWN_SAMPLES = 6
 
 
@@ -99,8 +99,8 @@ def _names(found: Comparison) -> tuple[str, ...]:
 
 def _points(points: Sequence[dict[str, float]], axis: str, name: str, *, smoothed: bool) -> list[dict[str, Any]]:
     losses: Sequence[float] = [point["loss"] for point in points]
-    if smoothed and len(points) >= SMOOTHED:
-        losses = [float(loss) for loss in smooth(losses, len(points) // 40)]
+    if smoothed and (reach := smoothing(len(points))):
+        losses = [float(loss) for loss in smooth(losses, reach)]
     scale = 60 if axis == "seconds" else 1
     rows = [{"x": p[axis] / scale, "loss": loss, "run": name} for p, loss in zip(points, losses, strict=True)]
     return thin(rows, POINTS)

@@ -119,7 +119,7 @@ def _problem(job: Job) -> str:
 
 def directory(run: Run, kind: str) -> Path:
     """Return where an export lies."""
-    return run.path / "export" / kind
+    return run.exports / kind
 
 
 def start(run: Run | None, kind: str | None, chosen: Mapping[str, Any] | None = None) -> None:

@@ -117,9 +117,14 @@ class Run:
         return self.path / "final"
 
     @property
+    def exports(self) -> Path:
+        """Return the directory of the run's own exports, each in one that is named after its format."""
+        return self.path / "export"
+
+    @property
     def result(self) -> Path:
         """Return the directory to export: adapters, a program that uses them, a guide, curves; written at the end."""
-        return self.path / "export" / "adapter"
+        return self.exports / "adapter"
 
     @property
     def initial_adapters(self) -> Path:

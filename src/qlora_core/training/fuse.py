@@ -224,7 +224,7 @@ class _Fusion:
 
     def _kernels(self) -> Kernels:
         """Return how forms are computed: as `load_base` will compute the written model."""
-        kernels = kernels_to_answer(self.dtype, 4 * self.spec.parameters, available_bytes(), None)
+        kernels = kernels_to_answer(self.dtype, self.spec.dense_bytes, available_bytes(), None)
         right = kernels.linear != "quantised" or all(
             quantised_products_are_right(kernels.dtype, bits=bits, group_size=size)
             for bits, size in _group_sizes(self.spec).items()

@@ -23,6 +23,7 @@ from ..errors import DeviceError, QLoraError, StorageError
 from ..files.storage import explain, write_json
 from ..machine.crash_reasons import device_failure
 from ..machine.memory import MemoryMonitor
+from ..models.adapter_files import ADAPTER_FILE
 from ..runs.checkpoints import checkpoints
 from ..runs.run import EVALUATION, SUMMARY, Run
 from ..runs.schema import State
@@ -363,7 +364,7 @@ def _finish(session: Session, writer: RunWriter, interruption: Interruption) -> 
 def evaluate_best(session: Session) -> dict[str, Any]:
     """Evaluate the adapters that will be used: the best ones, else the final ones."""
     adapters = session.run.adapters
-    load_adapters(session.model, adapters / "adapters.safetensors")
+    load_adapters(session.model, adapters / ADAPTER_FILE)
     with session.whole():
         return evaluate_run(
             session.run,

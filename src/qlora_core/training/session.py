@@ -229,7 +229,7 @@ def open_session(writer: RunWriter, monitor: MemoryMonitor, began: float | None 
 
 def _kernels(writer: RunWriter, environment: dict[str, Any], spec: ModelSpec, monitor: MemoryMonitor) -> Kernels:
     """Return the run's recorded kernels, so results stay equal to the bit; at first, or on a new device, new ones."""
-    chosen = device.choose_kernels(spec.dtype, 4 * spec.parameters, monitor.sample().available)
+    chosen = device.choose_kernels(spec.dtype, spec.dense_bytes, monitor.sample().available)
     recorded = environment.get("kernels")
     if recorded:
         kernels = Kernels.from_dict(recorded)
@@ -336,7 +336,7 @@ def load_for_answers(run: Run, *, base: bool = False, adapters: Path | None = No
     run.refuse_change("model", spec.fingerprint)
     tokenizer = run.tokenizer()
     recorded = run.environment().get("kernels")
-    model = load_base(spec, device.kernels_to_answer(spec.dtype, 4 * spec.parameters, available_bytes(), recorded))
+    model = load_base(spec, device.kernels_to_answer(spec.dtype, spec.dense_bytes, available_bytes(), recorded))
     if not base:
         attach_adapters(model, spec, config.lora, config.train.seed)
         load_adapters(model, (adapters or run.adapters) / ADAPTER_FILE)

@@ -27,6 +27,8 @@ from .share_workers import Computed, Request, compute_on_streams, compute_shares
 class HalfOverflow(Exception):
     """Loss or gradient is not finite in float16, which ends at 65,504; bfloat16 has the range of float32.
 
+    No user sees it: the trainer catches it, and goes on in bfloat16.
+
     Args:
         where: the step or rows, in words.
         rows: sources of the rows that were computed.
@@ -153,7 +155,7 @@ def summed_gradient(session: Session, group: Sequence[Sequence[int]]) -> tuple[m
     for shares in session.batch_plan.rounds(session.train_rows, group):
         if session.workers:  # they are given their threads at once
             mx.eval(loss, gradient)
-        part_loss, part_gradient = _micro_batch(session, shares)  # builds the graph while the last round is computed
+        part_loss, part_gradient = _round_gradient(session, shares)  # builds the graph while the last round is computed
         mx.eval(loss, gradient)  # wait for it, so that only one round at a time is in memory
         _share_cores(session.batch_plan.streams_of(shares))
         loss, gradient = loss + part_loss, gradient + part_gradient
@@ -185,7 +187,7 @@ def all_finite(*trees: Any) -> mx.array:
     return mx.isfinite(mx.stack([mx.sum(value) for value in values])).all()
 
 
-def _micro_batch(session: Session, shares: Shares) -> tuple[mx.array, mx.array]:
+def _round_gradient(session: Session, shares: Shares) -> tuple[mx.array, mx.array]:
     """Return the summed loss of some rows and its gradient `(parameters,)`.
 
     Each process or stream computes a share of the rows.

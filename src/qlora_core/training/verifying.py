@@ -179,7 +179,7 @@ def _prepare_for_processor(model: nn.Module, spec: ModelSpec) -> None:
     """
     from mlx_lm.utils import dequantize_model
 
-    if mx.default_device() == mx.cpu and keeps_dense_weights(4 * spec.parameters, available_bytes()):
+    if mx.default_device() == mx.cpu and keeps_dense_weights(spec.dense_bytes, available_bytes()):
         dequantize_model(model)
 
 
@@ -263,7 +263,7 @@ def _read_gguf(path: Path, export: Export, tokenizer: ChatTokenizer) -> tuple[Mo
     directory, template = export.work / "read", export.work / "template.jinja"
     directory.mkdir()
     template.write_text(file.chat_template, encoding="utf-8")
-    dtype = "float32" if keeps_dense_weights(4 * spec.parameters, available_bytes()) else spec.dtype
+    dtype = "float32" if keeps_dense_weights(spec.dense_bytes, available_bytes()) else spec.dtype
     weights = {name: mx.array(values).astype(getattr(mx, dtype)) for name, values in file.weights()}
     save_companions(spec, directory, tokenizer, dtype, {})
     save_weights(weights, directory, spec.parameters)
