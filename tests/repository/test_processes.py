@@ -22,7 +22,8 @@ def suite(path: Path, **options) -> subprocess.Popen[str]:
     """Run pytest on one file as if it were one of ours."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "conftest", "-p", "no:cacheprovider", "-n", "0", str(path)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    options["env"] = {**os.environ, "PYTHONPATH": str(ROOT / "tests/support")}
+    places = [str(ROOT / "tests/support"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    options["env"] = {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
     return subprocess.Popen([*command, "--rootdir", str(path.parent)], cwd=ROOT / "tests", **pipes, **options)
 
 
