@@ -1,6 +1,6 @@
 """Try the newest versions of all dependencies: which differ from those that are pinned, and whether the tests pass.
 
-    uv run python scripts/try_newest_dependencies.py                   the whole suite
+    uv run python scripts/try_newest_dependencies.py                       the whole suite
     uv run python scripts/try_newest_dependencies.py tests/cli/test_cli.py these tests; what follows is pytest's
 
 It works on a copy, in an environment of its own, both of which are deleted; pyproject.toml stays as it is. Where the

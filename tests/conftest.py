@@ -25,6 +25,8 @@ from qlora_core.runs.run import Run
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
+    from qlora_core.data import PreparedData
+
 ROOT = Path(__file__).parent.parent
 CACHE = tempfile.mkdtemp(prefix="qlora-tests-")
 os.environ["QLORA_CACHE"] = CACHE  # for the processes that tests start as well
@@ -160,6 +162,24 @@ def as_an_m1() -> dict[str, str]:
 def tiny_rows(tmp_path: Path) -> Path:
     """A JSONL file of 12 question rows."""
     return write_rows(tmp_path / "rows.jsonl")
+
+
+@pytest.fixture
+def read(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> "Callable[..., PreparedData]":
+    """Prepare a file with this name and content, all of it to train on; without content, one that is there."""
+    from qlora_core.config import DataConfig
+    from qlora_core.data import prepare
+    from qlora_core.tokens.tokenizer import ChatTokenizer
+
+    monkeypatch.setenv("QLORA_CACHE", str(tmp_path / "cache"))
+
+    def of(name: str, content: str | bytes | None = None, **settings: Any) -> "PreparedData":
+        if content is not None:
+            (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+        config = DataConfig(data=(str(tmp_path / name),), **{"val_fraction": 0.0, **settings})
+        return prepare(config, ChatTokenizer(tiny_model))
+
+    return of
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """An archive is read as the folder that it was made of; what is broken, locked or unsafe in it costs itself only."""
 
+import functools
 import io
 import json
 import random
@@ -23,17 +24,9 @@ NOTES = {
 
 
 @pytest.fixture
-def read(tmp_path, tiny_model, monkeypatch):
+def read(read):
     """The preparation of an archive with this name and content."""
-    monkeypatch.setenv("QLORA_CACHE", str(tmp_path / "cache"))
-
-    def of(name: str, content: bytes, **settings):
-        path = tmp_path / name
-        path.write_bytes(content)
-        wanted = {"val_fraction": 0.0, "max_seq_length": 2000, "passage_tokens": 1000} | settings
-        return prepare(DataConfig(data=(str(path),), **wanted), ChatTokenizer(tiny_model))
-
-    return of
+    return functools.partial(read, max_seq_length=2000, passage_tokens=1000)
 
 
 def zipped(members: dict[str, str | bytes], how: int = zipfile.ZIP_DEFLATED) -> bytes:

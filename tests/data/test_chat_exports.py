@@ -1,31 +1,21 @@
 """Chats, cards, clippings, subtitles, mail and notebooks are read as what they are."""
 
 import contextlib
+import functools
 import json
 from email.message import EmailMessage
 from pathlib import Path
 
 import pytest
 
-from qlora_core.config import DataConfig
-from qlora_core.data import prepare
 from qlora_core.data.recognised import recognise
 from qlora_core.errors import DataError
-from qlora_core.tokens.tokenizer import ChatTokenizer
 
 
 @pytest.fixture
-def read(tmp_path, tiny_model, monkeypatch):
+def read(read):
     """The preparation of a file with this name and content."""
-    monkeypatch.setenv("QLORA_CACHE", str(tmp_path / "cache"))
-
-    def of(name: str, content: str | bytes, **settings):
-        path = tmp_path / name
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        wanted = {"val_fraction": 0.0, "max_seq_length": 2000, "passage_tokens": 1000} | settings
-        return prepare(DataConfig(data=(str(path),), **wanted), ChatTokenizer(tiny_model))
-
-    return of
+    return functools.partial(read, max_seq_length=2000, passage_tokens=1000)
 
 
 def said(prepared) -> list[list[tuple[str, str]]]:

@@ -10,9 +10,8 @@ import docx
 import pyarrow
 import pyarrow.parquet
 import pytest
+from prepared import said
 
-from qlora_core.config import DataConfig
-from qlora_core.data import prepare
 from qlora_core.data.columns import turn_mark
 from qlora_core.data.documents import read_document
 from qlora_core.data.documents.columns import read_columns
@@ -20,7 +19,6 @@ from qlora_core.data.records import MarkedError
 from qlora_core.data.shapes import columns_of, shape
 from qlora_core.data.values import unpacked
 from qlora_core.errors import DataError
-from qlora_core.tokens.tokenizer import ChatTokenizer
 
 ASKED, ANSWER = {"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ana."}
 
@@ -31,23 +29,6 @@ def shaped(row: object, *columns: str):
 
 def turns(row: object, *columns: str) -> list[tuple[str, str]]:
     return [(message["role"], message["content"]) for message in shaped(row, *columns).content["messages"]]
-
-
-@pytest.fixture
-def read(tmp_path, tiny_model, monkeypatch):
-    monkeypatch.setenv("QLORA_CACHE", str(tmp_path / "cache"))
-
-    def of(name: str, content: str = "", **settings):
-        if content:
-            (tmp_path / name).write_text(content, encoding="utf-8", newline="")
-        config = DataConfig(data=(str(tmp_path / name),), **{"val_fraction": 0.0, **settings})
-        return prepare(config, ChatTokenizer(tiny_model))
-
-    return of
-
-
-def said(prepared) -> list[tuple[str, ...]]:
-    return [tuple(m["content"] for m in row["messages"]) for row in prepared.train]
 
 
 # Marks ---------------------------------------------------------------------------------------------------------------

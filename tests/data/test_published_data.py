@@ -5,6 +5,7 @@ import json
 import pyarrow
 import pyarrow.parquet
 import pytest
+from prepared import said
 
 from qlora_core.config import DataConfig
 from qlora_core.data import prepare
@@ -248,22 +249,6 @@ TASK = {
     "Instances": [{"id": "t-1", "input": "Mill A", "output": ["rye"]},
                   {"id": "t-2", "input": "Mill B", "output": ["oats", "only oats"]}],
 }  # fmt: skip
-
-
-@pytest.fixture
-def read(tmp_path, tiny_model, monkeypatch):
-    monkeypatch.setenv("QLORA_CACHE", str(tmp_path / "cache"))
-
-    def of(name: str, content: str, **settings):
-        (tmp_path / name).write_text(content, encoding="utf-8")
-        config = DataConfig(data=(str(tmp_path / name),), **{"val_fraction": 0.0, **settings})
-        return prepare(config, ChatTokenizer(tiny_model))
-
-    return of
-
-
-def said(prepared) -> list[tuple[str, ...]]:
-    return [tuple(m["content"] for m in row["messages"]) for row in prepared.train]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import sys
 import tempfile
@@ -13,7 +14,7 @@ from typing import Any
 
 from ..errors import ConfigError, TrainingError
 from ..runs.kernel_choice import Kernels
-from ..tokens.rows import TokenRow, TokenRows
+from ..tokens.rows import TokenRows
 from .job import Job, Watch
 from .works import Rows, fixed_groups
 
@@ -74,12 +75,11 @@ def train(job: Job, rows: Rows, watch: Watch) -> dict[str, Any]:
     if any(word.partition("=")[0] == "blas" for word in job.without):
         import mlx.core  # noqa: F401 - MLX that was imported first stays with its own BLAS
     from ..engine.device import mx, tree_flatten
-    from ..tokens.batching import epoch_batches
     from ..training import steps
 
     with _opened(job, TokenRows.of(rows.train)) as session:
         steps.prepare_to_train(session)
-        for indices in _batches(job, session, epoch_batches):
+        for indices in _batches(job, session):
             if watch.due():
                 path = Path(job.save_to) / f"{len(watch.steps):06d}.safetensors"
                 mx.save_safetensors(str(path), dict(tree_flatten(session.model.trainable_parameters())))
@@ -100,17 +100,14 @@ def train(job: Job, rows: Rows, watch: Watch) -> dict[str, Any]:
         }
 
 
-def _batches(job: Job, session: Any, epoch_batches: Any) -> Iterator[list[int]]:
+def _batches(job: Job, session: Any) -> Iterator[list[int]]:
     """Yield the rows of each step without end, in the trainer's order or that of the rows."""
-    rows = session.train_rows
     if job.batches == "fixed":
-        yield from fixed_groups(len(rows), job.batch_size, job.warm_up + job.steps)
+        yield from fixed_groups(len(session.train_rows), job.batch_size, job.warm_up + job.steps)
         return
-    epoch = 0
-    while True:
-        lengths = rows.lengths.tolist()
-        yield from epoch_batches(lengths, job.batch_size, seed=job.seed, epoch=epoch, order=session.batch_plan.order)
-        epoch += 1
+    for epoch in itertools.count():
+        for (indices,) in session.batch_plan.steps(epoch):  # one micro-batch a step
+            yield indices
 
 
 def evaluate(job: Job, rows: Rows, saved: Path) -> list[dict[str, Any]]:
@@ -129,7 +126,7 @@ def evaluate(job: Job, rows: Rows, saved: Path) -> list[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def _opened(job: Job, rows: Sequence[TokenRow]) -> Iterator[Any]:
+def _opened(job: Job, rows: TokenRows) -> Iterator[Any]:
     """Open a session of a run in a temporary directory, with these rows instead of the planned ones."""
     from ..config import from_flat
     from ..engine import device
@@ -152,7 +149,7 @@ def _opened(job: Job, rows: Sequence[TokenRow]) -> Iterator[Any]:
             writer.listeners.append(_tell)
             session = open_session(writer, MemoryMonitor(counters=device.memory_counters))
             session.train_rows = rows
-            session.batch_plan = dataclasses.replace(session.batch_plan, lengths=TokenRows.of(rows).lengths.tolist())
+            session.batch_plan = dataclasses.replace(session.batch_plan, lengths=rows.lengths.tolist())
             session.share_prefix()
             loop.start_workers(session, writer)
             _refuse_without_effect(job.without, json.loads(json.dumps(dataclasses.asdict(session.kernels))))

@@ -150,7 +150,7 @@ MAPPED = (
 )  # fmt: skip
 
 _ASKING = frozenset(("messages", "prompt", "completion", "text", "options"))
-"""Of these, the ones that make a row what it is, so that it is read as no published data set."""
+"""Names of `MAPPED` that decide how a row is read: mapping one keeps it from being read as a published data set."""
 
 Columns = tuple[tuple[str, str], ...]
 """`(ours, theirs)` for each name that would not be recognised; ours are those of `MAPPED`."""

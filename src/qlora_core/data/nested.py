@@ -15,7 +15,7 @@ NESTS = frozenset(("data", "paragraphs", "qas", "story", "Instances"))
 """Keys of which every value that holds rows has one, so that others are passed over quickly."""
 
 UNANSWERED = "CANNOTANSWER"
-"""What QuAC writes where a text has no answer, and at the end of that text."""
+"""QuAC's answer where a text has none; it also stands at the end of that text."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ def nested_rows(value: dict[str, Any]) -> Iterator[Nested] | None:
 def _objects(items: Any, *keys: str) -> bool:
     """Return whether a value is a list of objects with at least one of some keys each."""
     return isinstance(items, list) and all(
-        isinstance(item, dict) and not set(keys).isdisjoint(item) for item in items
-    )  # fmt: skip
+        isinstance(item, dict) and not item.keys().isdisjoint(keys) for item in items
+    )
 
 
 # SQuAD ----------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ _ROUND = re.compile(r"turn_\d+")
 _BRACKETED = re.compile(r"\A\s*<\|(?:Human|Inner Thoughts|Commands|Results|MOSS)\|>:|<eo[htcrm]>\s*\Z")
 _COMMAND = re.compile(r'(\w+)\("((?:[^"\\]|\\["\\/bfnrtu])*)"\)')
 _GIVEN = {"Search": "query", "Calculate": "expression", "Solve": "equation", "Text2Image": "description"}
-"""What MOSS's own instruction calls the argument of each of its tools."""
+"""Name of the argument of each of MOSS's tools, as MOSS's own instruction has it."""
 
 _KEYS = frozenset(("role", "from", "sender", "content", "value"))
 _END = "<|endoftext|>"

@@ -337,11 +337,8 @@ def call_of(call: Any, number: int) -> dict[str, Any]:
     """
     call = unpacked(call)
     inner = unpacked(call.get("function", call)) if isinstance(call, dict) else None
-    name = (
-        next((inner[k] for k in ("name", "toolName", "tool_name") if k in inner), None)
-        if isinstance(inner, dict)
-        else None
-    )
+    names = ("name", "toolName", "tool_name") if isinstance(inner, dict) else ()
+    name = next((inner[key] for key in names if key in inner), None)
     if not isinstance(name, str) or not name:
         raise ValueError(f'turn {number} has a call of a tool that is not {{"name", "arguments"}}')
     given = next((inner[key] for key in ("arguments", "parameters", "input", "args") if key in inner), None)

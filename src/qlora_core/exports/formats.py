@@ -165,14 +165,16 @@ def _base_bytes(run: Run) -> int | None:
     return run.environment()["model"].get("loaded_bytes")
 
 
+def _weights(run: Run) -> int | None:
+    return run.environment()["model"].get("parameters")
+
+
 def _float16_bytes(run: Run) -> int | None:
-    parameters = run.environment()["model"].get("parameters")
-    return 2 * parameters if parameters else None
+    return 2 * weights if (weights := _weights(run)) else None
 
 
 def _q8_0_bytes(run: Run) -> int | None:
-    parameters = run.environment()["model"].get("parameters")
-    return parameters * 34 // 32 if parameters else None  # blocks of 32 bytes and a scale
+    return weights * 34 // 32 if (weights := _weights(run)) else None  # blocks of 32 bytes and a scale
 
 
 def _both_bytes(run: Run) -> int | None:
@@ -182,14 +184,12 @@ def _both_bytes(run: Run) -> int | None:
 
 def _roundings(run: Run, choices: Choices) -> int:
     """Return the bytes of what `fuse_run` keeps while it chooses; of 16 bits, what they are more than the base."""
-    weights = (_float16_bytes(run) or 0) // 2
-    return weights * {"auto": 3, "mixed": 3, "16": 2}.get(choices.bits, 1)
+    return (_weights(run) or 0) * {"auto": 3, "mixed": 3, "16": 2}.get(choices.bits, 1)
 
 
 def _merged(run: Run, choices: Choices) -> int:
     """Return the bytes of the unquantised model that lies there meanwhile, and of numbers stored wider than usual."""
-    weights = (_float16_bytes(run) or 0) // 2
-    return weights * (2 + {"f32": 3, "f16": 1, "bf16": 1}.get(choices.type, 0))
+    return (_weights(run) or 0) * (2 + {"f32": 3, "f16": 1, "bf16": 1}.get(choices.type, 0))
 
 
 def _beside_ollama(run: Run, choices: Choices) -> int:

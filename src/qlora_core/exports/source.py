@@ -1,4 +1,4 @@
-"""What is exported: adapters of a run, and the base and tokeniser that they belong to. A run is only read."""
+"""The source of an export: adapters of a run, and the base and tokeniser that they belong to. A run is only read."""
 
 from __future__ import annotations
 

@@ -72,8 +72,7 @@ class Talk:
 
 def needed_bytes(model: ModelSpec, available: int) -> int:
     """Return the memory that answering needs: weights, a CPU's dequantised copy if it fits, and the program."""
-    dense = 4 * model.parameters
-    kept = dense if not has_gpu() and keeps_dense_weights(dense, available) else 0
+    kept = model.dense_bytes if not has_gpu() and keeps_dense_weights(model.dense_bytes, available) else 0
     return model.loaded_bytes + kept + PROGRAM_BYTES
 
 

@@ -51,7 +51,7 @@ _NOT_EXPRESSED = {
     "target_parameters": "adapters of parameters that are no linear layers",
     "lora_bias": "biases of adapters",
 }
-"""What some settings of PEFT stand for that adapters of mlx-lm cannot express."""
+"""Effects of some settings of PEFT, which adapters of mlx-lm cannot have."""
 _KEEP_THE_BASE = (None, True, False, "gaussian", "orthogonal", "eva")
 """Ways to draw PEFT's adapters that leave the base's own weights as they are."""
 _PREFIXES = ("", "model.", "language_model.model.", "model.language_model.", "language_model.", "transformer.")

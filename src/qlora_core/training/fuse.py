@@ -62,14 +62,8 @@ def fuse_run(
     without adapters stay as they are, unless `bits` is 16. Scales, biases and unquantised weights are float16, or
     bfloat16 if the base is.
 
-    The written model is loaded and compared with the tuned one on rows that calibrated nothing (`divide_rows`). It
-    loses nothing worth speaking of if its mean loss over the trained tokens of all these rows is at most `MOST_LOST`
-    nats higher. `interval` in the result says how far that difference depends on the choice of rows: where its upper
-    end is above `MOST_LOST`, other rows of the same kind might have found more, and the verdict says so. The mean
-    decides all the same: over few rows an interval is wide, however little a form really loses. The choices of `auto`
-    and `mixed` look at the same rows, about ten times. So that they do not favour a form which these few rows happen to
-    like, they also want the mean Kullback-Leibler divergence to be at most `MOST_LOST`: that is what would be lost on
-    texts of the tuned model's own, and it depends far less on which rows are judged.
+    The written model is loaded and compared with the tuned one on rows that calibrated nothing (`divide_rows`), and may
+    lose `MOST_LOST`.
 
     While it chooses, `auto` and `mixed` keep every matrix at each number of bits in `directory`: about three bytes for
     each merged weight. How long it takes: `benchmarks/fused_forms.py`.
@@ -187,6 +181,10 @@ class _Fusion:
 
     def _smallest(self, pieces: Sequence[Piece], *, uniform: bool) -> Form | None:
         """Return the smallest form that loses no more than `MOST_LOST`; if none does, the largest.
+
+        It looks at the judged rows about ten times. So that it does not favour a form which these few rows happen to
+        like, it also wants the mean Kullback-Leibler divergence to be at most `MOST_LOST`: that is what would be lost
+        on texts of the tuned model's own, and it depends far less on which rows are judged.
 
         Args:
             pieces: rounded to all of `UNIFORM`.
@@ -370,4 +368,4 @@ def _too_large(nbytes: int, spec: ModelSpec, rows: Sequence[TokenRow]) -> str:
 
 def _load(merged: ModelSpec) -> nn.Module:
     available = available_bytes()
-    return load_base(merged, kernels_to_answer(merged.dtype, 4 * merged.parameters, available, None))
+    return load_base(merged, kernels_to_answer(merged.dtype, merged.dense_bytes, available, None))

@@ -28,7 +28,13 @@ CALIBRATION_TOKENS = (
     16_384  # about, if there are so many; with more, gathering takes longer and rounding hardly gets better
 )
 SHOWN = "training", "validation"
-MOST_LOST = 0.01  # nats a token; a model that loses no more counts as the tuned one
+MOST_LOST = 0.01
+"""Nats a token: a model whose mean loss over all judged rows' trained tokens is no higher counts as the tuned one.
+
+How far that difference depends on the choice of rows, its interval says: where the upper end is above this, other rows
+of the same kind might have found more, and a verdict says so. The mean decides all the same: over few rows an interval
+is wide, however little a form really loses.
+"""
 NO_ROWS = "the run has no rows to compare them on"
 RESAMPLES = 2_000
 CONFIDENCE = 0.95

@@ -237,7 +237,7 @@ def _open_by_itself(export: Export, tokenizer: ChatTokenizer, judge: Judge, prom
     spec, lora = export.run.base(), export.run.config().lora
     path = _model_file(export, tokenizer)
     read, theirs = _read_gguf(path, export, tokenizer)
-    kernels = kernels_to_answer(read.dtype, 4 * read.parameters, available_bytes(), None)
+    kernels = kernels_to_answer(read.dtype, read.dense_bytes, available_bytes(), None)
     model = load_base(read, kernels)
     if export.adapters:
         found = read_adapters(export.directory / export.adapters, export.base)

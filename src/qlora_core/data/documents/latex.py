@@ -115,6 +115,8 @@ _MADE = re.compile(
 _KEPT_COMMANDS = frozenset((*_HEADINGS, "title", "author", "item", "footnote", "caption", "begin", "end", "input"))
 """Commands that mean what they always do, though the document changes how they look."""
 
+_KINDS = re.compile(r"m|o|O\{([^{}]*)\}")  # a mandatory argument, an optional one, and one with a default
+_BLANKS = re.compile(r"\s*")
 _ENOUGH = 1 << 16  # characters that one command may expand to: some grow without end
 
 
@@ -124,12 +126,10 @@ def _own_macros(text: str) -> Iterator[tuple[str, _Macro]]:
         place, defaults = made.end(), (None,) * (len(made["marks"] or "") // 2)
         if made["named"]:
             given, place = _braced(text, place)
-            found = re.findall(r"m|o|O\{([^{}]*)\}", given)
-            if re.sub(r"\s+|m|o|O\{[^{}]*\}", "", given):
+            if _KINDS.sub("", given).strip():
                 continue
-            kinds = re.findall(r"[moO](?:\{[^{}]*\})?", given)
-            defaults = tuple(None if kind == "m" else default for kind, default in zip(kinds, found, strict=True))
-            place = re.compile(r"\s*").match(text, place).end()  # type: ignore[union-attr]
+            defaults = tuple(None if each[0] == "m" else each[1] or "" for each in _KINDS.finditer(given))
+            place = _BLANKS.match(text, place).end()  # type: ignore[union-attr]
         elif made["name"]:
             defaults = (made["default"], *(None,) * int(made["count"] or 0))[: int(made["count"] or 0)]
         if text[place : place + 1] == "{":
