@@ -26,39 +26,11 @@ with app.setup:
     from qlora_core.tokens.report import describe
 
 
-@app.cell(hide_code=True)
-def pages():
-    page.navigation.links("")
-    return
-
-
-@app.cell(hide_code=True)
-def title():
-    page.title(
-        "QLoRA Notebook",
-        "Fine-tune a language model on your own text, on this machine. Read down the page, change what you like, and "
-        "press Start under Training, which runs in a process of its own: the page may be closed or reloaded meanwhile.",
-    )
-    return
-
-
 @app.cell
 def command_line():
     flags = page.forms.read_flags(sys.argv[1:])
     page.complain(flags.problem)
     return (flags,)
-
-
-@app.cell(hide_code=True)
-def machine_heading():
-    page.section("Machine")
-    return
-
-
-@app.cell
-def machine(flags):
-    flags.report("", console.machine) or page.view(page.machine.setup, Path(flags.config.place.runs_dir))
-    return
 
 
 @app.cell
@@ -77,114 +49,57 @@ def errands():
     )
 
 
-@app.cell
-def device_button(get_measured):
-    check_device = page.machine.check_button(get_measured())
-    None if page.language.read_only() else check_device
-    return (check_device,)
-
-
-@app.cell
-def device(get_measured):
-    page.view(page.machine.check, get_measured())
-    return
-
-
 @app.cell(hide_code=True)
-def model_heading():
-    page.section(
-        "Base model",
-        "What it is built on. Its tokeniser measures your text first: what is wrong there is to be known "
-        "before a large model is fetched.",
+def title():
+    page.title(
+        "QLoRA Notebook",
+        "Pick a model and your files, and press Start. Training runs in the background; you can close this page.",
     )
     return
 
 
 @app.cell
-def model_menu():
-    known_model = page.model.menu()
+def steps(get_phase, pause_button, start_button, stop_button, watcher):
+    # What stays in view, with the line below it
+    page.view(
+        page.steps.chooser,
+        __file__,
+        page.training.suggested_step(get_phase()),
+        page.navigation.links("", others=True),
+        page.training.bar_buttons(watcher, start_button, pause_button, stop_button),
+    )
+    return
+
+
+@app.cell
+def run_line(get_snapshot):
+    page.view(page.bar.line, get_snapshot())
+    return
+
+
+@app.cell(hide_code=True)
+def prepare_step():
+    page.steps.step("prepare")
+    return
+
+
+@app.cell
+def model_menu(flags):
+    known_model = page.model.menu(flags.config.base.model)
     known_model
     return (known_model,)
 
 
 @app.cell
-def model_form(flags, known_model):
-    base_form = page.forms.settings_form(page.forms.with_model(flags.config, known_model.value), "base")
-    page.forms.form_layout(base_form, "Quantisation and chat template")
-    return (base_form,)
-
-
-@app.cell
-def preset_menu():
-    preset = page.forms.preset_menu()
-    preset
-    return (preset,)
-
-
-@app.cell
-def first_settings(flags, preset):
-    # What the forms below begin with; choosing another preset begins them anew
-    start = attempt(page.forms.with_preset, flags, preset.value)
-    page.complain(start) or page.view(page.forms.preset_reasons, preset.value)
-    return (start,)
-
-
-@app.cell
-def preset_in_script(flags):
-    if flags.preset:
-        flags.show(f"Preset {flags.preset}", console.preset_reasons, flags.preset, flags.config)
-    return
-
-
-@app.cell
-def base_settings(base_form, flags):
-    base_config = attempt(page.forms.read_forms, flags.config, base_form.value)
-    # Whether its files are here; what has arrived changes every second while it is fetched, `files` once or twice
-    get_presence, get_files, follow_presence = page.watching.followed(
-        page.model.presence(base_config.base), "", "files"
-    )
-    page.complain(base_config)
-    return base_config, follow_presence, get_files, get_presence
-
-
-@app.cell
-def fetch_button(get_fetched):
-    fetch_base = page.model.fetch_button(get_fetched())
-    return (fetch_base,)
+def model_name(flags, known_model):
+    named_model = page.model.name_field(known_model.value, flags.config.base.model)
+    named_model
+    return (named_model,)
 
 
 @app.cell
 def fetch(base_config, fetch_base, get_fetched, get_presence):
     page.view(page.model.fetching, base_config.base, get_presence(), get_fetched(), fetch_base)
-    return
-
-
-@app.cell
-def send_errands(base_config, check_device, doctor, fetch_base, fetcher, follow_doctor, follow_fetcher):
-    if check_device.value:
-        doctor.send("doctor")
-        follow_doctor(doctor.look())
-    if fetch_base.value:
-        fetcher.send("models", "--fetch", base_config.base.model)
-        follow_fetcher(fetcher.look())
-    return
-
-
-@app.cell
-def tokenizer(base_config, get_files):
-    get_files()
-    tokenizer = attempt(page.model.find_tokenizer, base_config.base)
-    page.complain(tokenizer)
-    return (tokenizer,)
-
-
-@app.cell(hide_code=True)
-def data_heading():
-    page.section(
-        "Data",
-        "Questions with answers, running text and documents, in whatever files you have. What cannot be used, "
-        "or was mended, is listed with its file and line.",
-    )
     return
 
 
@@ -210,6 +125,167 @@ def source_browser(set_sources):
 
 
 @app.cell
+def source_drop(set_sources):
+    source_drop = page.rows.drop_area(set_sources)
+    source_drop
+    return
+
+
+@app.cell
+def data_in_short(prepared, source_list):
+    page.view(page.rows.nothing_chosen, source_list.value) or page.view(page.rows.in_short, prepared)
+    return
+
+
+@app.cell
+def preset_menu():
+    preset = page.forms.preset_menu()
+    preset
+    return (preset,)
+
+
+@app.cell
+def first_settings(flags, preset):
+    # What the forms below begin with; choosing another preset begins them anew
+    start = attempt(page.forms.with_preset, flags, preset.value)
+    page.complain(start) or page.view(page.forms.preset_reasons, preset.value)
+    return (start,)
+
+
+@app.cell
+def preset_in_script(flags):
+    if flags.preset:
+        flags.show(f"Preset {flags.preset}", console.preset_reasons, flags.preset, flags.config)
+    return
+
+
+@app.cell
+def consequences(plan, tracker, train_dataset):
+    page.view(page.model.consequences, plan, train_dataset, tracker)
+    return
+
+
+@app.cell
+def memory_check(config, model, train_dataset):
+    page.view(page.model.memory_check, model, config, train_dataset)
+    return
+
+
+@app.cell
+def start_here(get_phase, plan, start_button, watcher):
+    get_phase()
+    page.training.start_row(plan, watcher, start_button)
+    return
+
+
+@app.cell(hide_code=True)
+def machine_heading():
+    page.steps.fold("This computer")
+    return
+
+
+@app.cell
+def machine(flags):
+    flags.report("", console.machine) or page.view(page.machine.setup, Path(flags.config.place.runs_dir))
+    return
+
+
+@app.cell
+def memory():
+    memory_monitor = MemoryMonitor()
+    page.view(page.machine.memory_now, memory_monitor)
+    return (memory_monitor,)
+
+
+@app.cell
+def device_button(get_measured):
+    check_device = page.machine.check_button(get_measured())
+    None if page.language.read_only() else check_device
+    return (check_device,)
+
+
+@app.cell
+def device(get_measured):
+    page.view(page.machine.check, get_measured())
+    return
+
+
+@app.cell(hide_code=True)
+def model_heading():
+    page.steps.fold(
+        "Base model",
+        "The model you start from. Your text is checked first, before anything large is downloaded.",
+    )
+    return
+
+
+@app.cell
+def model_form(flags):
+    base_form = page.model.base_form(flags.config)
+    page.forms.form_layout(base_form, "Quantisation and chat template")
+    return (base_form,)
+
+
+@app.cell
+def base_settings(base_form, flags, known_model, named_model):
+    base_config = attempt(
+        page.model.read_base_form,
+        flags.config,
+        base_form.value,
+        known_model.value,
+        page.asking.sent(named_model),
+    )
+    # Whether its files are here; what has arrived changes every second while it is fetched, `files` once or twice
+    get_presence, get_files, follow_presence = page.watching.followed(
+        page.model.presence(base_config.base), "", "files"
+    )
+    page.complain(base_config)
+    return base_config, follow_presence, get_files, get_presence
+
+
+@app.cell
+def fetch_button(get_fetched):
+    fetch_base = page.model.fetch_button(get_fetched())
+    return (fetch_base,)
+
+
+@app.cell
+def send_errands(base_config, check_device, doctor, fetch_base, fetcher, follow_doctor, follow_fetcher):
+    if check_device.value:
+        doctor.send("doctor")
+        follow_doctor(doctor.look())
+    if fetch_base.value:
+        fetcher.send("models", "--fetch", base_config.base.model)
+        follow_fetcher(fetcher.look())
+    return
+
+
+@app.cell
+def tokenizer(base_config, get_files):
+    get_files()
+    tokenizer = attempt(page.model.find_tokenizer, base_config.base)
+    page.complain(tokenizer)
+    return (tokenizer,)
+
+
+@app.cell
+def model(base_config, get_files, tokenizer):
+    get_files()
+    model = attempt(page.model.find_base, base_config.base, tokenizer)
+    page.complain(model)
+    return (model,)
+
+
+@app.cell(hide_code=True)
+def data_heading():
+    page.steps.fold(
+        "Data",
+        "What cannot be used, or was repaired, is listed with its file and line.",
+    )
+    return
+
+
+@app.cell
 def paths(start):
     data_form = page.rows.data_form(start)
     page.forms.form_layout(data_form, "How it is cut and split, and where runs lie")
@@ -228,7 +304,7 @@ def chosen_guesses():
 def directories(data_form, get_chosen, source_list, start):
     CHECKPOINTS_DIR = Path(data_form.value.get("runs_dir", start.place.runs_dir))
     data_config = attempt(page.rows.read_data_form, start, data_form.value, source_list.value, get_chosen())
-    page.complain(data_config) or page.view(page.rows.nothing_chosen, source_list.value)
+    page.complain(data_config)
     return CHECKPOINTS_DIR, data_config
 
 
@@ -251,9 +327,9 @@ def processed_data():
 
 @app.cell(hide_code=True)
 def qlora_heading():
-    page.section(
-        "QLoRA configuration",
-        "The quantised base stays as it is; beside its layers, matrices of a small rank are trained.",
+    page.steps.fold(
+        "Adapters (QLoRA)",
+        "The base model stays frozen; small adapters beside its layers are trained.",
     )
     return
 
@@ -274,7 +350,7 @@ def qlora_configuration(lora_form, start):
 
 @app.cell(hide_code=True)
 def training_configuration_heading():
-    page.section("Training configuration")
+    page.steps.fold("Training settings")
     return
 
 
@@ -292,23 +368,6 @@ def training_configuration(start, train_form):
     return (train_config,)
 
 
-@app.cell(hide_code=True)
-def model_information_heading():
-    page.section(
-        "Model information",
-        "Described from its files alone; the process that trains loads the weights, and quantises them while loading.",
-    )
-    return
-
-
-@app.cell
-def model(base_config, get_files, tokenizer):
-    get_files()
-    model = attempt(page.model.find_base, base_config.base, tokenizer)
-    page.complain(model)
-    return (model,)
-
-
 @app.cell
 def configuration(base_config, data_config, lora_config, train_config):
     config = attempt(
@@ -324,6 +383,12 @@ def configuration(base_config, data_config, lora_config, train_config):
     return (config,)
 
 
+@app.cell(hide_code=True)
+def information_heading():
+    page.steps.fold("Model information", "Read from the model’s files; weights are loaded only when training starts.")
+    return
+
+
 @app.cell
 def model_information(config, flags, model):
     flags.report("Model", console.model_information, model, config)
@@ -331,18 +396,11 @@ def model_information(config, flags, model):
     return
 
 
-@app.cell
-def memory():
-    memory_monitor = MemoryMonitor()
-    page.view(page.machine.memory_now, memory_monitor)
-    return (memory_monitor,)
-
-
 @app.cell(hide_code=True)
 def datasets_heading():
-    page.section(
-        "Datasets",
-        "The rows as this model's tokens. The loss counts replies and running text, never questions.",
+    page.steps.fold(
+        "Rows",
+        "What the model will learn, row by row. The loss counts replies and running text, never questions.",
     )
     return
 
@@ -358,16 +416,6 @@ def datasets(data_config, flags, prepared, tokenizer):
         page.rows.token_figures, described, train_dataset, val_dataset
     )
     return train_dataset, val_dataset
-
-
-@app.cell(hide_code=True)
-def row_browser_heading():
-    page.section(
-        "Row by row",
-        "Each row as the model reads it. A reply that is not marked as trained, or an end of text that is missing, "
-        "is seen here before hours are spent.",
-    )
-    return
 
 
 @app.cell
@@ -417,24 +465,10 @@ def row_view(data_config, found, get_place, row_part, tokenizer):
 
 @app.cell(hide_code=True)
 def functions_heading():
-    page.remark("An epoch and a validation, as the trainer runs them:")
-    return
-
-
-@app.cell
-def train_epoch_and_validate_model():
-    page.view(
-        page.source.source_of,
-        "training.loop.train_epoch",
-        "training.steps.train_step",
-        "training.steps.validate_model",
+    page.steps.fold(
+        "The training loop",
+        "The learning rate, and an epoch and a validation as the trainer runs them.",
     )
-    return
-
-
-@app.cell(hide_code=True)
-def training_heading():
-    page.section("Training")
     return
 
 
@@ -463,20 +497,25 @@ def plan(
 
 
 @app.cell
-def consequences(plan, tracker, train_dataset):
-    page.view(page.model.consequences, plan, train_dataset, tracker)
-    return
-
-
-@app.cell
-def memory_check(config, model, train_dataset):
-    page.view(page.model.memory_check, model, config, train_dataset)
-    return
-
-
-@app.cell
 def warmup_scheduler(plan):
     page.view(page.training.rate_chart, plan)
+    return
+
+
+@app.cell
+def train_epoch_and_validate_model():
+    page.view(
+        page.source.source_of,
+        "training.loop.train_epoch",
+        "training.steps.train_step",
+        "training.steps.validate_model",
+    )
+    return
+
+
+@app.cell(hide_code=True)
+def train_step():
+    page.steps.step("train")
     return
 
 
@@ -492,8 +531,7 @@ def view_state(plan, watcher):
 @app.cell
 def start_pause_stop(get_phase, plan, watcher):
     get_phase()
-    start_button, pause_button, stop_button, _row = page.training.controls(plan, watcher)
-    _row
+    start_button, pause_button, stop_button = page.training.controls(plan, watcher)
     return pause_button, start_button, stop_button
 
 
@@ -543,23 +581,14 @@ def charts(get_drawn):
 
 
 @app.cell
-def checkpoints(get_drawn):
-    page.view(page.training.checkpoints, get_drawn())
-    return
-
-
-@app.cell
-def log(get_drawn):
-    page.view(page.training.run_log, get_drawn())
+def diagnosis(get_drawn):
+    page.view(page.training.diagnosis, get_drawn())
     return
 
 
 @app.cell(hide_code=True)
-def generation_heading():
-    page.section(
-        "Generation test",
-        "The same questions while it learns, and to the base and the tuned model when training ends.",
-    )
+def samples_heading():
+    page.steps.fold("Answers while it learns", open=True)
     return
 
 
@@ -575,6 +604,43 @@ def samples(get_samples_mark):
     return
 
 
+@app.cell(hide_code=True)
+def log_heading():
+    page.steps.fold("Checkpoints and log")
+    return
+
+
+@app.cell
+def checkpoints(get_drawn):
+    page.view(page.training.checkpoints, get_drawn())
+    return
+
+
+@app.cell
+def log(get_drawn):
+    page.view(page.training.run_log, get_drawn())
+    return
+
+
+@app.cell(hide_code=True)
+def result_step():
+    page.steps.step("result")
+    return
+
+
+@app.cell
+def nothing_yet(get_phase, watcher):
+    get_phase()
+    page.view(page.results.nothing_yet, watcher.run)
+    return
+
+
+@app.cell(hide_code=True)
+def generation_heading():
+    page.steps.fold("Generation test", "The same questions to the base and the tuned model.", open=True)
+    return
+
+
 @app.cell
 def generation_test(get_phase, watcher):
     get_phase()
@@ -583,8 +649,67 @@ def generation_test(get_phase, watcher):
 
 
 @app.cell(hide_code=True)
+def inference_heading():
+    page.steps.fold("Ask it", open=True)
+    return
+
+
+@app.cell
+def asker(tracker):
+    asker = page.asking.Asker(tracker)
+    get_talk, get_talk_phase, follow_talk = page.watching.followed(asker.look(), "", "phase")
+    return asker, follow_talk, get_talk, get_talk_phase
+
+
+@app.cell
+def question_form():
+    question = page.asking.question_form()
+    page.view(page.asking.form_place, question)
+    return (question,)
+
+
+@app.cell
+def inference(asker, follow_talk, question, watcher):
+    # The process that answers begins with the first question, and is gone when nobody looks any more
+    asker.submit(watcher.run, page.asking.sent(question))
+    follow_talk(asker.look())
+    return
+
+
+@app.cell
+def talk_buttons(get_talk_phase):
+    cancel_button, away_button = page.asking.controls(get_talk_phase().phase)
+    swift_tick = page.asking.swift_ticker(get_talk_phase().phase)
+    page.view(page.asking.controls_row, cancel_button, away_button, swift_tick)
+    return away_button, cancel_button, swift_tick
+
+
+@app.cell
+def talk_requests(asker, away_button, cancel_button):
+    if cancel_button.value:
+        asker.cancel()
+    if away_button.value:
+        asker.put_away()
+    return
+
+
+@app.cell
+def hear(asker, follow_talk, swift_tick):
+    # Often, while an answer is being made
+    page.asking.sent(swift_tick)
+    follow_talk(asker.look())
+    return
+
+
+@app.cell
+def answers(get_talk):
+    page.view(page.asking.side_by_side, get_talk())
+    return
+
+
+@app.cell(hide_code=True)
 def performance_heading():
-    page.section("Performance")
+    page.steps.fold("Performance", open=True)
     return
 
 
@@ -597,9 +722,10 @@ def performance_metrics(get_phase, watcher):
 
 @app.cell(hide_code=True)
 def saved_heading():
-    page.section(
+    page.steps.fold(
         "The saved model",
         "Adapters, a few megabytes each; the base is not copied. Export makes of them what another program needs.",
+        open=True,
     )
     return
 
@@ -665,7 +791,10 @@ def exported(export_kind, get_export_progress):
 
 @app.cell(hide_code=True)
 def integration_heading():
-    page.section("Using it elsewhere", "The guide that lies beside the adapters, with examples that run as they stand.")
+    page.steps.fold(
+        "Using it elsewhere",
+        "The guide that lies beside the adapters, with examples that run as they stand.",
+    )
     return
 
 
@@ -678,7 +807,7 @@ def integration_guide(get_exports, get_phase, watcher):
 
 @app.cell(hide_code=True)
 def next_heading():
-    page.section("What to do next")
+    page.steps.fold("What to do next", open=True)
     return
 
 
@@ -690,67 +819,8 @@ def what_next(get_phase, tracker, watcher):
 
 
 @app.cell(hide_code=True)
-def inference_heading():
-    page.section("Ask it")
-    return
-
-
-@app.cell
-def asker(tracker):
-    asker = page.asking.Asker(tracker)
-    get_talk, get_talk_phase, follow_talk = page.watching.followed(asker.look(), "", "phase")
-    return asker, follow_talk, get_talk, get_talk_phase
-
-
-@app.cell
-def question_form():
-    question = page.asking.question_form()
-    page.view(page.asking.form_place, question)
-    return (question,)
-
-
-@app.cell
-def inference(asker, follow_talk, question, watcher):
-    # The process that answers begins with the first question, and is gone when nobody looks any more
-    asker.submit(watcher.run, page.asking.sent(question))
-    follow_talk(asker.look())
-    return
-
-
-@app.cell
-def talk_buttons(get_talk_phase):
-    cancel_button, away_button = page.asking.controls(get_talk_phase().phase)
-    swift_tick = page.asking.swift_ticker(get_talk_phase().phase)
-    page.view(page.asking.controls_row, cancel_button, away_button, swift_tick)
-    return away_button, cancel_button, swift_tick
-
-
-@app.cell
-def talk_requests(asker, away_button, cancel_button):
-    if cancel_button.value:
-        asker.cancel()
-    if away_button.value:
-        asker.put_away()
-    return
-
-
-@app.cell
-def hear(asker, follow_talk, swift_tick):
-    # Often, while an answer is being made
-    page.asking.sent(swift_tick)
-    follow_talk(asker.look())
-    return
-
-
-@app.cell
-def answers(get_talk):
-    page.view(page.asking.side_by_side, get_talk())
-    return
-
-
-@app.cell(hide_code=True)
-def summary_heading():
-    page.section("All runs")
+def runs_step():
+    page.steps.step("runs")
     return
 
 
@@ -763,10 +833,11 @@ def final_summary(get_phase, tracker):
 
 @app.cell(hide_code=True)
 def comparison_heading():
-    page.section(
+    page.steps.fold(
         "LoRA and QLoRA",
         "The same adapters on this base at other numbers of bits, by arithmetic on its files; then, of runs "
         "that ended, what was measured.",
+        open=True,
     )
     return
 
@@ -820,18 +891,6 @@ def comparison_settings(compared):
 @app.cell
 def comparison_samples(compared):
     page.view(page.comparing.samples, compared)
-    return
-
-
-@app.cell(hide_code=True)
-def diagnosis_heading():
-    page.section("Diagnosis")
-    return
-
-
-@app.cell
-def diagnosis(get_drawn):
-    page.view(page.training.diagnosis, get_drawn())
     return
 
 

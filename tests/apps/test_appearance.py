@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from browsing import Server, card, expect, opened, show_all
+from browsing import Server, card, expect, go, opened, show_all, unfold
 from conftest import ROOT
 
+from qlora_core.page.steps import STEPS
 from qlora_core.runs.run import Run
 from qlora_core.translations import catalogue
 
@@ -36,12 +37,15 @@ def server(trained: Run, tmp_path_factory):
 def test_it_can_be_read(browser, server, viewport, scheme, locale):
     with opened(browser, server.address, viewport=viewport, color_scheme=scheme, locale=locale) as page:
         expect(page.locator(".q-chart canvas")).to_have_count(5)
-        show_all(page)
         assert page.evaluate("document.body.classList.contains('dark')") == (scheme == "dark")
-        assert too_wide(page) == []
-        assert locale == ENGLISH or untranslated(page) == []
-        found = Axe().run(page, OURS)
-        assert [(v["id"], [node["html"][:200] for node in v["nodes"]]) for v in serious(found)] == []
+        page.locator("details.q-fold").evaluate_all("folds => folds.forEach(fold => fold.open = true)")
+        for step in STEPS:
+            go(page, step)
+            show_all(page)
+            assert too_wide(page) == []
+            assert locale == ENGLISH or untranslated(page) == []
+            found = Axe().run(page, OURS)
+            assert [(v["id"], [node["html"][:200] for node in v["nodes"]]) for v in serious(found)] == []
 
 
 def too_wide(page) -> list[str]:
@@ -68,13 +72,14 @@ def serious(found) -> list[dict]:
 def test_the_language_can_be_asked_for(browser, trained, tmp_path):
     flags = ["--runs-dir", trained.path.parent, "--run", trained.name, "--lang", "pt"]
     with Server(tmp_path / "server.log", *flags) as server, opened(browser, server.address) as page:
-        expect(page.get_by_role("heading", name="Treino", exact=True)).to_be_visible()
+        expect(page.get_by_role("radio", name="Preparar", exact=True)).to_be_visible()
 
 
 def test_it_goes_on_by_keyboard_alone(browser, server):
     """From the settings to the buttons by Tab, and a fold opens by Enter."""
     with opened(browser, server.address) as page:
         expect(page.locator(".q-chart canvas")).to_have_count(5)
+        unfold(page, "Training settings")
         fold = page.locator("summary", has_text="More about training")
         page.get_by_label("Learning rate", exact=True).focus()
         page.keyboard.press("Tab")

@@ -5,7 +5,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from browsing import Server, button, expect, fill, opened, press, state, step_beyond, write_rows
+from browsing import Server, button, expect, fill, go, opened, press, state, step_beyond, write_rows
 from processes import wait_until
 
 from qlora_core.runs.plan import TrainingTracker
@@ -59,6 +59,7 @@ def test_the_server_is_ended_and_begun_again_while_it_trains(browser, flags, tmp
         with server, opened(browser, server.address) as page:
             state(page, "running")
             assert run.status()["pid"] == pid
+            go(page, "prepare")
             expect(button(page, "Start")).to_be_disabled()
             step_beyond(page, before + 5)
             press(page, "Stop")
@@ -69,14 +70,17 @@ def test_the_server_is_ended_and_begun_again_while_it_trains(browser, flags, tmp
 def test_a_setting_that_is_wrong_is_told_where_it_stands_and_mended(browser, flags, tmp_path):
     with Server(tmp_path / "server.log", *flags, "--nonsense") as server, opened(browser, server.address) as page:
         expect(page.get_by_text("unknown flags, left aside: --nonsense")).to_be_visible()
-        named = page.get_by_label("Model", exact=True).input_value()
+        field = "Its folder, or its name on the hub"
+        named = page.get_by_label(field, exact=True).input_value()
         for label, wrong, right, words in (
-            ("Model", "no-such-model", named, "model 'no-such-model': no such directory or alias"),
+            (field, "no-such-model", named, "model 'no-such-model': no such directory or alias"),
             ("Rank", "0", "8", "rank must be at least 1"),
             ("Epochs", "many", "2", "epochs must be a whole number"),
         ):
             fill(page, label, wrong)
             expect(page.locator(".q-danger", has_text=words)).to_have_count(1)  # once, where it happened
+            page.locator("details.q-fold[open]").evaluate_all("folds => folds.forEach(fold => fold.open = false)")
+            expect(page.locator(".q-danger", has_text=words)).to_be_visible()  # in a closed fold as well
             expect(button(page, "Start")).to_be_disabled()
             fill(page, label, right)
             expect(page.locator(".q-danger", has_text=words)).to_have_count(0)

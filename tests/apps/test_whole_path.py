@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from browsing import Server, button, card, expect, fill, opened, press, state, step_beyond
+from browsing import Server, button, card, expect, fill, go, opened, press, state, step_beyond, unfold
 from conftest import ROOT
 
 pytestmark = pytest.mark.browser
@@ -24,7 +24,7 @@ def test_from_the_data_to_an_answer(browser, flags, tmp_path):
         fill(page, "Files and folders to train on, one a line", "")
         expect(page.get_by_text("Nothing chosen yet")).to_be_visible()
         fill(page, "Files and folders to train on, one a line", "data/sample/club")
-        expect(card(page, "Rows to train").locator("dd")).to_have_text("74")
+        expect(page.get_by_text("74 rows to train")).to_be_visible()
         look_at_tokens(page)
         press(page, "Start")
         state(page, "running")
@@ -32,6 +32,7 @@ def test_from_the_data_to_an_answer(browser, flags, tmp_path):
         expect(page.locator(".q-chart canvas")).to_have_count(5)
         with opened(browser, server.address) as second:  # another tab shows the same, and cannot start a second one
             state(second, "running")
+            go(second, "prepare")
             expect(button(second, "Start")).to_be_disabled()
         press(page, "Pause")
         state(page, "paused")
@@ -41,6 +42,7 @@ def test_from_the_data_to_an_answer(browser, flags, tmp_path):
         state(page, "running")
         press(page, "Stop")
         state(page, "stopped")
+        expect(page.get_by_role("heading", name="Generation test")).to_be_visible()  # in view by itself
         press(page, "Go on")
         state(page, "completed")
         expect(card(page, "Step").locator("dd")).to_have_text("20 / 20")
@@ -52,6 +54,8 @@ def test_from_the_data_to_an_answer(browser, flags, tmp_path):
 
 def look_at_tokens(page) -> None:
     """What is trained is told apart from what is only read, and the end of the text is seen."""
+    unfold(page, "Rows")
+    page.locator("summary", has_text="As tokens").click()
     expect(page.locator(".q-tokens")).to_be_visible()
     fill(page, "Search their text", "Quem fundou o Ferrenal")
     row = page.locator(".q-tokens")

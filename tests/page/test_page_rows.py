@@ -358,3 +358,19 @@ def test_what_is_chosen_is_a_setting():
 )
 def test_a_choice_in_a_few_words(choice, said):
     assert doubts.answer(choice) == said
+
+
+def test_a_dropped_file_is_kept_beside_others_of_its_name(tmp_path):
+    first = rows.keep_dropped("notes.tar.gz", b"one", tmp_path)
+    assert rows.keep_dropped("notes.tar.gz", b"one", tmp_path) == first == tmp_path / "notes.tar.gz"
+    second = rows.keep_dropped("notes.tar.gz", b"two", tmp_path)
+    assert (second.name, first.read_bytes(), second.read_bytes()) == ("notes-2.tar.gz", b"one", b"two")
+    for name in ("../../outside.md", "..\\outside.md", "/etc/outside.md"):
+        assert rows.keep_dropped(name, b"three", tmp_path).parent == tmp_path
+    assert rows.keep_dropped("..", b"four", tmp_path) == tmp_path / "file"
+
+
+def test_the_browser_lists_no_hidden_files(tmp_path):
+    for name in (".git", "data"):
+        (tmp_path / name).mkdir()
+    assert [path.name for path in rows.Unhidden(tmp_path).iterdir()] == ["data"]

@@ -128,9 +128,10 @@ def test_buttons_of_a_plan_say_what_start_will_do(plan, tracker):
     _, planned = plan(run="club")
     watcher = RunWatcher(tracker)
     watcher.look(planned)
-    *buttons, row = training.controls(planned, watcher)
+    buttons = training.controls(planned, watcher)
     assert disabled(buttons) == [False, True, True]
-    assert "club will take 6 steps" in row.text
+    assert "club will take 6 steps" in training.start_row(planned, watcher, buttons[0]).text
+    assert training.bar_buttons(watcher, *buttons) is None  # nothing to pause, nothing to go on with
 
 
 def test_one_that_may_wait_can_be_started_beside_the_one_that_is_trained(plan, tracker):
@@ -203,16 +204,23 @@ def test_a_crashed_run_goes_on_from_its_last_checkpoint_that_is_whole(plan):
         writer.set_status("running", step=5, total_steps=planned.total_steps)
         watcher = RunWatcher(home)
         watcher.look(planned)
-        *buttons, row = training.controls(planned, watcher)
+        buttons = training.controls(planned, watcher)
         assert disabled(buttons) == [True, False, False]
-        assert "this page may be closed" in row.text
+        assert "this page may be closed" in training.start_row(planned, watcher, buttons[0]).text
+        assert [name in training.bar_buttons(watcher, *buttons).text for name in ("Start", "Pause", "Stop")] == [
+            0,
+            1,
+            1,
+        ]
         run.request("pause")
-        *buttons, row = training.controls(planned, watcher)
+        buttons = training.controls(planned, watcher)
         assert disabled(buttons) == [True, True, False]
-        assert "Pausing" in row.text
+        assert "Pausing" in training.start_row(planned, watcher, buttons[0]).text
     crashed = watcher.look(planned)
     assert crashed.state == "crashed"
-    assert "Go on from step 4" in training.controls(planned, watcher)[0].text
+    buttons = training.controls(planned, watcher)
+    assert "Go on from step 4" in buttons[0].text
+    assert "Go on from step 4" in training.bar_buttons(watcher, *buttons).text
     assert "Go on from step 4" in training.run_panel(crashed).text
 
 
@@ -222,7 +230,9 @@ def test_a_page_to_look_at_has_no_buttons(plan, tracker, make, monkeypatch):
     home, planned = plan(run="club")
     watcher = RunWatcher(home)
     watcher.look(planned)
-    shown = training.controls(planned, watcher)[3].text
+    buttons = training.controls(planned, watcher)
+    assert training.bar_buttons(watcher, *buttons) is None
+    shown = training.start_row(planned, watcher, buttons[0]).text
     assert "marimo-button" not in shown
     assert "looked at" in shown or "to look at" in shown
     assert "to look at" in training.start(home, planned).text
@@ -265,7 +275,7 @@ def test_time_left_counts_validation_and_saving(tracker, make):
 
 
 def test_before_the_first_step_there_are_no_charts(tracker, make):
-    assert "begin with the first step" in training.run_charts(Snapshot()).text
+    assert training.run_charts(Snapshot()) is None
     make("run")
     assert training.run_charts(RunWatcher(tracker).look(NOTHING, "run")).text.count("<figure") == 5
 
@@ -324,7 +334,8 @@ def test_what_a_run_says_stays_text(tracker, make):
     pieces = [training.run_panel(seen), training.run_log(seen), training.diagnosis(seen)]
     (run.path / "status.json").write_text(json.dumps({"state": "running"}), encoding="utf-8")
     seen = watcher.look(NOTHING, "run")
-    pieces += [training.run_panel(seen), training.diagnosis(seen), training.controls(Problem(MARKUP), watcher)[3]]
+    begin = training.controls(Problem(MARKUP), watcher)[0]
+    pieces += [training.run_panel(seen), training.diagnosis(seen), training.start_row(Problem(MARKUP), watcher, begin)]
     for piece in pieces:
         assert "&lt;img" in piece.text
         assert "<img" not in piece.text

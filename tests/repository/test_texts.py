@@ -20,6 +20,7 @@ from qlora_core.config import settings
 from qlora_core.exports.formats import FORMATS
 from qlora_core.page.forms import words
 from qlora_core.page.language import choose
+from qlora_core.page.steps import STEPS
 from qlora_core.reports import console
 from qlora_core.reports.comparison import MEASURES, OTHER_DATA, OTHER_QUESTIONS, OTHER_TOKENS
 from qlora_core.runs.presets import PRESETS
@@ -28,7 +29,8 @@ from qlora_core.runs.time_spent import PARTS
 
 ROOT = Path(__file__).parents[2]
 
-SAID = {"say": 0, "Sentence": 0, "page.section": 0, "page.title": 0, "page.remark": 0, "page.forms.form_layout": 1}
+SAID = {"say": 0, "Sentence": 0, "page.section": 0, "page.title": 0, "page.remark": 0,
+        "page.steps.fold": 0, "page.forms.form_layout": 1}  # fmt: skip
 """Functions whose arguments are said, from which one on; of `say` that one alone."""
 SOURCES = [*(ROOT / "src" / "qlora_core").rglob("*.py"), *(ROOT / "apps").glob("*.py")]
 OTHERS = [language for language in texts.LANGUAGES if language != "en"]
@@ -63,7 +65,7 @@ def spoken() -> set[str]:
     found |= {*typing.get_args(State), "new"}
     found |= {measure.label for measure in MEASURES} | {OTHER_DATA, OTHER_TOKENS, OTHER_QUESTIONS}
     found |= console.diagnosis(Anything()).keys()
-    found |= {*STAGES.values(), *PARTS.values()}
+    found |= {*STAGES.values(), *PARTS.values(), *STEPS.values()}
     found |= {text for form in FORMATS.values() for text in (form.title, form.purpose)}
     return found - {""}
 
@@ -97,7 +99,8 @@ def test_values_keep_their_names(language):
 def test_every_text_is_a_literal():
     """`say(f"…")` would be in no catalogue; what else is said by another value is added in `spoken`."""
     allowed = {"setting.help", "setting.unit", "words(setting.name)", "words(name)", "words(a.setting)",
-               "words(setting)", "preset.machine", "choice.why", "run.state", "found['state']", "row['state']",
+               "words(setting)", "STEPS[name]", "heading",
+               "preset.machine", "choice.why", "run.state", "found['state']", "row['state']",
                "row.label", "form.title", "form.purpose", "words", "title", "text", "name"}  # fmt: skip
     odd = {
         place: ast.unparse(argument)
@@ -109,7 +112,7 @@ def test_every_text_is_a_literal():
 
 def test_say_speaks_the_readers_language(monkeypatch):
     monkeypatch.setattr(texts, "find_language", lambda: "pt")
-    assert texts.say("Training") == "Treino"
+    assert texts.say("Result") == "Resultado"
     assert (
         texts.say("A text that no catalogue has, with {value}.", value="<b>")
         == "A text that no catalogue has, with <b>."

@@ -19,7 +19,9 @@ from conftest import ROOT
 from playwright.sync_api import Browser, Locator, Page, expect
 from processes import end_of, wait_until
 
-PATIENCE = 300_000  # ms; a limit for a broken page, not an expectation
+from qlora_core.page.steps import identifier, read_outline
+
+PATIENCE = int(os.environ.get("PATIENCE", 300_000))  # ms; a limit for a broken page, not an expectation
 CHROMIUM = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking",
             "--disable-sync"]  # fmt: skip
 MARKUP = '<b id="owned">bold</b> <img src=x onerror="document.title=\'owned\'"> ![x](http://outside.invalid/x.png)'
@@ -124,10 +126,40 @@ def button(page: Page, name: str) -> Locator:
     return page.get_by_role("button", name=name, exact=True)
 
 
+def go(page: Page, step: str) -> None:
+    """Choose a step of the page, as `steps.STEPS` names it."""
+    page.locator(f"label[for=q-step-{step}]").click()
+
+
+def unfold(page: Page, fold: str) -> None:
+    """Choose the step of a fold and open it, if it is closed; `fold` is its English title."""
+    outline, name = read_outline(ROOT / "apps" / "train.py"), identifier(fold)
+    go(page, next(step for step, cells in outline.steps.items() if outline.folds[name][0] in cells))
+    if page.locator(f"#{name}:not([open])").count():
+        page.locator(f"#{name} > summary").click()
+
+
+def reveal(target: Locator) -> None:
+    """Choose the step of an element and open its fold, so that it can be seen."""
+    name = target.evaluate(
+        "e => { while (!e.closest('.marimo-cell')) e = e.getRootNode().host;"
+        " return e.closest('.marimo-cell').dataset.cellName }"
+    )
+    outline = read_outline(ROOT / "apps" / "train.py")
+    for step, cells in outline.steps.items():
+        if name in cells:
+            go(target.page, step)
+    for fold, (_, cells) in outline.folds.items():
+        if name in cells and target.page.locator(f"#{fold}:not([open])").count():
+            target.page.locator(f"#{fold} > summary").click()
+
+
 def press(page: Page, name: str) -> None:
     """Click when the button lies still: what is drawn while the page scrolls pushes it about."""
-    target, boxes = button(page, name), [None] * 6
+    target, boxes = page.get_by_role("button", name=name, exact=True, include_hidden=True).first, [None] * 6
     expect(target).to_be_enabled()
+    if page.locator(".q-steps").count():
+        reveal(target)
     for _ in range(PATIENCE // 100):
         target.scroll_into_view_if_needed()
         page.wait_for_timeout(100)
@@ -160,6 +192,8 @@ def step_beyond(page: Page, step: int) -> None:
 def fill(page: Page, label: str, text: str) -> None:
     """Type into a field and leave it."""
     field = page.get_by_label(label, exact=True).last
+    if page.locator(".q-steps").count():
+        reveal(field)
     field.fill(text)
     field.blur()
 

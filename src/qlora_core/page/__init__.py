@@ -3,6 +3,7 @@
 Knows marimo and altair and nothing of mlx: whatever needs it is a worker or a command in a process of its own.
 
     language   whose words; how the page was opened
+    steps      which part of a notebook is seen at once
     look       headings, tables, cards, notes: where text becomes HTML
     problems   what went wrong, shown once and handed on
     forms      flags and settings
@@ -21,6 +22,7 @@ Knows marimo and altair and nothing of mlx: whatever needs it is a worker or a c
 """
 
 from . import asking as asking
+from . import bar as bar
 from . import commands as commands
 from . import comparing as comparing
 from . import doubts as doubts
@@ -36,6 +38,7 @@ from . import results as results
 from . import row_browser as row_browser
 from . import rows as rows
 from . import source as source
+from . import steps as steps
 from . import training as training
 from . import watching as watching
 from .look import remark as remark

@@ -330,14 +330,14 @@ def samples_mark(run: Run | None) -> tuple[str, int, int]:
     return str(path), found.st_size, found.st_mtime_ns
 
 
-def samples(mark: tuple[str, int, int]) -> mo.Html:
+def samples(mark: tuple[str, int, int]) -> mo.Html | None:
     """Return the answers of the base and of a run at each validation, the newest first."""
     found = Run(Path(mark[0]).parent).samples() if mark[0] else []
     by_question: dict[str, list[Mapping[str, Any]]] = {}
     for sample in found:
         by_question.setdefault(str(sample.get("question", "")), []).insert(0, sample)
     if not by_question:
-        return empty(say("The base answers the same questions as the model does at each validation; they appear here."))
+        return None
     parts = [
         folded(question.replace("\n", " ")[:200], shown(_progress(answers)), open=True)
         for question, answers in by_question.items()

@@ -96,11 +96,6 @@ def preset_menu() -> mo.ui.dropdown:
     return mo.ui.dropdown(options, label=say("Settings that fit a machine"), full_width=True)
 
 
-def with_model(config: RunConfig, name: str | None) -> RunConfig:
-    """Return the settings with another base if one was chosen."""
-    return from_flat({"model": name}, base=config) if name else config
-
-
 def with_preset(flags: Flags, chosen: tuple[str, str] | None) -> RunConfig:
     """Return the forms' initial settings: those of the command line, and a preset's where it said nothing."""
     values = {name: choice.value for name, choice in _choices(chosen).items()}

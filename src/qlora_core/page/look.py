@@ -65,6 +65,11 @@ def empty(text: str) -> mo.Html:
     return shown(put('<p class="q-empty">{}</p>', text))
 
 
+def alone(text: str) -> mo.Html:
+    """Return a placeholder for a whole step of the page: while it is shown, the step's other cells are not."""
+    return shown(put('<p class="q-empty q-alone">{}</p>', text))
+
+
 def text_block(text: str) -> mo.Html:
     """Return text with its line breaks in a fixed-width font."""
     return shown(put('<pre class="q-text" tabindex="0">{}</pre>', text))

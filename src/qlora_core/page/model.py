@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from ..tokens.dataset import TokenDataset
 from ..tokens.tokenizer import ChatTokenizer, open_tokenizer
 from ..translations import say
 from .commands import News
-from .forms import words
+from .forms import read_forms, settings_form, words
 from .language import read_only
 from .look import fact_table, figures, folded, note, row_table, small
 from .problems import Problem, attempt, failure, scripted
@@ -36,15 +36,49 @@ class NotHereError(ModelError):
     """An error for a model of the hub that was not fetched yet."""
 
 
-def menu() -> mo.ui.dropdown:
-    """Return models with a short name, with sizes and licences."""
+def menu(current: str) -> mo.ui.dropdown:
+    """Return models with a short name, with sizes and licences; its value is empty for any other model.
+
+    Args:
+        current: the model to begin with.
+    """
     built_in = say("{name}: built in, {licence}", name=base_models.BUILT_IN, licence="Apache-2.0")
     options = {built_in: base_models.BUILT_IN}
     for row in hub.known_models():
         parts = say("{name}: {size} GB to fetch, {licence}",
                     name=row["name"], size=row["download_gb"], licence=row["licence"])  # fmt: skip
         options[parts + (say(", to be accepted on the hub") if row["gated"] else "")] = row["name"]
-    return mo.ui.dropdown(options, label=say("Choose a model"), full_width=True)
+    other = say("another one: a folder, or a name on the hub")
+    chosen = next((label for label, name in options.items() if name == current), other)
+    return mo.ui.dropdown({**options, other: ""}, value=chosen, label=say("Model"), allow_select_none=False,
+                          full_width=True)  # fmt: skip
+
+
+def name_field(chosen: str, current: str) -> mo.ui.text | None:
+    """Return a field for the name of a model that is not in the menu; None if one of the menu is chosen."""
+    if chosen:
+        return None
+    known = {base_models.BUILT_IN, *(row["name"] for row in hub.known_models())}
+    return mo.ui.text("" if current in known else current, full_width=True,
+                      label=say("Its folder, or its name on the hub"))  # fmt: skip
+
+
+def base_form(config: RunConfig) -> mo.ui.dictionary:
+    """Return the settings of the base without its name, which the menu asks for."""
+    form = settings_form(config, "base")
+    return mo.ui.dictionary({name: element for name, element in form.elements.items() if name != "model"})
+
+
+def read_base_form(config: RunConfig, values: Mapping[str, Any], chosen: str, named: str | None) -> RunConfig | Problem:
+    """Return `config` with the form's values and the model that was chosen or named.
+
+    Raises:
+        ConfigError: a value is out of range or no number.
+    """
+    model = chosen or (named or "").strip()
+    if not model:
+        return Problem(say("No model is named yet: type its folder, or its name on the hub."))
+    return from_flat({"model": model}, base=read_forms(config, values))
 
 
 def find_tokenizer(config: BaseConfig) -> ChatTokenizer:
@@ -237,8 +271,8 @@ def memory_check(spec: ModelSpec, config: RunConfig, train_dataset: TokenDataset
         say("Available"): size(available),
     }
     verdict = attempt(memory_estimate.check_before_loading, estimate, available, config)
-    fits = say("It fits: {peak} are predicted, {free} are available.", peak=size(estimate.total), free=size(available))
-    verdict = failure(verdict.message) if isinstance(verdict, Problem) else note(fits, "success")
+    fits = say("Fits in memory: needs about {peak}, {free} available.", peak=size(estimate.total), free=size(available))
+    verdict = failure(verdict.message) if isinstance(verdict, Problem) else small(fits)
     return mo.vstack([verdict, folded(say("Memory before training"), fact_table(rows))], gap=0.25)
 
 

@@ -12,11 +12,12 @@ from ..translations import LANGUAGES, say
 from .look import joined, put, shown
 
 
-def links(here: str) -> mo.Html | None:
+def links(here: str, *, others: bool = False) -> mo.Html | None:
     """Return links to all notebooks, the one with path `here` marked; nothing if there is only one.
 
     Args:
         here: an entry of `server.served`.
+        others: to the others alone, where the notebook has tabs of its own.
     """
     if len(server.served) < 2:
         return None
@@ -24,6 +25,7 @@ def links(here: str) -> mo.Html | None:
     parts = [
         put('<a href="{}" target="_self"{}>{}</a>', address(path), _mark(path == here), names[path])
         for path in server.served
+        if not (others and path == here)
     ]
     return shown(put('<nav class="q-nav" aria-label="{}">{}</nav>', say("Pages"), joined(parts)))
 

@@ -19,7 +19,7 @@ from ..runs.time_spent import PARTS
 from ..translations import say
 from . import navigation
 from .language import language
-from .look import empty, fact_table, figures, folded, joined, put, row_table, shown, text_block
+from .look import alone, empty, fact_table, figures, folded, joined, put, row_table, shown, text_block
 
 NOTHING = "–"
 
@@ -28,7 +28,7 @@ def runs_overview(tracker: TrainingTracker) -> mo.Html:
     """Return all runs, newest first."""
     runs = tracker.runs()
     if not runs:
-        return empty(say("No runs yet in {place}. Start one under Training.", place=str(tracker.runs_dir)))
+        return empty(say("No runs yet in {place}.", place=str(tracker.runs_dir)))
     rows = [_run_row(run, found) for run, found in zip(runs, iterate_states(runs), strict=True)]
     return row_table(rows, numbers=[say("Step"), say("Best validation loss")])
 
@@ -59,11 +59,21 @@ def _links(run: Run) -> Markup:
     return put('<span class="q-links">{}</span>', joined(links)) if links else Markup("")
 
 
-def generation_test(run: Run | None) -> mo.Html:
+def nothing_yet(run: Run | None) -> mo.Html | None:
+    """Return what will be here, while a run has saved no adapters."""
+    return None if saved_something(run) else alone(say("Answers, numbers and files appear here when a run has ended."))
+
+
+def saved_something(run: Run | None) -> bool:
+    """Return whether a run has adapters that can be asked and exported."""
+    return run is not None and (run.best.is_dir() or run.final.is_dir())
+
+
+def generation_test(run: Run | None) -> mo.Html | None:
     """Return recall and answers of base and tuned model, as the trainer judged them."""
     evaluation = run.evaluation() if run else None
     if not evaluation or not evaluation["questions"]:
-        return empty(say("Answers appear here when training ends."))
+        return None
     cards = recall_cards(evaluation)
     rows = [
         {
@@ -93,11 +103,11 @@ def recall_cards(evaluation: dict[str, Any] | None) -> dict[str, tuple[str, str]
     }  # fmt: skip
 
 
-def performance(run: Run | None) -> mo.Html:
+def performance(run: Run | None) -> mo.Html | None:
     """Return the numbers of a run that ended."""
     numbers = run.summary() if run else None
     if run is None or not numbers:
-        return empty(say("Numbers appear here when training ends."))
+        return None
     best = numbers["best_val_loss"]
     at = say("at step {step} of {steps}", step=numbers["best_step"], steps=numbers["steps"]) if best is not None else ""
     perplexity = _perplexity(run, numbers["best_step"])
@@ -124,10 +134,10 @@ def _perplexity(run: Run, step: int | None) -> float | None:
     return next(found, None)
 
 
-def saved(run: Run | None) -> mo.Html:
+def saved(run: Run | None) -> mo.Html | None:
     """Return where a run's adapters and all its other files lie."""
-    if run is None or not (run.best.is_dir() or run.final.is_dir()):
-        return empty(say("The best adapters are saved at the first validation, the last ones when training ends."))
+    if run is None or not saved_something(run):
+        return None
     return fact_table(
         {
             say("Best adapters"): str(run.best.absolute()) if run.best.is_dir() else "",
@@ -138,12 +148,12 @@ def saved(run: Run | None) -> mo.Html:
     )
 
 
-def integration(run: Run | None) -> mo.Html:
+def integration(run: Run | None) -> mo.Html | None:
     """Return the guide beside the exported adapters, in the reader's language first."""
     ours = sorted(GUIDES, key=lambda name: (".pt." in name) != (language() == "pt"))
     guides = [path for name in ours if run and (path := run.result / name).is_file()]
     if not guides:
-        return empty(say("The guide appears here when training ends."))
+        return None
     titles = {name: say("In Portuguese") if ".pt." in name else say("In English") for name in GUIDES}
     return mo.vstack(
         [
@@ -167,11 +177,11 @@ def next_steps(run: Run | None, tracker: TrainingTracker, read_only: bool = Fals
 def _next_steps(run: Run | None) -> list[str]:
     state = run.state if run else "new"
     if run is None or state == "new":
-        return [say("Press Start under Training.")]
+        return [say("Press Start.")]
     if state in ("preparing", "running"):
-        return [say("It is being trained: follow it under Training. The page may be closed meanwhile.")]
+        return [say("It is being trained. The page may be closed meanwhile.")]
     if state in ("paused", "crashed", "failed"):
-        return [say("Press the button under Training to go on from its last checkpoint.")]
+        return [say("Press “Go on” to continue from its last checkpoint.")]
     found = [say("Ask it something that your text answers, and something that it does not."), _length_advice(run)]
     found.append(say("Export it: the adapter is there already; one model that needs no base is easier to hand on."))
     return [step for step in found if step]

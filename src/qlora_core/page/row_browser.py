@@ -187,7 +187,7 @@ def movers_row(found: Found, elements: tuple[Any, Any, Any]) -> mo.Html | None:
 
 
 def row_view(found: Found, place: int, tokenizer: ChatTokenizer, config: RunConfig, part: str) -> mo.Html | None:
-    """Return one row: where it came from, its turns, and its tokens.
+    """Return one row: where it came from, its turns as a person reads them, and folded away its tokens.
 
     Args:
         found: the rows.
@@ -213,7 +213,8 @@ def row_view(found: Found, place: int, tokenizer: ChatTokenizer, config: RunConf
     ]
     counted = say("Row {number} of {count}", number=f"{place + 1:,}", count=f"{len(found.places):,}")
     heading = put('<h3 class="q-row">{} <code>{}</code></h3>', counted, row.get("source", ""))
-    return mo.vstack([shown(heading), *reasons, *tokens, _turns(row, fold=bool(tokens))], gap=0.5)
+    as_tokens = [folded(say("As tokens"), mo.vstack(tokens, gap=0.5))] if tokens else []
+    return mo.vstack([shown(heading), *reasons, _turns(row), *as_tokens], gap=0.5)
 
 
 def _part_heading(number: int, count: int) -> mo.Html | None:
@@ -227,7 +228,7 @@ def _skipped(row: Mapping[str, Any], tokenizer: ChatTokenizer, most: int) -> tup
     return make_dataset([dict(row)], tokenizer, most).skipped
 
 
-def _turns(row: Mapping[str, Any], *, fold: bool) -> mo.Html:
+def _turns(row: Mapping[str, Any]) -> mo.Html:
     """Return who says what, as it was prepared."""
     turns = row.get("messages") or [{"role": say("text"), "content": row["text"]}]
     lines = [
@@ -238,8 +239,7 @@ def _turns(row: Mapping[str, Any], *, fold: bool) -> mo.Html:
     parts = [shown(put('<dl class="q-turns">{}</dl>', joined(lines)))]
     if len(turns) > TURNS:
         parts.append(small(say("{count} more turns", count=f"{len(turns) - TURNS:,}")))
-    both = mo.vstack(parts, gap=0.25)
-    return folded(say("As text"), both) if fold else both
+    return mo.vstack(parts, gap=0.25)
 
 
 def _said(turn: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -6,7 +6,8 @@ Knows reports and how they are shown; reads no row itself.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 
 from ..config import RunConfig, settings
 from ..data import DataReport, Findings, PreparedData, Unused
+from ..files.storage import make_directory, replacing
 from ..reports.charts import GREY, TRAINING, Chart, for_page
 from ..reports.plain_text import share
 from ..tokens.dataset import TokenDataset
@@ -27,6 +29,8 @@ from .language import read_only
 from .look import empty, fact_table, figures, folded, note, row_table, small
 from .problems import Problem
 
+DROPPED = Path("data") / "dropped"
+LARGEST_DROPPED = 256_000_000  # bytes of one file
 FEW, MANY = 5, 200  # findings that are shown, and those that a click shows
 BEYOND = "#e4572e"  # reads well on light and on dark ground, where a chart knows no CSS variable
 MOST_BARS, HEIGHT = 60, 180  # of the histogram, which is so many pixels high
@@ -52,18 +56,60 @@ def source_list(sources: Sequence[str]) -> mo.ui.text_area | Named:
     return mo.ui.text_area(text, rows=max(2, len(sources)), label=label, full_width=True)
 
 
+class Unhidden(type(Path())):  # type: ignore[misc] - of this system's own paths; the browser keeps the class
+    """A path that lists no hidden files and folders."""
+
+    def iterdir(self) -> Iterator[Path]:
+        """Yield what lies in this folder and does not begin with a dot."""
+        return (path for path in super().iterdir() if not path.name.startswith("."))
+
+
 def source_browser(choose: Callable[[tuple[str, ...]], Any]) -> mo.ui.file_browser | None:
     """Return a file browser; what is picked is given to `choose` as a person would type it."""
     if read_only():
         return None
     return mo.ui.file_browser(
-        Path.cwd(),
+        Unhidden(Path.cwd()),
         selection_mode="all",
         multiple=True,
         restrict_navigation=False,
         label=say("Click the sign before a name to choose it. What is chosen takes the place of what is typed above."),
         on_change=lambda chosen: choose(tuple(as_typed(entry.path) for entry in chosen)),
     )
+
+
+def drop_area(choose: Callable[[tuple[str, ...]], Any]) -> mo.ui.file | None:
+    """Return a place to drop files on; they are copied to `DROPPED` and given to `choose`."""
+    if read_only():
+        return None
+    label = say("Drop files here, or click to choose them")
+    return mo.ui.file(
+        multiple=True, kind="area", max_size=LARGEST_DROPPED, label=label,
+        on_change=lambda files: choose(tuple(as_typed(keep_dropped(file.name, file.contents)) for file in files)),
+    )  # fmt: skip
+
+
+def keep_dropped(name: str, content: bytes, directory: Path | None = None) -> Path:
+    """Write a dropped file and return its path; another file of that name is kept, and the new one gets a number.
+
+    Args:
+        name: as the browser names it; whatever looks like a folder in it is left out.
+        content: its bytes.
+        directory: where to write; by default `DROPPED`, in the working directory.
+    """
+    place = directory or Path.cwd() / DROPPED
+    plain = Path(name.replace("\\", "/")).name.lstrip(".") or "file"
+    for number in itertools.count(1):
+        stem, _, ending = plain.partition(".")
+        path = place / (plain if number == 1 else f"{stem}-{number}{'.' * bool(ending)}{ending}")
+        if path.is_file() and path.read_bytes() == content:
+            return path
+        if not path.exists():
+            make_directory(place)
+            with replacing(path, wanted=len(content)) as part:
+                part.write_bytes(content)
+            return path
+    raise AssertionError("numbers do not end")
 
 
 def as_typed(path: Path) -> str:
@@ -119,6 +165,19 @@ def nothing_chosen(listed: str) -> mo.Html | None:
 # What became of it ----------------------------------------------------------------------------------------------
 
 
+def in_short(prepared: PreparedData) -> mo.Html:
+    """Return the counts in one line, and what is worth knowing before training."""
+    report = prepared.report
+    counts = [
+        say("{count} rows to train", count=f"{report.train:,}"),
+        say("{count} to validate", count=f"{report.validation:,}"),
+        say("{count} rejected", count=f"{report.rejected.count:,}") if report.rejected.count else "",
+        say("{count} texts repaired", count=f"{report.mended.total():,}") if report.mended.total() else "",
+    ]
+    line = small(" · ".join(count for count in counts if count))
+    return mo.vstack([line, *(note(warning, "warn") for warning in report.warnings)], gap=0.5)
+
+
 def data_report(prepared: PreparedData) -> mo.Html:
     """Return what was read, refused, repaired and joined, and how it was split."""
     report = prepared.report
@@ -142,7 +201,7 @@ def data_report(prepared: PreparedData) -> mo.Html:
         (say("Rows that seem to hold personal data, and are kept"), report.personal_data),
         (say("Page numbers, running heads and the like, left out"), report.debris),
     ]
-    parts: list[Any] = [figures(cards), *(note(warning, "warn") for warning in report.warnings)]
+    parts: list[Any] = [figures(cards)]
     parts += [_findings(title, findings) for title, findings in found if findings.count]
     if unused := report.unused_columns:
         parts.append(_unused(unused))
@@ -275,7 +334,7 @@ def token_figures(report: TokenReport, *datasets: TokenDataset) -> mo.Html:
         say("Rows cut"): (f"{report.truncated:,}", say("{count} tokens lost", count=f"{report.lost_tokens:,}")),
         say("Rows that cannot be trained"): f"{report.skipped_rows:,}",
     }
-    parts: list[Any] = [figures(cards), *(note(warning, "warn") for warning in report.warnings)]
+    parts: list[Any] = [figures(cards)]
     if report.rows:
         lengths = np.concatenate([dataset.rows.lengths + dataset.rows.cut for dataset in datasets])
         parts.append(length_chart(lengths, report.max_seq_length))

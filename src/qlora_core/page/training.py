@@ -48,8 +48,8 @@ def ticker() -> mo.ui.refresh:
     return mo.ui.refresh(options=["1s"], default_interval="1s")
 
 
-def controls(plan: TrainingPlan | Problem, watcher: RunWatcher) -> Any:
-    """Return buttons to start, pause and stop, each enabled when it can do something, and the row that shows them.
+def controls(plan: TrainingPlan | Problem, watcher: RunWatcher) -> tuple[Any, Any, Any]:
+    """Return buttons to start, pause and stop, each enabled when it can do something.
 
     Args:
         plan: the run that Start would train.
@@ -64,11 +64,32 @@ def controls(plan: TrainingPlan | Problem, watcher: RunWatcher) -> Any:
     pause = mo.ui.run_button(label=say("Pause"), disabled=not busy or asked != "run", tooltip=tooltip)
     tooltip = say("Save, and use what there is")
     stop = mo.ui.run_button(label=say("Stop"), kind="danger", disabled=not busy or asked == "stop", tooltip=tooltip)
-    words = _about_start(plan, active if busy else None, asked)
+    return begin, pause, stop
+
+
+def start_row(plan: TrainingPlan | Problem, watcher: RunWatcher, begin: Any) -> mo.Html:
+    """Return the button that starts training, with what it will do, or why it cannot."""
     if read_only():
-        return begin, pause, stop, small(say("This page was opened to look at: nothing on it starts or ends training."))
-    buttons = mo.hstack([begin, pause, stop], justify="start", align="center", gap=0.75, wrap=True)
-    return begin, pause, stop, mo.vstack([buttons, small(words)], gap=0.35)
+        return small(say("This page was opened to look at: nothing on it starts or ends training."))
+    busy = watcher.active if watcher.active is not None and watcher.active.alive else None
+    words = small(_about_start(plan, busy, busy.control() if busy else "run"))
+    return mo.hstack([begin, words], justify="start", align="center", gap=0.75, wrap=True)
+
+
+def bar_buttons(watcher: RunWatcher, begin: Any, pause: Any, stop: Any) -> mo.Html | None:
+    """Return the buttons that stay in view: for a run that is trained to pause and stop, for a paused one to go on."""
+    active = watcher.active
+    if read_only() or active is None:
+        return None
+    shown_now = [pause, stop] if active.alive else [begin] if active.state in ("paused", "crashed") else []
+    return mo.hstack(shown_now, justify="end", gap=0.5) if shown_now else None
+
+
+def suggested_step(snapshot: Snapshot) -> str:
+    """Return the step of the page that shows what happens now, as `steps.STEPS` names it."""
+    if snapshot.run is None or snapshot.state == "new":
+        return "prepare"
+    return "result" if snapshot.state in ("completed", "stopped") and not snapshot.alive else "train"
 
 
 def _may_wait(plan: TrainingPlan) -> bool:
@@ -280,10 +301,10 @@ def _seconds_between_steps(snapshot: Snapshot) -> float:
 # Curves, checkpoints, log ---------------------------------------------------------------------------------------
 
 
-def run_charts(snapshot: Snapshot) -> mo.Html:
+def run_charts(snapshot: Snapshot) -> mo.Html | None:
     """Return charts of loss; learning rate and gradient norm; speed and memory: as far as there are steps."""
     if not len(snapshot.steps["step"]):
-        return empty(say("The curves begin with the first step."))
+        return None
     drawn = []
     for panel in charts.panels(snapshot.steps, snapshot.evals):
         high = panel.name == "loss"
@@ -337,11 +358,11 @@ def _clock(seconds: float, *, date: bool = False) -> str:
     return time.strftime("%Y-%m-%d %H:%M" if date else "%H:%M:%S", time.localtime(seconds))
 
 
-def diagnosis(snapshot: Snapshot) -> mo.Html:
+def diagnosis(snapshot: Snapshot) -> mo.Html | None:
     """Return the trainer's warnings, and how a run that failed ended."""
     words = [str(event["message"]) for event in snapshot.of_type("warning")]
     if snapshot.state == "failed":
         words.append(str(snapshot.status.get("message", "")))
     if snapshot.state == "crashed" and snapshot.run:
         words.append(crash_words(snapshot, last_checkpoint(snapshot.run)))
-    return note("\n".join(words), "warn") if words else small(say("The trainer had no complaints."))
+    return note("\n".join(words), "warn") if words else None
