@@ -178,6 +178,12 @@ def start_here(get_phase, plan, start_button, watcher):
     return
 
 
+@app.cell
+def settings_to_take_along(config):
+    page.view(page.keeping.to_take_along, config)
+    return
+
+
 @app.cell(hide_code=True)
 def machine_heading():
     page.steps.fold("This computer")
@@ -825,9 +831,55 @@ def runs_step():
 
 
 @app.cell
-def final_summary(get_phase, tracker):
-    get_phase()
+def kept_runs():
+    # What came of the last change below; what lists the runs is drawn anew with it
+    get_changed, set_changed = mo.state(None)
+    return get_changed, set_changed
+
+
+@app.cell
+def final_summary(get_changed, get_phase, tracker):
+    get_phase(), get_changed()
     page.view(page.results.runs_overview, tracker)
+    return
+
+
+@app.cell(hide_code=True)
+def keeping_heading():
+    page.steps.fold("Rename, annotate or delete")
+    return
+
+
+@app.cell
+def run_to_change(get_changed, get_phase, tracker):
+    get_phase(), get_changed()
+    run_to_change = page.keeping.choice(tracker)
+    run_to_change
+    return (run_to_change,)
+
+
+@app.cell
+def change_form(run_to_change, tracker):
+    _name = page.asking.sent(run_to_change)
+    change_form = page.keeping.form(tracker, _name)
+    sure, delete_button = page.keeping.deletion(tracker, _name)
+    page.view(page.keeping.shown_form, change_form, sure, delete_button)
+    return change_form, delete_button, sure
+
+
+@app.cell
+def change_run(change_form, delete_button, run_to_change, set_changed, sure, tracker):
+    _name = page.asking.sent(run_to_change)
+    if page.asking.sent(change_form):
+        set_changed(page.keeping.change(tracker, _name, change_form.value))
+    if page.asking.sent(delete_button):
+        set_changed(page.keeping.delete(tracker, _name, sure.value))
+    return
+
+
+@app.cell
+def changed(get_changed):
+    get_changed()
     return
 
 

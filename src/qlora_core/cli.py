@@ -33,8 +33,10 @@ from .jobs.planning import (
     run_as_json,
     train_planned,
 )
+from .jobs.recipes import settings_of
 from .jobs.server import add_page_arguments, add_server_arguments
 from .reports import console, live_output, plain_text
+from .runs import keeping
 from .runs.plan import TrainingTracker, resolve_config
 from .runs.run import iterate_states
 from .sampling import Sampling
@@ -46,7 +48,7 @@ def _train(arguments: argparse.Namespace) -> int:
     def say(text: str) -> None:
         print(text, file=sys.stderr if arguments.json else sys.stdout, flush=True)
 
-    config = resolve_config(given_settings(arguments), arguments.preset)
+    config = resolve_config(settings_of(arguments), arguments.preset)
     tracker, plan = plan_training(config, say, preset=arguments.preset)
     return train_planned(tracker, plan, as_json=arguments.json)
 
@@ -98,12 +100,46 @@ def _data(arguments: argparse.Namespace) -> int:
 
 
 def _runs(arguments: argparse.Namespace) -> int:
-    rows = list(iterate_states(TrainingTracker(arguments.runs_dir).runs()))
+    tracker = TrainingTracker(arguments.runs_dir)
+    if arguments.rename or arguments.note or arguments.delete:
+        return _keep_run(arguments, tracker)
+    rows = list(iterate_states(tracker.runs()))
     if arguments.json:
         print_json({"runs": rows})
     else:
         print(console.runs_table(rows) if rows else "No runs yet.\nNext\n  uv run qlora train")
     return DONE
+
+
+def _keep_run(arguments: argparse.Namespace, tracker: TrainingTracker) -> int:
+    """Rename, annotate or delete one run."""
+    if arguments.rename:
+        run = keeping.rename(tracker.find(arguments.rename[0]), arguments.rename[1])
+        told = {"renamed": run.name, "path": str(run.path)}
+    elif arguments.note:
+        run = tracker.find(arguments.note[0])
+        keeping.write_note(run, arguments.note[1])
+        told = {"noted": run.name, "note": keeping.read_note(run)}
+    else:
+        run = tracker.find(arguments.delete)
+        size = plain_text.size(keeping.bytes_of(run))
+        if not arguments.yes and not _confirmed(f"Delete {run.path} with all checkpoints and exports in it ({size})?"):
+            print("Nothing was deleted.", file=sys.stderr)
+            return ERROR
+        told = {"deleted": run.name, "freed_bytes": keeping.delete(run)}
+    if arguments.json:
+        print_json(told)
+    else:
+        print(plain_text.table({name.capitalize().replace("_", " "): str(value) for name, value in told.items()}))
+    return DONE
+
+
+def _confirmed(question: str) -> bool:
+    """Ask whether to do something; nobody at the terminal means no."""
+    if not sys.stdin.isatty():
+        print(f"{question} Nobody is there to confirm it: give --yes.", file=sys.stderr)
+        return False
+    return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
 
 
 def _generate(arguments: argparse.Namespace) -> int:
@@ -347,7 +383,9 @@ def build_parser() -> argparse.ArgumentParser:
     doctor = command("doctor", _doctor, "look at this machine; with --train, try everything on small models")
     doctor.add_argument("--train", action="store_true", help="also try the device and the whole path of training")
     doctor.add_argument("--hub", action="store_true", help="also ask the hub whether it answers")
-    with_runs = [command("runs", _runs, "list the runs"), doctor]
+    runs = command("runs", _runs, "list the runs, or rename, annotate or delete one")
+    _add_keeping(runs)
+    with_runs = [runs, doctor]
     generate = command("generate", _generate, "ask a tuned model, or its base")
     _add_generation(generate)
     evaluate = command("evaluate", _evaluate, "answers and recall of base and tuned model")
@@ -373,6 +411,14 @@ def build_parser() -> argparse.ArgumentParser:
     add_page_arguments(app)
     add_training_arguments(app)
     return parser
+
+
+def _add_keeping(runs: argparse.ArgumentParser) -> None:
+    one = runs.add_mutually_exclusive_group()
+    one.add_argument("--rename", nargs=2, metavar=("RUN", "NAME"), help="give a run, and its directory, another name")
+    one.add_argument("--note", nargs=2, metavar=("RUN", "TEXT"), help="note something about a run; '' takes it away")
+    one.add_argument("--delete", metavar="RUN", default="", help="delete a run with everything in its directory")
+    runs.add_argument("--yes", action="store_true", help="delete without asking")
 
 
 def _add_export(parser: argparse.ArgumentParser) -> None:

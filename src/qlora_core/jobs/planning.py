@@ -16,6 +16,7 @@ from ..runs.presets import PRESETS
 from ..runs.run import Run
 from . import launch
 from .exit_status import DONE, ERROR, INTERRUPTED, PAUSED
+from .recipes import CONFIG_FILE
 from .supervisor import restarts, supervise
 from .worker import exit_status, train_and_keep
 
@@ -37,6 +38,8 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     machines = "; ".join(f"{name}: {preset.machine}" for name, preset in PRESETS.items())
     help = f"settings that fit a machine, for Mistral-7B and smaller models ({machines}); a setting that is given wins"
     parser.add_argument("--preset", choices=PRESETS, default="", help=help)
+    help = "settings in a TOML file, a line each, as in: max_steps = 20; or a run's config.json; flags go before it"
+    parser.add_argument("--config", dest=CONFIG_FILE, metavar="FILE", default="", help=help)
     add_arguments(parser)
 
 

@@ -17,6 +17,7 @@ Knows marimo and altair and nothing of mlx: whatever needs it is a worker or a c
     asking     questions to base and tuned model
     results    what a run that ended leaves
     exporting  taking it elsewhere
+    keeping    names and notes of runs; settings to take along
     comparing  runs side by side
     navigation from one notebook to the others
 """
@@ -28,6 +29,7 @@ from . import comparing as comparing
 from . import doubts as doubts
 from . import exporting as exporting
 from . import forms as forms
+from . import keeping as keeping
 from . import language as language
 from . import look as look
 from . import machine as machine

@@ -14,10 +14,11 @@ from typing import Any
 import marimo as mo
 from markupsafe import Markup
 
-from ..config import RunConfig, Setting, from_flat, given_settings, settings
+from ..config import RunConfig, Setting, from_flat, settings
 from ..errors import ConfigError
 from ..jobs.exit_status import quiet_ctrl_c
 from ..jobs.planning import training_parser
+from ..jobs.recipes import settings_of
 from ..reports import plain_text
 from ..runs.plan import resolve_config
 from ..runs.presets import PRESETS, Choice
@@ -73,11 +74,12 @@ def read_flags(argv: Sequence[str]) -> Flags:
         if isinstance(known, Problem):
             return Flags(problem=known)
         arguments, unknown = known
-    config = attempt(lambda: resolve_config(given_settings(arguments), arguments.preset))
+    given = attempt(settings_of, arguments)
+    config = attempt(resolve_config, given, arguments.preset)
     if isinstance(config, Problem):
-        return Flags(problem=config)
+        return Flags(problem=given if isinstance(given, Problem) else config)
     problem = Problem(f"unknown flags, left aside: {' '.join(unknown)}") if unknown else None
-    return Flags(config, given_settings(arguments), arguments.preset, arguments.json, problem)
+    return Flags(config, given, arguments.preset, arguments.json, problem)
 
 
 def _refuse(*words: Any) -> None:

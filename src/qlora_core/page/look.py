@@ -75,6 +75,11 @@ def text_block(text: str) -> mo.Html:
     return shown(put('<pre class="q-text" tabindex="0">{}</pre>', text))
 
 
+def copyable(text: str) -> mo.Html:
+    """Return text in a fixed-width font with a button that copies it; marimo adds one to this kind of block."""
+    return shown(put('<div class="codehilite"><pre><code>{}</code></pre></div>', text))
+
+
 def folded(title: str, content: Any, *, open: bool = False) -> mo.Html:
     """Return content that a click on its title shows."""
     opened = Markup(" open") if open else ""

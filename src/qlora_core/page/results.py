@@ -13,6 +13,7 @@ from ..jobs import server
 from ..reports import console
 from ..reports.charts import thin
 from ..reports.plain_text import duration, share, size
+from ..runs.keeping import read_note
 from ..runs.plan import TrainingTracker
 from ..runs.run import CONFIG, Run, iterate_states
 from ..runs.time_spent import PARTS
@@ -30,6 +31,9 @@ def runs_overview(tracker: TrainingTracker) -> mo.Html:
     if not runs:
         return empty(say("No runs yet in {place}.", place=str(tracker.runs_dir)))
     rows = [_run_row(run, found) for run, found in zip(runs, iterate_states(runs), strict=True)]
+    notes = [read_note(run) for run in runs]
+    if any(notes):
+        rows = [row | {say("Note"): text} for row, text in zip(rows, notes, strict=True)]
     return row_table(rows, numbers=[say("Step"), say("Best validation loss")])
 
 
