@@ -25,7 +25,7 @@ from .book_lines import Hints
 from .chats import Chat, conversations, whose_answers
 from .chatter import chatter_in
 from .cleaning import clean, language_of, personal_data
-from .columns import layout_of, reaches
+from .columns import column_roles, reaches
 from .copies import marks_of
 from .decisions import SECTION, SUBJECT, TITLE, Decisions, choice
 from .documents import SEVERAL, read_document
@@ -286,9 +286,9 @@ class _Reader:
         asked = blank = 0
         with contextlib.suppress(ValueError, OSError):
             for _, row in itertools.islice(read_rows(self.unit.source, lambda _: ""), PEEK):
-                layout = layout_of(tuple(row), self.columns) if isinstance(row, dict) else None
-                if layout and layout.asked and not layout.messages:
-                    filled = bool(str(row[layout.asked] or "").strip())
+                roles = column_roles(tuple(row), self.columns) if isinstance(row, dict) else None
+                if roles and roles.asked and not roles.messages:
+                    filled = bool(str(row[roles.asked] or "").strip())
                     asked, blank = asked + filled, blank + (not filled)
         return asked * FEW > asked + blank
 

@@ -14,7 +14,7 @@ from gguf import Keys
 from ..activity import doing
 from ..errors import ExportError
 from ..gguf.adapters import write_adapters
-from ..gguf.families import find_layout
+from ..gguf.families import recognise_model
 from ..gguf.model import About, Written, write_model
 from ..gguf.reading import GgufFile
 from .modelfile import write_modelfile
@@ -41,7 +41,7 @@ def write_one_file(source: Source, directory: Path, kind: str) -> dict[str, Any]
     """
     from ..training.fuse import fuse_run  # only here: it brings mlx
 
-    find_layout(source.spec.path)  # before a model is merged in vain
+    recognise_model(source.spec.path)  # before a model is merged in vain
     name = f"{source.run.name}-{kind.upper()}.gguf"
     with tempfile.TemporaryDirectory(prefix=".work-", dir=directory) as work:
         merged = Path(work) / "model"
@@ -67,7 +67,7 @@ def write_lora(source: Source, directory: Path, *, with_base: bool) -> dict[str,
         ModelError: llama.cpp knows no such model.
         ExportError: the adapters are DoRA.
     """
-    find_layout(source.spec.path)
+    recognise_model(source.spec.path)
     if source.run.config().lora.adapter != "lora":
         raise ExportError(f"{source.run.name}: llama.cpp knows DoRA adapters only merged into the base: use --to gguf.")
     with tempfile.TemporaryDirectory() as name, doing("writing"):
