@@ -178,11 +178,12 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 def _export(arguments: argparse.Namespace) -> int:
     from .exports.export import export_run
-    from .exports.formats import Choices
+    from .exports.formats import ExportChoices
 
     run = TrainingTracker(arguments.runs_dir).find(arguments.run_name)
     out = arguments.out or run.exports / arguments.to
-    choices = Choices(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Choices)})
+    names = [field.name for field in dataclasses.fields(ExportChoices)]
+    choices = ExportChoices(**{name: getattr(arguments, name) for name in names})
     made = export_run(
         run,
         out,

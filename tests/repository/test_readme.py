@@ -18,7 +18,7 @@ from test_imports import ORDER
 from qlora_core.config import settings
 from qlora_core.data.shapes import shape
 from qlora_core.data.sources import DOCUMENTS, PACKED, TABLES
-from qlora_core.exports.formats import FORMATS, Choices
+from qlora_core.exports.formats import FORMATS, ExportChoices
 from qlora_core.gguf.families import family_table
 from qlora_core.runs.presets import PRESETS
 from qlora_core.translations import catalogue
@@ -203,7 +203,7 @@ def test_every_limit_of_a_family_is_translated():
 
 
 def test_every_choice_of_an_export_has_its_flag():
-    assert {field.name for field in dataclasses.fields(Choices)} == CHOICES.keys()
+    assert {field.name for field in dataclasses.fields(ExportChoices)} == CHOICES.keys()
 
 
 @pytest.mark.parametrize(("readme", "most"), [(README, 180), (PORTUGUESE, 190)])

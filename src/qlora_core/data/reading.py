@@ -73,7 +73,7 @@ FEW = 5  # in running text, at most one row in this many has a question
 
 HALF_PAIR = "half of a surrogate pair: the text was cut inside a character"
 
-Piece = TypeVar("Piece", Fragment, Block)
+FragmentOrBlock = TypeVar("FragmentOrBlock", Fragment, Block)
 
 
 def _may_be_a_message(row: dict[str, Any]) -> bool:
@@ -504,7 +504,7 @@ class _Reader:
         within, blocks = find_structure(scan.lines, self.report.debris, self.name, drop_debris=dropping, hints=hints)
         return title or within, blocks
 
-    def _without_chatter(self, pieces: Sequence[Piece]) -> list[Piece]:
+    def _without_chatter(self, pieces: Sequence[FragmentOrBlock]) -> list[FragmentOrBlock]:
         """Return the text without remarks to or by a chat program before and behind it."""
         paragraphs = [
             list(run) for filled, run in itertools.groupby(pieces, key=lambda piece: bool(piece.text)) if filled
@@ -558,7 +558,7 @@ class _Reader:
                 groups.append(f"{name}\0{section}\0{passage.body}" if alone else f"{name}\0{section}")
         return groups
 
-    def _cleaned(self, pieces: Iterable[Piece]) -> list[Piece]:
+    def _cleaned(self, pieces: Iterable[FragmentOrBlock]) -> list[FragmentOrBlock]:
         return [dataclasses.replace(piece, text=self._clean(piece.text)) for piece in pieces]
 
 

@@ -256,7 +256,7 @@ def _checkpointed(cls: type) -> type:
 
 
 @dataclasses.dataclass(frozen=True)
-class Form:
+class BatchForm:
     """What a compiled function depends on besides arrays: it is the same for all batches that are computed alike.
 
     Attributes:
@@ -274,7 +274,7 @@ class Form:
     training: bool = True
 
     @classmethod
-    def of(cls, batch: Batch, layout: Layout, *, training: bool) -> Form:
+    def of(cls, batch: Batch, layout: Layout, *, training: bool) -> BatchForm:
         """Return the form of a batch in this layout."""
         sliced = layout == "packed" and batch.pack is None and batch.row is None
         return cls(layout, batch.plain, batch.lengths if sliced else (), batch.prefix, training)
@@ -291,10 +291,10 @@ def arrays_of(batch: Batch) -> dict[str, mx.array]:
 
 def batch_loss(model: nn.Module, batch: Batch, layout: Layout) -> mx.array:
     """Return the cross-entropy summed over the trained tokens of a batch, in nats, float32."""
-    return form_loss(model, arrays_of(batch), Form.of(batch, layout, training=model.training))
+    return form_loss(model, arrays_of(batch), BatchForm.of(batch, layout, training=model.training))
 
 
-def form_loss(model: nn.Module, arrays: dict[str, mx.array], form: Form) -> mx.array:
+def form_loss(model: nn.Module, arrays: dict[str, mx.array], form: BatchForm) -> mx.array:
     """Return the cross-entropy of a batch, like `batch_loss`, as a function of arrays that can be compiled.
 
     What is computed depends only on the shapes of the arrays and on `form`.
@@ -311,7 +311,7 @@ def form_loss(model: nn.Module, arrays: dict[str, mx.array], form: Form) -> mx.a
     return head_loss(lambda part: _project(model, part), hidden, target, weight, gradients=form.training)
 
 
-def form_hidden(model: nn.Module, arrays: dict[str, mx.array], form: Form) -> mx.array:
+def form_hidden(model: nn.Module, arrays: dict[str, mx.array], form: BatchForm) -> mx.array:
     """Return the hidden states below the head, `(R, L, hidden)`, laid out like the ids; not for the layout `whole`."""
     model = language_model(model)
     cache = [_rows(model, arrays, form)] * len(model.layers) if form.layout == "packed" else None
@@ -319,7 +319,7 @@ def form_hidden(model: nn.Module, arrays: dict[str, mx.array], form: Form) -> mx
         return settled(model.model(arrays["ids"], cache))  # the last norm may return a `Deferred`, used by the head
 
 
-def _rows(model: nn.Module, arrays: dict[str, mx.array], form: Form) -> SlicedRows | PackedRows | BinnedRows:
+def _rows(model: nn.Module, arrays: dict[str, mx.array], form: BatchForm) -> SlicedRows | PackedRows | BinnedRows:
     if form.lengths:
         return SlicedRows(form.lengths, form.prefix, arrays.get("position"))
     if "row" in arrays:

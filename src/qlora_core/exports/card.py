@@ -16,10 +16,10 @@ from ..data import REPORT_FILE, DataReport
 from ..files.untrusted_json import TABLE_BYTES, read_object
 from ..reports.plain_text import share
 from ..runs.run import Run
-from .formats import ExportFormat, Place
+from .formats import ExportFormat, ExportPlace
 from .guides import fill, printable
 from .licences import LICENCES, for_hub, licence_of, notice
-from .source import Source
+from .source import ExportSource
 
 CARD, NOTICE = "README.md", "NOTICE"
 MOST_SOURCES = 20  # files that the card lists
@@ -79,7 +79,7 @@ def _file_name(name: str) -> str:
 # The card -------------------------------------------------------------------------------------------------------
 
 
-def write_card(directory: Path, source: Source, facts: Mapping[str, Any], data: dict[str, Any] | None) -> None:
+def write_card(directory: Path, source: ExportSource, facts: Mapping[str, Any], data: dict[str, Any] | None) -> None:
     """Write `README.md`, and `NOTICE` where the base's licence is known.
 
     Args:
@@ -91,7 +91,7 @@ def write_card(directory: Path, source: Source, facts: Mapping[str, Any], data: 
     form, base, repository = facts["format"], source.spec.name, source.repository
     licence = licence_of(source.spec.licence, repository)
     files = frozenset(path.name for path in directory.iterdir())
-    place = Place(source.run.name, Path(), repository or "BASE", files)
+    place = ExportPlace(source.run.name, Path(), repository or "BASE", files)
     known = LICENCES.get(licence)
     text = fill(
         "README.md.jinja",
@@ -116,7 +116,7 @@ def write_card(directory: Path, source: Source, facts: Mapping[str, Any], data: 
         )
 
 
-def _metadata(source: Source, facts: Mapping[str, Any], licence: str) -> str:
+def _metadata(source: ExportSource, facts: Mapping[str, Any], licence: str) -> str:
     """Return the front matter in YAML, as https://huggingface.co/docs/hub/model-cards describes it."""
     from huggingface_hub import ModelCardData  # only here: it takes a while to import
 
@@ -162,7 +162,7 @@ def _relation(facts: Mapping[str, Any]) -> str:
     return "quantized" if (_stored_bits(facts) or FULL_BITS) < FULL_BITS else "finetune"
 
 
-def _settings(source: Source) -> dict[str, str]:
+def _settings(source: ExportSource) -> dict[str, str]:
     config, spec = source.run.config(), source.spec
     lora, train = config.lora, config.train
     rows = train.batch_size * train.grad_accumulation_steps

@@ -18,9 +18,9 @@ from ..reports.charts import save_curves, thin
 from ..runs.run import Run
 from .card import data_facts, write_card
 from .destination import METRICS_FILE, check_room, content_of, find_destination
-from .formats import FORMATS, Choices, ExportFormat, Target, check_choices
+from .formats import FORMATS, ExportChoices, ExportFormat, Target, check_choices
 from .guides import write_guides, write_program, write_summary
-from .source import Source, from_home, open_source
+from .source import ExportSource, from_home, open_source
 from .verification import verify
 
 
@@ -29,7 +29,7 @@ def export_run(
     out: Path,
     *,
     to: Target,
-    choices: Choices | None = None,
+    choices: ExportChoices | None = None,
     checkpoint: str = "",
     force: bool = False,
     verified: bool = True,
@@ -57,7 +57,7 @@ def export_run(
         ConfigError: a choice does not belong to the format.
         ExportError: it cannot be opened again; or it loses too much, and `strict` was chosen.
     """
-    choices = choices or Choices()
+    choices = choices or ExportChoices()
     check_choices(to, choices)
     if choices.strict and not verified and FORMATS[to].reader == "llama.cpp":
         raise ConfigError(
@@ -88,7 +88,7 @@ def export_run(
 
 
 def _verify(
-    source: Source, directory: Path, form: ExportFormat, written: dict[str, Any] | None, choices: Choices
+    source: ExportSource, directory: Path, form: ExportFormat, written: dict[str, Any] | None, choices: ExportChoices
 ) -> dict[str, Any]:
     """Verify an export; with `strict`, refuse one that loses too much."""
     if form.has_program:
@@ -100,7 +100,7 @@ def _verify(
     return found
 
 
-def _safer(written: dict[str, Any] | None, choices: Choices) -> str:
+def _safer(written: dict[str, Any] | None, choices: ExportChoices) -> str:
     """Return the flag with which an export would lose less; empty if it holds the run's own numbers, or nearly."""
     if written and "form" in written:
         return {"16": "", "8": "--bits 16"}.get(written["form"], "--bits 8")
@@ -122,7 +122,7 @@ def keep_result(run: Run) -> str:
 # What is beside the weights -------------------------------------------------------------------------------------
 
 
-def _describe(directory: Path, source: Source, facts: dict[str, Any]) -> None:
+def _describe(directory: Path, source: ExportSource, facts: dict[str, Any]) -> None:
     """Write everything that stands beside the weights."""
     curves = bool(save_curves(source.run, directory))
     data = data_facts(source.run)
@@ -140,7 +140,7 @@ def _files_for_llama_cpp(facts: dict[str, Any]) -> dict[str, Any]:
     return {"model_file": written["model"], "adapter_file": written["adapters"], "notes": written["notes"]}
 
 
-def _metrics(source: Source, facts: dict[str, Any]) -> dict[str, Any]:
+def _metrics(source: ExportSource, facts: dict[str, Any]) -> dict[str, Any]:
     """Return results, settings and curves, without texts of the data and paths of this machine."""
     run = source.run
     evaluation, environment, events = run.evaluation(), run.environment(), run.metrics()
@@ -170,7 +170,7 @@ def _metrics(source: Source, facts: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _facts(source: Source, to: Target) -> dict[str, Any]:
+def _facts(source: ExportSource, to: Target) -> dict[str, Any]:
     """Return the values that fill in the guides and the summary."""
     run, spec, tokenizer = source.run, source.spec, source.tokenizer
     evaluation = run.evaluation()

@@ -18,7 +18,7 @@ from ..files.storage import write_json
 from ..files.untrusted_json import read_object
 from ..reports.plain_text import share, size
 from ..translations import say
-from .source import Source
+from .source import ExportSource
 
 VERIFICATION_FILE = "verification.json"
 
@@ -33,7 +33,9 @@ def verified(directory: Path) -> dict[str, Any] | None:
     return found
 
 
-def verify(source: Source, directory: Path, reader: str, files: dict[str, str], safer: str = "") -> dict[str, Any]:
+def verify(
+    source: ExportSource, directory: Path, reader: str, files: dict[str, str], safer: str = ""
+) -> dict[str, Any]:
     """Open an export with its format's own reader, and compare it with base and adapters.
 
     Args:

@@ -24,7 +24,7 @@ from ..engine.device import mx, nn
 from ..engine.frozen_layers import Trunk
 from ..engine.model import (
     OTHER_PARTS,
-    Form,
+    BatchForm,
     Layout,
     arrays_of,
     batch_loss,
@@ -86,9 +86,9 @@ class Maker:
         laid = [make_batch(rows, packed=self._layout == "packed", rounding=self._rounding) for rows in batches]
         seen = []
         for batch, stream in zip(laid, itertools.cycle(streams or [mx.default_stream(mx.default_device())])):
-            with mx.stream(stream), self._trunk.alone() as passage:
-                form_hidden(self._model, arrays_of(batch), Form.of(batch, self._layout, training=False))
-                seen.append(passage.seen.reshape(-1, passage.seen.shape[-1]))
+            with mx.stream(stream), self._trunk.alone() as relay:
+                form_hidden(self._model, arrays_of(batch), BatchForm.of(batch, self._layout, training=False))
+                seen.append(relay.seen.reshape(-1, relay.seen.shape[-1]))
         mx.eval(seen)
         states = []
         for batch, rows, flat in zip(laid, batches, seen, strict=True):

@@ -168,10 +168,10 @@ def _train_to_end(session: Session, writer: RunWriter, interruption: Interruptio
     start_workers(session, writer)
     session.spent.loaded()
     prepare_to_train(session)
-    session.watch.saved_at = time.monotonic()
+    session.loop_state.saved_at = time.monotonic()
     with _spared(writer, "older samples could not be taken back"):
         forget_samples(session.run, progress.step)
-    session.watch.ask_base = not session.run.samples()
+    session.loop_state.ask_base = not session.run.samples()
     try:
         with hearing_pauses(writer, interruption):
             over = _catch_up(session, writer)
@@ -255,8 +255,8 @@ def _after_step(
     """Validate, save and answer the sample prompts when they are due."""
     pace, progress = session.config.pace, session.progress
     # the base answers the same now as before the first step, which need not wait for it
-    if session.watch.ask_base and not interruption.asked:
-        session.watch.ask_base = False
+    if session.loop_state.ask_base and not interruption.asked:
+        session.loop_state.ask_base = False
         _sample(session, writer, epoch=0)
     if end_of_epoch:
         average = progress.epoch_loss / max(progress.epoch_targets, 1)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..engine.model import Form, form_loss
+from ..engine.model import BatchForm, form_loss
 from ..tokens.dataset import TokenDataset, make_dataset
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Objective:
 
     name: str
     encode: Callable[..., TokenDataset]
-    loss: Callable[[nn.Module, dict[str, mx.array], Form], mx.array]
+    loss: Callable[[nn.Module, dict[str, mx.array], BatchForm], mx.array]
     numbers: Callable[[float | None, int], dict[str, Any]]
 
 

@@ -54,11 +54,11 @@ from .share_workers import ShareWorkers
 
 
 @dataclasses.dataclass
-class Watch:
-    """What the trainer remembers from step to step, and no weight depends on.
+class LoopState:
+    """What the training loop remembers from step to step: no weight depends on it, and nothing of it is saved.
 
     Attributes:
-        memory: decides what to do before memory runs out.
+        memory_guard: decides what to do before memory runs out.
         norms: recent gradient norms.
         throughput: speed over recent steps.
         saved_at: when the last checkpoint was written, or training began, in seconds of a monotonic clock.
@@ -67,7 +67,7 @@ class Watch:
         ask_base: whether the base still has to answer the sample prompts.
     """
 
-    memory: MemoryGuard
+    memory_guard: MemoryGuard
     norms: NormWatch = dataclasses.field(default_factory=NormWatch)
     throughput: Throughput = dataclasses.field(default_factory=Throughput)
     saved_at: float = 0.0
@@ -94,7 +94,7 @@ class Session:
         val_rows: rows to validate on.
         progress: counters of the run.
         monitor: measures memory.
-        watch: what is watched from step to step.
+        loop_state: what is remembered from step to step.
         spent: how long each part of the run took.
         estimate: predicted peak memory.
         trunk: the frozen lower layers, if they are out of memory and rows have hidden states from a file.
@@ -114,7 +114,7 @@ class Session:
     val_rows: Sequence[TokenRow]
     progress: Progress
     monitor: MemoryMonitor
-    watch: Watch
+    loop_state: LoopState
     spent: TimeSpent
     estimate: memory_estimate.MemoryEstimate
     trunk: Trunk | None = None
@@ -215,12 +215,12 @@ def open_session(writer: RunWriter, monitor: MemoryMonitor, began: float | None 
         device.clear_cache()  # memory that loading left in the cache counts as taken
     memory_estimate.check_after_loading(estimate, monitor.sample().available, spec.parameters, config)
     progress = load_checkpoint(checkpoint, model, optimizer) if checkpoint else Progress()
-    watch = Watch(MemoryGuard(config.pace.pause_below_gb * GB))
+    loop_state = LoopState(MemoryGuard(config.pace.pause_below_gb * GB))
     spent = TimeSpent(progress.extra.setdefault("seconds", {}), began)
     batch_plan = BatchPlan(rows.lengths.tolist(), config.train, kernels, layout, at_once.train.batch_size)
     session = Session(
         run, config, spec, tokenizer, model, adapters, optimizer, batch_plan, objective, rows, val_rows,
-        progress, monitor, watch, spent, estimate,
+        progress, monitor, loop_state, spent, estimate,
     )  # fmt: skip
     with doing("trying"):
         session.share_prefix()

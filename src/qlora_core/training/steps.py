@@ -89,9 +89,9 @@ def timed_step(session: Session, group: Sequence[Sequence[int]]) -> tuple[Step, 
         HalfOverflow: it is not finite in float16. It changed nothing, and is not counted.
     """
     progress, started = session.progress, time.perf_counter()
-    with contextlib.nullcontext() if session.watch.stepped else _first_step(session):
+    with contextlib.nullcontext() if session.loop_state.stepped else _first_step(session):
         step = train_step(session, group)
-    session.watch.stepped = True
+    session.loop_state.stepped = True
     if session.kernels.dtype == "float16" and not step.finite:
         raise HalfOverflow(f"step {progress.step + 1}", sources_of(session.train_rows, group))
     seconds = time.perf_counter() - started
@@ -99,7 +99,7 @@ def timed_step(session: Session, group: Sequence[Sequence[int]]) -> tuple[Step, 
     progress.step += 1
     progress.tokens += step.tokens
     progress.target_tokens += step.targets
-    progress.seconds += session.watch.throughput.count(step.tokens, seconds)
+    progress.seconds += session.loop_state.throughput.count(step.tokens, seconds)
     progress.peak_memory_bytes = max(progress.peak_memory_bytes, memory.peak)
     if step.updated:
         progress.epoch_loss += step.loss
