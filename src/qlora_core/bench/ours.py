@@ -96,7 +96,7 @@ def train(job: Job, rows: Rows, stopwatch: Stopwatch) -> dict[str, Any]:
         return {
             "kernels": dataclasses.asdict(session.kernels),
             "layout": session.layout,
-            "prefix_tokens": len(session.batch_plan.prefix),
+            "prefix_tokens": len(session.batcher.prefix),
             "peak_bytes": memory.peak,
             "process_peak_bytes": memory.process_peak,  # includes the processes beside this one
         }
@@ -108,7 +108,7 @@ def _batches(job: Job, session: Any) -> Iterator[list[int]]:
         yield from fixed_groups(len(session.train_rows), job.batch_size, job.warm_up + job.steps)
         return
     for epoch in itertools.count():
-        for (indices,) in session.batch_plan.steps(epoch):  # one micro-batch a step
+        for (indices,) in session.batcher.steps(epoch):  # one micro-batch a step
             yield indices
 
 
@@ -151,7 +151,7 @@ def _opened(job: Job, rows: TokenRows) -> Iterator[Any]:
             writer.listeners.append(_tell)
             session = open_session(writer, MemoryMonitor(counters=device.memory_counters))
             session.train_rows = rows
-            session.batch_plan = dataclasses.replace(session.batch_plan, lengths=rows.lengths.tolist())
+            session.batcher = dataclasses.replace(session.batcher, lengths=rows.lengths.tolist())
             session.share_prefix()
             loop.start_workers(session, writer)
             _refuse_without_effect(job.without, json.loads(json.dumps(dataclasses.asdict(session.kernels))))

@@ -153,9 +153,9 @@ def _train_to_end(session: Session, writer: RunWriter, interruption: Interruptio
         steps_per_epoch=session.steps_per_epoch,
         epochs=math.ceil(total / session.steps_per_epoch),
         layout=session.layout,
-        order=session.batch_plan.order,
+        order=session.batcher.order,
         kernels=dataclasses.asdict(session.kernels),
-        prefix_tokens=len(session.batch_plan.prefix),
+        prefix_tokens=len(session.batcher.prefix),
         device=device.describe_device(),
         train_rows=len(session.train_rows),
         val_rows=len(session.val_rows),
@@ -202,7 +202,7 @@ def _catch_up(session: Session, writer: RunWriter) -> bool:
 def start_workers(session: Session, writer: RunWriter) -> None:
     """Start processes that compute beside this one, if worthwhile; until they have loaded, it computes alone."""
     progress = session.progress
-    left = sum(session.batch_plan.lengths) * (session.total_steps - progress.step) // session.steps_per_epoch
+    left = sum(session.batcher.lengths) * (session.total_steps - progress.step) // session.steps_per_epoch
     count = how_many(
         session.kernels,
         session.estimate,
@@ -231,7 +231,7 @@ def end_workers(session: Session | None) -> None:
 def train_epoch(session: Session, writer: RunWriter, epoch: int, interruption: Interruption) -> None:
     """Train the rest of an epoch (counted from 0): steps, validations and checkpoints when they are due."""
     progress = session.progress
-    groups = session.batch_plan.steps(epoch)
+    groups = session.batcher.steps(epoch)
     done = progress.step - epoch * session.steps_per_epoch
     if done == 0:
         progress.epoch_loss, progress.epoch_targets = 0.0, 0

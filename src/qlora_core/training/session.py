@@ -47,7 +47,7 @@ from ..tokens.rows import TokenRow
 from ..tokens.shared_prefix import NO_PREFIX, common_prefix
 from ..tokens.tokenizer import ChatTokenizer
 from .adapted_model import load_adapted, streams_of_this_thread
-from .batch_plan import BatchPlan
+from .batcher import Batcher
 from .checkpoint import Progress, load_checkpoint
 from .objective import SUPERVISED, Objective
 from .share_workers import ShareWorkers
@@ -88,7 +88,7 @@ class Session:
         model: with adapters attached.
         adapters: the model's adapters as one vector, as the optimizer sees them.
         optimizer: new, or restored from a checkpoint.
-        batch_plan: which rows are computed together, how they are laid out, and on which kernels.
+        batcher: which rows are computed together, how they are laid out, and on which kernels.
         objective: what is learnt from them.
         train_rows: rows to train.
         val_rows: rows to validate on.
@@ -108,7 +108,7 @@ class Session:
     model: nn.Module
     adapters: AdapterVector
     optimizer: optim.Optimizer
-    batch_plan: BatchPlan
+    batcher: Batcher
     objective: Objective
     train_rows: Sequence[TokenRow]
     val_rows: Sequence[TokenRow]
@@ -123,12 +123,12 @@ class Session:
     @property
     def kernels(self) -> Kernels:
         """Return how it computes."""
-        return self.batch_plan.kernels
+        return self.batcher.kernels
 
     @property
     def layout(self) -> Layout:
         """Return how batches are laid out."""
-        return self.batch_plan.layout
+        return self.batcher.layout
 
     def share_prefix(self) -> None:
         """Let rows share the prefix that saves most, if the model allows it.
@@ -136,11 +136,11 @@ class Session:
         They cannot with dropout: each row drops different numbers, in the prefix too.
         """
         kernels, lora = self.kernels, self.config.lora
-        self.batch_plan.prefix = NO_PREFIX
+        self.batcher.prefix = NO_PREFIX
         if kernels.prefix and self.layout == "packed" and not lora.dropout:
             found = common_prefix(self.train_rows)
             if len(found) and can_share_prefix(self.model, self.spec.config["vocab_size"], kernels.rounding):
-                self.batch_plan.prefix = found
+                self.batcher.prefix = found
 
     def whole(self) -> contextlib.AbstractContextManager[None]:
         """Return a context in which the model has all of its layers."""
@@ -217,9 +217,9 @@ def open_session(writer: RunWriter, monitor: MemoryMonitor, began: float | None 
     progress = load_checkpoint(checkpoint, model, optimizer) if checkpoint else Progress()
     loop_state = LoopState(MemoryGuard(config.pace.pause_below_gb * GB))
     spent = TimeSpent(progress.extra.setdefault("seconds", {}), began)
-    batch_plan = BatchPlan(rows.lengths.tolist(), config.train, kernels, layout, at_once.train.batch_size)
+    batcher = Batcher(rows.lengths.tolist(), config.train, kernels, layout, at_once.train.batch_size)
     session = Session(
-        run, config, spec, tokenizer, model, adapters, optimizer, batch_plan, objective, rows, val_rows,
+        run, config, spec, tokenizer, model, adapters, optimizer, batcher, objective, rows, val_rows,
         progress, monitor, loop_state, spent, estimate,
     )  # fmt: skip
     with doing("trying"):

@@ -32,7 +32,7 @@ from ..runs.kernel_choice import Kernels
 from ..runs.memory_estimate import PROGRAM_BYTES, MemoryEstimate
 from ..tokens.rows import TokenRow
 from .adapted_model import load_adapted
-from .batch_plan import Shares, lay_out
+from .batcher import Shares, lay_out
 from .objective import OBJECTIVES
 
 WORTHWHILE = 5e11  # parameters × tokens to train, from which on a process is worth the seconds that it takes to start
