@@ -16,7 +16,7 @@ import numpy as np
 from ..activity import doing
 from ..engine.device import mx, nn
 from ..runs.run import Run
-from ..tokens.dataset import make_dataset
+from ..tokens.dataset import make_datasets
 from ..tokens.rows import TokenRow
 from ..tokens.tokenizer import ChatTokenizer
 from .input_moments import padded_batches
@@ -68,11 +68,9 @@ def divide_rows(run: Run, tokenizer: ChatTokenizer, vocabulary: int) -> DividedR
 
     A run that was made of somebody's adapters may have no rows at all.
     """
-    length = run.config().data.max_seq_length
-    train, validation = (
-        list(make_dataset(_spread(rows, wanted), tokenizer, length).rows)
-        for rows, wanted in ((run.train_rows(), 40 * JUDGED_ROWS), (run.validation_rows(), JUDGED_ROWS))
-    )
+    some = _spread(run.train_rows(), 40 * JUDGED_ROWS), _spread(run.validation_rows(), JUDGED_ROWS)
+    datasets = make_datasets(*some, tokenizer, run.config().data.max_seq_length)
+    train, validation = (list(dataset.rows) for dataset in datasets)
     most = JUDGED_BYTES // (2 * vocabulary)  # trained tokens, in float16
     of_training = _within(_spread(train[::JUDGED_SHARE], JUDGED_ROWS), most // 2 if validation else most)
     of_validation = _within(validation, most - sum(row.target_tokens for row in of_training))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..engine.model import BatchForm, form_loss
-from ..tokens.dataset import TokenDataset, make_dataset
+from ..tokens.dataset import Datasets, make_datasets
 
 if TYPE_CHECKING:
     from ..engine.device import mx, nn
@@ -24,15 +24,15 @@ class Objective:
 
     Attributes:
         name: by which processes beside the trainer find it.
-        encode: turns rows into token rows of at most so many tokens, as `tokens.dataset.make_dataset` does; it says
-            which tokens of each row count.
+        encode: turns the rows to train and to validate into token rows of at most so many tokens, as
+            `tokens.dataset.make_datasets` does; it says which tokens of each row count.
         loss: returns the loss of a batch's arrays, summed over the tokens that count, as `engine.model.form_loss` does;
             it can be compiled.
         numbers: returns what a `step` event tells of a summed loss (None: it is not finite) over so many tokens.
     """
 
     name: str
-    encode: Callable[..., TokenDataset]
+    encode: Callable[..., Datasets]
     loss: Callable[[nn.Module, dict[str, mx.array], BatchForm], mx.array]
     numbers: Callable[[float | None, int], dict[str, Any]]
 
@@ -41,7 +41,7 @@ def _mean_loss(loss: float | None, targets: int) -> dict[str, Any]:
     return {"train_loss": None if loss is None else loss / targets, "target_tokens": targets}
 
 
-SUPERVISED = Objective("supervised", encode=make_dataset, loss=form_loss, numbers=_mean_loss)
+SUPERVISED = Objective("supervised", encode=make_datasets, loss=form_loss, numbers=_mean_loss)
 """The next token of every reply or text: cross-entropy in nats."""
 
 OBJECTIVES = {objective.name: objective for objective in (SUPERVISED,)}
