@@ -17,7 +17,8 @@ from test_imports import ORDER
 
 from qlora_core.config import settings
 from qlora_core.data.shapes import shape
-from qlora_core.data.sources import DOCUMENTS, PACKED, TABLES
+from qlora_core.data.sources import DOCUMENTS, TABLES
+from qlora_core.data.text_files import PACKED
 from qlora_core.exports.formats import FORMATS, ExportChoices
 from qlora_core.gguf.families import family_table
 from qlora_core.runs.presets import PRESETS

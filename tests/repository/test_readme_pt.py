@@ -12,7 +12,8 @@ from test_readme import EVERY_PAGE, FOLDERS, PORTUGUESE, PORTUGUESE_ONLY, ROOT, 
 from qlora_core.cli import build_parser, main
 from qlora_core.config import settings
 from qlora_core.data.shapes import shape
-from qlora_core.data.sources import DOCUMENTS, PACKED, TABLES
+from qlora_core.data.sources import DOCUMENTS, TABLES
+from qlora_core.data.text_files import PACKED
 from qlora_core.jobs.planning import training_parser
 from qlora_core.runs.presets import PRESETS
 

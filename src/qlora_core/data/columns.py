@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import ConfigError
-from .preferences import Rivals, rivals_of
+from .preferences import Rivals, columns_by_stem, rivals_of
 from .published import Published, published_of
 
 # Names ----------------------------------------------------------------------------------------------------------
@@ -442,11 +442,7 @@ def _options(known: dict[str, str]) -> tuple[tuple[str, str], ...]:
     """Return the column of all options, or the columns of one option each: `A` `B` `C`, `option_a`, `choice1`."""
     if key := _first(known, OPTIONS):
         return (("", key),)
-    groups: dict[str, dict[str, str]] = {}
-    for name, key in known.items():
-        if match := _OPTION.fullmatch(name):
-            groups.setdefault(match[1], {})[match[2]] = key
-    for prefix, found in groups.items():
+    for prefix, found in columns_by_stem(known, _OPTION).items():
         marks = "".join(sorted(found))
         numbers = prefix and any(row.startswith(marks) for row in ("0123456789", "123456789"))
         if len(marks) > 1 and ("abcdefgh".startswith(marks) or numbers):

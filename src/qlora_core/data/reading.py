@@ -28,7 +28,8 @@ from .cleaning import clean, language_of, personal_data
 from .columns import column_roles, reaches
 from .copies import marks_of
 from .decisions import SECTION, SUBJECT, TITLE, Decisions, choice
-from .documents import SEVERAL, read_document
+from .documents import HTML, SEVERAL, read_document
+from .documents.archive import DOCUMENT_LIMIT
 from .duplicates import BANDS, signatures
 from .encoding import detect
 from .json_values import Listed
@@ -36,7 +37,7 @@ from .known_row import Shaped
 from .nested import NESTS, Nested, nested_rows
 from .page_debris import without_page_debris
 from .passages import TEMPLATES, Asked, Passage, ask, make_passages
-from .recognised import OPEN_FORMS, Format, LeftOut, read_items, recognise
+from .recognised import OPEN_FORMS, TEXTS, Format, LeftOut, read_items, recognise
 from .records import (
     Block,
     Document,
@@ -53,7 +54,7 @@ from .records import (
 from .report import DataReport
 from .scans import SPECK, mend_scan, report_scan
 from .shapes import columns_of, shape, unknown_columns
-from .sources import TESTING, Source, split_in, title_of
+from .sources import JSON_LINES, SEPARATED, TESTING, Source, split_in, title_of
 from .structure import find_structure, saved_as_lines
 from .subjects import NONE, PERSON, THING, find_subject
 from .tables import are_lines, read_rows
@@ -62,11 +63,10 @@ from .text_files import BrokenOffError, first_bytes, read_whole
 from .threads import Messages, Thread, is_one_message, root_of, tree_threads
 from .units import SPLITS, Part, Unit, encode_row, hash_of, prompt_hash
 
-DOCUMENT_LIMIT = 1 << 28  # 256 MB
 BOOK = 20  # passages; a longer document is split by sections instead of staying on one side
 LINES_AT_ONCE = 100_000  # of running text
 ROWS_A_PART = 20_000
-WRITTEN = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".md", ".markdown", ".html", ".htm", ".xhtml")
+TEXT_FORMS = (*JSON_LINES, ".json", *SEPARATED, *TEXTS, *HTML)  # of files that are text, which has an encoding
 
 PEEK = 1000  # rows examined to tell questions from running text
 FEW = 5  # in running text, at most one row in this many has a question
@@ -351,7 +351,7 @@ class _Reader:
             self.kinds = []
 
     def _note_encoding(self) -> None:
-        if self.unit.piece[0] or self.unit.source.form not in WRITTEN:
+        if self.unit.piece[0] or self.unit.source.form not in TEXT_FORMS:
             return
         sample = first_bytes(self.unit.source.content)
         encoding = "utf-8" if sample.startswith(b"PAR1") else detect(sample)
