@@ -293,8 +293,7 @@ def _validate(session: Session, writer: RunWriter) -> None:
     writer.log(
         "eval",
         step=progress.step,
-        val_loss=loss if finite else None,
-        perplexity=math.exp(min(loss, 700)) if finite else None,
+        **session.objective.validation_numbers(loss if finite else None),
         seconds=time.perf_counter() - started,
         best=best,
     )

@@ -89,7 +89,7 @@ class Session:
         adapters: the model's adapters as one vector, as the optimizer sees them.
         optimizer: new, or restored from a checkpoint.
         batcher: which rows are computed together, how they are laid out, and on which kernels.
-        objective: what is learnt from them.
+        objective: which loss is computed, over which tokens of the rows.
         train_rows: rows to train.
         val_rows: rows to validate on.
         progress: counters of the run.
@@ -233,7 +233,7 @@ class _OpenedRun:
         environment: what was recorded, before this process recorded anything.
         spec: description of the base.
         tokenizer: of the base; it asks for answers as the training rows have them.
-        objective: what is learnt.
+        objective: which loss is computed, over which tokens of the rows.
         train_rows: rows to train.
         val_rows: rows to validate on.
         checkpoint: directory of the one to go on from; None: the run begins.

@@ -116,7 +116,7 @@ def step_numbers(session: Session, step: Step, memory: MemorySample, seconds: fl
     """Return a step as the fields of a `step` event."""
     return {
         "step": session.progress.step,
-        **session.objective.numbers(step.loss if step.updated else None, step.targets),
+        **session.objective.step_numbers(step.loss if step.updated else None, step.targets),
         "learning_rate": step.rate,
         "grad_norm": step.norm if step.updated else None,
         "tokens": step.tokens,
