@@ -128,7 +128,7 @@ class _Lines:
 
 @dataclass(frozen=True)
 class _Style:
-    """How a table is written: what separates its cells, and whether blanks may follow that."""
+    """The writing of a table: the separator of its cells, and whether blanks may follow it."""
 
     delimiter: str
     spaced: bool = False

@@ -257,7 +257,7 @@ def _checkpointed(cls: type) -> type:
 
 @dataclasses.dataclass(frozen=True)
 class BatchForm:
-    """What a compiled function depends on besides arrays: it is the same for all batches that are computed alike.
+    """The static arguments of a compiled loss: equal for all batches that one compiled function can compute.
 
     Attributes:
         layout: how rows are laid out.

@@ -24,7 +24,7 @@ Target = Literal["adapter", "peft", "fused", "fused-float16", "gguf", "gguf-lora
 
 @dataclass(frozen=True)
 class ExportChoices:
-    """What an export leaves to the user, beyond its format.
+    """Options of an export, beside its format.
 
     Attributes:
         bits: of a fused model's weights, as `fuse.fuse_run` knows them.
@@ -45,7 +45,7 @@ class ExportChoices:
 
 @dataclass(frozen=True)
 class ExportPlace:
-    """An export as commands name it: with its absolute path on this machine, or as `.` wherever somebody copies it.
+    """An export as its commands name it: by its absolute path on this machine, or as `.`, wherever it is copied.
 
     Attributes:
         run: name of the run.

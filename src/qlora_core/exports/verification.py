@@ -1,4 +1,4 @@
-"""Whether an export does what the run does: it is opened again in a fresh process and compared.
+"""Verification of an export: it is opened again in a fresh process and compared with the run.
 
 Knows what is asked and how the reply reads; `training.verifying`, which loads models, runs as a program of its own.
 """

@@ -1,7 +1,7 @@
-"""What GGUF calls the parts of each family, and how llama.cpp lays them out. Knows names and settings, no weights.
+"""Families of models in GGUF: the names of their parts, and the order in which llama.cpp wants the rows.
 
 llama.cpp computes each architecture by its own code, so only what stands here can be written; whatever a model has
-beyond that is refused by name instead of being left out.
+beyond that is refused by name instead of being left out. Knows names and settings, no weights.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Value = int | float | str | bool | list[bool]
 
 @dataclass(frozen=True)
 class Family:
-    """What llama.cpp needs to know of a family of models.
+    """A family of models as llama.cpp knows it.
 
     Attributes:
         models: the models that are meant, for people.

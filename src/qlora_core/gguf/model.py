@@ -33,7 +33,7 @@ _SENSES = ("vision_tower", "vision_model", "multi_modal_projector", "audio_tower
 
 @dataclass(frozen=True)
 class About:
-    """What the file says of itself.
+    """The metadata of a file for people and programs: its name, its base, and how it is asked.
 
     Attributes:
         name: the model's, for people; empty: none.
@@ -68,7 +68,7 @@ class About:
 
 @dataclass
 class Written:
-    """What was written.
+    """The outcome of writing a file.
 
     Attributes:
         bytes: size of the file.

@@ -1,4 +1,4 @@
-"""Which rows are computed together: in a step, in one of its rounds, and on one stream.
+"""The grouping of rows that are computed together: in a step, in one of its rounds, and on one stream.
 
 Everything follows from lengths, settings and kernels, so that a run that is resumed adds up the same numbers in the
 same order. Knows no model, and computes nothing.

@@ -1,4 +1,4 @@
-"""Which unit of matrices gets how many bits: mixtures of choices for all of them, and the smallest that is good enough.
+"""The choice of bits for each unit of matrices: mixtures for the whole model, and the smallest that is good enough.
 
 Knows sizes and numbers; nothing of models.
 """

@@ -1,4 +1,4 @@
-"""What a trained model knows: answers of base and tuned model side by side, and recall of a fact sheet.
+"""Evaluation of a trained model: answers of base and tuned model side by side, and recall of a fact sheet.
 
 An answer counts as right if it contains an expected text, regardless of case and accents. Whether a question was
 trained is found in the rows of the run, not declared.

@@ -1,4 +1,4 @@
-"""What to do when numbers exceed the range of float16: detect it, and continue in bfloat16."""
+"""Numbers beyond the range of float16: noticing them, and going on in bfloat16."""
 
 from __future__ import annotations
 

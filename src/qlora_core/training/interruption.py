@@ -1,4 +1,4 @@
-"""How training is asked to pause or stop: Ctrl+C, signals, and words in the control file."""
+"""Requests to pause or stop training: Ctrl+C, signals, and words in the control file."""
 
 from __future__ import annotations
 

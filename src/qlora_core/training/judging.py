@@ -46,7 +46,7 @@ Answers = Iterator[tuple[np.ndarray, mx.array, mx.array]]
 
 @dataclass(frozen=True)
 class DividedRows:
-    """Which rows of a run do what.
+    """The rows of a run, by what they are used for.
 
     Attributes:
         judged: rows that models are compared on, none of them among the next.
@@ -199,7 +199,7 @@ def _chosen(logs: mx.array, target: mx.array) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How another model's answers to some rows differ from the tuned one's, summed over each row's trained tokens.
+    """The differences between another model and the tuned one on some rows, summed over each row's trained tokens.
 
     Attributes:
         tuned: losses of the tuned model, in nats, `(rows,)`.

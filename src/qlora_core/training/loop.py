@@ -49,7 +49,7 @@ from .watching import watch_memory, watch_numbers
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How training ended.
+    """The end of training, and its cause.
 
     Attributes:
         state: the run's state.

@@ -1,4 +1,4 @@
-"""When and what training saves: checkpoints and adapters, and numbers that it refuses to save."""
+"""Saving in the course of training: checkpoints and adapters when they are due, never numbers that are not finite."""
 
 from __future__ import annotations
 

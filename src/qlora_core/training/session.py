@@ -55,7 +55,7 @@ from .share_workers import ShareWorkers
 
 @dataclasses.dataclass
 class LoopState:
-    """What the training loop remembers from step to step: no weight depends on it, and nothing of it is saved.
+    """The memory of the training loop from step to step: no weight depends on it, and nothing of it is saved.
 
     Attributes:
         memory_guard: decides what to do before memory runs out.

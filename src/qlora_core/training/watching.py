@@ -1,4 +1,4 @@
-"""What is checked after each step: numbers that are not finite, gradients that are far too large, and memory."""
+"""Checks after each step: numbers that are not finite, gradients that are far too large, and memory."""
 
 from __future__ import annotations
 
