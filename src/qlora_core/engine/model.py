@@ -144,10 +144,10 @@ def load_adapters(model: nn.Module, path: Path) -> None:
         ModelError: the file cannot be read or is damaged, or a tensor is missing, unknown or of another shape.
     """
     wanted = {name: tuple(value.shape) for name, value in tree_flatten(model.trainable_parameters())}
-    found = read_tensors(path)
+    tensors = read_tensors(path)
     refuse_damage(path)
-    refuse_misfits(path, {name: tuple(value.shape) for name, value in found.items()}, wanted)
-    model.load_weights([(name, value.astype(mx.float32)) for name, value in found.items()], strict=False)
+    refuse_misfits(path, {name: tuple(value.shape) for name, value in tensors.items()}, wanted)
+    model.load_weights([(name, value.astype(mx.float32)) for name, value in tensors.items()], strict=False)
     mx.eval(model.trainable_parameters())
 
 
@@ -283,10 +283,10 @@ class BatchForm:
 def arrays_of(batch: Batch) -> dict[str, mx.array]:
     """Return the arrays of a batch, as `form_loss` takes them."""
     names = ("ids", "source", "target", "weight", "states", "unpack", "pack", "row", "position")
-    found = {name: mx.array(getattr(batch, name)) for name in names if getattr(batch, name) is not None}
+    arrays = {name: mx.array(getattr(batch, name)) for name in names if getattr(batch, name) is not None}
     if batch.states is not None and batch.states.dtype == np.uint16:
-        found["states"] = found["states"].view(mx.bfloat16)
-    return found
+        arrays["states"] = arrays["states"].view(mx.bfloat16)
+    return arrays
 
 
 def batch_loss(model: nn.Module, batch: Batch, layout: Layout) -> mx.array:
@@ -411,6 +411,6 @@ def can_share_prefix(model: nn.Module, vocabulary: int, rounding: Rounding = AS_
 
 def _dtype(model: nn.Module) -> mx.Dtype:
     """Return the dtype the base model computes in."""
-    trained = dict(tree_flatten(model.trainable_parameters()))
-    values = (value for name, value in tree_flatten(model.parameters()) if name not in trained)
+    adapters = dict(tree_flatten(model.trainable_parameters()))
+    values = (value for name, value in tree_flatten(model.parameters()) if name not in adapters)
     return next(value.dtype for value in values if mx.issubdtype(value.dtype, mx.floating))

@@ -148,8 +148,8 @@ def _stored_bits(facts: ExportFacts) -> int | float | None:
     """Return the bits of a merged model's weights, a mean if they differ; None if they are not quantised."""
     if facts.fused:
         return facts.fused["bits"]
-    found = re.match(r"I?Q(\d)", facts.stored)
-    return int(found[1]) if found else None
+    match = re.match(r"I?Q(\d)", facts.stored)
+    return int(match[1]) if match else None
 
 
 def _relation(facts: ExportFacts) -> str:
@@ -182,9 +182,9 @@ def _losses(run: Run) -> dict[str, str]:
     found, numbers = {}, run.summary() or {}
     if (best := numbers.get("best_val_loss")) is not None:
         found["Validation loss, at its best"] = f"{best:.4f} (step {numbers.get('best_step')})"
-    trained = [event["train_loss"] for event in run.metrics() if event["type"] == "step" and event.get("train_loss")]
-    if trained:
-        found["Training loss, last step"] = f"{trained[-1]:.4f}"
+    losses = [event["train_loss"] for event in run.metrics() if event["type"] == "step" and event.get("train_loss")]
+    if losses:
+        found["Training loss, last step"] = f"{losses[-1]:.4f}"
     return found
 
 

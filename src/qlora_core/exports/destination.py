@@ -44,8 +44,8 @@ def check_room(out: Path, wanted: int) -> None:
     Raises:
         StorageError: there is less free.
     """
-    place = next(path for path in (out, *out.parents) if path.exists())
-    free = shutil.disk_usage(place).free
+    existing = next(path for path in (out, *out.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
     if free < wanted:
         raise StorageError(
             f"{out}: needs {size(wanted)} on the disk until it is complete, and {size(free)} are free. Make room, or "

@@ -91,10 +91,10 @@ def _verify(
     if form.has_program:
         write_program(directory)
     files = {name: written[name] for name in ("model", "adapters")} if form.reader == "llama.cpp" and written else {}
-    found = verify(source, directory, form.reader, files, _safer(written, choices))
-    if choices.strict and not found["within"]:
-        raise ExportError(f"{source.run.name}: {found['verdict']}")
-    return found
+    verification = verify(source, directory, form.reader, files, _safer(written, choices))
+    if choices.strict and not verification["within"]:
+        raise ExportError(f"{source.run.name}: {verification['verdict']}")
+    return verification
 
 
 def _safer(written: dict[str, Any] | None, choices: ExportChoices) -> str:
@@ -133,7 +133,7 @@ def _metrics(source: ExportSource, facts: ExportFacts) -> dict[str, Any]:
     run = source.run
     evaluation, environment, events = run.evaluation(), run.environment(), run.metrics()
     config = run.config()
-    told = {each.name for each in settings() if each.group in ("lora", "train") and each.role in ("result", "length")}
+    names = {each.name for each in settings() if each.group in ("lora", "train") and each.role in ("result", "length")}
     steps = [event for event in events if event["type"] == "step"]
     evals = [event for event in events if event["type"] == "eval"]
     return {
@@ -143,7 +143,7 @@ def _metrics(source: ExportSource, facts: ExportFacts) -> dict[str, Any]:
         "adapters": source.checkpoint,
         "base": {key: value for key, value in environment["model"].items() if key != "path"}
         | {"repository": source.repository},
-        "settings": {name: value for name, value in to_flat(config).items() if name in told},
+        "settings": {name: value for name, value in to_flat(config).items() if name in names},
         "summary": run.summary(),
         "recall": evaluation["recall"] if evaluation else None,
         "fused": facts.fused,

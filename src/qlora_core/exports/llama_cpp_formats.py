@@ -97,21 +97,21 @@ def write_ollama(source: ExportSource, directory: Path, kind: str) -> dict[str, 
         As `write_one_file`.
     """
     if kind or source.run.config().lora.adapter != "lora":
-        found = write_one_file(source, directory, kind or ONE_FILE)
+        files = write_one_file(source, directory, kind or ONE_FILE)
     else:
-        found = write_lora(source, directory, with_base=True)
+        files = write_lora(source, directory, with_base=True)
     differences = write_modelfile(
         directory,
         source.tokenizer,
         source.run.config(),
-        base=found["model"],
-        adapter=found["adapters"],
-        adds_bos=bool(GgufFile(directory / found["model"]).metadata.get(Keys.Tokenizer.ADD_BOS)),
+        base=files["model"],
+        adapter=files["adapters"],
+        adds_bos=bool(GgufFile(directory / files["model"]).metadata.get(Keys.Tokenizer.ADD_BOS)),
         system=source.run.shared_system(),
         licence=source.spec.licence,
     )
-    found["notes"] += differences
-    return found
+    files["notes"] += differences
+    return files
 
 
 def _facts(model: str, adapters: str, stored: str, notes: list[str]) -> dict[str, Any]:

@@ -143,10 +143,10 @@ def _find(run: Run, checkpoint: str) -> Path:
     """
     kept = {place.name: place for place in (run.best, run.final) if (place / ADAPTER_FILE).is_file()}
     steps = {str(int(place.name)): place for place in checkpoints(run.checkpoint_directory)}
-    found = {**kept, **steps}
-    if checkpoint not in found:
-        there = ", ".join(found) or "none"
+    by_name = {**kept, **steps}
+    if checkpoint not in by_name:
+        there = ", ".join(by_name) or "none"
         raise RunError(f"{run.path}: has no adapters of the name {checkpoint!r}. There are: {there}.")
-    if checkpoint in steps and (problem := manifest_problem(found[checkpoint])):
-        raise RunError(f"{found[checkpoint]}: {problem}: this checkpoint is damaged. Choose another.")
-    return found[checkpoint]
+    if checkpoint in steps and (problem := manifest_problem(by_name[checkpoint])):
+        raise RunError(f"{by_name[checkpoint]}: {problem}: this checkpoint is damaged. Choose another.")
+    return by_name[checkpoint]

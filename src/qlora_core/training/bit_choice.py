@@ -72,14 +72,14 @@ def smallest_that(fits: Callable[[BitWidths], bool], candidates: Sequence[BitWid
         fits: is asked for about log2 of their number; the one returned did fit.
         candidates: from the smallest to the largest.
     """
-    below, above, found = 0, len(candidates), None
+    below, above, smallest = 0, len(candidates), None
     while below < above:
         middle = (below + above) // 2
         if fits(candidates[middle]):
-            above, found = middle, candidates[middle]
+            above, smallest = middle, candidates[middle]
         else:
             below = middle + 1
-    return found
+    return smallest
 
 
 def _expected(choices: Mapping[int, Option], harm: float) -> dict[int, float]:

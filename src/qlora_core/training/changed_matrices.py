@@ -83,14 +83,14 @@ def find_changed_matrices(model: nn.Module, *, quantise: bool) -> list[ChangedMa
     """
     allowed = getattr(model, "quant_predicate", None) or (lambda path, module: True)
     adapted = {path for path, module in model.named_modules() if isinstance(module, Adapter)}
-    found = []
+    changed = []
     for path, module in model.named_modules():
         if path.removesuffix(".linear") in adapted and path not in adapted:
             continue  # the layer inside an adapter
         is_quantised, may_be = "scales" in module, hasattr(module, "to_quantized") and bool(allowed(path, module))
         if path in adapted or (may_be if quantise else is_quantised):
-            found.append(ChangedMatrix(path, module))
-    return sorted(found, key=lambda matrix: matrix.layer)
+            changed.append(ChangedMatrix(path, module))
+    return sorted(changed, key=lambda matrix: matrix.layer)
 
 
 def dense_weight(module: nn.Module) -> mx.array:
@@ -204,8 +204,8 @@ class Roundings:
     def arrays(self, path: str, bits: int) -> dict[str, mx.array]:
         """Return `weight`, `scales` and `biases` of a matrix, which are read from the file when they are computed."""
         leading = self._shapes[path][:-1]
-        found = read_tensors(self._file(path, bits))
-        return {name: value.reshape(*leading, -1) for name, value in found.items()}
+        tensors = read_tensors(self._file(path, bits))
+        return {name: value.reshape(*leading, -1) for name, value in tensors.items()}
 
     def stored(self, path: str, bits: int) -> dict[str, Any]:
         """Return how a matrix is stored, as `config.json` says it."""

@@ -147,16 +147,16 @@ class _Fusion:
         if not reason:
             compared = self.judge.compare(_load(merged))
         tuned = self.judge.tuned_means() if self.rows.judged else {"rows": 0, "tokens": 0, "tuned_loss": None}
-        found = compared.as_dict() if compared else dict.fromkeys(_NOT_MEASURED) | tuned
+        measured = compared.as_dict() if compared else dict.fromkeys(_NOT_MEASURED) | tuned
         within = compared is not None and compared.lost <= MOST_LOST
         return {
             **made,
             "dtype": self.dtype,
             "calibrated_tokens": sum(map(len, self.rows.calibrating)) if self.roundings.calibrated else 0,
-            **found,
+            **measured,
             "within": within if compared else None,
             "not_judged": reason,
-            "verdict": _verdict(found, reason, made["form"]),
+            "verdict": _verdict(measured, reason, made["form"]),
             "seconds": time.monotonic() - self.began,
         }
 
@@ -211,14 +211,14 @@ class _Fusion:
             return {matrix.path: widths[name] for name, unit in units.items() for matrix in unit}
 
         candidates = [spelt_out(widths) for widths in mixtures(by_unit, self._harm(units, kernels))]
-        found = smallest_that(fits, candidates)
+        smallest = smallest_that(fits, candidates)
         if not uniform:
-            return found or candidates[-1]
+            return smallest or candidates[-1]
         for each in UNIFORM[1:]:
             widths = _uniform(matrices, each)
-            if (found is None or size(options, widths) < size(options, found)) and fits(widths):
+            if (smallest is None or size(options, widths) < size(options, smallest)) and fits(widths):
                 return widths
-        return found
+        return smallest
 
     def _kernels(self) -> Kernels:
         """Return how rounded models are computed: as `load_base` will compute the written model."""

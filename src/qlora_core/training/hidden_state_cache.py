@@ -92,8 +92,8 @@ class Maker:
         mx.eval(seen)
         states = []
         for batch, rows, flat in zip(laid, batches, seen, strict=True):
-            found = np.array(flat.view(mx.uint16) if flat.dtype == mx.bfloat16 else flat)
-            states += [found[start : start + len(row)] for start, row in zip(batch.starts, rows, strict=True)]
+            hidden = np.array(flat.view(mx.uint16) if flat.dtype == mx.bfloat16 else flat)
+            states += [hidden[start : start + len(row)] for start, row in zip(batch.starts, rows, strict=True)]
         return states
 
     def agrees(self, vocabulary: int) -> bool:
@@ -205,11 +205,11 @@ def _all_states(
 
 def _digest(parts: Iterable[TokenRows]) -> str:
     """Return a hash of the ids of rows, and of where each row begins."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for rows in parts:
-        found.update(rows.ids.tobytes())
-        found.update(rows.offsets.tobytes())
-    return found.hexdigest()
+        digest.update(rows.ids.tobytes())
+        digest.update(rows.offsets.tobytes())
+    return digest.hexdigest()
 
 
 def write_states(directory: Path, known: dict[str, Any], made: Iterable[np.ndarray], wanted: int) -> None:

@@ -116,9 +116,9 @@ def _pause_unsaved(writer: RunWriter, error: StorageError | DeviceError) -> Stor
     saved = checkpoints(writer.run.checkpoint_directory)
     step = int(saved[-1].name) if saved else 0
     kept = f"its last checkpoint, of step {step}, is as it was" if saved else "nothing was saved yet"
-    told = f"{error} The run is paused: {kept}."
-    ended = StorageError(told, error.errno) if isinstance(error, StorageError) else DeviceError(told)
-    writer.end("paused", step, told)
+    message = f"{error} The run is paused: {kept}."
+    ended = StorageError(message, error.errno) if isinstance(error, StorageError) else DeviceError(message)
+    writer.end("paused", step, message)
     return ended
 
 
