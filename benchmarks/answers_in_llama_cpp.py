@@ -18,14 +18,14 @@ from typing import Any
 from qlora_core.config import RunConfig
 from qlora_core.engine.generate import Prompt, answer
 from qlora_core.exports.export import export_run
-from qlora_core.exports.formats import Choices
+from qlora_core.exports.formats import ExportChoices
 from qlora_core.gguf import llama_cpp
 from qlora_core.runs.plan import TrainingTracker
 from qlora_core.runs.run import Run
 from qlora_core.tokens.tokenizer import ChatTokenizer
 from qlora_core.training.session import load_for_answers
 
-FORMS = {"gguf": Choices(), "gguf-lora": Choices(with_base=True), "ollama": Choices()}
+FORMS = {"gguf": ExportChoices(), "gguf-lora": ExportChoices(with_base=True), "ollama": ExportChoices()}
 FLAGS = {"gguf": "gguf", "gguf-lora": "gguf-lora --with-base", "ollama": "ollama"}
 MB = 1e6
 

@@ -80,7 +80,7 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
             steps.prepare_to_train(session)
             if session.workers:
                 session.workers.are_ready(60)
-            groups = session.batch_plan.steps(0)
+            groups = session.batcher.steps(0)
             groups = (groups * (1 + (arguments.steps + 1) // len(groups)))[: arguments.steps + 1]
             steps.train_step(session, groups[0])
             with beside(arguments.way == "busy"):

@@ -17,8 +17,12 @@ from pathlib import Path
 from qlora_core.bench.report import caption, tables
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from marked import replaced  # noqa: E402
+
 DOCUMENTS = {"en": ROOT / "docs/benchmarks.md", "pt": ROOT / "docs/pt/medicoes.md"}
-BEGIN, END = "<!-- bench -->\n", "<!-- end of bench -->\n"
+PART = "bench"
 
 
 def made(language: str, directory: Path = ROOT / "benchmarks" / "results") -> str:
@@ -30,15 +34,6 @@ def made(language: str, directory: Path = ROOT / "benchmarks" / "results") -> st
     return "\n\n".join(parts) + "\n" if parts else ""
 
 
-def split(text: str) -> tuple[str, str, str]:
-    """Split a document into the text before the tables, the tables, and the text after them."""
-    before, begin, rest = text.partition(BEGIN)
-    table, end, after = rest.partition(END)
-    if not (begin and end):
-        raise SystemExit(f"there is no {BEGIN.strip()} … {END.strip()}")
-    return before, table, after
-
-
 def main() -> int:
     """Write or show the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -47,8 +42,7 @@ def main() -> int:
         print(made("en"), end="")
         return 0
     for language, path in DOCUMENTS.items():
-        before, _, after = split(path.read_text(encoding="utf-8"))
-        path.write_text(before + BEGIN + made(language) + END + after, encoding="utf-8")
+        path.write_text(replaced(path.read_text(encoding="utf-8"), PART, made(language)), encoding="utf-8")
     return 0
 
 

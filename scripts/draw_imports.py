@@ -14,12 +14,13 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tests/repository"))
+sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests/repository")]
 
+from marked import replaced, split  # noqa: E402
 from test_imports import FILES, ORDER, VALUES, WITH_MLX, modules_imported, name_of  # noqa: E402
 
 DOCUMENTS = {"en": ROOT / "docs/architecture.md", "pt": ROOT / "docs/pt/arquitetura.md"}
-BEGIN, END = "<!-- imports -->\n", "<!-- end of imports -->\n"
+PART = "imports"
 WIDTH = 72
 
 PURPOSES = {
@@ -112,15 +113,6 @@ def made(language: str) -> str:
     return f"```text\n{drawing(found, language)}\n```\n\n{table(found, language)}\n"
 
 
-def split(text: str) -> tuple[str, str, str]:
-    """Return a document before the drawing, the drawing with its table, and what follows."""
-    before, begin, rest = text.partition(BEGIN)
-    drawn, end, after = rest.partition(END)
-    if not (begin and end):
-        raise SystemExit(f"there is no {BEGIN.strip()} … {END.strip()}")
-    return before, drawn, after
-
-
 def main() -> int:
     """Read the command line, then write or compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -128,13 +120,13 @@ def main() -> int:
     only_check = parser.parse_args().check
     old = 0
     for language, path in DOCUMENTS.items():
-        before, drawn, after = split(path.read_text(encoding="utf-8"))
-        if drawn == made(language):
+        text = path.read_text(encoding="utf-8")
+        if split(text, PART)[1] == made(language):
             continue
         old += 1
         print(f"{path.relative_to(ROOT)} is not current" if only_check else f"{path.relative_to(ROOT)} written")
         if not only_check:
-            path.write_text(before + BEGIN + made(language) + END + after, encoding="utf-8")
+            path.write_text(replaced(text, PART, made(language)), encoding="utf-8")
     return int(only_check and old > 0)
 
 

@@ -78,30 +78,30 @@ class Activity:
         return (time.monotonic() - self.began) * (self.total - self.done) / self.done if known else None
 
 
-Watch = Callable[[Activity | None], None]
+Listener = Callable[[Activity | None], None]
 """Called with the current activity whenever it changes or makes progress; None: nothing worth reporting."""
 
 
 class _Here(threading.local):
-    watch: Watch | None = None
+    listener: Listener | None = None
     now: Activity | None = None
 
     def tell(self) -> None:
-        if self.watch:
-            self.watch(self.now)
+        if self.listener:
+            self.listener(self.now)
 
 
 _here = _Here()
 
 
 @contextlib.contextmanager
-def watching(watch: Watch) -> Iterator[None]:
-    """Report what this thread does inside the block to `watch`, instead of to the listener of the outer block."""
-    outer, _here.watch = _here.watch, watch
+def watching(listener: Listener) -> Iterator[None]:
+    """Report what this thread does inside the block to `listener`, instead of to the listener of the outer block."""
+    outer, _here.listener = _here.listener, listener
     try:
         yield
     finally:
-        _here.watch = outer
+        _here.listener = outer
 
 
 @contextlib.contextmanager
@@ -168,7 +168,7 @@ class Note:
 @contextlib.contextmanager
 def noting() -> Iterator[None]:
     """Note what this thread does inside the block in the file of `NOTE`, if it is set, besides telling the listener."""
-    wanted, outer = os.environ.pop(NOTE, ""), _here.watch  # programs started from here are asked on their own
+    wanted, outer = os.environ.pop(NOTE, ""), _here.listener  # programs started from here are asked on their own
     if not wanted:
         yield
         return

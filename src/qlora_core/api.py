@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from .data import PreparedData
     from .engine.generate import Prompt
 
-Source = str | os.PathLike[str]
-"""A file, a folder, or `hf:OWNER/NAME`."""
+PathOrName = str | os.PathLike[str]
+"""A file or folder; for data also `hf:OWNER/NAME`, for a run also its name."""
 
 
-def prepare(*sources: Source, **settings: Any) -> PreparedData:
+def prepare(*sources: PathOrName, **settings: Any) -> PreparedData:
     """Read, repair and split texts, and report what became of every row.
 
     Args:
@@ -43,7 +43,7 @@ def prepare(*sources: Source, **settings: Any) -> PreparedData:
     return data.prepare(config.data, open_tokenizer(config.base))
 
 
-def plan(*sources: Source, preset: str = "", **settings: Any) -> TrainingPlan:
+def plan(*sources: PathOrName, preset: str = "", **settings: Any) -> TrainingPlan:
     """Prepare data and decide everything about a run, without writing it.
 
     The same settings and data lead to the same run, which `train` goes on with.
@@ -86,7 +86,7 @@ def train(plan: TrainingPlan, listener: Callable[[dict[str, Any]], None] = lambd
     return plan.run
 
 
-def load_run(name: str | os.PathLike[str], runs_dir: Source = "checkpoints_qlora") -> Run:
+def load_run(name: PathOrName, runs_dir: PathOrName = "checkpoints_qlora") -> Run:
     """Open a run for reading, by its name or its directory.
 
     Raises:
@@ -127,7 +127,7 @@ def evaluate(run: Run) -> dict[str, Any]:
 
 
 def export(
-    run: Run, out: Source, *, to: str = "adapter", checkpoint: str = "", force: bool = False, **choices: Any
+    run: Run, out: PathOrName, *, to: str = "adapter", checkpoint: str = "", force: bool = False, **choices: Any
 ) -> dict[str, Any]:
     """Write a run's result where it can be used without this package.
 
@@ -138,7 +138,7 @@ def export(
             of `exports.formats.FORMATS`.
         checkpoint: `best`, `final`, or the step of a checkpoint; empty: the best.
         force: replace whatever is in `out`.
-        choices: fields of `exports.formats.Choices`, such as `bits="8"`.
+        choices: fields of `exports.formats.ExportChoices`, such as `bits="8"`.
 
     Returns:
         `{"run", "to", "path", "bytes", "files": {name: bytes}, "fused", "gguf", "verification"}`, as
@@ -148,15 +148,15 @@ def export(
         ConfigError: there is no such format, or a choice does not belong to it.
     """
     from .exports.export import export_run
-    from .exports.formats import FORMATS, Choices
+    from .exports.formats import FORMATS, ExportChoices
 
     if to not in FORMATS:
         raise ConfigError(f"to={to!r}: no such format. There are {', '.join(FORMATS)}.")
-    return export_run(run, Path(out), to=to, choices=Choices(**choices), checkpoint=checkpoint, force=force)
+    return export_run(run, Path(out), to=to, choices=ExportChoices(**choices), checkpoint=checkpoint, force=force)
 
 
 def push(
-    exported: Run | Source,
+    exported: Run | PathOrName,
     repository: str,
     *,
     to: str | None = None,
@@ -164,7 +164,7 @@ def push(
     force: bool = False,
     with_personal_data: bool = False,
     dry_run: bool = False,
-    runs_dir: Source = "checkpoints_qlora",
+    runs_dir: PathOrName = "checkpoints_qlora",
 ) -> dict[str, Any]:
     """Send an export to the hub, with the login of `hf auth login` or the token in `HF_TOKEN`.
 
@@ -206,7 +206,7 @@ def push(
     )
 
 
-def import_adapters(path: Source, **settings: Any) -> Run:
+def import_adapters(path: PathOrName, **settings: Any) -> Run:
     """Make a run of adapters that another program trained, in the format of PEFT, mlx-lm or llama.cpp.
 
     Args:

@@ -55,7 +55,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _data(arguments: argparse.Namespace) -> int:
     from . import data
-    from .tokens.dataset import make_dataset
+    from .tokens.dataset import make_datasets
     from .tokens.report import describe, left_out, none_trained
     from .tokens.tokenizer import open_tokenizer
 
@@ -66,10 +66,10 @@ def _data(arguments: argparse.Namespace) -> int:
     described, left, useless = None, 0, ""
     if not arguments.no_tokens:
         length = config.data.max_seq_length
-        datasets = [make_dataset(rows, tokenizer, length) for rows in (prepared.train, prepared.validation)]
+        datasets = make_datasets(prepared.train, prepared.validation, tokenizer, length)
         described = describe(*datasets, tokenizer, length)
         prepared.report.tokens = described.as_dict()
-        left, useless = left_out(datasets[0], len(prepared.train)), none_trained(datasets[0])
+        left, useless = left_out(datasets.train, len(prepared.train)), none_trained(datasets.train)
     if arguments.reader == "mlx-lm":
         if left_out := data.save_rendered(prepared, arguments.out, tokenizer.texts_of_row):
             prepared.report.warnings.append(
@@ -214,11 +214,12 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 def _export(arguments: argparse.Namespace) -> int:
     from .exports.export import export_run
-    from .exports.formats import Choices
+    from .exports.formats import ExportChoices
 
     run = TrainingTracker(arguments.runs_dir).find(arguments.run_name)
     out = arguments.out or run.exports / arguments.to
-    choices = Choices(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Choices)})
+    names = [field.name for field in dataclasses.fields(ExportChoices)]
+    choices = ExportChoices(**{name: getattr(arguments, name) for name in names})
     made = export_run(
         run,
         out,

@@ -1,4 +1,4 @@
-"""What the page says, in the reader's language. English texts are their own keys; `languages/*.po` hold translations.
+"""Texts in the reader's language. English texts are their own keys; `languages/*.po` hold translations.
 
 Knows nothing of the reader: whoever shows texts to people sets `find_language`, which returns the language to use.
 """

@@ -16,7 +16,7 @@ from qlora_core.bench.__main__ import is_out_of_memory
 from qlora_core.bench.__main__ import main as measure_one
 from qlora_core.bench.catalogue import CONTESTANTS, SHAPES, WORKS
 from qlora_core.bench.drawn import write_quantised
-from qlora_core.bench.job import Job, Watch, add_job_arguments, count_tokens
+from qlora_core.bench.job import Job, Stopwatch, add_job_arguments, count_tokens
 from qlora_core.bench.mlxlm import encode, padded, with_pad_target
 from qlora_core.bench.options import Options, add_arguments
 from qlora_core.cli import main
@@ -130,15 +130,15 @@ def test_tokens_are_counted_from_the_rows():
     assert count_tokens(ROWS) == (9, 4)
 
 
-def test_the_watch_times_what_comes_after_the_warm_up():
+def test_the_stopwatch_times_what_comes_after_the_warm_up():
     moments = iter([10.0, 14.0, 20.0, 21.0, 23.0])  # begin, end, begin, end, begin …
-    watch = Watch(ROWS, Job(contestant="", started=4.0, warm_up=1, steps=1), lambda: next(moments))
-    assert watch.begin([0, 1])
-    watch.end(2.0)
-    assert watch.begin([2])
-    watch.end(1.0)
-    assert not watch.begin([0])
-    assert watch.measures() == {
+    stopwatch = Stopwatch(ROWS, Job(contestant="", started=4.0, warm_up=1, steps=1), lambda: next(moments))
+    assert stopwatch.begin([0, 1])
+    stopwatch.end(2.0)
+    assert stopwatch.begin([2])
+    stopwatch.end(1.0)
+    assert not stopwatch.begin([0])
+    assert stopwatch.measures() == {
         "tokens_per_second": 4 / 1,
         "tokens_per_second_whole": 9 / (6 + 4 + 1),  # what lay between the steps does not count
         "seconds_to_first_step": 6 + 4,
@@ -148,12 +148,12 @@ def test_the_watch_times_what_comes_after_the_warm_up():
     }
 
 
-def test_a_watch_stops_after_enough_seconds():
+def test_a_stopwatch_stops_after_enough_seconds():
     moments = iter([0.0, 3.0, 3.0, 6.0, 6.0])
-    watch = Watch(ROWS, Job(contestant="", started=0.1, warm_up=0, steps=99, seconds=5), lambda: next(moments))
+    stopwatch = Stopwatch(ROWS, Job(contestant="", started=0.1, warm_up=0, steps=99, seconds=5), lambda: next(moments))
     count = 0
-    while watch.begin([0]):
-        watch.end()
+    while stopwatch.begin([0]):
+        stopwatch.end()
         count += 1
     assert count == 2
 
@@ -545,7 +545,7 @@ def tables_module():
 def test_a_document_shows_the_results_that_are_kept(language):
     tables = tables_module()
     text = tables.DOCUMENTS[language].read_text(encoding="utf-8")
-    assert tables.split(text)[1] == tables.made(language)
+    assert tables.replaced(text, tables.PART, tables.made(language)) == text
 
 
 @pytest.mark.parametrize(

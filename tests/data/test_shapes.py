@@ -3,7 +3,7 @@
 import pytest
 
 from qlora_core.data.known_row import Shaped
-from qlora_core.data.shapes import ACCEPTED, columns_of, layout_of, shape, unknown_columns
+from qlora_core.data.shapes import ACCEPTED, column_roles, columns_of, shape, unknown_columns
 from qlora_core.errors import ConfigError
 
 
@@ -143,7 +143,7 @@ def test_the_accepted_shapes_are_accepted():
     assert len(examples) == 8
     for example in examples:
         assert shaped(example).content
-    assert not layout_of(("YOUR_NAME",))
+    assert not column_roles(("YOUR_NAME",))
 
 
 def parts(line: str) -> list[str]:

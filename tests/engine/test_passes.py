@@ -13,7 +13,7 @@ from qlora_core.config import LoraConfig
 from qlora_core.engine.compiled_loss import Passes
 from qlora_core.engine.device import mx, nn, tree_flatten
 from qlora_core.engine.frozen_layers import Trunk
-from qlora_core.engine.model import AdapterVector, Form, choose_layout, form_loss, use_grad_checkpoint
+from qlora_core.engine.model import AdapterVector, BatchForm, choose_layout, form_loss, use_grad_checkpoint
 from qlora_core.runs.kernel_choice import Kernels
 from qlora_core.tokens.batching import Batch, Rounding, make_batch
 from qlora_core.training.hidden_state_cache import Maker
@@ -101,10 +101,10 @@ def test_states_made_before_are_no_part_of_what_is_compiled(random_model: Callab
 
 @pytest.mark.parametrize("compiled", [True, False])
 def test_a_shape_is_compiled_once_each_way(make: Make, compiled: bool) -> None:
-    """And no more looked at: what is the same for two batches is in their shapes and in `Form`."""
+    """And no more looked at: what is the same for two batches is in their shapes and in `BatchForm`."""
     looks = []
 
-    def counted(model: nn.Module, arrays: dict, form: Form) -> mx.array:
+    def counted(model: nn.Module, arrays: dict, form: BatchForm) -> mx.array:
         looks.append(form.training)
         return form_loss(model, arrays, form)
 

@@ -40,7 +40,7 @@ from qlora_core.tokens import shared_prefix as prefix_module
 from qlora_core.tokens.batching import AS_IT_IS, SHARED, Batch, Rounding, make_batch
 from qlora_core.tokens.rows import TokenRow
 from qlora_core.tokens.shared_prefix import NO_PREFIX, SHORTEST, begins_with, common_prefix
-from qlora_core.training import batch_plan, steps
+from qlora_core.training import batcher, steps
 
 LORA = LoraConfig(rank=4)
 VOCABULARY = 320
@@ -291,7 +291,7 @@ def laid(monkeypatch: pytest.MonkeyPatch) -> list[Batch]:
     """Every batch that the trainer lays."""
     batches: list[Batch] = []
     monkeypatch.setattr(
-        batch_plan, "make_batch", lambda rows, **how: batches.append(make_batch(rows, **how)) or batches[-1]
+        batcher, "make_batch", lambda rows, **how: batches.append(make_batch(rows, **how)) or batches[-1]
     )
     return batches
 
@@ -353,7 +353,7 @@ def test_no_round_has_more_tokens_than_the_longest_micro_batch(
         laid.clear()
         results = real(session, shares, compute)
         rounds.append(sum(batch.ids.size for batch in laid))
-        assert rounds[-1] <= session.batch_plan.tokens_at_once
+        assert rounds[-1] <= session.batcher.tokens_at_once
         return results
 
     def counted(prefix: bool) -> int:

@@ -39,7 +39,7 @@ from tiny import TAUGHT, write_model
 from qlora_core.engine.generate import answer
 from qlora_core.errors import ConfigError, ModelError, RunError
 from qlora_core.exports import export, guides
-from qlora_core.exports.formats import FORMATS, Choices
+from qlora_core.exports.formats import FORMATS, ExportChoices
 from qlora_core.exports.peft import convert_adapters
 from qlora_core.files.storage import manifest_problem
 from qlora_core.models.adapter_files import ADAPTER_FILE, adapter_settings
@@ -57,7 +57,7 @@ REPORT = {"metrics.json", "curves.svg", "curves.png", "summary.md", "README.md",
 
 def export_run(run: Run, out: Path, *, to: str, force: bool = False, verified: bool = False, **choices: Any) -> dict:
     """Export; not verified unless asked for, since that takes a process of its own."""
-    return export.export_run(run, out, to=to, choices=Choices(**choices), force=force, verified=verified)
+    return export.export_run(run, out, to=to, choices=ExportChoices(**choices), force=force, verified=verified)
 
 
 def in_mlx_lm() -> ModuleType:

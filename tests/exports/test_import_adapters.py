@@ -13,7 +13,7 @@ from qlora_core.engine.generate import answer
 from qlora_core.errors import ConfigError, ExportError, ModelError, QLoraError, RunError
 from qlora_core.exports import importing
 from qlora_core.exports.export import export_run
-from qlora_core.exports.formats import Choices
+from qlora_core.exports.formats import ExportChoices
 from qlora_core.exports.importing import import_adapters
 from qlora_core.runs.plan import TrainingTracker
 from qlora_core.runs.run import Run
@@ -81,7 +81,7 @@ def test_without_rows_it_is_merged_and_says_that_nothing_was_compared(trained, e
     assert made["verification"]["not_verified"] == told
     assert f"Not judged: {told}." in (tmp_path / "out" / "summary.md").read_text(encoding="utf-8")
     with pytest.raises(ExportError, match=told):
-        export_run(run, tmp_path / "strict", to="fused", choices=Choices(strict=True))
+        export_run(run, tmp_path / "strict", to="fused", choices=ExportChoices(strict=True))
     assert not (tmp_path / "strict").exists()
 
 

@@ -16,7 +16,7 @@ from tiny import TAUGHT
 from qlora_core.errors import ConfigError, ExportError, StorageError
 from qlora_core.exports import destination
 from qlora_core.exports.export import export_run
-from qlora_core.exports.formats import FORMATS, Choices, place_here
+from qlora_core.exports.formats import FORMATS, ExportChoices, place_here
 from qlora_core.exports.guides import GUIDES
 from qlora_core.exports.importing import import_adapters
 from qlora_core.exports.modelfile import find_surroundings, write_modelfile
@@ -53,7 +53,7 @@ def test_llama_cpp_answers_as_the_run_does(undrawn, tmp_path, to):
 @pytest.mark.parametrize(("to", "choices"), [("gguf", {}), ("gguf-lora", {"with_base": True}), ("ollama", {})])
 def test_examples_of_the_guides_answer_as_the_run_does(undrawn, tmp_path, to, choices):
     """Over HTTP, from a terminal, Python and JavaScript, in a folder that was moved."""
-    export_run(undrawn, tmp_path / "out", to=to, choices=Choices(**choices), verified=False)
+    export_run(undrawn, tmp_path / "out", to=to, choices=ExportChoices(**choices), verified=False)
     moved = Path(shutil.move(tmp_path / "out", tmp_path / "it's elsewhere"))
     environment = with_llama_server(tmp_path, example_environment())
     in_json, *others = said_over_http(moved / "INTEGRATION.md", environment)
@@ -96,11 +96,11 @@ def test_adapters_come_back_as_a_run(undrawn, tmp_path):
 
 def test_what_a_format_does_not_know_is_refused(undrawn, tmp_path):
     with pytest.raises(ConfigError, match="--type says nothing about the format adapter; it belongs to gguf, ollama"):
-        export_run(undrawn, tmp_path / "out", to="adapter", choices=Choices(type="q8_0"))
+        export_run(undrawn, tmp_path / "out", to="adapter", choices=ExportChoices(type="q8_0"))
     with pytest.raises(ConfigError, match="--with-base says nothing about the format gguf; it belongs to gguf-lora"):
-        export_run(undrawn, tmp_path / "out", to="gguf", choices=Choices(with_base=True))
+        export_run(undrawn, tmp_path / "out", to="gguf", choices=ExportChoices(with_base=True))
     with pytest.raises(ConfigError, match="--strict: what gguf loses, only the verification tells"):
-        export_run(undrawn, tmp_path / "out", to="gguf", choices=Choices(strict=True), verified=False)
+        export_run(undrawn, tmp_path / "out", to="gguf", choices=ExportChoices(strict=True), verified=False)
     assert not (tmp_path / "out").exists()
 
 
@@ -121,8 +121,10 @@ def test_room_is_asked_for_what_lies_there_meanwhile(undrawn, to, choices, bytes
     weights = undrawn.environment()["model"]["parameters"]
     form = FORMATS[to]
     wanted = form.predicted_bytes(undrawn) + bytes_a_weight * weights
-    assert form.bytes_to_write(undrawn, Choices(**choices)) == wanted
-    alone, base_too = (FORMATS["gguf-lora"].bytes_to_write(undrawn, Choices(with_base=each)) for each in (False, True))
+    assert form.bytes_to_write(undrawn, ExportChoices(**choices)) == wanted
+    alone, base_too = (
+        FORMATS["gguf-lora"].bytes_to_write(undrawn, ExportChoices(with_base=each)) for each in (False, True)
+    )
     assert base_too - alone == undrawn.environment()["model"]["loaded_bytes"]
 
 

@@ -21,7 +21,7 @@ from processes import communicate
 from qlora_core.cli import main
 from qlora_core.errors import QLoraError
 from qlora_core.exports import export
-from qlora_core.exports.formats import Choices
+from qlora_core.exports.formats import ExportChoices
 from qlora_core.exports.push import find_export, push
 from qlora_core.files.storage import describe_file, manifest_problem
 from qlora_core.files.untrusted_json import read_object
@@ -338,7 +338,7 @@ def command(run: Run, *more: str) -> list[str]:
 
 def test_a_file_of_another_type_goes_as_it_is_and_is_named_by_it(no_network, run, capsys):
     """What was exported with `--type` is not written anew; card and dry run tell the type that it has."""
-    choices = Choices(type="q4_1")
+    choices = ExportChoices(type="q4_1")
     export.export_run(run, run.path / "export" / "gguf", to="gguf", choices=choices, verified=False)
     before = (run.path / "export" / "gguf" / "trained-Q4_1.gguf").read_bytes()
     assert main(["push", run.name, REPOSITORY, "--runs-dir", str(run.path.parent), "--to", "gguf", "--dry-run"]) == 0

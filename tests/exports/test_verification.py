@@ -4,7 +4,7 @@ import pytest
 
 from qlora_core import translations
 from qlora_core.exports.export import _safer
-from qlora_core.exports.formats import Choices
+from qlora_core.exports.formats import ExportChoices
 from qlora_core.exports.verification import verdict
 
 FOUND = {
@@ -77,4 +77,4 @@ def test_records_of_earlier_versions_keep_their_words(language):
     ],
 )
 def test_what_is_safer_depends_on_what_was_written(written, choices, flag):
-    assert _safer(written, Choices(**choices)) == flag
+    assert _safer(written, ExportChoices(**choices)) == flag

@@ -16,7 +16,7 @@ from qlora_core.config import LoraConfig
 from qlora_core.errors import ModelError
 from qlora_core.gguf.adapters import read_adapters, write_adapters
 from qlora_core.gguf.blocks import KINDS, Block, decode, encode
-from qlora_core.gguf.families import FAMILIES, family_table, find_layout
+from qlora_core.gguf.families import FAMILIES, family_table, recognise_model
 from qlora_core.gguf.llama_cpp import Questions, Replies, ask
 from qlora_core.gguf.model import About
 from qlora_core.gguf.model import write_model as write_gguf
@@ -150,10 +150,10 @@ def test_adapters_come_back_to_the_bit(tmp_path: Path, family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_names_are_those_of_llama_cpps_own_converter(tmp_path: Path, family: str) -> None:
     changes = {"no_rope_layer_interval": 4} if family == "smollm3" else {}
-    layout = find_layout(write_model(tmp_path / "base", family, **changes))
-    architecture = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}[layout.family.architecture]
-    table = gguf.get_tensor_name_map(architecture, layout.layers)
-    names = layout.names()
+    model = recognise_model(write_model(tmp_path / "base", family, **changes))
+    architecture = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}[model.family.architecture]
+    table = gguf.get_tensor_name_map(architecture, model.layers)
+    names = model.names()
     assert {name: table.get_name(name) for name in names} == names
 
 

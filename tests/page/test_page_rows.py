@@ -12,7 +12,7 @@ from qlora_core.config import DataConfig, RunConfig, from_flat
 from qlora_core.data import Findings
 from qlora_core.page import doubts, row_browser, rows
 from qlora_core.page.problems import Problem
-from qlora_core.tokens.dataset import make_dataset
+from qlora_core.tokens.dataset import make_dataset, make_datasets
 from qlora_core.tokens.pieces import Piece
 from qlora_core.tokens.report import describe
 from qlora_core.tokens.tokenizer import ChatTokenizer
@@ -43,7 +43,7 @@ def prepare(tmp_path: Path, tokenizer: ChatTokenizer):
         path = write(tmp_path / "rows.jsonl", contents)
         config = DataConfig(data=(str(path),), max_seq_length=most, val_fraction=0.0, **settings)
         prepared = data.prepare(config, tokenizer)
-        return prepared, *(make_dataset(side, tokenizer, most) for side in (prepared.train, prepared.validation))
+        return prepared, *make_datasets(prepared.train, prepared.validation, tokenizer, most)
 
     return make
 

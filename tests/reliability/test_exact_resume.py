@@ -21,7 +21,7 @@ from qlora_core.engine import device
 from qlora_core.runs.kernel_choice import Kernels
 from qlora_core.runs.run import Run
 from qlora_core.tokens.batching import Rounding, make_batch
-from qlora_core.training import batch_plan, loop, saving, steps, watching
+from qlora_core.training import batcher, loop, saving, steps, watching
 
 STEPS = 40
 FULL = {
@@ -135,7 +135,7 @@ def test_cut_with_the_kernels_of_a_gpu_it_ends_the_same(
     monkeypatch.setattr(device, "choose_kernels", lambda *_: kernels)
     batches = []
     monkeypatch.setattr(
-        batch_plan, "make_batch", lambda *rows, **how: batches.append(make_batch(*rows, **how)) or batches[-1]
+        batcher, "make_batch", lambda *rows, **how: batches.append(make_batch(*rows, **how)) or batches[-1]
     )
     whole, cut = (create(name, dropout=dropout, max_steps=10, samples=0) for name in ("whole", "cut"))
     assert train(whole).state == "completed"

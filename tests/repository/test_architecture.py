@@ -20,7 +20,7 @@ draw = script()
 @pytest.mark.parametrize("language", draw.DOCUMENTS)
 def test_the_drawing_is_current(language):
     """If not: uv run python scripts/draw_imports.py."""
-    assert draw.split(draw.DOCUMENTS[language].read_text(encoding="utf-8"))[1] == draw.made(language)
+    assert draw.split(draw.DOCUMENTS[language].read_text(encoding="utf-8"), draw.PART)[1] == draw.made(language)
 
 
 def test_no_arrow_goes_up():

@@ -8,6 +8,7 @@ import dataclasses
 import importlib
 import json
 import re
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,17 @@ from test_imports import ORDER
 
 from qlora_core.config import settings
 from qlora_core.data.shapes import shape
-from qlora_core.data.sources import DOCUMENTS, PACKED, TABLES
-from qlora_core.exports.formats import FORMATS, Choices
+from qlora_core.data.sources import DOCUMENTS, TABLES
+from qlora_core.data.text_files import PACKED
+from qlora_core.exports.formats import FORMATS, ExportChoices
 from qlora_core.gguf.families import family_table
 from qlora_core.runs.presets import PRESETS
 from qlora_core.translations import catalogue
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))
+from marked import replaced, split  # noqa: E402
+
 README, PORTUGUESE = ROOT / "README.md", ROOT / "README.pt.md"
 SETTINGS = ROOT / "docs/settings.md"
 TRANSLATIONS = {
@@ -148,14 +153,6 @@ TABLES_OF_THE_CODE = {
 }
 
 
-def parts(text: str, name: str) -> tuple[str, str, str]:
-    """What comes before a table of the code, the table, and what comes after it."""
-    before, _, rest = text.partition(f"<!-- {name} -->\n")
-    table, end, after = rest.partition(f"<!-- end of {name} -->\n")
-    assert end, f"{name} is not marked"
-    return before, table, after
-
-
 def links(page: str) -> list[tuple[str, str]]:
     """The file, from the root, and the anchor of each link of a page within the project."""
     found = []
@@ -195,7 +192,7 @@ def is_there(name: str) -> bool:
 
 @pytest.mark.parametrize(("page", "name"), TABLES_OF_THE_CODE)
 def test_a_table_is_that_of_the_code(page, name):
-    assert parts(page.read_text(encoding="utf-8"), name)[1] == TABLES_OF_THE_CODE[page, name]()
+    assert split(page.read_text(encoding="utf-8"), name)[1] == TABLES_OF_THE_CODE[page, name]()
 
 
 def test_every_limit_of_a_family_is_translated():
@@ -203,7 +200,7 @@ def test_every_limit_of_a_family_is_translated():
 
 
 def test_every_choice_of_an_export_has_its_flag():
-    assert {field.name for field in dataclasses.fields(Choices)} == CHOICES.keys()
+    assert {field.name for field in dataclasses.fields(ExportChoices)} == CHOICES.keys()
 
 
 @pytest.mark.parametrize(("readme", "most"), [(README, 180), (PORTUGUESE, 190)])
@@ -294,5 +291,4 @@ def test_every_script_says_what_it_writes():
 
 if __name__ == "__main__":
     for (page, name), table in TABLES_OF_THE_CODE.items():
-        before, _, after = parts(page.read_text(encoding="utf-8"), name)
-        page.write_text(f"{before}<!-- {name} -->\n{table()}<!-- end of {name} -->\n{after}", encoding="utf-8")
+        page.write_text(replaced(page.read_text(encoding="utf-8"), name, table()), encoding="utf-8")

@@ -7,12 +7,13 @@ import shlex
 import shutil
 
 import pytest
-from test_readme import EVERY_PAGE, FOLDERS, PORTUGUESE, PORTUGUESE_ONLY, ROOT, TRANSLATIONS, parts, text_of
+from test_readme import EVERY_PAGE, FOLDERS, PORTUGUESE, PORTUGUESE_ONLY, ROOT, TRANSLATIONS, split, text_of
 
 from qlora_core.cli import build_parser, main
 from qlora_core.config import settings
 from qlora_core.data.shapes import shape
-from qlora_core.data.sources import DOCUMENTS, PACKED, TABLES
+from qlora_core.data.sources import DOCUMENTS, TABLES
+from qlora_core.data.text_files import PACKED
 from qlora_core.jobs.planning import training_parser
 from qlora_core.runs.presets import PRESETS
 
@@ -74,7 +75,7 @@ def numbers(text: str) -> set[str]:
     """Numbers of the prose and its tables: no code, no names (Qwen2, x86-64, Mistral 0.1), no table that code makes."""
     for table in ("settings", "presets", "bench", "imports", "formats", "families"):
         if f"<!-- {table} -->" in text:
-            before, _, after = parts(text, table)
+            before, _, after = split(text, table)
             text = before + after
     text = re.sub(r"```.*?```", " ", text, flags=re.DOTALL)
     text = re.sub(r"^ {4}\S.*$|`[^`]+`|\]\([^)]*\)", " ", text, flags=re.MULTILINE)
@@ -90,13 +91,13 @@ def in_portuguese(number: str) -> str:
 
 
 def test_its_settings_are_those_of_the_code():
-    rows = table_rows(parts(TEXT, "settings")[1])
+    rows = table_rows(split(TEXT, "settings")[1])
     assert [row[:2] for row in rows] == [[f"`{setting.flag}`", shown(setting.default)] for setting in settings()]
 
 
 @pytest.mark.parametrize("setting", tuple(settings()), ids=lambda setting: setting.flag)
 def test_a_setting_is_explained_with_choices_and_unit(setting):
-    (help,) = [row[2] for row in table_rows(parts(TEXT, "settings")[1]) if row[0] == f"`{setting.flag}`"]
+    (help,) = [row[2] for row in table_rows(split(TEXT, "settings")[1]) if row[0] == f"`{setting.flag}`"]
     assert len(help) > len(setting.help) / 2
     assert not setting.choices or f" Valores: {', '.join(setting.choices)}." in help
     assert bool(setting.unit) == help.endswith("]")
@@ -110,7 +111,7 @@ def test_its_presets_are_those_of_the_code():
             values = [column[name].value if name in column else "" for column in columns]
             texts = [f"{value:g}" if isinstance(value, float) else shown(value) for value in values]
             expected.append([f"`--{name.replace('_', '-')}`", *texts])
-    table = parts(TEXT, "presets")[1]
+    table = split(TEXT, "presets")[1]
     assert table_rows(table) == expected
     headings = [cells(line)[1:] for line in table.splitlines() if "`m1-16gb`" in line]
     assert headings == [[f"`{name}`" for name in PRESETS]] * 2

@@ -21,7 +21,7 @@ from qlora_core.models.base_models import ModelSpec
 from qlora_core.runs.kernel_choice import Kernels
 from qlora_core.runs.plan import TrainingTracker
 from qlora_core.runs.run import Run
-from qlora_core.tokens.dataset import make_dataset
+from qlora_core.tokens.dataset import make_datasets
 from qlora_core.tokens.rows import TokenRow
 from qlora_core.tokens.tokenizer import ChatTokenizer
 from qlora_core.training import loop
@@ -147,11 +147,9 @@ def create_run(root: Path, model: Path, sources: Path, **settings: Any) -> Run:
     spec = base_models.find_base(config.base)
     tokenizer = ChatTokenizer(spec.path, config.base.template)
     prepared = data.prepare(config.data, tokenizer)
-    train_dataset, val_dataset = (
-        make_dataset(rows, tokenizer, config.data.max_seq_length) for rows in (prepared.train, prepared.validation)
-    )
+    datasets = make_datasets(prepared.train, prepared.validation, tokenizer, config.data.max_seq_length)
     tracker = TrainingTracker(root)
-    return tracker.create(tracker.plan(config, spec, tokenizer, prepared, train_dataset, val_dataset))
+    return tracker.create(tracker.plan(config, spec, tokenizer, prepared, *datasets))
 
 
 def train(run: Run, *listeners: Callable[[dict[str, Any]], None], monitor: MemoryMonitor | None = None) -> loop.Outcome:

@@ -16,11 +16,11 @@ from qlora_core.activity import STAGES, watching
 from qlora_core.engine.device import mx
 from qlora_core.errors import ConfigError, ExportError, RunError
 from qlora_core.exports.export import export_run
-from qlora_core.exports.formats import Choices
+from qlora_core.exports.formats import ExportChoices
 from qlora_core.runs.run import Run
 from qlora_core.tokens.dataset import make_dataset
 from qlora_core.tokens.rows import TokenRow
-from qlora_core.training import fuse, fused_files, judging, pieces
+from qlora_core.training import changed_matrices, fuse, fused_files, judging
 from qlora_core.training.fuse import BITS, MOST_LOST, fuse_run
 from qlora_core.training.input_moments import input_moments, padded_batches
 from qlora_core.training.judging import Judge, divide_rows
@@ -286,7 +286,7 @@ def test_merged_weights_are_the_formulas(tiny_model):
             model, _ = load(tiny_model, PLAIN, quantize=quantize, lora=LoraConfig(adapter=adapter, rank=4))
             layer = model.model.layers[1].self_attn.v_proj
             layer.lora_b = normal(*layer.lora_b.shape)
-            assert mx.allclose(x @ pieces.dense_weight(layer).T, layer(x), rtol=1e-4, atol=1e-4)
+            assert mx.allclose(x @ changed_matrices.dense_weight(layer).T, layer(x), rtol=1e-4, atol=1e-4)
 
 
 # Too much lost ------------------------------------------------------------------------------------------------------
@@ -294,9 +294,9 @@ def test_merged_weights_are_the_formulas(tiny_model):
 
 def forget(monkeypatch: pytest.MonkeyPatch) -> None:
     """Merge as if nothing had been learnt."""
-    right = pieces.dense_weight
-    monkeypatch.setattr(pieces, "dense_weight", lambda module: right(getattr(module, "linear", module)))
-    monkeypatch.setattr(fuse, "dense_weight", pieces.dense_weight)
+    right = changed_matrices.dense_weight
+    monkeypatch.setattr(changed_matrices, "dense_weight", lambda module: right(getattr(module, "linear", module)))
+    monkeypatch.setattr(fuse, "dense_weight", changed_matrices.dense_weight)
 
 
 @pytest.mark.parametrize("bits", ["16", "8"])
@@ -321,10 +321,10 @@ def test_a_verdict_on_few_rows_says_how_much_it_could_be():
 
 def test_strict_leaves_nothing_behind_and_what_was_there_as_it_was(plain, tmp_path):
     out = tmp_path / "out"
-    export_run(plain, out, to="fused", choices=Choices(bits="8", strict=True))
+    export_run(plain, out, to="fused", choices=ExportChoices(bits="8", strict=True))
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     with pytest.raises(ExportError, match=r"small: It lost some .* on 16 rows; up to \+0\.01 .* --bits auto finds"):
-        export_run(plain, out, to="fused", choices=Choices(bits="4", strict=True))
+        export_run(plain, out, to="fused", choices=ExportChoices(bits="4", strict=True))
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     summary = (out / "summary.md").read_text(encoding="utf-8")
@@ -361,7 +361,7 @@ def test_a_form_that_there_is_not_is_refused(plain, tmp_path):
     assert (tmp_path / "mine.txt").read_text(encoding="utf-8") == "mine"
     for unfit in ({"bits": "8"}, {"strict": True}):
         with pytest.raises(ConfigError, match=f"--{next(iter(unfit))} says nothing about the format peft"):
-            export_run(plain, tmp_path / "out", to="peft", choices=Choices(**unfit))
+            export_run(plain, tmp_path / "out", to="peft", choices=ExportChoices(**unfit))
 
 
 # Memory -------------------------------------------------------------------------------------------------------------

@@ -119,37 +119,37 @@ OPTIONS = {
 HARM = {"a": 0.02, "b": 0.05, "c": 0.001}
 
 
-def expected_harm(form: dict[str, int]) -> float:
-    return sum(HARM[unit] * OPTIONS[unit][bits].error / OPTIONS[unit][4].error for unit, bits in form.items())
+def expected_harm(widths: dict[str, int]) -> float:
+    return sum(HARM[unit] * OPTIONS[unit][bits].error / OPTIONS[unit][4].error for unit, bits in widths.items())
 
 
 def test_each_mixture_does_least_harm_for_its_size():
     found = mixtures(OPTIONS, HARM)
     assert found[0] == dict.fromkeys(OPTIONS, 4)
     assert found[-1] == dict.fromkeys(OPTIONS, 8)
-    sizes = [size(OPTIONS, form) for form in found]
+    sizes = [size(OPTIONS, widths) for widths in found]
     assert sizes == sorted(set(sizes))
     assert found[1] == {"a": 4, "b": 5, "c": 4}  # two bytes that avoid most of the harm
-    for form in found:
+    for widths in found:
         for bits in itertools.product((4, 5, 8), repeat=3):
             other = dict(zip(OPTIONS, bits, strict=True))
-            if size(OPTIONS, other) <= size(OPTIONS, form):
-                assert expected_harm(other) >= expected_harm(form) - 1e-12
+            if size(OPTIONS, other) <= size(OPTIONS, widths):
+                assert expected_harm(other) >= expected_harm(widths) - 1e-12
 
 
 def test_units_without_harm_stay_small():
-    assert all(form["c"] == 4 for form in mixtures(OPTIONS, HARM | {"c": 0.0})[:-1])
+    assert all(widths["c"] == 4 for widths in mixtures(OPTIONS, HARM | {"c": 0.0})[:-1])
 
 
 @pytest.mark.parametrize("first", range(9))
 def test_the_smallest_form_that_fits_is_found_with_few_questions(first):
-    forms, asked = [{"a": number} for number in range(8)], []
+    candidates, asked = [{"a": number} for number in range(8)], []
 
-    def fits(form: dict[str, int]) -> bool:
-        asked.append(form["a"])
-        return form["a"] >= first
+    def fits(widths: dict[str, int]) -> bool:
+        asked.append(widths["a"])
+        return widths["a"] >= first
 
-    assert smallest_that(fits, forms) == ({"a": first} if first < 8 else None)
+    assert smallest_that(fits, candidates) == ({"a": first} if first < 8 else None)
     assert len(asked) <= 4
 
 

@@ -27,7 +27,7 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> list[ShareWorkers]:
 
     def started_and_ready(session, writer) -> None:
         kernels = dataclasses.replace(session.kernels, streams=2)
-        session.batch_plan = dataclasses.replace(session.batch_plan, kernels=kernels)
+        session.batcher = dataclasses.replace(session.batcher, kernels=kernels)
         start(session, writer)
         assert session.workers.are_ready(60)
         started.append(session.workers)

@@ -23,7 +23,7 @@ from ..machine.denormals import flush_denormals
 from ..machine.memory import peak_process_bytes
 from . import works
 from .catalogue import CONTESTANTS
-from .job import Job, Watch, add_job_arguments
+from .job import Job, Stopwatch, add_job_arguments
 from .machine import versions
 from .mlxlm import with_pad_target
 from .prepare import prepare, prepared
@@ -79,18 +79,18 @@ def _done(job: Job, directory: Path) -> dict[str, Any]:
         return {"evaluations": evaluate(job, rows, Path(job.save_to))}
     if job.save_to:
         Path(job.save_to).mkdir(parents=True, exist_ok=True)
-    watch = Watch(rows.train, job)
+    stopwatch = Stopwatch(rows.train, job)
     trainer = importlib.import_module(f".{CONTESTANTS[job.contestant].module}", __package__)
-    told = trainer.train(job, rows, watch)
+    told = trainer.train(job, rows, stopwatch)
     return {
         "contestant": job.contestant,
         "batch_size": job.batch_size,
-        **watch.measures(),
+        **stopwatch.measures(),
         "process_peak_bytes": peak_process_bytes(),
         "versions": versions(),
         "rows_digest": rows.digest,
         **told,
-        "steps": watch.steps,
+        "steps": stopwatch.steps,
     }
 
 

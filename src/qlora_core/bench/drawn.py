@@ -76,11 +76,11 @@ class Numbers(NamedTuple):
         return self.count * self.pattern.itemsize
 
 
-Layout = Callable[[str, tuple[int, ...], float], Iterator[Numbers]]
+DrawTensors = Callable[[str, tuple[int, ...], float], Iterator[Numbers]]
 """Function from a weight's name, its shape and its norm's value to the tensors that store it."""
 
 
-def _write_model(settings: dict[str, Any], directory: Path, layout: Layout) -> Path:
+def _write_model(settings: dict[str, Any], directory: Path, draw_tensors: DrawTensors) -> Path:
     if (directory / "config.json").is_file():
         return directory
     config = {
@@ -92,7 +92,7 @@ def _write_model(settings: dict[str, Any], directory: Path, layout: Layout) -> P
         **settings,
     }
     directory.mkdir(parents=True, exist_ok=True)
-    shards = list(_shards(tensor for weight in _weights(config) for tensor in layout(*weight)))
+    shards = list(_shards(tensor for weight in _weights(config) for tensor in draw_tensors(*weight)))
     names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
     for name, shard in zip(names, shards, strict=True):
         _write_file(directory / name, shard)

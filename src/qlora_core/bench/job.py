@@ -1,4 +1,4 @@
-"""One measurement: the task of a trainer, the watch that times it, and the result.
+"""One measurement: the task of a trainer, the stopwatch that times it, and the result.
 
 A job travels as command line flags, a result as JSON; the trainer runs in a process of its own.
 """
@@ -85,7 +85,7 @@ def add_job_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(flag, **options)
 
 
-class Watch:
+class Stopwatch:
     """Times the steps of a trainer and counts what they trained, from the rows.
 
     Args:

@@ -1,4 +1,4 @@
-"""mlx-lm's LoRA trainer as a contestant: its model, loss, layers and loop, our rows, and a watch around its batches.
+"""mlx-lm's LoRA trainer as a contestant: its model, loss, layers and loop, our rows, and a stopwatch at its batches.
 
 `mlx-lm` is what `mlx_lm.lora` runs. `mlx-lm-strong` is the same with its bottlenecks repaired from outside: rows are
 really sorted by length, freed memory is kept between steps, and on a Linux CPU it gets an optimised BLAS and products
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..tokens.rows import TokenRow
-from .job import Job, Watch
+from .job import Job, Stopwatch
 from .works import ADAPTERS, PROJECTIONS, Rows, first_trained, fixed_groups
 
 NEVER = 1 << 62  # bytes of cache beyond which mlx-lm would clear it: never
@@ -28,7 +28,7 @@ Encoded = tuple[list[int], int]
 """Ids of a row and the position of its first trained token; mlx-lm trains all after it."""
 
 
-def train(job: Job, rows: Rows, watch: Watch) -> dict[str, Any]:
+def train(job: Job, rows: Rows, stopwatch: Stopwatch) -> dict[str, Any]:
     """Train with `mlx_lm.tuner.trainer.train`."""
     strong = job.contestant == "mlx-lm-strong"
     mx, on_cpu = _device(strong)
@@ -41,7 +41,7 @@ def train(job: Job, rows: Rows, watch: Watch) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as directory:
         arguments = TrainingArgs(
             batch_size=job.batch_size,
-            iters=job.warm_up + job.steps + 1,  # the watch stops it earlier, when the batch after the last is requested
+            iters=job.warm_up + job.steps + 1,  # the stopwatch ends it earlier, at the batch after the last
             steps_per_report=1 if job.batches == "fixed" else 10,  # 10 is usual; every report costs a little time
             steps_per_save=NEVER,
             max_seq_length=longest + 2 * PAD_TO,  # no row is truncated or loses its padding
@@ -55,7 +55,7 @@ def train(job: Job, rows: Rows, watch: Watch) -> dict[str, Any]:
             optimizer,
             _dataset(rows.train, sorts=strong),
             args=arguments,
-            iterate_batches=functools.partial(_watched_batches, job, rows.train, watch, losses, model),
+            iterate_batches=functools.partial(_watched_batches, job, rows.train, stopwatch, losses, model),
             training_callback=losses,
         )
     return {
@@ -149,18 +149,18 @@ class _Conversations:
 
 
 def _watched_batches(
-    job: Job, rows: Sequence[TokenRow], watch: Watch, losses: Losses, model: Any, **options: Any
+    job: Job, rows: Sequence[TokenRow], stopwatch: Stopwatch, losses: Losses, model: Any, **options: Any
 ) -> Iterator[Any]:
     """Yield mlx-lm's batches or the fixed ones, timing each until the next is requested; stop after enough steps."""
     places = {row.ids.tobytes(): i for i, row in enumerate(rows)}
     np.random.seed(job.seed)  # mlx-lm orders its batches by numpy's global generator
     for batch, lengths in _fixed_batches(job, rows) if job.batches == "fixed" else _own_batches(**options):
-        if watch.due():
-            _save_adapters(model, Path(job.save_to) / f"{len(watch.steps):06d}.safetensors")
-        if not watch.begin(_recognised(places, np.array(batch), np.array(lengths))):
+        if stopwatch.due():
+            _save_adapters(model, Path(job.save_to) / f"{len(stopwatch.steps):06d}.safetensors")
+        if not stopwatch.begin(_recognised(places, np.array(batch), np.array(lengths))):
             return
         yield batch, lengths
-        watch.end(losses.last if job.batches == "fixed" else None)
+        stopwatch.end(losses.last if job.batches == "fixed" else None)
 
 
 def _own_batches(**options: Any) -> Iterator[Any]:

@@ -15,7 +15,7 @@ from typing import Any
 from ..errors import ConfigError, TrainingError
 from ..runs.kernel_choice import Kernels
 from ..tokens.rows import TokenRows
-from .job import Job, Watch
+from .job import Job, Stopwatch
 from .works import Rows, fixed_groups
 
 PLACEHOLDER = {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "."}]}
@@ -70,7 +70,7 @@ def switched_off(words: Sequence[str], kernels: Mapping[str, Any]) -> dict[str, 
     return values
 
 
-def train(job: Job, rows: Rows, watch: Watch) -> dict[str, Any]:
+def train(job: Job, rows: Rows, stopwatch: Stopwatch) -> dict[str, Any]:
     """Train as `qlora train` does, with rows given as token ids."""
     if any(word.partition("=")[0] == "blas" for word in job.without):
         import mlx.core  # noqa: F401 - MLX that was imported first stays with its own BLAS
@@ -80,21 +80,23 @@ def train(job: Job, rows: Rows, watch: Watch) -> dict[str, Any]:
     with _opened(job, TokenRows.of(rows.train)) as session:
         steps.prepare_to_train(session)
         for indices in _batches(job, session):
-            if watch.due():
-                path = Path(job.save_to) / f"{len(watch.steps):06d}.safetensors"
+            if stopwatch.due():
+                path = Path(job.save_to) / f"{len(stopwatch.steps):06d}.safetensors"
                 mx.save_safetensors(str(path), dict(tree_flatten(session.model.trainable_parameters())))
-            if not watch.begin(indices):
+            if not stopwatch.begin(indices):
                 break
             step = steps.train_step(session, [indices])
-            watch.end(step.loss / step.targets)
+            stopwatch.end(step.loss / step.targets)
             session.progress.step += 1
-            if step.tokens != watch.steps[-1]["tokens"]:
-                raise TrainingError(f"a step saw {step.tokens} tokens of rows that have {watch.steps[-1]['tokens']}.")
+            if step.tokens != stopwatch.steps[-1]["tokens"]:
+                raise TrainingError(
+                    f"a step saw {step.tokens} tokens of rows that have {stopwatch.steps[-1]['tokens']}."
+                )
         memory = session.monitor.sample()
         return {
             "kernels": dataclasses.asdict(session.kernels),
             "layout": session.layout,
-            "prefix_tokens": len(session.batch_plan.prefix),
+            "prefix_tokens": len(session.batcher.prefix),
             "peak_bytes": memory.peak,
             "process_peak_bytes": memory.process_peak,  # includes the processes beside this one
         }
@@ -106,7 +108,7 @@ def _batches(job: Job, session: Any) -> Iterator[list[int]]:
         yield from fixed_groups(len(session.train_rows), job.batch_size, job.warm_up + job.steps)
         return
     for epoch in itertools.count():
-        for (indices,) in session.batch_plan.steps(epoch):  # one micro-batch a step
+        for (indices,) in session.batcher.steps(epoch):  # one micro-batch a step
             yield indices
 
 
@@ -149,7 +151,7 @@ def _opened(job: Job, rows: TokenRows) -> Iterator[Any]:
             writer.listeners.append(_tell)
             session = open_session(writer, MemoryMonitor(counters=device.memory_counters))
             session.train_rows = rows
-            session.batch_plan = dataclasses.replace(session.batch_plan, lengths=rows.lengths.tolist())
+            session.batcher = dataclasses.replace(session.batcher, lengths=rows.lengths.tolist())
             session.share_prefix()
             loop.start_workers(session, writer)
             _refuse_without_effect(job.without, json.loads(json.dumps(dataclasses.asdict(session.kernels))))

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 
 from ..tokens.rows import TokenRow
-from .job import Job, Watch
+from .job import Job, Stopwatch
 from .works import PROJECTIONS, Rows, fixed_groups
 
 UNTRAINED = -100  # a label that PyTorch's cross-entropy leaves out
 WINDOW = 16  # batches within which rows are sorted
 
 
-def train(job: Job, rows: Rows, watch: Watch) -> dict[str, Any]:
+def train(job: Job, rows: Rows, stopwatch: Stopwatch) -> dict[str, Any]:
     """Train with a plain loop: forward, backward, AdamW."""
     import torch
 
@@ -30,9 +30,9 @@ def train(job: Job, rows: Rows, watch: Watch) -> dict[str, Any]:
     optimizer = torch.optim.AdamW(trained, lr=job.learning_rate, weight_decay=0.0, fused=device != "mps")
     model.train()
     for indices in _batches(job, rows.train):
-        if watch.due():
-            _save_adapters(model, Path(job.save_to) / f"{len(watch.steps):06d}.safetensors")
-        if not watch.begin(indices):
+        if stopwatch.due():
+            _save_adapters(model, Path(job.save_to) / f"{len(stopwatch.steps):06d}.safetensors")
+        if not stopwatch.begin(indices):
             break
         ids, labels = padded([rows.train[i] for i in indices])
         # rows are padded at their ends and attention is causal, so that it needs no mask, and takes its fastest way
@@ -42,7 +42,7 @@ def train(job: Job, rows: Rows, watch: Watch) -> dict[str, Any]:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        watch.end(loss.item())  # waits for the device as well
+        stopwatch.end(loss.item())  # waits for the device as well
     return {"peak_bytes": torch.cuda.max_memory_allocated() if device == "cuda" else None, "kernels": {"on": device}}
 
 

@@ -162,17 +162,14 @@ def _sample() -> str:
 def _read_rows(model: str, data: Sequence[str]) -> Rows:
     from .. import data as preparing
     from ..config import from_flat
-    from ..tokens.dataset import make_dataset
+    from ..tokens.dataset import make_datasets
     from ..tokens.tokenizer import open_tokenizer
 
     config = from_flat({"model": model, "data": list(data)})
     tokenizer = open_tokenizer(config.base)
     prepared = preparing.prepare(config.data, tokenizer)
-    sides = (
-        tuple(one_reply(row) for row in make_dataset(part, tokenizer, config.data.max_seq_length).rows)
-        for part in (prepared.train, prepared.validation)
-    )
-    return Rows(*sides)
+    datasets = make_datasets(prepared.train, prepared.validation, tokenizer, config.data.max_seq_length)
+    return Rows(*(tuple(one_reply(row) for row in dataset.rows) for dataset in datasets))
 
 
 def one_reply(row: TokenRow) -> TokenRow:

@@ -22,13 +22,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..files.storage import left_by_file_manager
+from .documents.archive import DOCUMENT_LIMIT, leads_out
 from .records import Findings, composed
 from .sources import ARCHIVES, FACTS_FILE, OF_PROGRAMS, Source, form_of, reason_of_name
 from .text_files import opened
 
 MOST_MEMBERS = 100_000
 MOST_BYTES = 8 << 30  # limit of what an archive's members unpack to
-PLAIN_BYTES = 1 << 28  # always allowed, however small the archive
+PLAIN_BYTES = DOCUMENT_LIMIT  # always allowed, however small the archive
 RATIO = 200  # allowed ratio beyond that; text shrinks to a tenth, a bomb to a thousandth
 DEEPEST = 2  # an archive in an archive, as Notion makes of a large export
 _BLOCK = 1 << 20
@@ -174,11 +175,7 @@ def _inner(
 
 def _is_unsafe(parts: Sequence[str]) -> bool:
     """Return whether a name leads out of its archive or is no valid file name."""
-    return (
-        not all(parts)
-        or any(part in (".", "..") or re.search(r"[\x00-\x1f]", part) for part in parts)
-        or bool(re.fullmatch("[A-Za-z]:", parts[0]))
-    )
+    return leads_out(parts) or any(part in ("", ".") or re.search(r"[\x00-\x1f]", part) for part in parts)
 
 
 def _write(member: _Member, target: Path) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import ConfigError
-from .preferences import Rivals, rivals_of
+from .preferences import Rivals, columns_by_stem, rivals_of
 from .published import Published, published_of
 
 # Names ----------------------------------------------------------------------------------------------------------
@@ -255,11 +255,11 @@ def is_truth(value: Any) -> bool:
     return isinstance(value, bool) or (isinstance(value, str) and value.strip().casefold() in ("true", "false"))
 
 
-# Layout ---------------------------------------------------------------------------------------------------------
+# Roles -------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Layout:
+class ColumnRoles:
     """The role of each key of a row; "" for a role that no key has.
 
     Attributes:
@@ -304,7 +304,7 @@ class Layout:
 
     @functools.cached_property
     def plain(self) -> bool:
-        """Return whether a row with two keys and this layout is nothing but a question and its answer."""
+        """Return whether a row with two keys and these roles is nothing but a question and its answer."""
         return bool(self.asked and self.answered)
 
     @functools.cached_property
@@ -319,11 +319,11 @@ class Layout:
 
 
 @functools.lru_cache(maxsize=4096)  # nearly all rows of a file have the same keys
-def layout_of(keys: tuple[str, ...], columns: Columns = (), better: str = "") -> Layout | None:
-    """Return the layout of rows with these keys, or None; case and surrounding white space of names do not matter.
+def column_roles(keys: tuple[str, ...], columns: Columns = (), better: str = "") -> ColumnRoles | None:
+    """Return the roles of a row's keys, or None if they are not recognised.
 
-    Names in `columns` take precedence over guesses; other names keep their meaning. `better` is the key of the answer
-    that a row calls the better one in another column.
+    Case and white space around names do not matter. Names in `columns` take precedence over guesses; other names keep
+    their meaning. `better` is the key of the answer that a row calls the better one in another column.
     """
     names: dict[str, str] = {}
     for key in keys:
@@ -331,8 +331,8 @@ def layout_of(keys: tuple[str, ...], columns: Columns = (), better: str = "") ->
     mapped = {ours: names[plain] for ours, theirs in columns if (plain := theirs.strip().casefold()) in names}
     known = {name: key for name, key in names.items() if key not in mapped.values()}
     if not mapped.keys() & _ASKING and (published := published_of(known)):
-        return Layout(published=published)
-    found = _shape_of(known, mapped, better)
+        return ColumnRoles(published=published)
+    found = _roles_of_names(known, mapped, better)
     if found is None:
         return None
     rest = {name: key for name, key in known.items() if key not in found.used}
@@ -347,17 +347,17 @@ def layout_of(keys: tuple[str, ...], columns: Columns = (), better: str = "") ->
     return _with(found, left=tuple(key for key in keys if key not in found.used and key != "metadata"))
 
 
-def _with(layout: Layout, **changes: Any) -> Layout:
-    fields = {name: value for name, value in vars(layout).items() if name not in ("used", "plain")}
-    return Layout(**{**fields, **changes})
+def _with(roles: ColumnRoles, **changes: Any) -> ColumnRoles:
+    fields = {name: value for name, value in vars(roles).items() if name not in ("used", "plain")}
+    return ColumnRoles(**{**fields, **changes})
 
 
-def _shape_of(known: dict[str, str], mapped: dict[str, str], better: str) -> Layout | None:
-    """Return the layout that the names imply, those given by the user first."""
+def _roles_of_names(known: dict[str, str], mapped: dict[str, str], better: str) -> ColumnRoles | None:
+    """Return the roles that the names imply, those given by the user first."""
     both = known | mapped
     rivals = _rivals(known, mapped)
     if rivals and not better:
-        return Layout(rivals=rivals)
+        return ColumnRoles(rivals=rivals)
     beside: dict[str, Any] = {
         "system": mapped.get("system") or _first(known, SYSTEM),
         "tools": mapped.get("tools") or _first(known, TOOLS),
@@ -370,19 +370,19 @@ def _shape_of(known: dict[str, str], mapped: dict[str, str], better: str) -> Lay
         beside |= {"chosen": better, "rejected": worse, "rivals": rivals}
     asks = "prompt" in mapped or "completion" in mapped
     if "text" in mapped and not asks and "messages" not in mapped:
-        return Layout(text=mapped["text"])
+        return ColumnRoles(text=mapped["text"])
     if conversation := mapped.get("messages") or ("" if asks else _first(both, CONVERSATIONS)):
-        return Layout(messages=conversation, **beside)
+        return ColumnRoles(messages=conversation, **beside)
     options = (("", mapped["options"]),) if "options" in mapped else _options(known)
     pair = _pair(both, known, mapped, with_options=bool(options), chosen=beside["chosen"])
     if pair is None:
-        return Layout(text=both["text"]) if "text" in both else None
+        return ColumnRoles(text=both["text"]) if "text" in both else None
     asked, answered = pair
     history = mapped.get("history") or _first(known, HISTORY)
     if rivals and not asked and not mapped.get("prompt"):
         asked, history = history, ""
     contexts = (mapped["context"],) if "context" in mapped else tuple(known[n] for n in CONTEXTS if n in known)
-    return Layout(
+    return ColumnRoles(
         asked=asked,
         given=next((known.get(given, "") for order, given in GIVEN.items() if asked and asked == known.get(order)), ""),
         answered="" if beside["chosen"] == answered else answered,
@@ -442,11 +442,7 @@ def _options(known: dict[str, str]) -> tuple[tuple[str, str], ...]:
     """Return the column of all options, or the columns of one option each: `A` `B` `C`, `option_a`, `choice1`."""
     if key := _first(known, OPTIONS):
         return (("", key),)
-    groups: dict[str, dict[str, str]] = {}
-    for name, key in known.items():
-        if match := _OPTION.fullmatch(name):
-            groups.setdefault(match[1], {})[match[2]] = key
-    for prefix, found in groups.items():
+    for prefix, found in columns_by_stem(known, _OPTION).items():
         marks = "".join(sorted(found))
         numbers = prefix and any(row.startswith(marks) for row in ("0123456789", "123456789"))
         if len(marks) > 1 and ("abcdefgh".startswith(marks) or numbers):
@@ -485,7 +481,7 @@ def unknown_columns(keys: Iterable[str], columns: Columns) -> str:
     keys = tuple(keys)
     names = {key.strip().casefold() for key in keys}
     within = tuple(theirs for _, theirs in columns if "." in theirs and reaches(keys, theirs))
-    if layout_of((*keys, *within), columns) or ("role" in names and not names.isdisjoint(("text", "content"))):
+    if column_roles((*keys, *within), columns) or ("role" in names and not names.isdisjoint(("text", "content"))):
         return ""  # the latter has one message per row
     return f"none of its columns is known: {listed(keys)}. {which_columns(keys)}"
 

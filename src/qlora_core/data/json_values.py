@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .columns import layout_of
+from .columns import column_roles
 from .records import UnusableError, Written
 from .text_files import LINE_LIMIT, BrokenOffError, lettering_of, read_lines, text_of
 
@@ -302,7 +302,7 @@ _HOLDERS = ("data", "rows", "examples", "items", "records", "entries", "samples"
 
 def _rows_beside(value: Any) -> tuple[str, list[Any]]:
     """Return the key and the rows of an object that also holds a description of them; ("", []) if it is a row."""
-    if not isinstance(value, dict) or layout_of(tuple(value)):
+    if not isinstance(value, dict) or column_roles(tuple(value)):
         return "", []
     for key in _HOLDERS:
         rows = value.get(key)
@@ -310,7 +310,7 @@ def _rows_beside(value: Any) -> tuple[str, list[Any]]:
             inner = [
                 row["row"] if isinstance(row.get("row"), dict) else row for row in rows
             ]  # as the hub's API answers
-            return (key, inner) if layout_of(tuple(inner[0])) else ("", [])
+            return (key, inner) if column_roles(tuple(inner[0])) else ("", [])
     return "", []
 
 

@@ -11,13 +11,13 @@ from .columns import (
     INVERSE_MARKS,
     JUDGING,
     RIGHT,
+    ColumnRoles,
     Columns,
-    Layout,
+    column_roles,
     content_length,
     is_refused,
     is_said,
     is_truth,
-    layout_of,
     says_no,
     says_yes,
 )
@@ -73,11 +73,11 @@ def _speaks(turn: dict[str, Any]) -> bool:
     return any(speaker in turn and text in turn for speaker, text in said)
 
 
-def other_shape(row: dict[str, Any], layout: Layout, columns: Columns) -> dict[str, Any]:
+def other_shape(row: dict[str, Any], roles: ColumnRoles, columns: Columns) -> dict[str, Any]:
     """Return the row without empty columns if it has another shape then; tables have all columns in every row."""
     filled = {key: value for key, value in row.items() if not _is_blank(value)}
-    other = layout_of(tuple(filled), columns)
-    return filled if other and other != layout else {}
+    other = column_roles(tuple(filled), columns)
+    return filled if other and other != roles else {}
 
 
 def _is_blank(value: Any) -> bool:
@@ -99,11 +99,11 @@ def _system(row: dict[str, Any], name: str) -> str:
     return _text(row, name) if texts is None else texts
 
 
-def whole_text(row: dict[str, Any], layout: Layout, clean: Clean) -> str:
+def whole_text(row: dict[str, Any], roles: ColumnRoles, clean: Clean) -> str:
     """Return the cleaned text of a row that is running text."""
-    if not isinstance(row[layout.text], str):  # a number may be an answer, but is no text to train on
-        raise ValueError(f'"{layout.text}" must be a text, found {kind(row[layout.text])}')
-    text = clean(row[layout.text])
+    if not isinstance(row[roles.text], str):  # a number may be an answer, but is no text to train on
+        raise ValueError(f'"{roles.text}" must be a text, found {kind(row[roles.text])}')
+    text = clean(row[roles.text])
     if not text:
         raise ValueError("the text is empty")
     return text
@@ -112,11 +112,11 @@ def whole_text(row: dict[str, Any], layout: Layout, clean: Clean) -> str:
 class KnownRow:
     """A row with known columns."""
 
-    def __init__(self, row: dict[str, Any], layout: Layout, columns: Columns, clean: Clean) -> None:
-        self.row, self.layout, self.columns, self.clean = row, layout, columns, clean
+    def __init__(self, row: dict[str, Any], roles: ColumnRoles, columns: Columns, clean: Clean) -> None:
+        self.row, self.roles, self.columns, self.clean = row, roles, columns, clean
         self.noted = Noted()
         self.blank = ""
-        self.answered = layout.answered
+        self.answered = roles.answered
         self.masks: set[str] = set()  # columns of marks that were copied to their turns
 
     def shaped(self) -> Shaped | None:
@@ -125,44 +125,44 @@ class KnownRow:
         Raises:
             ValueError: what is wrong with it.
         """
-        row, layout = self.row, self.layout
-        if layout.marks or layout.states:
+        row, roles = self.row, self.roles
+        if roles.marks or roles.states:
             self._refuse_marked()
-        if layout.messages:
+        if roles.messages:
             content = self._conversation()
-        elif layout.text:
-            content = {"text": whole_text(row, layout, self.clean)}
+        elif roles.text:
+            content = {"text": whole_text(row, roles, self.clean)}
         else:
             content = self._pair()
             if content is None:
                 return None
         if "messages" in content:
             self._refuse_unseen(content["messages"])
-        if layout.rejected:
-            self.noted.marks.append(f"{layout.rejected}: the worse answer")
+        if roles.rejected:
+            self.noted.marks.append(f"{roles.rejected}: the worse answer")
         return Shaped(
             content,
             self._metadata(),
-            running="text" in content and not layout.text,
+            running="text" in content and not roles.text,
             blank=self.blank,
             unused=self._unused(content),
-            beside="text" if "text" in content else "messages" if layout.messages else "question",
+            beside="text" if "text" in content else "messages" if roles.messages else "question",
             marks=tuple(self.noted.marks),
             guesses=tuple(self.noted.guesses),
-            splits=tuple(text for key in layout.splits if (text := self._split(key))),
+            splits=tuple(text for key in roles.splits if (text := self._split(key))),
         )
 
     def _metadata(self) -> dict[str, Any]:
-        metadata = {key: self.row[key] for key in self.layout.left}
+        metadata = {key: self.row[key] for key in self.roles.left}
         if own := self.row.get("metadata"):
             metadata = {**own, **metadata} if isinstance(own, dict) else {"metadata": own, **metadata}
         return metadata
 
     def _unused(self, content: dict[str, Any]) -> tuple[tuple[str, bool], ...]:
-        for key in self.layout.left:
-            if key == self.answered or key in self.masks or (key in self.layout.splits and self._split(key)):
+        for key in self.roles.left:
+            if key == self.answered or key in self.masks or (key in self.roles.splits and self._split(key)):
                 continue
-            if key not in self.layout.marks:
+            if key not in self.roles.marks:
                 if not is_said(self.row[key], texts_of(content)):
                     self.noted.leave(key, key, self.row[key])
             elif not _is_plain_mark(self.row[key]):
@@ -186,12 +186,12 @@ class KnownRow:
     # What must not be trained
 
     def _refuse_marked(self) -> None:
-        for key in self.layout.states:
+        for key in self.roles.states:
             if is_refused(self.row[key]):
                 raise MarkedError(f"marked as not to be trained: {key} {self.row[key].strip()}")
-        for key in self.layout.marks:
+        for key in self.roles.marks:
             value, name = self.row[key], key.strip().casefold()
-            if name in JUDGING and (not is_truth(value) or self.layout.text):
+            if name in JUDGING and (not is_truth(value) or self.roles.text):
                 continue  # a class of the text, or a score
             if name == "loss" and not is_truth(value):
                 continue  # a measurement
@@ -199,7 +199,7 @@ class KnownRow:
                 raise MarkedError(f"marked as not to be trained: {key} {as_text(value)}")
 
     def _refuse_unseen(self, messages: list[dict[str, Any]]) -> None:
-        for key in self.layout.media:
+        for key in self.roles.media:
             if not _is_blank(self.row[key]):
                 raise ValueError(f'"{key}" is not shown to a language model, and the answer may need it')
         for message in messages:
@@ -210,39 +210,39 @@ class KnownRow:
     # Conversations
 
     def _conversation(self) -> dict[str, Any]:
-        row, layout = self.row, self.layout
-        turns = unpacked(row[layout.messages])
-        messages = self._turns(turns, layout.messages)
-        if layout.chosen:
+        row, roles = self.row, self.roles
+        turns = unpacked(row[roles.messages])
+        messages = self._turns(turns, roles.messages)
+        if roles.chosen:
             messages = self._with_better(messages)
         check_answers(messages, self.noted)
         return self._beside(messages)
 
     def _beside(self, messages: list[dict[str, Any]]) -> dict[str, Any]:
         """Return a conversation with the content of its neighbouring columns: system text, thought, tools."""
-        row, layout = self.row, self.layout
-        if layout.system and (system := self.clean(_system(row, layout.system).removeprefix("SYSTEM: "))):
+        row, roles = self.row, self.roles
+        if roles.system and (system := self.clean(_system(row, roles.system).removeprefix("SYSTEM: "))):
             if messages[0]["role"] != "system":
                 messages.insert(0, {"role": "system", "content": system})
             elif messages[0]["content"] != system:
-                self.noted.leave(layout.system, "system", system)
-        if layout.reasoning:
+                self.noted.leave(roles.system, "system", system)
+        if roles.reasoning:
             answers = [message for message in messages if message["role"] == "assistant"]
-            thought = as_text(row[layout.reasoning])
+            thought = as_text(row[roles.reasoning])
             if len(answers) == 1 and thought is not None and "reasoning_content" not in answers[0]:
                 answers[0] |= {"reasoning_content": cleaned} if (cleaned := self.clean(thought)) else {}
             else:
-                self.noted.leave(layout.reasoning, layout.reasoning, row[layout.reasoning])
-        tools = tools_of(row[layout.tools], layout.tools) if layout.tools else []
+                self.noted.leave(roles.reasoning, roles.reasoning, row[roles.reasoning])
+        tools = tools_of(row[roles.tools], roles.tools) if roles.tools else []
         return {"messages": messages, "tools": tools} if tools else {"messages": messages}
 
     def _turns(self, turns: Any, name: str) -> list[dict[str, Any]]:
         turns = with_speakers(unpacked(turns), self.noted)
-        return conversation(self._with_marks(turns) if self.layout.masks else turns, name, self.clean, self.noted)
+        return conversation(self._with_marks(turns) if self.roles.masks else turns, name, self.clean, self.noted)
 
     def _with_marks(self, turns: Any) -> Any:
         """Return the turns with the marks of a list beside them, if there is one for each turn."""
-        for key in self.layout.masks:
+        for key in self.roles.masks:
             marks = unpacked(self.row[key])
             if not isinstance(turns, list) or not isinstance(marks, list) or len(marks) != len(turns):
                 continue
@@ -254,7 +254,7 @@ class KnownRow:
 
     def _with_better(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return the messages before a preferred answer, which are only its context, and that answer."""
-        name = self.layout.chosen
+        name = self.roles.chosen
         better = self.row[name]
         if isinstance(better, str):
             turns = unpacked(better)
@@ -287,85 +287,85 @@ class KnownRow:
 
     def _pair(self) -> dict[str, Any] | None:
         """Return a question and its answer, or running text; None if the row has another shape without blank cells."""
-        row, layout = self.row, self.layout
-        asked = unpacked(row[layout.asked]) if layout.asked else ""
+        row, roles = self.row, self.roles
+        asked = unpacked(row[roles.asked]) if roles.asked else ""
         if isinstance(asked, dict) and isinstance(asked.get("messages"), list):  # hosted models' preference files
             asked = asked["messages"]
         if turns := self._asked_in_turns(asked):
             return self._continued(turns)
-        if layout.chosen and (rounds := self._rounds(asked)):
+        if roles.chosen and (rounds := self._rounds(asked)):
             return self._beside(self._last_alone(rounds))
         options = self._options()
         prompt = self._prompt(options)
-        earlier = self._history(layout.history)
-        if layout.chosen:
+        earlier = self._history(roles.history)
+        if roles.chosen:
             turns = [*earlier, *([{"role": "user", "content": prompt}] if prompt else [])]
             return self._beside(self._with_better(turns))
         if calls := self._calls():
             return self._beside([*earlier, {"role": "user", "content": prompt}, calls])
         answer = self._answer(options)
         if not answer:
-            if not prompt and other_shape(row, layout, self.columns):
+            if not prompt and other_shape(row, roles, self.columns):
                 return None
-            raise ValueError(f"the {layout.answered} is empty")
+            raise ValueError(f"the {roles.answered} is empty")
         if not prompt:
             return self._line(answer)
         return self._beside([*earlier, {"role": "user", "content": prompt}, {"role": "assistant", "content": answer}])
 
     def _options(self) -> Options:
         """Return the row's options; a list of answers is one if another column has the number of the right one."""
-        row, name = self.row, self.layout.answered
-        if self.layout.options or not name:
-            return Options.of(row, self.layout.options)
+        row, name = self.row, self.roles.answered
+        if self.roles.options or not name:
+            return Options.of(row, self.roles.options)
         answers = unpacked(row[name])
         if not isinstance(answers, list) or len(answers) < 2 or not all(isinstance(text, str) for text in answers):
             return Options()
-        names = {key.strip().casefold(): key for key in self.layout.left}
+        names = {key.strip().casefold(): key for key in self.roles.left}
         right = (names[plain] for plain in RIGHT if plain in names)
         self.answered = next((key for key in right if whole_number(as_text(row[key]) or "") is not None), name)
         return Options.of(row, (("", name),)) if self.answered != name else Options()
 
     def _asked_in_turns(self, asked: Any) -> list[dict[str, Any]]:
         """Return the question if it is a conversation; empty if it is a text."""
-        layout = self.layout
+        roles = self.roles
         if isinstance(asked, str):
             asked = turns_of_text(asked)
         if are_turns(asked):
-            return self._turns(asked, layout.asked)
-        if not layout.asked and len(layout.contexts) == 1:
-            key = layout.contexts[0]
+            return self._turns(asked, roles.asked)
+        if not roles.asked and len(roles.contexts) == 1:
+            key = roles.contexts[0]
             if are_turns(turns := unpacked(self.row[key])):
                 return self._turns(turns, key)
         return []
 
     def _rounds(self, asked: Any) -> list[dict[str, Any]]:
         """Return the rounds of a list of questions and a list of their answers; none if they are texts."""
-        answers = unpacked(self.row[self.layout.chosen])
+        answers = unpacked(self.row[self.roles.chosen])
         if not isinstance(asked, list) or not isinstance(answers, list) or len(asked) != len(answers):
             return []
         if not all(isinstance(text, str) for text in (*asked, *answers)):
             return []
         both = (text for pair in zip(asked, answers, strict=True) for text in pair)
-        return self._turns([{"role": BOTH[n % 2], "content": text} for n, text in enumerate(both)], self.layout.chosen)
+        return self._turns([{"role": BOTH[n % 2], "content": text} for n, text in enumerate(both)], self.roles.chosen)
 
     def _line(self, answer: str) -> dict[str, Any]:
         """Return a line of running text; the content beside it is unused."""
-        layout = self.layout
-        self.blank = layout.asked
-        for key in (layout.system, layout.reasoning, layout.tools, layout.history):
+        roles = self.roles
+        self.blank = roles.asked
+        for key in (roles.system, roles.reasoning, roles.tools, roles.history):
             if key:
                 self.noted.leave(key, key, self.row[key])
         return {"text": answer}
 
     def _prompt(self, options: Options) -> str:
         """Return the question followed by its context."""
-        row, layout = self.row, self.layout
-        if layout.contexts or options or layout.given:
-            asked = self.clean(_text(row, layout.asked)) if layout.asked else ""
-            given = self.clean(_text(row, layout.given)) if layout.given else ""
-            contexts = [self.clean(text) for key in layout.contexts if (text := self._context(key))]
+        row, roles = self.row, self.roles
+        if roles.contexts or options or roles.given:
+            asked = self.clean(_text(row, roles.asked)) if roles.asked else ""
+            given = self.clean(_text(row, roles.given)) if roles.given else ""
+            contexts = [self.clean(text) for key in roles.contexts if (text := self._context(key))]
             return "\n\n".join(filter(None, (asked, given, *contexts, self.clean(options.shown))))
-        return self.clean(_text(row, layout.asked)) if layout.asked else ""
+        return self.clean(_text(row, roles.asked)) if roles.asked else ""
 
     def _context(self, key: str) -> str:
         """Return a text that the question is about; "" for a mere name or number, which is metadata."""
@@ -412,28 +412,28 @@ class KnownRow:
 
     def _calls(self) -> dict[str, Any] | None:
         """Return the turn of an answer that is a list of calls to the row's tools."""
-        row, layout = self.row, self.layout
-        calls = unpacked(row[layout.answered]) if layout.tools and not _is_blank(row[layout.tools]) else None
+        row, roles = self.row, self.roles
+        calls = unpacked(row[roles.answered]) if roles.tools and not _is_blank(row[roles.tools]) else None
         if not isinstance(calls, list) or not calls or not all(isinstance(c, dict) and "name" in c for c in calls):
             return None
         return {"role": "assistant", "content": "", "tool_calls": [call_of(call, 2) for call in calls]}
 
     def _continued(self, messages: list[dict[str, Any]]) -> dict[str, Any]:
         """Return a conversation that is asked and its continuation: only that is trained."""
-        row, layout = self.row, self.layout
-        if layout.chosen:
+        row, roles = self.row, self.roles
+        if roles.chosen:
             return self._beside(self._with_better(messages))
         for message in messages:
             if message["role"] == "assistant":
                 message["train"] = False
                 self.noted.marks.append("an answer within the prompt")
-        value = self._best(unpacked(row[layout.answered]), layout.answered)
+        value = self._best(unpacked(row[roles.answered]), roles.answered)
         if isinstance(value, list | dict):
-            messages += self._turns(value if isinstance(value, list) else [value], layout.answered)
+            messages += self._turns(value if isinstance(value, list) else [value], roles.answered)
         elif answer := self.clean(as_text(value) or ""):
             messages.append({"role": "assistant", "content": answer})
         else:
-            raise ValueError(f"the {layout.answered} is empty")
+            raise ValueError(f"the {roles.answered} is empty")
         check_answers(messages, self.noted)
         return self._beside(messages)
 

@@ -143,13 +143,23 @@ class Rivals:
         return dict(self.keys)[best[0]]
 
 
-def rivals_of(known: Mapping[str, str], verdict: str = "") -> Rivals | None:
-    """Return the answers among some columns, `{plain name: name}`; `verdict` is the user's key for the decision."""
+def columns_by_stem(known: Mapping[str, str], pattern: re.Pattern[str]) -> dict[str, dict[str, str]]:
+    """Return `{stem: {label: key}}` of columns that differ by a label, as in `answer_1` and `answer_2`.
+
+    Args:
+        known: columns, `{plain name: key}`.
+        pattern: matches such a name, with the stem and the label as its groups.
+    """
     groups: dict[str, dict[str, str]] = {}
     for name, key in known.items():
-        if match := _RIVAL.fullmatch(name):
+        if match := pattern.fullmatch(name):
             groups.setdefault(match[1], {})[match[2]] = key
-    for stem, found in groups.items():
+    return groups
+
+
+def rivals_of(known: Mapping[str, str], verdict: str = "") -> Rivals | None:
+    """Return the answers among some columns, `{plain name: name}`; `verdict` is the user's key for the decision."""
+    for stem, found in columns_by_stem(known, _RIVAL).items():
         labels = "".join(sorted(found))
         if len(labels) < 2 or not any(counted.startswith(labels) for counted in _COUNTED):
             continue

@@ -34,6 +34,7 @@ from .report import DataReport
 from .shapes import ACCEPTED, columns_of
 from .sources import (
     FACTS_FILE,
+    JSON_LINES,
     REPORT_FILE,
     TRAIN_FILE,
     VAL_FILE,
@@ -169,7 +170,7 @@ def _is_ours(source: Source, *names: str) -> bool:
 
 
 def _units(source: Source, **options: bool) -> Iterator[Unit]:
-    whole = source.form not in (".jsonl", ".ndjson") or source.content.stat().st_size < 2 * PIECE
+    whole = source.form not in JSON_LINES or source.content.stat().st_size < 2 * PIECE
     if whole or packing_of(source.content) or not lettering_of(source.content).plain or not can_be_cut(source):
         yield Unit(source, **options)
     else:

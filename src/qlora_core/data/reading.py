@@ -25,10 +25,11 @@ from .book_lines import Hints
 from .chats import Chat, conversations, whose_answers
 from .chatter import chatter_in
 from .cleaning import clean, language_of, personal_data
-from .columns import layout_of, reaches
+from .columns import column_roles, reaches
 from .copies import marks_of
 from .decisions import SECTION, SUBJECT, TITLE, Decisions, choice
-from .documents import SEVERAL, read_document
+from .documents import HTML, SEVERAL, read_document
+from .documents.archive import DOCUMENT_LIMIT
 from .duplicates import BANDS, signatures
 from .encoding import detect
 from .json_values import Listed
@@ -36,7 +37,7 @@ from .known_row import Shaped
 from .nested import NESTS, Nested, nested_rows
 from .page_debris import without_page_debris
 from .passages import TEMPLATES, Asked, Passage, ask, make_passages
-from .recognised import OPEN_FORMS, Format, LeftOut, read_items, recognise
+from .recognised import OPEN_FORMS, TEXTS, Format, LeftOut, read_items, recognise
 from .records import (
     Block,
     Document,
@@ -53,7 +54,7 @@ from .records import (
 from .report import DataReport
 from .scans import SPECK, mend_scan, report_scan
 from .shapes import columns_of, shape, unknown_columns
-from .sources import TESTING, Source, split_in, title_of
+from .sources import JSON_LINES, SEPARATED, TESTING, Source, split_in, title_of
 from .structure import find_structure, saved_as_lines
 from .subjects import NONE, PERSON, THING, find_subject
 from .tables import are_lines, read_rows
@@ -62,18 +63,17 @@ from .text_files import BrokenOffError, first_bytes, read_whole
 from .threads import Messages, Thread, is_one_message, root_of, tree_threads
 from .units import SPLITS, Part, Unit, encode_row, hash_of, prompt_hash
 
-DOCUMENT_LIMIT = 1 << 28  # 256 MB
 BOOK = 20  # passages; a longer document is split by sections instead of staying on one side
 LINES_AT_ONCE = 100_000  # of running text
 ROWS_A_PART = 20_000
-WRITTEN = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".md", ".markdown", ".html", ".htm", ".xhtml")
+TEXT_FORMS = (*JSON_LINES, ".json", *SEPARATED, *TEXTS, *HTML)  # of files that are text, which has an encoding
 
 PEEK = 1000  # rows examined to tell questions from running text
 FEW = 5  # in running text, at most one row in this many has a question
 
 HALF_PAIR = "half of a surrogate pair: the text was cut inside a character"
 
-Piece = TypeVar("Piece", Fragment, Block)
+FragmentOrBlock = TypeVar("FragmentOrBlock", Fragment, Block)
 
 
 def _may_be_a_message(row: dict[str, Any]) -> bool:
@@ -286,9 +286,9 @@ class _Reader:
         asked = blank = 0
         with contextlib.suppress(ValueError, OSError):
             for _, row in itertools.islice(read_rows(self.unit.source, lambda _: ""), PEEK):
-                layout = layout_of(tuple(row), self.columns) if isinstance(row, dict) else None
-                if layout and layout.asked and not layout.messages:
-                    filled = bool(str(row[layout.asked] or "").strip())
+                roles = column_roles(tuple(row), self.columns) if isinstance(row, dict) else None
+                if roles and roles.asked and not roles.messages:
+                    filled = bool(str(row[roles.asked] or "").strip())
                     asked, blank = asked + filled, blank + (not filled)
         return asked * FEW > asked + blank
 
@@ -351,7 +351,7 @@ class _Reader:
             self.kinds = []
 
     def _note_encoding(self) -> None:
-        if self.unit.piece[0] or self.unit.source.form not in WRITTEN:
+        if self.unit.piece[0] or self.unit.source.form not in TEXT_FORMS:
             return
         sample = first_bytes(self.unit.source.content)
         encoding = "utf-8" if sample.startswith(b"PAR1") else detect(sample)
@@ -504,7 +504,7 @@ class _Reader:
         within, blocks = find_structure(scan.lines, self.report.debris, self.name, drop_debris=dropping, hints=hints)
         return title or within, blocks
 
-    def _without_chatter(self, pieces: Sequence[Piece]) -> list[Piece]:
+    def _without_chatter(self, pieces: Sequence[FragmentOrBlock]) -> list[FragmentOrBlock]:
         """Return the text without remarks to or by a chat program before and behind it."""
         paragraphs = [
             list(run) for filled, run in itertools.groupby(pieces, key=lambda piece: bool(piece.text)) if filled
@@ -558,7 +558,7 @@ class _Reader:
                 groups.append(f"{name}\0{section}\0{passage.body}" if alone else f"{name}\0{section}")
         return groups
 
-    def _cleaned(self, pieces: Iterable[Piece]) -> list[Piece]:
+    def _cleaned(self, pieces: Iterable[FragmentOrBlock]) -> list[FragmentOrBlock]:
         return [dataclasses.replace(piece, text=self._clean(piece.text)) for piece in pieces]
 
 

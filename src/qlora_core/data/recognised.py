@@ -13,6 +13,7 @@ from .chats.dialogue import is_dialogue
 from .chats.signal import is_signal, is_signal_export
 from .chats.telegram import is_telegram
 from .chats.whatsapp import is_log
+from .documents import MARKDOWN
 from .documents.anki import read_package
 from .documents.cards import has_head, is_deck, is_wider_deck, read_deck, read_wider_deck
 from .documents.clippings import is_clippings, read_clippings
@@ -21,6 +22,7 @@ from .documents.outline import UnreadableError
 from .documents.subtitles import is_subtitles, read_subtitles
 from .encoding import decode, detect
 from .records import Document
+from .sources import SEPARATED
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class LeftOut:
 Item = Chat | Document | LeftOut | tuple[str, dict[str, Any]]
 """A chat, a document, a row with its line, or something that is left out."""
 
-TEXTS = (".txt", ".md", ".markdown")
+TEXTS = (".txt", *MARKDOWN)
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ FORMATS = (
     ),
     Format("Anki's notes", (".txt",), is_deck, lambda content, _: iter(read_deck(_text(content)))),
     Format("cards", (".txt",), is_wider_deck, lambda content, _: iter(read_wider_deck(_text(content))), WIDER),
-    Format("Anki's notes", (".tsv", ".csv"), has_head, lambda content, _: iter(read_deck(_text(content)))),
+    Format("Anki's notes", SEPARATED, has_head, lambda content, _: iter(read_deck(_text(content)))),
     Format("Kindle's clippings", (".txt",), is_clippings, lambda content, _: iter(read_clippings(_text(content)))),
     Format("subtitles", (".txt",), is_subtitles, lambda content, _: iter([read_subtitles(_text(content))])),
     Format("a chat", TEXTS, is_log, lambda content, name: iter([read_log(_text(content), name)])),

@@ -10,13 +10,13 @@ from .columns import (
     OPTIONS,
     PAIRS,
     TELLING,
+    ColumnRoles,
     Columns,
-    Layout,
+    column_roles,
     columns_of,
     content_length,
     has_column,
     is_truth,
-    layout_of,
     listed,
     says_no,
     says_yes,
@@ -30,8 +30,8 @@ from .threads import speaks
 from .turns import ROLES, Noted
 from .values import as_text, kind, unpacked
 
-__all__ = ["ACCEPTED", "MAPPED", "PAIRS", "ROLES", "Columns", "Layout", "Shaped", "columns_of", "kind", "layout_of",
-           "shape", "unknown_columns"]  # fmt: skip
+__all__ = ["ACCEPTED", "MAPPED", "PAIRS", "ROLES", "ColumnRoles", "Columns", "Shaped", "column_roles", "columns_of",
+           "kind", "shape", "unknown_columns"]  # fmt: skip
 
 ACCEPTED = """accepted rows, one JSON object a line in a .jsonl file, or a row of a .json, .csv, .tsv or .parquet file:
   {"messages": [{"role": "user", "content": "Who founded the club?"}, {"role": "assistant", "content": "…"}]}
@@ -70,27 +70,27 @@ def shape(row: Any, columns: Columns, clean: Clean) -> Shaped:
         row = _opened(row, columns)
     if None in row.values():
         row = _without_nulls(row, columns)
-    layout = layout_of(tuple(row), columns) or _talk_of(row, columns)
-    if layout is None:
+    roles = column_roles(tuple(row), columns) or _talk_of(row, columns)
+    if roles is None:
         raise ValueError(_unrecognised(row))
-    if layout.published:
-        plain, guess = layout.published.plain(row)
+    if roles.published:
+        plain, guess = roles.published.plain(row)
         found = shape(plain, columns, clean)
         return replace(found, guesses=(*found.guesses, guess)) if guess else found
-    if layout.rivals:
-        layout = layout_of(tuple(row), columns, layout.rivals.better(row)) or layout
-    if (layout.chosen and is_truth(row[layout.chosen])) or (layout.rejected and is_truth(row[layout.rejected])):
-        return shape(_judged(row, layout), columns, clean)
-    if layout.messages and not row[layout.messages] and (other := other_shape(row, layout, columns)):
+    if roles.rivals:
+        roles = column_roles(tuple(row), columns, roles.rivals.better(row)) or roles
+    if (roles.chosen and is_truth(row[roles.chosen])) or (roles.rejected and is_truth(row[roles.rejected])):
+        return shape(_judged(row, roles), columns, clean)
+    if roles.messages and not row[roles.messages] and (other := other_shape(row, roles, columns)):
         return shape(other, columns, clean)
-    if len(row) == 1 and layout.text:  # the fast path for nearly all texts
-        return Shaped({"text": whole_text(row, layout, clean)})
-    if layout.text and (speaks(row) or ("user" in row and "ts" in row)):  # the latter is Slack's
+    if len(row) == 1 and roles.text:  # the fast path for nearly all texts
+        return Shaped({"text": whole_text(row, roles, clean)})
+    if roles.text and (speaks(row) or ("user" in row and "ts" in row)):  # the latter is Slack's
         raise ValueError(_ALONE)
-    if len(row) == 2 and layout.plain and (turns := _question(row, layout, clean)):  # nearly all questions
+    if len(row) == 2 and roles.plain and (turns := _question(row, roles, clean)):  # nearly all questions
         return Shaped({"messages": turns})
-    shaped = KnownRow(row, layout, columns, clean).shaped()
-    return shaped or shape(other_shape(row, layout, columns), columns, clean)
+    shaped = KnownRow(row, roles, columns, clean).shaped()
+    return shaped or shape(other_shape(row, roles, columns), columns, clean)
 
 
 def _with_stem(row: dict[str, Any]) -> dict[str, Any]:
@@ -102,13 +102,13 @@ def _with_stem(row: dict[str, Any]) -> dict[str, Any]:
     return {**row, **others, "question": question["stem"]}
 
 
-def _talk_of(row: dict[str, Any], columns: Columns) -> Layout | None:
-    """Return the layout of a row without known columns, one of which holds a conversation."""
+def _talk_of(row: dict[str, Any], columns: Columns) -> ColumnRoles | None:
+    """Return the roles of the columns of a row that has no known ones, but one that holds a conversation."""
     if "mapping" in row and "current_node" in row:
-        return layout_of(tuple(row), (*columns, ("messages", "mapping")))
+        return column_roles(tuple(row), (*columns, ("messages", "mapping")))
     for key in row:
         if key.strip().casefold() in _TALKS and are_turns(with_speakers(unpacked(row[key]), Noted())):
-            return layout_of(tuple(row), (*columns, ("messages", key)))
+            return column_roles(tuple(row), (*columns, ("messages", key)))
     return None
 
 
@@ -150,35 +150,33 @@ def _opened(row: dict[str, Any], columns: Columns) -> dict[str, Any]:
 
 def _without_nulls(row: dict[str, Any], columns: Columns) -> dict[str, Any]:
     filled = {key: v for key, v in row.items() if v is not None or key.strip().casefold() not in _ABSENT_IF_NULL}
-    if not layout_of(tuple(filled), columns) and (layout := layout_of(tuple(row), columns)):
-        if layout.published:  # which says that its answer is hidden
+    if not column_roles(tuple(filled), columns) and (roles := column_roles(tuple(row), columns)):
+        if roles.published:  # which says that its answer is hidden
             return row
-        name = next(key for key in (layout.messages, layout.answered, layout.chosen, layout.text, "the answer") if key)
-        wanted = "a list of {role, content}" if layout.messages else "a text"
+        name = next(key for key in (roles.messages, roles.answered, roles.chosen, roles.text, "the answer") if key)
+        wanted = "a list of {role, content}" if roles.messages else "a text"
         raise ValueError(f'"{name}" must be {wanted}, found null')
     return filled
 
 
-def _judged(row: dict[str, Any], layout: Layout) -> dict[str, Any]:
+def _judged(row: dict[str, Any], roles: ColumnRoles) -> dict[str, Any]:
     """Return a row without `chosen` and `rejected` where these only say that its answer is a good one.
 
     Raises:
         MarkedError: it is not.
     """
-    for key, against in ((layout.chosen, says_no), (layout.rejected, says_yes)):
+    for key, against in ((roles.chosen, says_no), (roles.rejected, says_yes)):
         if key and is_truth(row[key]) and against(row[key]):
             raise MarkedError(f"marked as not to be trained: {key} {as_text(row[key])}")
-    return {
-        key: value for key, value in row.items() if not (key in (layout.chosen, layout.rejected) and is_truth(value))
-    }
+    return {key: value for key, value in row.items() if not (key in (roles.chosen, roles.rejected) and is_truth(value))}
 
 
-def _question(row: dict[str, Any], layout: Layout, clean: Clean) -> list[dict[str, Any]]:
+def _question(row: dict[str, Any], roles: ColumnRoles, clean: Clean) -> list[dict[str, Any]]:
     """Return the turns of a plain question and its answer; empty if more needs to be said of them."""
-    asked, answered = row[layout.asked], row[layout.answered]
+    asked, answered = row[roles.asked], row[roles.answered]
     if type(asked) is not str or type(answered) is not str or "<" in asked or asked[:1] in ("[", "{"):
         return []
-    if asked.startswith(TALK_BEGINS) or (answered[:1] in ("[", "{") and layout.answered.casefold() == "answers"):
+    if asked.startswith(TALK_BEGINS) or (answered[:1] in ("[", "{") and roles.answered.casefold() == "answers"):
         return []
     asked, answered = clean(asked), clean(answered)
     if not asked or not answered:

@@ -13,6 +13,7 @@ from ..files.storage import finish_replacing, left_by_file_manager
 from .documents import CODE, SEVERAL, SUFFIXES
 from .documents.outline import one_line
 from .records import Findings, composed
+from .text_files import PACKED
 
 TRAIN_FILE, VAL_FILE, REPORT_FILE, FACTS_FILE = (
     "train_data.jsonl",
@@ -21,10 +22,11 @@ TRAIN_FILE, VAL_FILE, REPORT_FILE, FACTS_FILE = (
     "facts.jsonl",
 )
 PAIRS = ((TRAIN_FILE, VAL_FILE), ("train.jsonl", "valid.jsonl"))
-TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+JSON_LINES = (".jsonl", ".ndjson")
+SEPARATED = (".csv", ".tsv")
+TABLES = (*JSON_LINES, ".json", *SEPARATED, ".parquet")
 DOCUMENTS = (*SUFFIXES, *SEVERAL)
 ARCHIVES = (".zip", ".tar", ".tgz", ".tbz", ".tbz2", ".txz")
-PACKED = (".gz", ".bz2", ".xz", ".zst")
 OF_PROGRAMS = frozenset(("node_modules", "bower_components", "__pycache__", "site-packages"))
 """Folders that programs fill."""
 

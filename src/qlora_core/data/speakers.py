@@ -9,7 +9,7 @@ import json
 import re
 from typing import Any
 
-from .columns import layout_of
+from .columns import column_roles
 from .turns import ROLES, Noted
 from .values import as_text
 
@@ -133,9 +133,9 @@ def _chatgpt(nodes: dict[str, Any]) -> list[dict[str, Any]]:
 def two_of(item: Any) -> list[Any]:
     """Return a question and its answer from a pair or an object of two."""
     if isinstance(item, dict):
-        layout = layout_of(tuple(item))
-        if layout and layout.asked and layout.answered:
-            return [item[layout.asked], item[layout.answered]]
+        roles = column_roles(tuple(item))
+        if roles and roles.asked and roles.answered:
+            return [item[roles.asked], item[roles.answered]]
         return [next((item[name] for name in _NAMES_OF[role] if name in item), None) for role in BOTH]
     return item if isinstance(item, list) else []
 

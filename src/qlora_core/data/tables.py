@@ -14,7 +14,7 @@ from typing import Any
 
 from .json_values import DECODER, Row, decode, read_json, read_json_lines
 from .records import UnusableError
-from .sources import Source
+from .sources import SEPARATED, Source
 from .text_files import LINE_LIMIT, BrokenOffError, lettering_of, opened, read_lines, text_of
 
 CheckColumns = Callable[[Iterable[str]], str]
@@ -39,7 +39,7 @@ def read_rows(source: Source, check: CheckColumns, piece: tuple[int, int | None,
         raise ValueError(
             f"is not what its name says: the content is {'a PDF' if first[:1] == b'%' else 'a ZIP archive'}"
         )
-    if source.form in (".csv", ".tsv"):
+    if source.form in SEPARATED:
         return _table(source.content, source.form, check)
     if source.form == ".parquet":
         raise ValueError("is not a Parquet file")
@@ -128,7 +128,7 @@ class _Lines:
 
 @dataclass(frozen=True)
 class _Style:
-    """How a table is written: what separates its cells, and whether blanks may follow that."""
+    """The writing of a table: the separator of its cells, and whether blanks may follow it."""
 
     delimiter: str
     spaced: bool = False

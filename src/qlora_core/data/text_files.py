@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from .encoding import detect
 
@@ -72,9 +72,8 @@ def opened(path: Path) -> BinaryIO:
         ValueError: the library that unpacks it is not installed.
         OSError: it cannot be opened. Reading raises nothing else.
     """
-    open_packed = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _open_zstandard}
     kind = packing_of(path)
-    return io.BufferedReader(_Unpacking(open_packed[kind](path, "rb"))) if kind else path.open("rb")  # type: ignore
+    return io.BufferedReader(_Unpacking(_PACKINGS[kind].open(path, "rb"))) if kind else path.open("rb")
 
 
 def _open_zstandard(path: Path, mode: str) -> BinaryIO:
@@ -83,6 +82,23 @@ def _open_zstandard(path: Path, mode: str) -> BinaryIO:
     except ImportError:
         raise ValueError("a .zst file needs the extra `formats`: uv sync --extra formats") from None
     return library.open(path, mode)
+
+
+class _Packing(NamedTuple):
+    """A way to pack a file: its first bytes, and what opens it."""
+
+    magic: bytes
+    open: Callable[..., Any]
+
+
+_PACKINGS = {
+    ".gz": _Packing(b"\x1f\x8b", gzip.open),
+    ".bz2": _Packing(b"BZh", bz2.open),
+    ".xz": _Packing(b"\xfd7zXZ\x00", lzma.open),
+    ".zst": _Packing(b"\x28\xb5\x2f\xfd", _open_zstandard),
+}
+PACKED = tuple(_PACKINGS)
+"""Suffixes of packed files."""
 
 
 def read_whole(path: Path, most: int) -> bytes:
@@ -102,11 +118,8 @@ def read_whole(path: Path, most: int) -> bytes:
 def packing_of(path: Path) -> str:
     """Return how a file is packed, by its first bytes; "" if it is not."""
     with path.open("rb") as file:
-        magic = file.read(6)
-    return next((packed for start, packed in _MAGIC if magic.startswith(start)), "")
-
-
-_MAGIC = ((b"\x1f\x8b", ".gz"), (b"BZh", ".bz2"), (b"\xfd7zXZ\x00", ".xz"), (b"\x28\xb5\x2f\xfd", ".zst"))
+        first = file.read(6)
+    return next((suffix for suffix, packing in _PACKINGS.items() if first.startswith(packing.magic)), "")
 
 
 def first_bytes(path: Path, count: int = SAMPLE) -> bytes:

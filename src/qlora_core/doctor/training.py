@@ -36,7 +36,7 @@ from ..runs.kernel_choice import Kernels
 from ..runs.plan import TrainingTracker
 from ..runs.run import Run
 from ..tokens.batching import make_batch
-from ..tokens.dataset import make_dataset
+from ..tokens.dataset import make_datasets
 from ..tokens.rows import TokenRow
 from ..tokens.tokenizer import ChatTokenizer, open_tokenizer
 from ..training import loop, steps
@@ -234,10 +234,8 @@ class Trial:
         spec, tracker = base_models.find_base(config.base), TrainingTracker(runs)
         tokenizer = open_tokenizer(config.base)
         prepared = data.prepare(config.data, tokenizer)
-        train_rows, val_rows = (
-            make_dataset(rows, tokenizer, config.data.max_seq_length) for rows in (prepared.train, prepared.validation)
-        )
-        return tracker.create(tracker.plan(config, spec, tokenizer, prepared, train_rows, val_rows))
+        datasets = make_datasets(prepared.train, prepared.validation, tokenizer, config.data.max_seq_length)
+        return tracker.create(tracker.plan(config, spec, tokenizer, prepared, *datasets))
 
     @staticmethod
     def _train(run: Run, *listeners: Callable[[dict[str, Any]], None]) -> list[float]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..tokens.batching import Batch
 from .device import mx, nn
-from .model import AdapterVector, Form, Layout, arrays_of, form_loss
+from .model import AdapterVector, BatchForm, Layout, arrays_of, form_loss
 
 
 class Passes:
@@ -31,11 +31,11 @@ class Passes:
         layout: Layout,
         *,
         compiled: bool,
-        loss: Callable[[nn.Module, dict[str, mx.array], Form], mx.array] = form_loss,
+        loss: Callable[[nn.Module, dict[str, mx.array], BatchForm], mx.array] = form_loss,
     ) -> None:
         self._model, self._adapters, self._layout = model, adapters, layout
         self._compiled, self._loss = compiled, loss
-        self._functions: dict[Form, Any] = {}
+        self._functions: dict[BatchForm, Any] = {}
 
     def loss(self, batch: Batch) -> mx.array:
         """Return the loss, summed over the trained tokens, in nats."""
@@ -50,7 +50,7 @@ class Passes:
         self._functions.clear()
 
     def _call(self, training: bool, batch: Batch) -> Any:
-        form = Form.of(batch, self._layout, training=training)
+        form = BatchForm.of(batch, self._layout, training=training)
         function = self._functions.get(form) or self._made(form)
         if self._compiled:
             self._functions[form] = function
@@ -60,7 +60,7 @@ class Passes:
         finally:
             self._model.update(trained)  # tracing left placeholders in the model
 
-    def _made(self, form: Form) -> Any:
+    def _made(self, form: BatchForm) -> Any:
         """Make the function that computes batches of a form: the loss, for training with its gradient."""
 
         def forward(trained: dict[str, Any], arrays: dict[str, mx.array]) -> mx.array:

@@ -13,7 +13,7 @@ from .device import mx, nn
 from .fused_linear import settled
 
 
-class Passage:
+class HiddenStateRelay:
     """Carries hidden states from the layers below to those above.
 
     Attributes:
@@ -31,19 +31,19 @@ class StandIn(nn.Module):
     Args:
         layer: the layer that is replaced; a model may still read its plain attributes, such as whether it uses a
             window.
-        passage: shared by all stand-ins of a model.
+        relay: shared by all stand-ins of a model.
     """
 
-    def __init__(self, layer: nn.Module, passage: Passage) -> None:
+    def __init__(self, layer: nn.Module, relay: HiddenStateRelay) -> None:
         super().__init__()
         self.__dict__.update(layer.__dict__)
-        self.passage = passage
+        self.relay = relay
 
     def __call__(self, x: mx.array, *_: Any, **__: Any) -> mx.array:
         """Return the given hidden states if there are any, else `x`."""
-        if self.passage.given is not None:
-            return self.passage.given
-        self.passage.seen = settled(x)
+        if self.relay.given is not None:
+            return self.relay.given
+        self.relay.seen = settled(x)
         return x
 
 
@@ -58,9 +58,9 @@ class Trunk:
 
     def __init__(self, model: nn.Module, depth: int, load: Callable[[], Sequence[nn.Module]]) -> None:
         self.depth, self._load = depth, load
-        self._passage = Passage()
+        self._relay = HiddenStateRelay()
         self._layers = language_model(model).model.layers
-        self._stand_ins = [StandIn(layer, self._passage) for layer in self._layers]
+        self._stand_ins = [StandIn(layer, self._relay) for layer in self._layers]
 
     def take_out(self) -> list[nn.Module]:
         """Replace the lower layers by stand-ins and return them; the model then needs hidden states made earlier."""
@@ -83,15 +83,15 @@ class Trunk:
             mx.clear_cache()
 
     @contextlib.contextmanager
-    def alone(self) -> Iterator[Passage]:
-        """Run only the lower layers inside the block; the yielded passage holds their last output."""
+    def alone(self) -> Iterator[HiddenStateRelay]:
+        """Run only the lower layers inside the block; the yielded relay holds their last output."""
         above = self._layers[self.depth :]
         self._layers[self.depth :] = self._stand_ins[self.depth :]
         try:
-            yield self._passage
+            yield self._relay
         finally:
             self._layers[self.depth :] = above
-            self._passage.seen = None
+            self._relay.seen = None
 
 
 @contextlib.contextmanager
@@ -100,12 +100,12 @@ def giving(model: nn.Module, states: mx.array | None) -> Iterator[None]:
     if states is None:
         yield
         return
-    passage = language_model(model).model.layers[0].passage
-    passage.given = states
+    relay = language_model(model).model.layers[0].relay
+    relay.given = states
     try:
         yield
     finally:
-        passage.given = None
+        relay.given = None
 
 
 def language_model(model: nn.Module) -> nn.Module:

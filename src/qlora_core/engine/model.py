@@ -144,10 +144,10 @@ def load_adapters(model: nn.Module, path: Path) -> None:
         ModelError: the file cannot be read or is damaged, or a tensor is missing, unknown or of another shape.
     """
     wanted = {name: tuple(value.shape) for name, value in tree_flatten(model.trainable_parameters())}
-    found = read_tensors(path)
+    tensors = read_tensors(path)
     refuse_damage(path)
-    refuse_misfits(path, {name: tuple(value.shape) for name, value in found.items()}, wanted)
-    model.load_weights([(name, value.astype(mx.float32)) for name, value in found.items()], strict=False)
+    refuse_misfits(path, {name: tuple(value.shape) for name, value in tensors.items()}, wanted)
+    model.load_weights([(name, value.astype(mx.float32)) for name, value in tensors.items()], strict=False)
     mx.eval(model.trainable_parameters())
 
 
@@ -256,8 +256,8 @@ def _checkpointed(cls: type) -> type:
 
 
 @dataclasses.dataclass(frozen=True)
-class Form:
-    """What a compiled function depends on besides arrays: it is the same for all batches that are computed alike.
+class BatchForm:
+    """The static arguments of a compiled loss: equal for all batches that one compiled function can compute.
 
     Attributes:
         layout: how rows are laid out.
@@ -274,7 +274,7 @@ class Form:
     training: bool = True
 
     @classmethod
-    def of(cls, batch: Batch, layout: Layout, *, training: bool) -> Form:
+    def of(cls, batch: Batch, layout: Layout, *, training: bool) -> BatchForm:
         """Return the form of a batch in this layout."""
         sliced = layout == "packed" and batch.pack is None and batch.row is None
         return cls(layout, batch.plain, batch.lengths if sliced else (), batch.prefix, training)
@@ -283,18 +283,18 @@ class Form:
 def arrays_of(batch: Batch) -> dict[str, mx.array]:
     """Return the arrays of a batch, as `form_loss` takes them."""
     names = ("ids", "source", "target", "weight", "states", "unpack", "pack", "row", "position")
-    found = {name: mx.array(getattr(batch, name)) for name in names if getattr(batch, name) is not None}
+    arrays = {name: mx.array(getattr(batch, name)) for name in names if getattr(batch, name) is not None}
     if batch.states is not None and batch.states.dtype == np.uint16:
-        found["states"] = found["states"].view(mx.bfloat16)
-    return found
+        arrays["states"] = arrays["states"].view(mx.bfloat16)
+    return arrays
 
 
 def batch_loss(model: nn.Module, batch: Batch, layout: Layout) -> mx.array:
     """Return the cross-entropy summed over the trained tokens of a batch, in nats, float32."""
-    return form_loss(model, arrays_of(batch), Form.of(batch, layout, training=model.training))
+    return form_loss(model, arrays_of(batch), BatchForm.of(batch, layout, training=model.training))
 
 
-def form_loss(model: nn.Module, arrays: dict[str, mx.array], form: Form) -> mx.array:
+def form_loss(model: nn.Module, arrays: dict[str, mx.array], form: BatchForm) -> mx.array:
     """Return the cross-entropy of a batch, like `batch_loss`, as a function of arrays that can be compiled.
 
     What is computed depends only on the shapes of the arrays and on `form`.
@@ -311,7 +311,7 @@ def form_loss(model: nn.Module, arrays: dict[str, mx.array], form: Form) -> mx.a
     return head_loss(lambda part: _project(model, part), hidden, target, weight, gradients=form.training)
 
 
-def form_hidden(model: nn.Module, arrays: dict[str, mx.array], form: Form) -> mx.array:
+def form_hidden(model: nn.Module, arrays: dict[str, mx.array], form: BatchForm) -> mx.array:
     """Return the hidden states below the head, `(R, L, hidden)`, laid out like the ids; not for the layout `whole`."""
     model = language_model(model)
     cache = [_rows(model, arrays, form)] * len(model.layers) if form.layout == "packed" else None
@@ -319,7 +319,7 @@ def form_hidden(model: nn.Module, arrays: dict[str, mx.array], form: Form) -> mx
         return settled(model.model(arrays["ids"], cache))  # the last norm may return a `Deferred`, used by the head
 
 
-def _rows(model: nn.Module, arrays: dict[str, mx.array], form: Form) -> SlicedRows | PackedRows | BinnedRows:
+def _rows(model: nn.Module, arrays: dict[str, mx.array], form: BatchForm) -> SlicedRows | PackedRows | BinnedRows:
     if form.lengths:
         return SlicedRows(form.lengths, form.prefix, arrays.get("position"))
     if "row" in arrays:
@@ -411,6 +411,6 @@ def can_share_prefix(model: nn.Module, vocabulary: int, rounding: Rounding = AS_
 
 def _dtype(model: nn.Module) -> mx.Dtype:
     """Return the dtype the base model computes in."""
-    trained = dict(tree_flatten(model.trainable_parameters()))
-    values = (value for name, value in tree_flatten(model.parameters()) if name not in trained)
+    adapters = dict(tree_flatten(model.trainable_parameters()))
+    values = (value for name, value in tree_flatten(model.parameters()) if name not in adapters)
     return next(value.dtype for value in values if mx.issubdtype(value.dtype, mx.floating))

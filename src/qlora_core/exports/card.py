@@ -16,10 +16,11 @@ from ..data import REPORT_FILE, DataReport
 from ..files.untrusted_json import TABLE_BYTES, read_object
 from ..reports.plain_text import share
 from ..runs.run import Run
-from .formats import ExportFormat, Place
+from .facts import ExportFacts
+from .formats import ExportPlace
 from .guides import fill, printable
 from .licences import LICENCES, for_hub, licence_of, notice
-from .source import Source
+from .source import ExportSource
 
 CARD, NOTICE = "README.md", "NOTICE"
 MOST_SOURCES = 20  # files that the card lists
@@ -79,23 +80,23 @@ def _file_name(name: str) -> str:
 # The card -------------------------------------------------------------------------------------------------------
 
 
-def write_card(directory: Path, source: Source, facts: Mapping[str, Any], data: dict[str, Any] | None) -> None:
+def write_card(directory: Path, source: ExportSource, facts: ExportFacts, data: dict[str, Any] | None) -> None:
     """Write `README.md`, and `NOTICE` where the base's licence is known.
 
     Args:
         directory: the export, with its weights.
         source: what was exported.
-        facts: values that `export` gathers.
+        facts: what its texts tell.
         data: as `data_facts` returns it.
     """
-    form, base, repository = facts["format"], source.spec.name, source.repository
+    form, base, repository = facts.format, source.spec.name, source.repository
     licence = licence_of(source.spec.licence, repository)
     files = frozenset(path.name for path in directory.iterdir())
-    place = Place(source.run.name, Path(), repository or "BASE", files)
+    place = ExportPlace(source.run.name, Path(), repository or "BASE", files)
     known = LICENCES.get(licence)
     text = fill(
         "README.md.jinja",
-        facts,
+        facts.by_name(),
         metadata=_metadata(source, facts, licence),
         repository=repository,
         use=form.use(place),
@@ -104,7 +105,7 @@ def write_card(directory: Path, source: Source, facts: Mapping[str, Any], data: 
         data=data,
         settings=_settings(source),
         losses=_losses(source.run),
-        recalls=_recalls(facts["recall"]),
+        recalls=_recalls(facts.recall),
         licence=licence,
         licence_url=known.url if known else "",
         asks=known.asks if known else "",
@@ -116,11 +117,11 @@ def write_card(directory: Path, source: Source, facts: Mapping[str, Any], data: 
         )
 
 
-def _metadata(source: Source, facts: Mapping[str, Any], licence: str) -> str:
+def _metadata(source: ExportSource, facts: ExportFacts, licence: str) -> str:
     """Return the front matter in YAML, as https://huggingface.co/docs/hub/model-cards describes it."""
     from huggingface_hub import ModelCardData  # only here: it takes a while to import
 
-    form, language = facts["format"], source.run.config().data.language
+    form, language = facts.format, source.run.config().data.language
     library = _LIBRARIES[form.reader]
     bits = source.spec.bits if _beside(facts) else _stored_bits(facts)
     tags = [library, "qlora", source.run.config().lora.adapter]
@@ -138,21 +139,20 @@ def _metadata(source: Source, facts: Mapping[str, Any], licence: str) -> str:
     ).to_yaml()
 
 
-def _beside(facts: Mapping[str, Any]) -> bool:
+def _beside(facts: ExportFacts) -> bool:
     """Return whether the adapters stand beside a base rather than being merged into it."""
-    form: ExportFormat = facts["format"]
-    return form.needs_base or bool(facts["gguf"] and facts["gguf"]["adapters"])
+    return facts.format.needs_base or bool(facts.adapter_file)
 
 
-def _stored_bits(facts: Mapping[str, Any]) -> int | float | None:
+def _stored_bits(facts: ExportFacts) -> int | float | None:
     """Return the bits of a merged model's weights, a mean if they differ; None if they are not quantised."""
-    if facts["fused"]:
-        return facts["fused"]["bits"]
-    found = re.match(r"I?Q(\d)", facts["stored"])
-    return int(found[1]) if found else None
+    if facts.fused:
+        return facts.fused["bits"]
+    match = re.match(r"I?Q(\d)", facts.stored)
+    return int(match[1]) if match else None
 
 
-def _relation(facts: Mapping[str, Any]) -> str:
+def _relation(facts: ExportFacts) -> str:
     """Return how the export descends from its base, in the hub's words.
 
     The hub lists a model of fewer bits among the base's quantised ones even if it was also tuned.
@@ -162,7 +162,7 @@ def _relation(facts: Mapping[str, Any]) -> str:
     return "quantized" if (_stored_bits(facts) or FULL_BITS) < FULL_BITS else "finetune"
 
 
-def _settings(source: Source) -> dict[str, str]:
+def _settings(source: ExportSource) -> dict[str, str]:
     config, spec = source.run.config(), source.spec
     lora, train = config.lora, config.train
     rows = train.batch_size * train.grad_accumulation_steps
@@ -182,9 +182,9 @@ def _losses(run: Run) -> dict[str, str]:
     found, numbers = {}, run.summary() or {}
     if (best := numbers.get("best_val_loss")) is not None:
         found["Validation loss, at its best"] = f"{best:.4f} (step {numbers.get('best_step')})"
-    trained = [event["train_loss"] for event in run.metrics() if event["type"] == "step" and event.get("train_loss")]
-    if trained:
-        found["Training loss, last step"] = f"{trained[-1]:.4f}"
+    losses = [event["train_loss"] for event in run.metrics() if event["type"] == "step" and event.get("train_loss")]
+    if losses:
+        found["Training loss, last step"] = f"{losses[-1]:.4f}"
     return found
 
 

@@ -11,12 +11,12 @@ from ..files.storage import MANIFEST, left_by_file_manager, manifest_problem
 from ..files.untrusted_json import TABLE_BYTES, read_object
 from ..reports.plain_text import size
 from ..runs.run import ENVIRONMENT, Run
-from .source import Source
+from .source import ExportSource
 
 METRICS_FILE = "metrics.json"
 
 
-def find_destination(source: Source, out: Path, *, force: bool) -> Path:
+def find_destination(source: ExportSource, out: Path, *, force: bool) -> Path:
     """Return where an export may be written.
 
     Args:
@@ -44,8 +44,8 @@ def check_room(out: Path, wanted: int) -> None:
     Raises:
         StorageError: there is less free.
     """
-    place = next(path for path in (out, *out.parents) if path.exists())
-    free = shutil.disk_usage(place).free
+    existing = next(path for path in (out, *out.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
     if free < wanted:
         raise StorageError(
             f"{out}: needs {size(wanted)} on the disk until it is complete, and {size(free)} are free. Make room, or "
@@ -62,7 +62,7 @@ def _refuse_links(run: Path, out: Path) -> None:
             raise RunError(f"{path}: is a link to {path.readlink()}. Give the place itself with --out.")
 
 
-def _refuse(source: Source, out: Path, *, force: bool) -> None:
+def _refuse(source: ExportSource, out: Path, *, force: bool) -> None:
     """Refuse a directory that holds more than an export, and a user's files unless forced."""
     if out.exists() and not out.is_dir():
         raise RunError(f"{out}: is a file; wanted a directory to write. Give another with --out.")

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,14 @@ from ..activity import doing
 from ..config import settings, to_flat
 from ..errors import ConfigError, ExportError
 from ..files.storage import publishing, write_json
-from ..models.base_models import has_gpu
 from ..reports.charts import save_curves, thin
 from ..runs.run import Run
 from .card import data_facts, write_card
 from .destination import METRICS_FILE, check_room, content_of, find_destination
-from .formats import FORMATS, Choices, ExportFormat, Target, check_choices
+from .facts import ExportFacts, gather_facts
+from .formats import FORMATS, ExportChoices, ExportFormat, Target, check_choices
 from .guides import write_guides, write_program, write_summary
-from .source import Source, from_home, open_source
+from .source import ExportSource, open_source
 from .verification import verify
 
 
@@ -29,7 +28,7 @@ def export_run(
     out: Path,
     *,
     to: Target,
-    choices: Choices | None = None,
+    choices: ExportChoices | None = None,
     checkpoint: str = "",
     force: bool = False,
     verified: bool = True,
@@ -57,7 +56,7 @@ def export_run(
         ConfigError: a choice does not belong to the format.
         ExportError: it cannot be opened again; or it loses too much, and `strict` was chosen.
     """
-    choices = choices or Choices()
+    choices = choices or ExportChoices()
     check_choices(to, choices)
     if choices.strict and not verified and FORMATS[to].reader == "llama.cpp":
         raise ConfigError(
@@ -69,10 +68,8 @@ def export_run(
     check_room(out, wanted := form.bytes_to_write(run, choices))
     with publishing(out, wanted=wanted) as directory:
         written = form.write(source, directory, choices)
-        facts = _facts(source, to) | {"fused": None, "gguf": None, "verification": None}
-        facts["gguf" if form.reader == "llama.cpp" else "fused"] = written
-        if verified:
-            facts["verification"] = _verify(source, directory, form, written, choices)
+        verification = _verify(source, directory, form, written, choices) if verified else None
+        facts = gather_facts(source, to, written, verification, curves=bool(save_curves(run, directory)))
         _describe(directory, source, facts)
     files = {path.name: path.stat().st_size for path in sorted(content_of(out))}
     return {
@@ -81,26 +78,26 @@ def export_run(
         "path": str(out),
         "bytes": sum(files.values()),
         "files": files,
-        "fused": facts["fused"],
-        "gguf": facts["gguf"],
-        "verification": facts["verification"],
+        "fused": facts.fused,
+        "gguf": facts.gguf,
+        "verification": facts.verification,
     }
 
 
 def _verify(
-    source: Source, directory: Path, form: ExportFormat, written: dict[str, Any] | None, choices: Choices
+    source: ExportSource, directory: Path, form: ExportFormat, written: dict[str, Any] | None, choices: ExportChoices
 ) -> dict[str, Any]:
     """Verify an export; with `strict`, refuse one that loses too much."""
     if form.has_program:
         write_program(directory)
     files = {name: written[name] for name in ("model", "adapters")} if form.reader == "llama.cpp" and written else {}
-    found = verify(source, directory, form.reader, files, _safer(written, choices))
-    if choices.strict and not found["within"]:
-        raise ExportError(f"{source.run.name}: {found['verdict']}")
-    return found
+    verification = verify(source, directory, form.reader, files, _safer(written, choices))
+    if choices.strict and not verification["within"]:
+        raise ExportError(f"{source.run.name}: {verification['verdict']}")
+    return verification
 
 
-def _safer(written: dict[str, Any] | None, choices: Choices) -> str:
+def _safer(written: dict[str, Any] | None, choices: ExportChoices) -> str:
     """Return the flag with which an export would lose less; empty if it holds the run's own numbers, or nearly."""
     if written and "form" in written:
         return {"16": "", "8": "--bits 16"}.get(written["form"], "--bits 8")
@@ -122,77 +119,40 @@ def keep_result(run: Run) -> str:
 # What is beside the weights -------------------------------------------------------------------------------------
 
 
-def _describe(directory: Path, source: Source, facts: dict[str, Any]) -> None:
+def _describe(directory: Path, source: ExportSource, facts: ExportFacts) -> None:
     """Write everything that stands beside the weights."""
-    curves = bool(save_curves(source.run, directory))
     data = data_facts(source.run)
     write_json(directory / METRICS_FILE, _metrics(source, facts) | {"data": data})
-    written = facts["fused"] or facts["gguf"]
-    facts = facts | {"stored": written["stored"] if written else "", "curves": curves} | _files_for_llama_cpp(facts)
     write_guides(directory, facts)
     write_card(directory, source, facts, data)
     write_summary(directory, source.run, source.spec, facts)
 
 
-def _files_for_llama_cpp(facts: dict[str, Any]) -> dict[str, Any]:
-    """Return what the guides say of the files of an export for llama.cpp."""
-    written = facts["gguf"] or {"model": "", "adapters": "", "notes": []}
-    return {"model_file": written["model"], "adapter_file": written["adapters"], "notes": written["notes"]}
-
-
-def _metrics(source: Source, facts: dict[str, Any]) -> dict[str, Any]:
+def _metrics(source: ExportSource, facts: ExportFacts) -> dict[str, Any]:
     """Return results, settings and curves, without texts of the data and paths of this machine."""
     run = source.run
     evaluation, environment, events = run.evaluation(), run.environment(), run.metrics()
     config = run.config()
-    told = {each.name for each in settings() if each.group in ("lora", "train") and each.role in ("result", "length")}
+    names = {each.name for each in settings() if each.group in ("lora", "train") and each.role in ("result", "length")}
     steps = [event for event in events if event["type"] == "step"]
     evals = [event for event in events if event["type"] == "eval"]
     return {
         "run": run.name,
-        "exported_as": facts["to"],
+        "exported_as": facts.to,
         "state": run.state,
         "adapters": source.checkpoint,
         "base": {key: value for key, value in environment["model"].items() if key != "path"}
         | {"repository": source.repository},
-        "settings": {name: value for name, value in to_flat(config).items() if name in told},
+        "settings": {name: value for name, value in to_flat(config).items() if name in names},
         "summary": run.summary(),
         "recall": evaluation["recall"] if evaluation else None,
-        "fused": facts["fused"],
-        "gguf": facts["gguf"],
-        "verification": facts["verification"],
+        "fused": facts.fused,
+        "gguf": facts.gguf,
+        "verification": facts.verification,
         "device": environment.get("device"),
         "versions": environment.get("versions"),
         "curves": {
             "train_loss": [[event["step"], event.get("train_loss")] for event in thin(steps)],
             "val_loss": [[event["step"], event.get("val_loss")] for event in evals],
         },
-    }
-
-
-def _facts(source: Source, to: Target) -> dict[str, Any]:
-    """Return the values that fill in the guides and the summary."""
-    run, spec, tokenizer = source.run, source.spec, source.tokenizer
-    evaluation = run.evaluation()
-    return {
-        "name": run.name,
-        "to": to,
-        "format": FORMATS[to],
-        "purposes": {name: form.purpose for name, form in FORMATS.items()},
-        "base": spec.name,
-        "public_base": source.public_base,
-        "public_base_differs": source.public_base_differs,
-        "base_bits": spec.bits,
-        "quantized_on_load": bool(spec.quantize_bits),
-        "base_as_stored": source.loaded_base == spec.path.resolve(),
-        "other_template": tokenizer.asking_template != tokenizer.own_template,
-        "rank": run.config().lora.rank,
-        "adapters": source.checkpoint,
-        "imported": run.environment().get("imported", {}).get("form", ""),
-        "recall": evaluation["recall"] if evaluation else {},
-        "questions": evaluation["questions"] if evaluation else [],
-        "python": from_home(sys.executable),
-        "ollama_name": run.name.lower(),
-        "system": run.shared_system(),
-        "without_gpu": not has_gpu(),
     }

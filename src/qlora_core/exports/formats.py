@@ -17,14 +17,14 @@ from ..tokens.tokenizer_files import write_template, write_tokenizer
 from ..translations import say
 from .llama_cpp_formats import BASE_FILE, LORA_FILE, ONE_FILE, write_lora, write_ollama, write_one_file
 from .peft import convert_adapters
-from .source import Source
+from .source import ExportSource
 
 Target = Literal["adapter", "peft", "fused", "fused-float16", "gguf", "gguf-lora", "ollama", "lmstudio"]
 
 
 @dataclass(frozen=True)
-class Choices:
-    """Choices about an export that are left to the user, beyond its format.
+class ExportChoices:
+    """Options of an export, beside its format.
 
     Attributes:
         bits: of a fused model's weights, as `fuse.fuse_run` knows them.
@@ -44,8 +44,8 @@ class Choices:
 
 
 @dataclass(frozen=True)
-class Place:
-    """An export as commands name it: with its absolute path on this machine, or as `.` wherever somebody copies it.
+class ExportPlace:
+    """An export as its commands name it: by its absolute path on this machine, or as `.`, wherever it is copied.
 
     Attributes:
         run: name of the run.
@@ -65,10 +65,10 @@ class Place:
         return self.directory / min((n for n in self.files if n.endswith(".gguf")), default=f"{self.run}.gguf")
 
 
-def place_here(run: Run, directory: Path) -> Place:
+def place_here(run: Run, directory: Path) -> ExportPlace:
     """Return where an export of a run lies on this machine; it may still have to be written."""
     files = frozenset(path.name for path in directory.iterdir()) if directory.is_dir() else frozenset()
-    return Place(run.name, directory, run.environment()["model"]["path"], files)
+    return ExportPlace(run.name, directory, run.environment()["model"]["path"], files)
 
 
 @dataclass(frozen=True)
@@ -92,22 +92,22 @@ class ExportFormat:
 
     title: str
     purpose: str
-    write: Callable[[Source, Path, Choices], dict[str, Any] | None]
+    write: Callable[[ExportSource, Path, ExportChoices], dict[str, Any] | None]
     predicted_bytes: Callable[[Run], int | None]
-    use: Callable[[Place], list[str]]
+    use: Callable[[ExportPlace], list[str]]
     reader: str = "program"
     takes: frozenset[str] = frozenset()
-    more_bytes: Callable[[Run, Choices], int] = lambda run, choices: 0
+    more_bytes: Callable[[Run, ExportChoices], int] = lambda run, choices: 0
     needs_base: bool = False
     loads_model: bool = False
     has_program: bool = False
 
-    def bytes_to_write(self, run: Run, choices: Choices) -> int:
+    def bytes_to_write(self, run: Run, choices: ExportChoices) -> int:
         """Return about how many bytes the disk needs until it is complete."""
         return (self.predicted_bytes(run) or 0) + self.more_bytes(run, choices)
 
 
-def check_choices(to: Target, choices: Choices) -> None:
+def check_choices(to: Target, choices: ExportChoices) -> None:
     """Refuse choices that a format does not understand.
 
     Raises:
@@ -122,35 +122,35 @@ def check_choices(to: Target, choices: Choices) -> None:
 # Writers --------------------------------------------------------------------------------------------------------
 
 
-def _write_adapter(source: Source, directory: Path, choices: Choices) -> None:
+def _write_adapter(source: ExportSource, directory: Path, choices: ExportChoices) -> None:
     source.copy_adapters(directory)
     write_template(source.tokenizer, directory)
 
 
-def _write_peft(source: Source, directory: Path, choices: Choices) -> None:
+def _write_peft(source: ExportSource, directory: Path, choices: ExportChoices) -> None:
     convert_adapters(source.adapter_file, source.settings, directory, source.public_base, source.spec.num_layers)
     write_tokenizer(source.tokenizer, directory)
 
 
-def _write_fused(source: Source, directory: Path, choices: Choices) -> dict[str, Any]:
+def _write_fused(source: ExportSource, directory: Path, choices: ExportChoices) -> dict[str, Any]:
     from ..training.fuse import fuse_run  # only here: it brings mlx
 
     return fuse_run(source.run, directory, bits=choices.bits, strict=choices.strict, adapters=source.adapters)
 
 
-def _write_float16(source: Source, directory: Path, choices: Choices) -> dict[str, Any]:
+def _write_float16(source: ExportSource, directory: Path, choices: ExportChoices) -> dict[str, Any]:
     return _write_fused(source, directory, replace(choices, bits="16"))
 
 
-def _write_gguf(source: Source, directory: Path, choices: Choices) -> dict[str, Any]:
+def _write_gguf(source: ExportSource, directory: Path, choices: ExportChoices) -> dict[str, Any]:
     return write_one_file(source, directory, choices.type or ONE_FILE)
 
 
-def _write_gguf_lora(source: Source, directory: Path, choices: Choices) -> dict[str, Any]:
+def _write_gguf_lora(source: ExportSource, directory: Path, choices: ExportChoices) -> dict[str, Any]:
     return write_lora(source, directory, with_base=choices.with_base)
 
 
-def _write_ollama(source: Source, directory: Path, choices: Choices) -> dict[str, Any]:
+def _write_ollama(source: ExportSource, directory: Path, choices: ExportChoices) -> dict[str, Any]:
     return write_ollama(source, directory, choices.type)
 
 
@@ -182,62 +182,62 @@ def _both_bytes(run: Run) -> int | None:
     return base + _adapter_bytes(run) // 2 if base else None
 
 
-def _roundings(run: Run, choices: Choices) -> int:
+def _roundings(run: Run, choices: ExportChoices) -> int:
     """Return the bytes of what `fuse_run` keeps while it chooses; of 16 bits, what they are more than the base."""
     return (_weights(run) or 0) * {"auto": 3, "mixed": 3, "16": 2}.get(choices.bits, 1)
 
 
-def _merged(run: Run, choices: Choices) -> int:
+def _merged(run: Run, choices: ExportChoices) -> int:
     """Return the bytes of the unquantised model that lies there meanwhile, and of numbers stored wider than usual."""
     return (_weights(run) or 0) * (2 + {"f32": 3, "f16": 1, "bf16": 1}.get(choices.type, 0))
 
 
-def _beside_ollama(run: Run, choices: Choices) -> int:
+def _beside_ollama(run: Run, choices: ExportChoices) -> int:
     return _merged(run, choices) if choices.type else 0  # else the base as it is, and the adapters
 
 
-def _base_beside(run: Run, choices: Choices) -> int:
+def _base_beside(run: Run, choices: ExportChoices) -> int:
     return (_base_bytes(run) or 0) if choices.with_base else 0
 
 
 # Use ------------------------------------------------------------------------------------------------------------
 
 
-def _use_adapter(place: Place) -> list[str]:
+def _use_adapter(place: ExportPlace) -> list[str]:
     return _use_in_mlx_lm(place, f"--model {shlex.quote(place.base)} --adapter-path {_quoted(place.directory)}")
 
 
-def _use_model(place: Place) -> list[str]:
+def _use_model(place: ExportPlace) -> list[str]:
     return _use_in_mlx_lm(place, f"--model {_quoted(place.directory)}")
 
 
-def _use_in_mlx_lm(place: Place, model: str) -> list[str]:
+def _use_in_mlx_lm(place: ExportPlace, model: str) -> list[str]:
     question, program = shlex.quote(say("What do you know?")), _quoted(place.directory / "inference.py")
     return [f"python {program} {question}", f"mlx_lm.generate {model} --prompt {question}"]
 
 
-def _use_peft(place: Place) -> list[str]:
+def _use_peft(place: ExportPlace) -> list[str]:
     return [
         "from peft import AutoPeftModelForCausalLM",
         f"model = AutoPeftModelForCausalLM.from_pretrained({str(place.directory)!r})",
     ]
 
 
-def _use_gguf(place: Place) -> list[str]:
+def _use_gguf(place: ExportPlace) -> list[str]:
     return [f"llama-server --jinja -m {_quoted(place.one_file)}"]
 
 
-def _use_gguf_lora(place: Place) -> list[str]:
+def _use_gguf_lora(place: ExportPlace) -> list[str]:
     model = _quoted(place.directory / BASE_FILE) if BASE_FILE in place.files else "BASE.gguf"
     return [f"llama-server --jinja -m {model} --lora {_quoted(place.directory / LORA_FILE)}"]
 
 
-def _use_ollama(place: Place) -> list[str]:
+def _use_ollama(place: ExportPlace) -> list[str]:
     name = shlex.quote(place.run.lower())
     return [f"ollama create {name} -f {_quoted(place.directory / 'Modelfile')}", f"ollama run {name}"]
 
 
-def _use_lmstudio(place: Place) -> list[str]:
+def _use_lmstudio(place: ExportPlace) -> list[str]:
     return [f"lms import {_quoted(place.one_file)}"]
 
 

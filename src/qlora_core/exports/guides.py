@@ -20,6 +20,7 @@ from ..models.base_models import ModelSpec
 from ..reports import console, plain_text
 from ..runs.run import Run
 from ..translations import catalogue, told
+from .facts import ExportFacts
 
 TEMPLATES = Path(__file__).parent / "templates"
 GUIDES = {"INTEGRATION.md": ("en", "What do you know?"), "INTEGRACAO.pt.md": ("pt", "O que sabes?")}
@@ -33,23 +34,25 @@ def write_program(directory: Path) -> None:
     shutil.copyfile(TEMPLATES / "inference.py", directory / "inference.py")
 
 
-def write_guides(directory: Path, facts: Mapping[str, Any]) -> None:
+def write_guides(directory: Path, facts: ExportFacts) -> None:
     """Write the guides, whose examples work from inside the export wherever it lies, and the program that some use.
 
     Args:
         directory: destination of `INTEGRATION.md`, `INTEGRACAO.pt.md` and, if mlx-lm reads the export, `inference.py`.
-        facts: values that `export` gathers.
+        facts: what its texts tell.
     """
-    if facts["format"].has_program:
+    if facts.format.has_program:
         write_program(directory)
-    right_first = sorted(facts["questions"], key=lambda entry: not entry.get("tuned_right"))
+    right_first = sorted(facts.questions, key=lambda entry: not entry.get("tuned_right"))
     short = next((entry["question"] for entry in right_first if _simple(entry["question"])), None)
     for name, (language, question) in GUIDES.items():
         known = catalogue(language)
-        purposes = [(each, known.get(purpose, purpose)) for each, purpose in facts["purposes"].items()]
-        template = _templates().get_template(f"{facts['format'].reader}.{language}.md.jinja")
-        said = {"stored": told(facts["stored"], language), "notes": [told(note, language) for note in facts["notes"]]}
-        text = template.render(facts | said, question=short or question, formats=purposes, find_base=FIND_BASE)
+        purposes = [(each, known.get(purpose, purpose)) for each, purpose in facts.purposes.items()]
+        template = _templates().get_template(f"{facts.format.reader}.{language}.md.jinja")
+        said = {"stored": told(facts.stored, language), "notes": [told(note, language) for note in facts.notes]}
+        text = template.render(
+            facts.by_name() | said, question=short or question, formats=purposes, find_base=FIND_BASE
+        )
         text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"  # parts of a template that are left out leave gaps
         (directory / name).write_text(text, encoding="utf-8", newline="\n")
 
@@ -60,14 +63,14 @@ def _simple(question: str) -> bool:
     return plain and 0 < len(question.strip()) <= 80
 
 
-def write_summary(directory: Path, run: Run, spec: ModelSpec, facts: Mapping[str, Any]) -> None:
+def write_summary(directory: Path, run: Run, spec: ModelSpec, facts: ExportFacts) -> None:
     """Write `summary.md`: one page on what was trained, on what data, how it went and how to use it.
 
     Args:
         directory: destination, which holds the files that it lists.
         run: the run, with its numbers if it ended.
         spec: the base model.
-        facts: values that `export` gathers.
+        facts: what its texts tell.
     """
     config, numbers, evaluation = run.config(), run.summary(), run.evaluation()
     table = {
@@ -84,7 +87,7 @@ def write_summary(directory: Path, run: Run, spec: ModelSpec, facts: Mapping[str
         _templates()
         .get_template("summary.md.jinja")
         .render(
-            facts,
+            facts.by_name(),
             table={name: value for name, value in table.items() if value},
             recall_lines=console.recall_lines(evaluation) if evaluation else "",
             answers=answers,
@@ -94,9 +97,9 @@ def write_summary(directory: Path, run: Run, spec: ModelSpec, facts: Mapping[str
     (directory / "summary.md").write_text(text, encoding="utf-8", newline="\n")
 
 
-def fill(template: str, facts: Mapping[str, Any], **more: Any) -> str:
+def fill(template: str, values: Mapping[str, Any], **more: Any) -> str:
     """Return a template of `templates/`, filled in."""
-    return _templates().get_template(template).render(facts, **more)
+    return _templates().get_template(template).render(values, **more)
 
 
 @functools.cache

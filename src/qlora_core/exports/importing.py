@@ -30,7 +30,7 @@ from ..models.foreign_adapters import ForeignAdapters, fit_adapters, read_foreig
 from ..runs.plan import TrainingPlan, TrainingTracker
 from ..runs.run import Run
 from ..runs.writer import record
-from ..tokens.dataset import make_dataset
+from ..tokens.dataset import make_datasets
 from ..tokens.tokenizer import open_tokenizer
 from .source import BUILT_IN_ORIGIN
 
@@ -94,11 +94,9 @@ def _named_base(found: ForeignAdapters) -> str:
 def _plan(config: RunConfig, spec: ModelSpec, with_data: bool, temporary: Path) -> tuple[TrainingPlan, TrainingTracker]:
     tokenizer = open_tokenizer(config.base)
     prepared = prepare(config.data, tokenizer) if with_data else no_data(temporary / "data")
-    train, validation = (
-        make_dataset(rows, tokenizer, config.data.max_seq_length) for rows in (prepared.train, prepared.validation)
-    )
+    datasets = make_datasets(prepared.train, prepared.validation, tokenizer, config.data.max_seq_length)
     tracker = TrainingTracker(config.place.runs_dir)
-    return tracker.plan(config, spec, tokenizer, prepared, train, validation, imported=True), tracker
+    return tracker.plan(config, spec, tokenizer, prepared, *datasets, imported=True), tracker
 
 
 def _write(directory: Path, tensors: dict[str, np.ndarray], settings: dict[str, Any]) -> None:

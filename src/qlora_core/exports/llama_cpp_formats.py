@@ -14,18 +14,18 @@ from gguf import Keys
 from ..activity import doing
 from ..errors import ExportError
 from ..gguf.adapters import write_adapters
-from ..gguf.families import find_layout
+from ..gguf.families import recognise_model
 from ..gguf.model import About, Written, write_model
 from ..gguf.reading import GgufFile
 from .modelfile import write_modelfile
-from .source import Source
+from .source import ExportSource
 
 BASE_FILE, LORA_FILE = "base.gguf", "adapter.gguf"
 OWN_BITS = "as-stored"  # the base's own numbers, where GGUF has blocks that hold them
 ONE_FILE = "q8_0"  # the smallest kind of one file that lost nothing worth speaking of
 
 
-def write_one_file(source: Source, directory: Path, kind: str) -> dict[str, Any]:
+def write_one_file(source: ExportSource, directory: Path, kind: str) -> dict[str, Any]:
     """Write base and adapters merged into one GGUF file.
 
     Args:
@@ -41,7 +41,7 @@ def write_one_file(source: Source, directory: Path, kind: str) -> dict[str, Any]
     """
     from ..training.fuse import fuse_run  # only here: it brings mlx
 
-    find_layout(source.spec.path)  # before a model is merged in vain
+    recognise_model(source.spec.path)  # before a model is merged in vain
     name = f"{source.run.name}-{kind.upper()}.gguf"
     with tempfile.TemporaryDirectory(prefix=".work-", dir=directory) as work:
         merged = Path(work) / "model"
@@ -52,7 +52,7 @@ def write_one_file(source: Source, directory: Path, kind: str) -> dict[str, Any]
     return _facts(name, "", f"{kind.upper()}, the adapters merged into it", written.notes)
 
 
-def write_lora(source: Source, directory: Path, *, with_base: bool) -> dict[str, Any]:
+def write_lora(source: ExportSource, directory: Path, *, with_base: bool) -> dict[str, Any]:
     """Write the adapters as a GGUF file, and beside it the base with its own bits if wanted.
 
     Args:
@@ -67,7 +67,7 @@ def write_lora(source: Source, directory: Path, *, with_base: bool) -> dict[str,
         ModelError: llama.cpp knows no such model.
         ExportError: the adapters are DoRA.
     """
-    find_layout(source.spec.path)
+    recognise_model(source.spec.path)
     if source.run.config().lora.adapter != "lora":
         raise ExportError(f"{source.run.name}: llama.cpp knows DoRA adapters only merged into the base: use --to gguf.")
     with tempfile.TemporaryDirectory() as name, doing("writing"):
@@ -79,13 +79,13 @@ def write_lora(source: Source, directory: Path, *, with_base: bool) -> dict[str,
     return _facts(BASE_FILE if with_base else "", LORA_FILE, stored, written.notes)
 
 
-def write_base(source: Source, out: Path) -> Written:
+def write_base(source: ExportSource, out: Path) -> Written:
     """Write the base as training loaded it, its numbers as they are."""
     with doing("writing"):
         return write_model(source.loaded_base, out, OWN_BITS, _about(source))
 
 
-def write_ollama(source: Source, directory: Path, kind: str) -> dict[str, Any]:
+def write_ollama(source: ExportSource, directory: Path, kind: str) -> dict[str, Any]:
     """Write a directory for `ollama create`: base and adapters, or one file, and the Modelfile.
 
     Args:
@@ -97,28 +97,28 @@ def write_ollama(source: Source, directory: Path, kind: str) -> dict[str, Any]:
         As `write_one_file`.
     """
     if kind or source.run.config().lora.adapter != "lora":
-        found = write_one_file(source, directory, kind or ONE_FILE)
+        files = write_one_file(source, directory, kind or ONE_FILE)
     else:
-        found = write_lora(source, directory, with_base=True)
+        files = write_lora(source, directory, with_base=True)
     differences = write_modelfile(
         directory,
         source.tokenizer,
         source.run.config(),
-        base=found["model"],
-        adapter=found["adapters"],
-        adds_bos=bool(GgufFile(directory / found["model"]).metadata.get(Keys.Tokenizer.ADD_BOS)),
+        base=files["model"],
+        adapter=files["adapters"],
+        adds_bos=bool(GgufFile(directory / files["model"]).metadata.get(Keys.Tokenizer.ADD_BOS)),
         system=source.run.shared_system(),
         licence=source.spec.licence,
     )
-    found["notes"] += differences
-    return found
+    files["notes"] += differences
+    return files
 
 
 def _facts(model: str, adapters: str, stored: str, notes: list[str]) -> dict[str, Any]:
     return {"model": model, "adapters": adapters, "stored": stored, "notes": list(notes)}
 
 
-def _about(source: Source) -> About:
+def _about(source: ExportSource) -> About:
     return About.asked_by(
         source.tokenizer,
         name=source.run.name,

@@ -130,7 +130,7 @@ def push(
         _refuse_places(
             directory, files, (Path.home(), runs_dir.expanduser().absolute(), runs_dir.expanduser().resolve())
         )
-        told = {
+        outcome = {
             "repository": repository,
             "private": not public,
             "path": str(directory),
@@ -141,12 +141,12 @@ def push(
             "card": "\n".join(files[CARD].read_text(encoding="utf-8").splitlines()[:HEAD_LINES]),
             "dry_run": dry_run,
         }
-        told |= {"bytes": sum(told["files"].values()), "url": None, "commit": None, "created": None}
+        outcome |= {"bytes": sum(outcome["files"].values()), "url": None, "commit": None, "created": None}
         if not dry_run:
             message = f"{metrics['run']}, exported as {metrics['exported_as']}"
-            message += f" ({told['stored']})" if told["stored"] else ""
-            told |= vars(upload(repository, files, private=not public, force=force, message=message))
-    return told
+            message += f" ({outcome['stored']})" if outcome["stored"] else ""
+            outcome |= vars(upload(repository, files, private=not public, force=force, message=message))
+    return outcome
 
 
 class _Data(TypedDict):
@@ -169,12 +169,12 @@ class _Metrics(TypedDict):
 
 
 def _read_metrics(directory: Path) -> dict[str, Any]:
-    found = read_object(directory / METRICS_FILE, TABLE_BYTES)
-    if not (directory / CARD).is_file() or "data" not in found:
+    metrics = read_object(directory / METRICS_FILE, TABLE_BYTES)
+    if not (directory / CARD).is_file() or "data" not in metrics:
         raise ExportError(f"{directory}: was exported by an earlier version and has no model card. Export it again.")
-    if wrong := problem(found, _Metrics):
+    if wrong := problem(metrics, _Metrics):
         raise ExportError(f"{directory / METRICS_FILE}: is damaged: {wrong}. Export it again.")
-    return found
+    return metrics
 
 
 def _stored(metrics: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ BUILT_IN_ORIGIN = "HuggingFaceTB/SmolLM2-135M-Instruct"  # source of the built-i
 
 
 @dataclass(frozen=True)
-class Source:
+class ExportSource:
     """Adapters to export, and what they belong to.
 
     Attributes:
@@ -107,7 +107,7 @@ def from_home(path: str) -> str:
     return f"~/{Path(path).relative_to(home).as_posix()}" if Path(path).is_relative_to(home) else path
 
 
-def open_source(run: Run, checkpoint: str = "") -> Source:
+def open_source(run: Run, checkpoint: str = "") -> ExportSource:
     """Open a run's adapters for exporting, and refuse damaged ones.
 
     Args:
@@ -123,7 +123,7 @@ def open_source(run: Run, checkpoint: str = "") -> Source:
     adapters = _find(run, checkpoint) if checkpoint else run.adapters
     refuse_damage(adapters / ADAPTER_FILE)
     name = adapters.name if adapters.parent == run.path else str(int(adapters.name))
-    return Source(run, name, adapters, spec, tokenizer)
+    return ExportSource(run, name, adapters, spec, tokenizer)
 
 
 def adapters_to_export(run: Run) -> tuple[str, ...]:
@@ -143,10 +143,10 @@ def _find(run: Run, checkpoint: str) -> Path:
     """
     kept = {place.name: place for place in (run.best, run.final) if (place / ADAPTER_FILE).is_file()}
     steps = {str(int(place.name)): place for place in checkpoints(run.checkpoint_directory)}
-    found = {**kept, **steps}
-    if checkpoint not in found:
-        there = ", ".join(found) or "none"
+    by_name = {**kept, **steps}
+    if checkpoint not in by_name:
+        there = ", ".join(by_name) or "none"
         raise RunError(f"{run.path}: has no adapters of the name {checkpoint!r}. There are: {there}.")
-    if checkpoint in steps and (problem := manifest_problem(found[checkpoint])):
-        raise RunError(f"{found[checkpoint]}: {problem}: this checkpoint is damaged. Choose another.")
-    return found[checkpoint]
+    if checkpoint in steps and (problem := manifest_problem(by_name[checkpoint])):
+        raise RunError(f"{by_name[checkpoint]}: {problem}: this checkpoint is damaged. Choose another.")
+    return by_name[checkpoint]

@@ -1,4 +1,4 @@
-"""Whether an export does what the run does: it is opened again in a fresh process and compared.
+"""Verification of an export: it is opened again in a fresh process and compared with the run.
 
 Knows what is asked and how the reply reads; `training.verifying`, which loads models, runs as a program of its own.
 """
@@ -18,7 +18,7 @@ from ..files.storage import write_json
 from ..files.untrusted_json import read_object
 from ..reports.plain_text import share, size
 from ..translations import say
-from .source import Source
+from .source import ExportSource
 
 VERIFICATION_FILE = "verification.json"
 
@@ -33,7 +33,9 @@ def verified(directory: Path) -> dict[str, Any] | None:
     return found
 
 
-def verify(source: Source, directory: Path, reader: str, files: dict[str, str], safer: str = "") -> dict[str, Any]:
+def verify(
+    source: ExportSource, directory: Path, reader: str, files: dict[str, str], safer: str = ""
+) -> dict[str, Any]:
     """Open an export with its format's own reader, and compare it with base and adapters.
 
     Args:
@@ -64,13 +66,13 @@ def verify(source: Source, directory: Path, reader: str, files: dict[str, str], 
         if not replied.is_file():
             last = (done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"])[-1]
             raise ExportError(f"{source.run.name}: the export cannot be opened again: {last}")
-        found = json.loads(replied.read_text(encoding="utf-8"))
-    if problem := found.get("problem"):
+        result = json.loads(replied.read_text(encoding="utf-8"))
+    if problem := result.get("problem"):
         raise ExportError(f"{source.run.name}: the export cannot be opened again: {problem}")
-    found = {"not_verified": _why_not(found), "opened_with": _reader(found), "safer": safer} | found
-    found["verdict"] = verdict(found)
-    write_json(directory / VERIFICATION_FILE, found)
-    return found
+    result = {"not_verified": _why_not(result), "opened_with": _reader(result), "safer": safer} | result
+    result["verdict"] = verdict(result)
+    write_json(directory / VERIFICATION_FILE, result)
+    return result
 
 
 def verdict(found: dict[str, Any]) -> str:
@@ -85,7 +87,7 @@ def verdict(found: dict[str, Any]) -> str:
         "tokens": found["tokens"],
         "share": share(round(1000 * found["same_choice"]), 1000),
     }
-    told = [
+    sentences = [
         say(
             "Opened again with {reader}: the loss is {loss}, with base and adapters {tuned} ({lost} nats a token, on "
             "{tokens} tokens); {share} of the likeliest tokens are the same.",
@@ -93,14 +95,14 @@ def verdict(found: dict[str, Any]) -> str:
         )
     ]
     if asked := found["questions"]:
-        told.append(say("{same} of {asked} answers are the run's own.", same=found["same_answers"], asked=asked))
+        sentences.append(say("{same} of {asked} answers are the run's own.", same=found["same_answers"], asked=asked))
     if others := asked - found["same_ids"]:
-        told.append(say("{count} of the questions become other tokens.", count=others))
+        sentences.append(say("{count} of the questions become other tokens.", count=others))
     if found["within"] and not found.get("sure", True):
         most = f"{found['interval'][1]:+.4f}"
-        told.append(say("Judged on {rows} rows alone, it could be up to {most}.", rows=found["rows"], most=most))
-        told += [say("{choice} is safer.", choice=found["safer"])] if found["safer"] else []
-    return " ".join(told)
+        sentences.append(say("Judged on {rows} rows alone, it could be up to {most}.", rows=found["rows"], most=most))
+        sentences += [say("{choice} is safer.", choice=found["safer"])] if found["safer"] else []
+    return " ".join(sentences)
 
 
 def _why_not(found: dict[str, Any]) -> str:

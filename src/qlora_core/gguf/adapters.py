@@ -26,7 +26,7 @@ from ..models.adapter_files import (
     adapter_settings,
 )
 from .blocks import LARGEST_F16
-from .families import Layout, find_layout, module_name
+from .families import FamilyModel, module_name, recognise_model
 from .model import About, add_origin, write_padded
 from .reading import GgufFile
 from .weights import StoredWeights, map_tensors, to_float32
@@ -67,7 +67,7 @@ def write_adapters(
         ModelError: the base's family cannot be written, the adapters do not fit it, or are not LoRA.
         StorageError: the file cannot be written; `out` is as it was.
     """
-    layout = find_layout(base)
+    model = recognise_model(base)
     settings = adapter_settings(adapters)
     rank, scale = settings["lora_parameters"]["rank"], settings["lora_parameters"]["scale"]
     path = adapters / ADAPTER_FILE
@@ -76,11 +76,11 @@ def write_adapters(
             f"{adapters / ADAPTER_CONFIG}: {kind} adapters cannot be used beside a base in llama.cpp, which knows LoRA "
             "only. Merge them into the base (a fused model) and write that as GGUF."
         )
-    tensors = _in_their_order(path, layout, rank)
+    tensors = _in_their_order(path, model, rank)
     dtype = np.dtype(np.float16 if precision == "f16" else np.float32)
     about = about or About()
     with replacing(out, wanted=sum(value.size for value in tensors.values()) * dtype.itemsize) as temporary:
-        writer = GGUFWriter(temporary, layout.family.architecture)
+        writer = GGUFWriter(temporary, model.family.architecture)
         try:
             writer.add_type(GGUFType.ADAPTER)
             if about.name:
@@ -102,25 +102,25 @@ def write_adapters(
         return temporary.stat().st_size
 
 
-def _in_their_order(path: Path, layout: Layout, rank: int) -> dict[str, np.ndarray]:
+def _in_their_order(path: Path, model: FamilyModel, rank: int) -> dict[str, np.ndarray]:
     """Return `{name: numbers}` as GGUF has them: A as (rank, inputs), B as (outputs, rank).
 
     Raises:
         ModelError: something does not fit the base.
     """
     adapter_headers(path)
-    shapes = _shapes(layout)
-    targets = layout.names()
+    shapes = _shapes(model)
+    targets = model.names()
     made: dict[str, np.ndarray] = {}
     for name, stored in sorted(map_tensors(path)):
         module, _, leaf = module_name(name).rpartition(".")
         if leaf not in _PARTS or module not in shapes:
-            raise ModelError(f"{path}: {name} is not a LoRA adapter of a linear layer of {layout.path.name}.")
+            raise ModelError(f"{path}: {name} is not a LoRA adapter of a linear layer of {model.path.name}.")
         _refuse_misfit(path, name, stored.shape, leaf, shapes[module], rank)
         values = to_float32(stored).T
         if not np.isfinite(values).all() or np.abs(values).max(initial=0) > LARGEST_F16:
             raise ModelError(f"{path}: {name} has numbers that are not finite, or too large.")
-        order = layout.order(module, shapes[module][0]) if leaf == "lora_b" else None
+        order = model.order(module, shapes[module][0]) if leaf == "lora_b" else None
         made[f"{targets[module]}.weight.{leaf}"] = values if order is None else values[order]
     if not made:
         raise ModelError(f"{path}: holds no adapters.")
@@ -128,10 +128,10 @@ def _in_their_order(path: Path, layout: Layout, rank: int) -> dict[str, np.ndarr
     return made
 
 
-def _shapes(layout: Layout) -> dict[str, tuple[int, ...]]:
+def _shapes(model: FamilyModel) -> dict[str, tuple[int, ...]]:
     """Return `{module: (outputs, inputs)}` of the base's linear layers; the embedding is none."""
-    names = layout.names().keys() - {"model.embed_tokens"}
-    found = {module_name(weight.name): weight.shape for weight in StoredWeights(layout.path, layout.config)}
+    names = model.names().keys() - {"model.embed_tokens"}
+    found = {module_name(weight.name): weight.shape for weight in StoredWeights(model.path, model.config)}
     linear = {name.rpartition(".")[0]: shape for name, shape in found.items() if len(shape) == 2}
     return {name: shape for name, shape in linear.items() if name in names}
 
@@ -167,36 +167,36 @@ def read_adapters(path: Path, base: Path) -> Adapters:
     Raises:
         ModelError: it is no GGUF LoRA, is damaged, or does not fit the base.
     """
-    layout = find_layout(base)
+    model = recognise_model(base)
     file = GgufFile(path)
     alpha = file.metadata.get(Keys.Adapter.LORA_ALPHA)
     kind = (file.metadata.get("general.type"), file.metadata.get(Keys.Adapter.TYPE))
     if not all(isinstance(each, str) for each in kind) or kind != ("adapter", "lora"):
         raise ModelError(f"{path}: is not a LoRA adapter; its general.type and adapter.type are {shown(kind)}.")
     found = file.metadata.get("general.architecture")
-    if not isinstance(found, str) or found != layout.family.architecture:
-        raise ModelError(f"{path}: is for {shown(found)}, the base is {layout.family.architecture}.")
+    if not isinstance(found, str) or found != model.family.architecture:
+        raise ModelError(f"{path}: is for {shown(found)}, the base is {model.family.architecture}.")
     if not is_number(alpha) or abs(alpha) > MOST_SCALE * MOST_RANK:
         raise ModelError(f"{path}: {Keys.Adapter.LORA_ALPHA} is {shown(alpha)}, wanted a number.")
-    modules = {target: module for module, target in layout.names().items()}
-    shapes = _shapes(layout)
+    modules = {target: module for module, target in model.names().items()}
+    shapes = _shapes(model)
     ranks = {info.shape[0] for name, info in file.tensors.items() if name.endswith(".lora_a")}
     if len(ranks) != 1 or not 1 <= (rank := ranks.pop()) <= MOST_RANK:
         raise ModelError(f"{path}: wanted one rank from 1 to {MOST_RANK} for all adapters.")
-    prefix = _prefix(layout)
+    prefix = _prefix(model)
     tensors = {}
     for name, info in file.tensors.items():
         target, _, leaf = name.rpartition(".weight.")
         module = modules.get(target)
         if leaf not in _PARTS or module not in shapes:
-            raise ModelError(f"{path}: {shown(name)} is not a LoRA adapter of a linear layer of {layout.path.name}.")
+            raise ModelError(f"{path}: {shown(name)} is not a LoRA adapter of a linear layer of {model.path.name}.")
         _refuse_misfit(path, name, info.shape[::-1], leaf, shapes[module], rank)
         tensors[name] = (module, leaf)
     _refuse_halves(path, dict.fromkeys(tensors))
     made = {}
     for name, (module, leaf) in tensors.items():
         values = file.values(name)
-        order = layout.order(module, shapes[module][0]) if leaf == "lora_b" else None
+        order = model.order(module, shapes[module][0]) if leaf == "lora_b" else None
         if order is not None:
             values = values[np.argsort(order)]
         made[f"{prefix}{module}.{leaf}"] = np.ascontiguousarray(values.T)
@@ -206,7 +206,7 @@ def read_adapters(path: Path, base: Path) -> Adapters:
     return Adapters(made, rank, float(str(np.float32(alpha))) / rank if alpha else 1.0)
 
 
-def _prefix(layout: Layout) -> str:
+def _prefix(model: FamilyModel) -> str:
     """Return what the base has before the names of its text model, as mlx-lm loads it."""
-    names = (weight.name for weight in StoredWeights(layout.path, layout.config))
+    names = (weight.name for weight in StoredWeights(model.path, model.config))
     return "language_model." if any(name.startswith("language_model.") for name in names) else ""

@@ -1,4 +1,4 @@
-"""How GGUF stores numbers: which block each matrix gets, and the bytes of it. Knows numbers, nothing of models.
+"""Numbers as GGUF stores them: the block type of each matrix, and its bytes. Knows numbers, nothing of models.
 
 The simple blocks (32 weights with a scale, and a minimum in Q4_1 and Q5_1) are written by the `gguf` package. It reads
 K-quants (256 weights, whose smaller groups have scales of few bits) but writes none, so Q4_K and Q6_K are made here:

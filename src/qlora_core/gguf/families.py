@@ -1,7 +1,7 @@
-"""What GGUF calls the parts of each family, and how llama.cpp lays them out. Knows names and settings, no weights.
+"""Families of models in GGUF: the names of their parts, and the order in which llama.cpp wants the rows.
 
 llama.cpp computes each architecture by its own code, so only what stands here can be written; whatever a model has
-beyond that is refused by name instead of being left out.
+beyond that is refused by name instead of being left out. Knows names and settings, no weights.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Value = int | float | str | bool | list[bool]
 
 @dataclass(frozen=True)
 class Family:
-    """What llama.cpp needs to know of a family of models.
+    """A family of models as llama.cpp knows it.
 
     Attributes:
         models: the models that are meant, for people.
@@ -126,8 +126,8 @@ _LIMITS = {
 
 
 @dataclass(frozen=True)
-class Layout:
-    """A model directory as GGUF sees it.
+class FamilyModel:
+    """A model of one of these families, as GGUF sees it.
 
     Attributes:
         path: the directory.
@@ -186,8 +186,8 @@ class Layout:
         return np.arange(rows).reshape(heads, 2, rows // heads // 2).swapaxes(1, 2).reshape(-1)
 
 
-def find_layout(path: Path) -> Layout:
-    """Read what a model directory holds, by its `config.json`.
+def recognise_model(path: Path) -> FamilyModel:
+    """Read from its `config.json` of which family a model directory is.
 
     Raises:
         ModelError: it is no model, not of a family that can be written, or has something that llama.cpp computes
@@ -204,7 +204,7 @@ def find_layout(path: Path) -> Layout:
     config = {**config, "model_type": _ALSO.get(given, given)}
     if problem := _differs(config, family):
         raise ModelError(f"{path / 'config.json'}: cannot be written as GGUF: {problem}.")
-    return Layout(path, config, family)
+    return FamilyModel(path, config, family)
 
 
 def _why_not(name: str, config: dict[str, Any]) -> str:
@@ -251,33 +251,33 @@ def _scale_of(config: dict[str, Any]) -> float:
 # Settings -------------------------------------------------------------------------------------------------------
 
 
-def hyperparameters(layout: Layout) -> dict[str, Value]:
+def hyperparameters(model: FamilyModel) -> dict[str, Value]:
     """Return the model's settings as GGUF names them, after the architecture's name and a dot."""
-    config, family = layout.config, layout.family
+    config, family = model.config, model.family
     found: dict[str, Value] = {
         "context_length": int(config.get("max_position_embeddings") or family.context),
         "embedding_length": config["hidden_size"],
-        "block_count": layout.layers,
+        "block_count": model.layers,
         "feed_forward_length": config["intermediate_size"],
         "vocab_size": config["vocab_size"],
-        "attention.head_count": layout.heads,
-        "attention.head_count_kv": layout.key_heads,
-        "attention.key_length": layout.head_size,
-        "attention.value_length": layout.head_size,
+        "attention.head_count": model.heads,
+        "attention.head_count_kv": model.key_heads,
+        "attention.key_length": model.head_size,
+        "attention.value_length": model.head_size,
         "attention.layer_norm_rms_epsilon": float(config.get("rms_norm_eps") or 1e-6),
-        "rope.dimension_count": rotated(layout),
+        "rope.dimension_count": rotated(model),
         "rope.freq_base": float(_rope(config).get("rope_theta") or config.get("rope_theta") or family.theta),
     }
     if family.architecture in ("gemma2", "gemma3"):
         found |= _windows(config)
     if family.architecture == "phi3":
         found["attention.sliding_window"] = int(config.get("sliding_window") or 0)  # llama.cpp wants one and ignores it
-    return found | _scaling_settings(layout)
+    return found | _scaling_settings(model)
 
 
-def rotated(layout: Layout) -> int:
+def rotated(model: FamilyModel) -> int:
     """Return how many numbers of a head are rotated."""
-    return int(layout.head_size * (layout.config.get("partial_rotary_factor") or 1.0))
+    return int(model.head_size * (model.config.get("partial_rotary_factor") or 1.0))
 
 
 def _windows(config: dict[str, Any]) -> dict[str, Value]:
@@ -318,9 +318,9 @@ def _scaling(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     return ("" if kind == "default" else kind), found
 
 
-def _scaling_settings(layout: Layout) -> dict[str, Value]:
-    kind, found = _scaling(layout.config)
-    original = found.get("original_max_position_embeddings") or layout.config.get("original_max_position_embeddings")
+def _scaling_settings(model: FamilyModel) -> dict[str, Value]:
+    kind, found = _scaling(model.config)
+    original = found.get("original_max_position_embeddings") or model.config.get("original_max_position_embeddings")
     if kind in ("linear", "yarn"):
         settings: dict[str, Value] = {"rope.scaling.type": kind, "rope.scaling.factor": float(found["factor"])}
         if kind == "yarn":
@@ -331,7 +331,7 @@ def _scaling_settings(layout: Layout) -> dict[str, Value]:
         return settings
     if kind in ("longrope", "su"):
         original = int(original or 4096)
-        factor = layout.config.get("max_position_embeddings", layout.family.context) / original
+        factor = model.config.get("max_position_embeddings", model.family.context) / original
         plain = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
         return {
             "rope.scaling.original_context_length": original,
@@ -340,30 +340,30 @@ def _scaling_settings(layout: Layout) -> dict[str, Value]:
     return {}
 
 
-def rope_tensors(layout: Layout) -> dict[str, np.ndarray]:
+def rope_tensors(model: FamilyModel) -> dict[str, np.ndarray]:
     """Return the rotary factors that GGUF keeps as tensors, `{name: float32}`.
 
     Each frequency is divided by its factor. mlx-lm computes LongRoPE with the long factors at every length, and so was
     the model trained here; llama.cpp would take the short ones for short texts, and therefore finds the long ones
     under both names.
     """
-    kind, found = _scaling(layout.config)
+    kind, found = _scaling(model.config)
     if kind == "llama3":
-        return {"rope_freqs": _llama3_factors(layout, found)}
+        return {"rope_freqs": _llama3_factors(model, found)}
     if kind in ("longrope", "su"):
         factors = np.asarray(found["long_factor"], np.float32)
-        if factors.shape != (rotated(layout) // 2,):
+        if factors.shape != (rotated(model) // 2,):
             raise ModelError(
-                f"{layout.path / 'config.json'}: long_factor has {factors.size} numbers, wanted {rotated(layout) // 2}."
+                f"{model.path / 'config.json'}: long_factor has {factors.size} numbers, wanted {rotated(model) // 2}."
             )
         return {"rope_factors_long": factors, "rope_factors_short": factors}
     return {}
 
 
-def _llama3_factors(layout: Layout, found: dict[str, Any]) -> np.ndarray:
+def _llama3_factors(model: FamilyModel, found: dict[str, Any]) -> np.ndarray:
     """Return by what Llama 3.1 divides each frequency: slow ones by `factor`, fast ones by 1, between them smoothly."""
-    theta = float(found.get("rope_theta") or layout.config.get("rope_theta") or layout.family.theta)
-    size = rotated(layout)
+    theta = float(found.get("rope_theta") or model.config.get("rope_theta") or model.family.theta)
+    size = rotated(model)
     wavelength = 2 * math.pi * theta ** (np.arange(0, size, 2) / size)
     factor, low, high = float(found["factor"]), found.get("low_freq_factor", 1.0), found.get("high_freq_factor", 4.0)
     original = found.get("original_max_position_embeddings", 8192)

@@ -1,4 +1,4 @@
-"""What llama.cpp itself makes of a GGUF file: token ids, rendered chats, answers, probabilities.
+"""Questions to llama.cpp itself about a GGUF file: token ids, rendered chats, answers, probabilities.
 
 It runs in a process of its own (this module, started as a program), because native code that reads a damaged file may
 crash. There the package `xllamacpp` (the extra `gguf`) starts llama.cpp's server on this machine's own address, and it
@@ -32,7 +32,7 @@ LONGEST_REASON = 600  # characters of them
 
 @dataclass(frozen=True)
 class Questions:
-    """What llama.cpp is asked about a file.
+    """Questions to llama.cpp about a file.
 
     Attributes:
         texts: texts whose token ids are wanted; control tokens in them are recognised, nothing is added.
@@ -53,7 +53,7 @@ class Questions:
 
 @dataclass
 class Replies:
-    """What llama.cpp replied, in the order of the questions.
+    """Replies of llama.cpp, in the order of the questions.
 
     Attributes:
         texts: token ids of each text.

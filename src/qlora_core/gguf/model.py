@@ -21,7 +21,7 @@ from ..files.storage import replacing
 from ..tokens.tokenizer import ChatTokenizer
 from ..translations import Sentence
 from .blocks import KINDS, Block, Kind, choose_block, encode, encode_packed, file_type, row_bytes
-from .families import Layout, find_layout, hyperparameters, module_name, rope_tensors
+from .families import FamilyModel, hyperparameters, module_name, recognise_model, rope_tensors
 from .tokenizer import Vocabulary, read_vocabulary
 from .weights import StoredWeights, Weight
 
@@ -33,7 +33,7 @@ _SENSES = ("vision_tower", "vision_model", "multi_modal_projector", "audio_tower
 
 @dataclass(frozen=True)
 class About:
-    """What the file says of itself.
+    """The metadata of a file for people and programs: its name, its base, and how it is asked.
 
     Attributes:
         name: the model's, for people; empty: none.
@@ -68,7 +68,7 @@ class About:
 
 @dataclass
 class Written:
-    """What was written.
+    """The outcome of writing a file.
 
     Attributes:
         bytes: size of the file.
@@ -114,8 +114,8 @@ def write_model(source: Path, out: Path, kind: Kind, about: About | None = None)
     if kind not in KINDS:
         raise ModelError(f"{out}: cannot be written as {shown(kind)}; wanted one of {', '.join(KINDS)}.")
     about = about or About()
-    layout = find_layout(source)
-    parts = list(_parts(layout, kind))
+    model = recognise_model(source)
+    parts = list(_parts(model, kind))
     vocabulary = read_vocabulary(source, _rows_of_embedding(parts), about.ends)
     if vocabulary.strips and not vocabulary.tokens_include(_PHI3_TOKENS):
         vocabulary.notes.append(Sentence("Some added tokens take the blanks after them along; not so in llama.cpp."))
@@ -124,10 +124,10 @@ def write_model(source: Path, out: Path, kind: Kind, about: About | None = None)
     written = Written(tensors=len(parts), notes=list(vocabulary.notes))
     wanted = sum(_size(part) for part in parts)
     with replacing(out, wanted=wanted) as temporary:
-        writer = GGUFWriter(temporary, layout.family.architecture)
+        writer = GGUFWriter(temporary, model.family.architecture)
         try:
-            _describe(writer, layout, vocabulary, about, _main_block(parts))
-            _write_tensors(writer, layout, parts, written)
+            _describe(writer, model, vocabulary, about, _main_block(parts))
+            _write_tensors(writer, model, parts, written)
         finally:
             writer.close()
         written.bytes = temporary.stat().st_size
@@ -137,32 +137,32 @@ def write_model(source: Path, out: Path, kind: Kind, about: About | None = None)
 # Which tensors --------------------------------------------------------------------------------------------------
 
 
-def _parts(layout: Layout, kind: Kind) -> Iterator[_Part]:
+def _parts(model: FamilyModel, kind: Kind) -> Iterator[_Part]:
     """Yield everything that is written, the embedding first.
 
     Raises:
         ModelError: a tensor is unknown or missing.
     """
-    names = layout.names()
+    names = model.names()
     found: dict[str, Weight] = {}
-    for weight in StoredWeights(layout.path, layout.config):
+    for weight in StoredWeights(model.path, model.config):
         name = module_name(weight.name)
         if not any(sense in name for sense in _SENSES) and not name.endswith("rotary_emb.inv_freq"):
             found[name] = weight
-    if layout.family.tied or layout.config.get("tie_word_embeddings"):
+    if model.family.tied or model.config.get("tie_word_embeddings"):
         found.pop("lm_head.weight", None)
     if unknown := [name for name in found if name.rpartition(".")[0] not in names]:
-        raise ModelError(f"{layout.path}: {unknown[0]} has no place in a {layout.family.architecture} GGUF.")
-    needed = [f"model.layers.{i}.{name}.weight" for i in range(layout.layers) for name in layout.family.layer]
+        raise ModelError(f"{model.path}: {unknown[0]} has no place in a {model.family.architecture} GGUF.")
+    needed = [f"model.layers.{i}.{name}.weight" for i in range(model.layers) for name in model.family.layer]
     needed += ["model.embed_tokens.weight", "model.norm.weight"]
     if missing := [name for name in needed if name not in found]:
-        raise ModelError(f"{layout.path}: {missing[0]} is missing.")
+        raise ModelError(f"{model.path}: {missing[0]} is missing.")
     for module, target in names.items():
         for leaf in ("weight", "bias"):
             if weight := found.get(f"{module}.{leaf}"):
-                block = choose_block(kind, target, weight, layout.layers)
-                order = layout.order(module, weight.shape[0])
-                offset = layout.family.norm_offset if module.endswith("norm") else 0.0
+                block = choose_block(kind, target, weight, model.layers)
+                order = model.order(module, weight.shape[0])
+                offset = model.family.norm_offset if module.endswith("norm") else 0.0
                 yield _Part(f"{target}.{leaf}", weight, block, order, offset)
 
 
@@ -187,14 +187,14 @@ def _main_block(parts: Sequence[_Part]) -> Block:
 # Metadata -------------------------------------------------------------------------------------------------------
 
 
-def _describe(writer: GGUFWriter, layout: Layout, vocabulary: Vocabulary, about: About, main: Block) -> None:
+def _describe(writer: GGUFWriter, model: FamilyModel, vocabulary: Vocabulary, about: About, main: Block) -> None:
     writer.add_type("model")
-    writer.add_name(_name(about.name or about.base or layout.family.models, vocabulary))
+    writer.add_name(_name(about.name or about.base or model.family.models, vocabulary))
     writer.add_file_type(file_type(main))
     writer.add_quantization_version(GGML_QUANT_VERSION)
     add_origin(writer, about)
-    for key, value in hyperparameters(layout).items():
-        _add(writer, f"{layout.family.architecture}.{key}", value)
+    for key, value in hyperparameters(model).items():
+        _add(writer, f"{model.family.architecture}.{key}", value)
     _add_vocabulary(writer, vocabulary)
     if about.chat_template:
         writer.add_chat_template(about.chat_template)
@@ -262,8 +262,8 @@ def _no_merges(vocabulary: Vocabulary) -> list[str]:
 # Tensors --------------------------------------------------------------------------------------------------------
 
 
-def _write_tensors(writer: GGUFWriter, layout: Layout, parts: Sequence[_Part], written: Written) -> None:
-    extra = rope_tensors(layout)
+def _write_tensors(writer: GGUFWriter, model: FamilyModel, parts: Sequence[_Part], written: Written) -> None:
+    extra = rope_tensors(model)
     for name, values in extra.items():
         writer.add_tensor_info(f"{name}.weight", values.shape, np.dtype(np.float32), values.nbytes)
     for part in parts:
@@ -284,7 +284,7 @@ def _write_tensors(writer: GGUFWriter, layout: Layout, parts: Sequence[_Part], w
         try:
             write_padded(file, _encoded(part, written))
         except ModelError as error:
-            raise ModelError(f"{layout.path}: {part.weight.name} {error}") from None
+            raise ModelError(f"{model.path}: {part.weight.name} {error}") from None
     written.tensors += len(extra)
 
 

@@ -22,7 +22,7 @@ from ..errors import ModelError, StorageError, brief, shown
 from ..files.storage import explained
 from ..files.untrusted_json import is_whole
 from .blocks import Block, decode
-from .families import FAMILIES, Family, Layout
+from .families import FAMILIES, Family, FamilyModel
 
 MOST_KEYS, MOST_TENSORS, MOST_ITEMS = 10_000, 100_000, 1 << 24
 LONGEST_NAME, LONGEST_TEXT = 256, 16_000_000  # bytes
@@ -218,8 +218,8 @@ class Model:
         Raises:
             ModelError: the family is not known, or a tensor does not belong to it.
         """
-        layout = Layout(self.file.path, self._config(), self._family())
-        modules = {target: module for module, target in layout.names().items()}
+        model = FamilyModel(self.file.path, self._config(), self._family())
+        modules = {target: module for module, target in model.names().items()}
         for name, info in self.file.tensors.items():
             target, _, leaf = name.rpartition(".")
             if target in ("rope_freqs", "rope_factors_long", "rope_factors_short"):
@@ -227,10 +227,10 @@ class Model:
             if target not in modules:
                 raise ModelError(f"{self.file.path}: {shown(name)} has no place in a {self.architecture} model.")
             module, values = modules[target], self.file.values(name)
-            if (order := layout.order(module, info.shape[0])) is not None:
+            if (order := model.order(module, info.shape[0])) is not None:
                 values = values[np.argsort(order)]
-            if module.endswith("norm") and layout.family.norm_offset:
-                values = values - np.float32(layout.family.norm_offset)
+            if module.endswith("norm") and model.family.norm_offset:
+                values = values - np.float32(model.family.norm_offset)
             yield f"{module}.{leaf}", values
 
     def _family(self) -> Family:

@@ -57,7 +57,7 @@ _ID_KEYS = ("bos", "eos", "unk", "pad")
 
 @dataclass
 class Vocabulary:
-    """What GGUF keeps of a tokeniser.
+    """A tokeniser as GGUF stores it.
 
     Attributes:
         model: `gpt2` for byte-level BPE, `llama` for SentencePiece's.

@@ -104,7 +104,7 @@ def plan_training(
     """Make a plan from settings in the notebook's order, reporting each section and what a preset chose."""
     from .. import data
     from ..models import base_models
-    from ..tokens.dataset import make_dataset
+    from ..tokens.dataset import make_datasets
     from ..tokens.report import describe
     from ..tokens.tokenizer import open_tokenizer
 
@@ -117,12 +117,11 @@ def plan_training(
     # after the data, whose errors should show before 14 GB are downloaded
     model = base_models.find_base(config.base)
     say(plain_text.block("Model", console.model_information(model, config)))
-    train_dataset = make_dataset(prepared.train, tokenizer, config.data.max_seq_length)
-    val_dataset = make_dataset(prepared.validation, tokenizer, config.data.max_seq_length)
-    described = describe(train_dataset, val_dataset, tokenizer, config.data.max_seq_length)
+    datasets = make_datasets(prepared.train, prepared.validation, tokenizer, config.data.max_seq_length)
+    described = describe(*datasets, tokenizer, config.data.max_seq_length)
     say(plain_text.block("Datasets", console.token_counts(described)))
     tracker = TrainingTracker(config.place.runs_dir)
-    plan = tracker.plan(config, model, tokenizer, prepared, train_dataset, val_dataset)
+    plan = tracker.plan(config, model, tokenizer, prepared, *datasets)
     say(plain_text.block("Training", console.training_plan(plan)))
     return tracker, plan
 

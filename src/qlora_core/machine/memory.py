@@ -1,4 +1,4 @@
-"""How much memory is used and free: of the machine, of this process and, if told how to ask, of the device.
+"""Memory in use and free: of the machine, of this process and, if told how to ask, of the device.
 
 Knows nothing of mlx: `device.memory_counters` is passed in by whoever has it.
 """

@@ -29,7 +29,7 @@ SPIKE = 10.0  # a norm this many times the usual one is a spike
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do about the memory now.
+    """A decision about the memory.
 
     Attributes:
         action: clear the device's cache; save a checkpoint; or pause, which also saves.

@@ -1,1 +1,1 @@
-"""Which base models and adapter files exist and what they are, told from headers and settings. Loads no weight."""
+"""Base models and adapter files: finding and describing them from headers and settings. Loads no weight."""

@@ -1,4 +1,4 @@
-"""Which base models exist and what they are, read from `config.json` and file headers; no weights are loaded.
+"""Base models: finding them, and describing them from `config.json` and file headers; no weights are loaded.
 
 Names are resolved here: the built-in model, aliases, local directories, hub ids. Knows nothing of mlx.
 """

@@ -27,7 +27,7 @@ OF_THE_HUB = frozenset({".gitattributes"})  # what the hub itself puts into a ne
 
 @dataclass(frozen=True)
 class Uploaded:
-    """What became of an upload.
+    """The outcome of an upload.
 
     Attributes:
         url: page of the repository.

@@ -1,4 +1,4 @@
-"""Which linear layers get adapters, decided by their names alone. Knows nothing of files or of what layers compute."""
+"""The choice of the linear layers that get adapters, by their names alone. Knows nothing of files or computing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a run computes, as a value that is recorded with it. Knows nothing of MLX; `engine.device` chooses one."""
+"""The kernels of a run, as a value that is recorded with it. Knows nothing of MLX; `engine.device` chooses one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ARITHMETIC = 2
 
 @dataclass(frozen=True)
 class Kernels:
-    """How a run computes. Recorded with the run and used again when it is resumed, since it decides the last bits.
+    """The way a run computes, recorded and used again when it is resumed, since it decides the last bits.
 
     Attributes:
         device: `cpu`, `cuda` or `metal`.

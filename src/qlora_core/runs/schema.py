@@ -19,7 +19,7 @@ State = Literal["preparing", "running", "paused", "stopped", "completed", "faile
 
 
 class Work(TypedDict):
-    """What the trainer is doing, in `status.json`."""
+    """The present activity of the trainer, in `status.json`."""
 
     stage: str
     done: Count

@@ -1,4 +1,4 @@
-"""How long each part of a run took, over all processes that trained it. Knows clocks and names of parts only."""
+"""The time that each part of a run took, over all processes that trained it. Knows clocks and names of parts only."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ _THOUGHT_OR_REST = re.compile(r"(.*?)</think>\s*", re.DOTALL)
 
 @dataclass(frozen=True)
 class Abilities:
-    """What a template can write besides questions and answers.
+    """The parts of a conversation that a template can write besides questions and answers.
 
     Attributes:
         system: a system text.

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -128,6 +128,37 @@ def make_dataset(
     made = _joined(parts, others, tokenizer)
     if made.conversations:
         tokenizer.follow(made.thinks)
+    return made
+
+
+class Datasets(NamedTuple):
+    """Both sides of a split, encoded.
+
+    Attributes:
+        train: rows to train.
+        validation: rows to validate on.
+    """
+
+    train: TokenDataset
+    validation: TokenDataset
+
+
+def make_datasets(
+    train: Iterable[dict[str, Any]],
+    validation: Iterable[dict[str, Any]],
+    tokenizer: ChatTokenizer,
+    max_seq_length: int,
+) -> Datasets:
+    """Encode both sides of a split, as `make_dataset` does.
+
+    Afterwards the tokeniser asks for answers with or without reasoning as most of the rows to train have it.
+
+    Raises:
+        DataError: a process was killed.
+    """
+    made = Datasets(*(make_dataset(rows, tokenizer, max_seq_length) for rows in (train, validation)))
+    if made.train.conversations:
+        tokenizer.follow(made.train.thinks)
     return made
 
 

@@ -1,4 +1,4 @@
-"""What the chosen model will make of the rows: lengths, shares, cuts, odd rows, and what to do about them.
+"""A report on the rows as the chosen model sees them: lengths, shares, cuts, odd rows, and advice about them.
 
 Knows tokens, nothing of files or mlx.
 """

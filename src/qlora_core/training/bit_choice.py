@@ -1,4 +1,4 @@
-"""Which unit of matrices gets how many bits: mixtures of choices for all of them, and the smallest that is good enough.
+"""The choice of bits for each unit of matrices: mixtures for the whole model, and the smallest that is good enough.
 
 Knows sizes and numbers; nothing of models.
 """
@@ -12,7 +12,7 @@ import numpy as np
 
 MIXTURES = 32  # between the smallest and the largest
 
-Form = dict[str, int]
+BitWidths = dict[str, int]
 """Bits by the path of a matrix, or the name of a unit of them."""
 
 
@@ -38,8 +38,8 @@ def total(options: Iterable[Mapping[int, Option]]) -> dict[int, Option]:
     }
 
 
-def mixtures(options: Mapping[str, Mapping[int, Option]], harm: Mapping[str, float]) -> list[Form]:
-    """Return forms from the smallest to the largest, each the least harmful of its size.
+def mixtures(options: Mapping[str, Mapping[int, Option]], harm: Mapping[str, float]) -> list[BitWidths]:
+    """Return choices of bits from the smallest to the largest model, each the least harmful of its size.
 
     A unit (one matrix, or several that have the same bits) at more bits than its lowest is taken to do harm in
     proportion to `Option.error`, and the harm of several units to add up. Then, for any price of harm in bytes, each
@@ -52,34 +52,34 @@ def mixtures(options: Mapping[str, Mapping[int, Option]], harm: Mapping[str, flo
     expected = {path: _expected(choices, harm[path]) for path, choices in options.items()}
     prices = sorted(price for path in options for price in _prices(options[path], expected[path]))
     chosen = np.quantile(prices, np.linspace(0, 1, MIXTURES), method="nearest") if prices else []
-    found: list[Form] = []
+    found: list[BitWidths] = []
     for price in (0.0, *chosen, np.inf):
-        form = {path: _cheapest(options[path], expected[path], price) for path in options}
-        if form not in found:
-            found.append(form)
-    return sorted(found, key=lambda form: size(options, form))
+        widths = {path: _cheapest(options[path], expected[path], price) for path in options}
+        if widths not in found:
+            found.append(widths)
+    return sorted(found, key=lambda widths: size(options, widths))
 
 
-def size(options: Mapping[str, Mapping[int, Option]], form: Form) -> int:
-    """Return the bytes of all matrices in a form."""
-    return sum(options[path][bits].nbytes for path, bits in form.items())
+def size(options: Mapping[str, Mapping[int, Option]], widths: BitWidths) -> int:
+    """Return the bytes of all matrices with these bits."""
+    return sum(options[path][bits].nbytes for path, bits in widths.items())
 
 
-def smallest_that(fits: Callable[[Form], bool], forms: Sequence[Form]) -> Form | None:
-    """Return the smallest form that fits, if a larger one always fits where a smaller one does; None if none does.
+def smallest_that(fits: Callable[[BitWidths], bool], candidates: Sequence[BitWidths]) -> BitWidths | None:
+    """Return the smallest candidate that fits, if a larger one always fits where a smaller one does; None if none does.
 
     Args:
-        fits: is asked for about log2 of their number; the form returned did fit.
-        forms: from the smallest to the largest.
+        fits: is asked for about log2 of their number; the one returned did fit.
+        candidates: from the smallest to the largest.
     """
-    below, above, found = 0, len(forms), None
+    below, above, smallest = 0, len(candidates), None
     while below < above:
         middle = (below + above) // 2
-        if fits(forms[middle]):
-            above, found = middle, forms[middle]
+        if fits(candidates[middle]):
+            above, smallest = middle, candidates[middle]
         else:
             below = middle + 1
-    return found
+    return smallest
 
 
 def _expected(choices: Mapping[int, Option], harm: float) -> dict[int, float]:

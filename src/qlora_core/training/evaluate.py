@@ -1,4 +1,4 @@
-"""What a trained model knows: answers of base and tuned model side by side, and recall of a fact sheet.
+"""Evaluation of a trained model: answers of base and tuned model side by side, and recall of a fact sheet.
 
 An answer counts as right if it contains an expected text, regardless of case and accents. Whether a question was
 trained is found in the rows of the run, not declared.
@@ -149,13 +149,15 @@ def questions_of(run: Run) -> Iterator[tuple[dict[str, Any], Prompt]]:
     """Yield questions and their full prompts: of the fact sheet, else from the beginnings of conversations."""
     facts = run.facts()
     if facts:
-        trained = {m["content"] for row in run.train_rows() for m in row.get("messages", ()) if m["role"] == "user"}
+        trained_questions = {
+            m["content"] for row in run.train_rows() for m in row.get("messages", ()) if m["role"] == "user"
+        }
         system = run.shared_system()
         for fact in facts:
             for question in fact["questions"]:
-                phrasing = "trained" if question in trained else "held_out"
-                told = {"question": question, "expected": fact["expected"], "phrasing": phrasing, "reference": ""}
-                yield told, _behind(system, question)
+                phrasing = "trained" if question in trained_questions else "held_out"
+                entry = {"question": question, "expected": fact["expected"], "phrasing": phrasing, "reference": ""}
+                yield entry, _behind(system, question)
         return
     asked: list[Prompt] = []
     for prompt, reference in filter(
@@ -175,7 +177,7 @@ def _first_exchange(row: dict[str, Any]) -> tuple[list[dict[str, Any]], str] | N
     A row with tools does not count: it may be answered by a call.
     """
     messages = row.get("messages", ())
-    place = next((i for i, message in enumerate(messages) if message["role"] == "assistant"), 0)
-    if row.get("tools") or not place or messages[place - 1]["role"] != "user" or not messages[place].get("content"):
+    answer = next((i for i, message in enumerate(messages) if message["role"] == "assistant"), 0)
+    if row.get("tools") or not answer or messages[answer - 1]["role"] != "user" or not messages[answer].get("content"):
         return None
-    return list(messages[:place]), messages[place]["content"]
+    return list(messages[:answer]), messages[answer]["content"]

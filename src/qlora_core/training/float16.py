@@ -1,4 +1,4 @@
-"""What to do when numbers exceed the range of float16: detect it, and continue in bfloat16."""
+"""Numbers beyond the range of float16: noticing them, and going on in bfloat16."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def look_for_overflow(session: Session) -> None:
 
     prepare_to_train(session)
     with doing("longest_rows"):
-        some = session.batch_plan.longest(session.train_rows)
+        some = session.batcher.longest(session.train_rows)
         if not all_finite(*summed_gradient(session, [some])).item():
             raise HalfOverflow("the longest rows, before the first step", sources_of(session.train_rows, [some]))
-        some = session.batch_plan.longest(session.val_rows)
+        some = session.batcher.longest(session.val_rows)
         if some and not math.isfinite(validation_loss(session, some)):
             sources = sources_of(session.val_rows, [some])
             raise HalfOverflow("the longest validation rows, before the first step", sources)

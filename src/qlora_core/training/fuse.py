@@ -1,7 +1,7 @@
 """Merge a base and its adapters into one stand-alone model, as small as it can be without losing what was learnt.
 
-Knows a run, and how the parts work together: `pieces` and `gptq` round, `judging` measures, `bit_choice` chooses,
-`fused_files` writes. Knows nothing of guides, pages or where exports are.
+Knows a run, and how the parts work together: `changed_matrices` and `gptq` round, `judging` measures, `bit_choice`
+chooses, `fused_files` writes. Knows nothing of guides, pages or where exports are.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from ..runs.memory_estimate import RESERVE_BYTES
 from ..runs.run import Run
 from ..tokens.rows import TokenRow
 from ..translations import Sentence
-from .bit_choice import Form, mixtures, size, smallest_that, total
+from .bit_choice import BitWidths, mixtures, size, smallest_that, total
+from .changed_matrices import ChangedMatrix, Roundings, dense_weight, find_changed_matrices
 from .fused_files import Storage, save_companions, save_weights
 from .input_moments import TOKENS_AT_ONCE, replaced
 from .judging import MOST_LOST, NO_ROWS, Judge, divide_rows, with_tokens
-from .pieces import Piece, Roundings, dense_weight, pieces_of
 from .session import load_for_answers
 
 Bits = Literal["auto", "mixed", "16", "8", "6", "5", "4"]
@@ -139,89 +139,89 @@ class _Fusion:
         """Round, choose, write and judge; return what `fuse_run` returns."""
         if self.rows.judged:
             self.judge.hear_tuned(self.model)
-        form = None if bits == "16" else self._quantised_form(bits)
-        made = self._write(form)
+        widths = None if bits == "16" else self._choose_widths(bits)
+        made = self._write(widths)
         merged = describe(self.directory, BaseConfig(model=str(self.directory), quantize="none"))
         reason = _too_large(merged.loaded_bytes, merged, self.rows.judged) if self.rows.judged else NO_ROWS
         compared = None
         if not reason:
             compared = self.judge.compare(_load(merged))
         tuned = self.judge.tuned_means() if self.rows.judged else {"rows": 0, "tokens": 0, "tuned_loss": None}
-        found = compared.as_dict() if compared else dict.fromkeys(_NOT_MEASURED) | tuned
+        measured = compared.as_dict() if compared else dict.fromkeys(_NOT_MEASURED) | tuned
         within = compared is not None and compared.lost <= MOST_LOST
         return {
             **made,
             "dtype": self.dtype,
             "calibrated_tokens": sum(map(len, self.rows.calibrating)) if self.roundings.calibrated else 0,
-            **found,
+            **measured,
             "within": within if compared else None,
             "not_judged": reason,
-            "verdict": _verdict(found, reason, made["form"]),
+            "verdict": _verdict(measured, reason, made["form"]),
             "seconds": time.monotonic() - self.began,
         }
 
     # Choosing -------------------------------------------------------------------------------------------------
 
-    def _quantised_form(self, bits: str) -> Form | None:
-        """Round everything, and return the form asked for; None where only 16 bits are left."""
-        pieces = [piece for piece in pieces_of(self.model, quantise=True) if piece.fits]
+    def _choose_widths(self, bits: str) -> BitWidths | None:
+        """Round everything, and return the bits asked for; None where only 16 bits are left."""
+        matrices = [matrix for matrix in find_changed_matrices(self.model, quantise=True) if matrix.fits]
         searching = bits in ("auto", "mixed")
-        if searching and (not self.rows.judged or self._no_room(pieces)):
+        if searching and (not self.rows.judged or self._no_room(matrices)):
             bits, searching = "8", False
         wanted = UNIFORM if searching else (int(bits),)
-        self.roundings.make(self.model, pieces, wanted, self.rows.calibrating, available_bytes() // MEMORY_SHARE)
+        self.roundings.make(self.model, matrices, wanted, self.rows.calibrating, available_bytes() // MEMORY_SHARE)
         if not searching:
-            return _uniform(pieces, int(bits))
-        return self._smallest(pieces, uniform=bits == "auto")
+            return _uniform(matrices, int(bits))
+        return self._smallest(matrices, uniform=bits == "auto")
 
-    def _no_room(self, pieces: Sequence[Piece]) -> bool:
-        """Return whether a second quantised model does not fit beside the tuned one, so that no form can be tried."""
-        largest = sum(piece.inputs * piece.outputs for piece in pieces) * 9 // 8  # 8 bits, with scales and biases
+    def _no_room(self, matrices: Sequence[ChangedMatrix]) -> bool:
+        """Return whether a second quantised model does not fit beside the tuned one, so that nothing can be tried."""
+        largest = sum(matrix.inputs * matrix.outputs for matrix in matrices) * 9 // 8  # 8 bits, with scales and biases
         return bool(_too_large(largest, self.spec, self.rows.judged))
 
-    def _smallest(self, pieces: Sequence[Piece], *, uniform: bool) -> Form | None:
-        """Return the smallest form that loses no more than `MOST_LOST`; if none does, the largest.
+    def _smallest(self, matrices: Sequence[ChangedMatrix], *, uniform: bool) -> BitWidths | None:
+        """Return the bits of the smallest model that loses no more than `MOST_LOST`; if none does, of the largest.
 
-        It looks at the judged rows about ten times. So that it does not favour a form which these few rows happen to
+        It looks at the judged rows about ten times. So that it does not favour bits which these few rows happen to
         like, it also wants the mean Kullback-Leibler divergence to be at most `MOST_LOST`: that is what would be lost
         on texts of the tuned model's own, and it depends far less on which rows are judged.
 
         Args:
-            pieces: rounded to all of `UNIFORM`.
-            uniform: whether forms with one number of bits are wanted too; then None is returned if no form will do.
+            matrices: rounded to all of `UNIFORM`.
+            uniform: whether one number of bits for all is wanted too; then None is returned if none will do.
         """
         options, lost = self.roundings.options, {}
         kernels = self._kernels()
 
-        def fits(form: Form) -> bool:
-            key = tuple(form.items())
+        def fits(widths: BitWidths) -> bool:
+            key = tuple(widths.items())
             if key not in lost:
-                with replaced(self.model, self.roundings.layers(pieces, form, kernels)):
+                with replaced(self.model, self.roundings.layers(matrices, widths, kernels)):
                     compared = self.judge.compare(self.model)
                 lost[key] = max(compared.lost, compared.kl)
             return lost[key] <= MOST_LOST
 
-        lowest = _uniform(pieces, UNIFORM[0])
+        lowest = _uniform(matrices, UNIFORM[0])
         if fits(lowest):
             return lowest
-        units = _units(pieces, self.spec.num_layers)
-        by_unit = {name: total(self.roundings.options[piece.path] for piece in unit) for name, unit in units.items()}
+        units = _units(matrices, self.spec.num_layers)
+        by_unit = {name: total(self.roundings.options[matrix.path] for matrix in unit) for name, unit in units.items()}
 
-        def spelt_out(form: Form) -> Form:
-            return {piece.path: form[name] for name, unit in units.items() for piece in unit}
+        def spelt_out(widths: BitWidths) -> BitWidths:
+            return {matrix.path: widths[name] for name, unit in units.items() for matrix in unit}
 
-        forms = [spelt_out(form) for form in mixtures(by_unit, self._harm(units, kernels))]
-        found = smallest_that(fits, forms)
+        candidates = [spelt_out(widths) for widths in mixtures(by_unit, self._harm(units, kernels))]
+        smallest = smallest_that(fits, candidates)
         if not uniform:
-            return found or forms[-1]
+            return smallest or candidates[-1]
         for each in UNIFORM[1:]:
-            form = _uniform(pieces, each)
-            if (found is None or size(options, form) < size(options, found)) and fits(form):
-                return form
-        return found
+            widths = _uniform(matrices, each)
+            if (smallest is None or size(options, widths) < size(options, smallest)) and fits(widths):
+                return widths
+        return smallest
 
     def _kernels(self) -> Kernels:
-        """Return how forms are computed: as `load_base` will compute the written model."""
+        """Return how rounded models are computed: as `load_base` will compute the written model."""
         kernels = kernels_to_answer(self.dtype, self.spec.dense_bytes, available_bytes(), None)
         right = kernels.linear != "quantised" or all(
             quantised_products_are_right(kernels.dtype, bits=bits, group_size=size)
@@ -229,7 +229,7 @@ class _Fusion:
         )
         return kernels if right else dataclasses.replace(kernels, linear="dequantised")
 
-    def _harm(self, units: dict[str, list[Piece]], kernels: Kernels) -> dict[str, float]:
+    def _harm(self, units: dict[str, list[ChangedMatrix]], kernels: Kernels) -> dict[str, float]:
         """Return how far the model's answers go apart when one unit alone has the lowest bits, in nats a token.
 
         That is measured on calibrating rows, so that the judged rows tell nothing about single units.
@@ -248,29 +248,29 @@ class _Fusion:
 
     # Writing --------------------------------------------------------------------------------------------------
 
-    def _write(self, form: Form | None) -> dict[str, Any]:
-        """Write the model in a form (None: unquantised), and release the tuned one; return what was written."""
+    def _write(self, widths: BitWidths | None) -> dict[str, Any]:
+        """Write the model with these bits (None: unquantised), and release the tuned one; return what was written."""
         dtype = getattr(mx, self.dtype)
         storage: Storage = {
-            path: _stored(module) for path, module in self.model.named_modules() if form is not None and _kept(module)
+            path: _stored(module) for path, module in self.model.named_modules() if widths is not None and _kept(module)
         }
         weights, sizes = {}, {}
-        for piece in pieces_of(self.model, quantise=form is not None):
-            sizes[piece.path] = piece.inputs * piece.outputs
-            if form is None or piece.path not in form:
-                arrays = {"weight": dense_weight(piece.module)}
+        for matrix in find_changed_matrices(self.model, quantise=widths is not None):
+            sizes[matrix.path] = matrix.inputs * matrix.outputs
+            if widths is None or matrix.path not in widths:
+                arrays = {"weight": dense_weight(matrix.module)}
             else:
-                arrays = self.roundings.arrays(piece.path, form[piece.path])
-                storage[piece.path] = self.roundings.stored(piece.path, form[piece.path])
-            storage.pop(f"{piece.path}.linear", None)
-            if (bias := piece.base.get("bias")) is not None:
+                arrays = self.roundings.arrays(matrix.path, widths[matrix.path])
+                storage[matrix.path] = self.roundings.stored(matrix.path, widths[matrix.path])
+            storage.pop(f"{matrix.path}.linear", None)
+            if (bias := matrix.base.get("bias")) is not None:
                 arrays["bias"] = bias
-            weights |= {f"{piece.path}.{name}": value for name, value in arrays.items()}
+            weights |= {f"{matrix.path}.{name}": value for name, value in arrays.items()}
         anew = tuple(f"{path}." for path in sizes)
         weights |= {name: value for name, value in tree_flatten(self.model.parameters()) if not name.startswith(anew)}
         weights = {name: _as(value, dtype) for name, value in weights.items()}
         # each of the model's own arrays is freed when what becomes of it is written
-        self.model = piece = arrays = bias = None
+        self.model = matrix = arrays = bias = None
         save_companions(self.spec, self.directory, self.tokenizer, self.dtype, storage)
         try:
             save_weights(weights, self.directory, self.spec.parameters)
@@ -278,7 +278,7 @@ class _Fusion:
             if device_failure(error):
                 raise
             raise RunError(f"{self.directory}: the fused weights cannot be written: {error}") from None
-        return _described(form, sizes, self.dtype)
+        return _described(widths, sizes, self.dtype)
 
 
 _NOT_MEASURED = ("fused_loss", "lost", "interval", "kl", "same_choice")
@@ -290,20 +290,20 @@ def _group_sizes(spec: ModelSpec) -> dict[int, int]:
     return {bits: own if own and bits == spec.bits else GROUP_SIZE for bits in UNIFORM}
 
 
-def _uniform(pieces: Sequence[Piece], bits: int) -> Form:
-    return {piece.path: bits for piece in pieces}
+def _uniform(matrices: Sequence[ChangedMatrix], bits: int) -> BitWidths:
+    return {matrix.path: bits for matrix in matrices}
 
 
-def _units(pieces: Sequence[Piece], layers: int) -> dict[str, list[Piece]]:
-    """Return pieces by kind and quarter of the model's depth: each unit has one number of bits.
+def _units(matrices: Sequence[ChangedMatrix], layers: int) -> dict[str, list[ChangedMatrix]]:
+    """Return matrices by kind and quarter of the model's depth: each unit has one number of bits.
 
     To measure every matrix alone would take a pass through the model for each; what one costs differs more between
     kinds than between neighbours.
     """
-    units: dict[str, list[Piece]] = {}
-    for piece in pieces:
-        quarter = QUARTERS * max(piece.layer, 0) // layers
-        units.setdefault(f"{piece.path.rpartition('.')[2]} {quarter}", []).append(piece)
+    units: dict[str, list[ChangedMatrix]] = {}
+    for matrix in matrices:
+        quarter = QUARTERS * max(matrix.layer, 0) // layers
+        units.setdefault(f"{matrix.path.rpartition('.')[2]} {quarter}", []).append(matrix)
     return units
 
 
@@ -322,14 +322,14 @@ def _as(value: mx.array, dtype: mx.Dtype) -> mx.array:
     return value.astype(dtype) if mx.issubdtype(value.dtype, mx.floating) else value
 
 
-def _described(form: Form | None, sizes: dict[str, int], dtype: str) -> dict[str, Any]:
-    """Return the name of a form, its mean bits and how it is stored, in words."""
-    if form is None:
+def _described(widths: BitWidths | None, sizes: dict[str, int], dtype: str) -> dict[str, Any]:
+    """Return the name of a form (`fuse_run`), its mean bits and how it is stored, in words."""
+    if widths is None:
         return {"form": "16", "bits": None, "stored": dtype}
-    low, high = min(form.values()), max(form.values())
+    low, high = min(widths.values()), max(widths.values())
     if low == high:
         return {"form": str(low), "bits": low, "stored": Sentence("{bits} bits", bits=low)}
-    mean = sum(bits * sizes[path] for path, bits in form.items()) / sum(sizes.values())
+    mean = sum(bits * sizes[path] for path, bits in widths.items()) / sum(sizes.values())
     stored = Sentence("{low} to {high} bits, {mean} on average", low=low, high=high, mean=f"{mean:.1f}")
     return {"form": "mixed", "bits": mean, "stored": stored}
 

@@ -24,7 +24,7 @@ from ..engine.device import mx, nn
 from ..engine.frozen_layers import Trunk
 from ..engine.model import (
     OTHER_PARTS,
-    Form,
+    BatchForm,
     Layout,
     arrays_of,
     batch_loss,
@@ -86,14 +86,14 @@ class Maker:
         laid = [make_batch(rows, packed=self._layout == "packed", rounding=self._rounding) for rows in batches]
         seen = []
         for batch, stream in zip(laid, itertools.cycle(streams or [mx.default_stream(mx.default_device())])):
-            with mx.stream(stream), self._trunk.alone() as passage:
-                form_hidden(self._model, arrays_of(batch), Form.of(batch, self._layout, training=False))
-                seen.append(passage.seen.reshape(-1, passage.seen.shape[-1]))
+            with mx.stream(stream), self._trunk.alone() as relay:
+                form_hidden(self._model, arrays_of(batch), BatchForm.of(batch, self._layout, training=False))
+                seen.append(relay.seen.reshape(-1, relay.seen.shape[-1]))
         mx.eval(seen)
         states = []
         for batch, rows, flat in zip(laid, batches, seen, strict=True):
-            found = np.array(flat.view(mx.uint16) if flat.dtype == mx.bfloat16 else flat)
-            states += [found[start : start + len(row)] for start, row in zip(batch.starts, rows, strict=True)]
+            hidden = np.array(flat.view(mx.uint16) if flat.dtype == mx.bfloat16 else flat)
+            states += [hidden[start : start + len(row)] for start, row in zip(batch.starts, rows, strict=True)]
         return states
 
     def agrees(self, vocabulary: int) -> bool:
@@ -205,11 +205,11 @@ def _all_states(
 
 def _digest(parts: Iterable[TokenRows]) -> str:
     """Return a hash of the ids of rows, and of where each row begins."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for rows in parts:
-        found.update(rows.ids.tobytes())
-        found.update(rows.offsets.tobytes())
-    return found.hexdigest()
+        digest.update(rows.ids.tobytes())
+        digest.update(rows.offsets.tobytes())
+    return digest.hexdigest()
 
 
 def write_states(directory: Path, known: dict[str, Any], made: Iterable[np.ndarray], wanted: int) -> None:

@@ -1,4 +1,4 @@
-"""How training is asked to pause or stop: Ctrl+C, signals, and words in the control file."""
+"""Requests to pause or stop training: Ctrl+C, signals, and words in the control file."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def hearing_pauses(writer: RunWriter, interruption: Interruption) -> Iterator[No
         PauseAsked: a pause was asked for.
     """
 
-    def watch(activity: Activity | None) -> None:
+    def listen(activity: Activity | None) -> None:
         writer.working(activity)
         if activity and activity.done and activity.stage in PAUSABLE and interruption.asked == "pause":
             raise PauseAsked
 
-    with watching(watch):
+    with watching(listen):
         yield
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from ..activity import doing
 from ..engine.device import mx, nn
 from ..runs.run import Run
-from ..tokens.dataset import make_dataset
+from ..tokens.dataset import make_datasets
 from ..tokens.rows import TokenRow
 from ..tokens.tokenizer import ChatTokenizer
 from .input_moments import padded_batches
@@ -46,7 +46,7 @@ Answers = Iterator[tuple[np.ndarray, mx.array, mx.array]]
 
 @dataclass(frozen=True)
 class DividedRows:
-    """Which rows of a run do what.
+    """The rows of a run, by what they are used for.
 
     Attributes:
         judged: rows that models are compared on, none of them among the next.
@@ -68,11 +68,9 @@ def divide_rows(run: Run, tokenizer: ChatTokenizer, vocabulary: int) -> DividedR
 
     A run that was made of somebody's adapters may have no rows at all.
     """
-    length = run.config().data.max_seq_length
-    train, validation = (
-        list(make_dataset(_spread(rows, wanted), tokenizer, length).rows)
-        for rows, wanted in ((run.train_rows(), 40 * JUDGED_ROWS), (run.validation_rows(), JUDGED_ROWS))
-    )
+    some = _spread(run.train_rows(), 40 * JUDGED_ROWS), _spread(run.validation_rows(), JUDGED_ROWS)
+    datasets = make_datasets(*some, tokenizer, run.config().data.max_seq_length)
+    train, validation = (list(dataset.rows) for dataset in datasets)
     most = JUDGED_BYTES // (2 * vocabulary)  # trained tokens, in float16
     of_training = _within(_spread(train[::JUDGED_SHARE], JUDGED_ROWS), most // 2 if validation else most)
     of_validation = _within(validation, most - sum(row.target_tokens for row in of_training))
@@ -201,7 +199,7 @@ def _chosen(logs: mx.array, target: mx.array) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How another model's answers to some rows differ from the tuned one's, summed over each row's trained tokens.
+    """The differences between another model and the tuned one on some rows, summed over each row's trained tokens.
 
     Attributes:
         tuned: losses of the tuned model, in nats, `(rows,)`.

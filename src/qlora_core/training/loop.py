@@ -49,7 +49,7 @@ from .watching import watch_memory, watch_numbers
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How training ended.
+    """The end of training, and its cause.
 
     Attributes:
         state: the run's state.
@@ -116,9 +116,9 @@ def _pause_unsaved(writer: RunWriter, error: StorageError | DeviceError) -> Stor
     saved = checkpoints(writer.run.checkpoint_directory)
     step = int(saved[-1].name) if saved else 0
     kept = f"its last checkpoint, of step {step}, is as it was" if saved else "nothing was saved yet"
-    told = f"{error} The run is paused: {kept}."
-    ended = StorageError(told, error.errno) if isinstance(error, StorageError) else DeviceError(told)
-    writer.end("paused", step, told)
+    message = f"{error} The run is paused: {kept}."
+    ended = StorageError(message, error.errno) if isinstance(error, StorageError) else DeviceError(message)
+    writer.end("paused", step, message)
     return ended
 
 
@@ -153,9 +153,9 @@ def _train_to_end(session: Session, writer: RunWriter, interruption: Interruptio
         steps_per_epoch=session.steps_per_epoch,
         epochs=math.ceil(total / session.steps_per_epoch),
         layout=session.layout,
-        order=session.batch_plan.order,
+        order=session.batcher.order,
         kernels=dataclasses.asdict(session.kernels),
-        prefix_tokens=len(session.batch_plan.prefix),
+        prefix_tokens=len(session.batcher.prefix),
         device=device.describe_device(),
         train_rows=len(session.train_rows),
         val_rows=len(session.val_rows),
@@ -168,10 +168,10 @@ def _train_to_end(session: Session, writer: RunWriter, interruption: Interruptio
     start_workers(session, writer)
     session.spent.loaded()
     prepare_to_train(session)
-    session.watch.saved_at = time.monotonic()
+    session.loop_state.saved_at = time.monotonic()
     with _spared(writer, "older samples could not be taken back"):
         forget_samples(session.run, progress.step)
-    session.watch.ask_base = not session.run.samples()
+    session.loop_state.ask_base = not session.run.samples()
     try:
         with hearing_pauses(writer, interruption):
             over = _catch_up(session, writer)
@@ -202,7 +202,7 @@ def _catch_up(session: Session, writer: RunWriter) -> bool:
 def start_workers(session: Session, writer: RunWriter) -> None:
     """Start processes that compute beside this one, if worthwhile; until they have loaded, it computes alone."""
     progress = session.progress
-    left = sum(session.batch_plan.lengths) * (session.total_steps - progress.step) // session.steps_per_epoch
+    left = sum(session.batcher.lengths) * (session.total_steps - progress.step) // session.steps_per_epoch
     count = how_many(
         session.kernels,
         session.estimate,
@@ -231,7 +231,7 @@ def end_workers(session: Session | None) -> None:
 def train_epoch(session: Session, writer: RunWriter, epoch: int, interruption: Interruption) -> None:
     """Train the rest of an epoch (counted from 0): steps, validations and checkpoints when they are due."""
     progress = session.progress
-    groups = session.batch_plan.steps(epoch)
+    groups = session.batcher.steps(epoch)
     done = progress.step - epoch * session.steps_per_epoch
     if done == 0:
         progress.epoch_loss, progress.epoch_targets = 0.0, 0
@@ -255,8 +255,8 @@ def _after_step(
     """Validate, save and answer the sample prompts when they are due."""
     pace, progress = session.config.pace, session.progress
     # the base answers the same now as before the first step, which need not wait for it
-    if session.watch.ask_base and not interruption.asked:
-        session.watch.ask_base = False
+    if session.loop_state.ask_base and not interruption.asked:
+        session.loop_state.ask_base = False
         _sample(session, writer, epoch=0)
     if end_of_epoch:
         average = progress.epoch_loss / max(progress.epoch_targets, 1)
@@ -293,8 +293,7 @@ def _validate(session: Session, writer: RunWriter) -> None:
     writer.log(
         "eval",
         step=progress.step,
-        val_loss=loss if finite else None,
-        perplexity=math.exp(min(loss, 700)) if finite else None,
+        **session.objective.validation_numbers(loss if finite else None),
         seconds=time.perf_counter() - started,
         best=best,
     )

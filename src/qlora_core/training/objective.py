@@ -1,18 +1,19 @@
-"""What a run learns from its rows: their tokens, the loss over them, and the numbers that tell of a step.
+"""The objective of a run: which tokens its rows become, the loss over them, and the numbers reported of it.
 
 Another one, from pairs of a better and a worse answer say, is another `Objective` here and a setting that chooses it.
 Optimizer, checkpoints, streams and processes do not ask which it is. What still takes cross-entropy a token for granted
-is the mean over tokens in `steps` and `loop`, perplexity, and the estimate of memory.
+is the mean over trained tokens in `steps`, and the logits in the estimate of memory (`runs.memory_estimate`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..engine.model import Form, form_loss
-from ..tokens.dataset import TokenDataset, make_dataset
+from ..engine.model import BatchForm, form_loss
+from ..tokens.dataset import Datasets, make_datasets
 
 if TYPE_CHECKING:
     from ..engine.device import mx, nn
@@ -20,28 +21,40 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Objective:
-    """What a run learns.
+    """The objective of a run.
 
     Attributes:
         name: by which processes beside the trainer find it.
-        encode: turns rows into token rows of at most so many tokens, as `tokens.dataset.make_dataset` does; it says
-            which tokens of each row count.
+        encode: turns the rows to train and to validate into token rows of at most so many tokens, as
+            `tokens.dataset.make_datasets` does; it says which tokens of each row count.
         loss: returns the loss of a batch's arrays, summed over the tokens that count, as `engine.model.form_loss` does;
             it can be compiled.
-        numbers: returns what a `step` event tells of a summed loss (None: it is not finite) over so many tokens.
+        step_numbers: returns what a `step` event tells of a summed loss (None: it is not finite) over so many tokens.
+        validation_numbers: returns what an `eval` event tells of a mean loss (None: it is not finite).
     """
 
     name: str
-    encode: Callable[..., TokenDataset]
-    loss: Callable[[nn.Module, dict[str, mx.array], Form], mx.array]
-    numbers: Callable[[float | None, int], dict[str, Any]]
+    encode: Callable[..., Datasets]
+    loss: Callable[[nn.Module, dict[str, mx.array], BatchForm], mx.array]
+    step_numbers: Callable[[float | None, int], dict[str, Any]]
+    validation_numbers: Callable[[float | None], dict[str, Any]]
 
 
 def _mean_loss(loss: float | None, targets: int) -> dict[str, Any]:
     return {"train_loss": None if loss is None else loss / targets, "target_tokens": targets}
 
 
-SUPERVISED = Objective("supervised", encode=make_dataset, loss=form_loss, numbers=_mean_loss)
+def _with_perplexity(loss: float | None) -> dict[str, Any]:
+    return {"val_loss": loss, "perplexity": None if loss is None else math.exp(min(loss, 700))}
+
+
+SUPERVISED = Objective(
+    "supervised",
+    encode=make_datasets,
+    loss=form_loss,
+    step_numbers=_mean_loss,
+    validation_numbers=_with_perplexity,
+)
 """The next token of every reply or text: cross-entropy in nats."""
 
 OBJECTIVES = {objective.name: objective for objective in (SUPERVISED,)}

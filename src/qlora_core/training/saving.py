@@ -1,4 +1,4 @@
-"""When and what training saves: checkpoints and adapters, and numbers that it refuses to save."""
+"""Saving in the course of training: checkpoints and adapters when they are due, never numbers that are not finite."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def save_now(session: Session, writer: RunWriter) -> None:
     session.spent.until_now()
     with session.spent.on("saving"), doing("saving"):
         path = save_checkpoint(directory, session.model, session.optimizer, session.progress, keep)
-    session.watch.saved_at, session.watch.save_next = time.monotonic(), False
+    session.loop_state.saved_at, session.loop_state.save_next = time.monotonic(), False
     size = sum(file.stat().st_size for file in path.iterdir())
     writer.log("checkpoint", step=session.progress.step, bytes=size, seconds=time.perf_counter() - started)
 
@@ -52,8 +52,8 @@ def _refuse_non_finite(session: Session) -> None:
 
 def is_save_due(session: Session) -> bool:
     """Return whether a checkpoint is due, by the clock or since the memory guard asked for one."""
-    minutes, watch = session.config.pace.save_minutes, session.watch
-    return watch.save_next or (minutes > 0 and time.monotonic() - watch.saved_at >= 60 * minutes)
+    minutes, state = session.config.pace.save_minutes, session.loop_state
+    return state.save_next or (minutes > 0 and time.monotonic() - state.saved_at >= 60 * minutes)
 
 
 def save_if_new(session: Session, writer: RunWriter) -> None:

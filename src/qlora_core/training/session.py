@@ -43,22 +43,22 @@ from ..runs.throughput import Throughput
 from ..runs.time_spent import TimeSpent
 from ..runs.writer import RunWriter, record
 from ..tokens.dataset import TokenDataset
-from ..tokens.rows import TokenRow
+from ..tokens.rows import TokenRow, TokenRows
 from ..tokens.shared_prefix import NO_PREFIX, common_prefix
 from ..tokens.tokenizer import ChatTokenizer
 from .adapted_model import load_adapted, streams_of_this_thread
-from .batch_plan import BatchPlan
+from .batcher import Batcher
 from .checkpoint import Progress, load_checkpoint
 from .objective import SUPERVISED, Objective
 from .share_workers import ShareWorkers
 
 
 @dataclasses.dataclass
-class Watch:
-    """What the trainer remembers from step to step, and no weight depends on.
+class LoopState:
+    """The memory of the training loop from step to step: no weight depends on it, and nothing of it is saved.
 
     Attributes:
-        memory: decides what to do before memory runs out.
+        memory_guard: decides what to do before memory runs out.
         norms: recent gradient norms.
         throughput: speed over recent steps.
         saved_at: when the last checkpoint was written, or training began, in seconds of a monotonic clock.
@@ -67,7 +67,7 @@ class Watch:
         ask_base: whether the base still has to answer the sample prompts.
     """
 
-    memory: MemoryGuard
+    memory_guard: MemoryGuard
     norms: NormWatch = dataclasses.field(default_factory=NormWatch)
     throughput: Throughput = dataclasses.field(default_factory=Throughput)
     saved_at: float = 0.0
@@ -88,13 +88,13 @@ class Session:
         model: with adapters attached.
         adapters: the model's adapters as one vector, as the optimizer sees them.
         optimizer: new, or restored from a checkpoint.
-        batch_plan: which rows are computed together, how they are laid out, and on which kernels.
-        objective: what is learnt from them.
+        batcher: which rows are computed together, how they are laid out, and on which kernels.
+        objective: which loss is computed, over which tokens of the rows.
         train_rows: rows to train.
         val_rows: rows to validate on.
         progress: counters of the run.
         monitor: measures memory.
-        watch: what is watched from step to step.
+        loop_state: what is remembered from step to step.
         spent: how long each part of the run took.
         estimate: predicted peak memory.
         trunk: the frozen lower layers, if they are out of memory and rows have hidden states from a file.
@@ -108,13 +108,13 @@ class Session:
     model: nn.Module
     adapters: AdapterVector
     optimizer: optim.Optimizer
-    batch_plan: BatchPlan
+    batcher: Batcher
     objective: Objective
     train_rows: Sequence[TokenRow]
     val_rows: Sequence[TokenRow]
     progress: Progress
     monitor: MemoryMonitor
-    watch: Watch
+    loop_state: LoopState
     spent: TimeSpent
     estimate: memory_estimate.MemoryEstimate
     trunk: Trunk | None = None
@@ -123,12 +123,12 @@ class Session:
     @property
     def kernels(self) -> Kernels:
         """Return how it computes."""
-        return self.batch_plan.kernels
+        return self.batcher.kernels
 
     @property
     def layout(self) -> Layout:
         """Return how batches are laid out."""
-        return self.batch_plan.layout
+        return self.batcher.layout
 
     def share_prefix(self) -> None:
         """Let rows share the prefix that saves most, if the model allows it.
@@ -136,11 +136,11 @@ class Session:
         They cannot with dropout: each row drops different numbers, in the prefix too.
         """
         kernels, lora = self.kernels, self.config.lora
-        self.batch_plan.prefix = NO_PREFIX
+        self.batcher.prefix = NO_PREFIX
         if kernels.prefix and self.layout == "packed" and not lora.dropout:
-            found = common_prefix(self.train_rows)
-            if len(found) and can_share_prefix(self.model, self.spec.config["vocab_size"], kernels.rounding):
-                self.batch_plan.prefix = found
+            prefix = common_prefix(self.train_rows)
+            if len(prefix) and can_share_prefix(self.model, self.spec.config["vocab_size"], kernels.rounding):
+                self.batcher.prefix = prefix
 
     def whole(self) -> contextlib.AbstractContextManager[None]:
         """Return a context in which the model has all of its layers."""
@@ -184,8 +184,78 @@ def open_session(writer: RunWriter, monitor: MemoryMonitor, began: float | None 
     Raises:
         QLoraError: the base, the data or a checkpoint is not what it was, or there is too little memory.
     """
-    run, began = writer.run, time.monotonic() if began is None else began
-    config, environment = run.config(), run.environment()
+    began = time.monotonic() if began is None else began
+    opened = _read_run(writer)
+    run, config, spec = writer.run, opened.config, opened.spec
+    kernels = _kernels(writer, opened.environment, spec, monitor)
+    micro_batch = run.micro_batch
+    estimate = _estimate_memory(opened, micro_batch, kernels)
+    memory_estimate.check_before_loading(estimate, monitor.sample().available, config)
+    model, layout = _load_model(writer, opened, kernels)
+    adapters, optimizer = AdapterVector(model), make_optimizer(config)
+    optimizer.init({"adapters": adapters.join(model.trainable_parameters())})
+    if not device.ON_CPU:
+        device.clear_cache()  # memory that loading left in the cache counts as taken
+    memory_estimate.check_after_loading(estimate, monitor.sample().available, spec.parameters, config)
+    progress = load_checkpoint(opened.checkpoint, model, optimizer) if opened.checkpoint else Progress()
+    session = Session(
+        run=run,
+        config=config,
+        spec=spec,
+        tokenizer=opened.tokenizer,
+        model=model,
+        adapters=adapters,
+        optimizer=optimizer,
+        batcher=Batcher(opened.train_rows.lengths.tolist(), config.train, kernels, layout, micro_batch),
+        objective=opened.objective,
+        train_rows=opened.train_rows,
+        val_rows=opened.val_rows,
+        progress=progress,
+        monitor=monitor,
+        loop_state=LoopState(MemoryGuard(config.pace.pause_below_gb * GB)),
+        spent=TimeSpent(progress.extra.setdefault("seconds", {}), began),
+        estimate=estimate,
+    )
+    with doing("trying"):
+        session.share_prefix()
+    return session
+
+
+# Reading the run directory --------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _OpenedRun:
+    """A run as it stands in its directory, checked; nothing of it is on the device yet.
+
+    Attributes:
+        config: all settings.
+        environment: what was recorded, before this process recorded anything.
+        spec: description of the base.
+        tokenizer: of the base; it asks for answers as the training rows have them.
+        objective: which loss is computed, over which tokens of the rows.
+        train_rows: rows to train.
+        val_rows: rows to validate on.
+        checkpoint: directory of the one to go on from; None: the run begins.
+    """
+
+    config: RunConfig
+    environment: dict[str, Any]
+    spec: ModelSpec
+    tokenizer: ChatTokenizer
+    objective: Objective
+    train_rows: TokenRows
+    val_rows: TokenRows
+    checkpoint: Path | None
+
+
+def _read_run(writer: RunWriter) -> _OpenedRun:
+    """Read a run and encode its rows; refuse what changed, and warn of what may have.
+
+    Raises:
+        QLoraError: the base, the settings, the data or all checkpoints are not what they were.
+    """
+    run, config, environment = writer.run, writer.run.config(), writer.run.environment()
     spec = run.base()
     run.refuse_change("model", spec.fingerprint)
     with doing("checking"):
@@ -193,75 +263,40 @@ def open_session(writer: RunWriter, monitor: MemoryMonitor, began: float | None 
         run.refuse_damage()
         checkpoint = _checkpoint(writer)
     tokenizer = run.tokenizer()
-    objective, length, sides = SUPERVISED, config.data.max_seq_length, (run.train_rows(), run.validation_rows())
-    train, validation = (objective.encode(rows, tokenizer, length) for rows in sides)
-    environment = _with_rows_of_today(writer, environment, train, validation, begun=checkpoint is not None)
-    if train.conversations:
-        tokenizer.follow(train.thinks)
-    rows, val_rows = train.rows, validation.rows
-    kernels = _kernels(writer, environment, spec, monitor)
-    at_once = from_flat({"batch_size": run.micro_batch}, config)
-    estimate = memory_estimate.estimate_memory(
-        spec, at_once, rows, keeps_dense=kernels.linear == "kept", on_gpu=kernels.device != "cpu"
+    length = config.data.max_seq_length
+    train, validation = SUPERVISED.encode(run.train_rows(), run.validation_rows(), tokenizer, length)
+    _record_rows(writer, environment, train, validation, begun=checkpoint is not None)
+    return _OpenedRun(
+        config=config,
+        environment=environment,
+        spec=spec,
+        tokenizer=tokenizer,
+        objective=SUPERVISED,
+        train_rows=train.rows,
+        val_rows=validation.rows,
+        checkpoint=checkpoint,
     )
-    memory_estimate.check_before_loading(estimate, monitor.sample().available, config)
-    model, layout = load_adapted(spec, config, kernels, lambda message: writer.log("warning", message=message))
-    if run.initial_adapters.is_file():
-        load_adapters(model, run.initial_adapters)
-    optimizer = make_optimizer(config)
-    adapters = AdapterVector(model)
-    optimizer.init({"adapters": adapters.join(model.trainable_parameters())})
-    if not device.ON_CPU:
-        device.clear_cache()  # memory that loading left in the cache counts as taken
-    memory_estimate.check_after_loading(estimate, monitor.sample().available, spec.parameters, config)
-    progress = load_checkpoint(checkpoint, model, optimizer) if checkpoint else Progress()
-    watch = Watch(MemoryGuard(config.pace.pause_below_gb * GB))
-    spent = TimeSpent(progress.extra.setdefault("seconds", {}), began)
-    batch_plan = BatchPlan(rows.lengths.tolist(), config.train, kernels, layout, at_once.train.batch_size)
-    session = Session(
-        run, config, spec, tokenizer, model, adapters, optimizer, batch_plan, objective, rows, val_rows,
-        progress, monitor, watch, spent, estimate,
-    )  # fmt: skip
-    with doing("trying"):
-        session.share_prefix()
-    return session
 
 
-def _kernels(writer: RunWriter, environment: dict[str, Any], spec: ModelSpec, monitor: MemoryMonitor) -> Kernels:
-    """Return the run's recorded kernels, so results stay equal to the bit; at first, or on a new device, new ones."""
-    chosen = device.choose_kernels(spec.dtype, spec.dense_bytes, monitor.sample().available)
-    recorded = environment.get("kernels")
-    if recorded:
-        kernels = Kernels.from_dict(recorded)
-        if (kernels.device, kernels.blas) == (chosen.device, chosen.blas):
-            return _of_today(writer, environment, kernels)
-        message = f"the run computed on {recorded['device']} {recorded['blas']}, now on {chosen.device} {chosen.blas}: "
-        writer.log("warning", message=message + "it goes on, but not equal to the bit")
-    if not device.BLAS.fast:
-        writer.log("warning", message=f"no optimised BLAS: {device.BLAS.remedy}")
-    packages = ("mlx", "mlx-lm", "numpy", "tokenizers", "qlora-notebook")
-    record(
-        writer.run,
-        kernels=dataclasses.asdict(chosen),
-        device=device.describe_device(),
-        platform=f"{platform.system()} {platform.machine()}",
-        python=platform.python_version(),
-        versions={name: _version(name) for name in packages},
-    )
-    return chosen
+def _checkpoint(writer: RunWriter) -> Path | None:
+    """Return the checkpoint to resume from, and warn about damaged ones."""
+    path, problems = checkpoint_to_resume(writer.run)
+    for problem in problems:
+        writer.log("warning", message=problem)
+    return path
 
 
-def _with_rows_of_today(
+def _record_rows(
     writer: RunWriter, environment: dict[str, Any], train: TokenDataset, validation: TokenDataset, *, begun: bool
-) -> dict[str, Any]:
-    """Return the environment with the digest of the rows as this version encodes them; warn if it may be new.
+) -> None:
+    """Record the digest of the rows as this version encodes them; warn if training may have begun with other tokens.
 
     Raises:
         RunError: training has begun with other tokens.
     """
     recorded, today = environment.get("rows"), describe_rows(train, validation)
     if recorded == today:
-        return environment
+        return
     name = writer.run.name
     if begun and recorded and recorded["tokens"] != today["tokens"]:
         raise RunError(
@@ -280,10 +315,37 @@ def _with_rows_of_today(
             "texts, ends of answers): it goes on, but perhaps not equal to the bit"
         )
         writer.log("warning", message=message)
-    return record(writer.run, rows=today)
+    record(writer.run, rows=today)
 
 
-def _of_today(writer: RunWriter, environment: dict[str, Any], kernels: Kernels) -> Kernels:
+# Loading it onto the device -------------------------------------------------------------------------------------
+
+
+def _kernels(writer: RunWriter, environment: dict[str, Any], spec: ModelSpec, monitor: MemoryMonitor) -> Kernels:
+    """Return the run's recorded kernels, so results stay equal to the bit; at first, or on a new device, new ones."""
+    chosen = device.choose_kernels(spec.dtype, spec.dense_bytes, monitor.sample().available)
+    recorded = environment.get("kernels")
+    if recorded:
+        kernels = Kernels.from_dict(recorded)
+        if (kernels.device, kernels.blas) == (chosen.device, chosen.blas):
+            return _with_own_arithmetic(writer, kernels)
+        message = f"the run computed on {recorded['device']} {recorded['blas']}, now on {chosen.device} {chosen.blas}: "
+        writer.log("warning", message=message + "it goes on, but not equal to the bit")
+    if not device.BLAS.fast:
+        writer.log("warning", message=f"no optimised BLAS: {device.BLAS.remedy}")
+    packages = ("mlx", "mlx-lm", "numpy", "tokenizers", "qlora-notebook")
+    record(
+        writer.run,
+        kernels=dataclasses.asdict(chosen),
+        device=device.describe_device(),
+        platform=f"{platform.system()} {platform.machine()}",
+        python=platform.python_version(),
+        versions={name: _version(name) for name in packages},
+    )
+    return chosen
+
+
+def _with_own_arithmetic(writer: RunWriter, kernels: Kernels) -> Kernels:
     """Return recorded kernels with this version's arithmetic; record a change and warn about it once."""
     if kernels.arithmetic == ARITHMETIC:
         return kernels
@@ -305,6 +367,27 @@ def _version(package: str) -> str:
         return "not installed"
 
 
+def _estimate_memory(opened: _OpenedRun, micro_batch: int, kernels: Kernels) -> memory_estimate.MemoryEstimate:
+    """Predict the peak memory of training so many rows at once with these kernels."""
+    return memory_estimate.estimate_memory(
+        opened.spec,
+        from_flat({"batch_size": micro_batch}, opened.config),
+        opened.train_rows,
+        keeps_dense=kernels.linear == "kept",
+        on_gpu=kernels.device != "cpu",
+    )
+
+
+def _load_model(writer: RunWriter, opened: _OpenedRun, kernels: Kernels) -> tuple[nn.Module, Layout]:
+    """Load the base with adapters as the run begins with them, and choose how batches are laid out for it."""
+    model, layout = load_adapted(
+        opened.spec, opened.config, kernels, lambda message: writer.log("warning", message=message)
+    )
+    if writer.run.initial_adapters.is_file():
+        load_adapters(model, writer.run.initial_adapters)
+    return model, layout
+
+
 def make_optimizer(config: RunConfig) -> optim.Optimizer:
     """Make Adam (arXiv:1412.6980) or AdamW (arXiv:1711.05101), with bias correction; each step sets the rate."""
     if config.train.optimizer == "adam":
@@ -312,12 +395,7 @@ def make_optimizer(config: RunConfig) -> optim.Optimizer:
     return optim.AdamW(config.train.learning_rate, weight_decay=config.train.weight_decay, bias_correction=True)
 
 
-def _checkpoint(writer: RunWriter) -> Path | None:
-    """Return the checkpoint to resume from, and warn about damaged ones."""
-    path, problems = checkpoint_to_resume(writer.run)
-    for problem in problems:
-        writer.log("warning", message=problem)
-    return path
+# A model that only answers --------------------------------------------------------------------------------------
 
 
 def load_for_answers(run: Run, *, base: bool = False, adapters: Path | None = None) -> tuple[nn.Module, ChatTokenizer]:

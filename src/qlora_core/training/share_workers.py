@@ -32,7 +32,7 @@ from ..runs.kernel_choice import Kernels
 from ..runs.memory_estimate import PROGRAM_BYTES, MemoryEstimate
 from ..tokens.rows import TokenRow
 from .adapted_model import load_adapted
-from .batch_plan import Shares, lay_out
+from .batcher import Shares, lay_out
 from .objective import OBJECTIVES
 
 WORTHWHILE = 5e11  # parameters × tokens to train, from which on a process is worth the seconds that it takes to start
@@ -41,7 +41,7 @@ SHARE_OF_FREE_MEMORY = 0.5  # share of what is free beside the trainer's own nee
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What a worker needs to load the model as the trainer did.
+    """Everything that a worker needs to load the model as the trainer did.
 
     Attributes:
         spec: description of the base.
@@ -62,7 +62,7 @@ class Setup:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What a worker has to compute.
+    """A request to a worker to compute some shares.
 
     Attributes:
         shares: rows of each share.

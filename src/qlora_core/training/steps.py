@@ -1,6 +1,6 @@
 """One optimizer step and one validation: loss and gradient of rows, on several streams or processes, and the update.
 
-Which rows are computed together, `batch_plan` knows.
+`batcher` decides which rows are computed together.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..machine.memory import MemorySample
 from ..schedule import learning_rate
 from ..tokens.batching import Batch
 from ..tokens.rows import TokenRow
-from .batch_plan import Shares
+from .batcher import Shares
 from .session import Session
 from .share_workers import Computed, Request, compute_on_streams, compute_shares
 
@@ -89,9 +89,9 @@ def timed_step(session: Session, group: Sequence[Sequence[int]]) -> tuple[Step, 
         HalfOverflow: it is not finite in float16. It changed nothing, and is not counted.
     """
     progress, started = session.progress, time.perf_counter()
-    with contextlib.nullcontext() if session.watch.stepped else _first_step(session):
+    with contextlib.nullcontext() if session.loop_state.stepped else _first_step(session):
         step = train_step(session, group)
-    session.watch.stepped = True
+    session.loop_state.stepped = True
     if session.kernels.dtype == "float16" and not step.finite:
         raise HalfOverflow(f"step {progress.step + 1}", sources_of(session.train_rows, group))
     seconds = time.perf_counter() - started
@@ -99,7 +99,7 @@ def timed_step(session: Session, group: Sequence[Sequence[int]]) -> tuple[Step, 
     progress.step += 1
     progress.tokens += step.tokens
     progress.target_tokens += step.targets
-    progress.seconds += session.watch.throughput.count(step.tokens, seconds)
+    progress.seconds += session.loop_state.throughput.count(step.tokens, seconds)
     progress.peak_memory_bytes = max(progress.peak_memory_bytes, memory.peak)
     if step.updated:
         progress.epoch_loss += step.loss
@@ -116,7 +116,7 @@ def step_numbers(session: Session, step: Step, memory: MemorySample, seconds: fl
     """Return a step as the fields of a `step` event."""
     return {
         "step": session.progress.step,
-        **session.objective.numbers(step.loss if step.updated else None, step.targets),
+        **session.objective.step_numbers(step.loss if step.updated else None, step.targets),
         "learning_rate": step.rate,
         "grad_norm": step.norm if step.updated else None,
         "tokens": step.tokens,
@@ -152,12 +152,12 @@ def summed_gradient(session: Session, group: Sequence[Sequence[int]]) -> tuple[m
     loss, gradient = mx.array(0.0), mx.array(0.0)
     if session.workers:
         session.workers.engage()
-    for shares in session.batch_plan.rounds(session.train_rows, group):
+    for shares in session.batcher.rounds(session.train_rows, group):
         if session.workers:  # they are given their threads at once
             mx.eval(loss, gradient)
         part_loss, part_gradient = _round_gradient(session, shares)  # builds the graph while the last round is computed
         mx.eval(loss, gradient)  # wait for it, so that only one round at a time is in memory
-        _share_cores(session.batch_plan.streams_of(shares))
+        _share_cores(session.batcher.streams_of(shares))
         loss, gradient = loss + part_loss, gradient + part_gradient
         mx.async_eval(loss, gradient)
     return loss, gradient
@@ -203,7 +203,7 @@ def _by_workers(session: Session, shares: Shares, *, gradients: bool) -> list[tu
     workers = session.workers
     if workers is None or not workers.engaged or len(shares) == 1:
         return None
-    request = Request(shares, gradients, session.batch_plan.prefix, _threads(session.batch_plan.streams_of(shares)))
+    request = Request(shares, gradients, session.batcher.prefix, _threads(session.batcher.streams_of(shares)))
     device.set_blas_threads(request.threads)
 
     def own(request: Request) -> list[Computed]:
@@ -217,7 +217,7 @@ def _by_workers(session: Session, shares: Shares, *, gradients: bool) -> list[tu
 
 def _on_streams(session: Session, shares: Shares, compute: Callable[[Batch], Any]) -> list[Any]:
     """Return the result of `compute` for each share, on a stream of its own."""
-    return compute_on_streams(shares, session.streams, lambda share: compute(session.batch_plan.batch(share)))
+    return compute_on_streams(shares, session.streams, lambda share: compute(session.batcher.batch(share)))
 
 
 def _dropout_seed(seed: int, step: int) -> int:
@@ -230,7 +230,7 @@ def validate_model(session: Session) -> float:
     It computes the same rows in the same batches every time.
     """
     rows, total = session.val_rows, 0.0
-    batches = session.batch_plan.validation(rows.lengths.tolist())
+    batches = session.batcher.validation(rows.lengths.tolist())
     with doing("validation", len(batches)) as tick:
         for number, some in enumerate(batches):
             tick(number)
@@ -244,8 +244,8 @@ def validation_loss(session: Session, some: Sequence[int]) -> float:
     loss = 0.0
     if session.workers:
         session.workers.engage()
-    for shares in session.batch_plan.rounds(session.val_rows, [some]):
-        _share_cores(session.batch_plan.streams_of(shares))
+    for shares in session.batcher.rounds(session.val_rows, [some]):
+        _share_cores(session.batcher.streams_of(shares))
         if computed := _by_workers(session, shares, gradients=False):
             losses = [one for one, _ in computed]
         else:

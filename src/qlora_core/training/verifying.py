@@ -282,12 +282,12 @@ def main(asked: Path, replied: Path) -> int:
         tuned, directory, base = (Path(about[name]) for name in ("tuned", "directory", "base"))
         export = Export(Run(Path(about["run"])), tuned, directory, base, about["model"], about["adapters"], Path(work))
         try:
-            found = verify(export, about["reader"])
+            reply = verify(export, about["reader"])
         except QLoraError as error:
-            found = {"problem": str(error)}
+            reply = {"problem": str(error)}
         except Exception as error:  # whatever a reader finds wrong with the export is what this is for
-            found = {"problem": f"{type(error).__name__}: {brief(error)}"}
-    replied.write_text(json.dumps(found), encoding="utf-8")
+            reply = {"problem": f"{type(error).__name__}: {brief(error)}"}
+    replied.write_text(json.dumps(reply), encoding="utf-8")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What is checked after each step: numbers that are not finite, gradients that are far too large, and memory."""
+"""Checks after each step: numbers that are not finite, gradients that are far too large, and memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def watch_numbers(
     extra["non_finite"] = 0 if step.updated else extra.get("non_finite", 0) + 1
     sources = sources_of(session.train_rows, group)
     if step.updated:
-        if times := session.watch.norms.spike(step.norm):
+        if times := session.loop_state.norms.spike(step.norm):
             message = f"step {number}: the gradient is {times:.0f} times as large as usual"
             writer.log("warning", step=number, message=message, rows=sources)
         return None
@@ -43,7 +43,7 @@ def watch_numbers(
 
 def watch_memory(session: Session, writer: RunWriter, memory: MemorySample) -> MemoryShortError | None:
     """Do what the memory guard decides after a step; return an error if it decides to pause."""
-    decision = session.watch.memory.look(memory, time.monotonic())
+    decision = session.loop_state.memory_guard.look(memory, time.monotonic())
     if decision is None:
         return None
     if decision.action == "pause":
@@ -57,5 +57,5 @@ def watch_memory(session: Session, writer: RunWriter, memory: MemorySample) -> M
         writer.log("warning", step=step, message=f"step {step}: {decision.message}; caches are cleared")
         return None
     writer.log("warning", step=step, message=f"step {step}: {decision.message}; saving")
-    session.watch.save_next = True
+    session.loop_state.save_next = True
     return None

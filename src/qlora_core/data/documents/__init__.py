@@ -68,13 +68,12 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
+MARKDOWN = (".md", ".markdown")
+HTML = (".html", ".htm", ".xhtml")
 _READERS: dict[str, Callable[[bytes], Document]] = {
-    ".md": read_markdown,
-    ".markdown": read_markdown,
+    **dict.fromkeys(MARKDOWN, read_markdown),
     ".txt": read_text,
-    ".html": read_html,
-    ".htm": read_html,
-    ".xhtml": read_html,
+    **dict.fromkeys(HTML, read_html),
     ".docx": read_word,
     ".odt": read_opendocument,
     ".rtf": read_rtf,

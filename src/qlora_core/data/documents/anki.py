@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Iterator
 from typing import Any
 
-from .archive import LARGEST
+from .archive import DOCUMENT_LIMIT, TOO_LARGE
 from .cards import plain_field, row_of
 from .outline import UnreadableError, one_line
 
@@ -67,13 +67,13 @@ def _database(content: bytes) -> bytes:
         name = next((name for name in _DATABASES if name in archive.namelist()), "")
         if not name:
             raise UnreadableError("cannot be read as a deck of Anki: it holds no collection")
-        found = archive.read(name) if archive.getinfo(name).file_size <= LARGEST else None
+        found = archive.read(name) if archive.getinfo(name).file_size <= DOCUMENT_LIMIT else None
     if found is not None and name.endswith("b"):
         library = importlib.import_module("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
         with library.open(io.BytesIO(found)) as file:
-            found = file.read(LARGEST + 1)
-    if found is None or len(found) > LARGEST:
-        raise UnreadableError("unpacks to more than 256 MB")
+            found = file.read(DOCUMENT_LIMIT + 1)
+    if found is None or len(found) > DOCUMENT_LIMIT:
+        raise UnreadableError(TOO_LARGE)
     return found[:18] + b"\x01\x01" + found[20:]  # not to look for a log of changes beside it
 
 

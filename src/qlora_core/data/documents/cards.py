@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from ..columns import layout_of
+from ..columns import column_roles
 
 _SEPARATORS = {"tab": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "colon": ":", "space": " "}
 _HEAD = re.compile(r"#([a-z ]+):(.*)")
@@ -49,8 +49,8 @@ def read_wider_deck(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield each line's number and row, named by the first line if it has known names."""
     lines = text.lstrip("\ufeff").split("\n")
     names = [cell.strip() for cell in lines[0].split("\t")]
-    layout = layout_of(tuple(names), ())
-    if not layout or not layout.asked or len(set(names)) < len(names):
+    roles = column_roles(tuple(names), ())
+    if not roles or not roles.asked or len(set(names)) < len(names):
         yield from read_deck(text)
         return
     for number, line in enumerate(lines[1:], 2):

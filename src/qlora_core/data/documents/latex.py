@@ -1,4 +1,4 @@
-"""LaTeX (.tex), told to an outline: its text without its commands, formulas and code as they are written.
+"""LaTeX (.tex), read into an `Outline`: its text without commands, formulas and code as they are written.
 
 pylatexenc, which also converts it to text, drops verbatim code and does not report line numbers.
 """

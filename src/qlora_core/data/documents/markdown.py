@@ -1,4 +1,4 @@
-"""Markdown, with its lines, told to an outline."""
+"""Markdown, with its line numbers, read into an `Outline`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OpenDocument texts (.odt), as LibreOffice writes them, told to an outline."""
+"""OpenDocument texts (.odt), as LibreOffice writes them, read into an `Outline`."""
 
 from __future__ import annotations
 

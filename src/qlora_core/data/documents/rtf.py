@@ -1,4 +1,4 @@
-"""Rich text (.rtf), as Word, LibreOffice and TextEdit write it, told to an outline.
+"""Rich text (.rtf), as Word, LibreOffice and TextEdit write it, read into an `Outline`.
 
 Existing libraries return lines alone; here headings, lists, tables and notes keep their structure.
 """

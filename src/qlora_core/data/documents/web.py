@@ -1,4 +1,4 @@
-"""HTML, told to an outline."""
+"""HTML, read into an `Outline`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Word (.docx), told to an outline."""
+"""Word (.docx), read into an `Outline`."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from ..engine.kernels import Adapter, DoraAdapter, use_linear_kernels
 from ..engine.model import read_tensors, save_tensors
 from ..runs.kernel_choice import Kernels
 from ..tokens.rows import TokenRow
-from .bit_choice import Form, Option
+from .bit_choice import BitWidths, Option
 from .gptq import Packed, inverse_factor, output_error, round_calibrated, round_to_nearest
 from .input_moments import Moments, input_moments
 
@@ -29,7 +29,7 @@ PLAIN_FROM = 8  # bits, from which on rounding to the nearest step costs next to
 
 
 @dataclass(frozen=True)
-class Piece:
+class ChangedMatrix:
     """A matrix that a fused model stores anew.
 
     Attributes:
@@ -72,7 +72,7 @@ class Piece:
         return math.prod(self.base.weight.shape[:-1])
 
 
-def pieces_of(model: nn.Module, *, quantise: bool) -> list[Piece]:
+def find_changed_matrices(model: nn.Module, *, quantise: bool) -> list[ChangedMatrix]:
     """Return what a fused model stores anew: layers with adapters, and whatever is not stored as wanted.
 
     Args:
@@ -83,14 +83,14 @@ def pieces_of(model: nn.Module, *, quantise: bool) -> list[Piece]:
     """
     allowed = getattr(model, "quant_predicate", None) or (lambda path, module: True)
     adapted = {path for path, module in model.named_modules() if isinstance(module, Adapter)}
-    found = []
+    changed = []
     for path, module in model.named_modules():
         if path.removesuffix(".linear") in adapted and path not in adapted:
             continue  # the layer inside an adapter
         is_quantised, may_be = "scales" in module, hasattr(module, "to_quantized") and bool(allowed(path, module))
         if path in adapted or (may_be if quantise else is_quantised):
-            found.append(Piece(path, module))
-    return sorted(found, key=lambda piece: piece.layer)
+            changed.append(ChangedMatrix(path, module))
+    return sorted(changed, key=lambda matrix: matrix.layer)
 
 
 def dense_weight(module: nn.Module) -> mx.array:
@@ -116,7 +116,7 @@ def dense_weight(module: nn.Module) -> mx.array:
 
 
 class Roundings:
-    """Roundings of pieces to several bits, in a directory, so that each is made once and none need be in memory.
+    """Roundings of matrices to several bits, in a directory, so that each is made once and none need be in memory.
 
     Args:
         directory: exists.
@@ -128,7 +128,7 @@ class Roundings:
         self._directory, self._group_sizes, self._dtype = directory, group_sizes, dtype
         self.options: dict[str, dict[int, Option]] = {}
         self.calibrated = 0
-        """Number of pieces whose rounding was calibrated."""
+        """Number of matrices whose rounding was calibrated."""
         self._shapes: dict[str, tuple[int, ...]] = {}
 
     def group_size(self, bits: int, inputs: int) -> int:
@@ -137,26 +137,31 @@ class Roundings:
         return wanted if inputs % wanted == 0 else SMALLEST_GROUP
 
     def make(
-        self, model: nn.Module, pieces: Sequence[Piece], bits: Sequence[int], rows: Sequence[TokenRow], memory: int
+        self,
+        model: nn.Module,
+        matrices: Sequence[ChangedMatrix],
+        bits: Sequence[int],
+        rows: Sequence[TokenRow],
+        memory: int,
     ) -> None:
-        """Round each piece to each of some bits.
+        """Round each matrix to each of some bits.
 
         Pieces are calibrated on the inputs that the tuned model gives them; where there are fewer tokens than inputs,
         and from `PLAIN_FROM` bits on, they are rounded to the nearest step.
 
         Args:
-            model: that has the pieces.
-            pieces: to round.
+            model: that has the matrices.
+            matrices: to round.
             bits: as in `gptq.round_to_nearest`.
             rows: to calibrate on.
             memory: bytes that second moments may take; the model runs once for each part that fits in.
         """
         tokens = sum(map(len, rows))
         wanted = any(each < PLAIN_FROM for each in bits)
-        with doing("rounding", len(pieces)) as tick:
+        with doing("rounding", len(matrices)) as tick:
             done = 0
-            for part in _parts(pieces, memory):
-                paths = [piece.path for piece in part if wanted and piece.calibrated and tokens >= piece.inputs]
+            for part in _parts(matrices, memory):
+                paths = [matrix.path for matrix in part if wanted and matrix.calibrated and tokens >= matrix.inputs]
                 moments = input_moments(model, paths, rows) if paths else Moments()
                 for together, group in _together(part, moments):
                     of_inputs = None if group is None else moments.sums[group]
@@ -166,26 +171,26 @@ class Roundings:
                     done += len(together)
                     tick(done)
 
-    def _round(self, pieces: Sequence[Piece], bits: Sequence[int], moments: mx.array | None) -> None:
-        """Round pieces with a common input to each of some bits, and keep the results."""
-        dense = [dense_weight(piece.module) for piece in pieces]
-        for piece, weight in zip(pieces, dense, strict=True):
-            self._shapes[piece.path] = weight.shape
+    def _round(self, matrices: Sequence[ChangedMatrix], bits: Sequence[int], moments: mx.array | None) -> None:
+        """Round matrices with a common input to each of some bits, and keep the results."""
+        dense = [dense_weight(matrix.module) for matrix in matrices]
+        for matrix, weight in zip(matrices, dense, strict=True):
+            self._shapes[matrix.path] = weight.shape
         dense = [weight.reshape(-1, weight.shape[-1]) for weight in dense]
         joined = dense[0] if len(dense) == 1 else mx.concatenate(dense)
         mx.eval(joined)
         factor = None if moments is None else inverse_factor(np.array(moments))
-        self.calibrated += len(pieces) if factor is not None else 0
+        self.calibrated += len(matrices) if factor is not None else 0
         for each in bits:
             how = each, self.group_size(each, joined.shape[1]), self._dtype
             exact = factor is None or each >= PLAIN_FROM
             rounded = round_to_nearest(joined, *how) if exact else round_calibrated(joined, factor, *how)
             start = 0
-            for piece, weight in zip(pieces, dense, strict=True):
+            for matrix, weight in zip(matrices, dense, strict=True):
                 own = rounded.rows(start, start + len(weight))
                 start += len(weight)
                 error = output_error(weight, own, None if factor is None else moments)
-                self._keep(piece.path, own, error)
+                self._keep(matrix.path, own, error)
         mx.clear_cache()
 
     def _file(self, path: str, bits: int) -> Path:
@@ -197,47 +202,47 @@ class Roundings:
         self.options.setdefault(path, {})[rounded.bits] = Option(rounded.nbytes, error)
 
     def arrays(self, path: str, bits: int) -> dict[str, mx.array]:
-        """Return `weight`, `scales` and `biases` of a piece, which are read from the file when they are computed."""
+        """Return `weight`, `scales` and `biases` of a matrix, which are read from the file when they are computed."""
         leading = self._shapes[path][:-1]
-        found = read_tensors(self._file(path, bits))
-        return {name: value.reshape(*leading, -1) for name, value in found.items()}
+        tensors = read_tensors(self._file(path, bits))
+        return {name: value.reshape(*leading, -1) for name, value in tensors.items()}
 
     def stored(self, path: str, bits: int) -> dict[str, Any]:
-        """Return how a piece is stored, as `config.json` says it."""
+        """Return how a matrix is stored, as `config.json` says it."""
         return {"group_size": self.group_size(bits, self._shapes[path][-1]), "bits": bits}
 
-    def layers(self, pieces: Sequence[Piece], form: Form, kernels: Kernels) -> dict[str, nn.Module]:
-        """Return layers of rounded pieces that can stand in the model's place, computing in `kernels.dtype`."""
+    def layers(self, matrices: Sequence[ChangedMatrix], widths: BitWidths, kernels: Kernels) -> dict[str, nn.Module]:
+        """Return layers of rounded matrices that can stand in the model's place, computing in `kernels.dtype`."""
         made = {}
-        for piece in pieces:
-            layer = _quantised_layer(piece, **self.stored(piece.path, form[piece.path]))
-            arrays = self.arrays(piece.path, form[piece.path])
+        for matrix in matrices:
+            layer = _quantised_layer(matrix, **self.stored(matrix.path, widths[matrix.path]))
+            arrays = self.arrays(matrix.path, widths[matrix.path])
             for name, value in arrays.items():
                 layer[name] = value if name == "weight" else value.astype(getattr(mx, kernels.dtype))
-            if (bias := piece.base.get("bias")) is not None:
+            if (bias := matrix.base.get("bias")) is not None:
                 layer["bias"] = bias
             layer.freeze()
             use_linear_kernels(layer, kernels)
-            made[piece.path] = layer
+            made[matrix.path] = layer
         return made
 
 
-def _quantised_layer(piece: Piece, group_size: int, bits: int) -> nn.Module:
+def _quantised_layer(matrix: ChangedMatrix, group_size: int, bits: int) -> nn.Module:
     """Return a layer of the right kind and sizes; its arrays are not computed, and are to be replaced."""
-    layer = piece.base
+    layer = matrix.base
     if hasattr(layer, "to_quantized"):
         return layer.to_quantized(group_size=group_size, bits=bits)
     if isinstance(layer, nn.QuantizedLinear):
-        return nn.QuantizedLinear(piece.inputs, layer.weight.shape[0], "bias" in layer, group_size, bits)
-    raise TypeError(f"{piece.path}: a {type(layer).__name__} with an adapter")
+        return nn.QuantizedLinear(matrix.inputs, layer.weight.shape[0], "bias" in layer, group_size, bits)
+    raise TypeError(f"{matrix.path}: a {type(layer).__name__} with an adapter")
 
 
-def _parts(pieces: Sequence[Piece], memory: int) -> Iterator[list[Piece]]:
-    """Yield the pieces in parts whose second moments take so much memory together; a transformer layer stays whole."""
-    part: list[Piece] = []
-    for _, layer in itertools.groupby(pieces, lambda piece: piece.layer):
+def _parts(matrices: Sequence[ChangedMatrix], memory: int) -> Iterator[list[ChangedMatrix]]:
+    """Yield matrices in parts whose second moments take so much memory together; a transformer layer stays whole."""
+    part: list[ChangedMatrix] = []
+    for _, layer in itertools.groupby(matrices, lambda matrix: matrix.layer):
         layer = list(layer)
-        if part and sum(4 * piece.inputs**2 for piece in (*part, *layer) if piece.calibrated) > memory:
+        if part and sum(4 * matrix.inputs**2 for matrix in (*part, *layer) if matrix.calibrated) > memory:
             yield part
             part = []
         part += layer
@@ -245,13 +250,13 @@ def _parts(pieces: Sequence[Piece], memory: int) -> Iterator[list[Piece]]:
         yield part
 
 
-def _together(pieces: Sequence[Piece], moments: Moments) -> Iterator[tuple[list[Piece], int | None]]:
-    """Yield pieces that have an input in common with the group of their moments, or a single one and None."""
-    groups: dict[int, list[Piece]] = {}
-    for piece in pieces:
-        if piece.path in moments.group_of:
-            groups.setdefault(moments.group_of[piece.path], []).append(piece)
+def _together(matrices: Sequence[ChangedMatrix], moments: Moments) -> Iterator[tuple[list[ChangedMatrix], int | None]]:
+    """Yield matrices that have an input in common with the group of their moments, or a single one and None."""
+    groups: dict[int, list[ChangedMatrix]] = {}
+    for matrix in matrices:
+        if matrix.path in moments.group_of:
+            groups.setdefault(moments.group_of[matrix.path], []).append(matrix)
         else:
-            yield [piece], None
+            yield [matrix], None
     for group, members in groups.items():
         yield members, group

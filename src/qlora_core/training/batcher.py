@@ -1,4 +1,4 @@
-"""Which rows are computed together: in a step, in one of its rounds, and on one stream.
+"""The grouping of rows that are computed together: in a step, in one of its rounds, and on one stream.
 
 Everything follows from lengths, settings and kernels, so that a run that is resumed adds up the same numbers in the
 same order. Knows no model, and computes nothing.
@@ -37,8 +37,8 @@ Shares = list[list[TokenRow]]
 
 
 @dataclass
-class BatchPlan:
-    """How the rows of a run are grouped.
+class Batcher:
+    """Groups the rows of a run into steps and rounds.
 
     Attributes:
         lengths: tokens of each training row.
@@ -105,20 +105,20 @@ class BatchPlan:
         packed = self.layout == "packed"
         batches = [[i for batch in group for i in batch]] if packed else at_most(self.micro_batch, group)
         for batch in batches:
-            found = [rows[i] for i in batch]
-            for shares in self._packed_rounds(found) if packed else [self._padded_round(found)]:
-                yield [[found[i] for i in share] for share in shares]
+            together = [rows[i] for i in batch]
+            for shares in self._packed_rounds(together) if packed else [self._padded_round(together)]:
+                yield [[together[i] for i in share] for share in shares]
 
-    def _padded_round(self, found: list[TokenRow]) -> list[list[int]]:
+    def _padded_round(self, rows: list[TokenRow]) -> list[list[int]]:
         """Return the indices of each stream's rows."""
-        return share_out([len(row) for row in found], self.kernels.streams)
+        return share_out([len(row) for row in rows], self.kernels.streams)
 
-    def _packed_rounds(self, found: list[TokenRow]) -> list[list[list[int]]]:
+    def _packed_rounds(self, rows: list[TokenRow]) -> list[list[list[int]]]:
         """Return the indices of each stream's rows in each round."""
         size = len(self.prefix) if self.kernels.rounding == AS_IT_IS else 0  # each bin has its own copy anyway
-        shared = [size * begins_with(row, self.prefix) for row in found]
+        shared = [size * begins_with(row, self.prefix) for row in rows]
         return in_rounds_of_sharing(
-            [len(row) for row in found],
+            [len(row) for row in rows],
             shared,
             streams=self.kernels.streams,
             share=self.tokens_a_stream,
