@@ -13,6 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+# test processes share the cores: waiting BLAS threads only cost time, and training sets its own number anyway
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import processes
 import pytest
 from forks import Forks
