@@ -26,10 +26,9 @@ LEAST_MEMORY_GB, LEAST_DISK_GB = 3, 2
 
 
 def setup(runs_dir: Path) -> mo.Html:
-    """Return cards about the machine, and obstacles to training or that there are none."""
-    place = next(path for path in (runs_dir, *runs_dir.absolute().parents) if path.exists())
-    disk = shutil.disk_usage(place).free
-    cards = figures(
+    """Return cards about the machine."""
+    disk = _free_disk(runs_dir)
+    return figures(
         {
             say("Machine"): (f"{platform.system()} {platform.machine()}", _processor()),
             say("Device"): (_device(), say("MLX {version}", version=_version("mlx"))),
@@ -40,8 +39,17 @@ def setup(runs_dir: Path) -> mo.Html:
             say("Disk free for runs"): (f"{disk / GB:.0f} GB", str(runs_dir)),
         }
     )
-    found = [note(problem, "warn") for problem in _problems(disk)]
-    return mo.vstack([cards, *(found or [note(say("Ready to train."), "success")])], gap=0.75)
+
+
+def obstacles(runs_dir: Path) -> mo.Html | None:
+    """Return what stands in the way of training on this machine, each with what to do; None if nothing does."""
+    found = [note(problem, "warn") for problem in _problems(_free_disk(runs_dir))]
+    return mo.vstack(found, gap=0.5) if found else None
+
+
+def _free_disk(runs_dir: Path) -> int:
+    place = next(path for path in (runs_dir, *runs_dir.absolute().parents) if path.exists())
+    return shutil.disk_usage(place).free
 
 
 def _processor() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,6 +153,8 @@ class TrainingTracker:
             raise RunError(f"{run.path}: is a run already. Give another name with --run.")
         if run.exists:
             _refuse_differences(run, identity)
+        elif not os.access(existing, os.W_OK | os.X_OK):
+            raise _not_writable(self.runs_dir, f"{existing} may not be written")
         if initial:
             check_adapters(initial, model, config.lora)
         template = tokenizer.template_text
@@ -254,7 +257,15 @@ def resolve_config(given: dict[str, Any], preset: str = "") -> RunConfig:
 
 def _make_directory(run: Path) -> None:
     refuse_links(run)
-    make_directory(run)
+    try:
+        with explained(run, problem="cannot be made"):
+            make_directory(run)
+    except FileNotFoundError as error:  # nothing is missing: the file system has no directories of one's own
+        raise _not_writable(run.parent, error.strerror) from None
+
+
+def _not_writable(directory: Path, reason: str) -> RunError:
+    return RunError(f"{directory}: cannot hold runs: {reason}. Name another directory with --runs-dir.")
 
 
 def _default_name(config: RunConfig, model: ModelSpec, identity: dict[str, Any]) -> str:
