@@ -17,7 +17,8 @@ pytestmark = pytest.mark.browser
 
 WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 420, "height": 860}
 ENGLISH, PORTUGUESE = "en-GB", "pt-PT"
-OURS = {"include": [[".marimo-cell"]]}  # not the frame that marimo puts around
+OURS = {"include": [[".marimo-cell"]], "exclude": [["marimo-file"]]}
+"""Not the frame that marimo puts around, nor its field for dropped files, whose input, which nobody reaches, is unnamed."""
 
 
 @pytest.fixture(scope="module")
