@@ -98,7 +98,8 @@ def test_every_text_is_a_literal():
     """`say(f"…")` would be in no catalogue; what else is said by another value is added in `spoken`."""
     allowed = {"setting.help", "setting.unit", "words(setting.name)", "words(name)", "words(a.setting)",
                "words(setting)", "preset.machine", "choice.why", "run.state", "found['state']", "row['state']",
-               "row.label", "form.title", "form.purpose", "words", "title", "text", "name"}  # fmt: skip
+               "row.label", "form.title", "form.purpose", "words", "title", "text", "name", "STAGES[stage]",
+               "PARTS[part]"}  # fmt: skip
     odd = {
         place: ast.unparse(argument)
         for place, argument in arguments()

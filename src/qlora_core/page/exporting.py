@@ -23,14 +23,13 @@ from ..exports.source import adapters_to_export
 from ..exports.verification import verdict, verified
 from ..files.untrusted_json import TABLE_BYTES, read_object
 from ..gguf.blocks import KINDS
+from ..reports.in_language import about, size
 from ..reports.live_output import working_words
-from ..reports.plain_text import size
 from ..runs.run import Run
 from ..translations import say
 from .commands import Job
 from .look import empty, fact_table, field, fields, folded, note, row_table, small, text_block
 from .problems import failure
-from .training import about
 
 
 @dataclass(frozen=True)

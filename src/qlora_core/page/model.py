@@ -9,16 +9,17 @@ from typing import Any
 import marimo as mo
 
 from ..config import BaseConfig, RunConfig, from_flat
-from ..errors import ModelError, QLoraError
+from ..errors import ModelError
 from ..machine.memory import available_bytes
 from ..models import base_models, hub
 from ..models.base_models import ModelSpec
 from ..reports import console
-from ..reports.plain_text import size
+from ..reports.in_language import size
+from ..reports.time_words import parts_in_words, time_in_words
 from ..runs import memory_estimate
 from ..runs.plan import TrainingPlan, TrainingTracker
 from ..runs.plan_warnings import advise
-from ..runs.run import Run
+from ..runs.time_estimate import estimate
 from ..tokens.dataset import TokenDataset
 from ..tokens.tokenizer import ChatTokenizer, open_tokenizer
 from ..translations import say
@@ -27,7 +28,6 @@ from .forms import words
 from .language import read_only
 from .look import fact_table, figures, folded, note, row_table, small
 from .problems import Problem, attempt, failure, scripted
-from .training import about
 
 ARRIVAL_STEP = 20_000_000  # bytes
 
@@ -163,7 +163,13 @@ def information(spec: ModelSpec, config: RunConfig) -> mo.Html:
 
 
 def consequences(plan: TrainingPlan, train_dataset: TokenDataset, tracker: TrainingTracker) -> mo.Html:
-    """Return the consequences of the settings, and settings that are worth another look."""
+    """Return the consequences of the settings, and settings that are worth another look.
+
+    Args:
+        plan: of the run.
+        train_dataset: its rows to train.
+        tracker: of all runs; the plan knows by itself where they lie.
+    """
     train, spec = plan.config.train, plan.model
     estimate, trainable = _estimate(spec, plan.config, train_dataset), spec.trainable(plan.config.lora)
     share = say("{share}% of the model", share=f"{100 * trainable / spec.parameters:.2f}")
@@ -174,29 +180,19 @@ def consequences(plan: TrainingPlan, train_dataset: TokenDataset, tracker: Train
         say("Trained parameters"): (f"{trainable / 1e6:,.2f} M", share),
         say("Memory, predicted"): size(estimate.total),
         say("Learning rate"): (f"{train.learning_rate:g}", train.schedule),
-        say("Time"): _time(plan, train_dataset, tracker),
+        say("Time"): _time(plan),
     }
     advice = [note(f"{say(words(a.setting))}: {a.message}", "warn") for a in advise(plan)]
     return mo.vstack([figures(cards), *advice], gap=0.75)
 
 
-def _time(plan: TrainingPlan, train_dataset: TokenDataset, tracker: TrainingTracker) -> tuple[str, str]:
-    """Return how long training will take, at the speed of the newest run of the same base here."""
-    epochs = plan.total_steps / plan.config.train.steps_per_epoch(plan.train_rows)
-    for run in tracker.runs():
-        speed, same = _speed_of(run, plan)
-        if speed and same:
-            return about(train_dataset.tokens * epochs / speed), say("at the speed of {run}", run=run.name)
-    return "–", say("known after the first steps")
-
-
-def _speed_of(run: Run, plan: TrainingPlan) -> tuple[float, bool]:
-    """Return the tokens a second of a run that ended, else 0, and whether it has the base of `plan`."""
-    try:
-        same = run.environment()["identity"]["model"] == plan.identity["model"]
-        return (run.summary() or {}).get("tokens_per_second", 0.0), same
-    except (QLoraError, KeyError):  # a damaged one says nothing of speed
-        return 0.0, False
+def _time(plan: TrainingPlan) -> tuple[str, str]:
+    """Return how long training will take, its checks included, and what tells so."""
+    estimated = estimate(plan)
+    if not estimated.known:
+        return "–", say("known after the first steps")
+    return time_in_words(estimated), say("at the speed of {run}: {parts}", run=estimated.measured_by,
+                                         parts=parts_in_words(estimated))  # fmt: skip
 
 
 def quantisations(spec: ModelSpec, config: RunConfig, train_dataset: TokenDataset) -> mo.Html:

@@ -6,6 +6,7 @@ A worker process trains the run; this module reads its directory and leaves requ
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from ..activity import STAGES
 from ..jobs import launch
 from ..reports import charts, live_output
 from ..reports.charts import rate_chart as rate_chart  # shown by the notebook
-from ..reports.plain_text import duration, size
+from ..reports.in_language import duration, number, size
+from ..reports.time_words import time_in_words
 from ..runs.checkpoints import usable_checkpoints
 from ..runs.plan import TrainingPlan, TrainingTracker
 from ..runs.run import Run
 from ..runs.throughput import RECENT_STEPS, counted_seconds
+from ..runs.time_estimate import TimeEstimate, left
 from ..translations import say
 from .crashes import crash_words
 from .language import read_only
@@ -58,12 +61,16 @@ def controls(plan: TrainingPlan | Problem, watcher: RunWatcher) -> Any:
     active = watcher.active
     busy = active is not None and active.alive
     asked = active.control() if busy and active else "run"
+    over = busy and active is not None and active.state in ("completed", "stopped")  # it is writing its result
+    test = busy and active is not None and stage_of(active.status()) == "evaluation"
     ready = isinstance(plan, TrainingPlan) and not plan.done and (not busy or _may_wait(plan))
     begin = mo.ui.run_button(label=_begin_label(plan), kind="success", disabled=not ready)
     tooltip = say("Save and end the process; its memory is free then")
-    pause = mo.ui.run_button(label=say("Pause"), disabled=not busy or asked != "run", tooltip=tooltip)
-    tooltip = say("Save, and use what there is")
-    stop = mo.ui.run_button(label=say("Stop"), kind="danger", disabled=not busy or asked == "stop", tooltip=tooltip)
+    pause = mo.ui.run_button(label=say("Pause"), disabled=not busy or over or asked != "run", tooltip=tooltip)
+    tooltip = say("Leave out the test questions") if test else say("Save, and use what there is")
+    label = say("Skip the test") if test else say("Stop")
+    asked_already = asked == "skip" if test else asked == "stop"
+    stop = mo.ui.run_button(label=label, kind="danger", disabled=not busy or over or asked_already, tooltip=tooltip)
     words = _about_start(plan, active if busy else None, asked)
     if read_only():
         return begin, pause, stop, small(say("This page was opened to look at: nothing on it starts or ends training."))
@@ -89,12 +96,10 @@ def _begin_label(plan: TrainingPlan | Problem) -> str:
 def _about_start(plan: TrainingPlan | Problem, busy: Run | None, asked: str) -> str:
     """Return what is going on, or what Start will do."""
     if busy is not None:
-        goes_on = say("{run} is trained in a process of its own: this page may be closed or reloaded.", run=busy.name)
-        waits = {
-            "pause": say("Pausing: it saves after the current step, and goes on from there later."),
-            "stop": say("Stopping: it saves after the current step, and answers the test questions."),
-        }
-        return waits.get(asked, goes_on)
+        if busy.state in ("completed", "stopped"):
+            return say("{run} is trained; its result is being written.", run=busy.name)
+        goes_on = say("{run} is training in the background. You can close this page.", run=busy.name)
+        return _asked_words(asked, stage_of(busy.status()), busy) if asked != "run" else goes_on
     if isinstance(plan, Problem):
         return say("Not ready: {problem}", problem=plan.message.splitlines()[0])
     if plan.done:
@@ -106,11 +111,27 @@ def _about_start(plan: TrainingPlan | Problem, busy: Run | None, asked: str) -> 
     return say("{run} will take {left} steps and be kept in {place}.", run=plan.run.name, left=left, place=place)
 
 
-def about(seconds: float) -> str:
-    """Return a duration as roughly as it is known."""
-    if seconds < 90:
-        return say("{count} s", count=max(1, round(seconds)))
-    return duration(60 * round(seconds / 60)).replace(" 00 s", "")
+def _asked_words(asked: str, stage: str, run: Run) -> str:
+    """Return what the trainer does about a request, which depends on what it is doing."""
+    status = run.status()
+    whole = 0 < status.get("total_steps", 0) <= status.get("step", 0)
+    if asked == "skip":
+        return say("Skipping what it is doing now.")
+    if asked == "stop":
+        if stage == "evaluation":
+            return say("Stopping: the test questions are asked still, unless you skip them.")
+        if stage == "validation":
+            return say("Stopping: it finishes this validation, saves, and answers the test questions.")
+        return say("Stopping: it saves after the current step, and answers the test questions.")
+    if stage == "validation":
+        return say("Pausing now. This validation is done again when the run goes on.")
+    if stage == "samples":
+        return say("Pausing now. These sample answers are left out.")
+    if stage == "evaluation":
+        if whole:
+            return say("Pausing now. The test questions are asked when the run goes on.")
+        return say("Skipping the test questions: the run was ended before its last step.")
+    return say("Pausing: it saves after the current step, and goes on from there later.")
 
 
 def start(tracker: TrainingTracker, plan: TrainingPlan) -> mo.Html:
@@ -183,13 +204,41 @@ def _state_line(snapshot: Snapshot) -> mo.Html:
     )
 
 
+def stage_of(status: Mapping[str, Any]) -> str:
+    """Return the stage of work that a trainer is in; empty while it makes steps, or if a later version knows it."""
+    stage = (status.get("work") or {}).get("stage", "")
+    return stage if stage in STAGES else ""
+
+
+def stage_words(snapshot: Snapshot) -> str:
+    """Return what the trainer is doing and how far it is: "validating 61 of 148 rows"; empty while it makes steps."""
+    stage = stage_of(snapshot.status) if snapshot.alive else ""
+    if not stage:
+        return ""
+    work = snapshot.status["work"]
+    done, total = number(work["done"]), number(work["total"])
+    if not work["total"]:
+        return live_output.working_words(say(STAGES[stage]), 0, 0)
+    told = {
+        "validation": say("validating {done} of {total} rows", done=done, total=total),
+        "samples": say("answering sample questions, {done} of {total}", done=done, total=total),
+        "evaluation": say("answering the test questions, {done} of {total}", done=done, total=total),
+    }
+    return told.get(stage) or f"{say(STAGES[stage])} … {done} / {total}"
+
+
+def time_left(snapshot: Snapshot) -> str:
+    """Return how long everything that is to come takes: "about 5 min"; empty if nothing is, or nobody knows."""
+    if snapshot.state not in ("preparing", "running", "paused", "crashed"):
+        return ""
+    estimated = estimate_left(snapshot)
+    return time_in_words(estimated) if estimated and estimated.known and estimated.total >= 1 else ""
+
+
 def _work_line(snapshot: Snapshot) -> list[mo.Html]:
     """Return what the trainer is doing, if it is no step and takes long enough to be seen."""
-    work = snapshot.status.get("work")
-    if not snapshot.alive or not work or work["stage"] not in STAGES:  # of a later version, say
-        return []
-    words = STAGES[work["stage"]]
-    return [small(live_output.working_words(say(words), work["done"], work["total"]))]
+    words = stage_words(snapshot)
+    return [small(words[0].upper() + words[1:])] if words else []
 
 
 def _progress_bar(snapshot: Snapshot) -> mo.Html:
@@ -213,7 +262,6 @@ def _figures(snapshot: Snapshot) -> mo.Html:
     begin = next(iter(reversed(snapshot.of_type("start"))), {})
     epoch, peak = snapshot.last("epoch"), snapshot.last("peak_memory_bytes")
     free, speed = snapshot.last("available_memory_bytes"), _tokens_per_second(snapshot)
-    left = seconds_left(snapshot)
     remark = say("paused time is not counted")
     values: dict[str, str | tuple[str, str]] = {
         say("Step"): f"{snapshot.step:,} / {total:,}" if total else NOTHING,
@@ -221,7 +269,7 @@ def _figures(snapshot: Snapshot) -> mo.Html:
         say("Training loss"): f"{loss:.3f}" if loss is not None else NOTHING,
         say("Validation loss"): _validation(snapshot),
         say("Tokens/s"): f"{speed:,.0f}" if speed else NOTHING,
-        say("Time left"): about(left) if left and snapshot.state != "stopped" else NOTHING,
+        say("Time left"): time_left(snapshot) or NOTHING,
         say("Trained for"): (duration(seconds_trained(snapshot)), remark) if epoch else NOTHING,
         say("Memory"): (say("{size} free", size=size(int(free))), _peak(peak)) if free else NOTHING,
     }
@@ -260,15 +308,24 @@ def seconds_trained(snapshot: Snapshot) -> float:
     return float(np.nansum(counted_seconds(steps["tokens"], steps["seconds"]))) + _seconds_between_steps(snapshot)
 
 
-def seconds_left(snapshot: Snapshot) -> float | None:
-    """Return the seconds that are left at the latest speed, with validations and saving as often as so far."""
-    recent = _recent_seconds(snapshot)
-    total = int(snapshot.status.get("total_steps", 0))
-    if not len(recent) or not total:
+def estimate_left(snapshot: Snapshot) -> TimeEstimate | None:
+    """Return how long steps, validations, samples, saving and the final test will still take; None before there is any.
+
+    Of a run that nobody trains: how long it would take if it went on now.
+    """
+    if snapshot.run is None or not snapshot.status.get("total_steps"):
         return None
-    return max(0, total - snapshot.step) * (
-        float(np.nanmean(recent)) + _seconds_between_steps(snapshot) / len(snapshot.steps["seconds"])
-    )
+    if snapshot.state in ("completed", "stopped"):
+        return TimeEstimate()
+    stopping = snapshot.asked == "stop"
+    estimated = attempt(left, snapshot.run, snapshot.steps, snapshot.evals, snapshot.events, stopping=stopping)
+    return None if isinstance(estimated, Problem) else estimated
+
+
+def seconds_left(snapshot: Snapshot) -> float | None:
+    """Return the seconds that are left, as `estimate_left` knows them; None if the speed is not known yet."""
+    estimated = estimate_left(snapshot)
+    return estimated.total if estimated and estimated.known else None
 
 
 def _seconds_between_steps(snapshot: Snapshot) -> float:

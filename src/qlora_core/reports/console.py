@@ -22,10 +22,12 @@ from ..models.base_models import ModelSpec
 from ..runs.plan import TrainingPlan
 from ..runs.presets import preset_choices
 from ..runs.run import Run
+from ..runs.time_estimate import estimate
 from ..runs.time_spent import PARTS
 from ..tokens.report import TokenReport
 from ..translations import say
 from .plain_text import block, duration, one_line, section, share, size
+from .time_words import parts_in_words, time_in_words
 
 SHOWN_ANSWERS = 6
 
@@ -175,9 +177,20 @@ def training_plan(plan: TrainingPlan) -> dict[str, str]:
         "Run": f"{plan.run.path}",
         "Steps": f"{plan.total_steps} ({train.steps_per_epoch(plan.train_rows)} an epoch), "
         f"{train.batch_size * train.grad_accumulation_steps} rows each",
+        "Time": _planned_time(plan),
         "Rate": f"{rate}, {train.optimizer}",
         "Adapter": f"dropout {config.lora.dropout:g}, scale {config.lora.scale:g}",
     }
+
+
+def _planned_time(plan: TrainingPlan) -> str:
+    """Return how long a run will take; nothing if it is complete, or an earlier one did not tell."""
+    if plan.done:
+        return ""
+    estimated = estimate(plan)
+    if not estimated.known:
+        return "known after the first steps"
+    return f"{time_in_words(estimated)}: {parts_in_words(estimated)} (as {estimated.measured_by} took)"
 
 
 def recall_lines(evaluation: dict[str, Any]) -> str:
@@ -226,6 +239,8 @@ def final_summary(run: Run) -> str:
         parts += [section("Generation test"), answers_side_by_side(evaluation), recall_lines(evaluation)]
     elif evaluation:
         parts += [section("Generation test"), NOTHING_ASKED]
+    elif message := run.status().get("message"):
+        parts += [section("Generation test"), f"  {message}"]
     if numbers:
         parts += [block("Summary", {"State": run.state, **performance(numbers), **places(run)})]
     return "\n".join(part for part in [*parts, next_commands(run)] if part)

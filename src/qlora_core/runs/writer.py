@@ -122,7 +122,8 @@ class RunWriter:
             self.status.pop("work", None)
             work = {"stage": "", "done": 0, "total": 0}
         else:
-            work = {"stage": activity.stage, "done": activity.done, "total": activity.total}
+            seconds = round(time.monotonic() - activity.began, 1)
+            work = {"stage": activity.stage, "done": activity.done, "total": activity.total, "seconds": seconds}
             same = self.status.get("work", {}).get("stage") == activity.stage
             self.status["work"] = work
             if same and time.monotonic() - self._written < 1:
