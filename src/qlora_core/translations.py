@@ -8,17 +8,28 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 LANGUAGES = {"en": "English", "pt": "Português"}
 CATALOGUES = Path(__file__).parent / "languages"
+
+SIGNS = {"pt": {",": "\u00a0", ".": ","}}
+"""How a language writes what Python groups and divides by `,` and `.`: European Portuguese with a no-break space and a
+comma (Unicode CLDR, pt-PT), from four digits on."""
 
 find_language: Callable[[], str] = lambda: "en"  # noqa: E731 - replaced by the page
 
 
 def say(text: str, /, **values: object) -> str:
     """Return `text` in the reader's language, with `values` filled in for their names in braces, `{name}`."""
-    spoken = catalogue(find_language()).get(text, text)
-    return spoken.format(**values) if values else spoken
+    translated = catalogue(find_language()).get(text, text)
+    return translated.format(**values) if values else translated
+
+
+def numeral(written: str, language: str) -> str:
+    """Return a number that is written as Python writes it, as a language does."""
+    signs = SIGNS.get(language)
+    return written.translate(str.maketrans(signs)) if signs else written
 
 
 class Sentence(str):
@@ -26,7 +37,8 @@ class Sentence(str):
 
     Args:
         text: as in the catalogues, with names in braces.
-        values: what is filled in for them; a sentence among them is translated, too.
+        values: what is filled in for them; a sentence among them is translated, too, and a whole number is written as
+            the language writes it.
     """
 
     text: str
@@ -40,15 +52,44 @@ class Sentence(str):
 
     def within(self, language: str) -> str:
         """Return the text in a language."""
-        values = {name: told(value, language) if isinstance(value, str) else value for name, value in
+        values = {name: _in_language(value, language) for name, value in self.values.items()}
+        translated = catalogue(language).get(self.text, self.text)
+        return translated.format(**values) if values else translated
+
+    def as_record(self) -> dict[str, Any]:
+        """Return what JSON holds of it, to be told again by `from_record`."""
+        values = {name: value.as_record() if isinstance(value, Sentence) else value for name, value in
                   self.values.items()}  # fmt: skip
-        spoken = catalogue(language).get(self.text, self.text)
-        return spoken.format(**values) if values else spoken
+        return {"text": self.text, "values": values}
+
+
+def from_record(record: Any) -> Sentence | None:
+    """Return a sentence that was recorded by `as_record`; None if that is damaged, or of another version."""
+    if not isinstance(record, dict) or not isinstance(record.get("text"), str):
+        return None
+    values = record.get("values")
+    try:
+        return Sentence(record["text"], **{name: from_record(value) if isinstance(value, dict) else value
+                                           for name, value in (values or {}).items()})  # fmt: skip
+    except (AttributeError, LookupError, TypeError, ValueError):
+        return None
+
+
+def _in_language(value: Any, language: str) -> Any:
+    if isinstance(value, str):
+        return told(value, language)
+    grouped = isinstance(value, int) and not isinstance(value, bool) and language in SIGNS
+    return numeral(f"{value:,}", language) if grouped else value
 
 
 def told(text: str, language: str) -> str:
     """Return a sentence in a language, and any other text as it is."""
     return text.within(language) if isinstance(text, Sentence) else text
+
+
+def spoken(text: str) -> str:
+    """Return a sentence in the reader's language, and any other text as it is."""
+    return told(text, find_language())
 
 
 @functools.cache

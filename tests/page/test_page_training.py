@@ -249,7 +249,17 @@ def test_two_runs_do_not_train_at_once(plan):
 def test_the_panel_of_a_run(tracker, make):
     make("run")
     text = training.run_panel(RunWatcher(tracker).look(NOTHING, "run")).text
-    for wanted in ("4 / 8", "1 / 2", "2.000", "1.500", "best 1.500 at step 4", "200", "9.00 GB free", "paused"):
+    for wanted in (
+        "4 / 8",
+        "1 / 2",
+        "2.000",
+        "1.500",
+        "best 1.500 at step 4",
+        "200 tokens/s",
+        "9.00 GB",
+        "paused",
+        "and 2 s of checks",
+    ):
         assert wanted in text
     assert 'role="progressbar"' in text
     assert 'aria-valuenow="4"' in text
@@ -259,7 +269,7 @@ def test_the_panel_of_a_run(tracker, make):
 def test_time_left_counts_validation_and_saving(tracker, make):
     make("run")
     seen = RunWatcher(tracker).look(NOTHING, "run")
-    assert training.seconds_trained(seen) == pytest.approx(4 * 0.5 + 2)
+    assert training.seconds_trained(seen) == pytest.approx(4 * 0.5)
     assert training.seconds_left(seen) == pytest.approx(4 * 0.5 + 1 + 1)  # steps, the last validation, and saving it
     assert training.seconds_left(Snapshot()) is None
 

@@ -160,7 +160,7 @@ def test_curves_of_a_trained_run(trained, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {svg.name, png.name} == {"curves.svg", "curves.png"}
     words = texts(svg)
     best = trained.summary()["best_val_loss"]
-    for wanted in ("trained", "Loss", "nats a token", "Learning rate", "Speed", "tokens a second", "Memory", "GB"):
+    for wanted in ("trained", "Loss", "nats/token", "Learning rate", "Speed", "tokens/s", "Memory", "GB"):
         assert wanted in words
     assert f"best {best:.4f}" in words
     content = svg.read_text(encoding="utf-8")

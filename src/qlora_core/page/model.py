@@ -14,7 +14,7 @@ from ..machine.memory import available_bytes
 from ..models import base_models, hub
 from ..models.base_models import ModelSpec
 from ..reports import console
-from ..reports.in_language import size
+from ..reports.in_language import number, size
 from ..reports.time_words import parts_in_words, time_in_words
 from ..runs import memory_estimate
 from ..runs.plan import TrainingPlan, TrainingTracker
@@ -24,7 +24,7 @@ from ..tokens.dataset import TokenDataset
 from ..tokens.tokenizer import ChatTokenizer, open_tokenizer
 from ..translations import say
 from .commands import News
-from .forms import words
+from .forms import value_words, words
 from .language import read_only
 from .look import fact_table, figures, folded, note, row_table, small
 from .problems import Problem, attempt, failure, scripted
@@ -42,7 +42,7 @@ def menu() -> mo.ui.dropdown:
     options = {built_in: base_models.BUILT_IN}
     for row in hub.known_models():
         parts = say("{name}: {size} GB to fetch, {licence}",
-                    name=row["name"], size=row["download_gb"], licence=row["licence"])  # fmt: skip
+                    name=row["name"], size=number(row["download_gb"], "g"), licence=row["licence"])  # fmt: skip
         options[parts + (say(", to be accepted on the hub") if row["gated"] else "")] = row["name"]
     return mo.ui.dropdown(options, label=say("Choose a model"), full_width=True)
 
@@ -130,10 +130,10 @@ def fetching(config: BaseConfig | Problem, found: Presence, news: News, button: 
 def _offer(name: str, found: Presence) -> str:
     alias = hub.ALIASES.get(name)
     if alias is None:
-        return say("{repository} is not on this machine. It comes from the Hugging Face hub; your text goes nowhere.",
-                   repository=found.repository)  # fmt: skip
+        return say("{repository} is not on this machine. It comes from the Hugging Face hub; your text stays on this "
+                   "computer.", repository=found.repository)  # fmt: skip
     return say("{repository} is not on this machine: about {size} GB, licence {licence}. It comes from the Hugging "
-               "Face hub; your text goes nowhere.", repository=found.repository, size=alias.download_gb,
+               "Face hub; your text stays on this computer.", repository=found.repository, size=alias.download_gb,
                licence=alias.licence)  # fmt: skip
 
 
@@ -147,13 +147,15 @@ def _so_far(name: str, found: Presence) -> str:
 
 def information(spec: ModelSpec, config: RunConfig) -> mo.Html:
     """Return what will be loaded."""
-    weights = say("{size}, {bits} bits a weight", size=size(spec.loaded_bytes), bits=f"{spec.bits_per_weight:.2f}")
+    weights = say(
+        "{size}, {bits} bits per weight", size=size(spec.loaded_bytes), bits=number(spec.bits_per_weight, ".2f")
+    )
     return fact_table(
         {
             say("Base"): f"{spec.name} ({spec.config['model_type']}), {console.loading(spec)}",
             say("Licence"): spec.licence or say("not known: see where it comes from"),
             say("Parameters"): say("{count} million in {layers} layers",
-                                   count=f"{spec.parameters / 1e6:,.1f}", layers=spec.num_layers),
+                                   count=number(spec.parameters / 1e6, ",.1f"), layers=spec.num_layers),
             say("Weights"): weights,
         }
     )  # fmt: skip
@@ -172,14 +174,18 @@ def consequences(plan: TrainingPlan, train_dataset: TokenDataset, tracker: Train
     """
     train, spec = plan.config.train, plan.model
     estimate, trainable = _estimate(spec, plan.config, train_dataset), spec.trainable(plan.config.lora)
-    share = say("{share}% of the model", share=f"{100 * trainable / spec.parameters:.2f}")
-    rows = say("{size} a micro-batch, {times} of them", size=train.batch_size, times=train.grad_accumulation_steps)
+    share = say("{share}% of the model", share=number(100 * trainable / spec.parameters, ".2f"))
+    rows = say("{size} per micro-batch × {times}", size=train.batch_size, times=train.grad_accumulation_steps)
+    per_epoch = number(train.steps_per_epoch(plan.train_rows))
     cards = {
-        say("Steps"): (f"{plan.total_steps:,}", say("{steps} an epoch", steps=train.steps_per_epoch(plan.train_rows))),
-        say("Rows a step"): (f"{train.batch_size * train.grad_accumulation_steps:,}", rows),
-        say("Trained parameters"): (f"{trainable / 1e6:,.2f} M", share),
-        say("Memory, predicted"): size(estimate.total),
-        say("Learning rate"): (f"{train.learning_rate:g}", train.schedule),
+        say("Steps"): (
+            number(plan.total_steps),
+            say("{steps} per epoch", steps=per_epoch),
+        ),
+        say("Rows per step"): (number(train.batch_size * train.grad_accumulation_steps), rows),
+        say("Trained parameters"): (number(trainable / 1e6, ",.2f") + " M", share),
+        say("Peak memory, predicted"): (size(estimate.total), say("of the whole process")),
+        say("Learning rate"): (number(train.learning_rate, "g"), value_words("schedule", train.schedule)),
         say("Time"): _time(plan),
     }
     advice = [note(f"{say(words(a.setting))}: {a.message}", "warn") for a in advise(plan)]
@@ -207,7 +213,7 @@ def quantisations(spec: ModelSpec, config: RunConfig, train_dataset: TokenDatase
             name: base_models.describe(spec.path, from_flat({"quantize": bits}, config).base, spec.licence)
             for bits, name in names.items()
         }
-    columns = [say("Base"), say("Weights"), say("Bits a weight"), say("Adapters"), say("Predicted peak")]
+    columns = [say("Base"), say("Weights"), say("Bits per weight"), say("Adapters"), say("Peak memory, predicted")]
     rows = [
         dict(zip(columns, (name, *_sizes(kind, config, train_dataset)), strict=True)) for name, kind in choices.items()
     ]
@@ -216,8 +222,8 @@ def quantisations(spec: ModelSpec, config: RunConfig, train_dataset: TokenDatase
 
 def _sizes(spec: ModelSpec, config: RunConfig, train_dataset: TokenDataset) -> Sequence[str]:
     peak = _estimate(spec, config, train_dataset).total
-    adapters = f"{spec.trainable(config.lora) / 1e6:,.2f} M"
-    return size(spec.loaded_bytes), f"{spec.bits_per_weight:.2f}", adapters, size(peak)
+    adapters = number(spec.trainable(config.lora) / 1e6, ",.2f") + " M"
+    return size(spec.loaded_bytes), number(spec.bits_per_weight, ".2f"), adapters, size(peak)
 
 
 def memory_check(spec: ModelSpec, config: RunConfig, train_dataset: TokenDataset) -> mo.Html:
@@ -229,11 +235,11 @@ def memory_check(spec: ModelSpec, config: RunConfig, train_dataset: TokenDataset
         say("Activations"): size(estimate.activations + estimate.attention),
         say("Logits"): size(estimate.logits),
         say("Adapters"): say("{size}, with gradients and the optimizer's moments", size=size(estimate.adapters)),
-        say("Predicted peak"): say("{size}, the program included", size=size(estimate.total)),
-        say("Available"): size(available),
+        say("Peak memory, predicted"): say("{size}, the program included", size=size(estimate.total)),
+        say("Memory free"): size(available),
     }
     verdict = attempt(memory_estimate.check_before_loading, estimate, available, config)
-    fits = say("It fits: {peak} are predicted, {free} are available.", peak=size(estimate.total), free=size(available))
+    fits = say("Fits in memory: needs about {peak}, {free} are free.", peak=size(estimate.total), free=size(available))
     verdict = failure(verdict.message) if isinstance(verdict, Problem) else note(fits, "success")
     return mo.vstack([verdict, folded(say("Memory before training"), fact_table(rows))], gap=0.25)
 

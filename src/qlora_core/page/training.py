@@ -5,7 +5,6 @@ A worker process trains the run; this module reads its directory and leaves requ
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from ..activity import STAGES
 from ..jobs import launch
 from ..reports import charts, live_output
 from ..reports.charts import rate_chart as rate_chart  # shown by the notebook
-from ..reports.in_language import duration, number, size
+from ..reports.in_language import duration, moment, number, size
 from ..reports.time_words import time_in_words
 from ..runs.checkpoints import usable_checkpoints
 from ..runs.plan import TrainingPlan, TrainingTracker
@@ -41,9 +40,9 @@ NOTHING = "–"
 
 def run_menu(tracker: TrainingTracker, watcher: RunWatcher) -> mo.ui.dropdown:
     """Return a choice of the run to look at: the active one or another; its value is a name, or empty."""
-    options = {say("the current one"): "", **{run.name: run.name for run in tracker.runs()}}
+    options = {say("current"): "", **{run.name: run.name for run in tracker.runs()}}
     chosen = watcher.chosen if watcher.chosen in options else next(iter(options))
-    return mo.ui.dropdown(options, value=chosen, label=say("Run shown"), allow_select_none=False)
+    return mo.ui.dropdown(options, value=chosen, label=say("Show run"), allow_select_none=False)
 
 
 def ticker() -> mo.ui.refresh:
@@ -103,9 +102,9 @@ def _about_start(plan: TrainingPlan | Problem, busy: Run | None, asked: str) -> 
     if isinstance(plan, Problem):
         return say("Not ready: {problem}", problem=plan.message.splitlines()[0])
     if plan.done:
-        return say("{run} is complete. More epochs train it further; “fresh” starts a new one.", run=plan.run.name)
+        return say("{run} is complete. Raise Epochs to continue, or start a new run.", run=plan.run.name)
     done = int(plan.run.status().get("step", 0)) if plan.run.exists else 0
-    left, place = f"{plan.total_steps - done:,}", str(plan.run.path)
+    left, place = number(plan.total_steps - done), str(plan.run.path)
     if done:
         return say("{run} goes on where it was saved last: about {left} steps are left.", run=plan.run.name, left=left)
     return say("{run} will take {left} steps and be kept in {place}.", run=plan.run.name, left=left, place=place)
@@ -150,7 +149,7 @@ def start(tracker: TrainingTracker, plan: TrainingPlan) -> mo.Html:
 def run_panel(snapshot: Snapshot) -> mo.Html:
     """Return state, progress and speed of a run, and what went wrong if anything did."""
     if snapshot.run is None or snapshot.state == "new":
-        return empty(say("Nothing trained yet with these settings. Start begins."))
+        return empty(say("Not trained yet with these settings. Press Start."))
     parts = [_state_line(snapshot), *_work_line(snapshot), _progress_bar(snapshot), _figures(snapshot)]
     message = str(snapshot.status.get("message") or "")
     if snapshot.state == "failed":
@@ -261,17 +260,19 @@ def _figures(snapshot: Snapshot) -> mo.Html:
     total = int(status.get("total_steps", 0))
     begin = next(iter(reversed(snapshot.of_type("start"))), {})
     epoch, peak = snapshot.last("epoch"), snapshot.last("peak_memory_bytes")
-    free, speed = snapshot.last("available_memory_bytes"), _tokens_per_second(snapshot)
-    remark = say("paused time is not counted")
+    free, summary = snapshot.last("available_memory_bytes"), _summary(snapshot)
+    speed = summary.get("tokens_per_second") or _tokens_per_second(snapshot)
+    over = "" if summary else say("the last {count} steps", count=min(RECENT_STEPS, len(snapshot.steps["step"])))
+    trained = summary.get("training_seconds") or seconds_trained(snapshot)
     values: dict[str, str | tuple[str, str]] = {
-        say("Step"): f"{snapshot.step:,} / {total:,}" if total else NOTHING,
+        say("Step"): f"{number(snapshot.step)} / {number(total)}" if total else NOTHING,
         say("Epoch"): f"{epoch:.0f} / {begin.get('epochs', NOTHING)}" if epoch else NOTHING,
-        say("Training loss"): f"{loss:.3f}" if loss is not None else NOTHING,
+        say("Training loss"): number(loss, ".3f") if loss is not None else NOTHING,
         say("Validation loss"): _validation(snapshot),
-        say("Tokens/s"): f"{speed:,.0f}" if speed else NOTHING,
+        say("Speed"): (say("{speed} tokens/s", speed=number(speed, ",.0f")), over) if speed else NOTHING,
         say("Time left"): time_left(snapshot) or NOTHING,
-        say("Trained for"): (duration(seconds_trained(snapshot)), remark) if epoch else NOTHING,
-        say("Memory"): (say("{size} free", size=size(int(free))), _peak(peak)) if free else NOTHING,
+        say("Training time"): (duration(trained), _checked(snapshot)) if epoch else NOTHING,
+        say("Memory free"): (size(int(free)), _peak(peak)) if free else NOTHING,
     }
     return shown(put('<div class="q-four">{}</div>', Markup(figures(values).text)))
 
@@ -280,15 +281,29 @@ def _validation(snapshot: Snapshot) -> str | tuple[str, str]:
     losses, steps = snapshot.evals["val_loss"], snapshot.evals["step"]
     if not len(losses):
         return NOTHING
-    last = f"{losses[-1]:.3f}" if np.isfinite(losses[-1]) else say("not finite")
+    last = number(losses[-1], ".3f") if np.isfinite(losses[-1]) else say("not finite")
     if not np.isfinite(losses).any():
         return last
     best = int(np.nanargmin(losses))
-    return last, say("best {loss} at step {step}", loss=f"{losses[best]:.3f}", step=f"{steps[best]:,.0f}")
+    return last, say("best {loss} at step {step}", loss=number(losses[best], ".3f"), step=number(steps[best], ",.0f"))
+
+
+def _summary(snapshot: Snapshot) -> Mapping[str, Any]:
+    """Return the final numbers of a run that ended, so that they are the same everywhere; empty before that."""
+    if snapshot.run is None or snapshot.state not in ("completed", "stopped"):
+        return {}
+    summary = attempt(snapshot.run.summary)
+    return summary if isinstance(summary, Mapping) else {}
+
+
+def _checked(snapshot: Snapshot) -> str:
+    """Return how long checks and saving took besides the steps."""
+    seconds = _seconds_between_steps(snapshot)
+    return say("and {time} of checks", time=duration(seconds)) if seconds >= 1 else ""
 
 
 def _peak(peak: float | None) -> str:
-    return say("arrays took at most {size}", size=size(int(peak))) if peak else ""
+    return say("peak of the arrays: {size}", size=size(int(peak))) if peak else ""
 
 
 def _tokens_per_second(snapshot: Snapshot) -> float:
@@ -303,9 +318,9 @@ def _recent_seconds(snapshot: Snapshot) -> np.ndarray:
 
 
 def seconds_trained(snapshot: Snapshot) -> float:
-    """Return seconds of steps, validations and saving, without gaps between trainers and while the machine slept."""
+    """Return the seconds of all steps, without checks, gaps between trainers, and while the machine slept."""
     steps = snapshot.steps
-    return float(np.nansum(counted_seconds(steps["tokens"], steps["seconds"]))) + _seconds_between_steps(snapshot)
+    return float(np.nansum(counted_seconds(steps["tokens"], steps["seconds"])))
 
 
 def estimate_left(snapshot: Snapshot) -> TimeEstimate | None:
@@ -329,9 +344,10 @@ def seconds_left(snapshot: Snapshot) -> float | None:
 
 
 def _seconds_between_steps(snapshot: Snapshot) -> float:
-    saving = np.array([event.get("seconds", 0.0) for event in snapshot.of_type("checkpoint")])
-    both = (counted_seconds(np.ones(len(seconds)), seconds) for seconds in (snapshot.evals["seconds"], saving))
-    return float(sum(np.nansum(seconds) for seconds in both))
+    """Return the seconds of validations, sample answers and saving."""
+    timed = [np.array([e.get("seconds", 0.0) for e in snapshot.of_type(kind)]) for kind in ("checkpoint", "samples")]
+    each = (counted_seconds(np.ones(len(seconds)), seconds) for seconds in (snapshot.evals["seconds"], *timed))
+    return float(sum(np.nansum(seconds) for seconds in each))
 
 
 # Curves, checkpoints, log ---------------------------------------------------------------------------------------
@@ -371,10 +387,12 @@ def checkpoints(snapshot: Snapshot) -> mo.Html | None:
     for step, path in saved:
         loss, event = losses.get(float(step)), known.get(step, {})
         best = loss is not None and bool(finite) and loss == min(finite)
-        lost = _clock(event["time"], date=True) if "time" in event else NOTHING
+        lost = moment(event["time"]) if "time" in event else NOTHING
         bytes_ = event.get("bytes") or sum(file.stat().st_size for file in path.iterdir())
-        told = f"{loss:.4f}" if loss is not None and np.isfinite(loss) else NOTHING
-        rows.append(dict(zip(names, (f"{step:,}", lost, size(bytes_), told, say("best") if best else ""), strict=True)))
+        told = number(loss, ".4f") if loss is not None and np.isfinite(loss) else NOTHING
+        rows.append(
+            dict(zip(names, (number(step), lost, size(bytes_), told, say("best") if best else ""), strict=True))
+        )
     title = say("Checkpoints ({count})", count=len(rows))
     return folded(title, row_table(rows, numbers=(names[0], names[2], names[3])))
 
@@ -382,16 +400,12 @@ def checkpoints(snapshot: Snapshot) -> mo.Html | None:
 def run_log(snapshot: Snapshot) -> mo.Html | None:
     """Return the terminal's output of the run, each line with its time; the newest is in view."""
     lines = [(event, line) for event in snapshot.recent if (line := live_output.event_line(dict(event)))]
-    text = "\n".join(f"{_clock(event.get('time', 0))}  {line.strip()}" for event, line in lines)
+    text = "\n".join(f"{moment(event.get('time', 0), date=False)}  {line.strip()}" for event, line in lines)
     return folded(say("Log"), _log_block(text)) if text else None
 
 
 def _log_block(text: str) -> mo.Html:
     return shown(put('<div class="q-log" tabindex="0"><pre class="q-log-text">{}</pre></div>', text))
-
-
-def _clock(seconds: float, *, date: bool = False) -> str:
-    return time.strftime("%Y-%m-%d %H:%M" if date else "%H:%M:%S", time.localtime(seconds))
 
 
 def diagnosis(snapshot: Snapshot) -> mo.Html:
@@ -401,4 +415,4 @@ def diagnosis(snapshot: Snapshot) -> mo.Html:
         words.append(str(snapshot.status.get("message", "")))
     if snapshot.state == "crashed" and snapshot.run:
         words.append(crash_words(snapshot, last_checkpoint(snapshot.run)))
-    return note("\n".join(words), "warn") if words else small(say("The trainer had no complaints."))
+    return note("\n".join(words), "warn") if words else small(say("No warnings."))

@@ -26,7 +26,8 @@ from ..runs.time_estimate import estimate
 from ..runs.time_spent import PARTS
 from ..tokens.report import TokenReport
 from ..translations import say
-from .plain_text import block, duration, one_line, section, share, size
+from . import in_language
+from .plain_text import block, one_line, section, share, size
 from .time_words import parts_in_words, time_in_words
 
 SHOWN_ANSWERS = 6
@@ -262,8 +263,8 @@ def performance(numbers: dict[str, Any]) -> dict[str, str]:
 def time_spent(numbers: dict[str, Any], words: Mapping[str, str] = PARTS) -> str:
     """Return how long a run took, with parts of half a second and more; for an old run the steps alone."""
     seconds = {word: numbers[f"{part}_seconds"] for part, word in words.items()}
-    parts = ", ".join(f"{word} {duration(taken)}" for word, taken in seconds.items() if taken >= 0.5)
-    return f"{duration(numbers['total_seconds'])}: {parts}" if numbers["total_seconds"] else parts
+    parts = ", ".join(f"{word} {in_language.duration(taken)}" for word, taken in seconds.items() if taken >= 0.5)
+    return f"{in_language.duration(numbers['total_seconds'])}: {parts}" if numbers["total_seconds"] else parts
 
 
 def places(run: Run) -> dict[str, str]:

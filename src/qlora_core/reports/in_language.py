@@ -10,9 +10,6 @@ import time
 from .. import translations
 from . import plain_text
 
-SIGNS = {"pt": {",": "\u00a0", ".": ","}}
-"""How a language writes what Python groups and divides by `,` and `.`: European Portuguese with a no-break space and a
-comma (Unicode CLDR, pt-PT), from four digits on."""
 DATES = {"pt": "%d/%m/%Y %H:%M"}
 
 
@@ -23,8 +20,13 @@ def number(value: float, form: str = ",") -> str:
 
 def numeral(written: str) -> str:
     """Return a number that is written as Python writes it, as the reader's language does."""
-    signs = SIGNS.get(translations.find_language())
-    return written.translate(str.maketrans(signs)) if signs else written
+    return translations.numeral(written, translations.find_language())
+
+
+def read_number(typed: str) -> str:
+    """Return a number that somebody typed, as Python reads it: "0,05" in a language with a decimal comma is "0.05"."""
+    signs = translations.SIGNS.get(translations.find_language(), {})
+    return typed.replace("\u00a0", "").replace(" ", "").replace(signs.get(".", "."), ".")
 
 
 def size(count: int) -> str:
@@ -67,7 +69,7 @@ def moment(seconds: float, *, date: bool = True) -> str:
 
 def vega_locale() -> dict[str, object]:
     """Return the locale that Vega writes the numbers of a chart with, as its `config.locale` takes it."""
-    signs = SIGNS.get(translations.find_language(), {})
+    signs = translations.SIGNS.get(translations.find_language(), {})
     return {
         "number": {
             "decimal": signs.get(".", "."),
