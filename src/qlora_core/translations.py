@@ -6,7 +6,8 @@ Knows nothing of the reader: whoever shows texts to people sets `find_language`,
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,8 @@ class Sentence(str):
 
     Args:
         text: as in the catalogues, with names in braces.
-        values: what is filled in for them; a sentence among them is translated, too, and a whole number is written as
-            the language writes it.
+        values: what is filled in for them; a sentence among them is translated, too, and a number is written as the
+            language writes it, a fraction with the digits that it has: round it before.
     """
 
     text: str
@@ -49,6 +50,12 @@ class Sentence(str):
         made = super().__new__(cls, text.format(**values) if values else text)
         made.text, made.values = text, values
         return made
+
+    @classmethod
+    def of_parts(cls, separator: str, parts: Iterable[str]) -> Sentence:
+        """Return sentences and other texts one after another, each to be told in the reader's language."""
+        named = {f"part{number}": part for number, part in enumerate(parts)}
+        return cls(separator.join(f"{{{name}}}" for name in named), **named)
 
     def within(self, language: str) -> str:
         """Return the text in a language."""
@@ -77,9 +84,13 @@ def from_record(record: Any) -> Sentence | None:
 
 def _in_language(value: Any, language: str) -> Any:
     if isinstance(value, str):
-        return told(value, language)
-    grouped = isinstance(value, int) and not isinstance(value, bool) and language in SIGNS
-    return numeral(f"{value:,}", language) if grouped else value
+        return numeral(value, language) if _GROUPED.fullmatch(value) else told(value, language)
+    if language not in SIGNS or isinstance(value, bool) or not isinstance(value, (int, float)):
+        return value
+    return numeral(f"{value:,}", language)
+
+
+_GROUPED = re.compile(r"\d{1,3}(,\d{3})+")  # a number as English writes it, which cannot be anything else
 
 
 def told(text: str, language: str) -> str:

@@ -20,7 +20,7 @@ from ..reports.charts import GREY, TRAINING, Chart, for_page
 from ..reports.in_language import number, percent, share
 from ..tokens.dataset import TokenDataset
 from ..tokens.report import ShownRow, TokenReport
-from ..translations import say
+from ..translations import say, spoken
 from .doubts import with_choices
 from .forms import read_forms, settings_form
 from .language import read_only
@@ -142,7 +142,7 @@ def data_report(prepared: PreparedData) -> mo.Html:
         (say("Rows that seem to hold personal data, and are kept"), report.personal_data),
         (say("Page numbers, running heads and the like, left out"), report.debris),
     ]
-    parts: list[Any] = [figures(cards), *(note(warning, "warn") for warning in report.warnings)]
+    parts: list[Any] = [figures(cards), *(note(spoken(warning), "warn") for warning in report.warnings)]
     parts += [_findings(title, findings) for title, findings in found if findings.count]
     if unused := report.unused_columns:
         parts.append(_unused(unused))
@@ -277,7 +277,7 @@ def token_figures(report: TokenReport, *datasets: TokenDataset) -> mo.Html:
         say("Rows cut"): (number(report.truncated), say("{count} tokens lost", count=number(report.lost_tokens))),
         say("Unusable rows"): number(report.skipped_rows),
     }
-    parts: list[Any] = [figures(cards), *(note(warning, "warn") for warning in report.warnings)]
+    parts: list[Any] = [figures(cards), *(note(spoken(warning), "warn") for warning in report.warnings)]
     if report.rows:
         lengths = np.concatenate([dataset.rows.lengths + dataset.rows.cut for dataset in datasets])
         parts.append(length_chart(lengths, report.max_seq_length))

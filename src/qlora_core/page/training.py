@@ -26,6 +26,8 @@ from ..runs.throughput import RECENT_STEPS, counted_seconds
 from ..runs.time_estimate import TimeEstimate, left
 from ..translations import say
 from .crashes import crash_words
+from .diagnosis import diagnosis as all_warnings
+from .diagnosis import message_of
 from .language import read_only
 from .look import empty, figures, folded, joined, note, put, row_table, shown, small
 from .problems import Problem, attempt, failure
@@ -151,7 +153,7 @@ def run_panel(snapshot: Snapshot) -> mo.Html:
     if snapshot.run is None or snapshot.state == "new":
         return empty(say("Not trained yet with these settings. Press Start."))
     parts = [_state_line(snapshot), *_work_line(snapshot), _progress_bar(snapshot), _figures(snapshot)]
-    message = str(snapshot.status.get("message") or "")
+    message = message_of(snapshot.status)
     if snapshot.state == "failed":
         fallback = message or say("Training failed.")
         parts.append(failure(f"{fallback}\n{say('Change what it names, and begin again: what was saved is kept.')}"))
@@ -409,10 +411,5 @@ def _log_block(text: str) -> mo.Html:
 
 
 def diagnosis(snapshot: Snapshot) -> mo.Html:
-    """Return the trainer's warnings, and how a run that failed ended."""
-    words = [str(event["message"]) for event in snapshot.of_type("warning")]
-    if snapshot.state == "failed":
-        words.append(str(snapshot.status.get("message", "")))
-    if snapshot.state == "crashed" and snapshot.run:
-        words.append(crash_words(snapshot, last_checkpoint(snapshot.run)))
-    return note("\n".join(words), "warn") if words else small(say("No warnings."))
+    """Return the trainer's warnings with what to do, and how a run that failed ended."""
+    return all_warnings(snapshot, last_checkpoint(snapshot.run) if snapshot.run else 0)

@@ -38,6 +38,7 @@ class Status(TypedDict, total=False):
     best_step: Count
     best_val_loss: float | None
     message: str
+    said: dict[str, Any]
     work: Work
     pid: Count
     time: Moment
@@ -163,6 +164,8 @@ class Event(TypedDict):
     stage: NotRequired[str]
     label: NotRequired[str]
     message: NotRequired[str]
+    said: NotRequired[dict[str, Any]]
+    kind: NotRequired[str]
     state: NotRequired[str]
     time: NotRequired[Moment]
 

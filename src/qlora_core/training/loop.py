@@ -135,7 +135,7 @@ def _train_in_one_dtype(session: Session, writer: RunWriter, interruption: Inter
     except HalfOverflow as overflow:
         if session.progress.step:
             save_if_new(session, writer)
-        use_bfloat16(writer, session.progress.step, str(overflow), overflow.rows)
+        use_bfloat16(writer, session.progress.step, overflow.where, overflow.rows)
     return None
 
 
@@ -166,15 +166,16 @@ def _train_to_end(session: Session, writer: RunWriter, interruption: Interruptio
         val_tokens=int(session.val_rows.lengths.sum()),
     )
     if session.layout != "packed" and session.config.train.packing:
-        writer.log("warning", message=f"this model's rows cannot be packed; they are {session.layout} instead")
+        message = Sentence("this model's rows cannot be packed; they are {layout} instead", layout=session.layout)
+        writer.log("warning", kind="layout", message=message)
     warn_of_little_room(session, writer)
-    with _spared(writer, "the layers below the adapters are computed in every step"):
+    with _spared(writer, Sentence("the layers below the adapters are computed in every step")):
         leave_trunk(session, writer, lambda: bool(interruption.asked))
     start_workers(session, writer)
     session.spent.loaded()
     prepare_to_train(session)
     session.watch.saved_at = time.monotonic()
-    with _spared(writer, "older samples could not be taken back"):
+    with _spared(writer, Sentence("older samples could not be taken back")):
         forget_samples(session.run, progress.step)
     session.watch.ask_base = not session.run.samples()
     try:
@@ -186,7 +187,9 @@ def _train_to_end(session: Session, writer: RunWriter, interruption: Interruptio
                 train_epoch(session, writer, epoch, interruption)
                 over = _patience_is_over(session)
         if over:
-            writer.log("warning", message=f"no better validation loss in {session.config.train.patience} validations")
+            patience = session.config.train.patience
+            message = Sentence("no better validation loss in {count} validations", count=patience)
+            writer.log("warning", step=progress.step, kind="patience", message=message)
         return _finish(session, writer, interruption)
     except PauseAsked:
         save_if_new(session, writer)
@@ -219,7 +222,9 @@ def start_workers(session: Session, writer: RunWriter) -> None:
         return
     streams = -(-session.kernels.streams // (count + 1))
     setup = Setup(session.spec, session.config, session.kernels, session.layout, session.objective.name, streams)
-    words = "a process that computed beside this one is gone; the run goes on in one, with equal results but slower"
+    words = Sentence(
+        "a process that computed beside this one is gone; the run goes on in one, with equal results but slower"
+    )
     session.workers = ShareWorkers(
         setup, count, session.adapters, lambda: writer.log("warning", step=progress.step, message=words)
     )
@@ -322,7 +327,7 @@ def _sample(session: Session, writer: RunWriter, interruption: Interruption, epo
     pace, step = session.config.pace, session.progress.step if epoch else 0
     if not pace.samples:
         return
-    problem = f"step {step}: the sample prompts could not be answered"
+    problem = Sentence("step {step}: the sample prompts could not be answered", step=step)
     started, count = time.perf_counter(), None
     with (
         _skippable(writer, interruption, "samples", session.progress.step),
@@ -349,7 +354,8 @@ def _spared(writer: RunWriter, problem: str, *, trained: bool = False, **fields:
         failure = device_failure(error)
         if failure and not trained:
             raise failure from None
-        writer.log("warning", **fields, message=f"{problem}: {failure or str(error) or type(error).__name__}")
+        reason = str(failure or str(error) or type(error).__name__)
+        writer.log("warning", **fields, message=Sentence("{problem}: {reason}", problem=problem, reason=reason))
 
 
 def _patience_is_over(session: Session) -> bool:
@@ -373,7 +379,8 @@ def _finish(session: Session, writer: RunWriter, interruption: Interruption) -> 
     whole = progress.step == session.total_steps
     state: State = "stopped" if interruption.asked == "stop" and not whole else "completed"
     message = TEST_SKIPPED
-    with _spared(writer, "what it learnt could not be tested; `qlora evaluate` does it again", trained=True):
+    problem = Sentence("what it learnt could not be tested; `qlora evaluate` does it again")
+    with _spared(writer, problem, trained=True):
         (session.run.path / EVALUATION).unlink(missing_ok=True)  # of fewer steps
         with (
             _skippable(writer, interruption, "evaluation", progress.step),
@@ -383,7 +390,7 @@ def _finish(session: Session, writer: RunWriter, interruption: Interruption) -> 
             evaluate_best(session)
             message = ""
     remove_states(session.run.path)
-    with _spared(writer, "the summary could not be written"):
+    with _spared(writer, Sentence("the summary could not be written")):
         write_json(session.run.path / SUMMARY, summarise(session))
     writer.end(state, progress.step, message)
     return state
