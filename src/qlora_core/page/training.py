@@ -186,6 +186,7 @@ def state_words(snapshot: Snapshot) -> tuple[str, str]:
         "completed": (say("completed"), "good"),
         "failed": (say("failed"), "bad"),
         "crashed": (say("crashed"), "bad"),
+        "new": (say("new"), "info"),
     }
     return words.get(state, (state, "info"))
 
