@@ -282,7 +282,7 @@ def test_forms_and_presets(speaks):
     for name, element in form.elements.items():
         chosen = {"model", "template", "data"}  # fields that hold a name
         speaks(element, names=tuple(RunConfig().data.data) if name in chosen else ())
-    typed = ("thing ou none", "end ou go on", "keep ou drop", "(all)")  # to be typed like this
+    typed = ("FILE", "thing ou none", "end ou go on", "keep ou drop", "(all)")  # to be typed like this
     speaks(forms.form_layout(form, "More about training"), forms.preset_menu(), names=typed)
     for preset in PRESETS:
         for size in ("large", "small"):
