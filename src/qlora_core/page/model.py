@@ -205,9 +205,11 @@ def quantisations(spec: ModelSpec, config: RunConfig, train_dataset: TokenDatase
     """Compare LoRA and QLoRA by arithmetic: the same adapters on this base at each number of bits."""
     if spec.quantize_bits is None and spec.quantization:
         choices = {say("{bits} bits (QLoRA), as it is stored", bits=spec.bits): spec}
-        remark = say("This base is stored quantised. LoRA, for comparison, takes an unquantised one and quantize none.")
+        remark = say(
+            "This base is stored quantised. LoRA, for comparison, takes an unquantised one, and no quantisation."
+        )
     else:
-        remark = say("To train the other kind, choose quantize none, 4 or 8: it is a run of its own.")
+        remark = say("To train the other kind, choose another quantisation (none, 4 or 8): it is a run of its own.")
         names = {"4": say("4 bits (QLoRA)"), "8": say("8 bits (QLoRA)"), "none": say("unquantised (LoRA)")}
         choices = {
             name: base_models.describe(spec.path, from_flat({"quantize": bits}, config).base, spec.licence)

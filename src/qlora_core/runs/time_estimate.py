@@ -214,7 +214,8 @@ def left(
     own = recorded_rates(steps, validations["seconds"], events)
     estimated = _multiplied(amounts, {**earlier, **own}, "" if "training" in own else measured_by)
     work = status.get("work") or {}
-    stage, rest = work.get("stage", ""), _rest(work)
+    stage = work.get("stage", "")
+    rest = _rest(work, one.get(stage, 0.0) * {**earlier, **own}.get(stage, 0.0))
     if stage not in one or rest is None:
         return estimated
     others = max(0.0, amounts[stage] - one[stage])
@@ -225,10 +226,21 @@ def left(
     return TimeEstimate({**estimated.seconds, stage: rest}, estimated.unknown - {stage}, estimated.measured_by)
 
 
-def _rest(work: Mapping[str, Any]) -> float | None:
-    """Return about how many seconds what is being done now takes still; None if that is not known."""
-    done, total = work.get("done", 0), work.get("total", 0)
-    return work["seconds"] * (total - done) / done if 0 < done <= total and "seconds" in work else None
+def _rest(work: Mapping[str, Any], usual: float) -> float | None:
+    """Return about how many seconds what is being done now takes still; None if that is not known.
+
+    Rows are validated at an even pace. Answers are not given so: many are written at once, and end together.
+
+    Args:
+        work: what is being done.
+        usual: seconds that all of it usually takes; 0 if that is not known.
+    """
+    done, total, taken = work.get("done", 0), work.get("total", 0), work.get("seconds")
+    if taken is None:
+        return None
+    if usual > taken and (not done or work["stage"] != "validation"):
+        return usual - taken
+    return taken * (total - done) / done if 0 < done <= total else None
 
 
 def _amounts_left(
