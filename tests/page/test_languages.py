@@ -19,7 +19,7 @@ from qlora_core import data, page, translations
 from qlora_core.activity import STAGES, Activity
 from qlora_core.config import RunConfig
 from qlora_core.exports.formats import FORMATS
-from qlora_core.page import diagnosis, doubts, exporting, forms, row_browser, rows, training
+from qlora_core.page import diagnosis, doubts, exporting, forms, reasons, row_browser, rows, training
 from qlora_core.page.commands import News
 from qlora_core.page.problems import Problem
 from qlora_core.page.watching import RunWatcher
@@ -61,19 +61,22 @@ class Words(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
         self.texts: list[str] = []
-        self._hidden = 0
+        self._hidden = self._foreign = 0
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if ("lang", "en") in attrs or self._foreign:  # marked as English: a reason that is seldom
+            self._foreign += tag == "span"
         self._hidden += tag in ("pre", "code", "script", "style")
         for name, value in attrs:
             if name in SHOWN and value:
                 self.texts += _told(value)
 
     def handle_endtag(self, tag: str) -> None:
+        self._foreign -= bool(self._foreign) and tag == "span"
         self._hidden -= tag in ("pre", "code", "script", "style")
 
     def handle_data(self, data: str) -> None:
-        if not self._hidden and data.strip():
+        if not self._hidden and not self._foreign and data.strip():
             self.texts.append(data.strip())
 
 
@@ -420,3 +423,35 @@ def test_asking(tracker, speaks):
         page.asking.new_button(),
     )
     assert doubts.answer(("several_answers", "first"))
+
+
+# Reasons --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reason", "wanted"),
+    [
+        ("page number", "número de página"),
+        ("control characters, lost characters", "caracteres de controlo, caracteres perdidos"),
+        ('"answer" must be a text, found null', '"answer" tem de ser um texto; está null'),
+        ("“livro” was taken for a person, and asked about as one", "«livro» foi tomado por pessoa, e perguntou-se por"),
+        ("the prompt is empty, and most rows of the file have one", "está vazio: prompt, e a maioria das linhas do"),
+        ("nobody ever wrote this reason", "nobody ever wrote this reason"),
+    ],
+)
+def test_reasons_of_the_report_are_told_in_portuguese(reason, wanted):
+    assert reasons.told(reason).startswith(wanted)
+    assert ("lang" in reasons.cell(reason)) == (reasons.told(reason) == reason)
+
+
+def test_what_the_reader_writes_is_what_the_page_recognises(tmp_path, tiny_model, speaks):
+    """The reasons are those that the data's reader gives now: every one of this file is translated."""
+    lines = ['{"prompt": "a", "completion": ""}', "kaputt", "[1]", '{"foo": 1}', '{"text": 3}',
+             '{"messages": [{"role": "user", "content": "Ele?"}]}', '{"prompt": "Um?", "completion": "a@b.pt diz."}',
+             '{"prompt": "Ol\\u00c3\\u00a1?", "completion": "Bem."}']  # fmt: skip
+    (tmp_path / "linhas.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    config = RunConfig().data.__class__(data=(str(tmp_path / "linhas.jsonl"),), val_fraction=0.0)
+    report = data.prepare(config, page.model.open_tokenizer(RunConfig().base.__class__(model=str(tiny_model)))).report
+    found = [each.reason for part in (report.rejected, report.mended_rows, report.personal_data) for each in part]
+    assert len(found) >= 8
+    assert [reason for reason in found if reasons.told(reason) == reason] == []

@@ -15,6 +15,7 @@ from ..config import RunConfig, from_flat
 from ..data import DataReport, PreparedData, Rejected, flag
 from ..reports.in_language import number
 from ..translations import say
+from . import reasons
 from .look import folded, put, row_table, shown, small
 
 Choice = tuple[str, str]
@@ -153,14 +154,17 @@ def panel(prepared: PreparedData, elements: mo.ui.dictionary, chosen: Sequence[C
         parts.append(small(say("Guesses that you may decide: {count}", count=number(len(found)))))
     for place, each in enumerate(found[:SHOWN]):
         where = put("<code>{}</code> ", each.where) if each.where else ""
-        text = put('<p>{}{} <span class="q-small">{}</span></p>', where, each.reason, each.sample)
+        text = put('<p>{}{} <span class="q-small">{}</span></p>', where, reasons.cell(each.reason), each.sample)
         row = [element for name, element in elements.elements.items() if name.split()[1:2] == [str(place)]]
         flags = Markup(", ").join(put("<code>{}</code>", flag((setting, value))) for setting, value in each.choices)
         typed = shown(put('<p class="q-small">{} {}</p>', say("In a terminal:"), flags)) if flags else None
         hold = [shown(text), mo.hstack(row, justify="start", gap=0.5, wrap=True), typed]
         parts.append(mo.vstack([part for part in hold if part is not None], gap=0.25))
     if rest := found[SHOWN:MANY]:
-        rows = [{say("Where"): each.where, say("Why"): each.reason, say("Begins with"): each.sample} for each in rest]
+        rows = [
+            {say("Where"): each.where, say("Why"): reasons.cell(each.reason), say("Begins with"): each.sample}
+            for each in rest
+        ]
         parts.append(folded(say("{count} more", count=number(len(found) - SHOWN)), row_table(rows)))
     if chosen:
         said = say("Chosen: {answers}", answers="; ".join(map(answer, chosen)))

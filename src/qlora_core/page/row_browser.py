@@ -27,6 +27,7 @@ from ..tokens.dataset import TokenDataset, make_dataset
 from ..tokens.pieces import Piece, parts
 from ..tokens.tokenizer import ChatTokenizer
 from ..translations import say
+from . import reasons
 from .look import empty, field, fields, folded, joined, note, put, shown, small
 
 SEARCHED = 200_000  # rows
@@ -201,7 +202,10 @@ def row_view(found: Found, place: int, tokenizer: ChatTokenizer, config: RunConf
         return None
     place = min(place, len(found.places) - 1)
     row, most = found.rows[found.places[place]], config.data.max_seq_length
-    reasons = [note(say("Not trained: {reason}", reason=why), "warn") for _, why in _skipped(row, tokenizer, most)]
+    notes = [
+        note(say("Not trained: {reason}", reason=reasons.told(why)), "warn")
+        for _, why in _skipped(row, tokenizer, most)
+    ]
     try:
         found_parts = parts(row, tokenizer, most)
     except DataError:  # reported among the reasons
@@ -214,7 +218,7 @@ def row_view(found: Found, place: int, tokenizer: ChatTokenizer, config: RunConf
     ]
     counted = say("Row {number} of {count}", number=number(place + 1), count=number(len(found.places)))
     heading = put('<h3 class="q-row">{} <code>{}</code></h3>', counted, row.get("source", ""))
-    return mo.vstack([shown(heading), *reasons, *tokens, _turns(row, fold=bool(tokens))], gap=0.5)
+    return mo.vstack([shown(heading), *notes, *tokens, _turns(row, fold=bool(tokens))], gap=0.5)
 
 
 def _part_heading(place: int, count: int) -> mo.Html | None:

@@ -21,6 +21,7 @@ from ..reports.in_language import number, percent, share
 from ..tokens.dataset import TokenDataset
 from ..tokens.report import ShownRow, TokenReport
 from ..translations import say, spoken
+from . import reasons
 from .doubts import with_choices
 from .forms import read_forms, settings_form
 from .language import read_only
@@ -227,7 +228,9 @@ def _if(count: int, text: str) -> str:
 
 
 def _counts(counted: Mapping[str, int]) -> str:
-    return ", ".join(f"{kind} {number(count)}" for kind, count in sorted(counted.items(), key=lambda entry: -entry[1]))
+    return ", ".join(
+        f"{reasons.told(kind)} {number(count)}" for kind, count in sorted(counted.items(), key=lambda entry: -entry[1])
+    )
 
 
 def _findings(title: str, findings: Findings) -> mo.Html:
@@ -246,8 +249,8 @@ def _folded_findings(title: str, findings: Findings) -> mo.Html:
     return folded(heading, mo.vstack([table, *_unlisted(findings)], gap=0.25))
 
 
-def _finding_rows(found: Iterable[Any]) -> list[dict[str, str]]:
-    return [{say("Where"): f.where, say("Why"): f.reason, say("Begins with"): f.sample} for f in found]
+def _finding_rows(found: Iterable[Any]) -> list[dict[str, Any]]:
+    return [{say("Where"): f.where, say("Why"): reasons.cell(f.reason), say("Begins with"): f.sample} for f in found]
 
 
 def _unlisted(findings: Findings) -> list[mo.Html]:
@@ -282,7 +285,7 @@ def token_figures(report: TokenReport, *datasets: TokenDataset) -> mo.Html:
         lengths = np.concatenate([dataset.rows.lengths + dataset.rows.cut for dataset in datasets])
         parts.append(length_chart(lengths, report.max_seq_length))
     if report.skipped:
-        rows = [{say("Where"): where, say("Why"): why} for where, why in report.skipped[:MANY]]
+        rows = [{say("Where"): where, say("Why"): reasons.cell(why)} for where, why in report.skipped[:MANY]]
         parts.append(folded(say("Unusable rows"), row_table(rows)))
     for title, found in (
         (say("Most typical rows"), report.most_typical),
