@@ -174,3 +174,12 @@ def test_a_run_without_a_summary_tells_its_speed_by_its_steps(plan):
     assert found.measured_by == "paused"
     assert found.seconds == pytest.approx({"training": planned_amounts(planned)["training"] / 10})
     assert np.isfinite(found.total)
+
+
+def test_a_complete_run_takes_no_time(plan):
+    home, planned = plan(run="club")
+    run = home.create(planned)
+    with RunWriter(run, RunLock(run.path)) as writer:
+        writer.set_status("completed", step=planned.total_steps, total_steps=planned.total_steps)
+    assert (planned_amounts(planned), estimate(planned).total) == ({}, 0)
+    assert planned_time(planned) == "complete: no step is left"

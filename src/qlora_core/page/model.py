@@ -195,6 +195,8 @@ def consequences(plan: TrainingPlan, train_dataset: TokenDataset, tracker: Train
 def _time(plan: TrainingPlan) -> tuple[str, str]:
     """Return how long training will take, its checks included, and what tells so."""
     estimated = estimate(plan)
+    if plan.done:
+        return "–", say("complete: no step is left")
     if not estimated.known:
         return "–", say("known after the first steps")
     return time_in_words(estimated), say("at the speed of {run}: {parts}", run=estimated.measured_by,

@@ -105,5 +105,9 @@ VALUES = {
     "sentences": "sentences",
     "rows": "rows",
     "sure": "sure",
+    "lora": "LoRA",
+    "dora": "DoRA",
+    "adamw": "AdamW",
+    "adam": "Adam",
 }
-"""Words that settings have as values, in English as they are written; those missing are names, such as `adamw`."""
+"""Words that settings have as values, in English as they are written; those missing are numbers."""

@@ -11,6 +11,8 @@ from .in_language import about, number
 
 def planned_time(plan: TrainingPlan) -> str:
     """Return how long a planned run will be: "220 steps, about 4 min, 1 min of it checks"."""
+    if plan.done:
+        return say("complete: no step is left")
     return time_sentence(steps_left(plan), estimate(plan))
 
 

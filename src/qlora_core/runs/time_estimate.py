@@ -82,6 +82,8 @@ def _multiplied(amounts: Amounts, rates: Rates, measured_by: str = "") -> TimeEs
 
 def planned_amounts(plan: TrainingPlan) -> Amounts:
     """Return what a planned run has to do, from where it was saved last; nothing of a complete one."""
+    if plan.done:
+        return {}
     total, config = plan.total_steps, plan.config
     done = min(plan.run.status().get("step", 0), total) if plan.run.exists else 0
     per_epoch = config.train.steps_per_epoch(plan.train_rows)
