@@ -22,9 +22,14 @@ find_language: Callable[[], str] = lambda: "en"  # noqa: E731 - replaced by the 
 
 
 def say(text: str, /, **values: object) -> str:
-    """Return `text` in the reader's language, with `values` filled in for their names in braces, `{name}`."""
-    translated = catalogue(find_language()).get(text, text)
-    return translated.format(**values) if values else translated
+    """Return `text` in the reader's language, with `values` filled in for their names in braces, `{name}`.
+
+    Numbers among them, and sentences, are told in that language too.
+    """
+    language = find_language()
+    translated = catalogue(language).get(text, text)
+    told_values = {name: _in_language(value, language) for name, value in values.items()}
+    return translated.format(**told_values) if values else translated
 
 
 def numeral(written: str, language: str) -> str:

@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from qlora_core import translations
 from qlora_core.config import from_flat, to_json
 from qlora_core.reports import charts
 from qlora_core.runs.metrics import STEP_FIELDS
@@ -171,6 +172,14 @@ def test_curves_of_a_trained_run(trained, tmp_path):
     width, height = struct.unpack(">II", head[16:])
     assert head.startswith(b"\x89PNG")
     assert width > 1500 < 2 * height
+
+
+def test_axes_write_numbers_as_the_reader_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(translations, "find_language", lambda: "pt")
+    words = texts(charts.save_curves(write_run(tmp_path / "run", 3_000, {9: 0.25, 3_000: 1.5}), tmp_path)[0])
+    assert {"1\u00a0000", "passo do otimizador"} <= set(words)
+    assert "melhor: 0,2500" in words
+    assert [word for word in words if re.search(r"\d\.\d", word)] == []
 
 
 def test_smoothed_from_many_steps_on(tmp_path):

@@ -14,12 +14,13 @@ from ..machine.memory import available_bytes
 from ..models import base_models, hub
 from ..models.base_models import ModelSpec
 from ..reports import console
-from ..reports.in_language import number, size
-from ..reports.time_words import parts_in_words, time_in_words
+from ..reports.in_language import about, number, size
+from ..reports.time_words import time_in_words
 from ..runs import memory_estimate
 from ..runs.plan import TrainingPlan, TrainingTracker
 from ..runs.plan_warnings import advise
 from ..runs.time_estimate import estimate
+from ..schedule import suited_learning_rate
 from ..tokens.dataset import TokenDataset
 from ..tokens.tokenizer import ChatTokenizer, open_tokenizer
 from ..translations import say
@@ -185,11 +186,18 @@ def consequences(plan: TrainingPlan, train_dataset: TokenDataset, tracker: Train
         say("Rows per step"): (number(train.batch_size * train.grad_accumulation_steps), rows),
         say("Trained parameters"): (number(trainable / 1e6, ",.2f") + " M", share),
         say("Peak memory, predicted"): (size(estimate.total), say("of the whole process")),
-        say("Learning rate"): (number(train.learning_rate, "g"), value_words("schedule", train.schedule)),
+        say("Learning rate"): (number(train.learning_rate, "g"), _rate_words(plan)),
         say("Time"): _time(plan),
     }
-    advice = [note(f"{say(words(a.setting))}: {a.message}", "warn") for a in advise(plan)]
+    advice = [note(f"{say(words(a.setting))}: {a.message[:1].lower()}{a.message[1:]}", "warn") for a in advise(plan)]
     return mo.vstack([figures(cards), *advice], gap=0.75)
+
+
+def _rate_words(plan: TrainingPlan) -> str:
+    """Return the schedule, and whether the peak is the one that the program chooses."""
+    train, schedule = plan.config.train, value_words("schedule", plan.config.train.schedule)
+    suited = train.learning_rate == suited_learning_rate(plan.model.config["hidden_size"])
+    return say("automatic, {schedule}", schedule=schedule) if suited else schedule
 
 
 def _time(plan: TrainingPlan) -> tuple[str, str]:
@@ -199,8 +207,9 @@ def _time(plan: TrainingPlan) -> tuple[str, str]:
         return "–", say("complete: no step is left")
     if not estimated.known:
         return "–", say("known after the first steps")
-    return time_in_words(estimated), say("at the speed of {run}: {parts}", run=estimated.measured_by,
-                                         parts=parts_in_words(estimated))  # fmt: skip
+    checks = about(estimated.checks)
+    return time_in_words(estimated), say("{checks} of it checks; as fast as {run}", checks=checks,
+                                         run=estimated.measured_by)  # fmt: skip
 
 
 def quantisations(spec: ModelSpec, config: RunConfig, train_dataset: TokenDataset) -> mo.Html:

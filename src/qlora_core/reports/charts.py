@@ -450,7 +450,9 @@ def _subtitle(run: Run, loss: Panel) -> str:
     parts = [model["name"], say("rank {rank}", rank=config.lora.rank)]
     if loss.best:
         step, value, _ = loss.best
-        parts.append(say("best validation loss {loss} at step {step}", loss=f"{value:.4f}", step=number(step, ",.0f")))
+        parts.append(
+            say("best validation loss {loss} at step {step}", loss=number(value, ".4f"), step=number(step, ",.0f"))
+        )
     return "   ·   ".join(parts)
 
 
