@@ -98,7 +98,7 @@ def under_way(tmp_path):
 def look(run, **how):
     reader = MetricsReader(run.metrics_file)
     reader.poll()
-    return left(run, reader.steps.columns(), reader.evals.columns(), reader.events, **how)
+    return left(run, run.status(), reader.steps.columns(), reader.evals.columns(), reader.events, **how)
 
 
 def make_steps(writer, *numbers):

@@ -336,7 +336,8 @@ def estimate_left(snapshot: Snapshot) -> TimeEstimate | None:
     if snapshot.state in ("completed", "stopped"):
         return TimeEstimate()
     stopping = snapshot.asked == "stop"
-    estimated = attempt(left, snapshot.run, snapshot.steps, snapshot.evals, snapshot.events, stopping=stopping)
+    known = snapshot.status, snapshot.steps, snapshot.evals, snapshot.events
+    estimated = attempt(left, snapshot.run, *known, stopping=stopping)
     return None if isinstance(estimated, Problem) else estimated
 
 

@@ -199,18 +199,24 @@ def recorded_rates(
 
 
 def left(
-    run: Run, steps: Columns, validations: Columns, events: Sequence[Mapping[str, Any]], *, stopping: bool = False
+    run: Run,
+    status: Mapping[str, Any],
+    steps: Columns,
+    validations: Columns,
+    events: Sequence[Mapping[str, Any]],
+    *,
+    stopping: bool = False,
 ) -> TimeEstimate:
     """Return how long a run under way will still take: the rest of what it is doing now, and all that follows.
 
     Args:
         run: has a trainer that is running.
+        status: the trainer's last word.
         steps: its steps so far: `step`, `tokens` and `seconds`.
         validations: its validations so far: `step` and `seconds`.
         events: everything else that it recorded.
         stopping: it was asked to stop: after what it is doing now, only the final test follows.
     """
-    status = run.status()
     amounts, one = _amounts_left(run, status, steps, validations, events, stopping=stopping)
     earlier, measured_by = _rates_before(run.path, next((e.get("time") for e in events if e["type"] == "start"), None))
     own = recorded_rates(steps, validations["seconds"], events)
