@@ -44,6 +44,8 @@ class TrainingPlan:
         model: description of the base.
         data: the prepared rows.
         train_rows: number of rows that can be trained.
+        tokens: tokens of those rows.
+        validation_tokens: tokens of the rows to validate on.
         template_text: text of the chat template.
         rows: digest of the rows as tokens, see `describe_rows`.
         initial_adapters: file of the adapters to start from, if any.
@@ -58,6 +60,8 @@ class TrainingPlan:
     template_text: str
     rows: dict[str, Any]
     initial_adapters: Path | None = None
+    tokens: int = 0
+    validation_tokens: int = 0
 
     @property
     def total_steps(self) -> int:
@@ -159,7 +163,19 @@ class TrainingTracker:
             check_adapters(initial, model, config.lora)
         template = tokenizer.template_text
         rows = describe_rows(train_dataset, val_dataset)
-        return TrainingPlan(run, config, identity, model, data, len(train_dataset), template, rows, initial)
+        return TrainingPlan(
+            run,
+            config,
+            identity,
+            model,
+            data,
+            len(train_dataset),
+            template,
+            rows,
+            initial,
+            tokens=train_dataset.tokens,
+            validation_tokens=val_dataset.tokens,
+        )
 
     def _refuse_twin(self, name: str) -> None:
         """Refuse a name that some file systems, such as a Mac's, cannot tell from that of another run."""
