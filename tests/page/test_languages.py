@@ -312,7 +312,7 @@ def test_a_plan(plan, speaks):
         page.model.information(planned.model, planned.config),
         page.model.quantisations(planned.model, planned.config, dataset),
         page.model.memory_check(planned.model, planned.config, dataset),
-        page.model.menu(config.base.model),
+        page.model.menu(planned.config.base.model),
         page.model.fetch_button(News()),
         page.machine.setup(Path("treinos")),
         page.machine.check_button(News()),
