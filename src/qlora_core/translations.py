@@ -32,10 +32,14 @@ def say(text: str, /, **values: object) -> str:
     return translated.format(**told_values) if values else translated
 
 
-def numeral(written: str, language: str) -> str:
+class Numeral(str):
+    """A number as the reader's language writes it: 1,659 may be a fraction now, and is not translated again."""
+
+
+def numeral(written: str, language: str) -> Numeral:
     """Return a number that is written as Python writes it, as a language does."""
     signs = SIGNS.get(language)
-    return written.translate(str.maketrans(signs)) if signs else written
+    return Numeral(written.translate(str.maketrans(signs)) if signs else written)
 
 
 class Sentence(str):
@@ -88,6 +92,8 @@ def from_record(record: Any) -> Sentence | None:
 
 
 def _in_language(value: Any, language: str) -> Any:
+    if isinstance(value, Numeral):
+        return value
     if isinstance(value, str):
         return numeral(value, language) if _GROUPED.fullmatch(value) else told(value, language)
     if language not in SIGNS or isinstance(value, bool) or not isinstance(value, (int, float)):

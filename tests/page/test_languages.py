@@ -23,6 +23,7 @@ from qlora_core.page import diagnosis, doubts, exporting, forms, reasons, row_br
 from qlora_core.page.commands import News
 from qlora_core.page.problems import Problem
 from qlora_core.page.watching import RunWatcher
+from qlora_core.reports import in_language
 from qlora_core.runs.plan import TrainingTracker
 from qlora_core.runs.presets import PRESETS
 from qlora_core.runs.run import Run
@@ -455,3 +456,10 @@ def test_what_the_reader_writes_is_what_the_page_recognises(tmp_path, tiny_model
     found = [each.reason for part in (report.rejected, report.mended_rows, report.personal_data) for each in part]
     assert len(found) >= 8
     assert [reason for reason in found if reasons.told(reason) == reason] == []
+
+
+def test_a_fraction_of_three_digits_stays_one(monkeypatch):
+    monkeypatch.setattr(translations, "find_language", lambda: "pt")
+    assert translations.say("loss {loss}", loss=in_language.number(1.659, ".3f")) == "perda 1,659"
+    assert translations.say("loss {loss}", loss=in_language.number(1659)) == "perda 1\u00a0659"
+    assert translations.say("loss {loss}", loss="1,659") == "perda 1\u00a0659"  # as English writes a whole number
