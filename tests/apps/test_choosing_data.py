@@ -37,7 +37,7 @@ def test_rows_that_are_cut_and_rows_that_cannot_be_trained_are_seen_in_their_tok
         expect(page.locator(".q-tokens .q-cut")).to_contain_text("l")
         assert "end of text" not in page.locator(".q-tokens .q-trained").inner_text()
         page.get_by_label("Which", exact=True).select_option("Only unusable")
-        expect(page.get_by_text("the prompt fills").first).to_be_visible()
+        expect(page.locator(".q-note", has_text="the prompt fills")).to_be_visible()
 
 
 def test_files_are_dropped(browser, tmp_path, tiny_model):
@@ -48,7 +48,7 @@ def test_files_are_dropped(browser, tmp_path, tiny_model):
     kept.unlink(missing_ok=True)
     with Server(tmp_path / "server.log", *flags) as server, opened(browser, server.address) as page:
         page.locator("input[type=file]").set_input_files(rows)
-        listed = page.get_by_label("Files and folders to train on, one a line", exact=True)
+        listed = page.get_by_label("Files and folders, one per line", exact=True)
         expect(listed).to_have_value(f"data/dropped/{rows.name}")
         expect(page.get_by_text("11 rows to train").or_(page.get_by_text("10 rows to train"))).to_be_visible()
         assert kept.read_bytes() == rows.read_bytes()
