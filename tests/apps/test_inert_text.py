@@ -4,8 +4,9 @@ import json
 import shutil
 
 import pytest
-from browsing import MARKUP, Server, expect, fill, opened, press, show_all, write_rows
+from browsing import MARKUP, Server, expect, fill, go, opened, press, show_all, write_rows
 
+from qlora_core.page.steps import STEPS
 from qlora_core.runs.run import Run
 from qlora_core.runs.writer import RunLock, RunWriter
 
@@ -54,17 +55,20 @@ def test_on_the_page_that_trains(browser, hostile, tmp_path):
     rows = rows.rename(tmp_path / "<b id=owned>rows.jsonl")
     flags = ["--model", hostile.environment()["model"]["path"], "--data", rows, "--runs-dir", hostile.path.parent]
     with Server(tmp_path / "server.log", *flags) as server, opened(browser, server.address) as page:
+        go(page, "train")
         page.get_by_label("Show run").select_option("hostile")
         expect(page.locator(".q-state strong")).to_have_text("failed")
         fill(page, "Search their text", "owned")
-        expect(page.locator(".q-tokens")).to_be_visible()
         for fold in page.locator("details").all():
             fold.evaluate("element => { element.open = true }")
+        expect(page.locator(".q-tokens")).to_be_visible()
         fill(page, "Question", MARKUP)
         press(page, "Ask")
         expect(page.locator(".q-asked")).to_have_text(MARKUP)
-        show_all(page)
-        expect(page.get_by_text(PAYLOADS[1]).first).to_be_visible()
+        for step in STEPS:
+            go(page, step)
+            show_all(page)
+        expect(page.get_by_text(PAYLOADS[1]).first).to_be_attached()
 
 
 @pytest.mark.parametrize("app", ["compare", "chat"])

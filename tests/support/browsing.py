@@ -157,7 +157,7 @@ def press(page: Page, name: str) -> None:
     """Click when the button lies still: what is drawn while the page scrolls pushes it about."""
     target, boxes = page.get_by_role("button", name=name, exact=True, include_hidden=True).first, [None] * 6
     expect(target).to_be_enabled()
-    if page.locator(".q-steps").count():
+    if page.locator(".q-steps").is_visible():
         reveal(target)
     for _ in range(PATIENCE // 100):
         target.scroll_into_view_if_needed()
@@ -191,7 +191,7 @@ def step_beyond(page: Page, step: int) -> None:
 def fill(page: Page, label: str, text: str) -> None:
     """Type into a field and leave it."""
     field = page.get_by_label(label, exact=True).last
-    if page.locator(".q-steps").count():
+    if page.locator(".q-steps").is_visible():
         reveal(field)
     field.fill(text)
     field.blur()
