@@ -47,6 +47,7 @@ def test_from_the_data_to_an_answer(browser, flags, tmp_path):
         state(page, "completed")
         expect(card(page, "Step").locator("dd")).to_have_text("20 / 20")
         expect(card(page, "Facts recalled, trained wording")).to_be_visible()
+        unfold(page, "Using it elsewhere")
         expect(page.get_by_text("INTEGRATION.md")).to_be_visible()
         ask_both(page)
         assert not loads_mlx(server.process.pid)
