@@ -74,7 +74,7 @@ def test_a_setting_that_is_wrong_is_told_where_it_stands_and_mended(browser, fla
         named = page.get_by_label(field, exact=True).input_value()
         for label, wrong, right, words in (
             (field, "no-such-model", named, "model 'no-such-model': no such directory or alias"),
-            ("Rank", "0", "8", "rank must be at least 1"),
+            ("Adapter rank", "0", "8", "rank must be at least 1"),
             ("Epochs", "many", "2", "epochs must be a whole number"),
         ):
             fill(page, label, wrong)
