@@ -581,8 +581,20 @@ def progress(get_snapshot):
 
 
 @app.cell
-def charts(get_drawn):
-    page.view(page.training.run_charts, get_drawn())
+def chart_settings():
+    chart_settings = page.training.chart_settings()
+    return (chart_settings,)
+
+
+@app.cell
+def chart_settings_place(chart_settings, get_phase):
+    page.view(page.training.chart_settings_row, get_phase(), chart_settings)
+    return
+
+
+@app.cell
+def charts(chart_settings, get_drawn):
+    page.view(page.training.run_charts, get_drawn(), page.training.chosen_view(chart_settings.value))
     return
 
 
