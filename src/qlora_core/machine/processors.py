@@ -1,4 +1,7 @@
-"""How busy the machine's processors are. Knows nothing of graphics processors, whose use needs their makers' libraries."""
+"""How busy the machine's processors are.
+
+Knows nothing of graphics processors, whose use needs libraries of their makers.
+"""
 
 from __future__ import annotations
 

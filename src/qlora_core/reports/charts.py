@@ -190,7 +190,7 @@ def _best(evals: Columns) -> tuple[float, float, str] | None:
 
 
 def _loss(steps: Columns, evals: Columns, best: tuple[float, float, str] | None, view: View) -> Panel:
-    """Return the training loss, as it is and smoothed, and the validation loss with its best marked where it is seen."""
+    """Return the training loss, as it is and smoothed, and the validation loss, the best marked if it is in view."""
     validation = _series(say("validation"), VALIDATION, evals, "val_loss", dots=len(evals["step"]) <= DOTS)
     seen = best is not None and best[0] in validation.steps
     lines = (
