@@ -24,7 +24,7 @@ def pages():
 
 @app.cell(hide_code=True)
 def title():
-    page.title("Compare runs", "Curves over each other, settings that differ, numbers and answers side by side.")
+    page.title("Compare runs", "Overlaid curves, settings that differ, numbers and answers side by side.")
     return
 
 
@@ -37,7 +37,7 @@ def command_line():
 
 @app.cell
 def reload_button():
-    reload = mo.ui.button(label=say("Read the runs again"))
+    reload = mo.ui.button(label=say("Refresh"))
     return (reload,)
 
 
@@ -64,7 +64,7 @@ def comparison(chosen, tracker):
 
 @app.cell(hide_code=True)
 def curves_heading():
-    page.section("Curves", "A line a run, told apart by colour and by dashes.")
+    page.section("Curves", "One line per run.")
     return
 
 

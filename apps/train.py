@@ -172,6 +172,12 @@ def memory_check(config, model, train_dataset):
 
 
 @app.cell
+def obstacles(flags):
+    page.view(page.machine.obstacles, Path(flags.config.place.runs_dir))
+    return
+
+
+@app.cell
 def start_here(get_phase, plan, start_button, watcher):
     get_phase()
     page.training.start_row(plan, watcher, start_button)

@@ -169,7 +169,7 @@ def in_the_browser(runs: Path) -> dict[str, Any]:
         heading = time.perf_counter() - began
         page.locator("button:enabled", has_text="Start").first.wait_for()
         start = time.perf_counter() - began
-        page.get_by_label("Run shown").first.select_option("long")
+        page.get_by_label("Show run").first.select_option("long")
         page.locator(".q-chart canvas").nth(4).wait_for()
         page.wait_for_timeout(2000)
         page.evaluate(FRAMES)

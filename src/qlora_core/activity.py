@@ -38,7 +38,7 @@ STAGES = {
     "step": "Training, step by step",
     "first_step": "Making the first step",
     "compiling": "Making the first step, for which this GPU’s kernels are compiled",
-    "validation": "Validating, batch by batch",
+    "validation": "Validating, row by row",
     "samples": "Answering the sample questions",
     "evaluation": "Answering the test questions",
     "saving": "Saving",

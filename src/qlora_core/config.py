@@ -127,7 +127,7 @@ class DataConfig:
         "file tells, else whoever wrote most.",
     )
     drop_debris: bool = declare(True, "Leave page numbers, running heads and title pages out of running text.")
-    repair: bool = declare(True, "Mend wrongly decoded text, Unicode forms and control characters.")
+    repair: bool = declare(True, "Repair wrongly decoded text, Unicode forms and control characters.")
     near_duplicates: Literal["group", "drop", "ignore"] = declare(
         "group", "Rows that say nearly the same: keep on one side of the split, keep only the first, or ignore it."
     )
@@ -162,7 +162,9 @@ class LoraConfig:
     adapter: Literal["lora", "dora"] = declare(
         "lora", "Kind: LoRA, or DoRA, which also learns each output's magnitude (arXiv:2402.09353) and is slower."
     )
-    rank: int = declare(8, "Rank r of the update B A.", ge=1, le=512, essential=True)
+    rank: int = declare(
+        8, "Adapter rank: higher learns more and takes more memory. Usual: 8 to 32.", ge=1, le=512, essential=True
+    )
     alpha: float = declare(16.0, "The update is scaled by alpha / rank.", ge=0.0, le=4096.0)
     rslora: bool = declare(False, "Scale by alpha / √rank instead, for high ranks (rsLoRA, arXiv:2312.03732).")
     dropout: float = declare(0.0, "Dropout on the adapter's input.", ge=0.0, le=0.9)
@@ -189,10 +191,12 @@ class TrainConfig:
     max_steps: int = declare(
         0, "Stop after this many steps; 0: as many as the epochs need.", ge=0, role="length", unit="steps"
     )
-    batch_size: int = declare(4, "Rows a micro-batch.", ge=1, le=4096, unit="rows", essential=True)
-    grad_accumulation_steps: int = declare(1, "Micro-batches a step.", ge=1, le=4096)
+    batch_size: int = declare(
+        4, "Rows computed together. Fewer take less memory.", ge=1, le=4096, unit="rows", essential=True
+    )
+    grad_accumulation_steps: int = declare(1, "Micro-batches that make one step.", ge=1, le=4096)
     learning_rate: float = declare(
-        0.0, "Peak learning rate; 0: one that suits the model's width.", ge=0.0, le=1.0, essential=True
+        0.0, "Peak learning rate; 0: automatic, as suits the model's width.", ge=0.0, le=1.0, essential=True
     )
     lora_plus: float = declare(
         1.0,
@@ -202,7 +206,7 @@ class TrainConfig:
     )
     schedule: Literal["cosine", "linear", "constant"] = declare("cosine", "Shape of the learning rate after warm-up.")
     warmup_steps: int = declare(5, "Steps over which the learning rate rises from 0.", ge=0, unit="steps")
-    optimizer: Literal["adamw", "adam"] = declare("adamw", "Optimizer.")
+    optimizer: Literal["adamw", "adam"] = declare("adamw", "Rule that updates the adapters.")
     weight_decay: float = declare(0.0, "Decoupled weight decay of AdamW.", ge=0.0, le=1.0)
     max_grad_norm: float = declare(1.0, "Gradients are scaled down to this norm; 0: never.", ge=0.0)
     packing: bool = declare(

@@ -6,19 +6,36 @@ Knows nothing of the reader: whoever shows texts to people sets `find_language`,
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 LANGUAGES = {"en": "English", "pt": "Português"}
 CATALOGUES = Path(__file__).parent / "languages"
+
+SIGNS = {"pt": {",": "\u00a0", ".": ","}}
+"""How a language writes what Python groups and divides by `,` and `.`: European Portuguese with a no-break space and a
+comma (Unicode CLDR, pt-PT), from four digits on."""
 
 find_language: Callable[[], str] = lambda: "en"  # noqa: E731 - replaced by the page
 
 
 def say(text: str, /, **values: object) -> str:
-    """Return `text` in the reader's language, with `values` filled in for their names in braces, `{name}`."""
-    spoken = catalogue(find_language()).get(text, text)
-    return spoken.format(**values) if values else spoken
+    """Return `text` in the reader's language, with `values` filled in for their names in braces, `{name}`.
+
+    Numbers among them, and sentences, are told in that language too.
+    """
+    language = find_language()
+    translated = catalogue(language).get(text, text)
+    told_values = {name: _in_language(value, language) for name, value in values.items()}
+    return translated.format(**told_values) if values else translated
+
+
+def numeral(written: str, language: str) -> str:
+    """Return a number that is written as Python writes it, as a language does."""
+    signs = SIGNS.get(language)
+    return written.translate(str.maketrans(signs)) if signs else written
 
 
 class Sentence(str):
@@ -26,7 +43,8 @@ class Sentence(str):
 
     Args:
         text: as in the catalogues, with names in braces.
-        values: what is filled in for them; a sentence among them is translated, too.
+        values: what is filled in for them; a sentence among them is translated, too, and a number is written as the
+            language writes it, a fraction with the digits that it has: round it before.
     """
 
     text: str
@@ -38,17 +56,56 @@ class Sentence(str):
         made.text, made.values = text, values
         return made
 
+    @classmethod
+    def of_parts(cls, separator: str, parts: Iterable[str]) -> Sentence:
+        """Return sentences and other texts one after another, each to be told in the reader's language."""
+        named = {f"part{number}": part for number, part in enumerate(parts)}
+        return cls(separator.join(f"{{{name}}}" for name in named), **named)
+
     def within(self, language: str) -> str:
         """Return the text in a language."""
-        values = {name: told(value, language) if isinstance(value, str) else value for name, value in
+        values = {name: _in_language(value, language) for name, value in self.values.items()}
+        translated = catalogue(language).get(self.text, self.text)
+        return translated.format(**values) if values else translated
+
+    def as_record(self) -> dict[str, Any]:
+        """Return what JSON holds of it, to be told again by `from_record`."""
+        values = {name: value.as_record() if isinstance(value, Sentence) else value for name, value in
                   self.values.items()}  # fmt: skip
-        spoken = catalogue(language).get(self.text, self.text)
-        return spoken.format(**values) if values else spoken
+        return {"text": self.text, "values": values}
+
+
+def from_record(record: Any) -> Sentence | None:
+    """Return a sentence that was recorded by `as_record`; None if that is damaged, or of another version."""
+    if not isinstance(record, dict) or not isinstance(record.get("text"), str):
+        return None
+    values = record.get("values")
+    try:
+        return Sentence(record["text"], **{name: from_record(value) if isinstance(value, dict) else value
+                                           for name, value in (values or {}).items()})  # fmt: skip
+    except (AttributeError, LookupError, TypeError, ValueError):
+        return None
+
+
+def _in_language(value: Any, language: str) -> Any:
+    if isinstance(value, str):
+        return numeral(value, language) if _GROUPED.fullmatch(value) else told(value, language)
+    if language not in SIGNS or isinstance(value, bool) or not isinstance(value, (int, float)):
+        return value
+    return numeral(f"{value:,}", language)
+
+
+_GROUPED = re.compile(r"\d{1,3}(,\d{3})+")  # a number as English writes it, which cannot be anything else
 
 
 def told(text: str, language: str) -> str:
     """Return a sentence in a language, and any other text as it is."""
     return text.within(language) if isinstance(text, Sentence) else text
+
+
+def spoken(text: str) -> str:
+    """Return a sentence in the reader's language, and any other text as it is."""
+    return told(text, find_language())
 
 
 @functools.cache

@@ -14,15 +14,15 @@ def test_browsing_puts_what_is_chosen_in_the_place_of_what_was_typed(browser, tm
     flags = ["--model", tiny_model, "--data", rows, "--runs-dir", tmp_path / "runs"]
     with Server(tmp_path / "server.log", *flags) as server, opened(browser, server.address) as page:
         unfold(page, "Data")
-        listed = page.get_by_label("Files and folders to train on, one a line", exact=True)
+        listed = page.get_by_label("Files and folders, one per line", exact=True)
         expect(card(page, "Rejected").locator("dd")).to_have_text("2")
         expect(page.get_by_text(f"{rows}:13")).to_be_visible()  # with its reason, where it was found
-        page.locator("summary", has_text="Browse this machine").click()
+        page.locator("summary", has_text="Browse files…").click()
         page.get_by_role("row", name="data", exact=True).get_by_role("gridcell").first.click()
         expect(listed).to_have_value("data")
         expect(card(page, "Rejected").locator("dd")).to_have_text("0")
         expect(card(page, "Documents").locator("dd")).not_to_have_text("0")
-        fill(page, "Files and folders to train on, one a line", "no/such/folder")
+        fill(page, "Files and folders, one per line", "no/such/folder")
         expect(page.locator(".q-danger", has_text="no/such/folder: no such file or directory")).to_have_count(1)
 
 
@@ -36,7 +36,7 @@ def test_rows_that_are_cut_and_rows_that_cannot_be_trained_are_seen_in_their_tok
         page.locator("summary", has_text="As tokens").click()
         expect(page.locator(".q-tokens .q-cut")).to_contain_text("l")
         assert "end of text" not in page.locator(".q-tokens .q-trained").inner_text()
-        page.get_by_label("Which", exact=True).select_option("Only those that cannot be trained")
+        page.get_by_label("Which", exact=True).select_option("Only unusable")
         expect(page.get_by_text("the prompt fills").first).to_be_visible()
 
 

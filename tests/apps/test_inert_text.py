@@ -54,7 +54,7 @@ def test_on_the_page_that_trains(browser, hostile, tmp_path):
     rows = rows.rename(tmp_path / "<b id=owned>rows.jsonl")
     flags = ["--model", hostile.environment()["model"]["path"], "--data", rows, "--runs-dir", hostile.path.parent]
     with Server(tmp_path / "server.log", *flags) as server, opened(browser, server.address) as page:
-        page.get_by_label("Run shown").select_option("hostile")
+        page.get_by_label("Show run").select_option("hostile")
         expect(page.locator(".q-state strong")).to_have_text("failed")
         fill(page, "Search their text", "owned")
         expect(page.locator(".q-tokens")).to_be_visible()

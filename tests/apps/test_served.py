@@ -46,5 +46,5 @@ def test_a_page_to_look_at_starts_nothing(browser, trained, tmp_path):
     ):
         expect(card(page, "Step").locator("dd")).to_contain_text("/")
         expect(page.get_by_text("nothing on it starts or ends training")).to_be_visible()
-        for name in ("Start", "Go on", "Pause", "Stop", "Export", "Ask", "Measure the device", "Fetch it"):
+        for name in ("Start", "Go on", "Pause", "Stop", "Export", "Ask", "Run hardware check", "Fetch it"):
             expect(button(page, name)).to_have_count(0)

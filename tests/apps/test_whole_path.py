@@ -21,9 +21,9 @@ def flags(tmp_path: Path) -> list[str | Path]:
 
 def test_from_the_data_to_an_answer(browser, flags, tmp_path):
     with Server(tmp_path / "server.log", *flags) as server, opened(browser, server.address) as page:
-        fill(page, "Files and folders to train on, one a line", "")
+        fill(page, "Files and folders, one per line", "")
         expect(page.get_by_text("Nothing chosen yet")).to_be_visible()
-        fill(page, "Files and folders to train on, one a line", "data/sample/club")
+        fill(page, "Files and folders, one per line", "data/sample/club")
         expect(page.get_by_text("74 rows to train")).to_be_visible()
         look_at_tokens(page)
         press(page, "Start")
@@ -46,7 +46,7 @@ def test_from_the_data_to_an_answer(browser, flags, tmp_path):
         press(page, "Go on")
         state(page, "completed")
         expect(card(page, "Step").locator("dd")).to_have_text("20 / 20")
-        expect(card(page, "Recall, trained phrasings")).to_be_visible()
+        expect(card(page, "Facts recalled, trained wording")).to_be_visible()
         expect(page.get_by_text("INTEGRATION.md")).to_be_visible()
         ask_both(page)
         assert not loads_mlx(server.process.pid)
@@ -72,7 +72,7 @@ def ask_both(page) -> None:
     expect(page.locator(".q-answer")).to_have_count(2)
     expect(page.locator(".q-answer.q-tuned .q-small")).to_contain_text("tokens/s")
     expect(page.locator(".q-answer:not(.q-tuned) .q-small")).to_contain_text("tokens/s")
-    press(page, "Put the model away")
+    press(page, "Unload model")
     expect(page.get_by_text("No model is loaded; no memory is held.")).to_be_visible()
 
 

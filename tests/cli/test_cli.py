@@ -221,9 +221,11 @@ def test_runs_are_compared(place, tiny_model, qlora, tmp_path):
     assert qlora(*arguments).status == 0
     done = qlora("compare", runs / "club", "plain")
     assert done.status == 0
-    lines = {line[:18].strip(): line[18:].split("  ") for line in done.out.splitlines()}
+    lines = {line[:20].strip(): line[20:].split("  ") for line in done.out.splitlines()}
     assert [cell.strip() for cell in lines["Kind"] if cell.strip()] == ["QLoRA, 4 bits", "LoRA, unquantised"]
-    assert {"Best val loss", "Tokens/s", "Peak, arrays", "Base in memory", "quantize"} <= set(lines)
+    assert {"Best validation loss", "Speed, tokens/s", "Peak memory, arrays", "Base in memory", "quantize"} <= set(
+        lines
+    )
     done = qlora("compare", runs / "club", cwd=place)
     assert (done.status, done.out) == (1, "")
     assert "wanted two or more" in done.err

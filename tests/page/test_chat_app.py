@@ -177,7 +177,7 @@ def test_training_holds_the_memory(asker, trained, tmp_path):
         assert (now.training, now.talk.state) == (trained.name, "absent")
         asker.submit(trained, dict(FORM), SETTINGS)
         assert asker.look().talk.state == "absent"
-        assert "Training holds the memory" in page.asking.side_by_side(asker.look()).text
+        assert "Training is using the memory" in page.asking.side_by_side(asker.look()).text
     finally:
         lock.release()
 
@@ -226,6 +226,6 @@ def test_where_there_is_no_run(tmp_path):
 
 def test_memory_is_told_before(trained, tiny_model: Path):
     tracker = TrainingTracker(trained.path.parent)
-    assert "GB are available now" in page.asking.memory_before(tracker, trained.name, None).text
+    assert "GB are free now" in page.asking.memory_before(tracker, trained.name, None).text
     alone = page.asking.memory_before(tracker, page.asking.BASE_ONLY, str(tiny_model)).text
     assert "tiny-llama" in alone

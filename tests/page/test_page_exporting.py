@@ -93,6 +93,6 @@ def test_an_export_under_way_says_what_it_does_and_how_long_that_takes(run, monk
     monkeypatch.setattr(exporting._desk, "run", run.path.absolute())
     monkeypatch.setattr(exporting._desk, "kind", "fused")
     text = exporting.result(exporting.look(run), "fused").text
-    assert "A exportar: Um só modelo." in text
+    assert "A exportar «Um só modelo»" in text
     assert "70 / 210" in text
     assert "faltam cerca de 20 s" in text

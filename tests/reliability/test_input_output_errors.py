@@ -250,7 +250,7 @@ def test_a_disk_that_will_be_full_is_told_in_the_beginning(half, tmp_path, monke
     adapters = sum(value.nbytes for value in load_file(path).values())
     monkeypatch.setattr(saving.shutil, "disk_usage", lambda _: SimpleNamespace(free=7 * adapters - short))
     train(run)
-    found = [message for message in events(run, "warning", "message") if "bytes wanted for what the run" in message]
+    found = [message for message in events(run, "warning", "message") if "MB wanted for what the run" in message]
     assert len(found) == short
 
 

@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from qlora_core import translations
 from qlora_core.config import from_flat, to_json
 from qlora_core.reports import charts
 from qlora_core.runs.metrics import STEP_FIELDS
@@ -186,7 +187,7 @@ def test_curves_of_a_trained_run(trained, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {svg.name, png.name} == {"curves.svg", "curves.png"}
     words = texts(svg)
     best = trained.summary()["best_val_loss"]
-    for wanted in ("trained", "Loss", "nats a token", "Learning rate", "Speed", "tokens a second", "Memory", "GB"):
+    for wanted in ("trained", "Loss", "nats/token", "Learning rate", "Speed", "tokens/s", "Memory", "GB"):
         assert wanted in words
     assert f"best {best:.4f}" in words
     content = svg.read_text(encoding="utf-8")
@@ -197,6 +198,14 @@ def test_curves_of_a_trained_run(trained, tmp_path):
     width, height = struct.unpack(">II", head[16:])
     assert head.startswith(b"\x89PNG")
     assert width > 1500 < 2 * height
+
+
+def test_axes_write_numbers_as_the_reader_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(translations, "find_language", lambda: "pt")
+    words = texts(charts.save_curves(write_run(tmp_path / "run", 3_000, {9: 0.25, 3_000: 1.5}), tmp_path)[0])
+    assert {"1\u00a0000", "passo do otimizador"} <= set(words)
+    assert "melhor: 0,2500" in words
+    assert [word for word in words if re.search(r"\d\.\d", word)] == []
 
 
 def test_smoothed_from_many_steps_on(tmp_path):

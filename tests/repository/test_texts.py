@@ -20,6 +20,8 @@ from qlora_core.config import settings
 from qlora_core.exports.formats import FORMATS
 from qlora_core.page.forms import words
 from qlora_core.page.language import choose
+from qlora_core.page.reasons import REASONS
+from qlora_core.page.setting_names import EMPTY, VALUES
 from qlora_core.page.steps import STEPS
 from qlora_core.reports import console
 from qlora_core.reports.comparison import MEASURES, OTHER_DATA, OTHER_QUESTIONS, OTHER_TOKENS
@@ -60,6 +62,7 @@ def spoken() -> set[str]:
     found = {argument.value for _, argument in arguments() if isinstance(argument, ast.Constant)}
     for setting in settings():
         found |= {words(setting.name), setting.help, setting.unit}
+    found |= {chosen for _, chosen in EMPTY.values()} | set(VALUES.values()) | set(REASONS)
     for preset in PRESETS.values():
         found |= {preset.machine, *(c.why for part in (preset.large, preset.small) for c in part.values())}
     found |= {*typing.get_args(State), "new"}
@@ -101,7 +104,9 @@ def test_every_text_is_a_literal():
     allowed = {"setting.help", "setting.unit", "words(setting.name)", "words(name)", "words(a.setting)",
                "words(setting)", "STEPS[name]", "heading",
                "preset.machine", "choice.why", "run.state", "found['state']", "row['state']",
-               "row.label", "form.title", "form.purpose", "words", "title", "text", "name"}  # fmt: skip
+               "row.label", "form.title", "form.purpose", "words", "title", "text", "name", "STAGES[stage]",
+               "PARTS[part]", "run['state']", "VALUES[value]", "EMPTY[name][1]", "choice", "NAMES[name]", "part",
+               "reason"}  # fmt: skip
     odd = {
         place: ast.unparse(argument)
         for place, argument in arguments()

@@ -1,5 +1,7 @@
 """Runs are renamed, annotated and deleted; one that is trained, or that holds a link, is left alone."""
 
+import os
+
 import pytest
 
 from qlora_core.cli import main
@@ -94,3 +96,22 @@ def test_the_command_asks_before_it_deletes(run, capsys):
     assert "Freed bytes" in capsys.readouterr().out
     assert main([*given, "--delete", "two", "--yes"]) == 1
     assert "two" in capsys.readouterr().err
+
+
+def test_a_place_that_may_not_be_written_is_told_while_planning(plan, tmp_path, monkeypatch):
+    access = os.access  # whoever runs the tests may write everywhere
+    monkeypatch.setattr(os, "access", lambda path, how: how != os.W_OK | os.X_OK and access(path, how))
+    with pytest.raises(RunError, match=r"cannot hold runs: .* may not be written. Name another directory"):
+        plan(run="new")
+
+
+def test_a_place_without_directories_of_ones_own_is_told_when_the_run_is_made(plan, monkeypatch):
+    from qlora_core.runs import plan as planning
+
+    def refuse(path):
+        raise FileNotFoundError(2, "No such file or directory", str(path))
+
+    home, planned = plan(run="new")
+    monkeypatch.setattr(planning, "make_directory", refuse)
+    with pytest.raises(RunError, match=r"cannot hold runs: No such file or directory. Name another directory"):
+        home.create(planned)

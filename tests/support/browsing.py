@@ -98,22 +98,21 @@ def answers(url: str) -> bool:
 @contextlib.contextmanager
 def opened(browser: Browser, address: str, **context: Any) -> Iterator[Page]:
     """A page; its console must stay free of errors, it may ask nobody but the server, and show no traceback."""
-    made = browser.new_context(**{"viewport": {"width": 1280, "height": 1000}, "locale": "en-GB", **context})
-    page = made.new_page()
-    page.set_default_timeout(PATIENCE)
-    outside, errors = [], []
-    origin = address.partition("/?")[0]
-    own = (origin, origin.replace("http", "ws"), "data:", "blob:")
-    page.on("request", lambda request: request.url.startswith(own) or outside.append(request.url))
-    page.on("console", lambda message: message.type == "error" and errors.append(message.text))
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(address)
-    page.get_by_role("heading", level=1).wait_for()
-    yield page
-    assert no_error_on(page)
-    assert page.locator("#owned").count() == 0  # text from data, names and models is text
-    assert page.title() != "owned"
-    made.close()
+    with browser.new_context(**{"viewport": {"width": 1280, "height": 1000}, "locale": "en-GB", **context}) as made:
+        page = made.new_page()
+        page.set_default_timeout(PATIENCE)
+        outside, errors = [], []
+        origin = address.partition("/?")[0]
+        own = (origin, origin.replace("http", "ws"), "data:", "blob:")
+        page.on("request", lambda request: request.url.startswith(own) or outside.append(request.url))
+        page.on("console", lambda message: message.type == "error" and errors.append(message.text))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(address)
+        page.get_by_role("heading", level=1).wait_for()
+        yield page
+        assert no_error_on(page)
+        assert page.locator("#owned").count() == 0  # text from data, names and models is text
+        assert page.title() != "owned"
     assert (outside, errors) == ([], [])
 
 

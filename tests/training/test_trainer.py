@@ -364,6 +364,54 @@ def test_a_pause_is_heard_while_it_answers(create: Create, stage: str) -> None:
     assert cut.evaluation() is not None
 
 
+@pytest.mark.parametrize("stage", ["validation", "samples", "evaluation"])
+def test_what_is_skipped_is_left_out_and_training_goes_on(create: Create, stage: str) -> None:
+    run, asked = create(max_answer_tokens=4, batch_size=1, grad_accumulation_steps=4), list[str]()
+
+    def skip(event: dict[str, Any]) -> None:
+        if event["type"] == "working" and event["stage"] == stage and not asked:
+            asked.append(stage)
+            run.request("skip")
+
+    assert train(run, skip).state == run.state == "completed"
+    assert [event["stage"] for event in events(run, "skipped")] == [stage]
+    assert run.control() == "run"  # it was for one thing
+    assert len(events(run, "eval")) == (1 if stage == "validation" else 2)
+    assert len(events(run, "samples")) == (2 if stage == "samples" else 3)
+    assert (run.evaluation() is None) == (stage == "evaluation")
+    assert ("skipped" in run.status()["message"]) == (stage == "evaluation")
+    assert run.summary()["steps"] == run.status()["total_steps"]
+
+
+def test_stop_in_the_final_test_skips_it_and_an_earlier_one_does_not(create: Create) -> None:
+    late, early = create("late", max_answer_tokens=4), create("early", max_answer_tokens=4)
+
+    def stop(event: dict[str, Any]) -> None:
+        if event["type"] == "working" and event["stage"] == "evaluation":
+            late.request("stop")
+
+    assert train(late, stop).state == "completed"
+    assert late.evaluation() is None
+    last = early.config().train.total_steps(len(early.train_rows()))
+    assert train(early, at_step(last, lambda: early.request("stop"))).state == "completed"
+    assert early.evaluation() is not None
+
+
+def test_ctrl_c_in_the_test_of_a_stopped_run_skips_it(create: Create) -> None:
+    run, asked = create(max_answer_tokens=4), list[str]()
+
+    def interrupt(event: dict[str, Any]) -> None:
+        if event["type"] == "step" and event["step"] == 2:
+            run.request("stop")
+        if event["type"] == "working" and event["stage"] == "evaluation" and not asked:
+            asked.append("once")
+            signal.raise_signal(signal.SIGINT)
+
+    assert train(run, interrupt).state == run.state == "stopped"
+    assert run.evaluation() is None
+    assert run.final.is_dir()
+
+
 @pytest.mark.parametrize("step", [1, 4, 5])
 def test_killed_between_checkpoints_it_goes_on_from_the_last(
     create: Create, uninterrupted: Callable[[str], Run], step: int

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..config import DataConfig
+from ..translations import Sentence
 from .copies import OVERLAP, RUN, find_copies, overlap, runs_of
 from .decisions import COPY, Decisions, choice
 from .duplicates import PATTERN, alike, components, members, near_duplicates, shared_across
@@ -349,7 +350,7 @@ def _remedy(rows: Table, here: np.ndarray, count: int, config: DataConfig) -> st
     groups = np.where(rows.groups[here] > 0, rows.groups[here], rows.digests[here, 0])
     sizes = np.unique(groups, return_counts=True)[1]
     if config.val_rows:
-        return "--val-rows 0 --val-fraction 0.05 takes a row of every large source at least"
+        return Sentence("--val-rows 0 --val-fraction 0.05 takes a row of every large source at least")
     alone = "--no-keep-documents" if (sizes <= count / 2).sum() == 0 else ""
     larger = f"--val-fraction {min(0.5, np.ceil(100 / count + 1) / 100):g}" if count * config.val_fraction < 1 else ""
     return f"{alone} {larger}".strip()

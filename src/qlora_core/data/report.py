@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import DataConfig
+from ..translations import Sentence, from_record
 from .columns import ANSWERED, MASKS, judges
 from .records import Findings, Rejected
 
@@ -156,6 +157,9 @@ class DataReport:
             if isinstance(mine, Findings) and isinstance(value, dict):
                 value = Findings(value["count"], [Rejected(**listed) for listed in value["listed"]])
             setattr(report, name, Counter(value) if isinstance(mine, Counter) else value)
+        said = [from_record(record) for record in saved.get("warnings_said") or ()]
+        if said == report.warnings:  # as they are in English: to be told in any language
+            report.warnings = said
         return report
 
     def write(self, path: Path) -> None:
@@ -169,7 +173,8 @@ class DataReport:
             for name, value in vars(self).items()
         }
         del plain["unused_longer"]
-        return {**plain, "unused": [asdict(column) for column in self.unused_columns]}
+        said = [warning.as_record() for warning in self.warnings if isinstance(warning, Sentence)]
+        return {**plain, "unused": [asdict(column) for column in self.unused_columns], "warnings_said": said}
 
     @property
     def unused_columns(self) -> list[Unused]:
@@ -205,107 +210,129 @@ class DataReport:
     def _of_content(self) -> Iterator[str]:
         total = self.train + self.validation
         if leaking := self.leakage.get("equal", 0) + self.leakage.get("nearly_equal", 0):
-            yield (
-                f"{leaking} of {self.validation} validation rows say what a training row says: the loss on them "
-                "flatters. Take them out of your validation file, or let the split be made here."
-            )
+            yield Sentence(
+                "{count} of {all} validation rows say what a training row says: the loss on them flatters. Take them "
+                "out of your validation file, or let the split be made here.", count=leaking, all=self.validation,
+            )  # fmt: skip
         if self.personal_data.count:
-            yield (
-                f"Rows that seem to hold an e-mail address or a telephone number: {self.personal_data.count}. "
-                "The model may repeat them; `personal_data` in the report lists them."
-            )
+            yield Sentence(
+                "Rows that seem to hold an e-mail address or a telephone number: {count}. The model may repeat them; "
+                "`personal_data` in the report lists them.", count=self.personal_data.count,
+            )  # fmt: skip
         if lost := self.mended["lost characters"]:
-            yield (
-                f"Texts with the sign U+FFFD, where characters were lost before the file was written: {lost}. "
-                "Export them again, as UTF-8."
-            )
+            yield Sentence(
+                "Texts with the sign U+FFFD, where characters were lost before the file was written: {count}. Export "
+                "them again, as UTF-8.", count=lost,
+            )  # fmt: skip
         if self.near_duplicates > total / 2:
-            yield (
-                f"{self.near_duplicates} of {total} rows say nearly what another one says, and stay "
-                "on its side of the split. If they only repeat it: --near-duplicates drop."
-            )
+            yield Sentence(
+                "{count} of {all} rows say nearly what another one says, and stay on its side of the split. If they "
+                "only repeat it: --near-duplicates drop.", count=self.near_duplicates, all=total,
+            )  # fmt: skip
 
     def _lost(self) -> list[str]:
         found = []
         if self.unreadable or self.unread:
-            rows = f"{self.unreadable} of {self.read} rows" if self.unreadable else ""
-            parts = f"{self.unread:,} of {self.bytes:,} bytes" if self.unread else ""
+            rows = Sentence("{count} of {all} rows", count=self.unreadable, all=self.read)
+            parts = Sentence("{count} of {all} bytes", count=f"{self.unread:,}", all=f"{self.bytes:,}")
+            both = Sentence("{rows} and {bytes}", rows=rows, bytes=parts)
+            lost = both if self.unreadable and self.unread else rows if self.unreadable else parts
             found.append(
-                f"{' and '.join(filter(None, (rows, parts)))} could not be read; Rejected and Not read say where and "
-                "why. Mend the file, or export it again."
-            )
+                Sentence(
+                    "{lost} could not be read; Rejected and Not read say where and why. Mend the file, or export it "
+                    "again.", lost=lost,
+                )
+            )  # fmt: skip
         if self.test_rows:
             found.append(
-                f"{self.test_rows} rows say that they are for testing, and are neither trained nor validated on. If "
-                "they are not: --no-own-split."
-            )
+                Sentence(
+                    "{count} rows say that they are for testing, and are neither trained nor validated on. If they are "
+                    "not: --no-own-split.", count=self.test_rows,
+                )
+            )  # fmt: skip
         return found
 
     def _left_aside(self, columns: Sequence[str]) -> list[str]:
         """Return warnings about content of the rows that is not trained because it is unused or its author says so."""
         found = []
         if unused := self.unused_columns:
-            names = "; ".join(column.described for column in unused[:MANY])
-            more = f"; and {len(unused) - MANY} more" if len(unused) > MANY else ""
-            remedies = " ".join(dict.fromkeys(column.remedy for column in unused[:MANY]))
-            found.append(f"Columns with content that is used for nothing: {names}{more}. {remedies}")
+            more = [Sentence("and {count} more", count=len(unused) - MANY)] if len(unused) > MANY else []
+            names = Sentence.of_parts("; ", [*(column.described for column in unused[:MANY]), *more])
+            remedies = Sentence.of_parts(" ", dict.fromkeys(column.remedy for column in unused[:MANY]))
+            found.append(
+                Sentence("Columns with content that is used for nothing: {names}. {remedies}", names=names,
+                         remedies=remedies)
+            )  # fmt: skip
         if self.marked.count:
             found.append(
-                f"{self.marked.count} rows are left out since they are marked as not to be trained; Marked says which. "
-                "If one is to be trained: take its mark out."
-            )
+                Sentence(
+                    "{count} rows are left out since they are marked as not to be trained; Marked says which. If one "
+                    "is to be trained: take its mark out.", count=self.marked.count,
+                )
+            )  # fmt: skip
         if self.marks:
             marks = "; ".join(f"{mark} ({count})" for mark, count in self.marks.most_common(MANY))
-            found.append(f"Read, and not trained, as the rows are marked: {marks}.")
-        found += [f"Taken to be so in {rows} rows: {guess}." for guess, rows in self.guesses.items()]
+            found.append(Sentence("Read, and not trained, as the rows are marked: {marks}.", marks=marks))
+        found += [
+            Sentence("Taken to be so in {rows} rows: {guess}.", rows=rows, guess=guess)
+            for guess, rows in self.guesses.items()
+        ]
         missing = [pair for pair in columns if pair.partition("=")[2] not in self.columns]
         if missing and self.read:
-            found.append(f"No row has the column that is named: --columns {' '.join(missing)}. See how it is written.")
+            found.append(
+                Sentence("No row has the column that is named: --columns {names}. See how it is written.",
+                         names=" ".join(missing))
+            )  # fmt: skip
         return found
 
     def _of_guesses(self, config: DataConfig) -> Iterator[str]:
         if self.several_answers and config.several_answers == "keep":
-            yield (
-                f"{_questions(self.questions_with_several)} several different answers, in {self.several_answers} "
-                "rows: the model learns none of them well. `conflicting` in the report lists them; mend them, or "
-                "--several-answers first (or drop)."
-            )
+            yield Sentence(
+                "{questions} several different answers, in {rows} rows: the model learns none of them well. "
+                "`conflicting` in the report lists them; mend them, or --several-answers first (or drop).",
+                questions=_questions(self.questions_with_several), rows=self.several_answers,
+            )  # fmt: skip
         if self.questions_on_both_sides:
-            yield (
-                f"{self.questions_on_both_sides} validation rows ask what is trained with another answer: the loss on "
-                "them says little. Take them out of your validation file, or let the split be made here."
-            )
+            yield Sentence(
+                "{count} validation rows ask what is trained with another answer: the loss on them says little. Take "
+                "them out of your validation file, or let the split be made here.", count=self.questions_on_both_sides,
+            )  # fmt: skip
         if self.copies_left_out:
-            yield (
-                f"{self.copies_left_out} rows are not trained, since a validation row from a copy of their source says "
-                "the same. `doubts` in the report names the copies: keep one of them."
-            )
+            yield Sentence(
+                "{count} rows are not trained, since a validation row from a copy of their source says the same. "
+                "`doubts` in the report names the copies: keep one of them.", count=self.copies_left_out,
+            )  # fmt: skip
         if self.doubts.count:
-            yield f"Guesses that may be wrong: {self.doubts.count}; `doubts` in the report says how each is decided."
+            yield Sentence(
+                "Guesses that may be wrong: {count}; `doubts` in the report says how each is decided.",
+                count=self.doubts.count,
+            )  # fmt: skip
         if config.question and not self.questions and (self.documents or self.joined_lines):
-            reason = next((found.reason for found in self.unasked), "there is no document with a title")
-            yield f"--question asked nothing: {reason}."
+            reason = next((found.reason for found in self.unasked), Sentence("there is no document with a title"))
+            yield Sentence("--question asked nothing: {reason}.", reason=reason)
         if self.answered_passages and config.asked_passages == "keep":
-            yield (
-                f"{self.answered_passages} passages are trained twice, as text and as the answer to a question: "
-                "--asked-passages drop trains the answers alone."
-            )
+            yield Sentence(
+                "{count} passages are trained twice, as text and as the answer to a question: --asked-passages drop "
+                "trains the answers alone.", count=self.answered_passages,
+            )  # fmt: skip
 
     def _of_the_split(self, config: DataConfig) -> Iterator[str]:
         for source, remedy in self.unvalidated.items():
             rows = self.by_source.get(source, [0])[0]
-            yield (
-                f"{source} gives {rows} of {self.train + self.validation} rows, and none of them is validated: the "
-                f"validation loss says nothing of it. {remedy}"
-            )
+            yield Sentence(
+                "{source} gives {rows} of {all} rows, and none of them is validated: the validation loss says nothing "
+                "of it. {remedy}", source=source, rows=rows, all=self.train + self.validation, remedy=remedy,
+            )  # fmt: skip
         if not self.validation and self.train > 1 and not self.own_split:
             if not config.val_fraction and not config.val_rows:
-                remedy = "--val-fraction 0.05 or --val-rows 20."
+                remedy = Sentence("--val-fraction 0.05 or --val-rows 20.")
             elif config.val_from == "replies":
-                remedy = "there is none with a prompt and an answer. --val-from all"
+                remedy = Sentence("there is none with a prompt and an answer. --val-from all")
             else:
-                remedy = "all say nearly the same. Give rows of your own: a file validation.jsonl beside train.jsonl."
-            yield f"No row is held out, so that there is no validation loss: {remedy}"
+                remedy = Sentence(
+                    "all say nearly the same. Give rows of your own: a file validation.jsonl beside train.jsonl."
+                )
+            yield Sentence("No row is held out, so that there is no validation loss: {remedy}", remedy=remedy)
 
 
 @dataclass(frozen=True)
@@ -332,8 +359,12 @@ class Unused:
     def described(self) -> str:
         """Describe name, share and length in words."""
         share = f"{self.share:.0%}" if self.share >= 0.01 else f"{self.rows}"
-        longer = f", longer than the {'text' if self.beside == 'text' else 'prompt'}" if self.longer_than_prompt else ""
-        return f"`{self.column}` (in {share} of the rows{longer})"
+        told = {"column": f"`{self.column}`", "share": share}
+        if not self.longer_than_prompt:
+            return Sentence("{column} (in {share} of the rows)", **told)
+        if self.beside == "text":
+            return Sentence("{column} (in {share} of the rows, longer than the text)", **told)
+        return Sentence("{column} (in {share} of the rows, longer than the prompt)", **told)
 
     @property
     def choice(self) -> tuple[str, str] | None:
@@ -349,23 +380,25 @@ class Unused:
     def remedy(self) -> str:
         """Return what to do if it belongs to the row."""
         if self.column.strip().casefold() in MASKS:
-            return (
-                f"`{self.column}` has not one mark for each turn, and marks of tokens belong to the tokenizer that "
-                'made them. Mark turns: {"role": "assistant", "content": "…", "train": false}.'
-            )
+            example = '{"role": "assistant", "content": "…", "train": false}'
+            return Sentence(
+                "{column} has not one mark for each turn, and marks of tokens belong to the tokenizer that made them. "
+                "Mark turns: {example}.", column=f"`{self.column}`", example=example,
+            )  # fmt: skip
         if "[" in self.column or (self.beside == "messages" and not judges(self.column)):
-            return "What belongs to a conversation must stand in the content of one of its turns."
+            return Sentence("What belongs to a conversation must stand in the content of one of its turns.")
         if judges(self.column):
-            return f"Rows that `{self.column}` calls bad are trained: take them out."
+            return Sentence("Rows that {column} calls bad are trained: take them out.", column=f"`{self.column}`")
         if self.column.strip().casefold() in ANSWERED:
-            return f"If that is the answer: --columns completion={self.column}."
+            return Sentence("If that is the answer: --columns completion={column}.", column=self.column)
         if self.beside == "text":
-            return f"If that is a question that the text answers: --columns prompt={self.column} completion=text."
-        return f"If the answer needs it: --columns context={self.column}."
+            return Sentence("If that is a question that the text answers: --columns prompt={column} completion=text.",
+                            column=self.column)  # fmt: skip
+        return Sentence("If the answer needs it: --columns context={column}.", column=self.column)
 
 
 def _questions(count: int) -> str:
-    return f"{count} question has" if count == 1 else f"{count} questions have"
+    return Sentence("1 question has") if count == 1 else Sentence("{count} questions have", count=count)
 
 
 def _counted(unused: Any) -> dict[str, Counter[str]]:

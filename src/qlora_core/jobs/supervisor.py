@@ -115,7 +115,7 @@ def _look_after(writer: RunWriter, device: DeviceLock, reporter: TrainingReporte
                 sys.stderr.write(f"error: {problem}\n")
                 return ERROR
             words = _prepare_another(run, deaths[-1], f"Restart {len(deaths)} of {most}")
-            own.log("warning", step=step, message=words)
+            own.log("warning", step=step, kind="restart", message=words)
             own.set_status("preparing", message=words)
 
 

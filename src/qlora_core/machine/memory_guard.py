@@ -11,6 +11,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Literal
 
+from ..translations import Sentence
 from .memory import GB, MemorySample
 
 SHORT = 2.0  # memory is short below this many times the limit
@@ -116,18 +117,18 @@ class MemoryGuard:
     def _describe(self, sample: MemorySample) -> str:
         first = self._first or sample
         left, before = sample.available / GB, first.available / GB
-        words = f"memory is short: {left:.1f} GB available, {before:.1f} at the first step"
+        known = {"left": round(left, 1), "before": round(before, 1)}
         lost = first.available - sample.available
         own = max(sample.process - first.process, sample.active - first.active)
         if self._swap_growth:
-            words += f"; {sum(self._swap_growth) / GB:.1f} GB were moved to the disk lately"
+            why = Sentence("{moved} GB were moved to the disk lately", moved=round(sum(self._swap_growth) / GB, 1))
         elif lost <= 0:
-            words += "; the system says that it is"
+            why = Sentence("the system says that it is")
         elif own >= lost / 2:
-            words += f"; this process grew by {own / GB:.1f} GB"
+            why = Sentence("this process grew by {grown} GB", grown=round(own / GB, 1))
         else:
-            words += "; other programs took it"
-        return words
+            why = Sentence("other programs took it")
+        return Sentence("memory is short: {left} GB available, {before} at the first step; {why}", why=why, **known)
 
 
 # Gradients ------------------------------------------------------------------------------------------------------

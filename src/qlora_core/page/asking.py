@@ -15,7 +15,8 @@ import marimo as mo
 from markupsafe import Markup
 
 from ..jobs.chat_client import Answer, Talk, Talker, needed_bytes
-from ..machine.memory import GB, available_bytes
+from ..machine.memory import available_bytes
+from ..reports.in_language import number, size
 from ..runs.plan import TrainingTracker
 from ..runs.run import SAMPLES, Run, iterate_states
 from ..translations import say
@@ -231,7 +232,7 @@ class Asker:
 
 def training_holds_the_memory() -> str:
     """Return why nothing can be asked now."""
-    return say("Training holds the memory; answers can be asked for when it is paused or has ended.")
+    return say("Training is using the memory: pause it to ask.")
 
 
 # Elements -------------------------------------------------------------------------------------------------------
@@ -247,7 +248,7 @@ def controls(phase: tuple[bool, bool, str]) -> tuple[Any, Any]:
     answering, loaded, _ = phase
     stop = mo.ui.run_button(label=say("Stop answering"), disabled=not answering, keyboard_shortcut="Escape")
     away = mo.ui.run_button(
-        label=say("Put the model away"), disabled=not loaded, tooltip=say("Frees the memory that it takes")
+        label=say("Unload model"), disabled=not loaded, tooltip=say("Frees the memory that it takes")
     )
     return stop, away
 
@@ -324,8 +325,8 @@ def state_line(now: Conversation) -> str:
         return say("{name} is being loaded …", name=now.about)
     if talk.state in ("ready", "answering"):
         return say(
-            "{name} is loaded and takes {size} GB; they are freed a minute and a half after this page is left.",
-            name=now.about, size=f"{talk.memory / GB:.1f}",
+            "{name} is loaded and takes {size}; they are freed a minute and a half after this page is left.",
+            name=now.about, size=size(talk.memory),
         )  # fmt: skip
     if talk.state == "ended":
         return say("{reason} The next question starts another.", reason=talk.reason)
@@ -343,7 +344,7 @@ def _answer(answer: Answer, talk: Talk) -> Markup:
         rate = answer.tokens / answer.seconds if answer.seconds else 0.0
         remark = say(
             "{tokens} tokens in {seconds} s, {rate} tokens/s",
-            tokens=answer.tokens, seconds=f"{answer.seconds:.1f}", rate=f"{rate:.1f}",
+            tokens=answer.tokens, seconds=number(answer.seconds, ".1f"), rate=number(rate, ".1f"),
         )  # fmt: skip
     elif answer.text:
         remark = say("{tokens} tokens so far …", tokens=answer.tokens)
@@ -392,7 +393,7 @@ def _progress(answers: Sequence[Mapping[str, Any]]) -> Markup:
     """Return steps and answers of one question in a scrolling box, newest first."""
     row = '<tr><th scope="row">{}</th><td>{}</td></tr>'
     wanted = str(answers[0].get("reference") or "")
-    rows = [put(row, say("Wanted"), _lines(wanted))] if wanted else []
+    rows = [put(row, say("Expected"), _lines(wanted))] if wanted else []
     for sample in answers:
         step = say("Step {step}", step=sample["step"]) if sample["step"] else say("Before training")
         rows.append(put(row, step, _lines(str(sample.get("answer") or "–"))))
@@ -465,13 +466,13 @@ def memory_before(tracker: TrainingTracker, choice: str | None, model: str | Non
     from ..models.base_models import find_base
 
     if not choice:
-        return empty(say("Choose whom to talk to."))
+        return empty(say("Choose a model."))
     spec = find_base(BaseConfig(model=model or "")) if choice == BASE_ONLY else tracker.find(choice).base()
     available = available_bytes()
     needed = needed_bytes(spec, available)
     text = say(
-        "{name} will take about {needed} GB while it is loaded; {available} GB are available now.",
-        name=spec.name, needed=f"{needed / GB:.1f}", available=f"{available / GB:.1f}",
+        "{name} will take about {needed} while it is loaded; {free} are free now.",
+        name=spec.name, needed=size(needed), free=size(available),
     )  # fmt: skip
     return small(text) if needed < available else note(text, "warn")
 

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import marimo as mo
 
-from ..machine.memory import available_bytes
-from ..reports.plain_text import size
+from ..reports.in_language import number
 from ..translations import say
 from .look import joined, put, shown
-from .training import about, seconds_left, state_words
+from .training import stage_words, state_words, time_left
 from .watching import Snapshot
 
 
 def line(snapshot: Snapshot) -> mo.Html:
-    """Return one line about a run, with a bar for the steps done."""
+    """Return one line about a run, with a thread that grows with the steps done."""
     if snapshot.run is None or snapshot.state == "new":
-        return shown(put('<p class="q-line">{}</p>', say("Nothing trained yet with these settings.")))
-    total = int(snapshot.status.get("total_steps", 0))
-    done, loss, left = min(snapshot.step, total), snapshot.last("train_loss"), seconds_left(snapshot)
+        return shown(put('<p class="q-line">{}</p>', say("Not trained yet with these settings.")))
+    total, loss = int(snapshot.status.get("total_steps", 0)), snapshot.last("train_loss")
+    done = min(snapshot.step, total)
     word, tone = state_words(snapshot)
+    left = time_left(snapshot)
     facts = [
-        say("step {done} of {total}", done=f"{done:,}", total=f"{total:,}") if total else "",
-        say("loss {loss}", loss=f"{loss:.3f}") if loss is not None else "",
-        say("{time} left", time=about(left)) if left and snapshot.alive else "",
-        say("{size} free", size=size(available_bytes())) if snapshot.alive else "",
+        stage_words(snapshot),
+        say("step {done} of {total}", done=number(done), total=number(total)) if total else "",
+        say("loss {loss}", loss=number(loss, ".3f")) if loss is not None else "",
+        say("{time} left", time=left) if left else "",
     ]
     dot = put('<span class="q-dot q-tone-{}{}" aria-hidden="true"></span>', tone, " q-live" if snapshot.alive else "")
     name = put('<strong>{}</strong> <span class="q-run-state">{}</span>', snapshot.run.name, word)

@@ -13,10 +13,10 @@ import marimo as mo
 from markupsafe import Markup
 
 from ..reports.charts import Chart, for_page, smooth, smoothing, thin
-from ..reports.comparison import Comparison, compare, setting_text
+from ..reports.comparison import Comparison, compare
 from ..runs.plan import TrainingTracker
 from ..translations import say
-from .forms import words
+from .forms import value_words, words
 from .look import empty, fact_table, folded, html_of, joined, note, put, row_table, shown, small
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#a8a100", "#7f7f7f")
@@ -50,7 +50,7 @@ def run_choice(tracker: TrainingTracker, asked: Sequence[str] = (), *, ended: bo
 def axis_choice() -> mo.ui.radio:
     """Return the choice of the curves' horizontal axis."""
     options = {say("steps"): "step", say("tokens seen"): "tokens", say("training time"): "seconds"}
-    return mo.ui.radio(options, value=say("steps"), inline=True, label=say("Drawn over"))
+    return mo.ui.radio(options, value=say("steps"), inline=True, label=say("X axis"))
 
 
 def compared(tracker: TrainingTracker, names: Sequence[str]) -> Comparison:
@@ -67,7 +67,7 @@ def nothing_chosen(tracker: TrainingTracker, found: Comparison) -> mo.Html | Non
     if not tracker.runs():
         return empty(say("No runs yet in {place}. Train one first, then come back.", place=str(tracker.runs_dir)))
     if len(found.runs) < 2:
-        return empty(say("Choose two runs or more. To have another one, train again with one setting changed."))
+        return empty(say("Choose two runs or more. Train again with one setting changed to get a second run."))
     return None
 
 
@@ -131,7 +131,7 @@ def _specification(axis: str, title: str, unit: str, names: tuple[str, ...], dot
 
 def _overlay(axis: str, names: tuple[str, ...], kind: str) -> dict[str, Any]:
     titles = {"step": say("step"), "tokens": say("tokens seen"), "seconds": say("minutes of training")}
-    return _specification(axis, titles[axis], say("loss (nats a token)"), names, kind == "validation")
+    return _specification(axis, titles[axis], say("loss (nats/token)"), names, kind == "validation")
 
 
 # Tables ---------------------------------------------------------------------------------------------------------
@@ -160,11 +160,14 @@ def settings(found: Comparison) -> mo.Html | None:
         return None
     names = _names(found)
     rows = [
-        {say("Setting"): say(words(setting)), **dict(zip(names, map(setting_text, values), strict=True))}
+        {
+            say("Setting"): say(words(setting)),
+            **dict(zip(names, (value_words(setting, value) for value in values), strict=True)),
+        }
         for setting, values in found.settings.items()
     ]
     table = row_table(rows) if rows else small(say("All settings are the same."))
-    same = {say(words(setting)): setting_text(value) for setting, value in found.same.items()}
+    same = {say(words(setting)): value_words(setting, value) for setting, value in found.same.items()}
     return mo.vstack([table, folded(say("{count} settings that are the same", count=len(same)), fact_table(same))])
 
 
@@ -173,7 +176,7 @@ def samples(found: Comparison) -> mo.Html | None:
     if not found.runs:
         return None
     if not found.samples:
-        return empty(say("Answers stand here once all of these runs ended and were asked the same questions."))
+        return empty(say("Answers appear when all selected runs have finished and were asked the same questions."))
     names, some = _names(found), thin(found.samples, SHOWN_SAMPLES)
     parts = [_sample(sample, names) for sample in some]
     if len(some) == len(found.samples):

@@ -13,7 +13,9 @@ from markupsafe import Markup
 
 from ..config import RunConfig, from_flat
 from ..data import DataReport, PreparedData, Rejected, flag
+from ..reports.in_language import number
 from ..translations import say
+from . import reasons
 from .look import folded, put, row_table, shown, small
 
 Choice = tuple[str, str]
@@ -80,9 +82,9 @@ def buttons(prepared: PreparedData, choose: Callable[[Change], Any], show: Calla
     for place, found in enumerate(guesses(prepared.report)[:SHOWN]):
         if found.where:  # a column stands in many rows
             elements[f"show {place}"] = mo.ui.button(label=say("Show"), on_click=_calling(show, sought(found)))
-        for number, choice in enumerate(map(tuple, found.choices)):  # lists if the report was read from a file
+        for index, choice in enumerate(map(tuple, found.choices)):  # lists if the report was read from a file
             label = say("Use: {answer}", answer=answer(choice))
-            elements[f"use {place} {number}"] = mo.ui.button(label=label, on_click=_calling(choose, _adding(choice)))
+            elements[f"use {place} {index}"] = mo.ui.button(label=label, on_click=_calling(choose, _adding(choice)))
     return mo.ui.dictionary(elements)
 
 
@@ -149,18 +151,21 @@ def panel(prepared: PreparedData, elements: mo.ui.dictionary, chosen: Sequence[C
         return None
     parts: list[Any] = []
     if found:
-        parts.append(small(say("Guesses that you may decide: {count}", count=f"{len(found):,}")))
+        parts.append(small(say("Guesses that you may decide: {count}", count=number(len(found)))))
     for place, each in enumerate(found[:SHOWN]):
         where = put("<code>{}</code> ", each.where) if each.where else ""
-        text = put('<p>{}{} <span class="q-small">{}</span></p>', where, each.reason, each.sample)
+        text = put('<p>{}{} <span class="q-small">{}</span></p>', where, reasons.cell(each.reason), each.sample)
         row = [element for name, element in elements.elements.items() if name.split()[1:2] == [str(place)]]
         flags = Markup(", ").join(put("<code>{}</code>", flag((setting, value))) for setting, value in each.choices)
         typed = shown(put('<p class="q-small">{} {}</p>', say("In a terminal:"), flags)) if flags else None
         hold = [shown(text), mo.hstack(row, justify="start", gap=0.5, wrap=True), typed]
         parts.append(mo.vstack([part for part in hold if part is not None], gap=0.25))
     if rest := found[SHOWN:MANY]:
-        rows = [{say("Where"): each.where, say("Why"): each.reason, say("Begins with"): each.sample} for each in rest]
-        parts.append(folded(say("{count} more", count=f"{len(found) - SHOWN:,}"), row_table(rows)))
+        rows = [
+            {say("Where"): each.where, say("Why"): reasons.cell(each.reason), say("Begins with"): each.sample}
+            for each in rest
+        ]
+        parts.append(folded(say("{count} more", count=number(len(found) - SHOWN)), row_table(rows)))
     if chosen:
         said = say("Chosen: {answers}", answers="; ".join(map(answer, chosen)))
         parts.append(mo.hstack([small(said), elements["forget"]], justify="start", align="center", gap=0.75, wrap=True))

@@ -6,7 +6,6 @@ of mlx.
 
 from __future__ import annotations
 
-import datetime
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,14 +22,13 @@ from ..exports.source import adapters_to_export
 from ..exports.verification import verdict, verified
 from ..files.untrusted_json import TABLE_BYTES, read_object
 from ..gguf.blocks import KINDS
+from ..reports.in_language import about, moment, number, size
 from ..reports.live_output import working_words
-from ..reports.plain_text import size
 from ..runs.run import Run
 from ..translations import say
 from .commands import Job
 from .look import empty, fact_table, field, fields, folded, note, row_table, small, text_block
 from .problems import failure
-from .training import about
 
 
 @dataclass(frozen=True)
@@ -168,7 +166,7 @@ def explained(exports: Exports) -> mo.Html:
     if exports.run is None or not exports.ready:
         return empty(say("There is something to export from the first validation on: train a run first."))
     made = dict(exports.made)
-    columns = [say("Kind"), say("What for"), say("Size, about"), say("There already")]
+    columns = [say("Kind"), say("What for"), say("Approx. size"), say("Exported")]
     rows = []
     for kind, form in FORMATS.items():
         predicted = form.predicted_bytes(exports.run)
@@ -222,7 +220,7 @@ def _menu(options: Mapping[str, str], label: str) -> mo.ui.dropdown:
 
 def _adapters_words(name: str) -> str:
     kept = {"best": say("the best"), "final": say("the last, of the end of training")}
-    return kept.get(name) or say("those of step {step}", step=f"{int(name):,}")
+    return kept.get(name) or say("those of step {step}", step=number(int(name)))
 
 
 def _bits() -> dict[str, str]:
@@ -245,7 +243,7 @@ def _types(kind: str | None) -> dict[str, str]:
 
 
 def _when(seconds: float | None) -> str:
-    return datetime.datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M") if seconds else "–"
+    return moment(seconds) if seconds else "–"
 
 
 def button(exports: Exports, kind: str | None) -> mo.ui.run_button:
@@ -272,7 +270,7 @@ def result(exports: Exports, kind: str | None) -> mo.Html | None:
     taken = sum(path.stat().st_size for path in there.iterdir() if path.is_file())
     found, adapters = verified(there), _adapters_of(there)
     facts = {
-        say("It lies in"): str(there.absolute()),
+        say("Location"): str(there.absolute()),
         say("Size"): size(taken),
         say("Adapters"): _adapters_words(adapters) if adapters else "",
         say("Compared with the run"): verdict(found) if found else "",
@@ -283,7 +281,7 @@ def result(exports: Exports, kind: str | None) -> mo.Html | None:
 
 def _under_way(kind: str) -> str:
     form = FORMATS[kind]
-    return say("Exporting: {kind}. This page may be closed meanwhile.", kind=say(form.title))
+    return say("Exporting “{kind}” … You can close this page.", kind=say(form.title))
 
 
 def _doing(exports: Exports) -> list[mo.Html]:

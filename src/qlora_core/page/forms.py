@@ -20,6 +20,8 @@ from ..jobs.exit_status import quiet_ctrl_c
 from ..jobs.planning import training_parser
 from ..jobs.recipes import settings_of
 from ..reports import plain_text
+from ..reports.comparison import setting_text
+from ..reports.in_language import number, numeral, read_number
 from ..runs.plan import resolve_config
 from ..runs.presets import PRESETS, Choice
 from ..translations import say
@@ -27,6 +29,7 @@ from .language import add_page_arguments
 from .look import fact_table, field, folded, row_table
 from .look import fields as look_fields
 from .problems import Problem, attempt, complain, scripted, view
+from .setting_names import EMPTY, NAMES, VALUES
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ def preset_menu() -> mo.ui.dropdown:
         for name, preset in PRESETS.items()
         for size, which in sizes.items()
     }
-    return mo.ui.dropdown(options, label=say("Settings that fit a machine"), full_width=True)
+    return mo.ui.dropdown(options, label=say("Hardware preset"), full_width=True)
 
 
 def with_preset(flags: Flags, chosen: tuple[str, str] | None) -> RunConfig:
@@ -107,7 +110,7 @@ def with_preset(flags: Flags, chosen: tuple[str, str] | None) -> RunConfig:
 def preset_reasons(chosen: tuple[str, str] | None) -> mo.Html | None:
     """Return the reason for each of a preset's settings."""
     rows = [
-        {say("Setting"): say(words(name)), say("Value"): choice.value, say("Why"): say(choice.why)}
+        {say("Setting"): say(words(name)), say("Value"): value_words(name, choice.value), say("Why"): say(choice.why)}
         for name, choice in _choices(chosen).items()
     ]
     return row_table(rows) if rows else None
@@ -164,38 +167,51 @@ def _limits(setting: Setting) -> str:
     if setting.type not in (int, float) or low is None:
         return ""
     if high is not None and high < 2**31 - 1:
-        return say("From {low} to {high}.", low=f"{low:,g}", high=f"{high:,.10g}")
-    return say("At least {low}.", low=f"{low:g}") if low else ""
+        return say("From {low} to {high}.", low=number(low, ",g"), high=number(high, ",.10g"))
+    return say("At least {low}.", low=number(low, "g")) if low else ""
 
 
 def label(setting: Setting) -> str:
-    """Return a setting's name in the reader's language, with its unit."""
-    name = say(words(setting.name))
-    return f"{name} ({say(setting.unit)})" if setting.unit else name
+    """Return a setting's name in the reader's language, with its unit unless the name says it."""
+    name, unit = say(words(setting.name)), say(setting.unit) if setting.unit else ""
+    return f"{name} ({unit})" if unit and unit.lower() not in name.lower() else name
 
 
 def words(name: str) -> str:
-    """Return `max_seq_length` as `Max seq length`, its name in English."""
-    spaced = name.replace("_", " ").replace("lora", "LoRA")
-    return spaced[0].upper() + spaced[1:]
+    """Return what people call a setting, in English."""
+    return NAMES[name]
+
+
+def value_words(name: str, value: Any) -> str:
+    """Return a setting's value as people read it: what the program chooses as such, numbers and words as they write."""
+    if name in EMPTY and value == EMPTY[name][0]:
+        return say(EMPTY[name][1])
+    if isinstance(value, bool):
+        return say("yes") if value else say("no")
+    if isinstance(value, (int, float)):
+        return numeral(_digits(value))
+    return say(VALUES[value]) if value in VALUES else setting_text(value)
 
 
 def _element(setting: Setting, value: Any) -> Any:
     """Return an element; numbers are typed as text: marimo's number field rounds 1e-5, and its spoken name is HTML."""
     look: dict[str, Any] = {"label": label(setting), "full_width": True}
     if setting.choices:
-        return mo.ui.dropdown(setting.choices, value=value, **look)
+        options = {value_words(setting.name, choice): choice for choice in setting.choices}
+        return mo.ui.dropdown(options, value=value_words(setting.name, value), allow_select_none=False, **look)
     if setting.type is bool:
         return mo.ui.checkbox(value, label=label(setting))
+    chosen_here, choice = EMPTY.get(setting.name, (None, ""))
+    look |= {"placeholder": say(choice)} if choice else {}
     if setting.type in (int, float):
-        return mo.ui.text(_digits(value), **look)
+        return mo.ui.text("" if value == chosen_here else numeral(_digits(value)), **look)
     if setting.type is str:
         return mo.ui.text(value, **look)
     return mo.ui.text_area("\n".join(value), rows=max(1, len(value)), **look)
 
 
-def _digits(number: float) -> str:
-    return f"{number:g}" if float(f"{number:g}") == number else repr(number)
+def _digits(value: float) -> str:
+    return f"{value:g}" if float(f"{value:g}") == value else repr(value)
 
 
 def _from_element(setting: Setting, value: Any) -> Any:
@@ -207,8 +223,15 @@ def _from_element(setting: Setting, value: Any) -> Any:
 
 
 def _number(setting: Setting, text: str) -> int | float:
+    if not text.strip() and setting.name in EMPTY:
+        return EMPTY[setting.name][0]
     try:
-        return setting.type(text)
+        value = setting.type(read_number(text))
     except ValueError:
-        wanted = "a whole number" if setting.type is int else "a number"
-        raise ConfigError(f"{setting.name} must be {wanted}; found {text!r}") from None
+        wanted = say("a whole number") if setting.type is int else say("a number")
+        raise ConfigError(say("{setting}: {wanted} is needed; found “{text}”.", setting=say(words(setting.name)),
+                              wanted=wanted, text=text)) from None  # fmt: skip
+    low, high = setting.ge, setting.le
+    if (low is not None and value < low) or (high is not None and value > high):
+        raise ConfigError(f"{say(words(setting.name))}: {_limits(setting) or say('At least {low}.', low=low)}")
+    return value

@@ -11,7 +11,7 @@ import marimo as mo
 
 from ..config import RunConfig
 from ..jobs import recipes
-from ..reports.plain_text import size
+from ..reports.in_language import size
 from ..runs import keeping
 from ..runs.plan import TrainingTracker
 from ..runs.run import Run

@@ -15,7 +15,8 @@ import marimo as mo
 
 from ..machine.memory import GB, MemoryMonitor, available_bytes, total_bytes
 from ..models import base_models
-from ..reports import console, plain_text
+from ..reports import console
+from ..reports.in_language import number, size
 from ..translations import say
 from .commands import News
 from .language import read_only
@@ -26,22 +27,30 @@ LEAST_MEMORY_GB, LEAST_DISK_GB = 3, 2
 
 
 def setup(runs_dir: Path) -> mo.Html:
-    """Return cards about the machine, and obstacles to training or that there are none."""
-    place = next(path for path in (runs_dir, *runs_dir.absolute().parents) if path.exists())
-    disk = shutil.disk_usage(place).free
-    cards = figures(
+    """Return cards about the machine."""
+    disk = _free_disk(runs_dir)
+    return figures(
         {
             say("Machine"): (f"{platform.system()} {platform.machine()}", _processor()),
             say("Device"): (_device(), say("MLX {version}", version=_version("mlx"))),
-            say("Memory available"): (
-                f"{available_bytes() / GB:.1f} GB",
-                say("of {total} GB", total=f"{total_bytes() / GB:.1f}"),
+            say("Memory free"): (
+                size(available_bytes()),
+                say("of {total}", total=size(total_bytes())),
             ),
-            say("Disk free for runs"): (f"{disk / GB:.0f} GB", str(runs_dir)),
+            say("Disk free for runs"): (number(disk / GB, ",.0f") + " GB", str(runs_dir)),
         }
     )
-    found = [note(problem, "warn") for problem in _problems(disk)]
-    return mo.vstack([cards, *(found or [note(say("Ready to train."), "success")])], gap=0.75)
+
+
+def obstacles(runs_dir: Path) -> mo.Html | None:
+    """Return what stands in the way of training on this machine, each with what to do; None if nothing does."""
+    found = [note(problem, "warn") for problem in _problems(_free_disk(runs_dir))]
+    return mo.vstack(found, gap=0.5) if found else None
+
+
+def _free_disk(runs_dir: Path) -> int:
+    place = next(path for path in (runs_dir, *runs_dir.absolute().parents) if path.exists())
+    return shutil.disk_usage(place).free
 
 
 def _processor() -> str:
@@ -86,7 +95,7 @@ def _version(package: str) -> str:
 
 def check_button(news: News) -> Any:
     """Return a button that has the device measured."""
-    return mo.ui.run_button(label=say("Measure the device"), disabled=news.running or read_only())
+    return mo.ui.run_button(label=say("Run hardware check"), disabled=news.running or read_only())
 
 
 def check(news: News) -> mo.Html | None:
@@ -106,6 +115,6 @@ def check(news: News) -> mo.Html | None:
 def memory_now(monitor: MemoryMonitor) -> mo.Html:
     """Return the free memory, and what this page takes."""
     sample = monitor.sample()
-    text = say("{free} of memory are available; this page itself takes {own}.",
-               free=plain_text.size(sample.available), own=plain_text.size(sample.process))  # fmt: skip
+    text = say("{free} of memory are free; this page takes {own}.",
+               free=size(sample.available), own=size(sample.process))  # fmt: skip
     return small(text)

@@ -9,25 +9,26 @@ from typing import Any
 import marimo as mo
 
 from ..config import BaseConfig, RunConfig, from_flat
-from ..errors import ModelError, QLoraError
+from ..errors import ModelError
 from ..machine.memory import available_bytes
 from ..models import base_models, hub
 from ..models.base_models import ModelSpec
 from ..reports import console
-from ..reports.plain_text import size
+from ..reports.in_language import about, number, size
+from ..reports.time_words import time_in_words
 from ..runs import memory_estimate
 from ..runs.plan import TrainingPlan, TrainingTracker
 from ..runs.plan_warnings import advise
-from ..runs.run import Run
+from ..runs.time_estimate import estimate
+from ..schedule import suited_learning_rate
 from ..tokens.dataset import TokenDataset
 from ..tokens.tokenizer import ChatTokenizer, open_tokenizer
 from ..translations import say
 from .commands import News
-from .forms import read_forms, settings_form, words
+from .forms import read_forms, settings_form, value_words, words
 from .language import read_only
 from .look import fact_table, figures, folded, note, row_table, small
 from .problems import Problem, attempt, failure, scripted
-from .training import about
 
 ARRIVAL_STEP = 20_000_000  # bytes
 
@@ -46,7 +47,7 @@ def menu(current: str) -> mo.ui.dropdown:
     options = {built_in: base_models.BUILT_IN}
     for row in hub.known_models():
         parts = say("{name}: {size} GB to fetch, {licence}",
-                    name=row["name"], size=row["download_gb"], licence=row["licence"])  # fmt: skip
+                    name=row["name"], size=number(row["download_gb"], "g"), licence=row["licence"])  # fmt: skip
         options[parts + (say(", to be accepted on the hub") if row["gated"] else "")] = row["name"]
     other = say("another one: a folder, or a name on the hub")
     chosen = next((label for label, name in options.items() if name == current), other)
@@ -164,10 +165,10 @@ def fetching(config: BaseConfig | Problem, found: Presence, news: News, button: 
 def _offer(name: str, found: Presence) -> str:
     alias = hub.ALIASES.get(name)
     if alias is None:
-        return say("{repository} is not on this machine. It comes from the Hugging Face hub; your text goes nowhere.",
-                   repository=found.repository)  # fmt: skip
+        return say("{repository} is not on this machine. It comes from the Hugging Face hub; your text stays on this "
+                   "computer.", repository=found.repository)  # fmt: skip
     return say("{repository} is not on this machine: about {size} GB, licence {licence}. It comes from the Hugging "
-               "Face hub; your text goes nowhere.", repository=found.repository, size=alias.download_gb,
+               "Face hub; your text stays on this computer.", repository=found.repository, size=alias.download_gb,
                licence=alias.licence)  # fmt: skip
 
 
@@ -181,13 +182,15 @@ def _so_far(name: str, found: Presence) -> str:
 
 def information(spec: ModelSpec, config: RunConfig) -> mo.Html:
     """Return what will be loaded."""
-    weights = say("{size}, {bits} bits a weight", size=size(spec.loaded_bytes), bits=f"{spec.bits_per_weight:.2f}")
+    weights = say(
+        "{size}, {bits} bits per weight", size=size(spec.loaded_bytes), bits=number(spec.bits_per_weight, ".2f")
+    )
     return fact_table(
         {
             say("Base"): f"{spec.name} ({spec.config['model_type']}), {console.loading(spec)}",
             say("Licence"): spec.licence or say("not known: see where it comes from"),
             say("Parameters"): say("{count} million in {layers} layers",
-                                   count=f"{spec.parameters / 1e6:,.1f}", layers=spec.num_layers),
+                                   count=number(spec.parameters / 1e6, ",.1f"), layers=spec.num_layers),
             say("Weights"): weights,
         }
     )  # fmt: skip
@@ -197,55 +200,67 @@ def information(spec: ModelSpec, config: RunConfig) -> mo.Html:
 
 
 def consequences(plan: TrainingPlan, train_dataset: TokenDataset, tracker: TrainingTracker) -> mo.Html:
-    """Return the consequences of the settings, and settings that are worth another look."""
+    """Return the consequences of the settings, and settings that are worth another look.
+
+    Args:
+        plan: of the run.
+        train_dataset: its rows to train.
+        tracker: of all runs; the plan knows by itself where they lie.
+    """
     train, spec = plan.config.train, plan.model
     estimate, trainable = _estimate(spec, plan.config, train_dataset), spec.trainable(plan.config.lora)
-    share = say("{share}% of the model", share=f"{100 * trainable / spec.parameters:.2f}")
-    rows = say("{size} a micro-batch, {times} of them", size=train.batch_size, times=train.grad_accumulation_steps)
+    share = say("{share}% of the model", share=number(100 * trainable / spec.parameters, ".2f"))
+    rows = say("{size} per micro-batch × {times}", size=train.batch_size, times=train.grad_accumulation_steps)
+    per_epoch = number(train.steps_per_epoch(plan.train_rows))
     cards = {
-        say("Steps"): (f"{plan.total_steps:,}", say("{steps} an epoch", steps=train.steps_per_epoch(plan.train_rows))),
-        say("Rows a step"): (f"{train.batch_size * train.grad_accumulation_steps:,}", rows),
-        say("Trained parameters"): (f"{trainable / 1e6:,.2f} M", share),
-        say("Memory, predicted"): size(estimate.total),
-        say("Learning rate"): (f"{train.learning_rate:g}", train.schedule),
-        say("Time"): _time(plan, train_dataset, tracker),
+        say("Steps"): (
+            number(plan.total_steps),
+            say("{steps} per epoch", steps=per_epoch),
+        ),
+        say("Rows per step"): (number(train.batch_size * train.grad_accumulation_steps), rows),
+        say("Trained parameters"): (number(trainable / 1e6, ",.2f") + " M", share),
+        say("Peak memory, predicted"): (size(estimate.total), say("of the whole process")),
+        say("Learning rate"): (number(train.learning_rate, "g"), _rate_words(plan)),
+        say("Time"): _time(plan),
     }
-    advice = [note(f"{say(words(a.setting))}: {a.message}", "warn") for a in advise(plan)]
+    advice = [note(f"{say(words(a.setting))}: {a.message[:1].lower()}{a.message[1:]}", "warn") for a in advise(plan)]
     return mo.vstack([figures(cards), *advice], gap=0.75)
 
 
-def _time(plan: TrainingPlan, train_dataset: TokenDataset, tracker: TrainingTracker) -> tuple[str, str]:
-    """Return how long training will take, at the speed of the newest run of the same base here."""
-    epochs = plan.total_steps / plan.config.train.steps_per_epoch(plan.train_rows)
-    for run in tracker.runs():
-        speed, same = _speed_of(run, plan)
-        if speed and same:
-            return about(train_dataset.tokens * epochs / speed), say("at the speed of {run}", run=run.name)
-    return "–", say("known after the first steps")
+def _rate_words(plan: TrainingPlan) -> str:
+    """Return the schedule, and whether the peak is the one that the program chooses."""
+    train, schedule = plan.config.train, value_words("schedule", plan.config.train.schedule)
+    suited = train.learning_rate == suited_learning_rate(plan.model.config["hidden_size"])
+    return say("automatic, {schedule}", schedule=schedule) if suited else schedule
 
 
-def _speed_of(run: Run, plan: TrainingPlan) -> tuple[float, bool]:
-    """Return the tokens a second of a run that ended, else 0, and whether it has the base of `plan`."""
-    try:
-        same = run.environment()["identity"]["model"] == plan.identity["model"]
-        return (run.summary() or {}).get("tokens_per_second", 0.0), same
-    except (QLoraError, KeyError):  # a damaged one says nothing of speed
-        return 0.0, False
+def _time(plan: TrainingPlan) -> tuple[str, str]:
+    """Return how long training will take, its checks included, and what tells so."""
+    estimated = estimate(plan)
+    if plan.done:
+        return "–", say("complete: no step is left")
+    if not estimated.known:
+        return "–", say("known after the first steps")
+    checks = about(estimated.checks)
+    return time_in_words(estimated), say("{checks} of it checks; as fast as {run}", checks=checks,
+                                         run=estimated.measured_by)  # fmt: skip
 
 
 def quantisations(spec: ModelSpec, config: RunConfig, train_dataset: TokenDataset) -> mo.Html:
     """Compare LoRA and QLoRA by arithmetic: the same adapters on this base at each number of bits."""
     if spec.quantize_bits is None and spec.quantization:
         choices = {say("{bits} bits (QLoRA), as it is stored", bits=spec.bits): spec}
-        remark = say("This base is stored quantised. LoRA, for comparison, takes an unquantised one and quantize none.")
+        remark = say(
+            "This base is stored quantised. LoRA, for comparison, takes an unquantised one, and no quantisation."
+        )
     else:
-        remark = say("To train the other kind, choose quantize none, 4 or 8: it is a run of its own.")
+        remark = say("To train the other kind, choose another quantisation (none, 4 or 8): it is a run of its own.")
         names = {"4": say("4 bits (QLoRA)"), "8": say("8 bits (QLoRA)"), "none": say("unquantised (LoRA)")}
         choices = {
             name: base_models.describe(spec.path, from_flat({"quantize": bits}, config).base, spec.licence)
             for bits, name in names.items()
         }
-    columns = [say("Base"), say("Weights"), say("Bits a weight"), say("Adapters"), say("Predicted peak")]
+    columns = [say("Base"), say("Weights"), say("Bits per weight"), say("Adapters"), say("Peak memory, predicted")]
     rows = [
         dict(zip(columns, (name, *_sizes(kind, config, train_dataset)), strict=True)) for name, kind in choices.items()
     ]
@@ -254,8 +269,8 @@ def quantisations(spec: ModelSpec, config: RunConfig, train_dataset: TokenDatase
 
 def _sizes(spec: ModelSpec, config: RunConfig, train_dataset: TokenDataset) -> Sequence[str]:
     peak = _estimate(spec, config, train_dataset).total
-    adapters = f"{spec.trainable(config.lora) / 1e6:,.2f} M"
-    return size(spec.loaded_bytes), f"{spec.bits_per_weight:.2f}", adapters, size(peak)
+    adapters = number(spec.trainable(config.lora) / 1e6, ",.2f") + " M"
+    return size(spec.loaded_bytes), number(spec.bits_per_weight, ".2f"), adapters, size(peak)
 
 
 def memory_check(spec: ModelSpec, config: RunConfig, train_dataset: TokenDataset) -> mo.Html:
@@ -267,11 +282,11 @@ def memory_check(spec: ModelSpec, config: RunConfig, train_dataset: TokenDataset
         say("Activations"): size(estimate.activations + estimate.attention),
         say("Logits"): size(estimate.logits),
         say("Adapters"): say("{size}, with gradients and the optimizer's moments", size=size(estimate.adapters)),
-        say("Predicted peak"): say("{size}, the program included", size=size(estimate.total)),
-        say("Available"): size(available),
+        say("Peak memory, predicted"): say("{size}, the program included", size=size(estimate.total)),
+        say("Memory free"): size(available),
     }
     verdict = attempt(memory_estimate.check_before_loading, estimate, available, config)
-    fits = say("Fits in memory: needs about {peak}, {free} available.", peak=size(estimate.total), free=size(available))
+    fits = say("Fits in memory: needs about {peak}, {free} are free.", peak=size(estimate.total), free=size(available))
     verdict = failure(verdict.message) if isinstance(verdict, Problem) else small(fits)
     return mo.vstack([verdict, folded(say("Memory before training"), fact_table(rows))], gap=0.25)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from typing import Any
 
 import marimo as mo
@@ -12,7 +11,7 @@ from ..exports.guides import GUIDES
 from ..jobs import server
 from ..reports import console
 from ..reports.charts import thin
-from ..reports.plain_text import duration, share, size
+from ..reports.in_language import duration, moment, number, share, size
 from ..runs.keeping import read_note
 from ..runs.plan import TrainingTracker
 from ..runs.run import CONFIG, Run, iterate_states
@@ -42,10 +41,10 @@ def _run_row(run: Run, found: dict[str, Any]) -> dict[str, Any]:
     row = {
         say("Run"): run.name,
         say("State"): say(found["state"]),
-        say("Step"): f"{found['step']:,} / {found['total_steps']:,}",
-        say("Best validation loss"): NOTHING if best is None else f"{best:.4f}",
+        say("Step"): f"{number(found['step'])} / {number(found['total_steps'])}",
+        say("Best validation loss"): NOTHING if best is None else number(best, ".4f"),
         say("Base"): run.environment()["model"]["name"],
-        say("Last written"): datetime.datetime.fromtimestamp(changed).strftime("%Y-%m-%d %H:%M"),
+        say("Last written"): moment(changed),
     }
     if links := _links(run):
         row[say("Open")] = links
@@ -94,7 +93,7 @@ def generation_test(run: Run | None) -> mo.Html | None:
 
 def recall_cards(evaluation: dict[str, Any] | None) -> dict[str, tuple[str, str]]:
     """Return the shares of correct answers on the fact sheet; empty if there is no fact sheet."""
-    names = {"trained": say("Recall, trained phrasings"), "held_out": say("Recall, held-out phrasings")}
+    names = {"trained": say("Facts recalled, trained wording"), "held_out": say("Facts recalled, new wording")}
     return {
         names.get(kind, kind): (
             share(count["tuned"], count["questions"]),
@@ -113,21 +112,31 @@ def performance(run: Run | None) -> mo.Html | None:
     if run is None or not numbers:
         return None
     best = numbers["best_val_loss"]
-    at = say("at step {step} of {steps}", step=numbers["best_step"], steps=numbers["steps"]) if best is not None else ""
+    at = (
+        say("at step {step} of {steps}", step=number(numbers["best_step"]), steps=number(numbers["steps"]))
+        if best is not None
+        else ""
+    )
     perplexity = _perplexity(run, numbers["best_step"])
     cards = {
-        say("Best validation loss"): (NOTHING if best is None else f"{best:.4f}", at),
-        say("Perplexity"): (NOTHING if perplexity is None else f"{perplexity:,.2f}", say("of that model, validation")),
+        say("Best validation loss"): (NOTHING if best is None else number(best, ".4f"), at),
+        say("Perplexity"): (
+            NOTHING if perplexity is None else number(perplexity, ",.2f"),
+            say("on the validation rows"),
+        ),
         **recall_cards(run.evaluation()),
-        say("Training time"): (duration(numbers["training_seconds"]), say("{steps} steps", steps=numbers["steps"])),
+        say("Training time"): (
+            duration(numbers["training_seconds"]),
+            say("{steps} steps, without checks", steps=number(numbers["steps"])),
+        ),
     }
     facts = {
         say("Run"): run.name,
         say("State"): say(run.state),
         say("Time"): console.time_spent(numbers, {part: say(words) for part, words in PARTS.items()}),
         say("Speed"): say("{speed} tokens/s over {tokens} tokens",
-                          speed=f"{numbers['tokens_per_second']:,.0f}", tokens=f"{numbers['tokens']:,}"),
-        say("Memory"): say("{arrays} of arrays, {process} of the process, at the peak",
+                          speed=number(numbers['tokens_per_second'], ",.0f"), tokens=number(numbers['tokens'])),
+        say("Peak memory"): say("{arrays} of the arrays, {process} of the whole process",
                            arrays=size(numbers["peak_memory_bytes"]), process=size(numbers["peak_process_bytes"])),
     }  # fmt: skip
     return mo.vstack([figures(cards), fact_table(facts)], gap=0.75)
@@ -146,7 +155,7 @@ def saved(run: Run | None) -> mo.Html | None:
         {
             say("Best adapters"): str(run.best.absolute()) if run.best.is_dir() else "",
             say("Last adapters"): str(run.final.absolute()) if run.final.is_dir() else "",
-            say("To take away"): str(run.result.absolute()) if run.result.is_dir() else "",
+            say("Exported to"): str(run.result.absolute()) if run.result.is_dir() else "",
             say("Everything"): str(run.path.absolute()),
         }
     )

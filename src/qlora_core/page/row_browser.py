@@ -22,10 +22,12 @@ from markupsafe import Markup
 from ..config import RunConfig
 from ..data import PreparedData, Rows, texts_of
 from ..errors import DataError
+from ..reports.in_language import number
 from ..tokens.dataset import TokenDataset, make_dataset
 from ..tokens.pieces import Piece, parts
 from ..tokens.tokenizer import ChatTokenizer
 from ..translations import say
+from . import reasons
 from .look import empty, field, fields, folded, joined, note, put, shown, small
 
 SEARCHED = 200_000  # rows
@@ -62,7 +64,7 @@ class Found:
 def row_form(text: str = "") -> mo.ui.dictionary:
     """Return a form that selects rows; `text` is the initial search text."""
     sides = {say("Rows to train"): "train", say("Rows to validate"): "validation"}
-    only = {say("All"): "all", say("Only cut"): "cut", say("Only those that cannot be trained"): "skipped"}
+    only = {say("All"): "all", say("Only cut"): "cut", say("Only unusable"): "skipped"}
     return mo.ui.dictionary(
         {
             "side": mo.ui.dropdown(sides, value=next(iter(sides)), label=say("Rows"), full_width=True),
@@ -80,7 +82,7 @@ def part_form() -> mo.ui.dropdown:
         say("Where it is cut"): "cut",
         say("The end"): "last",
     }
-    return mo.ui.dropdown(parts, value=next(iter(parts)), label=say("Part of a long row"), full_width=True)
+    return mo.ui.dropdown(parts, value=next(iter(parts)), label=say("For long rows, show"), full_width=True)
 
 
 def find(prepared: PreparedData, train: TokenDataset, validation: TokenDataset, wanted: Mapping[str, Any]) -> Found:
@@ -150,9 +152,9 @@ def row_panel(found: Found, form: mo.ui.dictionary, part: mo.ui.dropdown) -> mo.
 
 def _found(found: Found) -> mo.Html:
     """Return how many rows there are to look at, and how far the search came."""
-    count, searched, asked = f"{len(found.places):,}", found.searched, found.asked
+    count, searched, asked = number(len(found.places)), found.searched, found.asked
     if searched is not None and searched < asked:
-        far = {"searched": f"{searched:,}", "asked": f"{asked:,}"}
+        far = {"searched": number(searched), "asked": number(asked)}
         text = say(
             "Rows found: {count}, in the first {searched} of {asked}. The others were not searched.", count=count, **far
         )
@@ -200,7 +202,10 @@ def row_view(found: Found, place: int, tokenizer: ChatTokenizer, config: RunConf
         return None
     place = min(place, len(found.places) - 1)
     row, most = found.rows[found.places[place]], config.data.max_seq_length
-    reasons = [note(say("Not trained: {reason}", reason=why), "warn") for _, why in _skipped(row, tokenizer, most)]
+    notes = [
+        note(say("Not trained: {reason}", reason=reasons.told(why)), "warn")
+        for _, why in _skipped(row, tokenizer, most)
+    ]
     try:
         found_parts = parts(row, tokenizer, most)
     except DataError:  # reported among the reasons
@@ -211,17 +216,17 @@ def row_view(found: Found, place: int, tokenizer: ChatTokenizer, config: RunConf
         for part_of in (_part_heading(number, len(found_parts)), token_boxes(pieces, part))
         if part_of is not None
     ]
-    counted = say("Row {number} of {count}", number=f"{place + 1:,}", count=f"{len(found.places):,}")
+    counted = say("Row {number} of {count}", number=number(place + 1), count=number(len(found.places)))
     heading = put('<h3 class="q-row">{} <code>{}</code></h3>', counted, row.get("source", ""))
     as_tokens = [folded(say("As tokens"), mo.vstack(tokens, gap=0.5))] if tokens else []
-    return mo.vstack([shown(heading), *reasons, _turns(row), *as_tokens], gap=0.5)
+    return mo.vstack([shown(heading), *notes, _turns(row), *as_tokens], gap=0.5)
 
 
-def _part_heading(number: int, count: int) -> mo.Html | None:
+def _part_heading(place: int, count: int) -> mo.Html | None:
     """Return which of a conversation's training texts this is, if there are several."""
     if count == 1:
         return None
-    return small(say("Learned as {count} rows; this is number {number}", count=f"{count:,}", number=f"{number:,}"))
+    return small(say("Learned as {count} rows; this is number {number}", count=number(count), number=number(place)))
 
 
 def _skipped(row: Mapping[str, Any], tokenizer: ChatTokenizer, most: int) -> tuple[tuple[str, str], ...]:
@@ -238,7 +243,7 @@ def _turns(row: Mapping[str, Any]) -> mo.Html:
     ]
     parts = [shown(put('<dl class="q-turns">{}</dl>', joined(lines)))]
     if len(turns) > TURNS:
-        parts.append(small(say("{count} more turns", count=f"{len(turns) - TURNS:,}")))
+        parts.append(small(say("{count} more turns", count=number(len(turns) - TURNS))))
     return mo.vstack(parts, gap=0.25)
 
 
@@ -256,7 +261,7 @@ def _said(turn: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _shortened(text: str) -> str:
     if len(text) <= LETTERS:
         return text
-    return text[:LETTERS] + " … " + say("({count} characters more)", count=f"{len(text) - LETTERS:,}")
+    return text[:LETTERS] + " … " + say("({count} characters more)", count=number(len(text) - LETTERS))
 
 
 # Its tokens -----------------------------------------------------------------------------------------------------
@@ -268,11 +273,13 @@ def token_boxes(found: Sequence[Piece], part: str = "first") -> mo.Html:
     runs = itertools.groupby(range(start, stop), key=lambda place: found[place].kind)
     boxes = joined(_run(kind, places, found) for kind, places in runs)
     trained, cut = (sum(piece.kind == kind for piece in found) for kind in ("trained", "cut"))
-    counts = {"all": f"{len(found):,}", "trained": f"{trained:,}", "cut": f"{cut:,}"}
+    counts = {"all": number(len(found)), "trained": number(trained), "cut": number(cut)}
     counted = say("Tokens: {all}; trained: {trained}; cut off: {cut}", **counts)
-    before = put('<p class="q-small">{}</p>', say("… {count} tokens before these", count=f"{start:,}")) if start else ""
+    before = (
+        put('<p class="q-small">{}</p>', say("… {count} tokens before these", count=number(start))) if start else ""
+    )
     left = len(found) - stop
-    behind = put('<p class="q-small">{}</p>', say("… {count} more tokens", count=f"{left:,}")) if left else ""
+    behind = put('<p class="q-small">{}</p>', say("… {count} more tokens", count=number(left))) if left else ""
     region = put('<div class="q-tokens" role="group" aria-label="{}" tabindex="0">{}</div>', say("Tokens"), boxes)
     whole = put('<p class="q-small">{}</p>{}{}{}{}', counted, legend(), before, region, behind)
     return shown(put('<div class="q-token-view">{}</div>', whole))
@@ -299,7 +306,7 @@ def legend() -> Markup:
     signs = [
         (_SPACE, say("space")),
         (_LINE, say("line feed")),
-        (_REST, say("the rest of the character before it")),
+        (_REST, say("continues the previous character")),
     ]
     boxes += [put("<span>{} {}</span>", sign, words) for sign, words in signs]
     return put('<p class="q-legend">{}</p>', Markup(" ").join(boxes))

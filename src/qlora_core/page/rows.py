@@ -19,10 +19,11 @@ from ..config import RunConfig, settings
 from ..data import DataReport, Findings, PreparedData, Unused
 from ..files.storage import make_directory, replacing
 from ..reports.charts import GREY, TRAINING, Chart, for_page
-from ..reports.plain_text import share
+from ..reports.in_language import number, percent, share
 from ..tokens.dataset import TokenDataset
 from ..tokens.report import ShownRow, TokenReport
-from ..translations import say
+from ..translations import say, spoken
+from . import reasons
 from .doubts import with_choices
 from .forms import read_forms, settings_form
 from .language import read_only
@@ -52,7 +53,7 @@ def source_list(sources: Sequence[str]) -> mo.ui.text_area | Named:
     text = "\n".join(sources)
     if read_only():
         return Named(text)
-    label = say("Files and folders to train on, one a line")
+    label = say("Files and folders, one per line")
     return mo.ui.text_area(text, rows=max(2, len(sources)), label=label, full_width=True)
 
 
@@ -73,7 +74,7 @@ def source_browser(choose: Callable[[tuple[str, ...]], Any]) -> mo.ui.file_brows
         selection_mode="all",
         multiple=True,
         restrict_navigation=False,
-        label=say("Click the sign before a name to choose it. What is chosen takes the place of what is typed above."),
+        label=say("Tick files or folders. Your selection replaces the list above."),
         on_change=lambda chosen: choose(tuple(as_typed(entry.path) for entry in chosen)),
     )
 
@@ -99,9 +100,9 @@ def keep_dropped(name: str, content: bytes, directory: Path | None = None) -> Pa
     """
     place = directory or Path.cwd() / DROPPED
     plain = Path(name.replace("\\", "/")).name.lstrip(".") or "file"
-    for number in itertools.count(1):
+    for copy in itertools.count(1):
         stem, _, ending = plain.partition(".")
-        path = place / (plain if number == 1 else f"{stem}-{number}{'.' * bool(ending)}{ending}")
+        path = place / (plain if copy == 1 else f"{stem}-{copy}{'.' * bool(ending)}{ending}")
         if path.is_file() and path.read_bytes() == content:
             return path
         if not path.exists():
@@ -125,7 +126,7 @@ def sources(listed: mo.ui.text_area | Named) -> mo.Html:
 
 def browsing(browser: mo.ui.file_browser | None) -> mo.Html | None:
     """Return the folded browser; a part of its own, since a choice in it creates the text area anew."""
-    return folded(say("Browse this machine"), browser) if browser is not None else None
+    return folded(say("Browse files…"), browser) if browser is not None else None
 
 
 def data_form(config: RunConfig) -> mo.ui.dictionary:
@@ -169,24 +170,24 @@ def in_short(prepared: PreparedData) -> mo.Html:
     """Return the counts in one line, and what is worth knowing before training."""
     report = prepared.report
     counts = [
-        say("{count} rows to train", count=f"{report.train:,}"),
-        say("{count} to validate", count=f"{report.validation:,}"),
-        say("{count} rejected", count=f"{report.rejected.count:,}") if report.rejected.count else "",
-        say("{count} texts repaired", count=f"{report.mended.total():,}") if report.mended.total() else "",
+        say("{count} rows to train", count=number(report.train)),
+        say("{count} to validate", count=number(report.validation)),
+        say("{count} rejected", count=number(report.rejected.count)) if report.rejected.count else "",
+        say("{count} texts repaired", count=number(report.mended.total())) if report.mended.total() else "",
     ]
     line = small(" · ".join(count for count in counts if count))
-    return mo.vstack([line, *(note(warning, "warn") for warning in report.warnings)], gap=0.5)
+    return mo.vstack([line, *(note(spoken(warning), "warn") for warning in report.warnings)], gap=0.5)
 
 
 def data_report(prepared: PreparedData) -> mo.Html:
     """Return what was read, refused, repaired and joined, and how it was split."""
     report = prepared.report
     cards = {
-        say("Rows to train"): f"{report.train:,}",
-        say("Rows to validate"): f"{report.validation:,}",
-        say("Rejected"): f"{report.rejected.count:,}",
-        say("Texts mended"): f"{report.mended.total():,}",
-        say("Documents"): f"{report.documents:,}",
+        say("Rows to train"): number(report.train),
+        say("Rows to validate"): number(report.validation),
+        say("Rejected"): number(report.rejected.count),
+        say("Texts repaired"): number(report.mended.total()),
+        say("Documents"): number(report.documents),
     }
     found = [
         (say("Rejected rows"), report.rejected),
@@ -197,7 +198,7 @@ def data_report(prepared: PreparedData) -> mo.Html:
     ]
     kept = [
         (say("Files that were recognised, and how they were read"), report.recognised),
-        (say("Texts that were mended"), report.mended_rows),
+        (say("Texts that were repaired"), report.mended_rows),
         (say("Rows that seem to hold personal data, and are kept"), report.personal_data),
         (say("Page numbers, running heads and the like, left out"), report.debris),
     ]
@@ -206,7 +207,7 @@ def data_report(prepared: PreparedData) -> mo.Html:
     if unused := report.unused_columns:
         parts.append(_unused(unused))
     parts += [_folded_findings(title, findings) for title, findings in kept if findings.count]
-    parts.append(folded(say("What was done"), fact_table(_facts(report))))
+    parts.append(folded(say("Import details"), fact_table(_facts(report))))
     return mo.vstack(parts, gap=0.75)
 
 
@@ -216,7 +217,7 @@ def _unused(columns: Sequence[Unused]) -> mo.Html:
     rows = [
         {
             say("Column"): column.column,
-            share: f"{column.share:.0%}",
+            share: percent(column.share),
             longer: say("yes") if column.longer_than_prompt else say("no"),
         }
         for column in columns[:MANY]
@@ -226,13 +227,13 @@ def _unused(columns: Sequence[Unused]) -> mo.Html:
 
 def _facts(report: DataReport) -> dict[str, str]:
     """Return how files became rows, one step per line; steps that did nothing are empty."""
-    read = say("{rows} rows in {files} files", rows=f"{report.read:,}", files=f"{report.files:,}")
-    nearly = say("{count} kept on one side of the split", count=f"{report.near_duplicates:,}")
+    read = say("{rows} rows in {files} files", rows=number(report.read), files=number(report.files))
+    nearly = say("{count} kept on one side of the split", count=number(report.near_duplicates))
     if report.near_duplicates_dropped:
-        nearly = say("{count} left out", count=f"{report.near_duplicates_dropped:,}")
+        nearly = say("{count} left out", count=number(report.near_duplicates_dropped))
     split = say("as the files say") if report.own_split else say("by a hash of each row's content")
     validated = "\n".join(
-        say("{source}: {validated} of {rows} validated", source=source, validated=f"{held:,}", rows=f"{rows:,}")
+        say("{source}: {validated} of {rows} validated", source=source, validated=number(held), rows=number(rows))
         for source, (rows, held) in list(report.by_source.items())[:MANY]
     )
     sheets = ", ".join(report.fact_sheets)
@@ -242,36 +243,38 @@ def _facts(report: DataReport) -> dict[str, str]:
         say("Read"): read,
         say("Encodings"): _counts(report.encodings),
         say("Shapes"): _counts(report.shapes),
-        say("Joined"): _if(report.joined_lines, say("{count} lines of running text", count=f"{report.joined_lines:,}")),
+        say("Joined"): _if(
+            report.joined_lines, say("{count} lines of running text", count=number(report.joined_lines))
+        ),
         say("Threads"): _if(
             report.conversations,
-            say("{count} made of {rows} rows", count=f"{report.conversations:,}", rows=f"{report.joined_messages:,}"),
+            say("{count} made of {rows} rows", count=number(report.conversations), rows=number(report.joined_messages)),
         ),
         say("Marked as not to be trained"): _counts(report.marks),
         say("Taken to be so"): _counts(report.guesses),
-        say("For testing"): _if(report.test_rows, say("{count} left out", count=f"{report.test_rows:,}")),
+        say("For testing"): _if(report.test_rows, say("{count} left out", count=number(report.test_rows))),
         say("Passages"): _if(
-            report.passages, say("{count} made of running text and documents", count=f"{report.passages:,}")
+            report.passages, say("{count} made of running text and documents", count=number(report.passages))
         ),
-        say("Questions"): _if(report.questions, say("{count} asked for documents", count=f"{report.questions:,}")),
-        say("Mended"): _counts(report.mended),
-        say("Duplicates"): _if(report.duplicates, say("{count} left out", count=f"{report.duplicates:,}")),
+        say("Questions"): _if(report.questions, say("{count} asked for documents", count=number(report.questions))),
+        say("Repaired"): _counts(report.mended),
+        say("Duplicates"): _if(report.duplicates, say("{count} left out", count=number(report.duplicates))),
         say("Nearly equal"): _if(report.near_duplicates, nearly),
         say("Several answers"): _if(
             report.several_answers,
             say(
                 "{questions} questions in {rows} rows",
-                questions=f"{report.questions_with_several:,}",
-                rows=f"{report.several_answers:,}",
+                questions=number(report.questions_with_several),
+                rows=number(report.several_answers),
             ),
         ),
         say("Copies"): _if(
             report.left_out_as_copies,
-            say("{count} rows left out", count=f"{report.left_out_as_copies:,}"),
+            say("{count} rows left out", count=number(report.left_out_as_copies)),
         ),
         say("One pattern"): _if(
             report.patterned,
-            say("{count} rows with the same words around other names or numbers", count=f"{report.patterned:,}"),
+            say("{count} rows with the same words around other names or numbers", count=number(report.patterned)),
         ),
         say("Split"): split,
         say("Of each source"): validated,
@@ -284,32 +287,34 @@ def _if(count: int, text: str) -> str:
 
 
 def _counts(counted: Mapping[str, int]) -> str:
-    return ", ".join(f"{kind} {count:,}" for kind, count in sorted(counted.items(), key=lambda entry: -entry[1]))
+    return ", ".join(
+        f"{reasons.told(kind)} {number(count)}" for kind, count in sorted(counted.items(), key=lambda entry: -entry[1])
+    )
 
 
 def _findings(title: str, findings: Findings) -> mo.Html:
     """Return a few findings at once, the others folded."""
-    heading = small(say("{title}: {count}", title=title, count=f"{findings.count:,}"))
+    heading = small(say("{title}: {count}", title=title, count=number(findings.count)))
     first, rest = findings.listed[:FEW], findings.listed[FEW:MANY]
     parts = [heading, row_table(_finding_rows(first))]
     if rest:
-        parts.append(folded(say("{count} more", count=f"{len(rest):,}"), row_table(_finding_rows(rest))))
+        parts.append(folded(say("{count} more", count=number(len(rest))), row_table(_finding_rows(rest))))
     return mo.vstack([*parts, *_unlisted(findings)], gap=0.25)
 
 
 def _folded_findings(title: str, findings: Findings) -> mo.Html:
     table = row_table(_finding_rows(findings.listed[:MANY]))
-    heading = say("{title}: {count}", title=title, count=f"{findings.count:,}")
+    heading = say("{title}: {count}", title=title, count=number(findings.count))
     return folded(heading, mo.vstack([table, *_unlisted(findings)], gap=0.25))
 
 
-def _finding_rows(found: Iterable[Any]) -> list[dict[str, str]]:
-    return [{say("Where"): f.where, say("Why"): f.reason, say("Begins with"): f.sample} for f in found]
+def _finding_rows(found: Iterable[Any]) -> list[dict[str, Any]]:
+    return [{say("Where"): f.where, say("Why"): reasons.cell(f.reason), say("Begins with"): f.sample} for f in found]
 
 
 def _unlisted(findings: Findings) -> list[mo.Html]:
     left = findings.count - min(len(findings.listed), MANY)
-    count = f"{left:,}"
+    count = number(left)
     more = say("{count} more are not shown. The run's data_report.json lists the first thousand.", count=count)
     return [small(more)] if left > 0 else []
 
@@ -325,22 +330,22 @@ def token_figures(report: TokenReport, *datasets: TokenDataset) -> mo.Html:
         datasets: rows to train and to validate on.
     """
     cards = {
-        say("Tokens"): (f"{report.tokens:,}", say("in {rows} rows", rows=f"{report.rows:,}")),
-        say("Share trained"): (
+        say("Tokens"): (number(report.tokens), say("in {rows} rows", rows=number(report.rows))),
+        say("Tokens trained on"): (
             share(report.target_tokens, report.tokens),
-            say("{count} tokens", count=f"{report.target_tokens:,}"),
+            say("{count} tokens", count=number(report.target_tokens)),
         ),
-        say("Longest row"): (f"{report.longest:,}", say("of {most} that fit", most=f"{report.max_seq_length:,}")),
-        say("Rows cut"): (f"{report.truncated:,}", say("{count} tokens lost", count=f"{report.lost_tokens:,}")),
-        say("Rows that cannot be trained"): f"{report.skipped_rows:,}",
+        say("Longest row"): (number(report.longest), say("of {most} that fit", most=number(report.max_seq_length))),
+        say("Rows cut"): (number(report.truncated), say("{count} tokens lost", count=number(report.lost_tokens))),
+        say("Unusable rows"): number(report.skipped_rows),
     }
     parts: list[Any] = [figures(cards)]
     if report.rows:
         lengths = np.concatenate([dataset.rows.lengths + dataset.rows.cut for dataset in datasets])
         parts.append(length_chart(lengths, report.max_seq_length))
     if report.skipped:
-        rows = [{say("Where"): where, say("Why"): why} for where, why in report.skipped[:MANY]]
-        parts.append(folded(say("Rows that cannot be trained"), row_table(rows)))
+        rows = [{say("Where"): where, say("Why"): reasons.cell(why)} for where, why in report.skipped[:MANY]]
+        parts.append(folded(say("Unusable rows"), row_table(rows)))
     for title, found in (
         (say("Most typical rows"), report.most_typical),
         (say("Least typical rows"), report.least_typical),
@@ -351,9 +356,9 @@ def token_figures(report: TokenReport, *datasets: TokenDataset) -> mo.Html:
 
 
 def _typical(found: Sequence[ShownRow]) -> mo.Html:
-    bits = say("Bits a token")
-    rows = [{say("Where"): row.source, bits: f"{row.bits:.1f}", say("Begins with"): row.text} for row in found]
-    explained = say("Bits a token: how surprising a row's tokens are among all of them, whatever their order.")
+    bits = say("Bits per token")
+    rows = [{say("Where"): row.source, bits: number(row.bits, ".1f"), say("Begins with"): row.text} for row in found]
+    explained = say("Bits per token: how surprising a row's tokens are among all of them, whatever their order.")
     return mo.vstack([row_table(rows, [bits]), small(explained)], gap=0.25)
 
 
@@ -376,9 +381,9 @@ def length_chart(lengths: np.ndarray, most: int) -> Chart:
     described = say(
         "Histogram of {rows} rows by their length in tokens. The longest has {longest}; {cut} are longer than "
         "{most} and cut.",
-        rows=f"{len(lengths):,}", longest=f"{longest:,}", cut=f"{cut:,}", most=f"{most:,}",
+        rows=number(len(lengths)), longest=number(longest), cut=number(cut), most=number(most),
     )  # fmt: skip
-    words = (say("tokens in a row"), say("rows"), say("cut beyond {most}", most=f"{most:,}"))
+    words = (say("tokens in a row"), say("rows"), say("cut beyond {most}", most=number(most)))
     limit = [{"most": most}] if longest > RULE_FROM * most else []
     return Chart({**_histogram(*words), "description": described}, {"rows": rows, "limit": limit})
 
@@ -390,7 +395,7 @@ def bin_width(longest: int) -> int:
 
 
 def _range(low: int, high: int) -> str:
-    return f"{low:,}" if low == high else f"{low:,} – {high:,}"
+    return number(low) if low == high else f"{number(low)} – {number(high)}"
 
 
 @functools.lru_cache(maxsize=16)

@@ -5,7 +5,6 @@ A worker process trains the run; this module reads its directory and leaves requ
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,17 @@ from ..activity import STAGES
 from ..jobs import launch
 from ..reports import charts, live_output
 from ..reports.charts import rate_chart as rate_chart  # shown by the notebook
-from ..reports.plain_text import duration, size
+from ..reports.in_language import duration, moment, number, size
+from ..reports.time_words import time_in_words
 from ..runs.checkpoints import usable_checkpoints
 from ..runs.plan import TrainingPlan, TrainingTracker
 from ..runs.run import Run
 from ..runs.throughput import RECENT_STEPS, counted_seconds
+from ..runs.time_estimate import TimeEstimate, left
 from ..translations import say
 from .crashes import crash_words
+from .diagnosis import diagnosis as all_warnings
+from .diagnosis import message_of
 from .language import read_only
 from .look import empty, figures, folded, html_of, joined, note, put, row_table, shown, small
 from .problems import Problem, attempt, failure
@@ -39,9 +42,9 @@ NOTHING = "–"
 
 def run_menu(tracker: TrainingTracker, watcher: RunWatcher) -> mo.ui.dropdown:
     """Return a choice of the run to look at: the active one or another; its value is a name, or empty."""
-    options = {say("the current one"): "", **{run.name: run.name for run in tracker.runs()}}
+    options = {say("current"): "", **{run.name: run.name for run in tracker.runs()}}
     chosen = watcher.chosen if watcher.chosen in options else next(iter(options))
-    return mo.ui.dropdown(options, value=chosen, label=say("Run shown"), allow_select_none=False)
+    return mo.ui.dropdown(options, value=chosen, label=say("Show run"), allow_select_none=False)
 
 
 def ticker() -> mo.ui.refresh:
@@ -59,12 +62,16 @@ def controls(plan: TrainingPlan | Problem, watcher: RunWatcher) -> tuple[Any, An
     active = watcher.active
     busy = active is not None and active.alive
     asked = active.control() if busy and active else "run"
+    over = busy and active is not None and active.state in ("completed", "stopped")  # it is writing its result
+    test = busy and active is not None and stage_of(active.status()) == "evaluation"
     ready = isinstance(plan, TrainingPlan) and not plan.done and (not busy or _may_wait(plan))
     begin = mo.ui.run_button(label=_begin_label(plan), kind="success", disabled=not ready)
     tooltip = say("Save and end the process; its memory is free then")
-    pause = mo.ui.run_button(label=say("Pause"), disabled=not busy or asked != "run", tooltip=tooltip)
-    tooltip = say("Save, and use what there is")
-    stop = mo.ui.run_button(label=say("Stop"), kind="danger", disabled=not busy or asked == "stop", tooltip=tooltip)
+    pause = mo.ui.run_button(label=say("Pause"), disabled=not busy or over or asked != "run", tooltip=tooltip)
+    tooltip = say("Leave out the test questions") if test else say("Save, and use what there is")
+    label = say("Skip the test") if test else say("Stop")
+    asked_already = asked == "skip" if test else asked == "stop"
+    stop = mo.ui.run_button(label=label, kind="danger", disabled=not busy or over or asked_already, tooltip=tooltip)
     return begin, pause, stop
 
 
@@ -111,28 +118,42 @@ def _begin_label(plan: TrainingPlan | Problem) -> str:
 def _about_start(plan: TrainingPlan | Problem, busy: Run | None, asked: str) -> str:
     """Return what is going on, or what Start will do."""
     if busy is not None:
-        goes_on = say("{run} is trained in a process of its own: this page may be closed or reloaded.", run=busy.name)
-        waits = {
-            "pause": say("Pausing: it saves after the current step, and goes on from there later."),
-            "stop": say("Stopping: it saves after the current step, and answers the test questions."),
-        }
-        return waits.get(asked, goes_on)
+        if busy.state in ("completed", "stopped"):
+            return say("{run} is trained; its result is being written.", run=busy.name)
+        goes_on = say("{run} is training in the background. You can close this page.", run=busy.name)
+        return _asked_words(asked, stage_of(busy.status()), busy) if asked != "run" else goes_on
     if isinstance(plan, Problem):
         return say("Not ready: {problem}", problem=plan.message.splitlines()[0])
     if plan.done:
-        return say("{run} is complete. More epochs train it further; “fresh” starts a new one.", run=plan.run.name)
+        return say("{run} is complete. Raise Epochs to continue, or start a new run.", run=plan.run.name)
     done = int(plan.run.status().get("step", 0)) if plan.run.exists else 0
-    left, place = f"{plan.total_steps - done:,}", str(plan.run.path)
+    left, place = number(plan.total_steps - done), str(plan.run.path)
     if done:
         return say("{run} goes on where it was saved last: about {left} steps are left.", run=plan.run.name, left=left)
     return say("{run} will take {left} steps and be kept in {place}.", run=plan.run.name, left=left, place=place)
 
 
-def about(seconds: float) -> str:
-    """Return a duration as roughly as it is known."""
-    if seconds < 90:
-        return say("{count} s", count=max(1, round(seconds)))
-    return duration(60 * round(seconds / 60)).replace(" 00 s", "")
+def _asked_words(asked: str, stage: str, run: Run) -> str:
+    """Return what the trainer does about a request, which depends on what it is doing."""
+    status = run.status()
+    whole = 0 < status.get("total_steps", 0) <= status.get("step", 0)
+    if asked == "skip":
+        return say("Skipping what it is doing now.")
+    if asked == "stop":
+        if stage == "evaluation":
+            return say("Stopping: the test questions are asked still, unless you skip them.")
+        if stage == "validation":
+            return say("Stopping: it finishes this validation, saves, and answers the test questions.")
+        return say("Stopping: it saves after the current step, and answers the test questions.")
+    if stage == "validation":
+        return say("Pausing now. This validation is done again when the run goes on.")
+    if stage == "samples":
+        return say("Pausing now. These sample answers are left out.")
+    if stage == "evaluation":
+        if whole:
+            return say("Pausing now. The test questions are asked when the run goes on.")
+        return say("Skipping the test questions: the run was ended before its last step.")
+    return say("Pausing: it saves after the current step, and goes on from there later.")
 
 
 def start(tracker: TrainingTracker, plan: TrainingPlan) -> mo.Html:
@@ -151,9 +172,9 @@ def start(tracker: TrainingTracker, plan: TrainingPlan) -> mo.Html:
 def run_panel(snapshot: Snapshot) -> mo.Html:
     """Return state, progress and speed of a run, and what went wrong if anything did."""
     if snapshot.run is None or snapshot.state == "new":
-        return empty(say("Nothing trained yet with these settings. Start begins."))
+        return empty(say("Not trained yet with these settings. Press Start."))
     parts = [_state_line(snapshot), *_work_line(snapshot), _progress_bar(snapshot), _figures(snapshot)]
-    message = str(snapshot.status.get("message") or "")
+    message = message_of(snapshot.status)
     if snapshot.state == "failed":
         fallback = message or say("Training failed.")
         parts.append(failure(f"{fallback}\n{say('Change what it names, and begin again: what was saved is kept.')}"))
@@ -186,6 +207,7 @@ def state_words(snapshot: Snapshot) -> tuple[str, str]:
         "completed": (say("completed"), "good"),
         "failed": (say("failed"), "bad"),
         "crashed": (say("crashed"), "bad"),
+        "new": (say("new"), "info"),
     }
     return words.get(state, (state, "info"))
 
@@ -205,13 +227,41 @@ def _state_line(snapshot: Snapshot) -> mo.Html:
     )
 
 
+def stage_of(status: Mapping[str, Any]) -> str:
+    """Return the stage of work that a trainer is in; empty while it makes steps, or if a later version knows it."""
+    stage = (status.get("work") or {}).get("stage", "")
+    return stage if stage in STAGES else ""
+
+
+def stage_words(snapshot: Snapshot) -> str:
+    """Return what the trainer is doing and how far it is: "validating 61 of 148 rows"; empty while it makes steps."""
+    stage = stage_of(snapshot.status) if snapshot.alive else ""
+    if not stage:
+        return ""
+    work = snapshot.status["work"]
+    done, total = number(work["done"]), number(work["total"])
+    if not work["total"]:
+        return live_output.working_words(say(STAGES[stage]), 0, 0)
+    told = {
+        "validation": say("validating {done} of {total} rows", done=done, total=total),
+        "samples": say("answering sample questions, {done} of {total}", done=done, total=total),
+        "evaluation": say("answering the test questions, {done} of {total}", done=done, total=total),
+    }
+    return told.get(stage) or f"{say(STAGES[stage])} … {done} / {total}"
+
+
+def time_left(snapshot: Snapshot) -> str:
+    """Return how long everything that is to come takes: "about 5 min"; empty if nothing is, or nobody knows."""
+    if snapshot.state not in ("preparing", "running", "paused", "crashed"):
+        return ""
+    estimated = estimate_left(snapshot)
+    return time_in_words(estimated) if estimated and estimated.known and estimated.total >= 1 else ""
+
+
 def _work_line(snapshot: Snapshot) -> list[mo.Html]:
     """Return what the trainer is doing, if it is no step and takes long enough to be seen."""
-    work = snapshot.status.get("work")
-    if not snapshot.alive or not work or work["stage"] not in STAGES:  # of a later version, say
-        return []
-    words = STAGES[work["stage"]]
-    return [small(live_output.working_words(say(words), work["done"], work["total"]))]
+    words = stage_words(snapshot)
+    return [small(words[0].upper() + words[1:])] if words else []
 
 
 def _progress_bar(snapshot: Snapshot) -> mo.Html:
@@ -234,18 +284,19 @@ def _figures(snapshot: Snapshot) -> mo.Html:
     total = int(status.get("total_steps", 0))
     begin = next(iter(reversed(snapshot.of_type("start"))), {})
     epoch, peak = snapshot.last("epoch"), snapshot.last("peak_memory_bytes")
-    free, speed = snapshot.last("available_memory_bytes"), _tokens_per_second(snapshot)
-    left = seconds_left(snapshot)
-    remark = say("paused time is not counted")
+    free, summary = snapshot.last("available_memory_bytes"), _summary(snapshot)
+    speed = summary.get("tokens_per_second") or _tokens_per_second(snapshot)
+    over = "" if summary else say("the last {count} steps", count=min(RECENT_STEPS, len(snapshot.steps["step"])))
+    trained = summary.get("training_seconds") or seconds_trained(snapshot)
     values: dict[str, str | tuple[str, str]] = {
-        say("Step"): f"{snapshot.step:,} / {total:,}" if total else NOTHING,
+        say("Step"): f"{number(snapshot.step)} / {number(total)}" if total else NOTHING,
         say("Epoch"): f"{epoch:.0f} / {begin.get('epochs', NOTHING)}" if epoch else NOTHING,
-        say("Training loss"): f"{loss:.3f}" if loss is not None else NOTHING,
+        say("Training loss"): number(loss, ".3f") if loss is not None else NOTHING,
         say("Validation loss"): _validation(snapshot),
-        say("Tokens/s"): f"{speed:,.0f}" if speed else NOTHING,
-        say("Time left"): about(left) if left and snapshot.state != "stopped" else NOTHING,
-        say("Trained for"): (duration(seconds_trained(snapshot)), remark) if epoch else NOTHING,
-        say("Memory"): (say("{size} free", size=size(int(free))), _peak(peak)) if free else NOTHING,
+        say("Speed"): (say("{speed} tokens/s", speed=number(speed, ",.0f")), over) if speed else NOTHING,
+        say("Time left"): time_left(snapshot) or NOTHING,
+        say("Training time"): (duration(trained), _checked(snapshot)) if epoch else NOTHING,
+        say("Memory free"): (size(int(free)), _peak(peak)) if free else NOTHING,
     }
     return shown(put('<div class="q-four">{}</div>', Markup(figures(values).text)))
 
@@ -254,15 +305,29 @@ def _validation(snapshot: Snapshot) -> str | tuple[str, str]:
     losses, steps = snapshot.evals["val_loss"], snapshot.evals["step"]
     if not len(losses):
         return NOTHING
-    last = f"{losses[-1]:.3f}" if np.isfinite(losses[-1]) else say("not finite")
+    last = number(losses[-1], ".3f") if np.isfinite(losses[-1]) else say("not finite")
     if not np.isfinite(losses).any():
         return last
     best = int(np.nanargmin(losses))
-    return last, say("best {loss} at step {step}", loss=f"{losses[best]:.3f}", step=f"{steps[best]:,.0f}")
+    return last, say("best {loss} at step {step}", loss=number(losses[best], ".3f"), step=number(steps[best], ",.0f"))
+
+
+def _summary(snapshot: Snapshot) -> Mapping[str, Any]:
+    """Return the final numbers of a run that ended, so that they are the same everywhere; empty before that."""
+    if snapshot.run is None or snapshot.state not in ("completed", "stopped"):
+        return {}
+    summary = attempt(snapshot.run.summary)
+    return summary if isinstance(summary, Mapping) else {}
+
+
+def _checked(snapshot: Snapshot) -> str:
+    """Return how long checks and saving took besides the steps."""
+    seconds = _seconds_between_steps(snapshot)
+    return say("and {time} of checks", time=duration(seconds)) if seconds >= 1 else ""
 
 
 def _peak(peak: float | None) -> str:
-    return say("arrays took at most {size}", size=size(int(peak))) if peak else ""
+    return say("peak of the arrays: {size}", size=size(int(peak))) if peak else ""
 
 
 def _tokens_per_second(snapshot: Snapshot) -> float:
@@ -277,26 +342,37 @@ def _recent_seconds(snapshot: Snapshot) -> np.ndarray:
 
 
 def seconds_trained(snapshot: Snapshot) -> float:
-    """Return seconds of steps, validations and saving, without gaps between trainers and while the machine slept."""
+    """Return the seconds of all steps, without checks, gaps between trainers, and while the machine slept."""
     steps = snapshot.steps
-    return float(np.nansum(counted_seconds(steps["tokens"], steps["seconds"]))) + _seconds_between_steps(snapshot)
+    return float(np.nansum(counted_seconds(steps["tokens"], steps["seconds"])))
+
+
+def estimate_left(snapshot: Snapshot) -> TimeEstimate | None:
+    """Return how long steps, validations, samples, saving and the final test will still take; None before there is any.
+
+    Of a run that nobody trains: how long it would take if it went on now.
+    """
+    if snapshot.run is None or not snapshot.status.get("total_steps"):
+        return None
+    if snapshot.state in ("completed", "stopped"):
+        return TimeEstimate()
+    stopping = snapshot.asked == "stop"
+    known = snapshot.status, snapshot.steps, snapshot.evals, snapshot.events
+    estimated = attempt(left, snapshot.run, *known, stopping=stopping)
+    return None if isinstance(estimated, Problem) else estimated
 
 
 def seconds_left(snapshot: Snapshot) -> float | None:
-    """Return the seconds that are left at the latest speed, with validations and saving as often as so far."""
-    recent = _recent_seconds(snapshot)
-    total = int(snapshot.status.get("total_steps", 0))
-    if not len(recent) or not total:
-        return None
-    return max(0, total - snapshot.step) * (
-        float(np.nanmean(recent)) + _seconds_between_steps(snapshot) / len(snapshot.steps["seconds"])
-    )
+    """Return the seconds that are left, as `estimate_left` knows them; None if the speed is not known yet."""
+    estimated = estimate_left(snapshot)
+    return estimated.total if estimated and estimated.known else None
 
 
 def _seconds_between_steps(snapshot: Snapshot) -> float:
-    saving = np.array([event.get("seconds", 0.0) for event in snapshot.of_type("checkpoint")])
-    both = (counted_seconds(np.ones(len(seconds)), seconds) for seconds in (snapshot.evals["seconds"], saving))
-    return float(sum(np.nansum(seconds) for seconds in both))
+    """Return the seconds of validations, sample answers and saving."""
+    timed = [np.array([e.get("seconds", 0.0) for e in snapshot.of_type(kind)]) for kind in ("checkpoint", "samples")]
+    each = (counted_seconds(np.ones(len(seconds)), seconds) for seconds in (snapshot.evals["seconds"], *timed))
+    return float(sum(np.nansum(seconds) for seconds in each))
 
 
 # Curves, checkpoints, log ---------------------------------------------------------------------------------------
@@ -363,10 +439,12 @@ def checkpoints(snapshot: Snapshot) -> mo.Html | None:
     for step, path in saved:
         loss, event = losses.get(float(step)), known.get(step, {})
         best = loss is not None and bool(finite) and loss == min(finite)
-        lost = _clock(event["time"], date=True) if "time" in event else NOTHING
+        lost = moment(event["time"]) if "time" in event else NOTHING
         bytes_ = event.get("bytes") or sum(file.stat().st_size for file in path.iterdir())
-        told = f"{loss:.4f}" if loss is not None and np.isfinite(loss) else NOTHING
-        rows.append(dict(zip(names, (f"{step:,}", lost, size(bytes_), told, say("best") if best else ""), strict=True)))
+        told = number(loss, ".4f") if loss is not None and np.isfinite(loss) else NOTHING
+        rows.append(
+            dict(zip(names, (number(step), lost, size(bytes_), told, say("best") if best else ""), strict=True))
+        )
     title = say("Checkpoints ({count})", count=len(rows))
     return folded(title, row_table(rows, numbers=(names[0], names[2], names[3])))
 
@@ -374,7 +452,7 @@ def checkpoints(snapshot: Snapshot) -> mo.Html | None:
 def run_log(snapshot: Snapshot) -> mo.Html | None:
     """Return the terminal's output of the run, each line with its time; the newest is in view."""
     lines = [(event, line) for event in snapshot.recent if (line := live_output.event_line(dict(event)))]
-    text = "\n".join(f"{_clock(event.get('time', 0))}  {line.strip()}" for event, line in lines)
+    text = "\n".join(f"{moment(event.get('time', 0), date=False)}  {line.strip()}" for event, line in lines)
     return folded(say("Log"), _log_block(text)) if text else None
 
 
@@ -382,15 +460,6 @@ def _log_block(text: str) -> mo.Html:
     return shown(put('<div class="q-log" tabindex="0"><pre class="q-log-text">{}</pre></div>', text))
 
 
-def _clock(seconds: float, *, date: bool = False) -> str:
-    return time.strftime("%Y-%m-%d %H:%M" if date else "%H:%M:%S", time.localtime(seconds))
-
-
 def diagnosis(snapshot: Snapshot) -> mo.Html | None:
-    """Return the trainer's warnings, and how a run that failed ended."""
-    words = [str(event["message"]) for event in snapshot.of_type("warning")]
-    if snapshot.state == "failed":
-        words.append(str(snapshot.status.get("message", "")))
-    if snapshot.state == "crashed" and snapshot.run:
-        words.append(crash_words(snapshot, last_checkpoint(snapshot.run)))
-    return note("\n".join(words), "warn") if words else None
+    """Return the trainer's warnings with what to do, and how a run that failed ended."""
+    return all_warnings(snapshot, last_checkpoint(snapshot.run) if snapshot.run else 0)

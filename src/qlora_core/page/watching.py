@@ -54,7 +54,7 @@ class Snapshot:
     Attributes:
         run: the one that is looked at; None before there is any.
         state: state of the run.
-        asked: `pause` or `stop` while the trainer has not got round to it.
+        asked: `pause`, `stop` or `skip` while the trainer has not got round to it.
         alive: whether it is being trained.
         version: changes with everything that is worth showing again.
         phase: what buttons and results depend on: the run that may be trained, the one that is looked at, and their
@@ -136,7 +136,8 @@ class RunWatcher:
         steps = len(reader.steps)
         other = len(reader.evals), len(reader.events), reader.generation
         drawn = steps // max(1, stride(steps) // SHARPNESS) if alive else steps
-        shown = (run.name, state, alive, asked, exit_status)  # a complete run may still be writing its result
+        testing = (status.get("work") or {}).get("stage") == "evaluation" and alive  # Stop is Skip then
+        shown = (run.name, state, alive, asked, exit_status, testing)  # a complete run may still be writing its result
         return Snapshot(
             run=run,
             state=state,
@@ -158,11 +159,14 @@ class RunWatcher:
         if run is None:
             return ()
         alive = run.alive
-        return run.name, run.state, alive, run.control() if alive else "run"
+        testing = (run.status().get("work") or {}).get("stage") == "evaluation"
+        return run.name, run.state, alive, (run.control(), testing) if alive else "run"
 
     def request(self, what: str) -> None:
-        """Ask the active run's trainer to pause or stop."""
+        """Ask the active run's trainer to pause, to stop, or to skip a check; at the final test, Stop skips it."""
         if self.active is not None and self.active.alive and not read_only():
+            testing = (self.active.status().get("work") or {}).get("stage") == "evaluation"
+            what = "skip" if what == "stop" and testing else what
             self.active.request(what)  # type: ignore[arg-type]
 
     def _choose(self, planned: Run | None) -> Run | None:

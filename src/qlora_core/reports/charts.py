@@ -22,6 +22,7 @@ from ..runs.plan import TrainingPlan
 from ..runs.run import Run
 from ..schedule import learning_rate
 from ..translations import say
+from .in_language import number, vega_locale
 
 POINTS = 600  # points of a curve; a screen cannot show more
 DOTS = 60  # validations up to which each is marked, and steps, so that a single one can be seen
@@ -126,7 +127,7 @@ def panels(steps: Columns, evals: Columns, view: View = ALL) -> list[Panel]:
         Panel(
             "rate",
             say("Learning rate"),
-            say("per step"),
+            say("learning rate"),
             ".1~e",
             say("The learning rate of each step so far."),
             (_series(say("of each step"), TRAINING, steps, "learning_rate"),),
@@ -143,7 +144,7 @@ def panels(steps: Columns, evals: Columns, view: View = ALL) -> list[Panel]:
         Panel(
             "speed",
             say("Speed"),
-            say("tokens a second"),
+            say("tokens/s"),
             ",~f",
             say("How many tokens were trained in a second."),
             _with_mean(steps, "tokens_per_second", say("each step"), say("mean of {count} steps"), view),
@@ -156,7 +157,7 @@ def panels(steps: Columns, evals: Columns, view: View = ALL) -> list[Panel]:
             ",~f",
             say("The most memory that the model's arrays took, and what was free on the machine."),
             (
-                _series(say("arrays, peak"), TRAINING, steps, "peak_memory_bytes", GB),
+                _series(say("peak of the arrays"), TRAINING, steps, "peak_memory_bytes", GB),
                 _series(say("free"), FREE, steps, "available_memory_bytes", GB),
             ),
             zero=True,
@@ -186,7 +187,7 @@ def _best(evals: Columns) -> tuple[float, float, str] | None:
         return None
     place = int(np.nanargmin(evals["val_loss"]))
     value = float(evals["val_loss"][place])
-    return float(evals["step"][place]), value, say("best {loss}", loss=f"{value:.4f}")
+    return float(evals["step"][place]), value, say("best {loss}", loss=number(value, ".4f"))
 
 
 def _loss(steps: Columns, evals: Columns, best: tuple[float, float, str] | None, view: View) -> Panel:
@@ -200,7 +201,7 @@ def _loss(steps: Columns, evals: Columns, best: tuple[float, float, str] | None,
     return Panel(
         "loss",
         say("Loss"),
-        say("nats a token"),
+        say("nats/token"),
         ".3~f",
         say("Loss of training at each step and smoothed, and loss of validation with the lowest marked."),
         tuple(map(_positive, lines)) if view.logarithmic else lines,
@@ -229,7 +230,7 @@ def _with_mean(steps: Columns, name: str, label: str, mean: str, view: View) -> 
     each = _series(label, TRAINING, steps, name, faint=bool(reach), dots=count <= DOTS)
     if not reach:
         return (each,)
-    return each, Series(mean.format(count=f"{2 * reach + 1:,}"), TRAINING, each.steps, smooth(each.values, reach))
+    return each, Series(mean.format(count=number(2 * reach + 1)), TRAINING, each.steps, smooth(each.values, reach))
 
 
 def smoothing(count: int) -> int:
@@ -316,7 +317,7 @@ def rate_chart(plan: TrainingPlan) -> Chart:
     values = np.array([learning_rate(int(step), total, train) for step in steps])
     about = say("The learning rate that each step will have.")
     planned = Series(say("of each step"), TRAINING, steps, values)
-    return chart(Panel("rate", say("Learning rate"), say("per step"), ".1~e", about, (planned,), zero=True), 140)
+    return chart(Panel("rate", say("Learning rate"), say("learning rate"), ".1~e", about, (planned,), zero=True), 140)
 
 
 def _datasets(panel: Panel) -> dict[str, Any]:
@@ -339,7 +340,7 @@ def for_page(drawn: dict[str, Any], height: int, about: str = "") -> dict[str, A
         "height": height,
         "background": "transparent",
         "description": about,
-        "config": PAGE,
+        "config": {**PAGE, "locale": vega_locale()},
         "usermeta": {"embedOptions": {"actions": False}},  # a nameless menu, which offers to send data away
     }
 
@@ -504,7 +505,7 @@ def _figure(run: Run, drawn: Sequence[Panel]) -> dict[str, Any]:
         "resolve": APART,
         "background": PAPER,
         "padding": 22,
-        "config": FIGURE,
+        "config": {**FIGURE, "locale": vega_locale()},
         "datasets": {name: rows for panel in drawn for name, rows in _datasets(panel).items()},
     }
 
@@ -514,7 +515,9 @@ def _subtitle(run: Run, loss: Panel) -> str:
     parts = [model["name"], say("rank {rank}", rank=config.lora.rank)]
     if loss.best:
         step, value, _ = loss.best
-        parts.append(say("best validation loss {loss} at step {step}", loss=f"{value:.4f}", step=f"{step:,.0f}"))
+        parts.append(
+            say("best validation loss {loss} at step {step}", loss=number(value, ".4f"), step=number(step, ",.0f"))
+        )
     return "   ·   ".join(parts)
 
 

@@ -16,10 +16,12 @@ from ..config import Role, to_flat
 from ..errors import QLoraError, RunError
 from ..models.adapter_files import ADAPTER_FILE, adapter_settings
 from ..runs.run import Run
-from .plain_text import duration, one_line, section, size
+from ..translations import say
+from .in_language import duration, number, size
+from .plain_text import one_line, section
 
 COLUMNS = 100  # of the table, for two or three runs
-LABEL, NARROWEST = 18, 20
+LABEL, NARROWEST = 20, 20
 NOTHING = "–"
 _ROLES: tuple[Role, ...] = ("result", "length", "pace")  # locations differ between runs without a meaning
 
@@ -289,34 +291,56 @@ class Measure:
 def _recall(kind: str) -> Callable[[dict[str, Any]], str]:
     def show(run: dict[str, Any]) -> str:
         count = (run["recall"] or {}).get(kind)
-        return f"{count['tuned']}/{count['questions']}, base {count['base']}" if count else NOTHING
+        if not count:
+            return NOTHING
+        right, base = f"{count['tuned']}/{count['questions']}", count["base"]
+        return say("{right}, base {base}", right=right, base=base)
 
     return show
 
 
 def _steps(run: dict[str, Any]) -> str:
-    return NOTHING if run["steps"] is None else f"{run['steps']:,} of {run['total_steps'] or NOTHING}"
+    if run["steps"] is None:
+        return NOTHING
+    total = number(run["total_steps"], "") if run["total_steps"] else NOTHING
+    return say("{done} of {total}", done=number(run["steps"]), total=total)
+
+
+def _kind_words(run: dict[str, Any]) -> str:
+    """Return the kind of adapters and how the base is quantised, which `kind` holds in English."""
+    name, _, rest = (run["kind"] or NOTHING).partition(", ")
+    if rest.endswith(" bits"):
+        return say("{kind}, {bits} bits", kind=name, bits=rest.removesuffix(" bits"))
+    return say("{kind}, unquantised", kind=name) if rest else name
+
+
+def _adapter_words(run: dict[str, Any]) -> str:
+    return say("{adapter}, rank {rank}", adapter=run["adapter"] or NOTHING, rank=run["rank"])
+
+
+def _numbers(form: str) -> Callable[[float], str]:
+    return lambda value: number(value, form)
 
 
 MEASURES = [
-    Measure("State", "state"),
-    Measure("Kind", "kind"),
+    Measure("State", "state", text=lambda run: say(run["state"])),
+    Measure("Kind", "kind", text=_kind_words),
     Measure("Base", "base", text=lambda run: f"{run['base']}{', ' + run['licence'] if run['licence'] else ''}"),
     Measure("Base in memory", "loaded_bytes", size),
-    Measure("Bits per weight", "bits_per_weight", "{:.2f}".format),
-    Measure("Adapter", "adapter", text=lambda run: f"{run['adapter'] or NOTHING}, rank {run['rank']}"),
-    Measure("Trainable", "trainable", "{:,} parameters".format),
+    Measure("Bits per weight", "bits_per_weight", _numbers(".2f")),
+    Measure("Adapter", "adapter", text=_adapter_words),
+    Measure("Trainable", "trainable", lambda count: say("{count} parameters", count=number(count))),
     Measure("Adapter file", "adapter_bytes", size),
-    Measure("Best val loss", "best_val_loss", "{:.4f}".format, "low"),
-    Measure("Perplexity", "perplexity", "{:,.2f}".format, "low"),
-    Measure("Last train loss", "train_loss", "{:.4f}".format),
+    Measure("Best validation loss", "best_val_loss", _numbers(".4f"), "low"),
+    Measure("Perplexity", "perplexity", _numbers(",.2f"), "low"),
+    Measure("Last training loss", "train_loss", _numbers(".4f")),
     Measure("Steps", "steps", text=_steps),
     Measure("Training time", "training_seconds", duration),
-    Measure("Tokens/s", "tokens_per_second", "{:,.0f}".format, "high"),
-    Measure("Peak, arrays", "peak_memory_bytes", size, "low"),
-    Measure("Peak, process", "peak_process_bytes", size, "low"),
-    Measure("Recall, trained", "trained", better="high", text=_recall("trained")),
-    Measure("Recall, held out", "held_out", better="high", text=_recall("held_out")),
+    Measure("Speed, tokens/s", "tokens_per_second", _numbers(",.0f"), "high"),
+    Measure("Peak memory, arrays", "peak_memory_bytes", size, "low"),
+    Measure("Peak memory, process", "peak_process_bytes", size, "low"),
+    Measure("Facts recalled, trained wording", "trained", better="high", text=_recall("trained")),
+    Measure("Facts recalled, new wording", "held_out", better="high", text=_recall("held_out")),
 ]
 
 

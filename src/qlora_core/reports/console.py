@@ -22,10 +22,13 @@ from ..models.base_models import ModelSpec
 from ..runs.plan import TrainingPlan
 from ..runs.presets import preset_choices
 from ..runs.run import Run
+from ..runs.time_estimate import estimate
 from ..runs.time_spent import PARTS
 from ..tokens.report import TokenReport
 from ..translations import say
-from .plain_text import block, duration, one_line, section, share, size
+from . import in_language
+from .plain_text import block, one_line, section, share, size
+from .time_words import parts_in_words, time_in_words
 
 SHOWN_ANSWERS = 6
 
@@ -175,9 +178,20 @@ def training_plan(plan: TrainingPlan) -> dict[str, str]:
         "Run": f"{plan.run.path}",
         "Steps": f"{plan.total_steps} ({train.steps_per_epoch(plan.train_rows)} an epoch), "
         f"{train.batch_size * train.grad_accumulation_steps} rows each",
+        "Time": _planned_time(plan),
         "Rate": f"{rate}, {train.optimizer}",
         "Adapter": f"dropout {config.lora.dropout:g}, scale {config.lora.scale:g}",
     }
+
+
+def _planned_time(plan: TrainingPlan) -> str:
+    """Return how long a run will take; nothing if it is complete, or an earlier one did not tell."""
+    if plan.done:
+        return ""
+    estimated = estimate(plan)
+    if not estimated.known:
+        return "known after the first steps"
+    return f"{time_in_words(estimated)}: {parts_in_words(estimated)} (as {estimated.measured_by} took)"
 
 
 def recall_lines(evaluation: dict[str, Any]) -> str:
@@ -226,6 +240,8 @@ def final_summary(run: Run) -> str:
         parts += [section("Generation test"), answers_side_by_side(evaluation), recall_lines(evaluation)]
     elif evaluation:
         parts += [section("Generation test"), NOTHING_ASKED]
+    elif message := run.status().get("message"):
+        parts += [section("Generation test"), f"  {message}"]
     if numbers:
         parts += [block("Summary", {"State": run.state, **performance(numbers), **places(run)})]
     return "\n".join(part for part in [*parts, next_commands(run)] if part)
@@ -247,8 +263,8 @@ def performance(numbers: dict[str, Any]) -> dict[str, str]:
 def time_spent(numbers: dict[str, Any], words: Mapping[str, str] = PARTS) -> str:
     """Return how long a run took, with parts of half a second and more; for an old run the steps alone."""
     seconds = {word: numbers[f"{part}_seconds"] for part, word in words.items()}
-    parts = ", ".join(f"{word} {duration(taken)}" for word, taken in seconds.items() if taken >= 0.5)
-    return f"{duration(numbers['total_seconds'])}: {parts}" if numbers["total_seconds"] else parts
+    parts = ", ".join(f"{word} {in_language.duration(taken)}" for word, taken in seconds.items() if taken >= 0.5)
+    return f"{in_language.duration(numbers['total_seconds'])}: {parts}" if numbers["total_seconds"] else parts
 
 
 def places(run: Run) -> dict[str, str]:

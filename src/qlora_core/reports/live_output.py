@@ -24,6 +24,13 @@ from ..machine.memory import MB
 from ..runs.throughput import Throughput
 from .plain_text import duration, size, table
 
+SKIPPED = {"validation": "Validation", "samples": "Sample answers", "evaluation": "Final test"}
+INTERRUPTED = {
+    "validation": "Pausing now; this validation is done again later.",
+    "samples": "Pausing now; these sample answers are left out.",
+    "evaluation": "Pausing now; the test questions are asked later. Of a run that was stopped, they are left out.",
+}
+"""What Ctrl+C does in a stage that it interrupts; any other is finished first."""
 PATIENCE = 2  # seconds of work before it is reported
 STEP = "step"
 SILENCE = 8  # seconds between two lines about it outside a terminal
@@ -66,6 +73,8 @@ def event_line(event: dict[str, Any]) -> str:
         return f"  ✓ Checkpoint saved (step {event['step']})"
     if kind == "warning":
         return f"  ! {event['message']}"
+    if kind == "skipped":
+        return f"  – {SKIPPED.get(event['stage'], event['stage'])} of step {event['step']} skipped"
     if kind == "trunk":
         kept = f"{size(event['bytes'])} in {event['seconds']:,.1f} s"
         return f"  ✓ {event['layers']} layers were computed once for each row ({kept}), and are out of memory"
@@ -174,6 +183,7 @@ class TrainingReporter:
         self._bar: tqdm | None = None
         self._start: dict[str, Any] = {}
         self._pace = Throughput()
+        self._stage = ""
         self._waiting = Waiting(self.stream)
 
     def __call__(self, event: dict[str, Any]) -> None:
@@ -207,6 +217,7 @@ class TrainingReporter:
             self.say(line)
 
     def _on_working(self, event: dict[str, Any]) -> None:
+        self._stage = event["stage"]
         doing = Activity(event["stage"], event["total"], event["done"]) if event["stage"] else None
         self._waiting(doing or self._stepping())
 
@@ -217,7 +228,8 @@ class TrainingReporter:
         return Activity(STEP, int(self._bar.total), int(self._bar.n))
 
     def _on_asked(self, event: dict[str, Any]) -> None:
-        self.say("\nSaving after this step; a second Ctrl+C ends at once, without.")
+        does = INTERRUPTED.get(self._stage, "Saving after this step.")
+        self.say(f"\n{does} A second Ctrl+C ends at once, without saving.")
 
     def _on_leaving_trunk(self, event: dict[str, Any]) -> None:
         self.say(f"\nComputing the {event['layers']} layers below the adapters once, for {event['rows']:,} rows …")
@@ -273,6 +285,9 @@ class TrainingReporter:
         self.say(f"  ✓ Epoch {event['epoch']} complete")
 
     def _on_warning(self, event: dict[str, Any]) -> None:
+        self.say(event_line(event))
+
+    def _on_skipped(self, event: dict[str, Any]) -> None:
         self.say(event_line(event))
 
     def _on_waiting(self, event: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,8 @@ class TrainingPlan:
         model: description of the base.
         data: the prepared rows.
         train_rows: number of rows that can be trained.
+        tokens: tokens of those rows.
+        validation_tokens: tokens of the rows to validate on.
         template_text: text of the chat template.
         rows: digest of the rows as tokens, see `describe_rows`.
         initial_adapters: file of the adapters to start from, if any.
@@ -57,6 +60,8 @@ class TrainingPlan:
     template_text: str
     rows: dict[str, Any]
     initial_adapters: Path | None = None
+    tokens: int = 0
+    validation_tokens: int = 0
 
     @property
     def total_steps(self) -> int:
@@ -152,11 +157,25 @@ class TrainingTracker:
             raise RunError(f"{run.path}: is a run already. Give another name with --run.")
         if run.exists:
             _refuse_differences(run, identity)
+        elif not os.access(existing, os.W_OK | os.X_OK):
+            raise _not_writable(self.runs_dir, f"{existing} may not be written")
         if initial:
             check_adapters(initial, model, config.lora)
         template = tokenizer.template_text
         rows = describe_rows(train_dataset, val_dataset)
-        return TrainingPlan(run, config, identity, model, data, len(train_dataset), template, rows, initial)
+        return TrainingPlan(
+            run,
+            config,
+            identity,
+            model,
+            data,
+            len(train_dataset),
+            template,
+            rows,
+            initial,
+            tokens=train_dataset.tokens,
+            validation_tokens=val_dataset.tokens,
+        )
 
     def _refuse_twin(self, name: str) -> None:
         """Refuse a name that some file systems, such as a Mac's, cannot tell from that of another run."""
@@ -254,7 +273,15 @@ def resolve_config(given: dict[str, Any], preset: str = "") -> RunConfig:
 
 def _make_directory(run: Path) -> None:
     refuse_links(run)
-    make_directory(run)
+    try:
+        with explained(run, problem="cannot be made"):
+            make_directory(run)
+    except FileNotFoundError as error:  # nothing is missing: the file system has no directories of one's own
+        raise _not_writable(run.parent, error.strerror) from None
+
+
+def _not_writable(directory: Path, reason: str) -> RunError:
+    return RunError(f"{directory}: cannot hold runs: {reason}. Name another directory with --runs-dir.")
 
 
 def _default_name(config: RunConfig, model: ModelSpec, identity: dict[str, Any]) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..translations import say
+from .. import translations
+from ..translations import numeral, say
 from .plan import TrainingPlan
 
 MANY_PASSES = 20
@@ -53,14 +54,18 @@ def _about_steps(plan: TrainingPlan) -> Iterator[Advice]:
         yield Advice("epochs", text)
 
 
+def _short(value: float) -> str:
+    return numeral(f"{value:g}", translations.find_language())
+
+
 def _about_rates(plan: TrainingPlan) -> Iterator[Advice]:
     rate, scale = plan.config.train.learning_rate, plan.config.lora.scale
     if rate > HIGHEST_USUAL_RATE:
-        yield Advice("learning_rate", say("{rate} is high for adapters: the loss may not fall.", rate=f"{rate:g}"))
+        yield Advice("learning_rate", say("{rate} is high for adapters: the loss may not fall.", rate=_short(rate)))
     if rate < LOWEST_USUAL_RATE:
-        yield Advice("learning_rate", say("{rate} is low: hardly anything will be learned.", rate=f"{rate:g}"))
+        yield Advice("learning_rate", say("{rate} is low: hardly anything will be learned.", rate=_short(rate)))
     if scale > HIGHEST_USUAL_SCALE:
-        text = say("The update counts {scale} times (alpha over rank): usual are 1 to 2.", scale=f"{scale:g}")
+        text = say("The update counts {scale} times (alpha over rank): usual are 1 to 2.", scale=_short(scale))
         yield Advice("alpha", text)
 
 

@@ -49,7 +49,7 @@ def _batch(size: int) -> dict[str, Choice]:
     fit = f"{size} rows of full length fit" if size > 1 else "1 row of full length fits"
     return {
         "batch_size": Choice(size, f"no more than {fit} at once"),
-        "grad_accumulation_steps": Choice(8 // size, f"{8 // size} × {size} rows make a step, as 8 at once would"),
+        "grad_accumulation_steps": Choice(8 // size, f"{8 // size} × {size} = 8 rows per step"),
     }
 
 

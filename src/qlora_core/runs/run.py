@@ -32,7 +32,7 @@ from ..tokens.tokenizer import ChatTokenizer
 from .metrics import read_events
 from .schema import Environment, Evaluation, Sample, State, Status, Summary, problem
 
-Control = Literal["run", "pause", "stop"]
+Control = Literal["run", "pause", "stop", "skip"]
 
 CONFIG, ENVIRONMENT, STATUS, METRICS = "config.json", "environment.json", "status.json", "metrics.jsonl"
 SAMPLES, EVALUATION, SUMMARY, CONTROL = "samples.jsonl", "evaluation.json", "summary.json", "control"
@@ -346,10 +346,10 @@ class Run:
             word = read_text(self.path / CONTROL, 100).strip()
         except (OSError, ValueError):  # missing, or unreadable for the moment: training goes on
             return "run"
-        return word if word in ("pause", "stop") else "run"  # type: ignore[return-value]
+        return word if word in ("pause", "stop", "skip") else "run"  # type: ignore[return-value]
 
     def request(self, what: Control) -> None:
-        """Ask the trainer to pause or stop after its current step.
+        """Ask the trainer to pause or stop after its current step, or to skip a check that it is at.
 
         Raises:
             RunError: the run is a link, or holds one.

@@ -24,6 +24,7 @@ class Work(TypedDict):
     stage: str
     done: Count
     total: Count
+    seconds: NotRequired[Seconds]
 
 
 class Status(TypedDict, total=False):
@@ -32,10 +33,12 @@ class Status(TypedDict, total=False):
     state: State
     step: Count
     total_steps: Count
+    steps_per_epoch: Count
     epoch: Count
     best_step: Count
     best_val_loss: float | None
     message: str
+    said: dict[str, Any]
     work: Work
     pid: Count
     time: Moment
@@ -156,8 +159,14 @@ class Event(TypedDict):
     process_peak: NotRequired[Count]
     bytes: NotRequired[Count]
     layers: NotRequired[Count]
+    train_tokens: NotRequired[Count]
+    val_tokens: NotRequired[Count]
+    answers: NotRequired[Count]
+    stage: NotRequired[str]
     label: NotRequired[str]
     message: NotRequired[str]
+    said: NotRequired[dict[str, Any]]
+    kind: NotRequired[str]
     state: NotRequired[str]
     time: NotRequired[Moment]
 
@@ -169,6 +178,8 @@ _NEEDED = {
     "checkpoint": ("step",),
     "memory": ("label", "available"),
     "trunk": ("layers", "bytes", "seconds"),
+    "samples": ("step", "answers", "seconds"),
+    "skipped": ("step", "stage"),
     "warning": ("message",),
 }
 """Required fields of each type of event."""

@@ -21,6 +21,7 @@ from ..files.storage import (
     remove,
     write_json,
 )
+from ..translations import Sentence
 from .run import ENVIRONMENT, METRICS, STATUS, Run, refuse_links
 from .schema import State
 
@@ -61,6 +62,10 @@ def record(run: Run, **facts: Any) -> dict[str, Any]:
     environment = {**run.environment(), **facts}
     write_json(run.path / ENVIRONMENT, environment)
     return environment
+
+
+def _said(message: Any) -> dict[str, Any]:
+    return {"said": message.as_record()} if isinstance(message, Sentence) else {}
 
 
 class RunWriter:
@@ -105,8 +110,11 @@ class RunWriter:
         self.lock.release()
 
     def log(self, type: str, **fields: Any) -> None:
-        """Append one event to `metrics.jsonl`, a whole line at once, and send it to the listeners."""
-        event = {"type": type, **fields, "time": round(time.time(), 3)}
+        """Append one event to `metrics.jsonl`, a whole line at once, and send it to the listeners.
+
+        A `message` that is a sentence is recorded in English and, as `said`, for readers of other languages.
+        """
+        event = {"type": type, **fields, **_said(fields.get("message")), "time": round(time.time(), 3)}
         line = json.dumps(event, ensure_ascii=False)
         self._attempt(METRICS, lambda: self._metrics.append(line))
         self.tell(**event)
@@ -122,7 +130,8 @@ class RunWriter:
             self.status.pop("work", None)
             work = {"stage": "", "done": 0, "total": 0}
         else:
-            work = {"stage": activity.stage, "done": activity.done, "total": activity.total}
+            seconds = round(time.monotonic() - activity.began, 1)
+            work = {"stage": activity.stage, "done": activity.done, "total": activity.total, "seconds": seconds}
             same = self.status.get("work", {}).get("stage") == activity.stage
             self.status["work"] = work
             if same and time.monotonic() - self._written < 1:
@@ -138,9 +147,12 @@ class RunWriter:
     def set_status(self, state: State, **fields: Any) -> None:
         """Replace `status.json`; fields that are not given stay as they were."""
         lasting = state != self.status.get("state")  # progress within a state may be lost in a power cut
+        if "message" in fields:
+            self.status.pop("said", None)
         self.status = {
             **self.status,
             **fields,
+            **_said(fields.get("message")),
             "state": state,
             "pid": os.getpid(),
             "time": round(time.time(), 3),
@@ -168,9 +180,10 @@ class RunWriter:
             if what not in self._failing:
                 self._failing.add(what)
                 reason = explain(error, self.run.path / what) if what != PRINTED else f"{what} is lost: {error}."
-                self.log("warning", message=f"{reason} Training goes on, and tries again.")
+                self.log("warning", message=Sentence("{reason} Training goes on, and tries again.", reason=str(reason)))
         else:
             if what in self._failing and what != PRINTED:  # not for output: some events print nothing, so never fail
                 self._failing.remove(what)
-                lost = f"; {self._metrics.lost} lines are lost" if self._metrics.lost else ""
-                self.log("warning", message=f"{what} can be written again{lost}")
+                lost = self._metrics.lost
+                message = Sentence("{file} can be written again; {lost} lines are lost", file=what, lost=lost)
+                self.log("warning", message=message if lost else Sentence("{file} can be written again", file=what))

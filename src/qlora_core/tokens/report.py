@@ -9,13 +9,14 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from ..activity import doing
 from ..config import DataConfig
 from ..errors import DataError
+from ..translations import Sentence
 from .dataset import TokenDataset, gathered, tokens_wanted
 from .rows import TokenRow, TokenRows
 from .tokenizer import WORD_JOINER, ChatTokenizer
@@ -278,10 +279,10 @@ def none_trained(train: TokenDataset) -> str:
         return ""
     source, reason = train.skipped[0]
     rows = _many(len(set(train.skipped_places)), "row")
-    return (
-        f"no row can be trained with this model, of {rows} to train. The first: {source}: {reason}. Mend the rows, or "
-        "choose another --model or --template"
-    )
+    return Sentence(
+        "no row can be trained with this model, of {rows} to train. The first: {source}: {reason}. Mend the rows, or "
+        "choose another --model or --template", rows=rows, source=source, reason=reason,
+    )  # fmt: skip
 
 
 def left_out(train: TokenDataset, prepared: int) -> int:
@@ -293,9 +294,10 @@ def _few_rows(train: TokenDataset) -> str:
     count = len(train)
     if count >= FEW_ROWS or not count:
         return none_trained(train)
-    return (
-        f"only {_many(count, 'row')} to train: expect it to learn by heart, not to generalise; {FEW_ROWS} and more help"
-    )
+    return Sentence(
+        "only {rows} to train: expect it to learn by heart, not to generalise; {enough} and more help",
+        rows=_many(count, "row"), enough=FEW_ROWS,
+    )  # fmt: skip
 
 
 def _prompts(rows: _Corpus, tokenizer: ChatTokenizer, shared: int) -> str:
@@ -303,15 +305,19 @@ def _prompts(rows: _Corpus, tokenizer: ChatTokenizer, shared: int) -> str:
     prompt = total - int(rows.target_lengths.sum())
     if not total or prompt <= PROMPT_SHARE * total:
         return ""
-    said = f"{100 * prompt / total:.0f}% of the tokens are prompt: only the reply is trained. "
+    share = f"{100 * prompt / total:.0f}"
     beyond = shared - _template_beginning(tokenizer)
     if beyond >= LEAST_TOKENS:
-        return said + (
-            f"All rows begin with the same {shared:,} tokens, {shared * len(rows):,} of {total:,}: "
-            "rows that are trained together share them, unless there is dropout, but each question later has them too; "
-            "shorten the system message, or leave it out"
-        )
-    return said + "Shorten the questions or what stands before them, or write longer replies"
+        return Sentence(
+            "{share}% of the tokens are prompt: only the reply is trained. All rows begin with the same {shared} "
+            "tokens, {all_shared} of {total}: rows that are trained together share them, unless there is dropout, but "
+            "each question later has them too; shorten the system message, or leave it out",
+            share=share, shared=f"{shared:,}", all_shared=f"{shared * len(rows):,}", total=f"{total:,}",
+        )  # fmt: skip
+    return Sentence(
+        "{share}% of the tokens are prompt: only the reply is trained. Shorten the questions or what stands before "
+        "them, or write longer replies", share=share,
+    )  # fmt: skip
 
 
 def _template_beginning(tokenizer: ChatTokenizer) -> int:
@@ -328,88 +334,119 @@ def _cuts(rows: _Corpus, lengths: np.ndarray, max_seq_length: int) -> str:
     if not cut:
         return ""
     lost = int(rows.cut.sum(dtype=np.int64))
-    are = "is" if cut == 1 else "are"
-    said = f"{_many(cut, 'row')} {are} cut at max_seq_length {max_seq_length}, {_many(lost, 'token')} lost: "
+    told = {"rows": _rows_are(cut), "tokens": _many(lost, "token"), "most": max_seq_length}
     most, usual = _rounded(int(lengths.max())), _percentile(lengths, 99)
-    remedy, nearly = _holds(most, "would hold all"), _rounded(usual)
+    remedy, nearly = _holds(most, ALL), _rounded(usual)
+    said = Sentence("{rows} cut at max_seq_length {most}, {tokens} lost: {remedy}", remedy=remedy, **told)
     if usual <= max_seq_length:
-        return f"{said}{remedy}; 99% of the rows are not cut"
-    return said + remedy + (f"; {_holds(nearly, 'would hold 99% of the rows')}" if nearly < most else "")
+        return Sentence("{said}; 99% of the rows are not cut", said=said)
+    return Sentence.of_parts("; ", [said, _holds(nearly, MOST)]) if nearly < most else said
 
 
 def _rounded(length: int) -> int:
     return -(-length // 64) * 64
 
 
-def _holds(length: int, what: str) -> str:
+ALL = Sentence("would hold all")
+ALL_OF_THEM = Sentence("would hold all of them")
+MOST = Sentence("would hold 99% of the rows")
+
+
+def _holds(length: int, what: Sentence) -> Sentence:
     """Return the length and what it does, unless the setting cannot be that high."""
     limit = next(field.metadata["le"] for field in dataclasses.fields(DataConfig) if field.name == "max_seq_length")
-    return f"{length} {what}" if length <= limit else f"no length {what} ({limit} is the most): split the longest"
+    if length <= limit:
+        return Sentence("{length} {what}", length=length, what=what)
+    return Sentence("no length {what} ({limit} is the most): split the longest", what=what, limit=limit)
 
 
 def _full_prompts(skipped: Sequence[tuple[str, str]], max_seq_length: int) -> str:
     wanted = [length for _, reason in skipped if (length := tokens_wanted(reason))]
     if not wanted:
         return ""
-    are = "row is" if len(wanted) == 1 else "rows are"
-    remedy = _holds(_rounded(max(wanted)), "would hold all of them")
-    return (
-        f"{len(wanted):,} {are} left out, since the prompt fills max_seq_length {max_seq_length}: "
-        f"{remedy}; or shorten the prompts"
-    )
+    return Sentence(
+        "{rows} left out, since the prompt fills max_seq_length {most}: {remedy}; or shorten the prompts",
+        rows=_rows_are(len(wanted)), most=max_seq_length, remedy=_holds(_rounded(max(wanted)), ALL_OF_THEM),
+    )  # fmt: skip
 
 
 def _other_skipped(skipped: Sequence[tuple[str, str]]) -> str:
     others = [(source, reason) for source, reason in skipped if tokens_wanted(reason) is None]
     if not others:
         return ""
-    are = "row is" if len(others) == 1 else "rows are"
     source, reason = others[0]
-    return f"{len(others):,} {are} left out; mend them or remove them. The first: {source}: {reason}"
+    return Sentence("{rows} left out; mend them or remove them. The first: {source}: {reason}",
+                    rows=_rows_are(len(others)), source=source, reason=reason)  # fmt: skip
+
+
+def _rows_are(count: int) -> Sentence:
+    return Sentence("1 row is") if count == 1 else Sentence("{count} rows are", count=f"{count:,}")
 
 
 WRITTEN = {
-    "altered": "words that the model's chat template leaves out or writes otherwise; see which among the row's tokens",
-    "unmarked": "an answer that the model's chat template does not mark as the model's own ({% generation %}) is read, "
-    "not trained",
-    "tools": "tools, for which the model's chat template has no place, are left out; give one that has with --template",
-    "system": "a system text, which the model's chat template refuses, is written before the question behind it, here "
-    "and when the model is asked",
-    "dropped": "reasoning before an answer is left out (--reasoning drop)",
-    "apart": "each answer makes a row, since the model's chat template writes an answer, or what asks for it, "
-    "otherwise when more follows",
+    "altered": Sentence(
+        "words that the model's chat template leaves out or writes otherwise; see which among the row's tokens"
+    ),
+    "unmarked": Sentence(
+        "an answer that the model's chat template does not mark as the model's own ({tag}) is read, not trained",
+        tag="{% generation %}",
+    ),
+    "tools": Sentence(
+        "tools, for which the model's chat template has no place, are left out; give one that has with --template"
+    ),
+    "system": Sentence(
+        "a system text, which the model's chat template refuses, is written before the question behind it, here and "
+        "when the model is asked"
+    ),
+    "dropped": Sentence("reasoning before an answer is left out (--reasoning drop)"),
+    "apart": Sentence(
+        "each answer makes a row, since the model's chat template writes an answer, or what asks for it, otherwise "
+        "when more follows"
+    ),
 }
 """Meaning of each note on a row; for reasoning see `_reasons`."""
 
 
 def _written_otherwise(notes: dict[str, tuple[int, str]], conversations: int) -> list[str]:
     said = [
-        f"{_many(count, 'row')}, {'' if count == 1 else 'the first '}{first}: {WRITTEN[what]}"
+        Sentence("{rows}, {first}: {what}", rows=_many(count, "row"), first=_the_first(count, first), what=meaning)
         for what, (count, first) in notes.items()
-        if what in WRITTEN
+        if (meaning := WRITTEN.get(what))
     ]
     return [_reasons(notes["reasoning"], conversations), *said] if "reasoning" in notes else said
 
 
 def _reasons(noted: tuple[int, str], conversations: int) -> str:
     count, first = noted
-    has, where = ("has", first) if count == 1 else ("have", f"the first {first}")
-    said = f"{count:,} of {conversations:,} conversations {has} reasoning before an answer, {where}: "
-    said += "it is trained with the answer, or what --reasoning says (keep: read, not trained; drop: left out)"
+    told = {"count": f"{count:,}", "all": f"{conversations:,}", "first": _the_first(count, first)}
+    told["kept"] = Sentence(
+        "it is trained with the answer, or what --reasoning says (keep: read, not trained; drop: left out)"
+    )
+    if count == 1:
+        said = Sentence("{count} of {all} conversations has reasoning before an answer, {first}: {kept}", **told)
+    else:
+        said = Sentence("{count} of {all} conversations have reasoning before an answer, {first}: {kept}", **told)
     if count == conversations:
         return said
     if 2 * count > conversations:
-        return f"{said}; most have it, so that the model is asked to reason"
-    return f"{said}; most have none, so that the model is asked for answers without, where its template can say so"
+        return Sentence("{said}; most have it, so that the model is asked to reason", said=said)
+    return Sentence(
+        "{said}; most have none, so that the model is asked for answers without, where its template can say so",
+        said=said,
+    )
+
+
+def _the_first(count: int, source: str) -> str:
+    return source if count == 1 else Sentence("the first {source}", source=source)
 
 
 def _tiny_answers(rows: _Corpus) -> str:
     if not len(rows) or np.median(rows.target_lengths) > TINY_ANSWER:
         return ""
-    return (
-        f"half of the replies have at most {TINY_ANSWER} tokens, their end included: a row teaches little. "
-        "Let replies be whole sentences"
-    )
+    return Sentence(
+        "half of the replies have at most {count} tokens, their end included: a row teaches little. Let replies be "
+        "whole sentences", count=TINY_ANSWER,
+    )  # fmt: skip
 
 
 def _far_out(rows: _Corpus, lengths: np.ndarray) -> str:
@@ -418,22 +455,34 @@ def _far_out(rows: _Corpus, lengths: np.ndarray) -> str:
     if not len(far):
         return ""
     worst = int(far[lengths[far].argmax()])
-    others = f" ({_many(len(far) - 1, 'other')} too)" if len(far) > 1 else ""
-    return (
-        f"{rows[worst].source}: has {lengths[worst]:,} tokens, more than {FAR_OUT} times as many as 99% of the rows "
-        f"({usual:,}){others}: split it, or is it a mistake?"
-    )
+    told = {"source": rows[worst].source, "tokens": f"{lengths[worst]:,}", "times": FAR_OUT, "usual": f"{usual:,}"}
+    if len(far) == 1:
+        return Sentence(
+            "{source}: has {tokens} tokens, more than {times} times as many as 99% of the rows ({usual}): split it, or "
+            "is it a mistake?", **told,
+        )  # fmt: skip
+    return Sentence(
+        "{source}: has {tokens} tokens, more than {times} times as many as 99% of the rows ({usual}) ({others} too): "
+        "split it, or is it a mistake?", others=_many(len(far) - 1, "other"), **told,
+    )  # fmt: skip
 
 
 def _spelled(count: int, tokens: Sequence[str]) -> str:
     if not count:
         return ""
-    spell, named = "row spells" if count == 1 else "rows spell", f" ({', '.join(tokens)})" if tokens else ""
-    return (
-        f"{count:,} {spell} a control token of the model{named}: it is broken up, so that it stays text. "
-        "Remove it, if it is left over from a chat template"
-    )
+    spell = Sentence("1 row spells") if count == 1 else Sentence("{count} rows spell", count=f"{count:,}")
+    named = f" ({', '.join(tokens)})" if tokens else ""
+    return Sentence(
+        "{rows} a control token of the model{named}: it is broken up, so that it stays text. Remove it, if it is left "
+        "over from a chat template", rows=spell, named=named,
+    )  # fmt: skip
 
 
-def _many(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
+def _many(count: int, what: Literal["row", "token", "other"]) -> Sentence:
+    """Return a number of things, in the singular or the plural."""
+    counted = f"{count:,}"
+    if what == "row":
+        return Sentence("{count} row", count=counted) if count == 1 else Sentence("{count} rows", count=counted)
+    if what == "token":
+        return Sentence("{count} token", count=counted) if count == 1 else Sentence("{count} tokens", count=counted)
+    return Sentence("{count} other", count=counted) if count == 1 else Sentence("{count} others", count=counted)

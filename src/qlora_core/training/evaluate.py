@@ -20,9 +20,8 @@ from ..engine.generate import Prompt, answer
 from ..engine.model import base_only
 from ..files.storage import write_json, write_text
 from ..runs.run import EVALUATION, SAMPLES, Run, refuse_links
+from ..runs.time_estimate import ASKED_QUESTIONS
 from ..tokens.tokenizer import ChatTokenizer
-
-ASKED_QUESTIONS = 6  # answered side by side when there is no fact sheet
 
 
 def evaluate_run(
@@ -63,8 +62,8 @@ def evaluate_run(
 
 def answer_samples(
     run: Run, model: nn.Module, tokenizer: ChatTokenizer, config: PaceConfig, *, step: int, epoch: int
-) -> None:
-    """Answer the run's sample prompts in one batch and add them to its `samples.jsonl`.
+) -> int:
+    """Answer the run's sample prompts in one batch and add them to its `samples.jsonl`; return how many.
 
     Args:
         run: whose.
@@ -84,6 +83,7 @@ def answer_samples(
     ]
     with (run.path / SAMPLES).open("a", encoding="utf-8", newline="\n") as file:
         file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    return len(lines)
 
 
 def sample_prompts(run: Run, config: PaceConfig) -> dict[str, str]:

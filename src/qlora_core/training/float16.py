@@ -8,6 +8,7 @@ import math
 from ..activity import doing
 from ..engine import device
 from ..runs.writer import RunWriter, record
+from ..translations import Sentence
 from .session import Session
 from .steps import HalfOverflow, all_finite, prepare_to_train, sources_of, summed_gradient, validation_loss
 
@@ -28,21 +29,24 @@ def look_for_overflow(session: Session) -> None:
     with doing("longest_rows"):
         some = session.batcher.longest(session.train_rows)
         if not all_finite(*summed_gradient(session, [some])).item():
-            raise HalfOverflow("the longest rows, before the first step", sources_of(session.train_rows, [some]))
+            raise HalfOverflow(
+                Sentence("the longest rows, before the first step"), sources_of(session.train_rows, [some])
+            )
         some = session.batcher.longest(session.val_rows)
         if some and not math.isfinite(validation_loss(session, some)):
             sources = sources_of(session.val_rows, [some])
-            raise HalfOverflow("the longest validation rows, before the first step", sources)
+            raise HalfOverflow(Sentence("the longest validation rows, before the first step"), sources)
 
 
 def use_bfloat16(writer: RunWriter, step: int, where: str, rows: list[str]) -> None:
     """Record that the run computes in bfloat16 from now on, for whoever opens it next, and log a warning."""
     record(writer.run, kernels=writer.run.environment()["kernels"] | {"dtype": "bfloat16"})
-    message = (
-        f"{where}: loss or gradient is not finite in float16, which ends at 65,504; from step {step + 1} on the run "
-        "computes in bfloat16, which goes as far as float32 and takes an M1 or M2 longer"
-    )
-    writer.log("warning", step=step, message=message, rows=rows)
+    message = Sentence(
+        "{where}: loss or gradient is not finite in float16, which ends at 65,504; from step {step} on the run "
+        "computes in bfloat16, which goes as far as float32 and takes an M1 or M2 longer",
+        where=where, step=step + 1,
+    )  # fmt: skip
+    writer.log("warning", step=step, kind="float16", message=message, rows=rows)
 
 
 def give_back_memory() -> None:

@@ -12,25 +12,44 @@ from ..activity import Activity, watching
 from ..runs.run import Run
 from ..runs.writer import RunWriter
 
-PAUSABLE = ("validation", "samples", "evaluation")  # stages that a pause interrupts
+CHECKING = ("validation", "samples", "evaluation")
+"""Stages that a pause interrupts, and that can be skipped: nothing that was learnt is lost."""
 
 
 class PauseAsked(BaseException):
     """Interrupts a computation since the run is to pause. Not an `Exception`, so that no error handler catches it."""
 
 
+class SkipAsked(BaseException):
+    """Interrupts a validation, the sample answers or the final test, which is to be left out."""
+
+
 @contextlib.contextmanager
-def hearing_pauses(writer: RunWriter, interruption: Interruption) -> Iterator[None]:
-    """Let a request to pause interrupt the block between two batches or tokens, where nothing would be lost.
+def hearing_requests(writer: RunWriter, interruption: Interruption, *, ending: bool = False) -> Iterator[None]:
+    """Let a request to pause or to skip interrupt the block between two batches or tokens, where nothing is lost.
+
+    Args:
+        writer: told what is being done.
+        interruption: knows what was asked for.
+        ending: the block is the final test of a run that was stopped, and would be trained further if it were paused
+            there: a pause skips it instead.
 
     Raises:
         PauseAsked: a pause was asked for.
+        SkipAsked: what is being done is to be left out.
     """
+    stopped = interruption.asked == "stop"
 
     def listen(activity: Activity | None) -> None:
         writer.working(activity)
-        if activity and activity.done and activity.stage in PAUSABLE and interruption.asked == "pause":
+        if not (activity and activity.done and activity.stage in CHECKING):
+            return
+        asked = interruption.asked
+        if asked == "pause" and not ending:
             raise PauseAsked
+        stop_now = asked == "stop" and not stopped and activity.stage == "evaluation"  # no step is left to stop
+        if interruption.skip or stop_now or (ending and (asked == "pause" or interruption.signal)):
+            raise SkipAsked
 
     with watching(listen):
         yield
@@ -63,7 +82,17 @@ class Interruption:
     def asked(self) -> str:
         """Return `pause`, `stop`, or an empty text if neither was asked for."""
         word = self.run.control()
-        return word if word != "run" else "pause" if self.signal else ""
+        return word if word in ("pause", "stop") else "pause" if self.signal else ""
+
+    @property
+    def skip(self) -> bool:
+        """Return whether what is being done is to be left out."""
+        return self.run.control() == "skip"
+
+    def skipped(self) -> None:
+        """Take back the request to skip, which was for one thing."""
+        if self.skip:
+            self.run.request("run")
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():

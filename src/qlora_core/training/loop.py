@@ -28,10 +28,11 @@ from ..runs.checkpoints import checkpoints
 from ..runs.run import EVALUATION, SUMMARY, Run
 from ..runs.schema import State
 from ..runs.writer import RunWriter
+from ..translations import Sentence
 from .evaluate import answer_samples, evaluate_run, forget_samples
 from .float16 import give_back_memory, look_for_overflow, use_bfloat16
 from .hidden_state_cache import leave_trunk, remove_states
-from .interruption import Interruption, PauseAsked, hearing_pauses
+from .interruption import Interruption, PauseAsked, SkipAsked, hearing_requests
 from .saving import (
     is_save_due,
     log_memory,
@@ -45,6 +46,8 @@ from .session import Session, open_session
 from .share_workers import Setup, ShareWorkers, how_many
 from .steps import HalfOverflow, prepare_to_train, step_numbers, timed_step, validate_model
 from .watching import watch_memory, watch_numbers
+
+TEST_SKIPPED = Sentence("The final test was skipped. `qlora evaluate` does it.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +135,7 @@ def _train_in_one_dtype(session: Session, writer: RunWriter, interruption: Inter
     except HalfOverflow as overflow:
         if session.progress.step:
             save_if_new(session, writer)
-        use_bfloat16(writer, session.progress.step, str(overflow), overflow.rows)
+        use_bfloat16(writer, session.progress.step, overflow.where, overflow.rows)
     return None
 
 
@@ -159,29 +162,34 @@ def _train_to_end(session: Session, writer: RunWriter, interruption: Interruptio
         device=device.describe_device(),
         train_rows=len(session.train_rows),
         val_rows=len(session.val_rows),
+        train_tokens=int(session.train_rows.lengths.sum()),
+        val_tokens=int(session.val_rows.lengths.sum()),
     )
     if session.layout != "packed" and session.config.train.packing:
-        writer.log("warning", message=f"this model's rows cannot be packed; they are {session.layout} instead")
+        message = Sentence("this model's rows cannot be packed; they are {layout} instead", layout=session.layout)
+        writer.log("warning", kind="layout", message=message)
     warn_of_little_room(session, writer)
-    with _spared(writer, "the layers below the adapters are computed in every step"):
+    with _spared(writer, Sentence("the layers below the adapters are computed in every step")):
         leave_trunk(session, writer, lambda: bool(interruption.asked))
     start_workers(session, writer)
     session.spent.loaded()
     prepare_to_train(session)
     session.loop_state.saved_at = time.monotonic()
-    with _spared(writer, "older samples could not be taken back"):
+    with _spared(writer, Sentence("older samples could not be taken back")):
         forget_samples(session.run, progress.step)
     session.loop_state.ask_base = not session.run.samples()
     try:
-        with hearing_pauses(writer, interruption):
-            over = _catch_up(session, writer)
+        with hearing_requests(writer, interruption):
+            over = _catch_up(session, writer, interruption)
             while progress.step < total and not (over or interruption.asked):
                 epoch = progress.step // session.steps_per_epoch
                 log_memory(session, writer, f"Epoch {epoch + 1} start")
                 train_epoch(session, writer, epoch, interruption)
                 over = _patience_is_over(session)
         if over:
-            writer.log("warning", message=f"no better validation loss in {session.config.train.patience} validations")
+            patience = session.config.train.patience
+            message = Sentence("no better validation loss in {count} validations", count=patience)
+            writer.log("warning", step=progress.step, kind="patience", message=message)
         return _finish(session, writer, interruption)
     except PauseAsked:
         save_if_new(session, writer)
@@ -189,13 +197,13 @@ def _train_to_end(session: Session, writer: RunWriter, interruption: Interruptio
         return "paused"
 
 
-def _catch_up(session: Session, writer: RunWriter) -> bool:
+def _catch_up(session: Session, writer: RunWriter, interruption: Interruption) -> bool:
     """Run the validation that a pause interrupted; return whether patience is over after it."""
     progress, every = session.progress, session.config.pace.eval_every or session.steps_per_epoch
     due = progress.step and (progress.step % every == 0 or progress.step == session.total_steps)
     if not (due and session.val_rows and progress.last_val_step != progress.step):
         return False
-    _validate(session, writer)
+    _validate(session, writer, interruption)
     return _patience_is_over(session)
 
 
@@ -214,7 +222,9 @@ def start_workers(session: Session, writer: RunWriter) -> None:
         return
     streams = -(-session.kernels.streams // (count + 1))
     setup = Setup(session.spec, session.config, session.kernels, session.layout, session.objective.name, streams)
-    words = "a process that computed beside this one is gone; the run goes on in one, with equal results but slower"
+    words = Sentence(
+        "a process that computed beside this one is gone; the run goes on in one, with equal results but slower"
+    )
     session.workers = ShareWorkers(
         setup, count, session.adapters, lambda: writer.log("warning", step=progress.step, message=words)
     )
@@ -257,19 +267,19 @@ def _after_step(
     # the base answers the same now as before the first step, which need not wait for it
     if session.loop_state.ask_base and not interruption.asked:
         session.loop_state.ask_base = False
-        _sample(session, writer, epoch=0)
+        _sample(session, writer, interruption, epoch=0)
     if end_of_epoch:
         average = progress.epoch_loss / max(progress.epoch_targets, 1)
         writer.log("epoch", epoch=epoch + 1, step=progress.step, avg_loss=average)
     due = end_of_epoch if pace.eval_every == 0 else progress.step % pace.eval_every == 0
     sampled = due or last
     if (due or last) and session.val_rows:
-        _validate(session, writer)
+        _validate(session, writer, interruption)
     due = end_of_epoch if pace.save_every == 0 else progress.step % pace.save_every == 0
     if due or last or is_save_due(session):
         save_now(session, writer)
     if sampled and not interruption.asked:  # a pause need not wait for the samples
-        _sample(session, writer, epoch + 1)
+        _sample(session, writer, interruption, epoch + 1)
     if end_of_epoch:
         writer.tell("epoch_complete", epoch=epoch + 1)
 
@@ -277,11 +287,13 @@ def _after_step(
 # Validation and saving --------------------------------------------------------------------------------------------
 
 
-def _validate(session: Session, writer: RunWriter) -> None:
-    progress, started = session.progress, time.perf_counter()
-    with session.spent.on("validation"):
+def _validate(session: Session, writer: RunWriter, interruption: Interruption) -> None:
+    progress, started, loss = session.progress, time.perf_counter(), None
+    with _skippable(writer, interruption, "validation", progress.step), session.spent.on("validation"):
         loss = validate_model(session)
     progress.last_val_step = progress.step
+    if loss is None:
+        return
     finite = math.isfinite(loss)
     best = finite and (progress.best_val_loss is None or loss < progress.best_val_loss)
     if best:
@@ -299,14 +311,32 @@ def _validate(session: Session, writer: RunWriter) -> None:
     )
 
 
-def _sample(session: Session, writer: RunWriter, epoch: int) -> None:
+@contextlib.contextmanager
+def _skippable(writer: RunWriter, interruption: Interruption, stage: str, step: int) -> Iterator[None]:
+    """Leave the block when it is asked to be skipped, and record that it was."""
+    try:
+        yield
+    except SkipAsked:
+        interruption.skipped()
+        writer.log("skipped", stage=stage, step=step)
+
+
+def _sample(session: Session, writer: RunWriter, interruption: Interruption, epoch: int) -> None:
     """Answer the sample prompts, in epoch 0 with the base; training is not affected, and an error is only a warning."""
     pace, step = session.config.pace, session.progress.step if epoch else 0
     if not pace.samples:
         return
-    problem = f"step {step}: the sample prompts could not be answered"
-    with session.spent.on("samples"), _spared(writer, problem, step=step), session.whole():
-        answer_samples(session.run, session.model, session.tokenizer, pace, step=step, epoch=epoch)
+    problem = Sentence("step {step}: the sample prompts could not be answered", step=step)
+    started, count = time.perf_counter(), None
+    with (
+        _skippable(writer, interruption, "samples", session.progress.step),
+        session.spent.on("samples"),
+        _spared(writer, problem, step=step),
+        session.whole(),
+    ):
+        count = answer_samples(session.run, session.model, session.tokenizer, pace, step=step, epoch=epoch)
+    if count is not None:
+        writer.log("samples", step=step, answers=count, seconds=time.perf_counter() - started)
     prepare_to_train(session)
 
 
@@ -323,7 +353,8 @@ def _spared(writer: RunWriter, problem: str, *, trained: bool = False, **fields:
         failure = device_failure(error)
         if failure and not trained:
             raise failure from None
-        writer.log("warning", **fields, message=f"{problem}: {failure or str(error) or type(error).__name__}")
+        reason = str(failure or str(error) or type(error).__name__)
+        writer.log("warning", **fields, message=Sentence("{problem}: {reason}", problem=problem, reason=reason))
 
 
 def _patience_is_over(session: Session) -> bool:
@@ -343,20 +374,24 @@ def _finish(session: Session, writer: RunWriter, interruption: Interruption) -> 
     save_current_adapters(session, session.run.final)
     end_workers(session)
     writer.tell("evaluating")
-    with _spared(writer, "what it learnt could not be tested; `qlora evaluate` does it again", trained=True):
+    # if a run that ended before its last step were paused here, resuming would train it further
+    whole = progress.step == session.total_steps
+    state: State = "stopped" if interruption.asked == "stop" and not whole else "completed"
+    message = TEST_SKIPPED
+    problem = Sentence("what it learnt could not be tested; `qlora evaluate` does it again")
+    with _spared(writer, problem, trained=True):
         (session.run.path / EVALUATION).unlink(missing_ok=True)  # of fewer steps
-        # if a run that ended before its last step were paused here, resuming would train it further
-        whole = progress.step == session.total_steps
         with (
+            _skippable(writer, interruption, "evaluation", progress.step),
             session.spent.on("evaluation"),
-            hearing_pauses(writer, interruption) if whole else contextlib.nullcontext(),
+            hearing_requests(writer, interruption, ending=not whole),
         ):
             evaluate_best(session)
+            message = ""
     remove_states(session.run.path)
-    state: State = "stopped" if interruption.asked == "stop" and progress.step < session.total_steps else "completed"
-    with _spared(writer, "the summary could not be written"):
+    with _spared(writer, Sentence("the summary could not be written")):
         write_json(session.run.path / SUMMARY, summarise(session))
-    writer.end(state, progress.step)
+    writer.end(state, progress.step, message)
     return state
 
 

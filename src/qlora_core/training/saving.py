@@ -13,9 +13,11 @@ from ..activity import doing
 from ..engine.model import save_adapters
 from ..engine.weights import loaded_directory
 from ..errors import QLoraError, StorageError, TrainingError
+from ..machine.memory import MB
 from ..models.adapter_files import adapter_parameters
 from ..runs.checkpoints import latest_checkpoint
 from ..runs.writer import RunWriter
+from ..translations import Sentence
 from .checkpoint import room_wanted, save_checkpoint
 from .session import Session
 from .steps import all_finite
@@ -85,8 +87,14 @@ def warn_of_little_room(session: Session, writer: RunWriter) -> None:
     if free < wanted:
         writer.log(
             "warning",
-            message=f"{run.path}: {wanted:,} bytes wanted for what the run will save, {free:,} bytes free there. Make "
-            "room, or use --keep-checkpoints 1; when the disk is full, the run is paused",
+            kind="disk",
+            message=Sentence(
+                "{place}: {wanted} MB wanted for what the run will save, {free} MB free there. Make room, or use "
+                "--keep-checkpoints 1; when the disk is full, the run is paused",
+                place=str(run.path),
+                wanted=-(-wanted // MB),
+                free=free // MB,
+            ),
         )
 
 

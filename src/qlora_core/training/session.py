@@ -47,6 +47,7 @@ from ..tokens.dataset import TokenDataset
 from ..tokens.rows import TokenRow, TokenRows
 from ..tokens.shared_prefix import NO_PREFIX, common_prefix
 from ..tokens.tokenizer import ChatTokenizer
+from ..translations import Sentence
 from .adapted_model import load_adapted, streams_of_this_thread
 from .batcher import Batcher
 from .checkpoint import Progress, load_checkpoint
@@ -313,11 +314,11 @@ def _record_rows(
                 f"{name}: was begun by an older version, which trained {counts[-1]} rows where this one trains "
                 f"{len(train)}: the same steps would be other rows. Use --fresh, or go on with that version."
             )
-        message = (
+        message = Sentence(
             "the run was begun by an older version, which made other tokens of some conversations (reasoning, system "
             "texts, ends of answers): it goes on, but perhaps not equal to the bit"
         )
-        writer.log("warning", message=message)
+        writer.log("warning", kind="version", message=message)
     record(writer.run, rows=today)
 
 
@@ -332,10 +333,14 @@ def _kernels(writer: RunWriter, environment: dict[str, Any], spec: ModelSpec, mo
         kernels = Kernels.from_dict(recorded)
         if (kernels.device, kernels.blas) == (chosen.device, chosen.blas):
             return _with_own_arithmetic(writer, kernels)
-        message = f"the run computed on {recorded['device']} {recorded['blas']}, now on {chosen.device} {chosen.blas}: "
-        writer.log("warning", message=message + "it goes on, but not equal to the bit")
+        message = Sentence(
+            "the run computed on {before}, now on {now}: it goes on, but not equal to the bit",
+            before=f"{recorded['device']} {recorded['blas']}", now=f"{chosen.device} {chosen.blas}",
+        )  # fmt: skip
+        writer.log("warning", kind="machine", message=message)
     if not device.BLAS.fast:
-        writer.log("warning", message=f"no optimised BLAS: {device.BLAS.remedy}")
+        message = Sentence("no optimised BLAS: {remedy}", remedy=device.BLAS.remedy)
+        writer.log("warning", kind="blas", message=message)
     packages = ("mlx", "mlx-lm", "numpy", "tokenizers", "qlora-notebook")
     record(
         writer.run,
@@ -352,12 +357,13 @@ def _with_own_arithmetic(writer: RunWriter, kernels: Kernels) -> Kernels:
     """Return recorded kernels with this version's arithmetic; record a change and warn about it once."""
     if kernels.arithmetic == ARITHMETIC:
         return kernels
-    other = "an older" if kernels.arithmetic < ARITHMETIC else "a newer"
-    message = (
-        f"the run was computed by {other} version (arithmetic {kernels.arithmetic}, now {ARITHMETIC}): it goes "
-        "on, but not equal to the bit"
-    )
-    writer.log("warning", message=message)
+    older = kernels.arithmetic < ARITHMETIC
+    message = Sentence(
+        "the run was computed by {which} version (arithmetic {before}, now {now}): it goes on, but not equal to the "
+        "bit",
+        which=Sentence("an older") if older else Sentence("a newer"), before=kernels.arithmetic, now=ARITHMETIC,
+    )  # fmt: skip
+    writer.log("warning", kind="version", message=message)
     kernels = dataclasses.replace(kernels, arithmetic=ARITHMETIC)
     record(writer.run, kernels=dataclasses.asdict(kernels))
     return kernels

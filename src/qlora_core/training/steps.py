@@ -19,6 +19,7 @@ from ..machine.memory import MemorySample
 from ..schedule import learning_rate
 from ..tokens.batching import Batch
 from ..tokens.rows import TokenRow
+from ..translations import Sentence
 from .batcher import Shares
 from .session import Session
 from .share_workers import Computed, Request, compute_on_streams, compute_shares
@@ -36,7 +37,7 @@ class HalfOverflow(Exception):
 
     def __init__(self, where: str, rows: list[str]) -> None:
         super().__init__(where)
-        self.rows = rows
+        self.where, self.rows = where, rows
 
 
 def prepare_to_train(session: Session) -> None:
@@ -93,7 +94,7 @@ def timed_step(session: Session, group: Sequence[Sequence[int]]) -> tuple[Step, 
         step = train_step(session, group)
     session.loop_state.stepped = True
     if session.kernels.dtype == "float16" and not step.finite:
-        raise HalfOverflow(f"step {progress.step + 1}", sources_of(session.train_rows, group))
+        raise HalfOverflow(Sentence("step {step}", step=progress.step + 1), sources_of(session.train_rows, group))
     seconds = time.perf_counter() - started
     memory = session.monitor.sample()
     progress.step += 1
@@ -230,12 +231,12 @@ def validate_model(session: Session) -> float:
 
     It computes the same rows in the same batches every time.
     """
-    rows, total = session.val_rows, 0.0
-    batches = session.batcher.validation(rows.lengths.tolist())
-    with doing("validation", len(batches)) as tick:
-        for number, some in enumerate(batches):
-            tick(number)
+    rows, total, done = session.val_rows, 0.0, 0
+    with doing("validation", len(rows)) as tick:
+        for some in session.batcher.validation(rows.lengths.tolist()):
+            tick(done)
             total += validation_loss(session, some)
+            done += len(some)
     return total / int(rows.target_lengths.sum())
 
 

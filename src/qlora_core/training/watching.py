@@ -10,6 +10,7 @@ from ..errors import MemoryShortError, TrainingError
 from ..machine.memory import MemorySample
 from ..runs import memory_estimate
 from ..runs.writer import RunWriter
+from ..translations import Sentence
 from .session import Session
 from .steps import Step, sources_of
 
@@ -25,12 +26,13 @@ def watch_numbers(
     sources = sources_of(session.train_rows, group)
     if step.updated:
         if times := session.loop_state.norms.spike(step.norm):
-            message = f"step {number}: the gradient is {times:.0f} times as large as usual"
-            writer.log("warning", step=number, message=message, rows=sources)
+            message = Sentence("step {step}: the gradient is {times} times as large as usual", step=number,
+                               times=round(times))  # fmt: skip
+            writer.log("warning", step=number, kind="spike", message=message, rows=sources)
         return None
-    what = "the optimizer's state" if step.finite else "loss or gradient"
-    message = f"step {number}: {what} is not finite; the weights stay"
-    writer.log("warning", step=number, message=message, rows=sources)
+    what = Sentence("the optimizer's state") if step.finite else Sentence("loss or gradient")
+    message = Sentence("step {step}: {what} is not finite; the weights stay", step=number, what=what)
+    writer.log("warning", step=number, kind="not_finite", message=message, rows=sources)
     if extra["non_finite"] < NON_FINITE_LIMIT:
         return None
     extra["non_finite"] = 0  # so that a run that is resumed in spite of this gets past these rows
@@ -54,8 +56,10 @@ def watch_memory(session: Session, writer: RunWriter, memory: MemorySample) -> M
     step = session.progress.step
     if decision.action == "clear":
         device.clear_cache()
-        writer.log("warning", step=step, message=f"step {step}: {decision.message}; caches are cleared")
+        message = Sentence("step {step}: {reason}; caches are cleared", step=step, reason=decision.message)
+        writer.log("warning", step=step, kind="memory", message=message)
         return None
-    writer.log("warning", step=step, message=f"step {step}: {decision.message}; saving")
+    message = Sentence("step {step}: {reason}; saving", step=step, reason=decision.message)
+    writer.log("warning", step=step, kind="memory", message=message)
     session.loop_state.save_next = True
     return None
