@@ -246,7 +246,7 @@ def swift_ticker(phase: tuple[bool, bool, str]) -> Any:
 def controls(phase: tuple[bool, bool, str]) -> tuple[Any, Any]:
     """Return buttons to stop answering and to free memory, each enabled when it can do something."""
     answering, loaded, _ = phase
-    stop = mo.ui.run_button(label=say("Stop answering"), disabled=not answering, keyboard_shortcut="Escape")
+    stop = mo.ui.run_button(label=say("Stop answering"), disabled=not answering, tooltip=say("Escape"))
     away = mo.ui.run_button(
         label=say("Unload model"), disabled=not loaded, tooltip=say("Frees the memory that it takes")
     )
@@ -258,8 +258,13 @@ def controls_row(phase: tuple[bool, bool, str], stop: Any, away: Any, ticker: An
     answering, loaded, _ = phase
     if read_only():
         return None
-    shown_now = [button for button, useful in ((stop, answering), (away, loaded)) if useful]
-    return shown(put('<div class="q-buttons q-kept">{}{}</div>', joined(map(html_of, shown_now)), _hidden(ticker)))
+    buttons = (_stopping(stop) if answering else "", html_of(away) if loaded else "")
+    return shown(put('<div class="q-buttons q-kept">{}{}{}</div>', *buttons, _hidden(ticker)))
+
+
+def _stopping(button: Any) -> Markup:
+    """Return the button that stops, where the page's script finds it for the Escape key."""
+    return put('<span class="q-stop">{}</span>', html_of(button))
 
 
 def _hidden(ticker: Any) -> Markup:
@@ -311,7 +316,7 @@ def bubbles(now: Conversation, edits: Sequence[Any] = (), suggested: mo.Html | N
 def _turn(turn: Turn, talk: Talk, edit: Markup) -> Markup:
     """Return a question with its buttons, and its answers below, side by side if there are two."""
     mine = put('<div class="q-bubble q-mine q-said">{}</div><div class="q-acts">{}{}</div>', _lines(turn.question),
-               copy_button(), edit)  # fmt: skip
+               copy_button(), put('<span class="q-edit">{}</span>', edit))  # fmt: skip
     answers = joined(put('<div class="q-bubble">{}</div>', _answer(answer, talk)) for answer in turn.answers)
     kind = Markup("q-two") if len(turn.answers) > 1 else Markup("q-one")
     html = '<section class="q-turn"><div class="q-copied">{}</div><div class="{}">{}</div></section>'
@@ -429,7 +434,9 @@ def composer(form: Any, phase: tuple[bool, bool, str], stop: Any, cancel: Any) -
     """Return the field for a message, with the button that stops an answer while one is made."""
     if form is None:
         return composing.form_place(form)
-    beside = [html_of(button) for button in (cancel, stop if phase[0] else None) if button is not None]
+    beside = [html_of(cancel)] if cancel is not None else []
+    if phase[0]:
+        beside.append(_stopping(stop))
     html = '<div class="q-composer"><div>{}</div><div class="q-beside">{}</div></div>'
     return shown(put(html, html_of(form), joined(beside)))
 
