@@ -451,7 +451,7 @@ def compare_box(choice: str | None) -> Any:
 def chat_controls(tracker: TrainingTracker, choice: Any, *others: Any) -> mo.Html:
     """Return who is talked to and what can be done in one line; below it how to get a tuned model if there is none."""
     *elements, ticker = others
-    parts = joined(html_of(element) for element in elements if element is not None)
+    parts = joined(html_of(element) for element in elements if element is not None and not read_only())
     line = shown(put('<div class="q-controls"><div>{}</div>{}{}</div>', html_of(choice), parts, _hidden(ticker)))
     if tracker.runs():
         return line
