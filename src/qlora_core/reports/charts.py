@@ -415,7 +415,7 @@ def _encoding(panel: Panel, labels: Sequence[str]) -> dict[str, Any]:
             **VALUE,
             "title": panel.unit,
             "axis": {"labelExpr": f"datum.value ? format(datum.value, '{panel.format}') : '0'", "tickCount": 5},
-            "scale": {"type": "log"} if panel.logarithmic else {"zero": panel.zero},
+            "scale": {"type": "log", "nice": False} if panel.logarithmic else {"zero": panel.zero},
         },
         "color": {
             "field": "series",
