@@ -58,29 +58,6 @@ def talk(page) -> None:
     expect(page.get_by_text("Nothing said yet.")).to_be_visible()
 
 
-def test_the_answer_grows_where_it_stands(browser, trained, tmp_path):
-    """A question stands where it was put while its answer is made."""
-    with (
-        Server(tmp_path / "server.log", "--runs-dir", trained.path.parent, app="chat") as server,
-        opened(browser, server.address + "?run=trained") as page,
-    ):
-        page.locator("summary", has_text="How it answers").last.click()
-        fill(page, "Longest answer (tokens)", "4000")
-        fill(page, "Temperature", "5")
-        page.locator("summary", has_text="How it answers").last.click()
-        for question in ("red?", "blue?", "green?"):
-            fill(page, "Message", question)
-            press(page, "Send")
-            expect(page.locator(".q-mine").last).to_have_text(question)
-            answer = page.locator(".q-turn:last-child .q-said").last
-            expect(answer).not_to_be_empty()
-            place = page.locator(".q-turn:last-child .q-mine").bounding_box()["y"]
-            page.wait_for_timeout(700)
-            assert page.locator(".q-turn:last-child .q-mine").bounding_box()["y"] == place
-            page.keyboard.press("Escape")
-            expect(page.locator(".q-busy")).to_have_count(0)
-
-
 def test_a_page_to_look_at_starts_nothing(browser, trained, tmp_path):
     flags = ["--runs-dir", trained.path.parent, "--run", trained.name, "--read-only"]
     with (
