@@ -4,7 +4,7 @@ import urllib.error
 import urllib.request
 
 import pytest
-from browsing import Server, button, card, expect, fill, opened, press
+from browsing import Server, button, card, expect, opened, press
 
 pytestmark = pytest.mark.browser
 
