@@ -3,7 +3,7 @@
 import marimo
 
 __generated_with = "0.25.2"
-app = marimo.App(width="medium", app_title="Talk to it", css_file="page.css")
+app = marimo.App(width="medium", app_title="Talk to it", css_file="page.css", html_head_file="keys.html")
 
 with app.setup:
     import sys
@@ -46,8 +46,36 @@ def tracker(flags):
 @app.cell
 def who(tracker):
     choice = page.asking.who_to_ask(tracker, page.navigation.asked_runs())
-    page.view(page.asking.choice_place, tracker, choice)
     return (choice,)
+
+
+@app.cell
+def compare(choice):
+    compare = page.asking.compare_box(choice.value)
+    return (compare,)
+
+
+@app.cell
+def asker(tracker):
+    asker = page.asking.Asker(tracker)
+    get_talk, get_talk_phase, get_outline, get_memory, follow_talk = page.watching.followed(
+        asker.look(), "", "phase", "outline", "memory"
+    )
+    return asker, follow_talk, get_memory, get_outline, get_talk, get_talk_phase
+
+
+@app.cell
+def buttons(get_talk_phase):
+    stop_button, away_button = page.asking.controls(get_talk_phase().phase)
+    new_button = page.asking.new_button()
+    swift_tick = page.asking.swift_ticker(get_talk_phase().phase)
+    return away_button, new_button, stop_button, swift_tick
+
+
+@app.cell
+def controls(away_button, choice, compare, new_button, swift_tick, tracker):
+    page.view(page.asking.chat_controls, tracker, choice, compare, new_button, away_button, swift_tick)
+    return
 
 
 @app.cell
@@ -58,53 +86,96 @@ def base_model(choice, flags):
 
 
 @app.cell
-def memory(choice, model_name, tracker):
-    page.view(page.asking.memory_before, tracker, choice.value, page.asking.sent(model_name))
+def memory_before(choice, model_name, tracker):
+    memory_before = page.view(page.asking.memory_before, tracker, choice.value, page.composing.sent(model_name))
+    return (memory_before,)
+
+
+@app.cell
+def memory(get_memory, memory_before):
+    page.view(page.asking.about_memory, get_memory(), memory_before)
     return
 
 
 @app.cell
-def asker(tracker):
-    asker = page.asking.Asker(tracker)
-    get_talk, get_talk_phase, follow_talk = page.watching.followed(asker.look(), "", "phase")
-    return asker, follow_talk, get_talk, get_talk_phase
+def suggestions(choice, tracker):
+    suggestions = page.composing.suggestions(page.asking.run_to_ask(tracker, choice.value))
+    return (suggestions,)
 
 
 @app.cell
-def conversation(get_talk):
-    page.view(page.asking.bubbles, get_talk())
+def draft():
+    # What the field begins with: a message to be asked anew, or one that could not be asked
+    get_draft, set_draft = mo.state(page.composing.NOTHING_WRITTEN)
+    return get_draft, set_draft
+
+
+@app.cell
+def edits(get_outline, set_draft):
+    edits = page.asking.edit_buttons(get_outline(), set_draft)
+    return (edits,)
+
+
+@app.cell
+def conversation(edits, get_talk, suggestions):
+    page.view(page.asking.bubbles, get_talk(), edits, page.composing.suggestions_row(suggestions))
     return
 
 
 @app.cell
-def message_form():
-    message = page.asking.question_form(chat=True)
-    page.view(page.asking.form_place, message)
-    return (message,)
+def message_form(get_draft, set_draft):
+    message = page.composing.question_form(get_draft(), chat=True)
+    cancel_edit = page.composing.cancel_button(get_draft(), set_draft)
+    return cancel_edit, message
 
 
 @app.cell
-def send(asker, choice, follow_talk, message, model_name):
-    asker.send(choice.value, page.asking.sent(model_name), page.asking.sent(message))
+def composer(cancel_edit, get_talk_phase, message, stop_button):
+    page.view(page.asking.composer, message, get_talk_phase().phase, stop_button, cancel_edit)
+    return
+
+
+@app.cell
+def answer_settings():
+    settings = page.composing.answer_settings()
+    settings
+    return (settings,)
+
+
+@app.cell
+def send(
+    asker,
+    choice,
+    compare,
+    follow_talk,
+    get_draft,
+    message,
+    model_name,
+    set_draft,
+    settings,
+    suggestions,
+):
+    _left = asker.send(
+        choice.value,
+        page.composing.sent(model_name),
+        page.composing.sent(message),
+        page.composing.sent(settings),
+        suggestion=page.composing.suggested(suggestions),
+        compare=bool(page.composing.sent(compare)),
+        turn=get_draft().turn,
+    )
+    page.composing.put_back(_left, get_draft(), set_draft)
     follow_talk(asker.look())
     return
 
 
 @app.cell
-def buttons(get_talk_phase):
-    stop_button, away_button = page.asking.controls(get_talk_phase().phase)
-    new_button = page.asking.new_button()
-    swift_tick = page.asking.swift_ticker(get_talk_phase().phase)
-    page.view(page.asking.controls_row, stop_button, new_button, away_button, swift_tick)
-    return away_button, new_button, stop_button, swift_tick
-
-
-@app.cell
-def requests(asker, away_button, follow_talk, new_button, stop_button):
+def requests(asker, away_button, follow_talk, new_button, set_draft, stop_button):
     if stop_button.value:
         asker.cancel()
     if new_button.value:
         asker.clear()
+        set_draft(page.composing.NOTHING_WRITTEN)
         follow_talk(asker.look())
     if away_button.value:
         asker.put_away()
@@ -122,7 +193,7 @@ def ticker():
 @app.cell
 def follow(asker, follow_talk, swift_tick, tick):
     tick.value
-    page.asking.sent(swift_tick)
+    page.composing.sent(swift_tick)
     follow_talk(asker.look())
     return
 

@@ -3,7 +3,7 @@
 import marimo
 
 __generated_with = "0.25.2"
-app = marimo.App(width="medium", app_title="QLoRA Notebook", css_file="page.css")
+app = marimo.App(width="medium", app_title="QLoRA Notebook", css_file="page.css", html_head_file="keys.html")
 
 with app.setup:
     import sys
@@ -65,7 +65,7 @@ def steps(get_phase, pause_button, start_button, stop_button, watcher):
         page.steps.chooser,
         __file__,
         page.training.suggested_step(get_phase()),
-        page.navigation.links("", others=True),
+        page.navigation.links("", others=True, run=watcher.run.name if watcher.run else ""),
         page.training.bar_buttons(watcher, start_button, pause_button, stop_button),
     )
     return
@@ -587,8 +587,20 @@ def progress(get_snapshot):
 
 
 @app.cell
-def charts(get_drawn):
-    page.view(page.training.run_charts, get_drawn())
+def chart_settings():
+    chart_settings = page.training.chart_settings()
+    return (chart_settings,)
+
+
+@app.cell
+def chart_settings_place(chart_settings, get_phase):
+    page.view(page.training.chart_settings_row, get_phase(), chart_settings)
+    return
+
+
+@app.cell
+def charts(chart_settings, get_drawn):
+    page.view(page.training.run_charts, get_drawn(), page.training.chosen_view(chart_settings.value))
     return
 
 
@@ -674,16 +686,57 @@ def asker(tracker):
 
 
 @app.cell
-def question_form():
-    question = page.asking.question_form()
-    page.view(page.asking.form_place, question)
+def question_suggestions(get_phase, watcher):
+    get_phase()
+    suggestions = page.composing.suggestions(watcher.run)
+    return (suggestions,)
+
+
+@app.cell
+def question_draft():
+    # What the field begins with: a question that could not be asked
+    get_draft, set_draft = mo.state(page.composing.NOTHING_WRITTEN)
+    return get_draft, set_draft
+
+
+@app.cell
+def question_form(get_draft):
+    question = page.composing.question_form(get_draft())
     return (question,)
 
 
 @app.cell
-def inference(asker, follow_talk, question, watcher):
+def question_place(question, suggestions):
+    page.view(page.composing.form_place, question, page.composing.suggestions_row(suggestions))
+    return
+
+
+@app.cell
+def answer_settings():
+    answer_settings = page.composing.answer_settings()
+    answer_settings
+    return (answer_settings,)
+
+
+@app.cell
+def inference(
+    answer_settings,
+    asker,
+    follow_talk,
+    get_draft,
+    question,
+    set_draft,
+    suggestions,
+    watcher,
+):
     # The process that answers begins with the first question, and is gone when nobody looks any more
-    asker.submit(watcher.run, page.asking.sent(question))
+    _left = asker.submit(
+        watcher.run,
+        page.composing.sent(question),
+        page.composing.sent(answer_settings),
+        page.composing.suggested(suggestions),
+    )
+    page.composing.put_back(_left, get_draft(), set_draft)
     follow_talk(asker.look())
     return
 
@@ -692,7 +745,7 @@ def inference(asker, follow_talk, question, watcher):
 def talk_buttons(get_talk_phase):
     cancel_button, away_button = page.asking.controls(get_talk_phase().phase)
     swift_tick = page.asking.swift_ticker(get_talk_phase().phase)
-    page.view(page.asking.controls_row, cancel_button, away_button, swift_tick)
+    page.view(page.asking.controls_row, get_talk_phase().phase, cancel_button, away_button, swift_tick)
     return away_button, cancel_button, swift_tick
 
 

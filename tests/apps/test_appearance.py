@@ -37,7 +37,7 @@ def server(trained: Run, tmp_path_factory):
 )
 def test_it_can_be_read(browser, server, viewport, scheme, locale):
     with opened(browser, server.address, viewport=viewport, color_scheme=scheme, locale=locale) as page:
-        expect(page.locator(".q-chart canvas")).to_have_count(5)
+        expect(page.locator(".q-chart canvas")).to_have_count(6)
         assert page.evaluate("document.body.classList.contains('dark')") == (scheme == "dark")
         page.locator("details.q-fold").evaluate_all("folds => folds.forEach(fold => fold.open = true)")
         for step in STEPS:
@@ -79,7 +79,7 @@ def test_the_language_can_be_asked_for(browser, trained, tmp_path):
 def test_it_goes_on_by_keyboard_alone(browser, server):
     """From the settings to the buttons by Tab, and a fold opens by Enter."""
     with opened(browser, server.address) as page:
-        expect(page.locator(".q-chart canvas")).to_have_count(5)
+        expect(page.locator(".q-chart canvas")).to_have_count(6)
         unfold(page, "Training settings")
         fold = page.locator("summary", has_text="More about training")
         page.get_by_label("Learning rate", exact=True).focus()

@@ -4,7 +4,7 @@ import urllib.error
 import urllib.request
 
 import pytest
-from browsing import Server, button, card, expect, fill, opened, press
+from browsing import Server, button, card, expect, opened, press
 
 pytestmark = pytest.mark.browser
 
@@ -25,15 +25,35 @@ def test_from_one_notebook_to_the_others(browser, trained, tmp_path):
 
 
 def talk(page) -> None:
-    """A conversation of two turns, with the tuned model and with its base."""
-    fill(page, "Message", "red?")
-    press(page, "Send")
+    """A conversation: a question suggested, one written, both columns, one asked anew."""
+    page.get_by_role("group", name="Suggested questions").get_by_role("button").first.click()
     expect(page.locator(".q-bubble .q-tuned .q-small")).to_contain_text("tokens/s")
-    page.get_by_role("radio", name="Base").click()
-    fill(page, "Message", "blue?")
-    press(page, "Send")
-    expect(page.locator(".q-bubble.q-mine")).to_have_count(2)
-    expect(page.locator(".q-bubble .q-answer:not(.q-tuned) .q-small")).to_contain_text("tokens/s")
+    expect(page.get_by_role("group", name="Suggested questions")).to_have_count(0)
+    field = page.get_by_label("Message", exact=True).last
+    page.get_by_role("checkbox", name="Compare with the base").click()
+    field.click()
+    page.keyboard.type("blue?")
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.type("green?")
+    expect(field).to_have_value("blue?\ngreen?")
+    page.keyboard.press("Enter")
+    expect(page.locator(".q-mine").last).to_have_text("blue?green?")
+    expect(field).to_have_value("")
+    expect(field).to_be_focused()  # to write on at once
+    tuned, base = page.locator(".q-two .q-answer.q-tuned"), page.locator(".q-two .q-answer:not(.q-tuned)")
+    expect(tuned.locator(".q-small")).to_contain_text("tokens/s")
+    expect(base.locator(".q-small")).to_contain_text("tokens/s")
+    assert tuned.bounding_box()["y"] == base.bounding_box()["y"]
+    button(page, "Edit").first.click()
+    expect(page.get_by_label("Message to ask anew", exact=True).last).to_be_focused()
+    page.keyboard.press("Control+A")
+    page.keyboard.type("red?")
+    page.keyboard.press("Enter")
+    expect(page.locator(".q-mine")).to_have_text(["red?"])  # what followed is replaced
+    expect(page.locator(".q-two .q-answer:not(.q-tuned) .q-small")).to_contain_text("tokens/s")
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.locator(".q-mine + .q-acts .q-copy").click()
+    assert page.evaluate("navigator.clipboard.readText()") == "red?"
     press(page, "New conversation")
     expect(page.get_by_text("Nothing said yet.")).to_be_visible()
 

@@ -29,7 +29,7 @@ def test_from_the_data_to_an_answer(browser, flags, tmp_path):
         press(page, "Start")
         state(page, "running")
         step_beyond(page, 1)
-        expect(page.locator(".q-chart canvas")).to_have_count(5)
+        expect(page.locator(".q-chart canvas")).to_have_count(6)
         with opened(browser, server.address) as second:  # another tab shows the same, and cannot start a second one
             state(second, "running")
             go(second, "prepare")

@@ -13,12 +13,14 @@ from processes import wait_until
 from qlora_core import page
 from qlora_core.jobs.chat_client import Answer, Talk
 from qlora_core.page.asking import Asker, Conversation, Turn
+from qlora_core.page.composing import NOTHING_WRITTEN, Draft
 from qlora_core.runs.plan import TrainingTracker
 from qlora_core.runs.run import Run
 from qlora_core.runs.writer import RunLock
 
 CHAT = ROOT / "apps" / "chat.py"
-FORM = {"question": "red?", "max_tokens": 12, "temperature": 0, "top_p": 1, "seed": 0, "system": "", "who": "tuned"}
+FORM = {"question": "red?"}
+SETTINGS = {"max_tokens": 12, "temperature": 0, "top_p": 1, "seed": 0, "system": ""}
 MARKUP = '<img src=x onerror="alert(1)">\n![x](http://x.y/z.png)'
 
 
@@ -50,6 +52,7 @@ def answered(asker: Asker) -> Conversation:
 def test_nothing_that_ticks_sends(graph):
     assert {"ticker", "follow", "buttons"}.isdisjoint(graph["send"])
     assert {"message_form", "who", "asker"} <= graph["send"]
+    assert {"draft", "suggestions"} <= graph["send"]
     assert "send" not in graph["conversation"]
 
 
@@ -83,9 +86,9 @@ def test_the_page_imports_no_mlx(python):
 
 def test_side_by_side(asker, trained):
     form = dict(FORM)
-    asker.submit(trained, form)
+    assert asker.submit(trained, form, SETTINGS) == NOTHING_WRITTEN
     assert asker.look().answering
-    asker.submit(trained, form)  # the cell ran again; nothing was sent
+    assert asker.submit(trained, form, SETTINGS) is None  # the cell ran again; nothing was sent
     (turn,) = answered(asker).turns
     tuned, base = turn.answers
     assert (turn.question, tuned.text, tuned.base, base.base) == ("red?", "rosa", False, True)
@@ -96,12 +99,13 @@ def test_side_by_side(asker, trained):
 
 
 def test_a_conversation_goes_on_and_begins_anew(asker, trained):
-    asker.send(trained.name, None, dict(FORM))
+    asker.send(trained.name, None, dict(FORM), SETTINGS)
     answered(asker)
-    asker.send(trained.name, None, {**FORM, "question": "blue?", "system": "Be brief."})
+    settings = {**SETTINGS, "system": "Be brief."}
+    asker.send(trained.name, None, {"question": "blue?"}, settings)
     now = answered(asker)
     assert [turn.question for turn in now.turns] == ["red?", "blue?"]
-    assert asker._messages({**FORM, "system": "Be brief."}, False) == [
+    assert asker._messages("Be brief.", False) == [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "red?"},
         {"role": "assistant", "content": "rosa"},
@@ -110,30 +114,68 @@ def test_a_conversation_goes_on_and_begins_anew(asker, trained):
     ]
     asker.clear()
     assert asker.look().turns == ()
-    asker.send(trained.name, None, {**FORM, "who": "base"})
+    asker.send(trained.name, None, dict(FORM), SETTINGS, compare=True)
     (turn,) = answered(asker).turns
-    assert [given.base for given in turn.answers] == [True]
+    assert [given.base for given in turn.answers] == [False, True]
+    assert asker._messages("", True)[1]["content"] == turn.answers[1].text  # each goes on from its own answers
+    html = page.asking.bubbles(asker.look()).text
+    assert html.index("q-two") < html.index("Tuned") < html.index("Base")
     asker.put_away()
     assert asker.look().talk.state == "absent"
     assert asker.look().turns == (turn,)  # what was said stays
 
 
+def test_a_turn_is_asked_anew(asker, trained):
+    form = dict(FORM)
+    asker.send(trained.name, None, form, SETTINGS)
+    answered(asker)
+    assert asker.send(trained.name, None, form, SETTINGS, suggestion="blue?") == NOTHING_WRITTEN
+    answered(asker)
+    assert asker.send(trained.name, None, form, SETTINGS) is None  # the form still has what it sent before
+    assert [turn.question for turn in asker.look().turns] == ["red?", "blue?"]
+    written = []
+    edits = page.asking.edit_buttons(asker.look(), written.append)
+    edits[0]._on_click(0)
+    assert written == [Draft("red?", 0)]
+    asker.send(trained.name, None, {"question": "green?"}, SETTINGS, turn=0)
+    assert [turn.question for turn in answered(asker).turns] == ["green?"]
+
+
 def test_nothing_is_asked_without_a_question_or_a_run(asker, trained):
-    asker.submit(None, dict(FORM))
+    assert asker.submit(None, dict(FORM), SETTINGS) == Draft("red?")  # nothing that was written is lost
     assert "no run yet" in asker.look().problem
-    asker.submit(trained, {**FORM, "question": "  "})
+    asker.submit(trained, {"question": "  "}, SETTINGS)
     assert "Write a question first" in asker.look().problem
     assert asker.look().talk == Talk()
 
 
+def test_suggested_questions(asker, trained, tmp_path):
+    found = page.composing.suggested_questions(trained)
+    assert found == [fact["questions"][0] for fact in trained.facts()][: page.composing.SUGGESTED]
+    assert page.composing.suggested_questions(None) == page.composing.suggested_questions(Run(tmp_path)) == []
+    buttons = page.composing.suggestions(trained)
+    assert page.composing.suggested(buttons) == ""
+    buttons._update({found[0]: 1})  # as many clicks
+    assert page.composing.suggested(buttons) == found[0]
+
+
+def test_a_label_is_text():
+    import marimo as mo
+
+    label = mo.ui.run_button(label=page.composing.plain_label(f"{MARKUP} **b** $x$ :smile: <b>")).text
+    assert "<img" not in label
+    assert "&lt;strong" not in label
+    assert "tex" not in label.lower().replace("text", "")
+
+
 def test_training_holds_the_memory(asker, trained, tmp_path):
-    asker.submit(trained, dict(FORM))
+    asker.submit(trained, dict(FORM), SETTINGS)
     answered(asker)
     lock = RunLock(trained.path)
     try:
         now = asker.look()
         assert (now.training, now.talk.state) == (trained.name, "absent")
-        asker.submit(trained, dict(FORM))
+        asker.submit(trained, dict(FORM), SETTINGS)
         assert asker.look().talk.state == "absent"
         assert "Training is using the memory" in page.asking.side_by_side(asker.look()).text
     finally:
@@ -141,11 +183,13 @@ def test_training_holds_the_memory(asker, trained, tmp_path):
 
 
 def test_only_looked_at_nothing_is_asked(asker, trained, monkeypatch):
-    monkeypatch.setattr(page.asking, "read_only", lambda: True)
-    assert page.asking.question_form() is None
-    assert page.asking.sent(None) is None
-    assert "only to be looked at" in page.asking.form_place(None).text
-    asker.submit(trained, dict(FORM))
+    for module in (page.asking, page.composing):
+        monkeypatch.setattr(module, "read_only", lambda: True)
+    assert page.composing.suggestions(trained) is page.composing.answer_settings() is None
+    assert page.composing.question_form() is None
+    assert page.composing.sent(None) is None
+    assert "only to be looked at" in page.composing.form_place(None).text
+    asker.submit(trained, dict(FORM), SETTINGS)
     assert asker.look() == Conversation()
 
 
@@ -176,7 +220,7 @@ def test_where_there_is_no_run(tmp_path):
     tracker = TrainingTracker(tmp_path)
     choice = page.asking.who_to_ask(tracker)
     assert choice.value == page.asking.BASE_ONLY
-    assert "There is no run in" in page.asking.choice_place(tracker, choice).text
+    assert "There is no run in" in page.asking.chat_controls(tracker, choice, None).text
     assert "Nothing said yet" in page.asking.bubbles(Conversation()).text
 
 

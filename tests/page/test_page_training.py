@@ -27,6 +27,7 @@ MARKUP = '<img src=x onerror="alert(1)">'
 def step(number: int, **fields) -> dict:
     made = {"epoch": 1, "train_loss": 2.0, "learning_rate": 1e-3, "grad_norm": 1.0, "tokens": 100, "seconds": 0.5}
     made |= {"tokens_per_second": 200.0, "peak_memory_bytes": 2_000_000_000, "available_memory_bytes": 9_000_000_000}
+    made |= {"cpu_percent": 87.5}
     return {**made, "step": number, **fields}
 
 
@@ -284,7 +285,7 @@ def test_time_left_counts_validation_and_saving(tracker, make):
 def test_before_the_first_step_there_are_no_charts(tracker, make):
     assert training.run_charts(Snapshot()) is None
     make("run")
-    assert training.run_charts(RunWatcher(tracker).look(NOTHING, "run")).text.count("<figure") == 5
+    assert training.run_charts(RunWatcher(tracker).look(NOTHING, "run")).text.count("<figure") == 6
 
 
 def test_checkpoints_tell_their_loss_and_which_is_best(tracker, make):

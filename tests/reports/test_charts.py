@@ -80,8 +80,9 @@ def test_the_mean_is_over_a_round_number_of_steps(count, reach):
 
 def test_panels_hold_what_was_measured():
     steps = columns(5, train_loss=[5, 4, np.nan, 2, 1], peak_memory_bytes=[2e9] * 5)
-    loss, rate, norm, speed, memory = charts.panels(steps, evals(s2=4.5, s4=2.25, s5=np.nan))
-    assert [panel.name for panel in (loss, rate, norm, speed, memory)] == ["loss", "rate", "norm", "speed", "memory"]
+    made = charts.panels(steps, evals(s2=4.5, s4=2.25, s5=np.nan))
+    loss, memory = made[0], made[4]
+    assert [panel.name for panel in made] == ["loss", "rate", "norm", "speed", "memory", "processor"]
     rows = list(csv.DictReader(charts.rows_of(loss).splitlines()))
     assert [(row["step"], row["value"]) for row in rows if row["kind"] == "0"] == [
         ("1", "5"), ("2", "4"), ("4", "2"), ("5", "1"),
@@ -89,7 +90,31 @@ def test_panels_hold_what_was_measured():
     assert [(row["step"], row["value"]) for row in rows if row["kind"] == "1"] == [("2", "4.5"), ("4", "2.25")]
     assert loss.best == (4.0, 2.25, "best 2.2500")
     assert {row["value"] for row in csv.DictReader(charts.rows_of(memory).splitlines()) if row["kind"] == "0"} == {"2"}
-    assert all(panel.title and panel.unit and panel.about for panel in (loss, rate, norm, speed, memory))
+    assert all(panel.title and panel.unit and panel.about for panel in made)
+
+
+def test_a_run_that_recorded_no_cpu_use_has_no_panel_for_it():
+    made = charts.panels(columns(5, cpu_percent=[np.nan] * 5), evals())
+    assert [panel.name for panel in made] == ["loss", "rate", "norm", "speed", "memory"]
+
+
+def test_a_part_of_the_run_with_another_mean_and_axis():
+    steps = columns(400, train_loss=np.arange(400) - 250.0)
+    view = charts.View(logarithmic=True, smoothing=0, first=0.5, last=0.75)
+    loss, rate, *_ = charts.panels(steps, evals(s100=0.5, s240=0.75), view)
+    assert (rate.series[0].steps[0], rate.series[0].steps[-1]) == (200, 300)
+    each, validation = loss.series  # no mean, and what a logarithmic axis can show
+    assert (each.steps.tolist(), each.values.min()) == (list(range(252, 301)), 1)
+    assert (validation.values.tolist(), loss.best) == ([0.75], None)  # the best one lies outside
+    assert charts.chart(loss, 200).specification["layer"][0]["encoding"]["y"]["scale"] == {"type": "log", "nice": False}
+    assert charts.panels(steps, evals(s100=0.5), charts.View(last=0.5))[0].best == (100.0, 0.5, "best 0.5000")
+    nothing = charts.panels(steps, evals(s1=1.0), charts.View(first=0.9991, last=0.9992))
+    assert {len(series.steps) for panel in nothing for series in panel.series} == {0}
+
+
+def test_a_stronger_mean_reaches_further():
+    reached = [charts.panels(columns(400), evals(), charts.View(smoothing=s))[1 + 1].series[-1] for s in (1, 5)]
+    assert [series.label for series in reached] == ["mean of 21 steps", "mean of 101 steps"]
 
 
 def test_a_run_of_many_steps_stays_small_and_keeps_its_spike():
@@ -106,7 +131,8 @@ def test_a_run_of_many_steps_stays_small_and_keeps_its_spike():
 def test_specifications_are_valid(count):
     import altair
 
-    for panel in charts.panels(columns(count), evals(s1=2.0)):
+    view = charts.View(logarithmic=True, smoothing=5, last=0.9)
+    for panel in [*charts.panels(columns(count), evals(s1=2.0)), charts.panels(columns(count), evals(s1=2.0), view)[0]]:
         kind, text = charts.chart(panel, 200)._mime_()
         assert kind.startswith("application/vnd.vegalite")
         made = json.loads(text)

@@ -14,6 +14,7 @@ Knows marimo and altair and nothing of mlx: whatever needs it is a worker or a c
     model      the base, and what the settings come to
     watching   a run at one moment
     training   buttons, figures, curves, the log
+    composing  writing a question
     asking     questions to base and tuned model
     results    what a run that ended leaves
     exporting  taking it elsewhere
@@ -26,6 +27,7 @@ from . import asking as asking
 from . import bar as bar
 from . import commands as commands
 from . import comparing as comparing
+from . import composing as composing
 from . import doubts as doubts
 from . import exporting as exporting
 from . import forms as forms

@@ -5,7 +5,8 @@ One process per session of the page, started by the first question. Its answers 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from ..reports.in_language import number, size
 from ..runs.plan import TrainingTracker
 from ..runs.run import SAMPLES, Run, iterate_states
 from ..translations import say
+from . import composing
+from .composing import Draft, copy_button
+from .composing import sent as sent  # used for forms of all kinds
 from .language import read_only
 from .look import empty, folded, html_of, joined, note, put, shown, small, unseen
 
@@ -63,6 +67,16 @@ class Conversation:
         """Return the phase that the buttons depend on."""
         return self.answering, self.talk.state in ("loading", "ready", "answering"), self.training
 
+    @property
+    def outline(self) -> tuple[Any, ...]:
+        """Return which questions there are, and whether one is being answered."""
+        return self.about, self.answering, tuple((turn.question, turn.answers[0].number) for turn in self.turns)
+
+    @property
+    def memory(self) -> tuple[str, str, int, str]:
+        """Return what the line about the model and its memory depends on."""
+        return self.about, self.talk.state, self.talk.memory, self.talk.reason
+
 
 class Asker:
     """A conversation with one model, remembered question by question.
@@ -79,25 +93,64 @@ class Asker:
         self._problem = ""
         self._seen: Any = None
 
-    def submit(self, run: Run | None, form: Mapping[str, Any] | None) -> None:
-        """Ask a run's tuned model and its base the form's question, side by side."""
-        if not self._is_new(form) or not form:
-            return
+    def submit(
+        self,
+        run: Run | None,
+        form: Mapping[str, Any] | None,
+        settings: Mapping[str, Any] | None,
+        suggestion: str = "",
+    ) -> Draft | None:
+        """Ask a run's tuned model and its base a question, side by side.
+
+        Args:
+            run: the run.
+            form: the form's value; it counts when it was just sent.
+            settings: of the answers, as `answer_settings` has them.
+            suggestion: a suggested question that was just chosen.
+
+        Returns:
+            What is to stand in the field: the question, if it cannot be asked; None if there was none.
+        """
+        question = self._asked(form, suggestion)
+        if question is None or settings is None:
+            return None
         if run is None or not run.exists:
             self._problem = say("There is no run yet. Train one above, then ask it.")
-            return
+            return Draft(question)
         tuned = run.best.is_dir() or run.final.is_dir()
         self.clear()
-        self._ask(run.name, [run.path], form, (False, True) if tuned else (True,))
+        return self._ask(run.name, [run.path], Draft(question), settings, (False, True) if tuned else (True,))
 
-    def send(self, choice: str | None, model: str | None, form: Mapping[str, Any] | None) -> None:
-        """Add a turn to the conversation with a run or a base model alone."""
-        if not self._is_new(form) or not form or not choice:
-            return
+    def send(
+        self,
+        choice: str | None,
+        model: str | None,
+        form: Mapping[str, Any] | None,
+        settings: Mapping[str, Any] | None,
+        *,
+        suggestion: str = "",
+        compare: bool = False,
+        turn: int | None = None,
+    ) -> Draft | None:
+        """Add a turn to the conversation with a run or a base model alone; otherwise like `submit`.
+
+        Args:
+            choice: name of the run, or `BASE_ONLY`.
+            model: name of the base model that is asked alone.
+            form: the form's value; it counts when it was just sent.
+            settings: of the answers, as `answer_settings` has them.
+            suggestion: a suggested question that was just chosen.
+            compare: the run's base answers as well.
+            turn: number of the turn that is asked anew, from 0; it and all after it are replaced.
+        """
+        question = self._asked(form, suggestion)
+        if question is None or settings is None or not choice:
+            return None
         alone = choice == BASE_ONLY
         model = model or ""
         arguments = ["--model", model] if alone else [self.tracker.runs_dir / choice]
-        self._ask(model if alone else choice, arguments, form, (alone or form["who"] == "base",))
+        bases = (True,) if alone else (False, True) if compare else (False,)
+        return self._ask(model if alone else choice, arguments, Draft(question, turn), settings, bases)
 
     def look(self) -> Conversation:
         """Return the current state, as a sign that somebody still looks. Unload the model where training begins."""
@@ -123,13 +176,20 @@ class Asker:
         self.cancel()
         self._turns, self._problem = [], ""
 
-    def _is_new(self, form: Any) -> bool:
-        """Return whether a form's value was just sent: a cell that reruns for another reason gets the same object."""
+    def _asked(self, form: Mapping[str, Any] | None, suggestion: str) -> str | None:
+        """Return the question that was just chosen or sent: a cell that reruns for another reason has the same form."""
         new, self._seen = form is not self._seen, form
-        return new
+        return suggestion or (form["question"] if new and form else None)
 
-    def _ask(self, about: str, arguments: Sequence[str | Path], form: Mapping[str, Any], bases: Sequence[bool]) -> None:
-        question = form["question"].strip()
+    def _ask(
+        self,
+        about: str,
+        arguments: Sequence[str | Path],
+        draft: Draft,
+        settings: Mapping[str, Any],
+        bases: Sequence[bool],
+    ) -> Draft:
+        question = draft.text.strip()
         self._problem = ""
         if not question:
             self._problem = say("Write a question first.")
@@ -140,19 +200,26 @@ class Asker:
         elif self.look().answering:
             self._problem = say("The last question is still being answered.")
         if self._problem or read_only():
-            return
+            return draft
         if self._talker is None or about != self._about:
             self.put_away()
             self._talker, self._about, self._turns = Talker(arguments), about, []
-        messages = [*self._messages(form, bases[0]), {"role": "user", "content": question}]
-        sampling = {name: form[name] for name in ("max_tokens", "temperature", "top_p", "seed")}
+        if draft.turn is not None:
+            del self._turns[draft.turn :]
+        sampling = {name: settings[name] for name in ("max_tokens", "temperature", "top_p", "seed")}
         sampling |= {"max_tokens": int(sampling["max_tokens"]), "seed": int(sampling["seed"])}
-        self._turns.append((question, tuple(self._talker.ask(messages, base=base, **sampling) for base in bases)))
+        conversations = [self._messages(settings["system"], base) for base in bases]
+        asked = {"role": "user", "content": question}
+        numbers = tuple(
+            self._talker.ask([*before, asked], base=base, **sampling)
+            for before, base in zip(conversations, bases, strict=True)
+        )
+        self._turns.append((question, numbers))
+        return Draft()
 
-    def _messages(self, form: Mapping[str, Any], base: bool) -> list[dict[str, str]]:
+    def _messages(self, system: str, base: bool) -> list[dict[str, str]]:
         """Return the system message and the turns before; a failed answer does not count as a turn."""
-        system = form["system"].strip()
-        messages = [{"role": "system", "content": system}] if system else []
+        messages = [{"role": "system", "content": system.strip()}] if system.strip() else []
         for turn in self.look().turns:
             given = next((answer for answer in turn.answers if answer.base == base), turn.answers[0])
             if given.text:
@@ -171,50 +238,6 @@ def training_holds_the_memory() -> str:
 # Elements -------------------------------------------------------------------------------------------------------
 
 
-def question_form(*, chat: bool = False) -> Any:
-    """Return a form for a question and sampling settings, sent by button or Ctrl+Enter; None on a read-only page."""
-    if read_only():
-        return None
-    label = say("Message") if chat else say("Question")
-    elements: dict[str, Any] = {
-        "question": mo.ui.text_area(label=label, rows=3, full_width=True),
-        "max_tokens": mo.ui.number(1, 4096, step=1, value=200, label=say("Longest answer (tokens)"), full_width=True),
-        "temperature": mo.ui.number(0, 5, step=0.1, value=0, label=say("Temperature"), full_width=True),
-        "top_p": mo.ui.number(0.01, 1, step=0.01, value=1, label=say("Top p"), full_width=True),
-        "seed": mo.ui.number(0, 2**31 - 1, step=1, value=0, label=say("Seed"), full_width=True),
-        "system": mo.ui.text_area(label=say("System message"), rows=2, full_width=True),
-    }
-    who = Markup("")
-    if chat:
-        options = {say("Tuned"): "tuned", say("Base"): "base"}
-        elements["who"] = mo.ui.radio(options, value=say("Tuned"), label=say("Who answers"), inline=True)
-        who = put('<div class="q-who">{}</div>', Markup("{who}"))
-    sampling = [put("<div>{}</div>", Markup(f"{{{name}}}")) for name in ("max_tokens", "temperature", "top_p", "seed")]
-    template = put(
-        '<div class="q-ask">{}{}<details class="q-folded"><summary>{}</summary>'
-        '<div class="q-fields">{}</div><p class="q-small">{}</p>{}</details></div>',
-        Markup("{question}"),
-        who,
-        say("How it answers"),
-        joined(sampling),
-        say("Temperature 0 takes the likeliest token every time; above, answers vary with the seed."),
-        Markup("{system}"),
-    )
-    form = mo.Html(str(template)).batch(**elements)
-    button = say("Send") if chat else say("Ask")
-    return form.form(submit_button_label=button, submit_button_tooltip=say("Ctrl+Enter or Cmd+Enter"), bordered=False)
-
-
-def sent(form: Any) -> Any:
-    """Return the value that a form has sent; None before, and without a form."""
-    return form.value if form is not None else None
-
-
-def form_place(form: Any) -> Any:
-    """Return the form, or why there is none."""
-    return form if form is not None else small(say("This page is only to be looked at: it asks for no answers."))
-
-
 def swift_ticker(phase: tuple[bool, bool, str]) -> Any:
     """Return a fast ticker while an answer is being made; otherwise None, so that nothing ticks in vain."""
     return mo.ui.refresh(options=[SWIFT], default_interval=SWIFT) if phase[0] else None
@@ -223,20 +246,29 @@ def swift_ticker(phase: tuple[bool, bool, str]) -> Any:
 def controls(phase: tuple[bool, bool, str]) -> tuple[Any, Any]:
     """Return buttons to stop answering and to free memory, each enabled when it can do something."""
     answering, loaded, _ = phase
-    stop = mo.ui.run_button(label=say("Stop answering"), disabled=not answering)
+    stop = mo.ui.run_button(label=say("Stop answering"), disabled=not answering, tooltip=say("Escape"))
     away = mo.ui.run_button(
         label=say("Unload model"), disabled=not loaded, tooltip=say("Frees the memory that it takes")
     )
     return stop, away
 
 
-def controls_row(*elements: Any) -> Any:
-    """Return the buttons side by side, and the hidden ticker."""
-    *buttons, ticker = elements
+def controls_row(phase: tuple[bool, bool, str], stop: Any, away: Any, ticker: Any) -> Any:
+    """Return the buttons that can do something now side by side, and the hidden ticker."""
+    answering, loaded, _ = phase
     if read_only():
         return None
-    hidden = html_of(unseen(ticker)) if ticker is not None else ""
-    return shown(put('<div class="q-buttons">{}{}</div>', joined(map(html_of, buttons)), hidden))
+    buttons = (_stopping(stop) if answering else "", html_of(away) if loaded else "")
+    return shown(put('<div class="q-buttons q-kept">{}{}{}</div>', *buttons, _hidden(ticker)))
+
+
+def _stopping(button: Any) -> Markup:
+    """Return the button that stops, where the page's script finds it for the Escape key."""
+    return put('<span class="q-stop">{}</span>', html_of(button))
+
+
+def _hidden(ticker: Any) -> Markup:
+    return html_of(unseen(ticker)) if ticker is not None else Markup("")
 
 
 # What is shown --------------------------------------------------------------------------------------------------
@@ -249,31 +281,46 @@ def side_by_side(now: Conversation) -> mo.Html | None:
     parts: list[Any] = [note(now.problem, "warn")] if now.problem else []
     for turn in now.turns[-1:]:
         answers = joined(_answer(answer, now.talk) for answer in turn.answers)
-        html = '<div class="q-talk" aria-live="polite"><p class="q-asked">{}</p><div class="q-pair">{}</div></div>'
-        parts.append(shown(put(html, _lines(turn.question), answers)))
+        html = '<div class="q-talk{}" aria-live="polite"><p class="q-asked">{}</p><div class="q-pair">{}</div></div>'
+        busy = Markup(" q-busy") if now.answering else Markup("")
+        parts.append(shown(put(html, busy, _lines(turn.question), answers)))
     if not parts:
         return empty(say("Ask something: the model is loaded with the first question, in a process of its own."))
     return mo.vstack([*parts, small(state_line(now))], gap=0.5)
 
 
-def bubbles(now: Conversation) -> mo.Html:
-    """Return a conversation, turn by turn."""
-    parts: list[Any] = []
-    if now.training:
-        parts.append(note(training_holds_the_memory()))
-    elif now.problem:
-        parts.append(note(now.problem, "warn"))
+def bubbles(now: Conversation, edits: Sequence[Any] = (), suggested: mo.Html | None = None) -> mo.Html:
+    """Return a conversation, turn by turn, in a box that scrolls.
+
+    Args:
+        now: the conversation.
+        edits: a button for each question.
+        suggested: shown while nothing was said.
+    """
     turns = [
-        put('<div class="q-bubble q-mine">{}</div>{}', _lines(turn.question), joined(
-            put('<div class="q-bubble">{}</div>', _answer(answer, now.talk)) for answer in turn.answers
-        ))
-        for turn in now.turns
-    ]  # fmt: skip
-    if turns:
-        parts.insert(0, shown(put('<div class="q-bubbles" aria-live="polite">{}</div>', joined(turns))))
-    elif not parts:
-        parts.append(empty(say("Nothing said yet. Write a message; the model is loaded when it is sent.")))
-    return mo.vstack([*parts, small(state_line(now))], gap=0.5)
+        _turn(turn, now.talk, html_of(edit) if edit is not None else Markup(""))
+        for turn, edit in itertools.zip_longest(now.turns, edits[: len(now.turns)])
+    ]
+    problem = training_holds_the_memory() if now.training else now.problem
+    if problem:
+        turns.append(html_of(note(problem, "info" if now.training else "warn")))
+    elif not turns:
+        turns.append(html_of(empty(say("Nothing said yet. Write a message; the model is loaded when it is sent."))))
+    if not now.turns and suggested is not None and not now.training:
+        turns.append(html_of(suggested))
+    html = '<div class="q-scroller{}" tabindex="0" role="log" aria-label="{}"><div class="q-bubbles">{}</div></div>'
+    busy = Markup(" q-busy") if now.answering else Markup("")
+    return shown(put(html, busy, say("Conversation"), joined(turns)))
+
+
+def _turn(turn: Turn, talk: Talk, edit: Markup) -> Markup:
+    """Return a question with its buttons, and its answers below, side by side if there are two."""
+    mine = put('<div class="q-bubble q-mine q-said">{}</div><div class="q-acts">{}{}</div>', _lines(turn.question),
+               copy_button(), put('<span class="q-edit">{}</span>', edit))  # fmt: skip
+    answers = joined(put('<div class="q-bubble">{}</div>', _answer(answer, talk)) for answer in turn.answers)
+    kind = Markup("q-two") if len(turn.answers) > 1 else Markup("q-one")
+    html = '<section class="q-turn"><div class="q-copied">{}</div><div class="{}">{}</div></section>'
+    return put(html, mine, kind, answers)
 
 
 def state_line(now: Conversation) -> str:
@@ -310,8 +357,9 @@ def _answer(answer: Answer, talk: Talk) -> Markup:
         remark = say("The model is being loaded …") if talk.state == "loading" else say("Waiting …")
     said = _lines(answer.text) if answer.text or not answer.done else put("<em>{}</em>", say("(nothing)"))
     return put(
-        '<section class="q-answer{}"><h4>{}</h4><div class="q-said">{}</div><p class="q-small">{}</p></section>',
-        "" if answer.base else " q-tuned", name, said, remark,
+        '<section class="q-answer q-copied{}"><h4>{}</h4><div class="q-said">{}</div>'
+        '<div class="q-acts"><p class="q-small">{}</p>{}</div></section>',
+        "" if answer.base else " q-tuned", name, said, remark, copy_button() if answer.done and answer.text else "",
     )  # fmt: skip
 
 
@@ -372,6 +420,53 @@ def who_to_ask(tracker: TrainingTracker, asked: Sequence[str] = ()) -> Any:
     return mo.ui.dropdown(options, value=first, label=say("Who to talk to"), full_width=True)
 
 
+def run_to_ask(tracker: TrainingTracker, choice: str | None) -> Run | None:
+    """Return the run that is talked to; None where a base is asked alone."""
+    return None if not choice or choice == BASE_ONLY else tracker.find(choice)
+
+
+def edit_buttons(now: Conversation, write: Callable[[Draft], Any]) -> list[Any]:
+    """Return a button for each question that has it asked anew."""
+    return composing.edit_buttons([turn.question for turn in now.turns], write, disabled=now.answering)
+
+
+def composer(form: Any, phase: tuple[bool, bool, str], stop: Any, cancel: Any) -> mo.Html:
+    """Return the field for a message, with the button that stops an answer while one is made."""
+    if form is None:
+        return composing.form_place(form)
+    beside = [html_of(cancel)] if cancel is not None else []
+    if phase[0]:
+        beside.append(_stopping(stop))
+    html = '<div class="q-composer"><div>{}</div><div class="q-beside">{}</div></div>'
+    return shown(put(html, html_of(form), joined(beside)))
+
+
+def compare_box(choice: str | None) -> Any:
+    """Return a box to tick for answers of the base beside those of a run; None where a base is asked alone."""
+    if read_only() or not choice or choice == BASE_ONLY:
+        return None
+    return mo.ui.checkbox(label=say("Compare with the base"))
+
+
+def chat_controls(tracker: TrainingTracker, choice: Any, *others: Any) -> mo.Html:
+    """Return who is talked to and what can be done in one line; below it how to get a tuned model if there is none."""
+    *elements, ticker = others
+    parts = joined(html_of(element) for element in elements if element is not None and not read_only())
+    line = shown(put('<div class="q-controls"><div>{}</div>{}{}</div>', html_of(choice), parts, _hidden(ticker)))
+    if tracker.runs():
+        return line
+    text = say(
+        "There is no run in {place} yet: `uv run marimo run apps/train.py` makes one. A base can be asked now.",
+        place=tracker.runs_dir,
+    )
+    return mo.vstack([line, empty(text)])
+
+
+def about_memory(now: Conversation, before: Any) -> Any:
+    """Return where the model is and what memory it takes, or will take, as `memory_before` has it."""
+    return before if now.talk.state == "absent" else small(state_line(now))
+
+
 def memory_before(tracker: TrainingTracker, choice: str | None, model: str | None) -> mo.Html:
     """Return how much of the free memory answering will take."""
     from ..config import BaseConfig
@@ -386,18 +481,7 @@ def memory_before(tracker: TrainingTracker, choice: str | None, model: str | Non
         "{name} will take about {needed} while it is loaded; {free} are free now.",
         name=spec.name, needed=size(needed), free=size(available),
     )  # fmt: skip
-    return note(text, "info" if needed < available else "warn")
-
-
-def choice_place(tracker: TrainingTracker, choice: Any) -> mo.Html:
-    """Return the choice, or how to get a tuned model if there is none."""
-    if tracker.runs():
-        return mo.as_html(choice)
-    text = say(
-        "There is no run in {place} yet: `uv run marimo run apps/train.py` makes one. A base can be asked now.",
-        place=tracker.runs_dir,
-    )
-    return mo.vstack([choice, empty(text)])
+    return small(text) if needed < available else note(text, "warn")
 
 
 def model_name(choice: str | None, name: str) -> Any:

@@ -12,18 +12,20 @@ from ..translations import LANGUAGES, say
 from .look import joined, put, shown
 
 
-def links(here: str, *, others: bool = False) -> mo.Html | None:
+def links(here: str, *, others: bool = False, run: str = "") -> mo.Html | None:
     """Return links to all notebooks, the one with path `here` marked; nothing if there is only one.
 
     Args:
         here: an entry of `server.served`.
         others: to the others alone, where the notebook has tabs of its own.
+        run: the run that they open; empty: the one that they choose.
     """
     if len(server.served) < 2:
         return None
     names = {"": say("Train"), "/compare": say("Compare"), "/chat": say("Chat")}
+    asked = {"run": run} if run else {}
     parts = [
-        put('<a href="{}" target="_self"{}>{}</a>', address(path), _mark(path == here), names[path])
+        put('<a href="{}" target="_self"{}>{}</a>', address(path, **asked), _mark(path == here), names[path])
         for path in server.served
         if not (others and path == here)
     ]

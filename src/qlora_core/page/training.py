@@ -29,7 +29,7 @@ from .crashes import crash_words
 from .diagnosis import diagnosis as all_warnings
 from .diagnosis import message_of
 from .language import read_only
-from .look import empty, figures, folded, joined, note, put, row_table, shown, small
+from .look import empty, figures, folded, html_of, joined, note, put, row_table, shown, small
 from .problems import Problem, attempt, failure
 from .watching import RunWatcher, Snapshot
 
@@ -378,12 +378,39 @@ def _seconds_between_steps(snapshot: Snapshot) -> float:
 # Curves, checkpoints, log ---------------------------------------------------------------------------------------
 
 
-def run_charts(snapshot: Snapshot) -> mo.Html | None:
-    """Return charts of loss; learning rate and gradient norm; speed and memory: as far as there are steps."""
+def chart_settings() -> mo.ui.dictionary:
+    """Return what can be chosen about the charts: see `charts.View`."""
+    strengths = {say("none"): 0.0, say("as usual"): 1.0, say("strong"): 5.0}
+    return mo.ui.dictionary(
+        {
+            "range": mo.ui.range_slider(0, 100, 1, value=[0, 100], label=say("Part of the run (%)"), show_value=True),
+            "smoothing": mo.ui.dropdown(strengths, value=say("as usual"), label=say("Smoothing"),
+                                        allow_select_none=False),
+            "logarithmic": mo.ui.checkbox(label=say("Logarithmic loss")),
+        }
+    )  # fmt: skip
+
+
+def chart_settings_row(snapshot: Snapshot, settings: mo.ui.dictionary) -> mo.Html | None:
+    """Return them in one line, if there is a run to draw."""
+    if snapshot.run is None or snapshot.state == "new":
+        return None
+    parts = joined(html_of(element) for element in settings.elements.values())
+    return shown(put('<div class="q-chart-settings">{}</div>', parts))
+
+
+def chosen_view(settings: Mapping[str, Any]) -> charts.View:
+    """Return what was chosen about the charts."""
+    first, last = settings["range"]
+    return charts.View(settings["logarithmic"], settings["smoothing"], first / 100, last / 100)
+
+
+def run_charts(snapshot: Snapshot, view: charts.View = charts.ALL) -> mo.Html | None:
+    """Return charts of loss; rate and gradient norm; speed, memory and CPU: as far as there are steps."""
     if not len(snapshot.steps["step"]):
         return None
     drawn = []
-    for panel in charts.panels(snapshot.steps, snapshot.evals):
+    for panel in charts.panels(snapshot.steps, snapshot.evals, view):
         high = panel.name == "loss"
         html = Markup(mo.as_html(charts.chart(panel, HEIGHT if high else LOW)).text)
         kind = Markup("q-chart q-chart-wide") if high else Markup("q-chart")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,35 @@ WIDE, NARROW = 780, 360  # pixels of the figure's panels
 
 
 # Curves ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class View:
+    """What the reader wants to see of a run.
+
+    Attributes:
+        logarithmic: whether the vertical axis of the loss is.
+        smoothing: how many times as far as usual the mean reaches; 0: there is none.
+        first: share of the run, from 0 to 1, after which the curves begin.
+        last: share of the run at which they end.
+    """
+
+    logarithmic: bool = False
+    smoothing: float = 1.0
+    first: float = 0.0
+    last: float = 1.0
+
+    def cut(self, columns: Columns, reached: float) -> Columns:
+        """Return the rows between both ends, of a run that has reached a step."""
+        if (self.first, self.last) == (0.0, 1.0):
+            return columns
+        known = columns["step"]
+        begin = np.searchsorted(known, self.first * reached, side="left")
+        end = np.searchsorted(known, self.last * reached, side="right")
+        return {name: values[begin:end] for name, values in columns.items()}
+
+
+ALL = View()
 
 
 @dataclass(frozen=True)
@@ -71,6 +100,7 @@ class Panel:
         about: description for screen readers.
         series: the lines.
         zero: whether the axis begins at 0.
+        logarithmic: whether the axis is; all values are positive then.
         best: step, value and label of the point to mark, if there is one.
     """
 
@@ -81,13 +111,19 @@ class Panel:
     about: str
     series: tuple[Series, ...]
     zero: bool = False
+    logarithmic: bool = False
     best: tuple[float, float, str] | None = field(default=None)
 
 
-def panels(steps: Columns, evals: Columns) -> list[Panel]:
-    """Return all panels of a run with at least one step: loss, learning rate, gradient norm, speed, memory."""
-    return [
-        _loss(steps, evals),
+def panels(steps: Columns, evals: Columns, view: View = ALL) -> list[Panel]:
+    """Return all panels of a run with at least one step: loss, learning rate, gradient norm, speed, memory, CPU.
+
+    Runs of earlier versions did not record the last.
+    """
+    reached, best = float(steps["step"][-1]), _best(evals)
+    steps, evals = view.cut(steps, reached), view.cut(evals, reached)
+    made = [
+        _loss(steps, evals, best, view),
         Panel(
             "rate",
             say("Learning rate"),
@@ -103,7 +139,7 @@ def panels(steps: Columns, evals: Columns) -> list[Panel]:
             say("before clipping"),
             ".2~g",
             say("The length of the gradient at each step, before it is clipped."),
-            _with_mean(steps, "grad_norm", say("each step"), say("mean of {count} steps")),
+            _with_mean(steps, "grad_norm", say("each step"), say("mean of {count} steps"), view),
         ),
         Panel(
             "speed",
@@ -111,7 +147,7 @@ def panels(steps: Columns, evals: Columns) -> list[Panel]:
             say("tokens/s"),
             ",~f",
             say("How many tokens were trained in a second."),
-            _with_mean(steps, "tokens_per_second", say("each step"), say("mean of {count} steps")),
+            _with_mean(steps, "tokens_per_second", say("each step"), say("mean of {count} steps"), view),
             zero=True,
         ),
         Panel(
@@ -127,28 +163,57 @@ def panels(steps: Columns, evals: Columns) -> list[Panel]:
             zero=True,
         ),
     ]
+    if np.isfinite(steps["cpu_percent"]).any():
+        made.append(_processor(steps, view))
+    return made
 
 
-def _loss(steps: Columns, evals: Columns) -> Panel:
-    """Return the training loss, as it is and smoothed, and the validation loss with its best marked."""
+def _processor(steps: Columns, view: View) -> Panel:
+    return Panel(
+        "processor",
+        say("CPU use"),
+        say("% of this computer"),
+        ",~f",
+        say("How busy the processors were since the step before, with all that runs on the computer."),
+        _with_mean(steps, "cpu_percent", say("each step"), say("mean of {count} steps"), view),
+        zero=True,
+    )
+
+
+def _best(evals: Columns) -> tuple[float, float, str] | None:
+    """Return step, value and label of the lowest validation loss, if one is known."""
+    known = np.isfinite(evals["val_loss"])
+    if not known.any():
+        return None
+    place = int(np.nanargmin(evals["val_loss"]))
+    value = float(evals["val_loss"][place])
+    return float(evals["step"][place]), value, say("best {loss}", loss=number(value, ".4f"))
+
+
+def _loss(steps: Columns, evals: Columns, best: tuple[float, float, str] | None, view: View) -> Panel:
+    """Return the training loss, as it is and smoothed, and the validation loss, the best marked if it is in view."""
     validation = _series(say("validation"), VALIDATION, evals, "val_loss", dots=len(evals["step"]) <= DOTS)
-    best = None
-    if len(validation.values):
-        place = int(np.argmin(validation.values))
-        value = float(validation.values[place])
-        best = (float(validation.steps[place]), value, say("best {loss}", loss=number(value, ".4f")))
+    seen = best is not None and best[0] in validation.steps
+    lines = (
+        *_with_mean(steps, "train_loss", say("training"), say("mean of {count} steps"), view),
+        *([validation] if len(validation.values) else []),
+    )
     return Panel(
         "loss",
         say("Loss"),
         say("nats/token"),
         ".3~f",
         say("Loss of training at each step and smoothed, and loss of validation with the lowest marked."),
-        (
-            *_with_mean(steps, "train_loss", say("training"), say("mean of {count} steps")),
-            *([validation] if best else []),
-        ),
-        best=best,
+        tuple(map(_positive, lines)) if view.logarithmic else lines,
+        logarithmic=view.logarithmic,
+        best=best if seen and best and (best[1] > 0 or not view.logarithmic) else None,
     )
+
+
+def _positive(series: Series) -> Series:
+    """Return the points that a logarithmic axis can show."""
+    kept = series.values > 0
+    return series if kept.all() else replace(series, steps=series.steps[kept], values=series.values[kept])
 
 
 def _series(
@@ -158,10 +223,10 @@ def _series(
     return Series(label, colour, columns["step"][known], columns[name][known] / scale, faint=faint, dots=dots)
 
 
-def _with_mean(steps: Columns, name: str, label: str, mean: str) -> tuple[Series, ...]:
+def _with_mean(steps: Columns, name: str, label: str, mean: str, view: View) -> tuple[Series, ...]:
     """Return a field as it is and smoothed (`mean` says over how many steps); alone if it is too short to smooth."""
     count = len(steps["step"])
-    reach = smoothing(count)
+    reach = round(view.smoothing * smoothing(count))
     each = _series(label, TRAINING, steps, name, faint=bool(reach), dots=count <= DOTS)
     if not reach:
         return (each,)
@@ -350,7 +415,7 @@ def _encoding(panel: Panel, labels: Sequence[str]) -> dict[str, Any]:
             **VALUE,
             "title": panel.unit,
             "axis": {"labelExpr": f"datum.value ? format(datum.value, '{panel.format}') : '0'", "tickCount": 5},
-            "scale": {"zero": panel.zero},
+            "scale": {"type": "log", "nice": False} if panel.logarithmic else {"zero": panel.zero},
         },
         "color": {
             "field": "series",

@@ -21,7 +21,7 @@ Columns = Mapping[str, np.ndarray]
 """Values of each field by its name, float64; NaN if a value was not recorded or not a finite number."""
 
 STEP_FIELDS = ("step", "epoch", "train_loss", "learning_rate", "grad_norm", "tokens", "seconds", "tokens_per_second",
-               "peak_memory_bytes", "available_memory_bytes")  # fmt: skip
+               "peak_memory_bytes", "available_memory_bytes", "cpu_percent")  # fmt: skip
 EVAL_FIELDS = ("step", "val_loss", "seconds")
 RECENT = 200  # most recent events that are kept for a log
 

@@ -154,6 +154,7 @@ class Event(TypedDict):
     tokens_per_second: NotRequired[float | None]
     peak_memory_bytes: NotRequired[Count]
     available_memory_bytes: NotRequired[Count]
+    cpu_percent: NotRequired[float | None]
     available: NotRequired[Count]
     process_peak: NotRequired[Count]
     bytes: NotRequired[Count]

@@ -33,6 +33,7 @@ from ..engine.model import (
 from ..errors import RunError
 from ..machine.memory import GB, MemoryMonitor, available_bytes
 from ..machine.memory_guard import MemoryGuard, NormWatch
+from ..machine.processors import ProcessorMeter
 from ..models.adapter_files import ADAPTER_FILE
 from ..models.base_models import ModelSpec
 from ..runs import memory_estimate
@@ -62,6 +63,7 @@ class LoopState:
         memory_guard: decides what to do before memory runs out.
         norms: recent gradient norms.
         throughput: speed over recent steps.
+        processors: how busy they were since they were last asked about.
         saved_at: when the last checkpoint was written, or training began, in seconds of a monotonic clock.
         save_next: whether the memory guard asked for a checkpoint.
         stepped: whether a step was done, after which kernels are compiled.
@@ -71,6 +73,7 @@ class LoopState:
     memory_guard: MemoryGuard
     norms: NormWatch = dataclasses.field(default_factory=NormWatch)
     throughput: Throughput = dataclasses.field(default_factory=Throughput)
+    processors: ProcessorMeter = dataclasses.field(default_factory=ProcessorMeter)
     saved_at: float = 0.0
     save_next: bool = False
     stepped: bool = False

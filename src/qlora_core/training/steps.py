@@ -125,6 +125,7 @@ def step_numbers(session: Session, step: Step, memory: MemorySample, seconds: fl
         "tokens_per_second": step.tokens / seconds,
         "peak_memory_bytes": memory.peak,
         "available_memory_bytes": memory.available,
+        "cpu_percent": session.loop_state.processors.percent(),
     }
 
 
