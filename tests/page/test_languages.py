@@ -414,8 +414,8 @@ def test_asking(tracker, speaks):
     asker = page.asking.Asker(tracker)
     now = asker.look()
     speaks(
-        page.asking.question_form(),
-        page.asking.question_form(chat=True),
+        page.composing.question_form(),
+        page.composing.question_form(chat=True),
         *page.asking.controls(now.phase),
         page.asking.side_by_side(now),
         page.asking.bubbles(now),

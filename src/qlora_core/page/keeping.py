@@ -16,6 +16,7 @@ from ..runs import keeping
 from ..runs.plan import TrainingTracker
 from ..runs.run import Run
 from ..translations import say
+from .composing import plain_label
 from .language import read_only
 from .look import copyable, folded, note, small
 from .problems import Problem, attempt, failure
@@ -65,7 +66,7 @@ def deletion(tracker: TrainingTracker, name: str | None) -> tuple[Any, Any]:
     run = attempt(tracker.find, name) if name else None
     if not isinstance(run, Run):
         return None, None
-    sure = mo.ui.checkbox(label=say("Delete {run} with its checkpoints and exports", run=run.name))
+    sure = mo.ui.checkbox(label=plain_label(say("Delete {run} with its checkpoints and exports", run=run.name)))
     freed = size(keeping.bytes_of(run))
     return sure, mo.ui.run_button(label=say("Delete, and free {size}", size=freed), kind="danger")
 
