@@ -204,7 +204,8 @@ def _element(setting: Setting, value: Any) -> Any:
     chosen_here, choice = EMPTY.get(setting.name, (None, ""))
     look |= {"placeholder": say(choice)} if choice else {}
     if setting.type in (int, float):
-        return mo.ui.text("" if value == chosen_here else numeral(_digits(value)), **look)
+        # A plain str: marimo sends a subclass of it as an empty object, which its field then refuses
+        return mo.ui.text("" if value == chosen_here else str(numeral(_digits(value))), **look)
     if setting.type is str:
         return mo.ui.text(value, **look)
     return mo.ui.text_area("\n".join(value), rows=max(1, len(value)), **look)
