@@ -32,7 +32,10 @@ def runs_overview(tracker: TrainingTracker) -> mo.Html:
     rows = [_run_row(run, found) for run, found in zip(runs, iterate_states(runs), strict=True)]
     notes = [read_note(run) for run in runs]
     if any(notes):
-        rows = [row | {say("Note"): text} for row, text in zip(rows, notes, strict=True)]
+        rows = [
+            row | {say("Note"): put('<div class="q-kept-note">{}</div>', text)}
+            for row, text in zip(rows, notes, strict=True)
+        ]
     return row_table(rows, numbers=[say("Step"), say("Best validation loss")])
 
 

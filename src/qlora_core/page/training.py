@@ -44,7 +44,7 @@ def run_menu(tracker: TrainingTracker, watcher: RunWatcher) -> mo.ui.dropdown:
     """Return a choice of the run to look at: the active one or another; its value is a name, or empty."""
     options = {say("current"): "", **{run.name: run.name for run in tracker.runs()}}
     chosen = watcher.chosen if watcher.chosen in options else next(iter(options))
-    return mo.ui.dropdown(options, value=chosen, label=say("Show run"), allow_select_none=False)
+    return mo.ui.dropdown(options, value=chosen, label=say("Show run"), allow_select_none=False, full_width=True)
 
 
 def ticker() -> mo.ui.refresh:
