@@ -653,9 +653,9 @@ def result_step():
 
 
 @app.cell
-def nothing_yet(get_phase, watcher):
+def nothing_yet(get_phase, tracker, watcher):
     get_phase()
-    page.view(page.results.nothing_yet, watcher.run)
+    page.view(page.results.nothing_yet, watcher.run, tracker)
     return
 
 
@@ -977,8 +977,13 @@ def comparison(chosen_runs, tracker):
 @app.cell
 def comparison_axis():
     comparison_axis = page.comparing.axis_choice()
-    comparison_axis
     return (comparison_axis,)
+
+
+@app.cell
+def axis_of_curves(compared, comparison_axis):
+    page.view(page.comparing.axis_place, compared, comparison_axis)
+    return
 
 
 @app.cell

@@ -25,7 +25,7 @@ def language(request, monkeypatch) -> str:
 def test_an_interval_beyond_the_limit_is_told_with_what_is_safer(language):
     ends = {
         "en": "Judged on 7 rows alone, it could be up to +0.0201. --bits 8 is safer.",
-        "pt": "Avaliada só em 7 linhas, a perda a mais pode chegar a +0.0201. --bits 8 é mais seguro.",
+        "pt": "Avaliada só em 7 exemplos, a perda a mais pode chegar a +0.0201. --bits 8 é mais seguro.",
     }
     assert verdict(FOUND).endswith(ends[language])
     assert verdict(FOUND | {"safer": ""}).endswith("+0.0201.")
@@ -37,7 +37,7 @@ def test_an_interval_beyond_the_limit_is_told_with_what_is_safer(language):
     ("changed", "told"),
     [
         (SHORT, {"en": "8.00 GB of memory wanted, 1.00 GB", "pt": "são precisos 8.00 GB de memória, há 1.00 GB"}),
-        ({"why": "rows"}, {"en": "no rows to compare", "pt": "não tem linhas com que"}),
+        ({"why": "rows"}, {"en": "no rows to compare", "pt": "não tem exemplos com que"}),
     ],
 )
 def test_why_nothing_was_measured_is_told(language, changed, told):

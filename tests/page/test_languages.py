@@ -436,7 +436,7 @@ def test_asking(tracker, speaks):
         ("control characters, lost characters", "caracteres de controlo, caracteres perdidos"),
         ('"answer" must be a text, found null', '"answer" tem de ser um texto; está null'),
         ("“livro” was taken for a person, and asked about as one", "«livro» foi tomado por pessoa, e perguntou-se por"),
-        ("the prompt is empty, and most rows of the file have one", "está vazio: prompt, e a maioria das linhas do"),
+        ("the prompt is empty, and most rows of the file have one", "está vazio: prompt, e a maioria dos exemplos do"),
         ("nobody ever wrote this reason", "nobody ever wrote this reason"),
     ],
 )

@@ -1,12 +1,15 @@
 """The notebook: its graph, its pieces, and the script it is as well."""
 
 import ast
+import html
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import marimo as mo
 import pytest
 from conftest import ROOT
 from marimo._ast.app import InternalApp  # the dataflow graph has no public way in; marimo is pinned
@@ -280,6 +283,18 @@ def test_form_has_every_setting_with_its_default():
         for group in ("data", "place", "lora", "train", "pace", "base")
     ]
     assert page.forms.read_forms(RunConfig(), *parts) == RunConfig()
+
+
+def test_the_browser_gets_every_field_s_text_as_text():
+    form = page.forms.settings_form(RunConfig())
+    typed = {
+        name: element for name, element in form.elements.items() if isinstance(element, (mo.ui.text, mo.ui.text_area))
+    }
+    sent = {name: re.search(r"data-initial-value='([^']*)'", element.text)[1] for name, element in typed.items()}
+    assert {name: json.loads(html.unescape(text)) for name, text in sent.items()} == {
+        name: element.value for name, element in typed.items()
+    }
+    assert sent["epochs"] == "&quot;5&quot;"
 
 
 def test_form_keeps_what_was_given():

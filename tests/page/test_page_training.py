@@ -161,7 +161,7 @@ def test_the_time_is_guessed_from_a_run_of_the_same_model(plan):
     (run.path / "summary.json").write_text(json.dumps({"tokens_per_second": speed}), encoding="utf-8")
     shown = page.model.consequences(planned, rows, home).text
     assert "at least 10 min" in shown  # nobody measured a validation
-    assert "of it checks; as fast as earlier" in shown
+    assert "of it for checks; at the speed of earlier" in shown
     environment = run.environment()
     environment["identity"]["model"] = "another"
     (run.path / "environment.json").write_text(json.dumps(environment), encoding="utf-8")

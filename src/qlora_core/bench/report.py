@@ -28,7 +28,7 @@ WORDS = {
         "256,000. The sums of `qlora` are exact, so that the two differ by about as much.",
     },
     "pt": {
-        "rows a step": "linhas por passo", "range": "intervalo", "times": "`qlora` é", "whole": "com o carregamento",
+        "rows a step": "exemplos por passo", "range": "intervalo", "times": "`qlora` é", "whole": "com o carregamento",
         "first step": "primeiro passo", "arrays": "pico dos arrays", "process": "pico do processo",
         "device": "pico da GPU", "same": "os mesmos lotes que", "steps": "passos",
         "largest": "maior diferença de uma perda", "mean": "média", "allowed": "admitida",

@@ -53,6 +53,11 @@ def axis_choice() -> mo.ui.radio:
     return mo.ui.radio(options, value=say("steps"), inline=True, label=say("X axis"))
 
 
+def axis_place(found: Comparison, axis: mo.ui.radio) -> mo.ui.radio | None:
+    """Return the choice of the axis where there are curves to draw."""
+    return axis if found.runs else None
+
+
 def compared(tracker: TrainingTracker, names: Sequence[str]) -> Comparison:
     """Return the comparison of the chosen runs; a single run is accepted.
 

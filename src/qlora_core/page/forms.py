@@ -91,14 +91,15 @@ def _refuse(*words: Any) -> None:
 
 
 def preset_menu() -> mo.ui.dropdown:
-    """Return a choice of machine and model size."""
+    """Return a choice of machine and model size, at first none."""
     sizes = {"large": say("3B parameters and more"), "small": say("smaller models")}
-    options = {
+    none = say("none: the settings as they stand")
+    options = {none: None} | {
         f"{name}: {say(preset.machine)}; {which}": (name, size)
         for name, preset in PRESETS.items()
         for size, which in sizes.items()
     }
-    return mo.ui.dropdown(options, label=say("Hardware preset"), full_width=True)
+    return mo.ui.dropdown(options, value=none, label=say("Hardware preset"), allow_select_none=False, full_width=True)
 
 
 def with_preset(flags: Flags, chosen: tuple[str, str] | None) -> RunConfig:
@@ -204,7 +205,8 @@ def _element(setting: Setting, value: Any) -> Any:
     chosen_here, choice = EMPTY.get(setting.name, (None, ""))
     look |= {"placeholder": say(choice)} if choice else {}
     if setting.type in (int, float):
-        return mo.ui.text("" if value == chosen_here else numeral(_digits(value)), **look)
+        # A plain str: marimo sends a subclass of it as an empty object, which its field then refuses
+        return mo.ui.text("" if value == chosen_here else str(numeral(_digits(value))), **look)
     if setting.type is str:
         return mo.ui.text(value, **look)
     return mo.ui.text_area("\n".join(value), rows=max(1, len(value)), **look)

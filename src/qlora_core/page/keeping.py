@@ -43,7 +43,7 @@ def choice(tracker: TrainingTracker) -> mo.ui.dropdown | None:
     names = [run.name for run in tracker.runs()]
     if not names or read_only():
         return None
-    return mo.ui.dropdown(names, value=names[0], label=say("Run to change"), allow_select_none=False)
+    return mo.ui.dropdown(names, value=names[0], label=say("Run to change"), allow_select_none=False, full_width=True)
 
 
 def form(tracker: TrainingTracker, name: str | None) -> Any:

@@ -242,7 +242,7 @@ def _time(plan: TrainingPlan) -> tuple[str, str]:
     if not estimated.known:
         return "–", say("known after the first steps")
     checks = about(estimated.checks)
-    return time_in_words(estimated), say("{checks} of it checks; as fast as {run}", checks=checks,
+    return time_in_words(estimated), say("{checks} of it for checks; at the speed of {run}", checks=checks,
                                          run=estimated.measured_by)  # fmt: skip
 
 

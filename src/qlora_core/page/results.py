@@ -32,7 +32,10 @@ def runs_overview(tracker: TrainingTracker) -> mo.Html:
     rows = [_run_row(run, found) for run, found in zip(runs, iterate_states(runs), strict=True)]
     notes = [read_note(run) for run in runs]
     if any(notes):
-        rows = [row | {say("Note"): text} for row, text in zip(rows, notes, strict=True)]
+        rows = [
+            row | {say("Note"): put('<div class="q-kept-note">{}</div>', text)}
+            for row, text in zip(rows, notes, strict=True)
+        ]
     return row_table(rows, numbers=[say("Step"), say("Best validation loss")])
 
 
@@ -62,9 +65,14 @@ def _links(run: Run) -> Markup:
     return put('<span class="q-links">{}</span>', joined(links)) if links else Markup("")
 
 
-def nothing_yet(run: Run | None) -> mo.Html | None:
-    """Return what will be here, while a run has saved no adapters."""
-    return None if saved_something(run) else alone(say("Answers, numbers and files appear here when a run has ended."))
+def nothing_yet(run: Run | None, tracker: TrainingTracker) -> mo.Html | None:
+    """Return what will be here, while a run has saved no adapters, and how to see that of another run."""
+    if saved_something(run):
+        return None
+    words = say("Answers, numbers and files appear here when a run has ended.")
+    if any(saved_something(other) for other in tracker.runs()):
+        words += " " + say("For those of an earlier run, choose it in “Train”.")
+    return alone(words)
 
 
 def saved_something(run: Run | None) -> bool:

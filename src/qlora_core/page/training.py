@@ -44,7 +44,7 @@ def run_menu(tracker: TrainingTracker, watcher: RunWatcher) -> mo.ui.dropdown:
     """Return a choice of the run to look at: the active one or another; its value is a name, or empty."""
     options = {say("current"): "", **{run.name: run.name for run in tracker.runs()}}
     chosen = watcher.chosen if watcher.chosen in options else next(iter(options))
-    return mo.ui.dropdown(options, value=chosen, label=say("Show run"), allow_select_none=False)
+    return mo.ui.dropdown(options, value=chosen, label=say("Show run"), allow_select_none=False, full_width=True)
 
 
 def ticker() -> mo.ui.refresh:
@@ -172,7 +172,7 @@ def start(tracker: TrainingTracker, plan: TrainingPlan) -> mo.Html:
 def run_panel(snapshot: Snapshot) -> mo.Html:
     """Return state, progress and speed of a run, and what went wrong if anything did."""
     if snapshot.run is None or snapshot.state == "new":
-        return empty(say("Not trained yet with these settings. Press Start."))
+        return empty(say("Press Start in “Prepare”, or choose an earlier run above."))
     parts = [_state_line(snapshot), *_work_line(snapshot), _progress_bar(snapshot), _figures(snapshot)]
     message = message_of(snapshot.status)
     if snapshot.state == "failed":
@@ -286,7 +286,8 @@ def _figures(snapshot: Snapshot) -> mo.Html:
     epoch, peak = snapshot.last("epoch"), snapshot.last("peak_memory_bytes")
     free, summary = snapshot.last("available_memory_bytes"), _summary(snapshot)
     speed = summary.get("tokens_per_second") or _tokens_per_second(snapshot)
-    over = "" if summary else say("the last {count} steps", count=min(RECENT_STEPS, len(snapshot.steps["step"])))
+    counted = min(RECENT_STEPS, len(snapshot.steps["step"]))
+    over = "" if summary else say("the last {count} steps", count=counted) if counted > 1 else say("the last step")
     trained = summary.get("training_seconds") or seconds_trained(snapshot)
     values: dict[str, str | tuple[str, str]] = {
         say("Step"): f"{number(snapshot.step)} / {number(total)}" if total else NOTHING,
