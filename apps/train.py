@@ -487,7 +487,7 @@ def functions_heading():
 @app.cell
 def tracker(CHECKPOINTS_DIR):
     tracker = TrainingTracker(CHECKPOINTS_DIR)
-    watcher = page.watching.RunWatcher(tracker)
+    watcher = page.watching.RunWatcher(tracker, next(iter(page.navigation.asked_runs()), ""))
     return tracker, watcher
 
 

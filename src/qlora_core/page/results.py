@@ -49,20 +49,18 @@ def _run_row(run: Run, found: dict[str, Any]) -> dict[str, Any]:
         say("Base"): run.environment()["model"]["name"],
         say("Last written"): moment(changed),
     }
-    if links := _links(run):
-        row[say("Open")] = links
-    return row
+    return row | {say("Open"): _links(run)}
 
 
 def _links(run: Run) -> Markup:
-    """Return links to the other notebooks for this run, if the same server shows them."""
-    names = {"/compare": say("compare"), "/chat": say("chat")}
+    """Return links that show this run here, and in the other notebooks if the same server shows them."""
+    names = {"": say("show"), "/compare": say("compare"), "/chat": say("chat")}
     links = [
         put('<a href="{}" target="_self">{}</a>', navigation.address(path, run=run.name), name)
         for path, name in names.items()
-        if path in server.served
+        if not path or path in server.served
     ]
-    return put('<span class="q-links">{}</span>', joined(links)) if links else Markup("")
+    return put('<span class="q-links">{}</span>', joined(links))
 
 
 def nothing_yet(run: Run | None, tracker: TrainingTracker) -> mo.Html | None:

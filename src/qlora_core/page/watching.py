@@ -102,6 +102,7 @@ class RunWatcher:
 
     Args:
         tracker: the tracker of all runs.
+        chosen: name of a run to look at from the beginning; empty: the active one.
 
     Attributes:
         active: the run that may be trained, paused and stopped.
@@ -109,11 +110,11 @@ class RunWatcher:
         chosen: its name, if it was.
     """
 
-    def __init__(self, tracker: TrainingTracker) -> None:
+    def __init__(self, tracker: TrainingTracker, chosen: str = "") -> None:
         self.tracker = tracker
         self.active: Run | None = None
         self.run: Run | None = None
-        self.chosen = ""
+        self.chosen = chosen
         self._reader: MetricsReader | None = None
 
     def look(self, plan: TrainingPlan | Problem, chosen: str | None = None) -> Snapshot:
