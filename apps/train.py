@@ -338,6 +338,24 @@ def processed_data():
 
 
 @app.cell(hide_code=True)
+def guesses_heading():
+    page.steps.fold("To decide in the data", "What was guessed while reading it, and what else it may mean.", open=True)
+    return
+
+
+@app.cell
+def guess_buttons(prepared, set_chosen, set_sought):
+    guess_buttons = attempt(page.doubts.buttons, prepared, set_chosen, set_sought)
+    return (guess_buttons,)
+
+
+@app.cell
+def guesses(get_chosen, guess_buttons, prepared):
+    page.view(page.doubts.panel, prepared, guess_buttons, get_chosen())
+    return
+
+
+@app.cell(hide_code=True)
 def qlora_heading():
     page.steps.fold(
         "Adapters (QLoRA)",
@@ -409,10 +427,11 @@ def model_information(config, flags, model):
 
 
 @app.cell(hide_code=True)
-def datasets_heading():
+def datasets_heading(get_sought):
     page.steps.fold(
         "Rows",
         "What the model will learn, row by row. The loss counts replies and running text, never questions.",
+        open=bool(get_sought()),  # “Show” above looks for rows here
     )
     return
 
@@ -428,18 +447,6 @@ def datasets(data_config, flags, prepared, tokenizer):
         page.rows.token_figures, described, train_dataset, val_dataset
     )
     return train_dataset, val_dataset
-
-
-@app.cell
-def guess_buttons(prepared, set_chosen, set_sought):
-    guess_buttons = attempt(page.doubts.buttons, prepared, set_chosen, set_sought)
-    return (guess_buttons,)
-
-
-@app.cell
-def guesses(get_chosen, guess_buttons, prepared):
-    page.view(page.doubts.panel, prepared, guess_buttons, get_chosen())
-    return
 
 
 @app.cell

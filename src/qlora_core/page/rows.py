@@ -24,7 +24,7 @@ from ..tokens.dataset import TokenDataset
 from ..tokens.report import ShownRow, TokenReport
 from ..translations import say, spoken
 from . import reasons
-from .doubts import with_choices
+from .doubts import guesses, with_choices
 from .forms import read_forms, settings_form
 from .language import read_only
 from .look import empty, fact_table, figures, folded, note, row_table, small
@@ -174,6 +174,7 @@ def in_short(prepared: PreparedData) -> mo.Html:
         say("{count} to validate", count=number(report.validation)),
         say("{count} rejected", count=number(report.rejected.count)) if report.rejected.count else "",
         say("{count} texts repaired", count=number(report.mended.total())) if report.mended.total() else "",
+        say("to decide, below: {count}", count=number(len(asked))) if (asked := guesses(report)) else "",
     ]
     line = small(" · ".join(count for count in counts if count))
     return mo.vstack([line, *(note(spoken(warning), "warn") for warning in report.warnings)], gap=0.5)
