@@ -40,7 +40,7 @@ PURPOSES = {
     "tokens": ("text to token ids, ids to batches", "de texto a tokens, de tokens a lotes"),
     "gguf": ("llama.cpp's files: written, read, and opened by llama.cpp itself",
              "os ficheiros do llama.cpp: escritos, lidos, e abertos pelo próprio llama.cpp"),
-    "data": ("files to rows to a split", "de ficheiros a linhas, de linhas a uma divisão"),
+    "data": ("files to rows to a split", "de ficheiros a exemplos, de exemplos a uma divisão"),
     "runs": ("the run directory: what is planned, written and read there",
              "a pasta de um treino: o que lá se planeia, escreve e lê"),
     "reports": ("what people see of runs, as text and charts", "o que se mostra dos treinos, em texto e gráficos"),
