@@ -87,7 +87,7 @@ def base_model(choice, flags):
 
 @app.cell
 def memory_before(choice, model_name, tracker):
-    memory_before = page.view(page.asking.memory_before, tracker, choice.value, page.composing.sent(model_name))
+    memory_before = page.view(page.asking.memory_before, tracker, choice.value, page.forms.sent(model_name))
     return (memory_before,)
 
 
@@ -157,11 +157,11 @@ def send(
 ):
     _left = asker.send(
         choice.value,
-        page.composing.sent(model_name),
-        page.composing.sent(message),
-        page.composing.sent(settings),
+        page.forms.sent(model_name),
+        page.forms.sent(message),
+        page.forms.sent(settings),
         suggestion=page.composing.suggested(suggestions),
-        compare=bool(page.composing.sent(compare)),
+        compare=bool(page.forms.sent(compare)),
         turn=get_draft().turn,
     )
     page.composing.put_back(_left, get_draft(), set_draft)
@@ -193,7 +193,7 @@ def ticker():
 @app.cell
 def follow(asker, follow_talk, swift_tick, tick):
     tick.value
-    page.composing.sent(swift_tick)
+    page.forms.sent(swift_tick)
     follow_talk(asker.look())
     return
 

@@ -245,7 +245,7 @@ def base_settings(base_form, flags, known_model, named_model):
         flags.config,
         base_form.value,
         known_model.value,
-        page.asking.sent(named_model),
+        page.forms.sent(named_model),
     )
     # Whether its files are here; what has arrived changes every second while it is fetched, `files` once or twice
     get_presence, get_files, follow_presence = page.watching.followed(
@@ -739,8 +739,8 @@ def inference(
     # The process that answers begins with the first question, and is gone when nobody looks any more
     _left = asker.submit(
         watcher.run,
-        page.composing.sent(question),
-        page.composing.sent(answer_settings),
+        page.forms.sent(question),
+        page.forms.sent(answer_settings),
         page.composing.suggested(suggestions),
     )
     page.composing.put_back(_left, get_draft(), set_draft)
@@ -768,7 +768,7 @@ def talk_requests(asker, away_button, cancel_button):
 @app.cell
 def hear(asker, follow_talk, swift_tick):
     # Often, while an answer is being made
-    page.asking.sent(swift_tick)
+    page.forms.sent(swift_tick)
     follow_talk(asker.look())
     return
 
@@ -926,7 +926,7 @@ def run_to_change(get_changed, get_phase, tracker):
 
 @app.cell
 def change_form(run_to_change, tracker):
-    _name = page.asking.sent(run_to_change)
+    _name = page.forms.sent(run_to_change)
     change_form = page.keeping.form(tracker, _name)
     sure, delete_button = page.keeping.deletion(tracker, _name)
     page.view(page.keeping.shown_form, change_form, sure, delete_button)
@@ -935,10 +935,10 @@ def change_form(run_to_change, tracker):
 
 @app.cell
 def change_run(change_form, delete_button, run_to_change, set_changed, sure, tracker):
-    _name = page.asking.sent(run_to_change)
-    if page.asking.sent(change_form):
+    _name = page.forms.sent(run_to_change)
+    if page.forms.sent(change_form):
         set_changed(page.keeping.change(tracker, _name, change_form.value))
-    if page.asking.sent(delete_button):
+    if page.forms.sent(delete_button):
         set_changed(page.keeping.delete(tracker, _name, sure.value))
     return
 

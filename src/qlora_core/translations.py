@@ -15,7 +15,7 @@ LANGUAGES = {"en": "English", "pt": "Português"}
 CATALOGUES = Path(__file__).parent / "languages"
 
 SIGNS = {"pt": {",": "\u00a0", ".": ","}}
-"""How a language writes what Python groups and divides by `,` and `.`: European Portuguese with a no-break space and a
+"""Signs of a language in place of Python's `,` and `.`: European Portuguese with a no-break space and a
 comma (Unicode CLDR, pt-PT), from four digits on."""
 
 find_language: Callable[[], str] = lambda: "en"  # noqa: E731 - replaced by the page

@@ -187,7 +187,7 @@ def test_only_looked_at_nothing_is_asked(asker, trained, monkeypatch):
         monkeypatch.setattr(module, "read_only", lambda: True)
     assert page.composing.suggestions(trained) is page.composing.answer_settings() is None
     assert page.composing.question_form() is None
-    assert page.composing.sent(None) is None
+    assert page.forms.sent(None) is None
     assert "only to be looked at" in page.composing.form_place(None).text
     asker.submit(trained, dict(FORM), SETTINGS)
     assert asker.look() == Conversation()

@@ -278,8 +278,10 @@ def test_time_left_counts_validation_and_saving(tracker, make):
     make("run")
     seen = RunWatcher(tracker).look(NOTHING, "run")
     assert training.seconds_trained(seen) == pytest.approx(4 * 0.5)
-    assert training.seconds_left(seen) == pytest.approx(4 * 0.5 + 1 + 1)  # steps, the last validation, and saving it
-    assert training.seconds_left(Snapshot()) is None
+    assert training.estimate_left(seen).total == pytest.approx(
+        4 * 0.5 + 1 + 1
+    )  # and a validation, saved
+    assert training.estimate_left(Snapshot()) is None
 
 
 def test_before_the_first_step_there_are_no_charts(tracker, make):

@@ -25,7 +25,7 @@ import psutil
 from ..engine import device
 from ..engine.device import mx
 from ..errors import ModelError, brief
-from ..files.storage import cache_directory
+from ..files.storage import cache_directory, nearest_existing
 from ..jobs.server import PORT
 from ..machine import keep_awake
 from ..machine.memory import GB, available_bytes, swap_bytes, total_bytes
@@ -80,7 +80,7 @@ def _look(runs_dir: Path, ask_hub: bool) -> tuple[dict[str, Any], list[Concern],
         model, missing = str(built_in_directory()), ""
     except ModelError as error:
         model, missing = "not available", str(error)
-    place = next(path for path in (runs_dir, *runs_dir.absolute().parents) if path.exists())
+    place = nearest_existing(runs_dir)
     facts = {
         "platform": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "device": device.describe_device(),

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from ..errors import RunError, StorageError
-from ..files.storage import MANIFEST, left_by_file_manager, manifest_problem
+from ..files.storage import MANIFEST, left_by_file_manager, manifest_problem, nearest_existing
 from ..files.untrusted_json import TABLE_BYTES, read_object
 from ..reports.plain_text import size
 from ..runs.run import ENVIRONMENT, Run
@@ -44,8 +44,7 @@ def check_room(out: Path, wanted: int) -> None:
     Raises:
         StorageError: there is less free.
     """
-    existing = next(path for path in (out, *out.parents) if path.exists())
-    free = shutil.disk_usage(existing).free
+    free = shutil.disk_usage(nearest_existing(out)).free
     if free < wanted:
         raise StorageError(
             f"{out}: needs {size(wanted)} on the disk until it is complete, and {size(free)} are free. Make room, or "

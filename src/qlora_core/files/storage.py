@@ -51,6 +51,11 @@ _REMEDIES = {
 """Errors of the device, and what to do about each; all others, such as a missing file, are passed on unchanged."""
 
 
+def nearest_existing(path: Path) -> Path:
+    """Return a path if it exists, else the nearest directory above it that does: where it would be made."""
+    return next((place for place in (path, *path.parents) if place.exists()), Path("/"))
+
+
 def explain(error: OSError, path: Path, wanted: int = 0, *, problem: str = "cannot be written") -> StorageError:
     """Return an error for the user that explains what the system reported.
 
@@ -64,10 +69,9 @@ def explain(error: OSError, path: Path, wanted: int = 0, *, problem: str = "cann
         return error
     name = errno.errorcode.get(error.errno or 0)
     reason = (error.strerror or str(error) or type(error).__name__) + (f" ({name})" if name else "")
-    place = next((parent for parent in (path, *path.absolute().parents) if parent.exists()), Path("/"))
     sizes = [f"{wanted:,} bytes wanted"] if wanted else []
     with contextlib.suppress(OSError):
-        sizes.append(f"{shutil.disk_usage(place).free:,} bytes free there")
+        sizes.append(f"{shutil.disk_usage(nearest_existing(path)).free:,} bytes free there")
     remedy = f" {_REMEDIES[error.errno]}, then go on." if error.errno in _REMEDIES else ""
     return StorageError(f"{path}: {problem}: {reason}; {', '.join(sizes)}.{remedy}", error.errno)
 

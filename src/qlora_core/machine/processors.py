@@ -1,4 +1,4 @@
-"""How busy the machine's processors are.
+"""Measure the use of the machine's processors.
 
 Knows nothing of graphics processors, whose use needs libraries of their makers.
 """

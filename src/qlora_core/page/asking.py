@@ -22,7 +22,6 @@ from ..runs.run import SAMPLES, Run, iterate_states
 from ..translations import say
 from . import composing
 from .composing import Draft, copy_button
-from .composing import sent as sent  # used for forms of all kinds
 from .language import read_only
 from .look import empty, folded, html_of, joined, note, put, shown, small, unseen
 

@@ -1,4 +1,4 @@
-"""What a question is written with: the field, suggested questions, settings of answers, and buttons for messages.
+"""Elements to write a question with: the field, suggested questions, settings of answers, and buttons for messages.
 
 marimo's own chat element does not do: it shows answers as Markdown, which fetches the images that a text names, has
 room for one answer a question, and its own words are English alone. These are marimo's form elements; the script of
@@ -26,7 +26,7 @@ LONGEST_SUGGESTED = 120  # characters of one
 
 @dataclass(frozen=True)
 class Draft:
-    """What a field begins with.
+    """The text that a field begins with.
 
     Attributes:
         text: the text in it.
@@ -38,11 +38,6 @@ class Draft:
 
 
 NOTHING_WRITTEN = Draft()
-
-
-def sent(form: Any) -> Any:
-    """Return the value that a form has sent; None before, and without a form."""
-    return form.value if form is not None else None
 
 
 def question_form(draft: Draft = NOTHING_WRITTEN, *, chat: bool = False) -> Any:

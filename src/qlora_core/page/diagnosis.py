@@ -1,4 +1,4 @@
-"""What a run's trainer warned of, gathered by kind, each with what to do. Knows events, not who wrote them."""
+"""Gather the warnings of a run's trainer by kind, each with advice. Knows events, not who wrote them."""
 
 from __future__ import annotations
 

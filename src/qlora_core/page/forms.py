@@ -148,6 +148,11 @@ def read_forms(config: RunConfig, *forms: Mapping[str, Any]) -> RunConfig:
     return from_flat({name: value for values in forms for name, value in read_form(values).items()}, base=config)
 
 
+def sent(element: Any) -> Any:
+    """Return what an element or a form has sent; None before, and where there is no element."""
+    return element.value if element is not None else None
+
+
 def form_layout(form: mo.ui.dictionary, title: str) -> mo.Html:
     """Return essential settings side by side and the others folded, each with its explanation."""
     known = {s.name: s for s in settings()}

@@ -19,7 +19,7 @@ from ..translations import say
 from .composing import plain_label
 from .language import read_only
 from .look import copyable, folded, note, small
-from .problems import Problem, attempt, failure
+from .problems import Problem, attempt, failure, scripted
 
 
 def to_take_along(config: RunConfig) -> mo.Html:
@@ -40,8 +40,10 @@ def to_take_along(config: RunConfig) -> mo.Html:
 
 def choice(tracker: TrainingTracker) -> mo.ui.dropdown | None:
     """Return a choice of the run to change; None if there is none, or nothing may be changed."""
+    if read_only() or scripted():
+        return None
     names = [run.name for run in tracker.runs()]
-    if not names or read_only():
+    if not names:
         return None
     return mo.ui.dropdown(names, value=names[0], label=say("Run to change"), allow_select_none=False, full_width=True)
 

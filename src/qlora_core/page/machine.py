@@ -13,6 +13,7 @@ from typing import Any
 
 import marimo as mo
 
+from ..files.storage import nearest_existing
 from ..machine.memory import GB, MemoryMonitor, available_bytes, total_bytes
 from ..models import base_models
 from ..reports import console
@@ -49,8 +50,7 @@ def obstacles(runs_dir: Path) -> mo.Html | None:
 
 
 def _free_disk(runs_dir: Path) -> int:
-    place = next(path for path in (runs_dir, *runs_dir.absolute().parents) if path.exists())
-    return shutil.disk_usage(place).free
+    return shutil.disk_usage(nearest_existing(runs_dir)).free
 
 
 def _processor() -> str:

@@ -1,4 +1,4 @@
-"""What people call the settings, and what an empty field of theirs means. Knows their names in `config`, no values."""
+"""Name the settings as people do, and say what an empty field means. Knows their names in `config`, no values."""
 
 from __future__ import annotations
 

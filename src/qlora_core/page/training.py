@@ -18,7 +18,7 @@ from ..jobs import launch
 from ..reports import charts, live_output
 from ..reports.charts import rate_chart as rate_chart  # shown by the notebook
 from ..reports.in_language import duration, moment, number, size
-from ..reports.time_words import time_in_words
+from ..reports.time_words import steps_left, time_in_words
 from ..runs.checkpoints import usable_checkpoints
 from ..runs.plan import TrainingPlan, TrainingTracker
 from ..runs.run import Run
@@ -126,9 +126,9 @@ def _about_start(plan: TrainingPlan | Problem, busy: Run | None, asked: str) -> 
         return say("Not ready: {problem}", problem=plan.message.splitlines()[0])
     if plan.done:
         return say("{run} is complete. Raise Epochs to continue, or start a new run.", run=plan.run.name)
-    done = int(plan.run.status().get("step", 0)) if plan.run.exists else 0
-    left, place = number(plan.total_steps - done), str(plan.run.path)
-    if done:
+    steps, place = steps_left(plan), str(plan.run.path)
+    left = number(steps)
+    if steps < plan.total_steps:
         return say("{run} goes on where it was saved last: about {left} steps are left.", run=plan.run.name, left=left)
     return say("{run} will take {left} steps and be kept in {place}.", run=plan.run.name, left=left, place=place)
 
@@ -361,12 +361,6 @@ def estimate_left(snapshot: Snapshot) -> TimeEstimate | None:
     known = snapshot.status, snapshot.steps, snapshot.evals, snapshot.events
     estimated = attempt(left, snapshot.run, *known, stopping=stopping)
     return None if isinstance(estimated, Problem) else estimated
-
-
-def seconds_left(snapshot: Snapshot) -> float | None:
-    """Return the seconds that are left, as `estimate_left` knows them; None if the speed is not known yet."""
-    estimated = estimate_left(snapshot)
-    return estimated.total if estimated and estimated.known else None
 
 
 def _seconds_between_steps(snapshot: Snapshot) -> float:

@@ -40,7 +40,7 @@ WIDE, NARROW = 780, 360  # pixels of the figure's panels
 
 @dataclass(frozen=True)
 class View:
-    """What the reader wants to see of a run.
+    """The part of a run that the reader wants to see, and how it is drawn.
 
     Attributes:
         logarithmic: whether the vertical axis of the loss is.

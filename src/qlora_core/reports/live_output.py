@@ -30,7 +30,7 @@ INTERRUPTED = {
     "samples": "Pausing now; these sample answers are left out.",
     "evaluation": "Pausing now; the test questions are asked later. Of a run that was stopped, they are left out.",
 }
-"""What Ctrl+C does in a stage that it interrupts; any other is finished first."""
+"""Words for Ctrl+C in each stage that it interrupts; any other stage is finished first."""
 PATIENCE = 2  # seconds of work before it is reported
 STEP = "step"
 SILENCE = 8  # seconds between two lines about it outside a terminal

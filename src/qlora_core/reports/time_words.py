@@ -1,4 +1,4 @@
-"""What `runs.time_estimate` knows of a run's time, in sentences of the reader's language."""
+"""Tell the time that `runs.time_estimate` predicts in sentences of the reader's language."""
 
 from __future__ import annotations
 

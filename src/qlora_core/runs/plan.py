@@ -19,6 +19,7 @@ from ..files.storage import (
     explained,
     left_by_file_manager,
     make_directory,
+    nearest_existing,
     replacing,
     write_json,
     write_text,
@@ -128,7 +129,7 @@ class TrainingTracker:
             RunError: there cannot be runs there, the name is not valid, no row can be trained, or the run there was
                 made with something different (named).
         """
-        existing = next((path for path in (self.runs_dir, *self.runs_dir.parents) if path.exists()), Path())
+        existing = nearest_existing(self.runs_dir)
         if not existing.is_dir():
             raise RunError(f"{self.runs_dir}: cannot hold runs, since {existing} is not a directory.")
         if not len(train_dataset) and not imported:
@@ -146,13 +147,7 @@ class TrainingTracker:
             "initial adapters": describe_file(initial)["sha256"] if initial else "",
         }
         identity = as_stored(identity)
-        name = config.place.run or _default_name(config, model, identity)
-        check_name(name)
-        self._refuse_twin(name)
-        run = Run(self.runs_dir / name)
-        number = 2
-        while config.place.fresh and run.exists:
-            run, number = Run(self.runs_dir / f"{name}-{number}"), number + 1
+        run = self._place(config, config.place.run or _default_name(config, model, identity))
         if run.exists and imported:
             raise RunError(f"{run.path}: is a run already. Give another name with --run.")
         if run.exists:
@@ -161,21 +156,20 @@ class TrainingTracker:
             raise _not_writable(self.runs_dir, f"{existing} may not be written")
         if initial:
             check_adapters(initial, model, config.lora)
-        template = tokenizer.template_text
-        rows = describe_rows(train_dataset, val_dataset)
         return TrainingPlan(
-            run,
-            config,
-            identity,
-            model,
-            data,
-            len(train_dataset),
-            template,
-            rows,
-            initial,
-            tokens=train_dataset.tokens,
-            validation_tokens=val_dataset.tokens,
-        )
+            run, config, identity, model, data, len(train_dataset), tokenizer.template_text,
+            describe_rows(train_dataset, val_dataset), initial,
+            tokens=train_dataset.tokens, validation_tokens=val_dataset.tokens,
+        )  # fmt: skip
+
+    def _place(self, config: RunConfig, name: str) -> Run:
+        """Return the run of a name; where a fresh one is wanted, the first that does not exist yet, by number."""
+        check_name(name)
+        self._refuse_twin(name)
+        run, number = Run(self.runs_dir / name), 2
+        while config.place.fresh and run.exists:
+            run, number = Run(self.runs_dir / f"{name}-{number}"), number + 1
+        return run
 
     def _refuse_twin(self, name: str) -> None:
         """Refuse a name that some file systems, such as a Mac's, cannot tell from that of another run."""

@@ -1,4 +1,4 @@
-"""How long a run will take, part by part: what there is to do, times what each unit of it took before.
+"""Predict the time that a run takes, part by part: what there is to do, times what each unit of it took before.
 
 The speed is measured: by the run itself as far as it went, else by the newest run of the same base among its
 neighbours. What neither measured is not guessed but named as unknown. Knows nothing of MLX, nor of how it is told.
@@ -29,7 +29,7 @@ CHECKS = ("validation", "samples", "evaluation")
 _ROWS_LOOKED_AT = 1_000  # for questions to ask
 
 Amounts = Mapping[str, float]
-"""How much there is to do of each part of `time_spent.PARTS`: processes to load; tokens to train; tokens to validate;
+"""Amounts of work for each part of `time_spent.PARTS`: processes to load; tokens to train; tokens to validate;
 sample answers; checkpoints to save; answers of the final test."""
 Rates = Mapping[str, float]
 """Seconds that a unit of each part takes, as far as it was measured."""
@@ -37,7 +37,7 @@ Rates = Mapping[str, float]
 
 @dataclass(frozen=True)
 class TimeEstimate:
-    """How long something will take.
+    """The time that something will take, by part.
 
     Attributes:
         seconds: of each part that there is to do and whose speed is known.
