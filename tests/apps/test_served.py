@@ -4,7 +4,7 @@ import urllib.error
 import urllib.request
 
 import pytest
-from browsing import Server, button, card, expect, opened, press
+from browsing import Server, button, card, expect, go, opened, press
 
 pytestmark = pytest.mark.browser
 
@@ -65,6 +65,7 @@ def test_a_page_to_look_at_starts_nothing(browser, trained, tmp_path):
         opened(browser, server.address) as page,
     ):
         expect(card(page, "Step").locator("dd")).to_contain_text("/")
+        go(page, "prepare")
         expect(page.get_by_text("nothing on it starts or ends training")).to_be_visible()
         for name in ("Start", "Go on", "Pause", "Stop", "Export", "Ask", "Run hardware check", "Fetch it"):
             expect(button(page, name)).to_have_count(0)

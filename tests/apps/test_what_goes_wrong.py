@@ -74,8 +74,8 @@ def test_a_setting_that_is_wrong_is_told_where_it_stands_and_mended(browser, fla
         named = page.get_by_label(field, exact=True).input_value()
         for label, wrong, right, words in (
             (field, "no-such-model", named, "model 'no-such-model': no such directory or alias"),
-            ("Adapter rank", "0", "8", "rank must be at least 1"),
-            ("Epochs", "many", "2", "epochs must be a whole number"),
+            ("Adapter rank", "0", "8", "Adapter rank: 0 is not allowed. From 1 to 512."),
+            ("Epochs", "many", "2", "Epochs: a whole number is needed; found “many”."),
         ):
             fill(page, label, wrong)
             expect(page.locator(".q-danger", has_text=words)).to_have_count(1)  # once, where it happened

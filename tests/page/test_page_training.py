@@ -278,9 +278,7 @@ def test_time_left_counts_validation_and_saving(tracker, make):
     make("run")
     seen = RunWatcher(tracker).look(NOTHING, "run")
     assert training.seconds_trained(seen) == pytest.approx(4 * 0.5)
-    assert training.estimate_left(seen).total == pytest.approx(
-        4 * 0.5 + 1 + 1
-    )  # and a validation, saved
+    assert training.estimate_left(seen).total == pytest.approx(4 * 0.5 + 1 + 1)  # and a validation, saved
     assert training.estimate_left(Snapshot()) is None
 
 

@@ -106,11 +106,25 @@ def test_a_run_that_goes_on_tells_what_there_is(runs, tmp_path):
     going = Run(shutil.copytree(runs[0].path, tmp_path / "going"))
     (going.path / "summary.json").unlink()
     (found, ended) = compare([going, runs[0]]).runs
-    assert found["training_seconds"] == pytest.approx(ended["training_seconds"])
-    assert found["tokens_per_second"] == pytest.approx(ended["tokens_per_second"])
+    # an interrupted step counts as its neighbours do, which are other ones while it is made
+    assert found["training_seconds"] == pytest.approx(ended["training_seconds"], rel=0.25)
+    assert found["tokens_per_second"] == pytest.approx(ended["tokens_per_second"], rel=0.25)
     assert found["best_val_loss"] == pytest.approx(ended["best_val_loss"])
     assert 0 < found["peak_memory_bytes"] <= ended["peak_memory_bytes"]
     assert 0 < found["peak_process_bytes"] <= ended["peak_process_bytes"]
+
+
+def test_a_step_during_which_the_machine_slept_counts_as_its_neighbours(runs, tmp_path):
+    slept = Run(shutil.copytree(runs[0].path, tmp_path / "slept"))
+    (slept.path / "summary.json").unlink()
+    events = slept.metrics()
+    longest = max(event["seconds"] for event in events if event["type"] == "step")
+    next(event for event in reversed(events) if event["type"] == "step")["seconds"] = 3600.0
+    (slept.path / "metrics.jsonl").write_text("".join(f"{json.dumps(event)}\n" for event in events))
+    compared = compare([slept, runs[0]])
+    steps = sum(event["type"] == "step" for event in events)
+    assert compared.runs[0]["training_seconds"] <= steps * longest
+    assert compared.curves[0].training[-1]["seconds"] == pytest.approx(compared.runs[0]["training_seconds"])
 
 
 def test_the_same_questions_side_by_side(runs):

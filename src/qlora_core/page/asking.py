@@ -283,8 +283,9 @@ def side_by_side(now: Conversation) -> mo.Html | None:
         html = '<div class="q-talk{}" aria-live="polite"><p class="q-asked">{}</p><div class="q-pair">{}</div></div>'
         busy = Markup(" q-busy") if now.answering else Markup("")
         parts.append(shown(put(html, busy, _lines(turn.question), answers)))
+    invitation = say("Ask something: the model is loaded with the first question, in a process of its own.")
     if not parts:
-        return empty(say("Ask something: the model is loaded with the first question, in a process of its own."))
+        return None if read_only() else empty(invitation)
     return mo.vstack([*parts, small(state_line(now))], gap=0.5)
 
 

@@ -169,12 +169,16 @@ def _field(setting: Setting, element: Any) -> Markup:
 
 def _limits(setting: Setting) -> str:
     """Return a number's limits if they say more than that it is not negative."""
-    low, high = setting.ge, setting.le
-    if setting.type not in (int, float) or low is None:
+    own_high = setting.le if setting.le is not None and setting.le < 2**31 - 1 else None
+    if setting.type not in (int, float) or setting.ge is None:
         return ""
-    if high is not None and high < 2**31 - 1:
-        return say("From {low} to {high}.", low=number(low, ",g"), high=number(high, ",.10g"))
-    return say("At least {low}.", low=number(low, "g")) if low else ""
+    return _range(setting.ge, own_high) if setting.ge or own_high is not None else ""
+
+
+def _range(low: float | None, high: float | None) -> str:
+    if high is None:
+        return say("At least {low}.", low=number(low, "g"))
+    return say("From {low} to {high}.", low=number(low, ",g"), high=number(high, ",.10g"))
 
 
 def label(setting: Setting) -> str:
@@ -240,5 +244,6 @@ def _number(setting: Setting, text: str) -> int | float:
                               wanted=wanted, text=text)) from None  # fmt: skip
     low, high = setting.ge, setting.le
     if (low is not None and value < low) or (high is not None and value > high):
-        raise ConfigError(f"{say(words(setting.name))}: {_limits(setting) or say('At least {low}.', low=low)}")
+        raise ConfigError(say("{setting}: {value} is not allowed. {range}", setting=say(words(setting.name)),
+                              value=numeral(_digits(value)), range=_range(low, high)))  # fmt: skip
     return value

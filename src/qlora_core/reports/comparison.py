@@ -12,10 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+
 from ..config import Role, to_flat
 from ..errors import QLoraError, RunError
 from ..models.adapter_files import ADAPTER_FILE, adapter_settings
 from ..runs.run import Run
+from ..runs.throughput import counted_seconds
 from ..translations import say
 from .in_language import duration, number, size
 from .plain_text import one_line, section
@@ -168,12 +171,12 @@ def _results(run: Run, events: Sequence[dict[str, Any]]) -> dict[str, Any]:
     status = run.status()
     steps = [event for event in events if event["type"] == "step"]
     losses = [event["train_loss"] for event in steps if event.get("train_loss") is not None]
-    seconds = sum(event.get("seconds", 0.0) for event in steps)
+    tokens, seconds = sum(event.get("tokens", 0) for event in steps), float(_counted(steps).sum())
     so_far = {
         "best_val_loss": status.get("best_val_loss"),
         "best_step": status.get("best_step"),
         "training_seconds": seconds or None,
-        "tokens_per_second": sum(event.get("tokens", 0) for event in steps) / seconds if seconds else None,
+        "tokens_per_second": tokens / seconds if seconds else None,
         "peak_memory_bytes": max((event.get("peak_memory_bytes", 0) for event in steps), default=None),
         "peak_process_bytes": max((e.get("process_peak", 0) for e in events if e["type"] == "memory"), default=None),
     }
@@ -191,14 +194,20 @@ def _results(run: Run, events: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def _curve(events: Sequence[dict[str, Any]]) -> Curve:
     tokens, seconds = 0, 0.0
     training, validation = [], []
+    counted = iter(_counted([event for event in events if event["type"] == "step"]))
     for event in events:
         if event["type"] == "step":
-            tokens, seconds = tokens + event.get("tokens", 0), seconds + event.get("seconds", 0.0)
+            tokens, seconds = tokens + event.get("tokens", 0), seconds + float(next(counted))
         loss = event.get({"step": "train_loss", "eval": "val_loss"}.get(event["type"], ""))
         if loss is not None:
             point = {"step": event["step"], "tokens": tokens, "seconds": seconds, "loss": loss}
             (training if event["type"] == "step" else validation).append(point)
     return Curve(training, validation)
+
+
+def _counted(steps: Sequence[dict[str, Any]]) -> np.ndarray:
+    """Return the seconds that count for each step, without those of a machine that slept."""
+    return counted_seconds([step.get("tokens", 0) for step in steps], [step.get("seconds", 0.0) for step in steps])
 
 
 def _adapter(run: Run) -> dict[str, Any]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections import deque
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 RECENT_STEPS = 50  # neighbours that a step is compared with, and recent steps that give speed and remaining time
 TOO_LONG = 5.0  # a step with this many times the usual time per token was interrupted rather than slow
 
 
-def counted_seconds(tokens: np.ndarray, seconds: np.ndarray) -> np.ndarray:
+def counted_seconds(tokens: ArrayLike, seconds: ArrayLike) -> np.ndarray:
     """Return the duration that counts for each step, `(steps,)`: its own, or the usual one if it was interrupted."""
     tokens, seconds = np.asarray(tokens, np.float64), np.asarray(seconds, np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
