@@ -43,6 +43,8 @@ PURPOSES = {
     "data": ("files to rows to a split", "de ficheiros a exemplos, de exemplos a uma divisão"),
     "runs": ("the run directory: what is planned, written and read there",
              "a pasta de um treino: o que lá se planeia, escreve e lê"),
+    "evaluation": ("did it help: questions, measures, intervals, a verdict",
+                   "ajudou ou não: perguntas, medidas, intervalos, um veredicto"),
     "reports": ("what people see of runs, as text and charts", "o que se mostra dos treinos, em texto e gráficos"),
     "engine": ("one model on one device: its loss and its answers",
                "um modelo num dispositivo: a sua perda e as suas respostas"),

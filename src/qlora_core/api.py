@@ -20,7 +20,7 @@ from .runs.run import Run
 
 if TYPE_CHECKING:
     from .data import PreparedData
-    from .engine.generate import Prompt
+    from .tokens.conversations import Prompt
 
 PathOrName = str | os.PathLike[str]
 """A file or folder; for data also `hf:OWNER/NAME`, for a run also its name."""

@@ -10,8 +10,8 @@ import qlora_core
 
 SOURCE = Path(qlora_core.__file__).parent
 VALUES = ("errors", "config", "schedule", "sampling", "activity", "translations", "first_words")
-ORDER = (*VALUES, "machine", "files", "models", "tokens", "gguf", "data", "runs", "reports", "engine", "training",
-         "exports", "jobs", "api", "page", "bench", "doctor", "cli", "__main__")  # fmt: skip
+ORDER = (*VALUES, "machine", "files", "models", "tokens", "gguf", "data", "runs", "evaluation", "reports", "engine",
+         "training", "exports", "jobs", "api", "page", "bench", "doctor", "cli", "__main__")  # fmt: skip
 """Packages and single modules, as `docs/architecture.md` draws them."""
 WITH_MLX = ("engine", "training", "doctor")
 HEAVY = ("mlx", "mlx_lm", "transformers", "torch")

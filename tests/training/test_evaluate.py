@@ -10,9 +10,12 @@ from tiny import TAUGHT
 
 from qlora_core.cli import main
 from qlora_core.config import PaceConfig
+from qlora_core.evaluation.measures import says
+from qlora_core.evaluation.questions import recall
 from qlora_core.reports import console
 from qlora_core.runs.run import Run
-from qlora_core.training.evaluate import ASKED_QUESTIONS, _samples, evaluate_run, recall, says
+from qlora_core.runs.time_estimate import ASKED_QUESTIONS
+from qlora_core.training.evaluate import _samples, evaluate_run
 from qlora_core.training.session import load_for_answers
 
 # Right or wrong -------------------------------------------------------------------------------------------------

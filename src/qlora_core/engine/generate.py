@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ..sampling import Sampling
+from ..tokens.conversations import Prompt
 from ..tokens.tokenizer import ChatTokenizer
 from .device import blas_threads, cores, mx, nn
 
-Prompt = str | Sequence[Mapping[str, Any]]
-"""A question, or the messages before the answer."""
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said.
+
+    Attributes:
+        text: without the blanks around it.
+        tokens: of the answer, without one that ends it.
+        ended: whether the model ended it, rather than the limit.
+    """
+
+    text: str
+    tokens: int
+    ended: bool
 
 
 def answer(
@@ -23,6 +37,18 @@ def answer(
     tick: Callable[[int], None] = lambda _: None,
     **sampling: Any,
 ) -> list[str]:
+    """Return the texts of `answers_to`."""
+    return [one.text for one in answers_to(model, tokenizer, prompts, tick=tick, **sampling)]
+
+
+def answers_to(
+    model: nn.Module,
+    tokenizer: ChatTokenizer,
+    prompts: Sequence[Prompt],
+    *,
+    tick: Callable[[int], None] = lambda _: None,
+    **sampling: Any,
+) -> list[Answer]:
     """Answer every prompt, in order.
 
     Args:
@@ -32,10 +58,11 @@ def answer(
         tick: called repeatedly with the number of finished answers.
         sampling: fields of `Sampling`.
     """
-    answers: list[list[int]] = [[] for _ in prompts]
-    for place, token in _tokens(model, tokenizer, prompts, Sampling(**sampling), tick):
-        answers[place].append(token)
-    return [tokenizer.decode(ids).strip() for ids in answers]
+    chosen = Sampling(**sampling)
+    found: list[list[int]] = [[] for _ in prompts]
+    for place, token in _tokens(model, tokenizer, prompts, chosen, tick):
+        found[place].append(token)
+    return [Answer(tokenizer.decode(ids).strip(), len(ids), len(ids) < chosen.max_tokens) for ids in found]
 
 
 def stream(model: nn.Module, tokenizer: ChatTokenizer, prompt: Prompt, **sampling: Any) -> Iterator[str]:

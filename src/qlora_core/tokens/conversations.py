@@ -15,6 +15,14 @@ from typing import Any, Literal
 from ..config import Reasoning
 
 Message = Mapping[str, Any]
+
+
+class Beginning(str):
+    """The beginning of a text that a model shall go on with, not a question to it."""
+
+
+Prompt = str | Sequence[Message]
+"""A question, or the messages before the answer; or a `Beginning`."""
 Note = Literal["system", "tools", "reasoning", "dropped", "altered", "unmarked", "apart"]
 """Something that was done with a conversation and that its author should know, see `report`."""
 

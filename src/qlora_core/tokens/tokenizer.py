@@ -28,7 +28,7 @@ from ..files.untrusted_json import TABLE_BYTES, is_whole, read_object, read_text
 from ..models.base_models import find_tokenizer
 from .boundaries import Boundaries
 from .chat_template import Script, open_template, read_template
-from .conversations import Conversation, Message, Note, fit
+from .conversations import Beginning, Conversation, Message, Note, Prompt, fit
 from .rows import TokenRow
 
 HIGHEST_ID = (1 << 24) - 1  # highest token id accepted: 60 times the largest known vocabulary
@@ -289,19 +289,25 @@ class ChatTokenizer:
         safe = self._safe(messages), self._disarmed(tools)
         return self._fitting(*safe, lambda conversation: self._template.prompt(conversation, self.thinks))[1]
 
-    def encode_prompt(self, prompt: str | Sequence[Message], tools: Sequence[Any] | None = None) -> list[int]:
-        """Return the ids of a question, ready for the model's answer.
+    def encode_prompt(self, prompt: Prompt, tools: Sequence[Any] | None = None) -> list[int]:
+        """Return the ids of a question, ready for the model's answer, or those of a text that it shall go on with.
 
         Args:
-            prompt: the question, or the messages before the answer.
+            prompt: the question, the messages before the answer, or the beginning of a text.
             tools: tools that the model may call.
 
         Raises:
             DataError: the template refuses it.
         """
+        if isinstance(prompt, Beginning):
+            return self._without_end(self._tokenizer.encode(self.disarm(prompt), add_special_tokens=True).ids)
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         script = self._prompt(messages, tools)
         return self._boundaries.encode(script.text, script.begins).ids
+
+    def _without_end(self, ids: list[int]) -> list[int]:
+        """Return ids without a token that ends a text, which some tokenisers add to each."""
+        return ids[:-1] if ids and ids[-1] in self.eos_ids else ids
 
     # Rows -------------------------------------------------------------------------------------------------------
 

@@ -6,21 +6,20 @@ trained is found in the rows of the run, not declared.
 
 from __future__ import annotations
 
-import itertools
 import json
-import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 from ..activity import doing
 from ..config import PaceConfig
 from ..engine.device import nn
-from ..engine.generate import Prompt, answer
+from ..engine.generate import answer
 from ..engine.model import base_only
+from ..evaluation.measures import says
+from ..evaluation.questions import behind, questions_of, recall
 from ..files.storage import write_json, write_text
 from ..runs.run import EVALUATION, SAMPLES, Run, refuse_links
-from ..runs.time_estimate import ASKED_QUESTIONS
+from ..tokens.conversations import Prompt
 from ..tokens.tokenizer import ChatTokenizer
 
 
@@ -98,7 +97,7 @@ def _samples(run: Run, config: PaceConfig) -> list[tuple[str, str, Prompt]]:
     """Return each question asked during training, with its expected answer and the full prompt."""
     if config.sample_prompts:
         system = run.shared_system()
-        return [(question, "", _behind(system, question)) for question in dict.fromkeys(config.sample_prompts)]
+        return [(question, "", behind(system, question)) for question in dict.fromkeys(config.sample_prompts)]
     known = {
         question["question"]: (question["question"], question["reference"] or " / ".join(question["expected"]), prompt)
         for question, prompt in questions_of(run)
@@ -114,70 +113,3 @@ def forget_samples(run: Run, step: int) -> None:
     kept = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in run.samples() if sample["step"] <= step]
     if path.is_file() and path.read_bytes() != "".join(kept).encode():
         write_text(path, "".join(kept))
-
-
-def recall(questions: Iterable[dict[str, Any]]) -> dict[str, dict[str, int]]:
-    """Count right answers of base and tuned model, for trained and for held-out phrasings."""
-    counts: dict[str, dict[str, int]] = {}
-    for question in questions:
-        if question["expected"]:
-            count = counts.setdefault(question["phrasing"], {"questions": 0, "base": 0, "tuned": 0})
-            count["questions"] += 1
-            count["base"] += question["base_right"]
-            count["tuned"] += question["tuned_right"]
-    return counts
-
-
-def says(text: str, expected: Sequence[str]) -> bool:
-    """Return whether `text` contains one of the expected texts as whole words, regardless of case and accents."""
-    padded = f" {_plain(text)} "
-    return any(f" {value} " in padded for value in map(_plain, expected) if value)
-
-
-def _plain(text: str) -> str:
-    letters = unicodedata.normalize("NFKD", text.casefold())
-    kept = "".join(c if c.isalnum() else " " for c in letters if not unicodedata.combining(c))
-    return " ".join(kept.split())
-
-
-def _behind(system: str, question: str) -> Prompt:
-    asked = {"role": "user", "content": question}
-    return [{"role": "system", "content": system}, asked] if system else [asked]
-
-
-def questions_of(run: Run) -> Iterator[tuple[dict[str, Any], Prompt]]:
-    """Yield questions and their full prompts: of the fact sheet, else from the beginnings of conversations."""
-    facts = run.facts()
-    if facts:
-        trained_questions = {
-            m["content"] for row in run.train_rows() for m in row.get("messages", ()) if m["role"] == "user"
-        }
-        system = run.shared_system()
-        for fact in facts:
-            for question in fact["questions"]:
-                phrasing = "trained" if question in trained_questions else "held_out"
-                entry = {"question": question, "expected": fact["expected"], "phrasing": phrasing, "reference": ""}
-                yield entry, _behind(system, question)
-        return
-    asked: list[Prompt] = []
-    for prompt, reference in filter(
-        None, map(_first_exchange, itertools.chain(run.validation_rows(), run.train_rows()))
-    ):
-        if len(asked) == ASKED_QUESTIONS:
-            break
-        if prompt not in asked:
-            asked.append(prompt)
-            question = prompt[-1]["content"]
-            yield {"question": question, "expected": [], "phrasing": "sample", "reference": reference}, prompt
-
-
-def _first_exchange(row: dict[str, Any]) -> tuple[list[dict[str, Any]], str] | None:
-    """Return a conversation up to its first question, and the answer; None if that is not a plain text.
-
-    A row with tools does not count: it may be answered by a call.
-    """
-    messages = row.get("messages", ())
-    answer = next((i for i, message in enumerate(messages) if message["role"] == "assistant"), 0)
-    if row.get("tools") or not answer or messages[answer - 1]["role"] != "user" or not messages[answer].get("content"):
-        return None
-    return list(messages[:answer]), messages[answer]["content"]

@@ -23,9 +23,10 @@ import numpy as np
 from ..activity import doing, noting
 from ..config import BaseConfig
 from ..engine.device import blas_threads, cores, kernels_to_answer, memory_counters, mx, nn
-from ..engine.generate import Prompt, answer
+from ..engine.generate import answer
 from ..engine.model import attach_adapters, load_base
 from ..errors import ModelError, QLoraError, brief
+from ..evaluation.questions import questions_of
 from ..gguf import llama_cpp
 from ..gguf.adapters import read_adapters
 from ..gguf.model import About, write_model
@@ -36,9 +37,9 @@ from ..models.base_models import ModelSpec, describe
 from ..models.foreign_adapters import PEFT_FILE, fit_adapters, read_peft
 from ..runs.memory_estimate import RESERVE_BYTES, keeps_dense_weights
 from ..runs.run import Run
+from ..tokens.conversations import Prompt
 from ..tokens.rows import TokenRow
 from ..tokens.tokenizer import ChatTokenizer
-from .evaluate import questions_of
 from .fused_files import save_companions, save_weights
 from .judging import MOST_LOST, Comparison, Judge, divide_rows
 from .session import load_for_answers

@@ -1,0 +1,70 @@
+"""The questions that a run is judged by: of its fact sheet, else of conversations that it has.
+
+Whether a question was trained is found in the rows of the run, not declared.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from ..runs.run import Run
+from ..runs.time_estimate import ASKED_QUESTIONS
+from ..tokens.conversations import Prompt
+
+
+def questions_of(run: Run) -> Iterator[tuple[dict[str, Any], Prompt]]:
+    """Yield questions and their full prompts: of the fact sheet, else from the beginnings of conversations."""
+    facts = run.facts()
+    if facts:
+        trained_questions = {
+            m["content"] for row in run.train_rows() for m in row.get("messages", ()) if m["role"] == "user"
+        }
+        system = run.shared_system()
+        for fact in facts:
+            for question in fact["questions"]:
+                phrasing = "trained" if question in trained_questions else "held_out"
+                entry = {"question": question, "expected": fact["expected"], "phrasing": phrasing, "reference": ""}
+                yield entry, behind(system, question)
+        return
+    asked: list[Prompt] = []
+    for prompt, reference in filter(
+        None, map(_first_exchange, itertools.chain(run.validation_rows(), run.train_rows()))
+    ):
+        if len(asked) == ASKED_QUESTIONS:
+            break
+        if prompt not in asked:
+            asked.append(prompt)
+            question = prompt[-1]["content"]
+            yield {"question": question, "expected": [], "phrasing": "sample", "reference": reference}, prompt
+
+
+def recall(questions: Iterable[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    """Count right answers of base and tuned model, for trained and for held-out phrasings."""
+    counts: dict[str, dict[str, int]] = {}
+    for question in questions:
+        if question["expected"]:
+            count = counts.setdefault(question["phrasing"], {"questions": 0, "base": 0, "tuned": 0})
+            count["questions"] += 1
+            count["base"] += question["base_right"]
+            count["tuned"] += question["tuned_right"]
+    return counts
+
+
+def behind(system: str, question: str) -> Prompt:
+    """Return a question, behind a system text if there is one."""
+    asked = {"role": "user", "content": question}
+    return [{"role": "system", "content": system}, asked] if system else [asked]
+
+
+def _first_exchange(row: dict[str, Any]) -> tuple[list[dict[str, Any]], str] | None:
+    """Return a conversation up to its first question, and the answer; None if that is not a plain text.
+
+    A row with tools does not count: it may be answered by a call.
+    """
+    messages = row.get("messages", ())
+    answer = next((i for i, message in enumerate(messages) if message["role"] == "assistant"), 0)
+    if row.get("tools") or not answer or messages[answer - 1]["role"] != "user" or not messages[answer].get("content"):
+        return None
+    return list(messages[:answer]), messages[answer]["content"]
