@@ -15,7 +15,7 @@ def flags(tmp_path: Path) -> list[str | Path]:
     facts = tmp_path / "some_facts.jsonl"
     lines = (ROOT / "data/sample/club/facts.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     facts.write_text("".join(lines[:3]), encoding="utf-8")
-    return ["--runs-dir", tmp_path / "runs", "--facts", facts, "--max-steps", "20", "--batch-size", "1",
+    return ["--runs-dir", tmp_path / "runs", "--facts", facts, "--max-steps", "60", "--batch-size", "1",
             "--eval-every", "10", "--save-every", "5", "--samples", "1", "--max-answer-tokens", "6"]  # fmt: skip
 
 
@@ -45,7 +45,7 @@ def test_from_the_data_to_an_answer(browser, flags, tmp_path):
         expect(page.get_by_role("heading", name="Generation test")).to_be_visible()  # in view by itself
         press(page, "Go on")
         state(page, "completed")
-        expect(card(page, "Step").locator("dd")).to_have_text("20 / 20")
+        expect(card(page, "Step").locator("dd")).to_have_text("60 / 60")
         expect(card(page, "Facts recalled, trained wording")).to_be_visible()
         unfold(page, "Using it elsewhere")
         expect(page.get_by_text("INTEGRATION.md")).to_be_visible()

@@ -12,7 +12,7 @@ from typing import Any
 
 from .measures import plain
 
-WORDS = 120  # of a passage, about
+WORDS = 60  # of a passage, about
 FEWEST_WORDS = 30  # of a reply that counts as a passage: a shorter one is an answer rather than a source
 _PARAGRAPH, _SENTENCE = re.compile(r"\n\s*\n"), re.compile(r"(?<=[.!?…])\s+")
 

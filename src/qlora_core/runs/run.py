@@ -30,12 +30,13 @@ from ..models.base_models import ModelSpec, describe
 from ..tokens.dataset import TokenDataset
 from ..tokens.tokenizer import ChatTokenizer
 from .metrics import read_events
-from .schema import Environment, Evaluation, Sample, State, Status, Summary, problem
+from .schema import Environment, Evaluation, Sample, State, Status, Summary, Verdict, problem
 
 Control = Literal["run", "pause", "stop", "skip"]
 
 CONFIG, ENVIRONMENT, STATUS, METRICS = "config.json", "environment.json", "status.json", "metrics.jsonl"
 SAMPLES, EVALUATION, SUMMARY, CONTROL = "samples.jsonl", "evaluation.json", "summary.json", "control"
+VERDICT = "verdict.json"
 WORKER_LOG, EXIT = "worker.log", "exit.json"
 """Files of a run; `docs/runs.md` tells what is in them."""
 
@@ -267,6 +268,14 @@ class Run:
             RunError: it is damaged.
         """
         return self._read_json(EVALUATION, Evaluation) if (self.path / EVALUATION).exists() else None
+
+    def verdict(self) -> dict[str, Any] | None:
+        """Return what `qlora evaluate` has found, perhaps in part; None if it was not asked yet.
+
+        Raises:
+            RunError: it is damaged.
+        """
+        return self._read_json(VERDICT, Verdict) if (self.path / VERDICT).exists() else None
 
     def samples(self) -> list[dict[str, Any]]:
         """Return answers during training, in order: `{"step", "epoch", "question", "answer", "reference"}`."""

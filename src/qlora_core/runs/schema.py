@@ -104,6 +104,51 @@ class Evaluation(TypedDict):
     recall: dict[str, Recall]
 
 
+class Answer(TypedDict):
+    """What a contender said, in `verdict.json`."""
+
+    text: str
+    tokens: Count
+    ended: bool
+    right: NotRequired[bool]
+
+
+class JudgedQuestion(TypedDict):
+    """A question and what each contender said, in `verdict.json`."""
+
+    question: str
+    answers: dict[str, Answer]
+    expected: NotRequired[list[str]]
+    phrasing: NotRequired[str]
+    reference: NotRequired[str]
+    fact: NotRequired[str]
+    passages: NotRequired[list[str]]
+
+
+class JudgedRow(TypedDict):
+    """The loss of each contender over a row, in nats, in `verdict.json`."""
+
+    tokens: Annotated[int, msgspec.Meta(ge=1)]
+    base: float
+    tuned: float
+    source: NotRequired[str]
+    reply: NotRequired[bool]
+    base_passages: NotRequired[float]
+    tuned_passages: NotRequired[float]
+
+
+# `with` is a word of Python's, so that this type cannot be written as a class
+Verdict = TypedDict(
+    "Verdict",
+    {
+        "with": dict[str, Any],
+        "losses": NotRequired[list[JudgedRow]],
+        "questions": NotRequired[list[JudgedQuestion]],
+    },
+)
+"""Contents of `verdict.json`."""
+
+
 class Summary(TypedDict, total=False):
     """Contents of `summary.json`."""
 

@@ -68,11 +68,11 @@ def divide_rows(run: Run, tokenizer: ChatTokenizer, vocabulary: int) -> DividedR
 
     A run that was made of somebody's adapters may have no rows at all.
     """
-    some = _spread(run.train_rows(), 40 * JUDGED_ROWS), _spread(run.validation_rows(), JUDGED_ROWS)
+    some = spread_evenly(run.train_rows(), 40 * JUDGED_ROWS), spread_evenly(run.validation_rows(), JUDGED_ROWS)
     datasets = make_datasets(*some, tokenizer, run.config().data.max_seq_length)
     train, validation = (list(dataset.rows) for dataset in datasets)
     most = JUDGED_BYTES // (2 * vocabulary)  # trained tokens, in float16
-    of_training = _within(_spread(train[::JUDGED_SHARE], JUDGED_ROWS), most // 2 if validation else most)
+    of_training = _within(spread_evenly(train[::JUDGED_SHARE], JUDGED_ROWS), most // 2 if validation else most)
     of_validation = _within(validation, most - sum(row.target_tokens for row in of_training))
     judged = [*of_training, *of_validation]
     known = {row.ids.tobytes() for row in judged}
@@ -82,7 +82,7 @@ def divide_rows(run: Run, tokenizer: ChatTokenizer, vocabulary: int) -> DividedR
     return DividedRows(judged, trained, calibrating)
 
 
-def _spread(rows: Any, most: int) -> list[Any]:
+def spread_evenly(rows: Any, most: int) -> list[Any]:
     """Return at most so many rows, spread evenly."""
     count = len(rows)
     return [rows[int(place)] for place in np.linspace(0, count - 1, min(most, count)).astype(int)] if count else []
@@ -90,15 +90,15 @@ def _spread(rows: Any, most: int) -> list[Any]:
 
 def with_tokens(rows: Sequence[TokenRow], tokens: int) -> list[TokenRow]:
     """Return rows, spread evenly, that have about so many tokens together: one at least, all if they have fewer."""
-    return _spread(rows, max(1, round(tokens * len(rows) / max(1, sum(map(len, rows))))))
+    return spread_evenly(rows, max(1, round(tokens * len(rows) / max(1, sum(map(len, rows))))))
 
 
 def _within(rows: Sequence[TokenRow], most: int) -> list[TokenRow]:
     """Return rows, spread evenly, with at most so many trained tokens together; but one at least."""
     count = len(rows)
-    while count > 1 and sum(row.target_tokens for row in _spread(rows, count)) > most:
+    while count > 1 and sum(row.target_tokens for row in spread_evenly(rows, count)) > most:
         count -= 1
-    return _spread(rows, count)
+    return spread_evenly(rows, count)
 
 
 class Judge:

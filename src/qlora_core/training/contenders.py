@@ -1,0 +1,226 @@
+"""Ask four contenders the same: the base, the tuned model, and each with passages of the run's own texts beside.
+
+All are one model in memory, with and without its adapters. What is found is written into the run's `verdict.json` stage
+by stage, so that an interrupted evaluation goes on; `evaluation.verdict` says what it means.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..activity import doing
+from ..engine.device import nn
+from ..engine.generate import answers_to
+from ..engine.model import base_only
+from ..errors import DataError, RunError
+from ..evaluation.measures import says
+from ..evaluation.questions import behind, questions_of
+from ..evaluation.retrieval import Retriever, beside, passages_of
+from ..files.storage import write_json
+from ..models.adapter_files import ADAPTER_FILE
+from ..runs.run import VERDICT, Run, refuse_links
+from ..tokens.conversations import Prompt
+from ..tokens.rows import TokenRow
+from ..tokens.tokenizer import ChatTokenizer
+from .judging import spread_evenly
+from .row_losses import row_losses
+
+CONTENDERS = "base", "tuned", "base_passages", "tuned_passages"
+JUDGED_ROWS = 64  # validation rows at most, spread evenly
+_VERSION = 1  # of what is asked; another one makes a verdict anew
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How contenders are asked.
+
+    Attributes:
+        max_tokens: longest answer.
+        passages: beside a question, at most; 0: without retrieval.
+        passage_tokens: of those passages together, at most.
+    """
+
+    max_tokens: int
+    passages: int = 3
+    passage_tokens: int = 250
+
+
+@dataclass(frozen=True)
+class Contest:
+    """One model, asked as each of its contenders.
+
+    Attributes:
+        run: whose rows and questions.
+        model: with adapters.
+        tokenizer: of that model.
+        asked: how.
+        retriever: finds passages; None if the run has none.
+    """
+
+    run: Run
+    model: nn.Module
+    tokenizer: ChatTokenizer
+    asked: Asked
+    retriever: Retriever | None
+
+    @property
+    def contenders(self) -> tuple[str, ...]:
+        """Return the names of those that can be asked."""
+        return CONTENDERS if self.retriever else CONTENDERS[:2]
+
+    def answers(self, prompts: Sequence[Prompt], who: Sequence[str] = CONTENDERS[:2]) -> list[dict[str, Any]]:
+        """Return for each prompt the answers of base and tuned model, `{name: {"text", "tokens", "ended"}}`.
+
+        Args:
+            prompts: the same for both, so that one of the two pairs of contenders is asked.
+            who: their names, the base first.
+        """
+        with doing("contest", 2 * len(prompts)) as tick:
+            with base_only(self.model):
+                base = answers_to(self.model, self.tokenizer, prompts, tick=tick, max_tokens=self.asked.max_tokens)
+            tuned = answers_to(
+                self.model,
+                self.tokenizer,
+                prompts,
+                tick=lambda done: tick(len(prompts) + done),
+                max_tokens=self.asked.max_tokens,
+            )
+        return [dict(zip(who, map(vars, pair), strict=True)) for pair in zip(base, tuned, strict=True)]
+
+    def losses(self, rows: Sequence[TokenRow], who: Sequence[str] = CONTENDERS[:2]) -> dict[str, list[float]]:
+        """Return the loss of each row for base and tuned model, in nats over its trained tokens."""
+        found = {}
+        for name, adapters in zip(who, (False, True), strict=True):
+            with nullcontext() if adapters else base_only(self.model):
+                found[name] = row_losses(self.model, rows).tolist()
+        return found
+
+
+def judge_run(run: Run, model: nn.Module, tokenizer: ChatTokenizer, asked: Asked) -> dict[str, Any]:
+    """Ask all contenders and write `verdict.json`, or go on with one that was interrupted.
+
+    Args:
+        run: whose.
+        model: with the adapters of `run.adapters`.
+        tokenizer: of that model.
+        asked: how.
+
+    Returns:
+        What the file holds: `with` (what it was made with), and what each of `STAGES` found.
+
+    Raises:
+        RunError: the run is a link, or holds one.
+    """
+    refuse_links(run.path)
+    retriever = None
+    if asked.passages and (passages := passages_of(run.train_rows())):
+        retriever = Retriever(passages, asked.passages, asked.passage_tokens, tokenizer.count)
+    contest = Contest(run, model, tokenizer, asked, retriever)
+    found = begun(run, asked)
+    for name, stage in STAGES.items():
+        if name not in found:
+            found[name] = stage(contest)
+            write_json(run.path / VERDICT, found)
+    return found
+
+
+def begun(run: Run, asked: Asked) -> dict[str, Any]:
+    """Return what an evaluation of these adapters has found already; only `with` if there is none, or it is damaged."""
+    digest = hashlib.sha256((run.adapters / ADAPTER_FILE).read_bytes()).hexdigest()
+    made_with = {"version": _VERSION, "adapters": run.adapters.name, "sha256": digest, **vars(asked)}
+    try:
+        found = run.verdict()
+    except RunError:
+        found = None
+    return found if found and found["with"] == made_with else {"with": made_with}
+
+
+# Stages -----------------------------------------------------------------------------------------------------------
+
+
+def _losses(contest: Contest) -> list[dict[str, Any]]:
+    """Return the loss of each validation row; with passages beside it for a question with its answer."""
+    rows = list(_encoded(contest, spread_evenly(contest.run.validation_rows(), JUDGED_ROWS)))
+    found = [{"source": row.source, "tokens": row.target_tokens, "reply": "messages" in plain} for plain, row in rows]
+    _add(found, contest.losses([row for _, row in rows]))
+    if contest.retriever:
+        made = [(place, _beside(contest, plain, row)) for place, (plain, row) in enumerate(rows)]
+        with_passages = [(place, row) for place, row in made if row is not None]
+        some = contest.losses([row for _, row in with_passages], CONTENDERS[2:])
+        _add([found[place] for place, _ in with_passages], some)
+    return found
+
+
+def _questions(contest: Contest) -> list[dict[str, Any]]:
+    """Return the run's questions with the answers of all contenders."""
+    asked = list(questions_of(contest.run))
+    questions, prompts = [question for question, _ in asked], [prompt for _, prompt in asked]
+    _add_answers(questions, contest.answers(prompts))
+    if contest.retriever:
+        for question in questions:
+            question["passages"] = contest.retriever.find(question["question"])
+        supported = [
+            behind(_system(prompt), beside(question["question"], question["passages"]))
+            for question, prompt in zip(questions, prompts, strict=True)
+        ]
+        _add_answers(questions, contest.answers(supported, CONTENDERS[2:]))
+    return questions
+
+
+STAGES: dict[str, Callable[[Contest], Any]] = {"losses": _losses, "questions": _questions}
+"""Parts of `verdict.json`, in order."""
+
+
+def _add(found: list[dict[str, Any]], losses: dict[str, list[float]]) -> None:
+    for name, values in losses.items():
+        for row, value in zip(found, values, strict=True):
+            row[name] = value
+
+
+def _add_answers(questions: list[dict[str, Any]], answers: list[dict[str, Any]]) -> None:
+    for question, given in zip(questions, answers, strict=True):
+        question.setdefault("answers", {}).update(given)
+        for answer in given.values():
+            if question["expected"]:
+                answer["right"] = says(answer["text"], question["expected"])
+
+
+def _encoded(contest: Contest, rows: Sequence[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], TokenRow]]:
+    for row in rows:
+        encoded = _encode(contest, row, contest.run.config().data.max_seq_length)
+        if encoded is not None:
+            yield row, encoded
+
+
+def _encode(contest: Contest, row: dict[str, Any], most: int) -> TokenRow | None:
+    """Return a row as it is trained on; None if it becomes several, or nothing of it is trained."""
+    try:
+        encoded = contest.tokenizer.encode_row(row, most)
+    except DataError:
+        return None
+    return encoded if encoded.target_tokens else None
+
+
+def _beside(contest: Contest, plain: dict[str, Any], row: TokenRow) -> TokenRow | None:
+    """Return a question with its answer, passages before it; None of another row, or if the same tokens do not count."""
+    messages = plain.get("messages", ())
+    if [message["role"] for message in messages if message["role"] != "system"] != ["user", "assistant"]:
+        return None
+    question = messages[-2]["content"]
+    if not isinstance(question, str) or not (passages := contest.retriever.find(question)):
+        return None
+    asked = {**messages[-2], "content": beside(question, passages)}
+    most = contest.run.config().data.max_seq_length + contest.asked.passage_tokens + 50
+    made = _encode(contest, {**plain, "messages": [*messages[:-2], asked, messages[-1]]}, most)
+    same = made is not None and np.array_equal(made.ids[made.trained], row.ids[row.trained])
+    return made if same else None
+
+
+def _system(prompt: Prompt) -> str:
+    return prompt[0]["content"] if not isinstance(prompt, str) and prompt[0]["role"] == "system" else ""
