@@ -5,6 +5,7 @@ It is told by words alone, in English and Portuguese. What no rule here knows co
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -180,7 +181,7 @@ class Confusions:
 
     def _add_row(self, row: Mapping[str, Any]) -> None:
         name, messages = fact_of(row), row.get("messages", ())
-        for before, message in zip(messages, messages[1:], strict=False):
+        for before, message in itertools.pairwise(messages):
             question, reply = before.get("content") or "", message.get("content") or ""
             if before["role"] == "user" and message["role"] == "assistant" and plain(reply):
                 self._replies.setdefault(plain(reply), []).append(Confusion(name, question, reply))
