@@ -92,9 +92,7 @@ def _replaced(question: str, seen: SeenNames, names: _Invented) -> tuple[str, st
         if name is None or not name.is_likely:
             continue
         invented = names.instead(name, seen)
-        if invented and not (
-            name.before in ("a", "an") and _opens_with_vowel(name.text) != _opens_with_vowel(invented)
-        ):
+        if invented and _fits_behind(name, invented, question):
             return re.sub(rf"\b{re.escape(name.text)}\b", invented, question), invented
     return None
 
