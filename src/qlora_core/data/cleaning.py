@@ -6,6 +6,7 @@ import functools
 import re
 import threading
 import unicodedata
+from collections.abc import Iterator
 from typing import Any
 
 from ..errors import DataError
@@ -134,11 +135,23 @@ _YEAR = re.compile(r"(?:1[5-9]|20)\d\d")
 
 def personal_data(text: str) -> tuple[str, ...]:
     """Return the kinds of personal data a text seems to hold; rather miss an odd telephone number than flag prose."""
-    address = "@" in text and _ADDRESS.search(text)
-    telephone = _MANY_DIGITS.search(text) and any(
-        _is_telephone(text, *found.span()) for found in _DIGITS.finditer(text)
-    )
+    address, telephone = next(_addresses(text), None), next(_telephones(text), None)
     return ((E_MAIL,) if address else ()) + ((TELEPHONE,) if telephone else ())
+
+
+def personal_values(text: str) -> list[tuple[int, int]]:
+    """Return where in a text its e-mail addresses and telephone numbers seem to be, from and to, in order."""
+    return sorted([*_addresses(text), *_telephones(text)])
+
+
+def _addresses(text: str) -> Iterator[tuple[int, int]]:
+    if "@" in text:
+        yield from (found.span() for found in _ADDRESS.finditer(text))
+
+
+def _telephones(text: str) -> Iterator[tuple[int, int]]:
+    if _MANY_DIGITS.search(text):
+        yield from (found.span() for found in _DIGITS.finditer(text) if _is_telephone(text, *found.span()))
 
 
 def _is_telephone(text: str, start: int, end: int) -> bool:

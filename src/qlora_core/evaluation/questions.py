@@ -6,7 +6,7 @@ Whether a question was trained is found in the rows of the run, not declared.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ..runs.run import Run
@@ -26,7 +26,7 @@ def questions_of(run: Run) -> Iterator[tuple[dict[str, Any], Prompt]]:
             for question in fact["questions"]:
                 phrasing = "trained" if question in trained_questions else "held_out"
                 entry = {"question": question, "expected": fact["expected"], "phrasing": phrasing, "reference": ""}
-                yield entry, behind(system, question)
+                yield {**entry, "fact": fact.get("fact", "")}, behind(system, question)
         return
     asked: list[Prompt] = []
     for prompt, reference in filter(
@@ -37,7 +37,8 @@ def questions_of(run: Run) -> Iterator[tuple[dict[str, Any], Prompt]]:
         if prompt not in asked:
             asked.append(prompt)
             question = prompt[-1]["content"]
-            yield {"question": question, "expected": [], "phrasing": "sample", "reference": reference}, prompt
+            entry = {"question": question, "expected": [], "phrasing": "sample", "reference": reference}
+            yield {**entry, "fact": ""}, prompt
 
 
 def recall(questions: Iterable[dict[str, Any]]) -> dict[str, dict[str, int]]:
@@ -50,6 +51,12 @@ def recall(questions: Iterable[dict[str, Any]]) -> dict[str, dict[str, int]]:
             count["base"] += question["base_right"]
             count["tuned"] += question["tuned_right"]
     return counts
+
+
+def fact_of(row: Mapping[str, Any]) -> str:
+    """Return the fact that a prepared row says it teaches, in its metadata; empty if it says none."""
+    metadata = row.get("metadata")
+    return str(metadata.get("fact") or "") if isinstance(metadata, Mapping) else ""
 
 
 def behind(system: str, question: str) -> Prompt:

@@ -86,6 +86,7 @@ class Question(TypedDict):
     tuned_right: NotRequired[bool]
     phrasing: NotRequired[str]
     reference: NotRequired[str]
+    fact: NotRequired[str]
 
 
 class Recall(TypedDict):
