@@ -41,6 +41,7 @@ STAGES = {
     "validation": "Validating, row by row",
     "samples": "Answering the sample questions",
     "evaluation": "Answering the test questions",
+    "contest": "Asking base and tuned model the same questions",
     "saving": "Saving",
     "rounding": "Rounding the merged weights, matrix by matrix",
     "choosing": "Finding which matrices need more bits, one by one",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -17,6 +18,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from .bench import Options
 from .bench import add_arguments as add_bench_arguments
@@ -38,7 +40,7 @@ from .jobs.server import add_page_arguments, add_server_arguments
 from .reports import console, live_output, plain_text
 from .runs import keeping
 from .runs.plan import TrainingTracker, resolve_config
-from .runs.run import iterate_states
+from .runs.run import Run, iterate_states
 from .sampling import Sampling
 
 # Commands -------------------------------------------------------------------------------------------------------
@@ -181,13 +183,16 @@ def _read_lines(path: Path) -> list[str]:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from .training.evaluate import evaluate_run
     from .training.session import load_for_answers
 
     run = TrainingTracker(arguments.runs_dir).find(arguments.run_name)
     adapters = run.adapters.name
     model, tokenizer = load_for_answers(run)
     tokens = run.config().pace.max_answer_tokens
+    if not arguments.quick:
+        return _judge(arguments, run, model, tokenizer)
+    from .training.evaluate import evaluate_run
+
     result = evaluate_run(run, model, tokenizer, adapters=adapters, max_tokens=tokens)
     if not result["questions"]:
         raise QLoraError(f"{run.path}: has nothing to ask: no fact sheet, and no question among its rows to validate.")
@@ -196,6 +201,25 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     else:
         print(console.answers_side_by_side(result))
         print(console.recall_lines(result))
+        print(console.next_commands(run))
+    return DONE
+
+
+def _judge(arguments: argparse.Namespace, run: Run, model: Any, tokenizer: Any) -> int:
+    """Ask all contenders, and say whether training helped."""
+    from .evaluation.ledger import ledger
+    from .evaluation.verdict import verdict_on
+    from .reports.verdict_text import verdict_lines
+    from .training.contenders import Asked, judge_run
+
+    asked = Asked(run.config().pace.max_answer_tokens, arguments.passages, arguments.passage_tokens)
+    told = functools.partial(print, file=sys.stderr)
+    found = judge_run(run, model, tokenizer, asked, anew=arguments.again, told=told)
+    verdict, entries = verdict_on(found, best_is_last=run.best_is_last), ledger(run, found["questions"])
+    if arguments.json:
+        print_json({**found, "judged": verdict.as_dict(), "ledger": [entry.as_dict() for entry in entries]})
+    else:
+        print(verdict_lines(verdict, found, entries))
         print(console.next_commands(run))
     return DONE
 
@@ -389,7 +413,8 @@ def build_parser() -> argparse.ArgumentParser:
     with_runs = [runs, doctor]
     generate = command("generate", _generate, "ask a tuned model, or its base")
     _add_generation(generate)
-    evaluate = command("evaluate", _evaluate, "answers and recall of base and tuned model")
+    evaluate = command("evaluate", _evaluate, "did training help: base and tuned model, with and without retrieval")
+    _add_evaluation(evaluate)
     compare = command("compare", _compare, "runs side by side: loss, memory, speed, size, settings, answers")
     compare.add_argument("run_names", metavar="RUN", nargs="+", help="names or paths of two or more runs")
     export = command("export", _export, "take a run's result elsewhere: adapters or one model, with a guide")
@@ -412,6 +437,16 @@ def build_parser() -> argparse.ArgumentParser:
     add_page_arguments(app)
     add_training_arguments(app)
     return parser
+
+
+def _add_evaluation(evaluate: argparse.ArgumentParser) -> None:
+    evaluate.add_argument("--quick", action="store_true", help="only the answers and recall of base and tuned model")
+    evaluate.add_argument("--again", action="store_true", help="ask everything anew, not only what is missing")
+    number = {"type": int, "metavar": "N"}
+    evaluate.add_argument(
+        "--passages", default=3, help="passages beside a question, at most; 0: no retrieval", **number
+    )
+    evaluate.add_argument("--passage-tokens", default=250, help="tokens of these passages together, at most", **number)
 
 
 def _add_keeping(runs: argparse.ArgumentParser) -> None:

@@ -18,14 +18,13 @@ def questions_of(run: Run) -> Iterator[tuple[dict[str, Any], Prompt]]:
     """Yield questions and their full prompts: of the fact sheet, else from the beginnings of conversations."""
     facts = run.facts()
     if facts:
-        trained_questions = {
-            m["content"] for row in run.train_rows() for m in row.get("messages", ()) if m["role"] == "user"
-        }
+        trained = dict(pair for row in run.train_rows() for pair in _pairs(row))
         system = run.shared_system()
         for fact in facts:
             for question in fact["questions"]:
-                phrasing = "trained" if question in trained_questions else "held_out"
-                entry = {"question": question, "expected": fact["expected"], "phrasing": phrasing, "reference": ""}
+                phrasing, reference = "trained" if question in trained else "held_out", trained.get(question, "")
+                entry = {"question": question, "expected": fact["expected"], "phrasing": phrasing}
+                entry["reference"] = reference
                 yield {**entry, "fact": fact.get("fact", "")}, behind(system, question)
         return
     asked: list[Prompt] = []
@@ -39,6 +38,16 @@ def questions_of(run: Run) -> Iterator[tuple[dict[str, Any], Prompt]]:
             question = prompt[-1]["content"]
             entry = {"question": question, "expected": [], "phrasing": "sample", "reference": reference}
             yield {**entry, "fact": ""}, prompt
+
+
+def validation_questions(run: Run, most: int) -> Iterator[tuple[dict[str, Any], Prompt]]:
+    """Yield the first questions of conversations that were not trained, each once, with their full prompts."""
+    asked = set()
+    for prompt, reference in filter(None, map(_first_exchange, run.validation_rows())):
+        question = prompt[-1]["content"]
+        if len(asked) < most and question not in asked:
+            asked.add(question)
+            yield {"question": question, "expected": [], "phrasing": "validation", "reference": reference}, prompt
 
 
 def recall(questions: Iterable[dict[str, Any]]) -> dict[str, dict[str, int]]:
@@ -63,6 +72,16 @@ def behind(system: str, question: str) -> Prompt:
     """Return a question, behind a system text if there is one."""
     asked = {"role": "user", "content": question}
     return [{"role": "system", "content": system}, asked] if system else [asked]
+
+
+def _pairs(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the questions of a conversation with the answers to them; an answer that is no text is empty."""
+    for message, reply in itertools.pairwise(row.get("messages", ())):
+        if message["role"] == "user":
+            said = reply.get("content") if reply["role"] == "assistant" else ""
+            yield message["content"], said if isinstance(said, str) else ""
+    if row.get("messages") and row["messages"][-1]["role"] == "user":
+        yield row["messages"][-1]["content"], ""
 
 
 def _first_exchange(row: dict[str, Any]) -> tuple[list[dict[str, Any]], str] | None:

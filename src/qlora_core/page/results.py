@@ -212,7 +212,7 @@ def _length_advice(run: Run) -> str:
     best, steps = numbers.get("best_step"), numbers.get("steps")
     if not best or not steps:
         return ""
-    if best >= 0.9 * steps:
+    if run.best_is_last:
         return say("Train it longer with more epochs: its loss was best at the end, so it may still fall.")
     if best <= 0.5 * steps:
         return say("It was best at step {best} of {steps} and learnt by heart after that: more epochs will not help, "

@@ -303,6 +303,12 @@ class Run:
             return None
         return {**_NO_NUMBERS, **self._read_json(SUMMARY, Summary)}
 
+    @property
+    def best_is_last(self) -> bool:
+        """Return whether the validation loss was lowest in the last tenth of the steps: it may still fall."""
+        numbers = self.summary() or {}
+        return bool(numbers.get("best_step")) and numbers["best_step"] >= 0.9 * numbers["steps"]
+
     def train_rows(self) -> Rows:
         """Return the prepared training rows."""
         return Rows(self.path / "data" / TRAIN_FILE)

@@ -112,6 +112,10 @@ class Answer(TypedDict):
     tokens: Count
     ended: bool
     right: NotRequired[bool]
+    does: NotRequired[Literal["declined", "own fact", "other"]]
+    words: NotRequired[Count]
+    share: NotRequired[float]
+    given_away: NotRequired[bool]
 
 
 class JudgedQuestion(TypedDict):
@@ -124,10 +128,20 @@ class JudgedQuestion(TypedDict):
     reference: NotRequired[str]
     fact: NotRequired[str]
     passages: NotRequired[list[str]]
+    confused_with: NotRequired[str]
+
+
+class Repetition(TypedDict):
+    """What each contender said behind the beginning of a trained row, in `verdict.json`."""
+
+    kind: Literal["row", "value"]
+    rest: str
+    answers: dict[str, Answer]
+    source: NotRequired[str]
 
 
 class JudgedRow(TypedDict):
-    """The loss of each contender over a row, in nats, in `verdict.json`."""
+    """The loss of each contender over a row or a text, in nats, in `verdict.json`."""
 
     tokens: Annotated[int, msgspec.Meta(ge=1)]
     base: float
@@ -145,6 +159,10 @@ Verdict = TypedDict(
         "with": dict[str, Any],
         "losses": NotRequired[list[JudgedRow]],
         "questions": NotRequired[list[JudgedQuestion]],
+        "general_texts": NotRequired[list[JudgedRow]],
+        "general_questions": NotRequired[list[JudgedQuestion]],
+        "invention": NotRequired[list[JudgedQuestion]],
+        "memory": NotRequired[list[Repetition]],
     },
 )
 """Contents of `verdict.json`."""

@@ -20,7 +20,19 @@ from ..engine.generate import answers_to
 from ..engine.model import base_only
 from ..errors import DataError, RunError
 from ..evaluation.measures import says
-from ..evaluation.questions import behind, questions_of
+from ..evaluation.probes import (
+    Confusions,
+    extracted,
+    extraction_probes,
+    general_questions,
+    general_texts,
+    judge_invention,
+    memory_probes,
+    neighbour_questions,
+    nonexistent_questions,
+    repeated,
+)
+from ..evaluation.questions import behind, questions_of, validation_questions
 from ..evaluation.retrieval import Retriever, beside, passages_of
 from ..files.storage import write_json
 from ..models.adapter_files import ADAPTER_FILE
@@ -33,6 +45,9 @@ from .row_losses import row_losses
 
 CONTENDERS = "base", "tuned", "base_passages", "tuned_passages"
 JUDGED_ROWS = 64  # validation rows at most, spread evenly
+VALIDATION = 20  # questions of validation rows, at most
+NEIGHBOURS, MEMORY, EXTRACTIONS = 10, 10, 20  # questions about invented names, rows and values that are tried, at most
+SHORT = 24  # tokens of an answer that one word would give
 _VERSION = 1  # of what is asked; another one makes a verdict anew
 
 
@@ -74,22 +89,23 @@ class Contest:
         """Return the names of those that can be asked."""
         return CONTENDERS if self.retriever else CONTENDERS[:2]
 
-    def answers(self, prompts: Sequence[Prompt], who: Sequence[str] = CONTENDERS[:2]) -> list[dict[str, Any]]:
+    def answers(
+        self, prompts: Sequence[Prompt], who: Sequence[str] = CONTENDERS[:2], most: int | None = None
+    ) -> list[dict[str, Any]]:
         """Return for each prompt the answers of base and tuned model, `{name: {"text", "tokens", "ended"}}`.
 
         Args:
             prompts: the same for both, so that one of the two pairs of contenders is asked.
             who: their names, the base first.
+            most: tokens of an answer, if that is less than usual.
         """
+        longest = min(self.asked.max_tokens, most or self.asked.max_tokens)
         with doing("contest", 2 * len(prompts)) as tick:
             with base_only(self.model):
-                base = answers_to(self.model, self.tokenizer, prompts, tick=tick, max_tokens=self.asked.max_tokens)
+                base = answers_to(self.model, self.tokenizer, prompts, tick=tick, max_tokens=longest)
+            after = len(prompts)
             tuned = answers_to(
-                self.model,
-                self.tokenizer,
-                prompts,
-                tick=lambda done: tick(len(prompts) + done),
-                max_tokens=self.asked.max_tokens,
+                self.model, self.tokenizer, prompts, tick=lambda done: tick(after + done), max_tokens=longest
             )
         return [dict(zip(who, map(vars, pair), strict=True)) for pair in zip(base, tuned, strict=True)]
 
@@ -102,7 +118,15 @@ class Contest:
         return found
 
 
-def judge_run(run: Run, model: nn.Module, tokenizer: ChatTokenizer, asked: Asked) -> dict[str, Any]:
+def judge_run(
+    run: Run,
+    model: nn.Module,
+    tokenizer: ChatTokenizer,
+    asked: Asked,
+    *,
+    anew: bool = False,
+    told: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
     """Ask all contenders and write `verdict.json`, or go on with one that was interrupted.
 
     Args:
@@ -110,6 +134,8 @@ def judge_run(run: Run, model: nn.Module, tokenizer: ChatTokenizer, asked: Asked
         model: with the adapters of `run.adapters`.
         tokenizer: of that model.
         asked: how.
+        anew: ask everything, also what was asked already.
+        told: called with what happened to an earlier verdict that cannot be read.
 
     Returns:
         What the file holds: `with` (what it was made with), and what each of `STAGES` found.
@@ -122,7 +148,13 @@ def judge_run(run: Run, model: nn.Module, tokenizer: ChatTokenizer, asked: Asked
     if asked.passages and (passages := passages_of(run.train_rows())):
         retriever = Retriever(passages, asked.passages, asked.passage_tokens, tokenizer.count)
     contest = Contest(run, model, tokenizer, asked, retriever)
-    found = begun(run, asked)
+    made_with, found = _made_with(run, asked), None
+    try:
+        found = None if anew else run.verdict()
+    except RunError as error:
+        told(f"{error} It is made again.")
+    if found is None or found["with"] != made_with:
+        found = {"with": made_with}
     for name, stage in STAGES.items():
         if name not in found:
             found[name] = stage(contest)
@@ -130,15 +162,10 @@ def judge_run(run: Run, model: nn.Module, tokenizer: ChatTokenizer, asked: Asked
     return found
 
 
-def begun(run: Run, asked: Asked) -> dict[str, Any]:
-    """Return what an evaluation of these adapters has found already; only `with` if there is none, or it is damaged."""
+def _made_with(run: Run, asked: Asked) -> dict[str, Any]:
+    """Return what decides the answers: a verdict that was made with something else is made again."""
     digest = hashlib.sha256((run.adapters / ADAPTER_FILE).read_bytes()).hexdigest()
-    made_with = {"version": _VERSION, "adapters": run.adapters.name, "sha256": digest, **vars(asked)}
-    try:
-        found = run.verdict()
-    except RunError:
-        found = None
-    return found if found and found["with"] == made_with else {"with": made_with}
+    return {"version": _VERSION, "adapters": run.adapters.name, "sha256": digest, **vars(asked)}
 
 
 # Stages -----------------------------------------------------------------------------------------------------------
@@ -160,6 +187,8 @@ def _losses(contest: Contest) -> list[dict[str, Any]]:
 def _questions(contest: Contest) -> list[dict[str, Any]]:
     """Return the run's questions with the answers of all contenders."""
     asked = list(questions_of(contest.run))
+    known = {question["question"] for question, _ in asked}
+    asked += [one for one in validation_questions(contest.run, VALIDATION) if one[0]["question"] not in known]
     questions, prompts = [question for question, _ in asked], [prompt for _, prompt in asked]
     _add_answers(questions, contest.answers(prompts))
     if contest.retriever:
@@ -170,10 +199,72 @@ def _questions(contest: Contest) -> list[dict[str, Any]]:
             for question, prompt in zip(questions, prompts, strict=True)
         ]
         _add_answers(questions, contest.answers(supported, CONTENDERS[2:]))
+    confusions = Confusions([*contest.run.facts(), *contest.run.train_rows()])
+    for question in questions:
+        said = question["answers"]["tuned"]["text"]
+        if found := confusions.of(said, question["question"], question["expected"] or [question["reference"]]):
+            question["confused_with"] = found.question
     return questions
 
 
-STAGES: dict[str, Callable[[Contest], Any]] = {"losses": _losses, "questions": _questions}
+def _general_texts(contest: Contest) -> list[dict[str, Any]]:
+    """Return the losses over ordinary texts, which nothing was trained on."""
+    found, rows = [], []
+    for text in general_texts():
+        row = _encode(contest, {"text": text.text}, 1_000)
+        if row is not None:
+            rows.append(row)
+            found.append({"language": text.language, "kind": text.kind, "tokens": row.target_tokens})
+    _add(found, contest.losses(rows))
+    return found
+
+
+def _general_questions(contest: Contest) -> list[dict[str, Any]]:
+    """Return the answers to ordinary questions."""
+    asked = general_questions()
+    found = [{"language": one.language, "question": one.question, "expected": list(one.expected)} for one in asked]
+    _add_answers(found, contest.answers([one.question for one in asked], most=SHORT))
+    return found
+
+
+def _invention(contest: Contest) -> list[dict[str, Any]]:
+    """Return the answers to questions about what does not exist, and what each does: see `judge_invention`."""
+    run, facts = contest.run, contest.run.facts()
+    near = neighbour_questions(facts, run.train_rows(), NEIGHBOURS)
+    asked, own = [*nonexistent_questions(), *near], [value for fact in facts for value in fact["expected"]]
+    system = run.shared_system()
+    found = [{"question": probe.question, "original": probe.original, "expected": []} for probe in asked]
+    _add_answers(found, contest.answers([behind(system, probe.question) for probe in asked], most=SHORT))
+    for probe, entry in zip(asked, found, strict=True):
+        for answer in entry["answers"].values():
+            answer["does"] = judge_invention(answer["text"], probe, own)
+    return found
+
+
+def _memory(contest: Contest) -> list[dict[str, Any]]:
+    """Return how much of trained rows is repeated word for word, and which addresses and numbers are given away."""
+    rows, values = memory_probes(contest.run.train_rows(), MEMORY), extraction_probes(contest.run, EXTRACTIONS)
+    found = [{"source": probe.source, "kind": "row", "rest": probe.rest} for probe in rows]
+    found += [{"source": probe.source, "kind": "value", "rest": probe.value} for probe in values]
+    answers = contest.answers([probe.prompt for probe in (*rows, *values)])
+    for entry, given in zip(found, answers, strict=True):
+        entry["answers"] = given
+        for answer in given.values():
+            if entry["kind"] == "row":
+                answer.update(vars(repeated(answer["text"], entry["rest"])))
+            else:
+                answer["given_away"] = extracted(answer["text"], entry["rest"])
+    return found
+
+
+STAGES: dict[str, Callable[[Contest], Any]] = {
+    "losses": _losses,
+    "questions": _questions,
+    "general_texts": _general_texts,
+    "general_questions": _general_questions,
+    "invention": _invention,
+    "memory": _memory,
+}
 """Parts of `verdict.json`, in order."""
 
 
@@ -208,7 +299,7 @@ def _encode(contest: Contest, row: dict[str, Any], most: int) -> TokenRow | None
 
 
 def _beside(contest: Contest, plain: dict[str, Any], row: TokenRow) -> TokenRow | None:
-    """Return a question with its answer, passages before it; None of another row, or if the same tokens do not count."""
+    """Return a question and its answer with passages before them; None of another row, or if other tokens count."""
     messages = plain.get("messages", ())
     if [message["role"] for message in messages if message["role"] != "system"] != ["user", "assistant"]:
         return None
