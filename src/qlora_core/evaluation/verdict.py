@@ -309,19 +309,22 @@ def _invention(found: Mapping[str, Any]) -> list[Sentence]:
     asked = found.get("invention", ())
     if not asked:
         return []
-    count = {what: {who: sum(one["answers"][who].get("does") == what for one in asked) for who in PAIRS[0]}
-             for what in ("own fact", "declined")}  # fmt: skip
     return [
         Sentence(
             "Of {asked} questions about what does not exist it declines {tuned} (the base {base}), and answers {own} "
             "with a fact of yours (the base {before}).",
             asked=len(asked),
-            tuned=count["declined"]["tuned"],
-            base=count["declined"]["base"],
-            own=count["own fact"]["tuned"],
-            before=count["own fact"]["base"],
+            tuned=_does(asked, "declined", "tuned"),
+            base=_does(asked, "declined", "base"),
+            own=_does(asked, "own fact", "tuned"),
+            before=_does(asked, "own fact", "base"),
         )
     ]
+
+
+def _does(asked: Sequence[Mapping[str, Any]], what: str, who: str) -> int:
+    """Return how many answers of a contender do something, as `probes.judge_invention` calls it."""
+    return sum(one["answers"][who].get("does") == what for one in asked)
 
 
 def _memory(found: Mapping[str, Any]) -> list[Sentence]:
@@ -370,10 +373,12 @@ def _advice(
     measures: Mapping[str, Measure], helped: bool | None, found: Mapping[str, Any], best_is_last: bool
 ) -> Sentence:
     """Return the first advice whose rule holds."""
-    return next(Sentence(text) for text, holds in _rules(measures, helped, best_is_last) if holds)
+    return next(Sentence(text) for text, holds in _rules(measures, helped, found, best_is_last) if holds)
 
 
-def _rules(measures: Mapping[str, Measure], helped: bool | None, best_is_last: bool) -> list[tuple[str, bool]]:
+def _rules(
+    measures: Mapping[str, Measure], helped: bool | None, found: Mapping[str, Any], best_is_last: bool
+) -> list[tuple[str, bool]]:
     """Return sentences of advice with whether their rules hold, the most urgent first."""
     facts = next((measures[name] for name in ("held_out", "trained") if name in measures), None)
     forgot = measures.get("general_loss")
@@ -383,6 +388,8 @@ def _rules(measures: Mapping[str, Measure], helped: bool | None, best_is_last: b
     )
     loss = measures.get("loss")
     forgot_much = cost.is_clear and cost.value > FORGOT
+    asked = found.get("invention", ())
+    invents = len(asked) >= FEWEST and _does(asked, "own fact", "tuned") > len(asked) / 2
     both_help = facts is not None and facts.better(PAIRS[3]) is True
     harmed = helped is False or (loss is not None and loss.better(PAIRS[0]) is False)
     learned = trained is None or trained.value >= LEARNED
@@ -393,6 +400,7 @@ def _rules(measures: Mapping[str, Measure], helped: bool | None, best_is_last: b
         ("Go on: it does not know what it was trained on yet. Raise --epochs.", not learned and best_is_last),
         ("It does not learn what it is trained on: try a higher rank or learning rate.", not learned),
         ("Write more phrasings: it knows its questions by their wording.", gap),
+        ("Teach it to decline: add questions about other names, with the answer that you do not know.", invents),
         ("Retrieval is enough: the base with your passages beside does as well.", _as_good(facts, PAIRS[2])),
         ("Use both: passages beside the question help the tuned model.", both_help),
         ("Add validation rows or questions: these are too few to tell.", helped is None),

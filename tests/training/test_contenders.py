@@ -1,0 +1,150 @@
+"""Four contenders are asked the same, by one model, and what they say is kept."""
+
+import json
+import shutil
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+from tiny import TAUGHT
+
+from qlora_core import api
+from qlora_core.cli import main
+from qlora_core.engine.device import mx
+from qlora_core.engine.generate import answer, answers_to
+from qlora_core.engine.model import base_only
+from qlora_core.evaluation.verdict import verdict_on
+from qlora_core.runs.run import Run
+from qlora_core.tokens.conversations import Beginning
+from qlora_core.training import contenders
+from qlora_core.training.contenders import CONTENDERS, STAGES, Asked, judge_run
+from qlora_core.training.session import load_for_answers
+
+ASKED = Asked(max_tokens=12, passages=2, passage_tokens=60)
+
+
+@pytest.fixture(scope="module")
+def loaded(trained):
+    return load_for_answers(trained)
+
+
+@pytest.fixture(scope="module")
+def judged(trained, loaded, tmp_path_factory):
+    """A copy of the trained run with an evaluation, and what was found."""
+    run = Run(shutil.copytree(trained.path, tmp_path_factory.mktemp("judged") / "trained"))
+    return run, judge_run(run, *loaded, ASKED)
+
+
+def test_every_stage_is_kept_and_valid(judged):
+    run, found = judged
+    assert set(found) == {"with", *STAGES}
+    assert run.verdict() == json.loads(json.dumps(found))
+
+
+def test_what_was_taught_is_known_and_was_not_before(judged):
+    verdict = verdict_on(judged[1])
+    trained = verdict.measures["trained"]
+    assert (trained.values["tuned"].value, trained.values["base"].value) == (1, 0)
+    answers = {one["question"]: one["answers"]["tuned"]["text"] for one in judged[1]["questions"]}
+    assert {question: answers[question] for question in TAUGHT if question in answers} == {
+        question: reply for question, reply in TAUGHT.items() if question in answers
+    }
+
+
+def test_the_loss_of_a_row_is_that_of_its_tokens(judged, loaded):
+    """Against the plain formula, a row at a time."""
+    run, found = judged
+    model, tokenizer = loaded
+    for row, kept in zip(run.validation_rows(), found["losses"], strict=True):
+        encoded = tokenizer.encode_row(row, 512)
+        for who in ("base", "tuned"):
+            with base_only(model) if who == "base" else nullcontext():
+                logits = model(mx.array(encoded.ids[None]))[0].astype(mx.float32)
+                logs = np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
+            places = np.flatnonzero(encoded.trained)
+            expected = -sum(logs[place - 1, encoded.ids[place]] for place in places)
+            assert kept[who] == pytest.approx(expected, rel=1e-4)
+            assert kept["tokens"] == len(places)
+
+
+def test_an_interrupted_evaluation_goes_on(judged, loaded, monkeypatch):
+    run, found = judged
+    path = run.path / "verdict.json"
+    half = {name: found[name] for name in ("with", "losses", "questions")}
+    path.write_text(json.dumps(half))
+    stages = {name: (lambda _: pytest.fail("asked again")) if name in half else stage for name, stage in STAGES.items()}
+    monkeypatch.setattr(contenders, "STAGES", stages)
+    again = judge_run(run, *loaded, ASKED)
+    assert again == found
+
+
+def test_other_adapters_or_settings_are_judged_anew(judged, loaded, monkeypatch):
+    run, found = judged
+    monkeypatch.setattr(contenders, "STAGES", {"losses": lambda _: [{"tokens": 1, "base": 0.0, "tuned": 0.0}]})
+    for change in (Asked(12, passages=0), Asked(11, 2, 60)):
+        assert "questions" not in judge_run(run, *loaded, change)
+    (run.path / "verdict.json").write_text(json.dumps(found))
+    assert "questions" not in judge_run(run, *loaded, ASKED, anew=True)
+    (run.path / "verdict.json").write_text(json.dumps(found))
+
+
+@pytest.mark.parametrize("damage", ['{"with": {}, "losses": [{"tokens": 0}]}', "{", "[]", '{"with": 3}'])
+def test_a_damaged_verdict_is_told_and_made_again(judged, loaded, monkeypatch, damage):
+    run, found = judged
+    (run.path / "verdict.json").write_text(damage)
+    monkeypatch.setattr(contenders, "STAGES", {"losses": lambda _: found["losses"]})
+    told = []
+    assert judge_run(run, *loaded, ASKED, told=told.append)["losses"] == found["losses"]
+    assert len(told) == 1
+    assert "verdict.json" in told[0]
+    assert "made again" in told[0]
+    (run.path / "verdict.json").write_text(json.dumps(found))
+
+
+def test_passages_come_beside_the_question(trained, loaded, tmp_path):
+    run = Run(shutil.copytree(trained.path, tmp_path / "run"))
+    rows = run.path / "data" / "train_data.jsonl"
+    texts = [f"{question} {reply} Assim se conta." for question, reply in list(TAUGHT.items())[:3]]
+    rows.write_text(rows.read_text(encoding="utf-8") + "".join(json.dumps({"text": text}) + "\n" for text in texts))
+    found = judge_run(run, *loaded, ASKED)
+    questions = [one for one in found["questions"] if one["passages"]]
+    assert questions
+    assert all(set(one["answers"]) == set(CONTENDERS) for one in found["questions"])
+    assert all(set(one["passages"]) <= set(texts) for one in questions)
+
+
+def test_an_answer_tells_its_tokens_and_whether_it_ended(loaded):
+    model, tokenizer = loaded
+    question = next(iter(TAUGHT))
+    (whole,), (cut,) = (answers_to(model, tokenizer, [question], max_tokens=most) for most in (12, 1))
+    assert whole.ended
+    assert not cut.ended
+    assert cut.tokens == 1
+    assert whole.text == answer(model, tokenizer, [question], max_tokens=12)[0] == TAUGHT[question]
+
+
+def test_a_beginning_is_gone_on_with_and_not_answered(loaded):
+    tokenizer = loaded[1]
+    ids = tokenizer.encode_prompt(Beginning("Numa noite"))
+    assert tokenizer.decode(ids) == "Numa noite"
+    assert ids[-1] not in tokenizer.eos_ids
+    assert len(ids) < len(tokenizer.encode_prompt("Numa noite"))
+
+
+def test_the_command_says_whether_it_helped(judged, capsys):
+    run, found = judged
+    flags = ["--runs-dir", str(run.path.parent), "--passages", "2", "--passage-tokens", "60"]
+    assert main(["evaluate", run.name, *flags]) == 0
+    shown = capsys.readouterr().out
+    assert "Did it help?" in shown
+    assert "Advice" in shown
+    assert main(["evaluate", run.name, *flags, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["losses"] == found["losses"]
+    assert told["judged"]["verdict"] == str(verdict_on(found).sentence)
+    assert {entry["fact"] for entry in told["ledger"]} == {fact.get("fact", "") for fact in run.facts()}
+
+
+def test_it_can_be_asked_from_python(judged):
+    run, found = judged
+    assert api.evaluate(run, passages=2, passage_tokens=60)["losses"] == found["losses"]
