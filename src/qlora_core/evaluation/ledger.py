@@ -211,16 +211,16 @@ def _advice(entry: LedgerEntry) -> tuple[Sentence | None, dict[str, Any] | None]
         return None, None
     held_out = [one.question for one in entry.phrasings if one.phrasing == "held_out" and one.tuned_right is False]
     suggested = (held_out or list(entry.fails))[0]
-    if not entry.rows:
-        advice = Sentence("No training row says {answer}: add one.", answer=entry.expected[0])
-        return advice, _row(entry, suggested)
-    ways = entry.taught_phrasings
     if entry.contradictions:
         sources = ", ".join(dict.fromkeys(row.source for row in entry.contradictions if row.source)) or "?"
         return Sentence(
             "Rows that answer the same question differently: {count} ({sources}). Mend them or take them out.",
             count=len(entry.contradictions), sources=sources,
         ), None  # fmt: skip
+    if not entry.rows:
+        advice = Sentence("No training row says {answer}: add one.", answer=entry.expected[0])
+        return advice, _row(entry, suggested)
+    ways = entry.taught_phrasings
     if held_out and ways < ENOUGH_PHRASINGS:
         advice = Sentence(
             "Asked in other words it fails, and the ways in which it is taught are few: {count}. Add the row below; "

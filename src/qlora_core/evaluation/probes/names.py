@@ -58,9 +58,10 @@ _NO_NAMES = _set(
     mr mrs ms dr sr sra dra senhor senhora dom dona sir lady"""
 )
 _WOMEN = _set(
-    """alice anne beatrice beatriz carmen carol celeste charlotte cleide conceição dulce elizabeth ester esther eunice
-    gertrude grace helen inês irene isabel ivone jane joyce judite kate leonor lourdes lurdes margaret marie marlene
-    mary matilde mercedes noemi odete raquel rachel rosário rute ruth salomé sarah solange yvonne zoe"""
+    """alice amy anne beatrice beatriz betty carmen carol celeste charlotte conceição daisy dorothy dulce edith eleanor
+    elizabeth ellen emily ester esther eunice florence gertrude grace harriet helen inês irene isabel ivone jane janet
+    joan joyce judite judith kate leonor lourdes lucy lurdes mabel margaret marie marlene mary matilde mercedes nancy
+    noemi odete rachel raquel rosário rute ruth sally salomé sarah solange susan violet yvonne zoe"""
 )
 """Women's first names that do not end in "a", as most do."""
 _SMALL_PT = _set(

@@ -19,11 +19,18 @@ from .written import Language, Probe
 _MOST_READ = 1_000  # rows whose text is searched for names, spread evenly
 _READ = 2_000  # characters of each
 
+
+def _people(firsts: str, families: str) -> tuple[str, ...]:
+    """Return every first name with every family name, neither twice in a row."""
+    ours, theirs = firsts.split(), families.split()
+    return tuple(f"{ours[i % 4]} {theirs[(i + i // 4) % 4]}" for i in range(16))
+
+
 _PEOPLE: dict[tuple[Language, str], tuple[str, ...]] = {
-    ("pt", "m"): ("Adelino Valcorvo", "Hilário Brandoal", "Teotónio Pessarelo", "Gervásio Montelver"),
-    ("pt", "f"): ("Albertina Cardovil", "Palmira Vidrelo", "Rosalina Tresmundo", "Eufémia Ribatorva"),
-    ("en", "m"): ("Edgar Tarnwhistle", "Oswin Brundelow", "Leonard Quillmarsh", "Hubert Dunsarrow"),
-    ("en", "f"): ("Harriet Wexholm", "Mabel Thistlecombe", "Agnes Ferrowby", "Edith Marlquist"),
+    ("pt", "m"): _people("Adelino Hilário Teotónio Gervásio", "Valcorvo Brandoal Pessarelo Montelver"),
+    ("pt", "f"): _people("Albertina Palmira Rosalina Eufémia", "Cardovil Vidrelo Tresmundo Ribatorva"),
+    ("en", "m"): _people("Edgar Oswin Leonard Hubert", "Tarnwhistle Brundelow Quillmarsh Dunsarrow"),
+    ("en", "f"): _people("Harriet Mabel Agnes Edith", "Wexholm Thistlecombe Ferrowby Marlquist"),
 }
 _THINGS: dict[tuple[Language, Gender], tuple[str, ...]] = {
     ("pt", ""): ("Valmourinho", "Tresmonde", "Aldernel", "Gorvedal", "Pontarrel", "Murtoval"),
