@@ -111,19 +111,28 @@ def generate(run: Run, prompts: Sequence[Prompt], *, base: bool = False, **sampl
     return answer(model, tokenizer, prompts, **sampling)
 
 
-def evaluate(run: Run) -> dict[str, Any]:
-    """Ask base and tuned model the run's questions, and count the right answers of its fact sheet.
+def evaluate(run: Run, *, passages: int = 3, passage_tokens: int = 250, again: bool = False) -> dict[str, Any]:
+    """Ask base and tuned model the same, each with and without passages of the run's texts, and say whether it helped.
+
+    Args:
+        run: has trained adapters.
+        passages: beside a question, at most; 0: no retrieval.
+        passage_tokens: of these passages together, at most.
+        again: ask everything anew, not only what is missing.
 
     Returns:
-        `{"adapters", "questions": […], "recall": {"trained": {…}, "held_out": {…}}}`, also in the run's
-        `evaluation.json`.
+        What the run's `verdict.json` holds, with `judged` (verdict, findings, advice and measures with intervals) and
+        `ledger` (what became of each fact).
     """
-    from .training.evaluate import evaluate_run
+    from .evaluation.ledger import ledger
+    from .evaluation.verdict import verdict_on
+    from .training.contenders import Asked, judge_run
     from .training.session import load_for_answers
 
-    model, tokenizer = load_for_answers(run)
-    tokens = run.config().pace.max_answer_tokens
-    return evaluate_run(run, model, tokenizer, adapters=run.adapters.name, max_tokens=tokens)
+    asked = Asked(run.config().pace.max_answer_tokens, passages, passage_tokens)
+    found = judge_run(run, *load_for_answers(run), asked, anew=again)
+    verdict, entries = verdict_on(found, best_is_last=run.best_is_last), ledger(run, found["questions"])
+    return {**found, "judged": verdict.as_dict(), "ledger": [entry.as_dict() for entry in entries]}
 
 
 def export(
