@@ -121,18 +121,15 @@ def evaluate(run: Run, *, passages: int = 3, passage_tokens: int = 250, again: b
         again: ask everything anew, not only what is missing.
 
     Returns:
-        What the run's `verdict.json` holds, with `judged` (verdict, findings, advice and measures with intervals) and
-        `ledger` (what became of each fact).
+        What the run's `verdict.json` holds, with `recall` of the fact sheet, `judged` (verdict, findings, advice and
+        measures with intervals) and `ledger` (what became of each fact).
     """
-    from .evaluation.ledger import ledger
-    from .evaluation.verdict import verdict_on
+    from .evaluation.verdict import told_whole
     from .training.contenders import Asked, judge_run
     from .training.session import load_for_answers
 
     asked = Asked(run.config().pace.max_answer_tokens, passages, passage_tokens)
-    found = judge_run(run, *load_for_answers(run), asked, anew=again)
-    verdict, entries = verdict_on(found, best_is_last=run.best_is_last), ledger(run, found["questions"])
-    return {**found, "judged": verdict.as_dict(), "ledger": [entry.as_dict() for entry in entries]}
+    return told_whole(run, judge_run(run, *load_for_answers(run), asked, anew=again))
 
 
 def export(

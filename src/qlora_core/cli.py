@@ -208,18 +208,19 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 def _judge(arguments: argparse.Namespace, run: Run, model: Any, tokenizer: Any) -> int:
     """Ask all contenders, and say whether training helped."""
     from .evaluation.ledger import ledger
-    from .evaluation.verdict import verdict_on
+    from .evaluation.questions import as_evaluated
+    from .evaluation.verdict import told_whole, verdict_on
     from .reports.verdict_text import verdict_lines
     from .training.contenders import Asked, judge_run
 
     asked = Asked(run.config().pace.max_answer_tokens, arguments.passages, arguments.passage_tokens)
     told = functools.partial(print, file=sys.stderr)
     found = judge_run(run, model, tokenizer, asked, anew=arguments.again, told=told)
-    verdict, entries = verdict_on(found, best_is_last=run.best_is_last), ledger(run, found["questions"])
     if arguments.json:
-        print_json({**found, "judged": verdict.as_dict(), "ledger": [entry.as_dict() for entry in entries]})
+        print_json(told_whole(run, found))
     else:
-        print(verdict_lines(verdict, found, entries))
+        entries = ledger(run, list(as_evaluated(found["questions"])))
+        print(verdict_lines(verdict_on(found, best_is_last=run.best_is_last), found, entries))
         print(console.next_commands(run))
     return DONE
 

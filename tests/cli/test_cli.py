@@ -242,7 +242,7 @@ def test_the_base_answers_without_the_adapters(place, qlora, monkeypatch):
 
 
 def test_evaluate_tells_recall_of_trained_and_held_out_phrasings(place, qlora):
-    done = qlora("evaluate", "club", cwd=place)
+    done = qlora("evaluate", "club", "--quick", cwd=place)
     assert done.status == 0
     assert "? 2?" in done.out
     assert "trained phrasings" in done.out
@@ -424,7 +424,8 @@ def test_the_doctor_names_each_problem_and_fails(qlora, healthy, monkeypatch, na
         (["train", "--run", "club"], {"run", "path", "state", "summary", "recall"}),
         (["runs"], {"runs"}),
         (["generate", "club", "--prompt", "1?", "--max-tokens", "2"], {"prompt", "response", "status"}),
-        (["evaluate", "club"], {"adapters", "questions", "recall"}),
+        (["evaluate", "club", "--quick"], {"adapters", "questions", "recall"}),
+        (["evaluate", "club"], {"adapters", "questions", "recall", "judged", "ledger"}),
         (["data", "mine", "--out"], {"train", "validation", "rejected", "out"}),
         (["doctor"], {"device", "blas", "problems"}),
         (["models"], {"models"}),

@@ -142,7 +142,10 @@ def test_the_command_says_whether_it_helped(judged, capsys):
     told = json.loads(capsys.readouterr().out)
     assert told["losses"] == found["losses"]
     assert told["judged"]["verdict"] == str(verdict_on(found).sentence)
-    assert {entry["fact"] for entry in told["ledger"]} == {fact.get("fact", "") for fact in run.facts()}
+    asked = {fact["fact"]: fact["questions"][0] for fact in run.facts()}
+    assert {entry["fact"] for entry in told["ledger"]} == set(asked)
+    assert all(asked[entry["fact"]] in entry["holds"] for entry in told["ledger"])
+    assert told["recall"]["trained"] == {"questions": 4, "base": 0, "tuned": 4}
 
 
 def test_it_can_be_asked_from_python(judged):

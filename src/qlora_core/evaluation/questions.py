@@ -68,6 +68,15 @@ def fact_of(row: Mapping[str, Any]) -> str:
     return str(metadata.get("fact") or "") if isinstance(metadata, Mapping) else ""
 
 
+def as_evaluated(questions: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield questions of `verdict.json` as those of `evaluation.json` are: `base`, `base_right` and so on."""
+    for question in questions:
+        flat = {key: value for key, value in question.items() if key != "answers"}
+        for who, answer in question["answers"].items():
+            flat |= {who: answer["text"], f"{who}_right": answer.get("right")}
+        yield flat
+
+
 def behind(system: str, question: str) -> Prompt:
     """Return a question, behind a system text if there is one."""
     asked = {"role": "user", "content": question}

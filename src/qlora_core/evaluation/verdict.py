@@ -9,8 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..runs.run import Run
 from ..translations import Sentence
+from .ledger import ledger
 from .measures import chrf, is_equal, is_loop, token_f1
+from .questions import as_evaluated, recall
 from .statistics import FEWEST, Estimate, mean_difference, share, share_difference, weighted_mean
 
 PAIRS = (
@@ -135,6 +138,27 @@ def verdict_on(found: Mapping[str, Any], *, best_is_last: bool = False) -> Verdi
         list(_missing(found, measures)),
         _advice(measures, helped, found, best_is_last),
     )
+
+
+def told_whole(run: Run, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an evaluation as JSON tells it.
+
+    Args:
+        run: whose.
+        found: the contents of its `verdict.json`.
+
+    Returns:
+        `adapters`, `recall` as in `evaluation.json`, `judged` (verdict, findings, advice, measures with intervals),
+        `ledger` (what became of each fact), and what was found.
+    """
+    flat = list(as_evaluated(found["questions"]))
+    return {
+        "adapters": found["with"]["adapters"],
+        "recall": recall(flat),
+        "judged": verdict_on(found, best_is_last=run.best_is_last).as_dict(),
+        "ledger": [entry.as_dict() for entry in ledger(run, flat)],
+        **found,
+    }
 
 
 # Measures ---------------------------------------------------------------------------------------------------------
