@@ -47,6 +47,11 @@ def run_choice(tracker: TrainingTracker, asked: Sequence[str] = (), *, ended: bo
     )
 
 
+def choice_place(chosen: mo.ui.multiselect) -> mo.ui.multiselect | None:
+    """Return the choice of runs where there is something to choose."""
+    return chosen if chosen.value or len(chosen.options) > 1 else None
+
+
 def axis_choice() -> mo.ui.radio:
     """Return the choice of the curves' horizontal axis."""
     options = {say("steps"): "step", say("tokens seen"): "tokens", say("training time"): "seconds"}
