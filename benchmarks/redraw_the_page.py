@@ -56,6 +56,7 @@ def made_up_step(number: int, numbers: random.Random) -> str:
     event |= {"grad_norm": abs(numbers.gauss(1, 0.3)), "tokens": 812, "target_tokens": 300, "seconds": 1.0}
     event |= {"tokens_per_second": numbers.gauss(812, 60), "peak_memory_bytes": 2_100_000_000}
     event |= {"available_memory_bytes": int(numbers.gauss(5e9, 1e8)), "time": 1.7e9 + number}
+    event |= {"cpu_percent": min(100.0, max(0.0, numbers.gauss(85, 6)))}
     return json.dumps(event) + "\n"
 
 
