@@ -1,7 +1,7 @@
 """A checkpoint of a known model's shape with random weights, for measuring: bfloat16, sharded, Hugging Face's layout.
 
-    uv run python benchmarks/random_checkpoint.py llama-1b DIRECTORY
-    uv run python benchmarks/random_checkpoint.py mistral-7b DIRECTORY     # 14.5 GB
+uv run python benchmarks/random_checkpoint.py llama-1b DIRECTORY
+uv run python benchmarks/random_checkpoint.py mistral-7b DIRECTORY     # 14.5 GB
 """
 
 import argparse
