@@ -1015,7 +1015,7 @@ def runs_to_compare_place(chosen_runs):
 @app.cell
 def comparison(chosen_runs, tracker):
     compared = attempt(page.comparing.compared, tracker, chosen_runs.value)
-    page.complain(compared) or page.view(page.comparing.nothing_chosen, tracker, compared)
+    page.complain(compared) or page.view(page.comparing.nothing_chosen, tracker, compared, True)
     return (compared,)
 
 

@@ -72,10 +72,11 @@ def compared(tracker: TrainingTracker, names: Sequence[str]) -> Comparison:
     return compare([tracker.find(name) for name in names], least=0)
 
 
-def nothing_chosen(tracker: TrainingTracker, found: Comparison) -> mo.Html | None:
-    """Return what to do if there is nothing to compare."""
+def nothing_chosen(tracker: TrainingTracker, found: Comparison, listed: bool = False) -> mo.Html | None:
+    """Return what to do if there is nothing to compare; nothing about no runs where they are `listed` above."""
     if not tracker.runs():
-        return empty(say("No runs yet in {place}. Train one first, then come back.", place=str(tracker.runs_dir)))
+        words = say("No runs yet in {place}. Train one first, then come back.", place=str(tracker.runs_dir))
+        return None if listed else empty(words)
     if len(found.runs) < 2:
         return empty(say("Choose two runs or more. Train again with one setting changed to get a second run."))
     return None
