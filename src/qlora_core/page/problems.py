@@ -16,6 +16,7 @@ import marimo as mo
 from ..errors import QLoraError
 from ..jobs.exit_status import DONE, guarded
 from ..reports import live_output
+from ..translations import Sentence, spoken
 from .look import note
 
 
@@ -70,7 +71,13 @@ def attempt(call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
     try:
         return call(*arguments, **named)
     except (QLoraError, OSError) as error:
-        return Problem(str(error))
+        return Problem(words_of(error))
+
+
+def words_of(error: BaseException) -> str:
+    """Return an error's message, in the reader's language where it was raised with a `Sentence`."""
+    said = error.args[0] if error.args else ""
+    return spoken(said) if isinstance(said, Sentence) else str(error)
 
 
 def view(make: Callable[..., Any], *values: Any) -> Any:
