@@ -51,8 +51,13 @@ def tracker(flags, reload):
 @app.cell
 def run_menu(reload, tracker):
     chosen = comparing.run_choice(tracker, page.navigation.asked_runs())
-    mo.vstack([chosen, reload])
     return (chosen,)
+
+
+@app.cell
+def run_menu_place(chosen, reload):
+    mo.vstack([part for part in (comparing.choice_place(chosen), reload) if part is not None])
+    return
 
 
 @app.cell
@@ -71,8 +76,13 @@ def curves_heading():
 @app.cell
 def axis_menu():
     axis = comparing.axis_choice()
-    axis
     return (axis,)
+
+
+@app.cell
+def axis_place(axis, found):
+    page.view(comparing.axis_place, found, axis)
+    return
 
 
 @app.cell

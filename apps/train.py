@@ -84,6 +84,13 @@ def prepare_step():
 
 
 @app.cell
+def chosen_by_program():
+    # What settings that are left empty mean now, known when the run is planned; forms show it, and are not made anew
+    get_chosen_now, follow_chosen_now = page.watching.followed({})
+    return follow_chosen_now, get_chosen_now
+
+
+@app.cell
 def model_menu(flags):
     known_model = page.model.menu(flags.config.base.model)
     known_model
@@ -100,6 +107,12 @@ def model_name(flags, known_model):
 @app.cell
 def fetch(base_config, fetch_base, get_fetched, get_presence):
     page.view(page.model.fetching, base_config.base, get_presence(), get_fetched(), fetch_base)
+    return
+
+
+@app.cell
+def model_problem(model, tokenizer):
+    page.complain(tokenizer, model)
     return
 
 
@@ -234,7 +247,6 @@ def model_heading():
 @app.cell
 def model_form(flags):
     base_form = page.model.base_form(flags.config)
-    page.forms.form_layout(base_form, "Quantisation and chat template")
     return (base_form,)
 
 
@@ -251,8 +263,13 @@ def base_settings(base_form, flags, known_model, named_model):
     get_presence, get_files, follow_presence = page.watching.followed(
         page.model.presence(base_config.base), "", "files"
     )
-    page.complain(base_config)
     return base_config, follow_presence, get_files, get_presence
+
+
+@app.cell
+def model_fields(base_config, base_form, get_chosen_now):
+    page.forms.form_layout(base_form, base_config, get_chosen_now(), "Quantisation and chat template")
+    return
 
 
 @app.cell
@@ -276,7 +293,6 @@ def send_errands(base_config, check_device, doctor, fetch_base, fetcher, follow_
 def tokenizer(base_config, get_files):
     get_files()
     tokenizer = attempt(page.model.find_tokenizer, base_config.base)
-    page.complain(tokenizer)
     return (tokenizer,)
 
 
@@ -284,7 +300,6 @@ def tokenizer(base_config, get_files):
 def model(base_config, get_files, tokenizer):
     get_files()
     model = attempt(page.model.find_base, base_config.base, tokenizer)
-    page.complain(model)
     return (model,)
 
 
@@ -300,7 +315,6 @@ def data_heading():
 @app.cell
 def paths(start):
     data_form = page.rows.data_form(start)
-    page.forms.form_layout(data_form, "How it is cut and split, and where runs lie")
     return (data_form,)
 
 
@@ -316,8 +330,13 @@ def chosen_guesses():
 def directories(data_form, get_chosen, source_list, start):
     CHECKPOINTS_DIR = Path(data_form.value.get("runs_dir", start.place.runs_dir))
     data_config = attempt(page.rows.read_data_form, start, data_form.value, source_list.value, get_chosen())
-    page.complain(data_config)
     return CHECKPOINTS_DIR, data_config
+
+
+@app.cell
+def data_fields(data_config, data_form, get_chosen_now):
+    page.forms.form_layout(data_form, data_config, get_chosen_now(), "How it is cut and split, and where runs lie")
+    return
 
 
 @app.cell
@@ -367,15 +386,19 @@ def qlora_heading():
 @app.cell
 def qlora_form(start):
     lora_form = page.forms.settings_form(start, "lora")
-    page.forms.form_layout(lora_form, "More about the adapters")
     return (lora_form,)
 
 
 @app.cell
 def qlora_configuration(lora_form, start):
     lora_config = attempt(page.forms.read_forms, start, lora_form.value)
-    page.complain(lora_config)
     return (lora_config,)
+
+
+@app.cell
+def qlora_fields(get_chosen_now, lora_config, lora_form):
+    page.forms.form_layout(lora_form, lora_config, get_chosen_now(), "More about the adapters")
+    return
 
 
 @app.cell(hide_code=True)
@@ -387,15 +410,19 @@ def training_configuration_heading():
 @app.cell
 def training_form(start):
     train_form = page.forms.settings_form(start, "train", "pace")
-    page.forms.form_layout(train_form, "More about training")
     return (train_form,)
 
 
 @app.cell
 def training_configuration(start, train_form):
     train_config = attempt(page.forms.read_forms, start, train_form.value)
-    page.complain(train_config)
     return (train_config,)
+
+
+@app.cell
+def training_fields(get_chosen_now, train_config, train_form):
+    page.forms.form_layout(train_form, train_config, get_chosen_now(), "More about training")
+    return
 
 
 @app.cell
@@ -513,6 +540,12 @@ def plan(
     plan = attempt(tracker.plan, config, model, tokenizer, prepared, train_dataset, val_dataset)
     page.complain(plan) or flags.report("Training", console.training_plan, plan)
     return (plan,)
+
+
+@app.cell
+def chosen_now(follow_chosen_now, plan):
+    follow_chosen_now(page.model.chosen_now(plan))
+    return
 
 
 @app.cell
@@ -970,14 +1003,19 @@ def lora_and_qlora(config, model, train_dataset):
 def runs_to_compare(get_phase, tracker):
     get_phase()
     chosen_runs = page.comparing.run_choice(tracker, ended=True)
-    chosen_runs
     return (chosen_runs,)
+
+
+@app.cell
+def runs_to_compare_place(chosen_runs):
+    page.view(page.comparing.choice_place, chosen_runs)
+    return
 
 
 @app.cell
 def comparison(chosen_runs, tracker):
     compared = attempt(page.comparing.compared, tracker, chosen_runs.value)
-    page.complain(compared) or page.view(page.comparing.nothing_chosen, tracker, compared)
+    page.complain(compared) or page.view(page.comparing.nothing_chosen, tracker, compared, True)
     return (compared,)
 
 

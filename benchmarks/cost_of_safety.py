@@ -6,8 +6,8 @@ One process, one loaded model, rounds of steps in turn: bare steps (forward, bac
 with default settings, which look for numbers that are not finite, sample the memory, ask the guards, record each step
 and keep the status. What both share is the same code, so the ratio is the cost of the rest; the least of the rounds
 counts, since other programs only ever add. On a busy machine the ratio is noise: the two parts are timed by themselves
-as well. A checkpoint (written, hashed, flushed to the disk) is timed by itself and
-counted once in five minutes, which is how often one is written at least.
+as well. A checkpoint (written, hashed, flushed to the disk) is timed by itself and counted once in five minutes, which
+is how often one is written at least.
 """
 
 from __future__ import annotations
@@ -49,8 +49,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float | str]:
     from qlora_core.engine import device
     from qlora_core.jobs.planning import plan_training
     from qlora_core.machine.memory import MemoryMonitor
-    from qlora_core.tokens.batching import epoch_batches
-    from qlora_core.training import loop, session, steps
+    from qlora_core.training import saving, session, steps
 
     with tempfile.TemporaryDirectory() as directory:
         given = {"model": arguments.model, "data": arguments.data, "runs_dir": directory, "epochs": 1000}
@@ -59,10 +58,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, float | str]:
             opened = session.open_session(writer, MemoryMonitor(counters=device.memory_counters))
             writer.set_status("running")
             steps.prepare_to_train(opened)
-            seed, size = opened.config.train.seed, opened.config.train.batch_size
-            batches = epoch_batches(opened.lengths, size, seed=seed, epoch=0, order=opened.order)
-            groups = [[batch] for batch in batches[: arguments.steps]]
-            bare, guarded = Bare(loop, opened), Guarded(loop, opened, writer)
+            groups = opened.batcher.steps(0)[: arguments.steps]
+            bare, guarded = Bare(opened), Guarded(opened, writer)
             for group in groups[:3]:  # warm up
                 bare.step(group)
                 guarded.step(group)
@@ -75,7 +72,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float | str]:
             looking = seconds(lambda: [guarded.look(groups[0], last) for _ in range(200)]) / 200
             state = opened.adapters.join(opened.model.trainable_parameters()), opened.optimizer.state
             finite = seconds(lambda: [steps.all_finite(*state) for _ in range(20)]) / 20
-            saving = [seconds(lambda: saving.save_now(opened, writer)) for _ in range(5)]
+            saved = [seconds(lambda: saving.save_now(opened, writer)) for _ in range(5)]
     found = {name: min(values) for name, values in times.items()}
     return {
         "device": device.describe_device(),
@@ -83,49 +80,59 @@ def measure(arguments: argparse.Namespace) -> dict[str, float | str]:
         "ratio": found["guarded"] / found["bare"],
         "looking": looking,
         "finite": finite,
-        "checkpoint": statistics.median(saving),
+        "checkpoint": statistics.median(saved),
     }
 
 
 class Bare:
     """Training steps without any protection."""
 
-    def __init__(self, trainer, session) -> None:
-        self.trainer, self.session = trainer, session
+    def __init__(self, session) -> None:
+        self.session = session
 
     def step(self, group) -> None:
         """Run forward, backward and update; evaluate the update without looking at it."""
-        real = self.trainer._finite
-        self.trainer._finite = lambda *trees: True
+        from qlora_core.engine.device import mx
+        from qlora_core.training import steps
+
+        real, always = steps.all_finite, mx.array(True)
+        steps.all_finite = lambda *trees: always
         try:
-            self.trainer.train_step(self.session, group)
+            steps.train_step(self.session, group)
         finally:
-            self.trainer._finite = real
+            steps.all_finite = real
         self.session.progress.step += 1
 
 
 class Guarded:
     """Training steps as the trainer makes them."""
 
-    def __init__(self, trainer, session, writer) -> None:
-        self.trainer, self.session, self.writer = trainer, session, writer
-        self.interruption = trainer.Interruption(writer.run)
+    def __init__(self, session, writer) -> None:
+        from qlora_core.training.interruption import Interruption
+
+        self.session, self.writer = session, writer
+        self.interruption = Interruption(writer.run)
         self.last = None
 
     def step(self, group) -> None:
         """Run a step and everything that is done between two steps."""
-        self.last = self.trainer._timed_step(self.session, group)
+        from qlora_core.training.steps import timed_step
+
+        self.last = timed_step(self.session, group)
         self.look(group, self.last)
 
     def look(self, group, made) -> None:
         """Do what is done between two steps."""
-        trainer, session, writer = self.trainer, self.session, self.writer
-        step, memory, seconds = made
-        writer.log("step", epoch=1, **trainer._numbers(session, step, memory, seconds))
-        writer.beat(step=session.progress.step, epoch=1)
-        trainer._watch_numbers(session, writer, group, step)
-        trainer._watch_memory(session, writer, session.monitor.sample())
-        trainer._long_since_saved(session)
+        from qlora_core.training.saving import is_save_due
+        from qlora_core.training.steps import step_numbers
+        from qlora_core.training.watching import watch_memory, watch_numbers
+
+        step, memory, taken = made
+        self.writer.log("step", epoch=1, **step_numbers(self.session, step, memory, taken))
+        self.writer.beat(step=self.session.progress.step, epoch=1)
+        watch_numbers(self.session, self.writer, group, step)
+        watch_memory(self.session, self.writer, self.session.monitor.sample())
+        is_save_due(self.session)
         assert not self.interruption.asked
 
 

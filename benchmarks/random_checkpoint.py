@@ -4,7 +4,7 @@ uv run python benchmarks/random_checkpoint.py llama-1b DIRECTORY
 uv run python benchmarks/random_checkpoint.py mistral-7b DIRECTORY     # 14.5 GB
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 from qlora_core.bench.drawn import SHAPES, write_checkpoint
@@ -12,4 +12,8 @@ from qlora_core.bench.drawn import SHAPES, write_checkpoint
 __all__ = ["SHAPES", "write_checkpoint"]
 
 if __name__ == "__main__":
-    print(write_checkpoint(sys.argv[1], Path(sys.argv[2])))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shape", choices=sorted(SHAPES))
+    parser.add_argument("directory", type=Path)
+    arguments = parser.parse_args()
+    print(write_checkpoint(arguments.shape, arguments.directory))

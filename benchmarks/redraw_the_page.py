@@ -1,7 +1,7 @@
 """The cost to the page of following a long run: `uv run python benchmarks/redraw_the_page.py [--browser]`.
 
 A run of 100,000 steps is made up and read; then steps are added one by one, as a trainer does, and all that is done on
-the server for each is measured: reading, figures, five charts, log. The page itself draws charts less often than that:
+the server for each is measured: reading, figures, six charts, log. The page itself draws charts less often than that:
 when they would look different. With `--browser`, in the system's Chromium: when the heading and a usable button are
 there, and in how many frames a chart was missing while the run grew.
 """
@@ -56,6 +56,7 @@ def made_up_step(number: int, numbers: random.Random) -> str:
     event |= {"grad_norm": abs(numbers.gauss(1, 0.3)), "tokens": 812, "target_tokens": 300, "seconds": 1.0}
     event |= {"tokens_per_second": numbers.gauss(812, 60), "peak_memory_bytes": 2_100_000_000}
     event |= {"available_memory_bytes": int(numbers.gauss(5e9, 1e8)), "time": 1.7e9 + number}
+    event |= {"cpu_percent": min(100.0, max(0.0, numbers.gauss(85, 6)))}
     return json.dumps(event) + "\n"
 
 
@@ -169,8 +170,9 @@ def in_the_browser(runs: Path) -> dict[str, Any]:
         heading = time.perf_counter() - began
         page.locator("button:enabled", has_text="Start").first.wait_for()
         start = time.perf_counter() - began
+        page.locator("label[for=q-step-train]").click()
         page.get_by_label("Show run").first.select_option("long")
-        page.locator(".q-chart canvas").nth(4).wait_for()
+        page.locator(".q-chart canvas").nth(5).wait_for()
         page.wait_for_timeout(2000)
         page.evaluate(FRAMES)
         numbers, written = random.Random(2), time.time()

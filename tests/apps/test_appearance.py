@@ -100,7 +100,7 @@ def test_a_hundred_thousand_steps(browser, tmp_path, tiny_model, tiny_rows):
         go(page, "train")
         page.get_by_label("Show run").select_option("long")
         expect(card(page, "Step").locator("dd")).to_have_text("100,000 / 200,000")
-        expect(page.locator(".q-chart canvas")).to_have_count(5)
+        expect(page.locator(".q-chart canvas")).to_have_count(6)
         append_step(runs / "long", 100_001)
         expect(card(page, "Training loss").locator("dd")).to_have_text("7.250")
 

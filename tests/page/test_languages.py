@@ -17,20 +17,23 @@ import pytest
 
 from qlora_core import data, page, translations
 from qlora_core.activity import STAGES, Activity
-from qlora_core.config import RunConfig
+from qlora_core.config import DataConfig, RunConfig
 from qlora_core.exports.formats import FORMATS
+from qlora_core.models.base_models import repository_of
 from qlora_core.page import diagnosis, doubts, exporting, forms, reasons, row_browser, rows, training
 from qlora_core.page.commands import News
-from qlora_core.page.problems import Problem
+from qlora_core.page.problems import Problem, attempt
 from qlora_core.page.watching import RunWatcher
 from qlora_core.reports import in_language
+from qlora_core.runs.memory_estimate import MemoryEstimate, check_before_loading
 from qlora_core.runs.plan import TrainingTracker
 from qlora_core.runs.presets import PRESETS
 from qlora_core.runs.run import Run
 from qlora_core.runs.time_spent import PARTS
-from qlora_core.runs.writer import RunLock, RunWriter
+from qlora_core.runs.writer import RunLock, RunWriter, being_trained
 from qlora_core.tokens.dataset import make_dataset
 from qlora_core.tokens.report import describe
+from qlora_core.tokens.tokenizer import ChatTokenizer
 from qlora_core.translations import Sentence
 
 WORDS = """
@@ -287,14 +290,41 @@ def test_forms_and_presets(speaks):
         chosen = {"model", "template", "data"}  # fields that hold a name
         speaks(element, names=tuple(RunConfig().data.data) if name in chosen else ())
     typed = ("FILE", "thing ou none", "end ou go on", "keep ou drop", "(all)")  # to be typed like this
-    speaks(forms.form_layout(form, "More about training"), forms.preset_menu(), names=typed)
+    chosen = {"learning_rate": in_language.number(0.004, "g"), "eval_every": "a cada 19 passos"}
+    layout = forms.form_layout(form, RunConfig(), chosen, "More about training")
+    speaks(layout, forms.preset_menu(), names=typed)
     for preset in PRESETS:
         for size in ("large", "small"):
             speaks(forms.preset_reasons((preset, size)))
-    text = page.look.html_of(forms.form_layout(form, "More about training")).replace("\u00a0", "_")
+    text = layout.text.replace("\u00a0", "_")
+    assert "Vazio: automático · 0,004" in text
+    assert "Vazio: uma vez por época · a cada 19 passos" in text
     assert "De 1 a 10_000." in text
     assert "cosseno" in text
     assert "0,05" in text
+
+
+def test_errors_that_a_user_meets_are_told_in_portuguese(tmp_path, tiny_model, monkeypatch):
+    monkeypatch.setattr(translations, "find_language", lambda: "pt")
+    tokenizer = ChatTokenizer(tiny_model, "auto")
+    small = MemoryEstimate(weights=10**9, dense=0, activations=10**8, attention=0, adapters=10**7, logits=10**7)
+    (tmp_path / "empty.jsonl").write_text('{"other": 1}\n', encoding="utf-8")
+    nothing, missing = DataConfig(data=(str(tmp_path / "empty.jsonl"),)), DataConfig(data=("missing.txt",))
+    told = {
+        "não há tal ficheiro nem pasta": attempt(data.prepare, missing, tokenizer),
+        "nenhum utilizável": attempt(data.prepare, nothing, tokenizer),
+        "não há tal pasta nem nome abreviado": attempt(repository_of, "no-such-model"),
+        "O que ajuda: fechar outros programas, --batch-size 2": attempt(
+            check_before_loading, small, 10**8, RunConfig()
+        ),
+        "está a ser treinado por outro processo": attempt(raising, being_trained(tmp_path, tmp_path / "lock")),
+    }
+    for words, problem in told.items():
+        assert words in problem.message
+
+
+def raising(error):
+    raise error
 
 
 def test_what_is_typed_in_portuguese_is_understood():

@@ -60,8 +60,8 @@ def test_it_is_read_from_top_to_bottom(cells):
             early.append(name)
             assert not cell["defs"], name
         defined |= cell["defs"]
-    assert early == ["steps", "run_line", "fetch", "data_in_short", "consequences", "memory_check", "start_here",
-                     "settings_to_take_along"]  # fmt: skip
+    assert early == ["steps", "run_line", "fetch", "model_problem", "data_in_short", "consequences", "memory_check",
+                     "start_here", "settings_to_take_along"]  # fmt: skip
 
 
 def test_training_descends_from_everything_it_needs(cells):

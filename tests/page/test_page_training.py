@@ -7,12 +7,14 @@ import pytest
 
 from qlora_core import page, translations
 from qlora_core.activity import Activity
+from qlora_core.config import RunConfig, from_flat
 from qlora_core.errors import BusyError
-from qlora_core.files.storage import publishing
+from qlora_core.files.storage import discard, publishing
 from qlora_core.jobs import launch
 from qlora_core.jobs.device_lock import DeviceLock
 from qlora_core.machine.crash_reasons import reason
 from qlora_core.page import training
+from qlora_core.page.commands import News
 from qlora_core.page.problems import Problem
 from qlora_core.page.watching import RunWatcher, Snapshot
 from qlora_core.runs.checkpoints import FILES, STATE_FILE
@@ -122,7 +124,66 @@ def test_the_menu_keeps_what_was_chosen(tracker, make):
     assert training.run_menu(tracker, watcher).value == ""
 
 
+def test_a_run_that_is_renamed_elsewhere_is_still_looked_at(tracker, make):
+    run = make("old")
+    make("newest")
+    watcher = RunWatcher(tracker)
+    watcher.look(NOTHING, "old")
+    run.path.rename(run.path.with_name("new"))
+    seen = watcher.look(NOTHING, "old")  # the menu is made anew afterwards
+    assert (seen.run.name, watcher.chosen, seen.step) == ("new", "new", 4)
+    assert training.run_menu(tracker, watcher).value == "new"
+    discard(seen.run.path)
+    assert watcher.look(NOTHING, "new").run is None
+
+
+def test_the_active_run_is_followed_as_well(tracker, make):
+    run = make("old")
+    watcher = RunWatcher(tracker)
+    with RunWriter(run, RunLock(run.path)) as writer:
+        writer.set_status("running")
+        assert watcher.look(NOTHING).run.name == "old"
+        writer.set_status("paused")
+    run.path.rename(run.path.with_name("new"))
+    assert watcher.look(NOTHING).run.name == "new"
+
+
 # Buttons --------------------------------------------------------------------------------------------------------
+
+
+def beside_start(plan) -> str:
+    """The words beside a button that starts a plan."""
+    return training.start_row(plan, RunWatcher(TrainingTracker("nowhere")), page.model.fetch_button(News())).text
+
+
+def test_beside_start_it_says_once_what_is_missing(monkeypatch):
+    wrong = beside_start(Problem("Epochs: 0 is not allowed. From 1 to 10,000.").onward)
+    assert "Not ready: first put right what is marked in red." in wrong
+    assert "Epochs" not in wrong  # that is said under the settings
+    unnamed = page.model.read_base_form(RunConfig(), {}, "", " ")
+    told = page.model.fetching(unnamed, page.model.Presence(), News(), None).text
+    assert "No model is named yet" in told
+    assert page.complain(unnamed) is None
+    monkeypatch.setattr(page.model.hub, "is_here", lambda *_, **__: False)
+    monkeypatch.setattr(page.model, "scripted", lambda: False)
+    missing = page.model.find_tokenizer(from_flat({"model": "qwen3-0.6b"}).base)
+    assert page.complain(missing) is None  # how to fetch it is said above
+    assert "Not ready: fetch the model first, above.<" in beside_start(missing.anything)
+
+
+def test_a_form_tells_its_problem_above_the_further_settings_and_what_empty_fields_mean(plan):
+    _, planned = plan(run="club", max_steps=3)
+    chosen = page.model.chosen_now(planned)
+    wanted = {"max_steps": "6 steps", "num_layers": "2", "eval_every": "every 3 steps", "save_every": "every 3 steps"}
+    assert wanted.items() <= chosen.items()
+    assert "run" not in chosen
+    assert page.model.chosen_now(NOTHING) == {}
+    form = page.forms.settings_form(RunConfig(), "train")
+    html = page.forms.form_layout(form, Problem("Epochs: wrong."), chosen, "More about training").text
+    places = [html.index(words) for words in ("Passes over the training rows", "Epochs: wrong.", "More about training")]
+    assert places == sorted(places)
+    assert f"Empty: automatic · {chosen['learning_rate']}" in html
+    assert "q-danger" not in page.forms.form_layout(form, RunConfig(), {}, "More about training").text
 
 
 def test_buttons_of_a_plan_say_what_start_will_do(plan, tracker):
@@ -161,6 +222,7 @@ def test_the_time_is_guessed_from_a_run_of_the_same_model(plan):
     (run.path / "summary.json").write_text(json.dumps({"tokens_per_second": speed}), encoding="utf-8")
     shown = page.model.consequences(planned, rows, home).text
     assert "at least 10 min" in shown  # nobody measured a validation
+    assert "club will take 6 steps, at least 10 min." in beside_start(planned)
     assert "of it for checks; at the speed of earlier" in shown
     environment = run.environment()
     environment["identity"]["model"] = "another"
@@ -278,8 +340,8 @@ def test_time_left_counts_validation_and_saving(tracker, make):
     make("run")
     seen = RunWatcher(tracker).look(NOTHING, "run")
     assert training.seconds_trained(seen) == pytest.approx(4 * 0.5)
-    assert training.estimate_left(seen).total == pytest.approx(4 * 0.5 + 1 + 1)  # and a validation, saved
-    assert training.estimate_left(Snapshot()) is None
+    assert seen.time_left.total == pytest.approx(4 * 0.5 + 1 + 1)  # and a validation, saved
+    assert Snapshot().time_left is None
 
 
 def test_before_the_first_step_there_are_no_charts(tracker, make):
@@ -343,7 +405,11 @@ def test_what_a_run_says_stays_text(tracker, make):
     (run.path / "status.json").write_text(json.dumps({"state": "running"}), encoding="utf-8")
     seen = watcher.look(NOTHING, "run")
     begin = training.controls(Problem(MARKUP), watcher)[0]
-    pieces += [training.run_panel(seen), training.diagnosis(seen), training.start_row(Problem(MARKUP), watcher, begin)]
+    pieces += [
+        training.run_panel(seen),
+        training.diagnosis(seen),
+        training.start_row(Problem(MARKUP, told_above=True), watcher, begin),
+    ]
     for piece in pieces:
         assert "&lt;img" in piece.text
         assert "<img" not in piece.text

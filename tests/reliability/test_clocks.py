@@ -125,7 +125,7 @@ def test_the_page_tells_speed_and_time_without_it(
     assert training._tokens_per_second(seen) == pytest.approx(sum(tokens) / 6.0, rel=0.25)
     assert training.seconds_trained(seen) == pytest.approx(12 * 0.5, rel=0.25)
     longer = dataclasses.replace(seen, state="paused", status={**seen.status, "total_steps": 24})
-    assert training.estimate_left(longer).total == pytest.approx(12 * 0.75, rel=0.25)
+    assert longer.time_left.total == pytest.approx(12 * 0.75, rel=0.25)
     summary = run.summary()
     if 2 not in steps:  # a step is known to be long when there are others to compare it with
         assert summary["training_seconds"] == pytest.approx(6.0, rel=0.25)

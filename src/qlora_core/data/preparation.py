@@ -21,6 +21,7 @@ from ..errors import ConfigError, DataError
 from ..files.storage import cache_directory, publishing
 from ..machine.process_pool import in_processes
 from ..tokens.tokenizer import ChatTokenizer
+from ..translations import Sentence
 from .archives import located, unpacked, with_members
 from .assembly import TRAIN, UNDECIDED, VALIDATION, Table, assemble
 from .decisions import Decisions
@@ -276,12 +277,18 @@ def _size(unit: Unit) -> int:
     return (size if stop is None else stop) - start if not packing_of(unit.source.content) else 20 * size
 
 
-def _nothing_usable(report: DataReport) -> str:
+def _nothing_usable(report: DataReport) -> Sentence:
     refused = [*report.rejected, *report.skipped_files, *report.marked]
-    reasons = [f"  {r.where}: {r.reason}" for r in refused[:5]]
+    reasons: list[str] = [Sentence.of_parts("", [f"  {r.where}: ", r.reason]) for r in refused[:5]]
     if report.test_rows:
-        reasons.append(f"  {report.test_rows} rows are for testing, as they say themselves. If not: --no-own-split")
+        reasons.append(
+            Sentence("  {count} rows are for testing, as they say themselves. If not: --no-own-split",
+                     count=report.test_rows)
+        )  # fmt: skip
     if report.validation:
-        reasons.append(f"  {report.validation} rows are for validation by their name. If not: --no-own-split")
-    found = f"{report.read} rows in {report.files} files, none usable"
-    return "\n".join([f"{', '.join(report.sources)}: {found}.", *reasons, ACCEPTED])
+        reasons.append(
+            Sentence("  {count} rows are for validation by their name. If not: --no-own-split", count=report.validation)
+        )
+    found = Sentence("{sources}: {rows} rows in {files} files, none usable.",
+                     sources=", ".join(report.sources), rows=report.read, files=report.files)  # fmt: skip
+    return Sentence.of_parts("\n", [found, *reasons, ACCEPTED])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..errors import DataError
 from ..files.storage import finish_replacing, left_by_file_manager
+from ..translations import Sentence
 from .documents import CODE, SEVERAL, SUFFIXES
 from .documents.outline import one_line
 from .records import Findings, composed
@@ -87,7 +88,8 @@ def find_sources(named: Sequence[str], skipped: Findings, output: Path | None = 
     for name in named:
         root = Path(name).expanduser()
         if not root.exists():
-            raise DataError(f"{name}: no such file or directory (looked in {Path.cwd()}).")
+            raise DataError(Sentence("{name}: no such file or directory (looked in {place}).",
+                                     name=name, place=str(Path.cwd())))  # fmt: skip
         for path in _inside(root, skipped, output) if root.is_dir() else [root]:
             if reason := _reason_to_skip(path, in_directory=root.is_dir()):
                 skipped.add(str(path), reason)

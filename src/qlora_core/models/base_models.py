@@ -23,6 +23,7 @@ from ..errors import ModelError, shown
 from ..files.safetensors_headers import Tensor, tensor_headers, weight_files
 from ..files.storage import cache_directory, remembered_sha256
 from ..files.untrusted_json import TABLE_BYTES, is_whole, read_object
+from ..translations import Sentence
 from .hub import ALIASES, fetch
 from .target_modules import choose_projections, place
 
@@ -199,9 +200,12 @@ def repository_of(name: str) -> str | None:
     alias = ALIASES.get(name)
     if alias is None and (name.startswith((".", "/", "~")) or name.count("/") != 1):
         raise ModelError(
-            f"model {name!r}: no such directory or alias. Wanted {BUILT_IN} (built in), a name that `qlora models` "
-            "lists, a directory, or a hub id OWNER/NAME."
-        )
+            Sentence(
+                "model {name}: no such directory or alias. Wanted {built_in} (built in), a name that `qlora models` "
+                "lists, a directory, or a hub id OWNER/NAME.",
+                name=repr(name), built_in=BUILT_IN,
+            )
+        )  # fmt: skip
     return alias.repository if alias else name
 
 

@@ -47,6 +47,11 @@ def run_choice(tracker: TrainingTracker, asked: Sequence[str] = (), *, ended: bo
     )
 
 
+def choice_place(chosen: mo.ui.multiselect) -> mo.ui.multiselect | None:
+    """Return the choice of runs where there is something to choose."""
+    return chosen if chosen.value or len(chosen.options) > 1 else None
+
+
 def axis_choice() -> mo.ui.radio:
     """Return the choice of the curves' horizontal axis."""
     options = {say("steps"): "step", say("tokens seen"): "tokens", say("training time"): "seconds"}
@@ -67,10 +72,11 @@ def compared(tracker: TrainingTracker, names: Sequence[str]) -> Comparison:
     return compare([tracker.find(name) for name in names], least=0)
 
 
-def nothing_chosen(tracker: TrainingTracker, found: Comparison) -> mo.Html | None:
-    """Return what to do if there is nothing to compare."""
+def nothing_chosen(tracker: TrainingTracker, found: Comparison, listed: bool = False) -> mo.Html | None:
+    """Return what to do if there is nothing to compare; nothing about no runs where they are `listed` above."""
     if not tracker.runs():
-        return empty(say("No runs yet in {place}. Train one first, then come back.", place=str(tracker.runs_dir)))
+        words = say("No runs yet in {place}. Train one first, then come back.", place=str(tracker.runs_dir))
+        return None if listed else empty(words)
     if len(found.runs) < 2:
         return empty(say("Choose two runs or more. Train again with one setting changed to get a second run."))
     return None

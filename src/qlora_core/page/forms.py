@@ -26,7 +26,7 @@ from ..runs.plan import resolve_config
 from ..runs.presets import PRESETS, Choice
 from ..translations import say
 from .language import add_page_arguments
-from .look import fact_table, field, folded, row_table
+from .look import fact_table, field, folded, html_of, joined, put, row_table, shown
 from .look import fields as look_fields
 from .problems import Problem, attempt, complain, scripted, view
 from .setting_names import EMPTY, NAMES, VALUES
@@ -153,18 +153,38 @@ def sent(element: Any) -> Any:
     return element.value if element is not None else None
 
 
-def form_layout(form: mo.ui.dictionary, title: str) -> mo.Html:
-    """Return essential settings side by side and the others folded, each with its explanation."""
+def form_layout(form: mo.ui.dictionary, read: Any, chosen: Mapping[str, str], title: str) -> mo.Html:
+    """Return a form: essential settings side by side, then what is wrong with it, then the other settings, folded.
+
+    Args:
+        form: the elements of its settings.
+        read: what was read from the form; a `Problem` if it cannot be used.
+        chosen: what the program chooses now for settings that are left empty, by their names.
+        title: title of the folded settings, in English.
+    """
     known = {s.name: s for s in settings()}
-    first = [_field(known[name], element) for name, element in form.elements.items() if known[name].essential]
-    rest = [_field(known[name], element) for name, element in form.elements.items() if not known[name].essential]
-    parts = [look_fields(first)] if first else []
-    parts += [folded(say(title), look_fields(rest))] if rest else []
-    return mo.vstack(parts, gap=0.75)
+    first = [_field(known[name], element, chosen) for name, element in form.elements.items() if known[name].essential]
+    rest = [
+        _field(known[name], element, chosen) for name, element in form.elements.items() if not known[name].essential
+    ]
+    parts = [
+        look_fields(first) if first else None,
+        complain(read),
+        folded(say(title), look_fields(rest)) if rest else None,
+    ]
+    return shown(put('<div class="q-form">{}</div>', joined(html_of(part) for part in parts if part is not None)))
 
 
-def _field(setting: Setting, element: Any) -> Markup:
-    return field(element, say(setting.help), _limits(setting))
+def _field(setting: Setting, element: Any, chosen: Mapping[str, str]) -> Markup:
+    return field(element, say(setting.help), _limits(setting), _left_empty(setting, chosen))
+
+
+def _left_empty(setting: Setting, chosen: Mapping[str, str]) -> str:
+    """Return what an empty field means at present; nothing if that is not known, or the field cannot be empty."""
+    if setting.name not in EMPTY or setting.name not in chosen:
+        return ""
+    _, choice = EMPTY[setting.name]
+    return say("Empty: {choice} · {value}", choice=say(choice), value=chosen[setting.name])
 
 
 def _limits(setting: Setting) -> str:

@@ -87,11 +87,12 @@ def folded(title: str, content: Any, *, open: bool = False) -> mo.Html:
     return shown(put('<details class="q-folded"{}><summary>{}</summary>{}</details>', opened, title, html))
 
 
-def field(element: Any, help: str = "", limits: str = "") -> Markup:
-    """Return a form's element with its meaning and its limits."""
+def field(element: Any, help: str = "", limits: str = "", empty: str = "") -> Markup:
+    """Return a form's element with its meaning, its limits, and what it means to leave it empty."""
     limits = put('<span class="q-limits">{}</span>', limits) if limits else ""
     remark = put('<p class="q-small">{} {}</p>', help, limits) if help or limits else ""
-    return put('<div class="q-field">{}{}</div>', html_of(element), remark)
+    chosen = put('<p class="q-small q-empty-means">{}</p>', empty) if empty else ""
+    return put('<div class="q-field">{}{}{}</div>', html_of(element), remark, chosen)
 
 
 def fields(parts: Iterable[Markup]) -> mo.Html:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import marimo as mo
 
 from ..config import BaseConfig, RunConfig, from_flat
-from ..errors import ModelError
+from ..jobs.supervisor import restarts
 from ..machine.memory import available_bytes
 from ..models import base_models, hub
 from ..models.base_models import ModelSpec
@@ -31,10 +32,6 @@ from .look import fact_table, figures, folded, note, row_table, small
 from .problems import Problem, attempt, failure, scripted
 
 ARRIVAL_STEP = 20_000_000  # bytes
-
-
-class NotHereError(ModelError):
-    """An error for a model of the hub that was not fetched yet."""
 
 
 def menu(current: str) -> mo.ui.dropdown:
@@ -78,38 +75,39 @@ def read_base_form(config: RunConfig, values: Mapping[str, Any], chosen: str, na
     """
     model = chosen or (named or "").strip()
     if not model:
-        return Problem(say("No model is named yet: type its folder, or its name on the hub."))
+        words = say("No model is named yet: type its folder, or its name on the hub.")
+        return Problem(words, shown=True, told_above=True)
     return from_flat({"model": model}, base=read_forms(config, values))
 
 
-def find_tokenizer(config: BaseConfig) -> ChatTokenizer:
-    """Return the base's tokeniser; on a page, only if it is on this machine.
+def find_tokenizer(config: BaseConfig) -> ChatTokenizer | Problem:
+    """Return the base's tokeniser; on a page, a problem if it is not on this machine.
 
     Raises:
-        ModelError: it cannot be read, or is not here yet.
+        ModelError: it cannot be read.
     """
-    _must_be_here(config.model, weights=False)
-    return open_tokenizer(config)
+    return _missing(config.model, weights=False) or open_tokenizer(config)
 
 
-def find_base(config: BaseConfig, tokenizer: ChatTokenizer) -> ModelSpec:
-    """Return the base; on a page, only if it is on this machine.
+def find_base(config: BaseConfig, tokenizer: ChatTokenizer) -> ModelSpec | Problem:
+    """Return the base; on a page, a problem if it is not on this machine.
 
     Args:
         config: the settings that name it.
         tokenizer: its own, found already: what is wrong with both was said of it.
 
     Raises:
-        ModelError: it cannot be read, or is not here yet.
+        ModelError: it cannot be read.
     """
-    _must_be_here(config.model, weights=True)
-    return base_models.find_base(config)
+    return _missing(config.model, weights=True) or base_models.find_base(config)
 
 
-def _must_be_here(name: str, *, weights: bool) -> None:
+def _missing(name: str, *, weights: bool) -> Problem | None:
+    """Return the problem that a model of the hub was not fetched, which `fetching` tells; None if it was."""
     repository = base_models.repository_of(name)
-    if repository and not scripted() and not hub.is_here(repository, weights=weights):
-        raise NotHereError(say("{name} is not on this machine yet. Fetch it first, above.", name=name))
+    if not repository or scripted() or hub.is_here(repository, weights=weights):
+        return None
+    return Problem(say("fetch the model first, above."), shown=True, told_above=True)
 
 
 @dataclass(frozen=True)
@@ -151,8 +149,10 @@ def fetch_button(news: News) -> Any:
 
 
 def fetching(config: BaseConfig | Problem, found: Presence, news: News, button: Any) -> mo.Html | None:
-    """Return what fetching a base means, or how far it is."""
-    if found.weights or isinstance(config, Problem):
+    """Return what fetching a base means, or how far it is; or that none is named."""
+    if isinstance(config, Problem):
+        return note(config.message, "warn") if config.told_above else None
+    if found.weights:
         return None
     if news.running:
         return note(_so_far(config.model, found))
@@ -197,6 +197,24 @@ def information(spec: ModelSpec, config: RunConfig) -> mo.Html:
 
 
 # What follows from the settings -----------------------------------------------------------------------------------
+
+
+def chosen_now(plan: TrainingPlan | Problem) -> dict[str, str]:
+    """Return what the program chooses for settings that are left empty, by their names; nothing without a plan."""
+    if isinstance(plan, Problem):
+        return {}
+    config, per_epoch = plan.config, plan.config.train.steps_per_epoch(plan.train_rows)
+    whole = dataclasses.replace(config.train, max_steps=0).total_steps(plan.train_rows)
+    each_epoch = say("every {count} steps", count=number(per_epoch))
+    return {
+        "learning_rate": number(suited_learning_rate(plan.model.config["hidden_size"]), "g"),
+        "max_steps": say("{count} steps", count=number(whole)),
+        "num_layers": number(plan.model.num_layers),
+        "eval_every": each_epoch,
+        "save_every": each_epoch,
+        "restart": number(restarts(from_flat({"restart": -1}, base=config))),
+        **({} if config.place.run else {"run": plan.run.name}),
+    }
 
 
 def consequences(plan: TrainingPlan, train_dataset: TokenDataset, tracker: TrainingTracker) -> mo.Html:

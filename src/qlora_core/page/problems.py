@@ -5,6 +5,7 @@ Knows marimo's modes; in a script the same problem is one line and an exit statu
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import marimo as mo
 from ..errors import QLoraError
 from ..jobs.exit_status import DONE, guarded
 from ..reports import live_output
+from ..translations import Sentence, spoken
 from .look import note
 
 
@@ -29,15 +31,21 @@ class Problem:
 
     Each attribute of a problem is the problem again, so that `config.data` can be passed on unchecked; `onward` marks
     it as already shown.
+
+    Attributes:
+        message: what is wrong, where, and what to do.
+        shown: whether the page shows it already.
+        told_above: whether the page asks for what is missing in words of its own, above Start, and not in red.
     """
 
     message: str
     shown: bool = False
+    told_above: bool = False
 
     @property
     def onward(self) -> Problem:
         """Return the same problem for the cells below the one that shows it."""
-        return Problem(self.message, shown=True)
+        return dataclasses.replace(self, shown=True)
 
     def __getattr__(self, name: str) -> Problem:
         if name.startswith("_"):
@@ -63,7 +71,13 @@ def attempt(call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
     try:
         return call(*arguments, **named)
     except (QLoraError, OSError) as error:
-        return Problem(str(error))
+        return Problem(words_of(error))
+
+
+def words_of(error: BaseException) -> str:
+    """Return an error's message, in the reader's language where it was raised with a `Sentence`."""
+    said = error.args[0] if error.args else ""
+    return spoken(said) if isinstance(said, Sentence) else str(error)
 
 
 def view(make: Callable[..., Any], *values: Any) -> Any:

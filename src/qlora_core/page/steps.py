@@ -128,6 +128,7 @@ def _rules(outline: Outline) -> Iterator[str]:
         yield f"body:has({_cells(own)} .q-alone) {_cells(own)}:not(:has(.q-alone)) {{ {HIDDEN} }}"
     for name, (heading, cells) in outline.folds.items():
         yield f"body:has(#{name}:not([open])) {_cells(cells)}:not(:has(.q-danger)) {{ {HIDDEN} }}"
+        yield f"body:has(#{name}:not([open])) {_cells(cells)} .q-form > :not(.q-danger) {{ display: none }}"
         yield f"body:not(:has({_cells(cells)}:not(:empty))) {_cells([heading])} {{ display: none }}"
 
 

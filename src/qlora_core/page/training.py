@@ -18,12 +18,11 @@ from ..jobs import launch
 from ..reports import charts, live_output
 from ..reports.charts import rate_chart as rate_chart  # shown by the notebook
 from ..reports.in_language import duration, moment, number, size
-from ..reports.time_words import steps_left, time_in_words
+from ..reports.time_words import planned_time, steps_left, time_in_words
 from ..runs.checkpoints import usable_checkpoints
 from ..runs.plan import TrainingPlan, TrainingTracker
 from ..runs.run import Run
 from ..runs.throughput import RECENT_STEPS, counted_seconds
-from ..runs.time_estimate import TimeEstimate, left
 from ..translations import say
 from .crashes import crash_words
 from .diagnosis import diagnosis as all_warnings
@@ -123,14 +122,17 @@ def _about_start(plan: TrainingPlan | Problem, busy: Run | None, asked: str) -> 
         goes_on = say("{run} is training in the background. You can close this page.", run=busy.name)
         return _asked_words(asked, stage_of(busy.status()), busy) if asked != "run" else goes_on
     if isinstance(plan, Problem):
-        return say("Not ready: {problem}", problem=plan.message.splitlines()[0])
+        if plan.told_above:
+            return say("Not ready: {problem}", problem=plan.message)
+        return say("Not ready: first put right what is marked in red.")
     if plan.done:
         return say("{run} is complete. Raise Epochs to continue, or start a new run.", run=plan.run.name)
-    steps, place = steps_left(plan), str(plan.run.path)
-    left = number(steps)
-    if steps < plan.total_steps:
-        return say("{run} goes on where it was saved last: about {left} steps are left.", run=plan.run.name, left=left)
-    return say("{run} will take {left} steps and be kept in {place}.", run=plan.run.name, left=left, place=place)
+    if steps_left(plan) < plan.total_steps:
+        return say("{run} goes on where it was saved last. Left: {time}.", run=plan.run.name, time=planned_time(plan))
+    return say(
+        "{run} will take {time}. It is kept in {place}.",
+        run=plan.run.name, time=planned_time(plan), place=str(plan.run.path),
+    )  # fmt: skip
 
 
 def _asked_words(asked: str, stage: str, run: Run) -> str:
@@ -254,7 +256,7 @@ def time_left(snapshot: Snapshot) -> str:
     """Return how long everything that is to come takes: "about 5 min"; empty if nothing is, or nobody knows."""
     if snapshot.state not in ("preparing", "running", "paused", "crashed"):
         return ""
-    estimated = estimate_left(snapshot)
+    estimated = snapshot.time_left
     return time_in_words(estimated) if estimated and estimated.known and estimated.total >= 1 else ""
 
 
@@ -346,21 +348,6 @@ def seconds_trained(snapshot: Snapshot) -> float:
     """Return the seconds of all steps, without checks, gaps between trainers, and while the machine slept."""
     steps = snapshot.steps
     return float(np.nansum(counted_seconds(steps["tokens"], steps["seconds"])))
-
-
-def estimate_left(snapshot: Snapshot) -> TimeEstimate | None:
-    """Return how long steps, validations, samples, saving and the final test will still take; None before there is any.
-
-    Of a run that nobody trains: how long it would take if it went on now.
-    """
-    if snapshot.run is None or not snapshot.status.get("total_steps"):
-        return None
-    if snapshot.state in ("completed", "stopped"):
-        return TimeEstimate()
-    stopping = snapshot.asked == "stop"
-    known = snapshot.status, snapshot.steps, snapshot.evals, snapshot.events
-    estimated = attempt(left, snapshot.run, *known, stopping=stopping)
-    return None if isinstance(estimated, Problem) else estimated
 
 
 def _seconds_between_steps(snapshot: Snapshot) -> float:

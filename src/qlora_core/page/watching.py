@@ -5,6 +5,7 @@ Reads run directories. Knows nothing of how it is shown.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,8 +18,9 @@ from ..reports.charts import stride
 from ..runs.metrics import EVAL_FIELDS, STEP_FIELDS, Columns, GrowingTable, MetricsReader
 from ..runs.plan import TrainingPlan, TrainingTracker
 from ..runs.run import Run
+from ..runs.time_estimate import TimeEstimate, left
 from .language import read_only
-from .problems import Problem
+from .problems import Problem, attempt
 
 SHARPNESS = 4  # a chart is redrawn when its last point moved by one in this many
 
@@ -91,10 +93,33 @@ class Snapshot:
         values = self.steps[name]
         return float(values[-1]) if len(values) and np.isfinite(values[-1]) else None
 
+    @functools.cached_property
+    def time_left(self) -> TimeEstimate | None:
+        """Return how long steps, validations, samples, saving and the final test still take; None before any is known.
+
+        Of a run that nobody trains: how long it would take if it went on now.
+        """
+        if self.run is None or not self.status.get("total_steps"):
+            return None
+        if self.state in ("completed", "stopped"):
+            return TimeEstimate()
+        known = self.status, self.steps, self.evals, self.events
+        estimated = attempt(left, self.run, *known, stopping=self.asked == "stop")
+        return None if isinstance(estimated, Problem) else estimated
+
     @property
     def step(self) -> int:
         """Return the optimizer steps done."""
         return max(int(self.status.get("step", 0)), int(self.last("step") or 0))
+
+
+def _directory(run: Run) -> tuple[int, int] | None:
+    """Return what tells a run's directory from all others and outlives renaming: its device and inode."""
+    try:
+        found = run.path.stat()
+    except OSError:  # deleted meanwhile
+        return None
+    return found.st_dev, found.st_ino
 
 
 class RunWatcher:
@@ -116,13 +141,15 @@ class RunWatcher:
         self.run: Run | None = None
         self.chosen = chosen
         self._reader: MetricsReader | None = None
+        self._directories: dict[str, tuple[int, int]] = {}
 
     def look(self, plan: TrainingPlan | Problem, chosen: str | None = None) -> Snapshot:
         """Read what is new of the chosen run, else of the active one."""
-        self.active = self._choose(plan.run if isinstance(plan, TrainingPlan) else None)
-        self.chosen = chosen or ""
-        old = Run(self.tracker.runs_dir / self.chosen) if self.chosen else None
-        self.run = old if old and old.exists else self.active
+        active = self._choose(plan.run if isinstance(plan, TrainingPlan) else None)
+        self.active = self._now(active) if active else None
+        other = self._now(Run(self.tracker.runs_dir / chosen)) if chosen else None
+        self.chosen = other.name if other else ""
+        self.run = other if other and other.exists else self.active
         if self.run is None:
             return Snapshot()
         if self._reader is None or self._reader.path != self.run.metrics_file:
@@ -162,6 +189,14 @@ class RunWatcher:
         alive = run.alive
         testing = (run.status().get("work") or {}).get("stage") == "evaluation"
         return run.name, run.state, alive, (run.control(), testing) if alive else "run"
+
+    def _now(self, run: Run) -> Run:
+        """Return a run that was looked at before, under the name that it was given since, whoever did so."""
+        if run.exists:
+            self._directories[run.name] = _directory(run)
+            return run
+        known = self._directories.get(run.name)
+        return next((other for other in self.tracker.runs() if _directory(other) == known), run) if known else run
 
     def request(self, what: str) -> None:
         """Ask the active run's trainer to pause, to stop, or to skip a check; at the final test, Stop skips it."""

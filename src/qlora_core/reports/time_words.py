@@ -22,10 +22,10 @@ def steps_left(plan: TrainingPlan) -> int:
 
 
 def time_sentence(steps: int, estimated: TimeEstimate) -> str:
-    """Return a number of steps and how long everything takes with them."""
+    """Return a number of steps and how long everything takes with them, as far as that is known."""
     counted = say("1 step") if steps == 1 else say("{count} steps", count=number(steps))
     if not estimated.known:
-        return say("{steps}; how long they take is known after the first ones", steps=counted)
+        return counted
     taken = time_in_words(estimated)
     if estimated.checks < 1:
         return say("{steps}, {time}", steps=counted, time=taken)

@@ -18,6 +18,7 @@ from ..machine.memory import GB
 from ..machine.process_pool import cores
 from ..models.base_models import ModelSpec
 from ..tokens.rows import TokenRow, TokenRows
+from ..translations import Sentence
 
 PROGRAM_BYTES = 350_000_000  # Python and the libraries, once loaded
 RESERVE_BYTES = 300_000_000  # left for the rest of the machine
@@ -141,10 +142,17 @@ def check_before_loading(estimate: MemoryEstimate, available: int, config: RunCo
     needed = estimate.total + RESERVE_BYTES
     if needed > available:
         raise MemoryShortError(
-            f"not enough memory: {needed / GB:.1f} GB wanted (base {(estimate.weights + estimate.dense) / GB:.1f}, "
-            f"activations {(estimate.activations + estimate.attention) / GB:.1f}, "
-            f"adapters {estimate.adapters / GB:.1f}, logits {estimate.logits / GB:.1f}), "
-            f"{available / GB:.1f} GB available. {advice(config)}"
+            Sentence(
+                "not enough memory: {needed} GB wanted (base {base}, activations {activations}, adapters {adapters}, "
+                "logits {logits}), {available} GB available. {advice}",
+                needed=round(needed / GB, 1),
+                base=round((estimate.weights + estimate.dense) / GB, 1),
+                activations=round((estimate.activations + estimate.attention) / GB, 1),
+                adapters=round(estimate.adapters / GB, 1),
+                logits=round(estimate.logits / GB, 1),
+                available=round(available / GB, 1),
+                advice=advice(config),
+            )
         )
 
 
@@ -166,15 +174,16 @@ def check_after_loading(estimate: MemoryEstimate, available: int, parameters: in
         )
 
 
-def advice(config: RunConfig) -> str:
+def advice(config: RunConfig) -> Sentence:
     """Return what makes a run need less memory, the least harmful first."""
-    changes = ["close other programs"]
+    changes: list[str] = [Sentence("close other programs")]
     if config.train.batch_size > 1:
         half = config.train.batch_size // 2
         doubled = config.train.grad_accumulation_steps * 2
-        changes.append(f"--batch-size {half} --grad-accumulation-steps {doubled} (the same result)")
+        flags = f"--batch-size {half} --grad-accumulation-steps {doubled}"
+        changes.append(Sentence("{flags} (the same result)", flags=flags))
     if not config.train.grad_checkpoint:
         changes.append("--grad-checkpoint")
     if config.data.max_seq_length > 128:
         changes.append(f"--max-seq-length {config.data.max_seq_length // 2}")
-    return f"What helps: {', '.join(changes)}, or a smaller model."
+    return Sentence("What helps: {changes}, or a smaller model.", changes=Sentence.of_parts(", ", changes))

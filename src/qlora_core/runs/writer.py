@@ -50,8 +50,11 @@ class RunLock(LifeLock):
 def being_trained(run: Path, lock: Path) -> BusyError:
     """Build the error for a run that another process is training; `lock` says which."""
     who = holder_in_words(lock)
-    process = f"another process ({who})" if who else "another process"
-    return BusyError(f"{run}: is being trained by {process}. Follow it, or pause it first.")
+    process = Sentence("another process ({who})", who=who) if who else Sentence("another process")
+    words = Sentence(
+        "{run}: is being trained by {process}. Follow it, or pause it first.", run=str(run), process=process
+    )
+    return BusyError(words)
 
 
 def record(run: Run, **facts: Any) -> dict[str, Any]:
