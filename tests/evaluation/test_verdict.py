@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from qlora_core.evaluation.verdict import NAMES, PAIRS, verdict_on
+from qlora_core.evaluation.contest import NAMES, PAIRS
+from qlora_core.evaluation.verdict import verdict_on
 from qlora_core.reports.verdict_text import verdict_lines
 
 WHO = "base", "tuned", "base_passages", "tuned_passages"

@@ -38,6 +38,7 @@ TRANSLATIONS = {
     "docs/benchmarks.md": "docs/pt/medicoes.md",
     "docs/commands.md": "docs/pt/comandos.md",
     "docs/data.md": "docs/pt/dados.md",
+    "docs/evaluation.md": "docs/pt/avaliacao.md",
     "docs/exports.md": "docs/pt/exportacoes.md",
     "docs/from-the-notebook.md": "docs/pt/do-notebook.md",
     "docs/library.md": "docs/pt/biblioteca.md",

@@ -17,13 +17,14 @@ from babel.messages.pofile import read_po, write_po
 from qlora_core import translations as texts
 from qlora_core.activity import STAGES
 from qlora_core.config import settings
+from qlora_core.evaluation import contest
 from qlora_core.exports.formats import FORMATS
 from qlora_core.page.forms import words
 from qlora_core.page.language import choose
 from qlora_core.page.reasons import REASONS
 from qlora_core.page.setting_names import EMPTY, VALUES
 from qlora_core.page.steps import STEPS
-from qlora_core.reports import console
+from qlora_core.reports import console, verdict_text
 from qlora_core.reports.comparison import MEASURES, OTHER_DATA, OTHER_QUESTIONS, OTHER_TOKENS
 from qlora_core.runs.presets import PRESETS
 from qlora_core.runs.schema import State
@@ -68,6 +69,7 @@ def spoken() -> set[str]:
     found |= {*typing.get_args(State), "new"}
     found |= {measure.label for measure in MEASURES} | {OTHER_DATA, OTHER_TOKENS, OTHER_QUESTIONS}
     found |= console.diagnosis(Anything()).keys()
+    found |= {*contest.NAMES.values(), *verdict_text.CONTENDERS.values()}
     found |= {*STAGES.values(), *PARTS.values(), *STEPS.values()}
     found |= {text for form in FORMATS.values() for text in (form.title, form.purpose)}
     return found - {""}

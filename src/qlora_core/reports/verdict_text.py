@@ -6,9 +6,10 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..evaluation.contest import NAMES, Measure
 from ..evaluation.ledger import LedgerEntry
 from ..evaluation.statistics import Estimate
-from ..evaluation.verdict import NAMES, Measure, Verdict
+from ..evaluation.verdict import Verdict
 from .plain_text import one_line, section
 
 COLUMNS = 100
@@ -19,7 +20,6 @@ CONTENDERS = {
     "tuned_passages": "Tuned + passages",
 }
 """Names of the contenders, in the order of their columns."""
-LOSSES = "loss", "general_loss"
 SHOWN_FACTS = 20
 
 
@@ -56,15 +56,15 @@ def value_text(measure: Measure, found: Estimate | None) -> str:
     """Return a value as the table shows it: a share in percent, a loss in nats a token."""
     if found is None:
         return "–"
-    return f"{found.value:.3f}" if measure.name in LOSSES else f"{100 * found.value:.0f}%"
+    return f"{found.value:.3f}" if measure.lower_is_better else f"{100 * found.value:.0f}%"
 
 
 def interval_text(measure: Measure, found: Estimate | None) -> str:
     """Return the ends of an interval, and over how many questions or rows it is."""
     if found is None or found.low is None:
         return ""
-    ends = (found.low, found.high) if measure.name in LOSSES else (100 * found.low, 100 * found.high)
-    form = ".3f" if measure.name in LOSSES else ".0f"
+    ends = (found.low, found.high) if measure.lower_is_better else (100 * found.low, 100 * found.high)
+    form = ".3f" if measure.lower_is_better else ".0f"
     return f"{ends[0]:{form}} to {ends[1]:{form}} of {found.count}"
 
 

@@ -1,0 +1,199 @@
+"""What an evaluation found beside its verdict, in a sentence each: retrieval, forgetting, invention, repetition."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..translations import Sentence
+from .contest import DECIDING, PAIRS, Measure
+from .measures import is_loop
+from .statistics import FEWEST
+
+REPEATED = 0.5  # share of a row's rest in one piece that counts as known by heart
+
+
+def findings_of(found: Mapping[str, Any], measures: Mapping[str, Measure]) -> list[Sentence]:
+    """Return a sentence for each thing that was seen.
+
+    Args:
+        found: the contents of `verdict.json`.
+        measures: of them.
+    """
+    parts = (
+        _retrieval(measures),
+        _forgetting(measures),
+        _confusion(found),
+        _invention(found),
+        _memory(found),
+        _repetition(found),
+    )
+    return [sentence for part in parts for sentence in part]
+
+
+def missing_from(found: Mapping[str, Any], measures: Mapping[str, Measure]) -> list[Sentence]:
+    """Return what could not be judged, and why."""
+    missing = []
+    if "held_out" not in measures and "trained" not in measures:
+        missing.append(Sentence("No recall of facts: the run has no fact sheet (--facts)."))
+    if "f1" not in measures:
+        missing.append(Sentence("No comparison with expected answers: no question comes with its answer."))
+    if not any("passages" in one for one in found.get("questions", ())):
+        missing.append(Sentence("No retrieval: the run has no texts to look things up in, only questions and answers."))
+    if "loss" not in measures:
+        missing.append(Sentence("No validation loss: the run has no validation rows."))
+    return missing
+
+
+def value_words(measure: Measure, value: float) -> str:
+    """Return a value: a share in percent, a loss in nats a token."""
+    return f"{value:.3f}" if measure.lower_is_better else f"{100 * value:.0f}%"
+
+
+def difference_words(measure: Measure, pair: tuple[str, str]) -> Sentence:
+    """Return a difference with the ends of its interval."""
+    found = measure.differences[pair]
+    points = not measure.lower_is_better
+    scale, form = (100, "+.0f") if points else (1, "+.3f")
+    value, low, high = (
+        format(scale * one, form) if one is not None else "?" for one in (found.value, found.low, found.high)
+    )
+    ends = {"value": value, "low": low, "high": high}
+    if points:
+        return Sentence("{value} points, 95%: {low} to {high}", **ends)
+    return Sentence("{value} nats, 95%: {low} to {high}", **ends)
+
+
+def count_that(asked: Sequence[Mapping[str, Any]], what: str, who: str) -> int:
+    """Return how many answers of a contender do something, as `probes.judge_invention` calls it."""
+    return sum(one["answers"][who].get("does") == what for one in asked)
+
+
+def _retrieval(measures: Mapping[str, Measure]) -> list[Sentence]:
+    """Return how the tuned model compares with the base that has passages beside the question, and both together."""
+    decided = next((measures[name] for name in DECIDING if name in measures and PAIRS[2] in measures[name].differences
+                    and measures[name].differences[PAIRS[2]].count >= FEWEST), None)  # fmt: skip
+    if decided is None:
+        return []
+    alone, both = (difference_words(decided, pair) for pair in PAIRS[2:])
+    first = {
+        True: Sentence(
+            "Tuned, it is better than the base with your passages beside the question: {difference}.", difference=alone
+        ),
+        False: Sentence(
+            "The base with your passages beside the question is better than the tuned model: {difference}.",
+            difference=alone,
+        ),
+        None: Sentence(
+            "No difference to the base with your passages beside the question was seen: {difference}.", difference=alone
+        ),
+    }
+    second = {
+        True: Sentence("Passages help the tuned model, too: {difference}.", difference=both),
+        False: Sentence("Passages beside the question confuse the tuned model: {difference}.", difference=both),
+        None: Sentence(
+            "Passages beside the question make no clear difference to the tuned model: {difference}.", difference=both
+        ),
+    }
+    return [first[decided.better(PAIRS[2])], second[decided.better(PAIRS[3])]]
+
+
+def _forgetting(measures: Mapping[str, Measure]) -> list[Sentence]:
+    if "general_loss" not in measures:
+        return []
+    loss = measures["general_loss"]
+    told = difference_words(loss, PAIRS[0])
+    forgot = {
+        False: Sentence("It forgot: ordinary text is less likely than before ({difference}).", difference=told),
+        True: Sentence("Ordinary text is no less likely than before ({difference}).", difference=told),
+        None: Sentence("No forgetting was seen on ordinary text ({difference}).", difference=told),
+    }
+    found = [forgot[loss.better(PAIRS[0])]]
+    if "general" in measures:
+        asked = measures["general"]
+        found.append(
+            Sentence(
+                "Ordinary questions answered right: {tuned}, by the base {base} ({difference}).",
+                tuned=value_words(asked, asked.values["tuned"].value),
+                base=value_words(asked, asked.values["base"].value),
+                difference=difference_words(asked, PAIRS[0]),
+            )
+        )
+    return found
+
+
+def _confusion(found: Mapping[str, Any]) -> list[Sentence]:
+    """Return how many wrong answers are the right ones to another question, if any is."""
+    asked = [one for one in found.get("questions", ()) if one.get("expected") or one.get("reference")]
+    confused = sum(bool(one.get("confused_with")) for one in asked)
+    if not confused:
+        return []
+    return [
+        Sentence(
+            "Of {asked} answers {confused} belong, word for word, to another question that was trained.",
+            asked=len(asked),
+            confused=confused,
+        )
+    ]
+
+
+def _invention(found: Mapping[str, Any]) -> list[Sentence]:
+    asked = found.get("invention", ())
+    if not asked:
+        return []
+    return [
+        Sentence(
+            "Of {asked} questions about what does not exist it declines {tuned} (the base {base}), and answers {own} "
+            "with a fact of yours (the base {before}).",
+            asked=len(asked),
+            tuned=count_that(asked, "declined", "tuned"),
+            base=count_that(asked, "declined", "base"),
+            own=count_that(asked, "own fact", "tuned"),
+            before=count_that(asked, "own fact", "base"),
+        )
+    ]
+
+
+def _memory(found: Mapping[str, Any]) -> list[Sentence]:
+    rows = [one for one in found.get("memory", ()) if one["kind"] == "row"]
+    values = [one for one in found.get("memory", ()) if one["kind"] == "value"]
+    sentences = []
+    if rows:
+        known = {who: sum(one["answers"][who]["share"] >= REPEATED for one in rows) for who in PAIRS[0]}
+        longest = max(one["answers"]["tuned"]["words"] for one in rows)
+        sentences.append(
+            Sentence(
+                "It goes on with {tuned} of {rows} trained rows by heart (the base {base}): {longest} words at most.",
+                tuned=known["tuned"],
+                rows=len(rows),
+                base=known["base"],
+                longest=longest,
+            )
+        )
+    if values:
+        given = {who: sum(bool(one["answers"][who].get("given_away")) for one in values) for who in PAIRS[0]}
+        sentences.append(
+            Sentence(
+                "It gives away {tuned} of {values} addresses and telephone numbers of your text (the base {base}).",
+                tuned=given["tuned"],
+                values=len(values),
+                base=given["base"],
+            )
+        )
+    return sentences
+
+
+def _repetition(found: Mapping[str, Any]) -> list[Sentence]:
+    """Return how many answers go round in circles or do not end, if any does."""
+    said = [one["answers"]["tuned"] for one in found.get("questions", ())]
+    loops, endless = sum(is_loop(one["text"]) for one in said), sum(not one["ended"] for one in said)
+    if not loops and not endless:
+        return []
+    return [
+        Sentence(
+            "Of {count} answers {endless} do not end by themselves, and {loops} repeat themselves.",
+            count=len(said),
+            endless=endless,
+            loops=loops,
+        )
+    ]
