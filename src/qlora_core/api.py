@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .config import from_flat
-from .errors import ConfigError
+from .errors import ConfigError, RunError
 from .runs.plan import TrainingPlan, TrainingTracker, resolve_config
 from .runs.run import Run
 
@@ -130,6 +130,45 @@ def evaluate(run: Run, *, passages: int = 3, passage_tokens: int = 250, again: b
 
     asked = Asked(run.config().pace.max_answer_tokens, passages, passage_tokens)
     return told_whole(run, judge_run(run, *load_for_answers(run), asked, anew=again))
+
+
+def compare(
+    *runs: Run, train: bool = False, bits: Sequence[str] = ("none", "8", "4"), seeds: int = 1
+) -> dict[str, Any]:
+    """Compare runs side by side; with `train`, LoRA against QLoRA: one run with itself on its base in other bits.
+
+    Args:
+        runs: two or more; one with `train`.
+        train: train the runs that are not there yet, each in a process of its own, beside the run that is given.
+        bits: of the base in these runs; `none` is unquantised.
+        seeds: the run's own seed and the next ones, so many in all.
+
+    Returns:
+        `{"runs": […], "settings": {…}, "notes": […], "samples": […]}`; with `train` also `arms`, `differences` and
+        `conclusion`, a sentence.
+
+    Raises:
+        ConfigError: there is nothing to compare.
+        KeyboardInterrupt: by Ctrl+C while a run was trained; it is saved, and the same call goes on.
+        RunError: a run could not be trained, or was paused.
+    """
+    from .reports.comparison import compare as side_by_side
+
+    if not train:
+        return side_by_side(runs).as_dict()
+    if len(runs) != 1:
+        raise ConfigError(f"{len(runs)} runs given; train=True wants one, and makes the others of it.")
+    from .jobs.arms import train_and_compare
+    from .jobs.exit_status import INTERRUPTED
+    from .reports.live_output import TrainingReporter
+
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere:  # a stream that a child process may write to
+        status, found = train_and_compare(runs[0], TrainingReporter(nowhere), forms=bits, seeds=seeds)
+    if status == INTERRUPTED:
+        raise KeyboardInterrupt
+    if found is None:
+        raise RunError(f"{runs[0].name}: one of the runs that it is compared with is not complete. `qlora runs` tells.")
+    return found.as_dict()
 
 
 def export(

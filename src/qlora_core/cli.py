@@ -23,7 +23,7 @@ from typing import Any
 from .bench import Options
 from .bench import add_arguments as add_bench_arguments
 from .config import RunConfig, add_arguments, from_flat, given_settings, settings
-from .errors import QLoraError
+from .errors import ConfigError, QLoraError
 from .exports.formats import FORMATS
 from .files.storage import keep_private
 from .gguf.blocks import KINDS
@@ -226,14 +226,37 @@ def _judge(arguments: argparse.Namespace, run: Run, model: Any, tokenizer: Any) 
 
 
 def _compare(arguments: argparse.Namespace) -> int:
+    if arguments.train:
+        return _compare_arms(arguments)
     from .reports.comparison import compare
 
+    if arguments.bits or arguments.seeds:
+        raise ConfigError("--bits and --seeds say which runs to train: give --train, too.")
     tracker = TrainingTracker(arguments.runs_dir)
     comparison = compare([tracker.find(name) for name in arguments.run_names])
     if arguments.json:
         print_json(comparison.as_dict())
     else:
         print("\n".join(comparison.lines()))
+    return DONE
+
+
+def _compare_arms(arguments: argparse.Namespace) -> int:
+    """Train what a comparison of one run with its other arms lacks, and print it."""
+    from .jobs.arms import FORMS, train_and_compare
+
+    if len(arguments.run_names) != 1:
+        raise ConfigError(f"{len(arguments.run_names)} runs given; --train wants one, and makes the others of it.")
+    run = TrainingTracker(arguments.runs_dir).find(arguments.run_names[0])
+    reporter = live_output.TrainingReporter(sys.stderr if arguments.json else sys.stdout)
+    forms = arguments.bits.split(",") if arguments.bits else FORMS
+    status, found = train_and_compare(run, reporter, forms=forms, seeds=arguments.seeds or 1)
+    if found is None:
+        return status
+    if arguments.json:
+        print_json(found.as_dict())
+    else:
+        print("\n".join(["", *found.lines()]))
     return DONE
 
 
@@ -417,7 +440,7 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate = command("evaluate", _evaluate, "did training help: base and tuned model, with and without retrieval")
     _add_evaluation(evaluate)
     compare = command("compare", _compare, "runs side by side: loss, memory, speed, size, settings, answers")
-    compare.add_argument("run_names", metavar="RUN", nargs="+", help="names or paths of two or more runs")
+    _add_comparison(compare)
     export = command("export", _export, "take a run's result elsewhere: adapters or one model, with a guide")
     _add_export(export)
     for made in (generate, evaluate, export):
@@ -456,6 +479,17 @@ def _add_keeping(runs: argparse.ArgumentParser) -> None:
     one.add_argument("--note", nargs=2, metavar=("RUN", "TEXT"), help="note something about a run; '' takes it away")
     one.add_argument("--delete", metavar="RUN", default="", help="delete a run with everything in its directory")
     runs.add_argument("--yes", action="store_true", help="delete without asking")
+
+
+def _add_comparison(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `qlora compare`."""
+    parser.add_argument("run_names", metavar="RUN", nargs="+", help="names or paths of two or more runs")
+    parser.add_argument("--train", action="store_true", help="of one run: also train it on its base in other numbers "
+                        "of bits, LoRA against QLoRA; what is there already is used")  # fmt: skip
+    parser.add_argument("--bits", default="", metavar="LIST", help="with --train: of the base in the other runs; none "
+                        "is unquantised (default: none,8,4)")  # fmt: skip
+    parser.add_argument("--seeds", type=_at_least(1, int), default=0, metavar="N", help="with --train: the run's own "
+                        "seed and the next ones, so many in all (default: 1)")  # fmt: skip
 
 
 def _add_export(parser: argparse.ArgumentParser) -> None:

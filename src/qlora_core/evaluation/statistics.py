@@ -129,11 +129,11 @@ def sign_test(gained: int, lost: int) -> float:
 def _student(freedom: int) -> float:
     """Return the quantile of Student's t for the confidence.
 
-    It is the Cornish-Fisher expansion (Abramowitz and Stegun 26.7.5), right to 0.1% from three degrees of freedom on;
+    It is the Cornish-Fisher expansion (Abramowitz and Stegun 26.7.5), right to 0.1% from four degrees of freedom on;
     below stand the exact values.
     """
-    if freedom <= 2:
-        return {1: 12.706, 2: 4.303}[freedom]
+    if freedom <= 3:
+        return {1: 12.706, 2: 4.303, 3: 3.182}[freedom]
     z, n = _Z, freedom
     terms = (
         (z**3 + z) / 4,

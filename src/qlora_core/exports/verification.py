@@ -98,7 +98,7 @@ def verdict(found: dict[str, Any]) -> str:
         sentences.append(say("{same} of {asked} answers are the run's own.", same=found["same_answers"], asked=asked))
     if others := asked - found["same_ids"]:
         sentences.append(say("{count} of the questions become other tokens.", count=others))
-    if found["within"] and not found.get("sure", True):
+    if found["within"] and not found.get("sure", True) and found["interval"]:  # one row has no interval
         most = f"{found['interval'][1]:+.4f}"
         sentences.append(say("Judged on {rows} rows alone, it could be up to {most}.", rows=found["rows"], most=most))
         sentences += [say("{choice} is safer.", choice=found["safer"])] if found["safer"] else []

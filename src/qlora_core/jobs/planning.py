@@ -60,22 +60,36 @@ def train_planned(
         The exit status.
     """
     reporter = live_output.TrainingReporter(sys.stderr if as_json else sys.stdout)
-    status = _train_planned(tracker, plan, reporter, monitor or MemoryMonitor())
+    status = train_reported(tracker, plan, reporter, monitor or MemoryMonitor())
     if as_json:
         print_json(run_as_json(plan.run))
     return status
 
 
-def _train_planned(
-    tracker: TrainingTracker, plan: TrainingPlan, reporter: live_output.TrainingReporter, monitor: MemoryMonitor
+def train_reported(
+    tracker: TrainingTracker,
+    plan: TrainingPlan,
+    reporter: live_output.TrainingReporter,
+    monitor: MemoryMonitor,
+    *,
+    apart: bool = False,
 ) -> int:
+    """Train a planned run as `train_planned` does, and return the exit status.
+
+    Args:
+        tracker: the tracker of all runs.
+        plan: the planned run.
+        reporter: shows its progress.
+        monitor: looks at the memory.
+        apart: train in a child in any case, whose peak of memory then is that of this run alone.
+    """
     if plan.done:
         reporter.say(f"✓ Run {plan.run.name} is complete; nothing to train. More: --epochs, or --fresh for a new run.")
         reporter.say(console.final_summary(plan.run))
         return DONE
     run = plan.run
     with launch.beginning(tracker, plan) as (writer, device):  # before anything is written: somebody may be training
-        if restarts(plan.config):
+        if apart or restarts(plan.config):
             status = supervise(writer, reporter, device)  # the child reports errors and keeps the result
         else:
             try:

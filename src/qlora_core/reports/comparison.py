@@ -98,10 +98,10 @@ class Comparison:
     def lines(self, samples: int = 6) -> list[str]:
         """Return the comparison as a terminal shows it, with some of the samples, spread over all."""
         heading = [f"{number}  {run['run']}" for number, run in enumerate(self.runs, 1)]
-        table = _table([["", *heading], *([row.label, *row.values] for row in self.table())])
+        table = in_columns([["", *heading], *([row.label, *row.values] for row in self.table())])
         if self.settings:
             rows = [[name, *map(setting_text, values)] for name, values in self.settings.items()]
-            table += [*section("Settings that differ").split("\n"), *_table(rows)]
+            table += [*section("Settings that differ").split("\n"), *in_columns(rows)]
         if self.notes:
             wrapped = (textwrap.wrap(f"! {note}", COLUMNS, subsequent_indent="  ") for note in self.notes)
             table += ["", *(line for lines in wrapped for line in lines)]
@@ -364,7 +364,7 @@ def _numbered(name: str, texts: Sequence[str]) -> dict[str, str]:
     return {f"{name} {number}": text for number, text in enumerate(texts, 1)}
 
 
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+def in_columns(rows: Sequence[Sequence[str]]) -> list[str]:
     """Return a label and a column for each run; a value too long for its column goes on in the next line."""
     count = len(rows[0]) - 1
     width = max(NARROWEST, (COLUMNS - LABEL) // count - 2)

@@ -37,7 +37,7 @@ Control = Literal["run", "pause", "stop", "skip"]
 CONFIG, ENVIRONMENT, STATUS, METRICS = "config.json", "environment.json", "status.json", "metrics.jsonl"
 SAMPLES, EVALUATION, SUMMARY, CONTROL = "samples.jsonl", "evaluation.json", "summary.json", "control"
 VERDICT = "verdict.json"
-WORKER_LOG, EXIT = "worker.log", "exit.json"
+WORKER_LOG, EXIT, VALIDATION_LOSSES = "worker.log", "exit.json", "validation_losses.json"
 """Files of a run; `docs/runs.md` tells what is in them."""
 
 _ALIKE = 1000  # rows that are checked for a common system text

@@ -168,6 +168,16 @@ Verdict = TypedDict(
 """Contents of `verdict.json`."""
 
 
+class ValidationLosses(TypedDict):
+    """Contents of `validation_losses.json`."""
+
+    adapters: str
+    adapters_sha256: str
+    rows_sha256: str
+    losses: list[Annotated[float, msgspec.Meta(ge=0, le=1e15)]]
+    tokens: list[Count]
+
+
 class Summary(TypedDict, total=False):
     """Contents of `summary.json`."""
 

@@ -338,16 +338,18 @@ def _verdict(found: dict[str, Any], not_judged: str, form: str) -> str:
     """Return what merging changed, and what to do if it lost something, in a sentence or two."""
     if not_judged:
         return f"It was not compared with the adapters on the untouched base: {not_judged}."
+    interval = found["interval"]  # one row has none
+    between = f" ({interval[0]:+.4f} to {interval[1]:+.4f})" if interval else ""
     measured = (
-        f"{found['fused_loss']:.4f} instead of {found['tuned_loss']:.4f} nats a token, {found['lost']:+.4f} "
-        f"({found['interval'][0]:+.4f} to {found['interval'][1]:+.4f}) on {found['rows']} rows"
+        f"{found['fused_loss']:.4f} instead of {found['tuned_loss']:.4f} nats a token, {found['lost']:+.4f}{between} "
+        f"on {found['rows']} rows"
     )
     if found["lost"] <= MOST_LOST:
         kept = f"It keeps what was learnt: the loss is {measured}; up to {MOST_LOST:+} counts as the same."
-        if found["interval"][1] <= MOST_LOST:
+        if not interval or interval[1] <= MOST_LOST:
             return kept
         safer = {"16": "", "8": "; --bits 16 is safer"}.get(form, "; --bits 8 is safer")
-        return f"{kept} Judged on {found['rows']} rows alone, it could be up to {found['interval'][1]:+.4f}{safer}."
+        return f"{kept} Judged on {found['rows']} rows alone, it could be up to {interval[1]:+.4f}{safer}."
     remedy = (
         "--bits auto finds the smallest form that does not"
         if form not in ("16", "mixed")

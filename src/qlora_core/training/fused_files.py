@@ -70,6 +70,12 @@ def save_companions(spec: ModelSpec, directory: Path, tokenizer: ChatTokenizer, 
         dtype: of the weights that are not quantised.
         storage: how each quantised layer is stored; those that are stored unlike most are named one by one.
     """
+    write_tokenizer(tokenizer, directory)
+    write_configuration(spec, directory, dtype, storage)
+
+
+def write_configuration(spec: ModelSpec, directory: Path, dtype: str, storage: Storage) -> None:
+    """Write the `config.json` of a base whose weights are stored anew; the arguments are those of `save_companions`."""
     config = json.loads((spec.path / "config.json").read_text(encoding="utf-8"))
     config = {key: value for key, value in config.items() if key not in ("quantization", "quantization_config")}
     config |= {key: dtype for key in ("torch_dtype", "dtype") if key in config} or {"torch_dtype": dtype}
@@ -78,5 +84,4 @@ def save_companions(spec: ModelSpec, directory: Path, tokenizer: ChatTokenizer, 
         others = {path: how for path, how in storage.items() if how != usual}
         config["quantization"] = {"mode": "affine", **usual, **dict(sorted(others.items()))}
         config["quantization_config"] = config["quantization"]  # the name by which other libraries look for it
-    write_tokenizer(tokenizer, directory)
     write_json(directory / "config.json", config)

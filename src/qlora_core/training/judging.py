@@ -15,11 +15,12 @@ import numpy as np
 
 from ..activity import doing
 from ..engine.device import mx, nn
+from ..evaluation.statistics import mean_difference
 from ..runs.run import Run
 from ..tokens.dataset import make_datasets
 from ..tokens.rows import TokenRow
 from ..tokens.tokenizer import ChatTokenizer
-from .input_moments import padded_batches
+from .row_losses import answered_batches, chosen
 
 JUDGED_SHARE = 5  # one training row in so many is judged, the others calibrate
 JUDGED_ROWS = 64  # at most, of training and of validation rows each
@@ -36,8 +37,6 @@ of the same kind might have found more, and a verdict says so. The mean decides 
 is wide, however little a form really loses.
 """
 NO_ROWS = "the run has no rows to compare them on"
-RESAMPLES = 2_000
-CONFIDENCE = 0.95
 
 
 Answers = Iterator[tuple[np.ndarray, mx.array, mx.array]]
@@ -129,7 +128,7 @@ class Judge:
         for places, target, logs in self._answers(model):
             if self._kept is None:
                 self._kept = np.memmap(self._file, np.float16, "w+", shape=(self.tokens, logs.shape[-1]))
-            self._losses[places] = -_chosen(logs, target)
+            self._losses[places] = -chosen(logs, target)
             self._choices[places] = np.array(logs.argmax(-1))
             self._kept[places] = np.array(mx.maximum(logs, -65_000).astype(mx.float16))
 
@@ -150,7 +149,7 @@ class Judge:
 
         def answers() -> Answers:
             for index, (row, logs) in enumerate(zip(self.rows, said, strict=True)):
-                places = np.arange(self._starts[index], self._starts[index + 1])
+                places = self._places(index)
                 fitting = np.full((len(logs), size), -65_000, np.float32)
                 fitting[:, : logs.shape[-1]] = logs[:, :size]
                 yield places, mx.array(row.ids[row.trained]), mx.array(fitting)
@@ -160,7 +159,7 @@ class Judge:
     def _compare(self, answers: Answers) -> Comparison:
         losses, same, divergence = np.zeros(self.tokens), np.zeros(self.tokens, bool), np.zeros(self.tokens)
         for places, target, logs in answers:
-            losses[places] = -_chosen(logs, target)
+            losses[places] = -chosen(logs, target)
             same[places] = np.array(logs.argmax(-1)) == self._choices[places]
             tuned = mx.array(self._kept[places]).astype(mx.float32)
             tuned = tuned - mx.logsumexp(tuned, axis=-1, keepdims=True)  # rounding: they are probabilities again
@@ -169,32 +168,19 @@ class Judge:
 
     def _answers(self, model: nn.Module) -> Answers:
         """Yield places among all trained tokens, the tokens there and the log-probabilities, `(T, V)`, float32."""
-        model.eval()
         done, telling = 0, doing("judging", len(self.rows)) if self._told else nullcontext(lambda _: None)
         with telling as tick:
-            for indices, answered in self._batches(model):
-                yield answered
+            for indices, target, logs in answered_batches(model, self.rows):
+                yield np.concatenate([self._places(i) for i in indices]), target, logs
                 done += len(indices)
                 tick(done)
 
-    def _batches(self, model: nn.Module) -> Iterator[tuple[list[int], tuple[np.ndarray, mx.array, mx.array]]]:
-        """Yield the rows of a batch, and what `_answers` yields of them."""
-        for indices, ids in padded_batches(self.rows):
-            trained = [np.flatnonzero(self.rows[i].trained) for i in indices]
-            line = np.repeat(np.arange(len(indices)), [len(each) for each in trained])
-            column = np.concatenate(trained)
-            places = np.concatenate([np.arange(self._starts[i], self._starts[i + 1]) for i in indices])
-            logits = model(ids)[mx.array(line), mx.array(column - 1)].astype(mx.float32)
-            logs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-            mx.eval(logs)
-            yield indices, (places, ids[mx.array(line), mx.array(column)], logs)
+    def _places(self, index: int) -> np.ndarray:
+        """Return the places of a row's tokens among all trained tokens."""
+        return np.arange(self._starts[index], self._starts[index + 1])
 
     def _by_row(self, values: np.ndarray) -> np.ndarray:
         return np.add.reduceat(values.astype(np.float64), self._starts[:-1])
-
-
-def _chosen(logs: mx.array, target: mx.array) -> np.ndarray:
-    return np.array(mx.take_along_axis(logs, target[:, None], axis=-1)[:, 0])
 
 
 @dataclass(frozen=True)
@@ -231,11 +217,10 @@ class Comparison:
         """Return means over all rows, and the same for the rows of each kind there are.
 
         Each has `rows`, `tokens`, `tuned_loss`, `fused_loss`, their difference `lost` with its `interval`, `kl`, and
-        the share `same_choice`; losses and divergences are nats a token. `interval` is the pair of ends between which
-        95 in 100 differences lie when as many rows are drawn from these at random, with repetition (bootstrap, paired:
-        a row brings both of its losses; always the same draws). It tells how much the difference depends on which rows
-        were judged. It does not cover other kinds of text than the run's, and with fewer than about ten rows it is too
-        narrow.
+        the share `same_choice`; losses and divergences are nats a token. `interval` is the pair of ends of the 95%
+        interval by `evaluation.statistics.mean_difference`, paired: a row brings both of its losses. It tells how much
+        the difference depends on which rows were judged, and does not cover other kinds of text than the run's. One row
+        has none (None).
         """
         kinds = {name: np.flatnonzero(self.trained == flag) for name, flag in zip(SHOWN, (True, False), strict=True)}
         parts = {name: self._means(chosen) for name, chosen in kinds.items() if len(chosen)}
@@ -244,17 +229,14 @@ class Comparison:
     def _means(self, chosen: np.ndarray) -> dict[str, Any]:
         lengths = self.lengths[chosen]
         tokens = lengths.sum()
-        change = self.other[chosen] - self.tuned[chosen]
-        drawn = np.random.default_rng(0).integers(0, len(chosen), (RESAMPLES, len(chosen)))
-        resampled = change[drawn].sum(1) / lengths[drawn].sum(1)
-        ends = np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+        lost = mean_difference(self.other[chosen], self.tuned[chosen], lengths)
         return {
             "rows": len(chosen),
             "tokens": int(tokens),
             "tuned_loss": float(self.tuned[chosen].sum() / tokens),
             "fused_loss": float(self.other[chosen].sum() / tokens),
-            "lost": float(change.sum() / tokens),
-            "interval": [float(end) for end in ends],
+            "lost": lost.value,
+            "interval": None if lost.low is None else [lost.low, lost.high],
             "kl": float(self.divergence[chosen].sum() / tokens),
             "same_choice": float(self.same[chosen].sum() / tokens),
         }

@@ -1,42 +1,56 @@
-"""The loss of a model over each of some rows, so that two models can be compared row by row."""
+"""What a model says to the trained tokens of rows, and its loss on each row.
+
+Knows a loaded model and rows of tokens; nothing of runs, nor of what is made of the losses.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from ..activity import doing
-from ..engine.device import blas_threads, cores, mx, nn
+from ..engine.device import mx, nn
 from ..tokens.rows import TokenRow
 from .input_moments import padded_batches
 
 
 def row_losses(model: nn.Module, rows: Sequence[TokenRow]) -> np.ndarray:
-    """Return the loss of each row, summed over its trained tokens, in nats: float64 `(rows,)`.
+    """Return the cross-entropy of each row, summed over its trained tokens: nats, float64, `(rows,)`.
 
-    The model is left in the mode (training or evaluation) that it was in.
+    Logits become float32 before their logarithms are taken, as in `judging`; a row without a trained token has 0.
+    Divided by `target_tokens`, it is the row's loss a token.
+
+    Args:
+        model: answers with whatever adapters it has; is left in the state `eval`.
+        rows: as a run is trained on them.
     """
-    losses, done, training = np.zeros(len(rows)), 0, model.training
-    model.eval()
-    try:
-        # half the cores, as answers do: on a busy machine, BLAS threads wait for each other
-        with doing("judging", len(rows)) as tick, blas_threads(max(1, cores() // 2)):
-            for indices, ids in padded_batches(rows):
-                losses[indices] = _losses(model, [rows[i] for i in indices], ids)
-                done += len(indices)
-                tick(done)
-    finally:
-        model.train(training)
+    losses, done = np.zeros(len(rows)), 0
+    with doing("judging", len(rows)) as tick:
+        for indices, target, logs in answered_batches(model, rows):
+            owner = np.repeat(indices, [rows[i].target_tokens for i in indices])
+            losses += np.bincount(owner, -chosen(logs, target).astype(np.float64), len(rows))
+            done += len(indices)
+            tick(done)
     return losses
 
 
-def _losses(model: nn.Module, rows: Sequence[TokenRow], ids: mx.array) -> np.ndarray:
-    trained = [np.flatnonzero(row.trained) for row in rows]
-    line = np.repeat(np.arange(len(rows)), [len(each) for each in trained])
-    column = np.concatenate(trained)
-    logits = model(ids)[mx.array(line), mx.array(column - 1)].astype(mx.float32)
-    targets = ids[mx.array(line), mx.array(column)]
-    chosen = mx.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-    each = np.array(mx.logsumexp(logits, axis=-1) - chosen).astype(np.float64)
-    return np.bincount(line, each, len(rows))
+def answered_batches(model: nn.Module, rows: Sequence[TokenRow]) -> Iterator[tuple[list[int], mx.array, mx.array]]:
+    """Yield indices of some rows, their trained tokens `(T,)` one row after another, and the log-probabilities there.
+
+    These are float32 `(T, V)`, computed from the logits at the position before each token.
+    """
+    model.eval()
+    for indices, ids in padded_batches(rows):
+        trained = [np.flatnonzero(rows[i].trained) for i in indices]
+        line = mx.array(np.repeat(np.arange(len(indices)), [len(each) for each in trained]))
+        column = mx.array(np.concatenate(trained))
+        logits = model(ids)[line, column - 1].astype(mx.float32)
+        logs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        mx.eval(logs)
+        yield indices, ids[line, column], logs
+
+
+def chosen(logs: mx.array, target: mx.array) -> np.ndarray:
+    """Return the log-probability of each target, `(T,)`."""
+    return np.array(mx.take_along_axis(logs, target[:, None], axis=-1)[:, 0])

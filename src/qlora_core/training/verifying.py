@@ -123,7 +123,7 @@ def verify(export: Export, reader: str) -> dict[str, Any]:
         "version": importlib.metadata.version(opened.library) if opened.library else "",
         **(means := opened.comparison.as_dict()),
         "within": means["lost"] <= MOST_LOST,
-        "sure": means["interval"][1] <= MOST_LOST,
+        "sure": means["interval"] is not None and means["interval"][1] <= MOST_LOST,
         "questions": len(prompts),
         "same_answers": sum(one == other for one, other in zip(answers, opened.answers, strict=True)),
         "same_ids": sum(tokenizer.encode_prompt(each) == ids for each, ids in zip(prompts, opened.ids, strict=True)),
