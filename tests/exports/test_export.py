@@ -150,7 +150,7 @@ def test_summary_is_one_page_of_this_run(adapter, trained):
     numbers = trained.summary()
     assert f"| Best | validation loss {numbers['best_val_loss']:.4f} at step {numbers['best_step']} |" in text
     assert "| Rows | 4 to train, 4 to validate |" in text
-    assert "trained phrasings   before   0% (0/4)   after 100% (4/4)" in text
+    assert "trained phrasings   before   0% (0/4)   after 100% (4/4; 95%: 51 to 100)" in text
     assert "![Loss, learning rate, speed and memory](curves.png)" in text
     assert "tuned: rosa ✓" in text
     assert "merging" not in text

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import marimo as mo
 from markupsafe import Markup
 
+from ..evaluation import statistics
 from ..exports.guides import GUIDES
 from ..jobs import server
 from ..reports import console
@@ -103,13 +105,24 @@ def recall_cards(evaluation: dict[str, Any] | None) -> dict[str, tuple[str, str]
     return {
         names.get(kind, kind): (
             share(count["tuned"], count["questions"]),
-            say(
-                "{right} of {all}; base model {base}", right=count["tuned"], all=count["questions"], base=count["base"]
-            ),
+            _recalled(count),
         )
         for kind, count in (evaluation["recall"] if evaluation else {}).items()
         if count["questions"]
     }  # fmt: skip
+
+
+def _recalled(count: Mapping[str, int]) -> str:
+    """Return how many answers are right, with the interval of their share."""
+    found = statistics.share(count["tuned"], count["questions"])
+    return say(
+        "{right} of {all}, 95%: {low} to {high}%; base model {base}",
+        right=count["tuned"],
+        all=count["questions"],
+        low=round(100 * found.low),
+        high=round(100 * found.high),
+        base=count["base"],
+    )
 
 
 def performance(run: Run | None) -> mo.Html | None:

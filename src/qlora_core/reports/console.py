@@ -17,6 +17,7 @@ import psutil
 
 from ..config import RunConfig, settings
 from ..data import REPORT_FILE, DataReport, Findings, flag
+from ..evaluation import statistics
 from ..machine.memory import GB, available_bytes, total_bytes
 from ..models.base_models import ModelSpec
 from ..runs.plan import TrainingPlan
@@ -195,7 +196,7 @@ def _planned_time(plan: TrainingPlan) -> str:
 
 
 def recall_lines(evaluation: dict[str, Any]) -> str:
-    """Return recall of the fact sheet, before and after."""
+    """Return recall of the fact sheet, before and after; with its 95% interval, over other questions of the kind."""
     names = {"trained": "trained phrasings", "held_out": "held-out phrasings"}
     lines = []
     for kind, name in names.items():
@@ -203,9 +204,14 @@ def recall_lines(evaluation: dict[str, Any]) -> str:
             total = count["questions"]
             lines.append(
                 f"  {name:<19} before {share(count['base'], total):>4} ({count['base']}/{total})"
-                f"   after {share(count['tuned'], total):>4} ({count['tuned']}/{total})"
+                f"   after {share(count['tuned'], total):>4} ({count['tuned']}/{total}; {_interval(count['tuned'], total)})"
             )
     return "\n".join(["Recall of facts", *lines]) if lines else ""
+
+
+def _interval(part: int, whole: int) -> str:
+    found = statistics.share(part, whole)
+    return f"95%: {100 * found.low:.0f} to {100 * found.high:.0f}"
 
 
 NOTHING_ASKED = """  Nothing was asked: no row is a question with its answer in words, and there is no fact sheet.
