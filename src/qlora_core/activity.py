@@ -41,6 +41,7 @@ STAGES = {
     "validation": "Validating, row by row",
     "samples": "Answering the sample questions",
     "evaluation": "Answering the test questions",
+    "losses": "Computing losses, row by row",
     "contest": "Asking base and tuned model the same questions",
     "saving": "Saving",
     "rounding": "Rounding the merged weights, matrix by matrix",

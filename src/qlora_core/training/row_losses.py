@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from ..activity import doing
-from ..engine.device import mx, nn
+from ..engine.device import blas_threads, cores, mx, nn
 from ..tokens.rows import TokenRow
 from .input_moments import padded_batches
 
@@ -26,7 +26,8 @@ def row_losses(model: nn.Module, rows: Sequence[TokenRow]) -> np.ndarray:
         rows: as a run is trained on them.
     """
     losses, done = np.zeros(len(rows)), 0
-    with doing("judging", len(rows)) as tick:
+    # half the cores, as answers do: on a busy machine, BLAS threads wait for each other
+    with doing("losses", len(rows)) as tick, blas_threads(max(1, cores() // 2)):
         for indices, target, logs in answered_batches(model, rows):
             owner = np.repeat(indices, [rows[i].target_tokens for i in indices])
             losses += np.bincount(owner, -chosen(logs, target).astype(np.float64), len(rows))
