@@ -713,6 +713,51 @@ def generation_test(get_phase, watcher):
 
 
 @app.cell(hide_code=True)
+def verdict_heading():
+    page.steps.fold(
+        "Did it help?",
+        "The base and the tuned model are asked the same, with and without passages of your texts beside the question.",
+        open=True,
+    )
+    return
+
+
+@app.cell
+def verdict_state(watcher):
+    # An evaluation is found on disk, as an export is
+    get_judged, get_judging, follow_judged = page.watching.followed(
+        page.verdict.look(watcher.run, watcher.active), "version", "progress"
+    )
+    return follow_judged, get_judged, get_judging
+
+
+@app.cell
+def verdict_button(get_judged):
+    verdict_button = page.verdict.button(get_judged())
+    None if page.language.read_only() or get_judged().run is None else verdict_button
+    return (verdict_button,)
+
+
+@app.cell
+def judge(verdict_button, watcher):
+    # `qlora evaluate` in a process of its own
+    page.view(page.verdict.start, watcher.run) if verdict_button.value else None
+    return
+
+
+@app.cell
+def judging(get_judging):
+    page.view(page.verdict.progress, get_judging())
+    return
+
+
+@app.cell
+def verdict(get_judged):
+    page.view(page.verdict.result, get_judged())
+    return
+
+
+@app.cell(hide_code=True)
 def inference_heading():
     page.steps.fold("Ask it", open=True)
     return
@@ -1056,12 +1101,13 @@ def comparison_samples(compared):
 
 
 @app.cell
-def poll_run(follow_exports, follow_run, follow_samples, plan, run_menu, tick, watcher):
+def poll_run(follow_exports, follow_judged, follow_run, follow_samples, plan, run_menu, tick, watcher):
     # What changes by itself is looked at here; whatever shows it reads the states that are set when there is news
     tick.value
     follow_run(watcher.look(plan, run_menu.value))
     follow_samples(page.asking.samples_mark(watcher.run))
     follow_exports(page.exporting.look(watcher.run))
+    follow_judged(page.verdict.look(watcher.run, watcher.active))
     return
 
 

@@ -17,6 +17,7 @@ Knows marimo and altair and nothing of mlx: whatever needs it is a worker or a c
     composing  writing a question
     asking     questions to base and tuned model
     results    what a run that ended leaves
+    verdict    whether training helped
     exporting  taking it elsewhere
     keeping    names and notes of runs; settings to take along
     comparing  runs side by side
@@ -44,6 +45,7 @@ from . import rows as rows
 from . import source as source
 from . import steps as steps
 from . import training as training
+from . import verdict as verdict
 from . import watching as watching
 from .look import remark as remark
 from .look import section as section

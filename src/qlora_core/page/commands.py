@@ -14,8 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..activity import NOTE, Activity, Note
+import marimo as mo
+
+from ..activity import NOTE, STAGES, Activity, Note
 from ..errors import QLoraError
+from ..reports.in_language import about
+from ..reports.live_output import working_words
+from ..translations import say
+from .look import small
 
 
 class Job:
@@ -68,6 +74,34 @@ class Job:
         except ValueError:
             last = (errors.strip().splitlines() or [f"exit status {self._process.returncode}"])[-1]
             raise QLoraError(last.removeprefix("error: ")) from None
+
+
+Working = tuple[str, int, int, float | None]
+"""A stage of `activity.STAGES`, how much of it is done, of how much, and about how many seconds it takes still."""
+
+
+def working_of(job: Job) -> Working | None:
+    """Return what a command is doing, as a value that can be compared."""
+    now = job.working()
+    return (now.stage, now.done, now.total, now.left) if now else None
+
+
+def problem_of(job: Job) -> str:
+    """Return why a command that has ended failed; empty if it did not."""
+    try:
+        job.result()
+    except QLoraError as error:
+        return str(error)
+    return ""
+
+
+def what_it_does(working: Working | None) -> list[mo.Html]:
+    """Return what a command is doing, and how long that takes still, as far as it is known."""
+    if working is None:
+        return []
+    stage, done, total, left = working
+    told = working_words(say(STAGES[stage]), done, total)
+    return [small(f"{told} – {say('about {time} left', time=about(left))}" if left else told)]
 
 
 def _read(file: Any) -> str:

@@ -14,7 +14,6 @@ from typing import Any
 
 import marimo as mo
 
-from ..activity import STAGES
 from ..errors import BusyError, QLoraError
 from ..exports.destination import METRICS_FILE
 from ..exports.formats import FORMATS, place_here
@@ -22,11 +21,10 @@ from ..exports.source import adapters_to_export
 from ..exports.verification import verdict, verified
 from ..files.untrusted_json import TABLE_BYTES, read_object
 from ..gguf.blocks import KINDS
-from ..reports.in_language import about, moment, number, size
-from ..reports.live_output import working_words
+from ..reports.in_language import moment, number, size
 from ..runs.run import Run
 from ..translations import say
-from .commands import Job
+from .commands import Job, Working, problem_of, what_it_does, working_of
 from .look import empty, fact_table, field, fields, folded, note, row_table, small, text_block
 from .problems import failure
 
@@ -42,8 +40,7 @@ class Exports:
         running: the kind that is being made now; empty if none is.
         elsewhere: the run whose export is being made, if it is another one.
         problem: why the last one of this run failed.
-        working: what is being done for the one under way: a stage of `activity.STAGES`, how much of it is done, of how
-            much, and about how many seconds it takes still.
+        working: what is being done for the one under way.
     """
 
     run: Run | None = None
@@ -52,7 +49,7 @@ class Exports:
     running: str = ""
     elsewhere: str = ""
     problem: str = ""
-    working: tuple[str, int, int, float | None] | None = None
+    working: Working | None = None
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -98,21 +95,8 @@ def look(run: Run | None) -> Exports:
         return Exports(run, ready, made)
     if job.running:
         elsewhere = "" if ours or not _desk.run else _desk.run.name
-        return Exports(run, ready, made, kind if ours else "", elsewhere, working=_working(job))
-    return Exports(run, ready, made, problem=_problem(job) if ours else "")
-
-
-def _working(job: Job) -> tuple[str, int, int, float | None] | None:
-    now = job.working()
-    return (now.stage, now.done, now.total, now.left) if now else None
-
-
-def _problem(job: Job) -> str:
-    try:
-        job.result()
-    except QLoraError as error:
-        return str(error)
-    return ""
+        return Exports(run, ready, made, kind if ours else "", elsewhere, working=working_of(job))
+    return Exports(run, ready, made, problem=problem_of(job) if ours else "")
 
 
 def directory(run: Run, kind: str) -> Path:
@@ -259,7 +243,7 @@ def result(exports: Exports, kind: str | None) -> mo.Html | None:
     if run is None or not exports.ready or kind is None:
         return None
     if exports.running:
-        return mo.vstack([note(_under_way(exports.running)), *_doing(exports)], gap=0.5)
+        return mo.vstack([note(_under_way(exports.running)), *what_it_does(exports.working)], gap=0.5)
     if exports.elsewhere:
         return note(say("{run} is being exported. One at a time: wait for it.", run=exports.elsewhere))
     failed = [failure(exports.problem)] if exports.problem else []
@@ -282,16 +266,6 @@ def result(exports: Exports, kind: str | None) -> mo.Html | None:
 def _under_way(kind: str) -> str:
     form = FORMATS[kind]
     return say("Exporting “{kind}” … You can close this page.", kind=say(form.title))
-
-
-def _doing(exports: Exports) -> list[mo.Html]:
-    """Return what the process that exports is doing, and how long that takes still, as far as it is known."""
-    if not exports.working:
-        return []
-    stage, done, total, left = exports.working
-    words = STAGES[stage]
-    told = working_words(say(words), done, total)
-    return [small(f"{told} – {say('about {time} left', time=about(left))}" if left else told)]
 
 
 def _adapters_of(directory: Path) -> str:

@@ -202,16 +202,17 @@ def recall_lines(evaluation: dict[str, Any]) -> str:
     for kind, name in names.items():
         if count := evaluation["recall"].get(kind):
             total = count["questions"]
-            lines.append(
-                f"  {name:<19} before {share(count['base'], total):>4} ({count['base']}/{total})"
-                f"   after {share(count['tuned'], total):>4} ({count['tuned']}/{total}; {_interval(count['tuned'], total)})"
+            before, after = (
+                f"{share(count[who], total):>4} ({count[who]}/{total}{sure})"
+                for who, sure in (("base", ""), ("tuned", _interval(count["tuned"], total)))
             )
+            lines.append(f"  {name:<19} before {before}   after {after}")
     return "\n".join(["Recall of facts", *lines]) if lines else ""
 
 
 def _interval(part: int, whole: int) -> str:
     found = statistics.share(part, whole)
-    return f"95%: {100 * found.low:.0f} to {100 * found.high:.0f}"
+    return f"; 95%: {100 * found.low:.0f} to {100 * found.high:.0f}"
 
 
 NOTHING_ASKED = """  Nothing was asked: no row is a question with its answer in words, and there is no fact sheet.
