@@ -93,7 +93,7 @@ def _confused(found: Mapping[str, Any]) -> list[str]:
 
 
 def _line(label: str, cells: Sequence[str]) -> str:
-    return f"{label:<36}" + "".join(f"{cell:<18}" for cell in cells).rstrip()
+    return f"{label:<36}" + "".join(f"{cell:<21}" for cell in cells).rstrip()
 
 
 def _wrapped(texts: Sequence[str]) -> list[str]:

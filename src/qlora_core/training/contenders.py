@@ -47,8 +47,8 @@ CONTENDERS = "base", "tuned", "base_passages", "tuned_passages"
 JUDGED_ROWS = 64  # validation rows at most, spread evenly
 VALIDATION = 20  # questions of validation rows, at most
 NEIGHBOURS, MEMORY, EXTRACTIONS = 10, 10, 20  # questions about invented names, rows and values that are tried, at most
-SHORT = 24  # tokens of an answer that one word would give
-_VERSION = 1  # of what is asked; another one makes a verdict anew
+SHORT = 16  # tokens of an answer that one word would give
+_VERSION = 2  # of what is asked; another one makes a verdict anew
 
 
 @dataclass(frozen=True)
