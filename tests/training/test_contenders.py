@@ -113,6 +113,29 @@ def test_passages_come_beside_the_question(trained, loaded, tmp_path):
     assert all(set(one["passages"]) <= set(texts) for one in questions)
 
 
+def test_a_run_of_texts_alone_is_judged_by_what_it_has(trained, loaded, tmp_path):
+    run = Run(shutil.copytree(trained.path, tmp_path / "run"))
+    for name, text in (("train_data.jsonl", "Era uma vez um campo."), ("val_data.jsonl", "Era outra vez o mar.")):
+        (run.path / "data" / name).write_text(json.dumps({"text": text}) + "\n", encoding="utf-8")
+    (run.path / "data" / "facts.jsonl").unlink()
+    found = judge_run(run, *loaded, ASKED)
+    assert found["questions"] == []
+    assert len(found["losses"]) == 1
+    verdict = verdict_on(found)
+    assert verdict.helped is None
+    assert "too few" in verdict.sentence
+    assert {str(one).partition(":")[0] for one in verdict.missing} == {
+        "No recall of facts", "No comparison with expected answers"}  # fmt: skip
+
+
+def test_a_run_without_validation_rows_is_judged_too(trained, loaded, tmp_path):
+    run = Run(shutil.copytree(trained.path, tmp_path / "run"))
+    (run.path / "data" / "val_data.jsonl").write_text("", encoding="utf-8")
+    found = judge_run(run, *loaded, ASKED)
+    assert found["losses"] == []
+    assert "No validation loss: the run has no validation rows." in verdict_on(found).missing
+
+
 def test_an_answer_tells_its_tokens_and_whether_it_ended(loaded):
     model, tokenizer = loaded
     question = next(iter(TAUGHT))

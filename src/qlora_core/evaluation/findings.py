@@ -38,7 +38,8 @@ def missing_from(found: Mapping[str, Any], measures: Mapping[str, Measure]) -> l
         missing.append(Sentence("No recall of facts: the run has no fact sheet (--facts)."))
     if "f1" not in measures:
         missing.append(Sentence("No comparison with expected answers: no question comes with its answer."))
-    if not any("passages" in one for one in found.get("questions", ())):
+    questions = found.get("questions", ())
+    if questions and not any("passages" in one for one in questions):
         missing.append(Sentence("No retrieval: the run has no texts to look things up in, only questions and answers."))
     if "loss" not in measures:
         missing.append(Sentence("No validation loss: the run has no validation rows."))

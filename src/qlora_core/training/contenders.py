@@ -45,7 +45,7 @@ from .row_losses import row_losses
 
 CONTENDERS = "base", "tuned", "base_passages", "tuned_passages"
 JUDGED_ROWS = 64  # validation rows at most, spread evenly
-VALIDATION = 20  # questions of validation rows, at most
+QUESTIONS, VALIDATION = 120, 20  # of the run's own, spread evenly, and of validation rows, at most
 NEIGHBOURS, MEMORY, EXTRACTIONS = 10, 10, 20  # questions about invented names, rows and values that are tried, at most
 SHORT = 16  # tokens of an answer that one word would give
 _VERSION = 2  # of what is asked; another one makes a verdict anew
@@ -186,7 +186,7 @@ def _losses(contest: Contest) -> list[dict[str, Any]]:
 
 def _questions(contest: Contest) -> list[dict[str, Any]]:
     """Return the run's questions with the answers of all contenders."""
-    asked = list(questions_of(contest.run))
+    asked = spread_evenly(list(questions_of(contest.run)), QUESTIONS)
     known = {question["question"] for question, _ in asked}
     asked += [one for one in validation_questions(contest.run, VALIDATION) if one[0]["question"] not in known]
     questions, prompts = [question for question, _ in asked], [prompt for _, prompt in asked]
