@@ -7,6 +7,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 __all__ = [  # noqa: F822 -- made when asked for
+    "card",
     "compare",
     "evaluate",
     "export",

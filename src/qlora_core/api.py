@@ -171,6 +171,21 @@ def compare(
     return found.as_dict()
 
 
+def card(run: Run, out: PathOrName | None = None) -> list[Path]:
+    """Write all that is known of a run on one page, `run.md` and `run.html`; return where they are.
+
+    Args:
+        run: may still be training.
+        out: directory; by default the run's.
+    """
+    from .exports.run_card import portable, write_run_card
+    from .jobs.recipes import to_command
+
+    directory = run.path if out is None else Path(os.fspath(out))
+    directory.mkdir(parents=True, exist_ok=True)
+    return write_run_card(run, directory, to_command(portable(run.config())))
+
+
 def export(
     run: Run, out: PathOrName, *, to: str = "adapter", checkpoint: str = "", force: bool = False, **choices: Any
 ) -> dict[str, Any]:

@@ -216,6 +216,7 @@ def _judge(arguments: argparse.Namespace, run: Run, model: Any, tokenizer: Any) 
     asked = Asked(run.config().pace.max_answer_tokens, arguments.passages, arguments.passage_tokens)
     told = functools.partial(print, file=sys.stderr)
     found = judge_run(run, model, tokenizer, asked, anew=arguments.again, told=told)
+    _write_card(run, run.path)
     if arguments.json:
         print_json(told_whole(run, found))
     else:
@@ -258,6 +259,22 @@ def _compare_arms(arguments: argparse.Namespace) -> int:
     else:
         print("\n".join(["", *found.lines()]))
     return DONE
+
+
+def _card(arguments: argparse.Namespace) -> int:
+    run = TrainingTracker(arguments.runs_dir).find(arguments.run_name)
+    if arguments.out is not None:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+    written = [str(path) for path in _write_card(run, arguments.out or run.path)]
+    print_json({"run": run.name, "files": written}) if arguments.json else print("\n".join(written))
+    return DONE
+
+
+def _write_card(run: Run, directory: Path) -> list[Path]:
+    from .exports.run_card import portable, write_run_card
+    from .jobs.recipes import to_command
+
+    return write_run_card(run, directory, to_command(portable(run.config())))
 
 
 def _export(arguments: argparse.Namespace) -> int:
@@ -441,9 +458,11 @@ def build_parser() -> argparse.ArgumentParser:
     _add_evaluation(evaluate)
     compare = command("compare", _compare, "runs side by side: loss, memory, speed, size, settings, answers")
     _add_comparison(compare)
+    card = command("card", _card, "all that is known of a run on one page: run.md and run.html")
+    card.add_argument("--out", type=Path, metavar="DIR", help="write it there; default: into the run")
     export = command("export", _export, "take a run's result elsewhere: adapters or one model, with a guide")
     _add_export(export)
-    for made in (generate, evaluate, export):
+    for made in (generate, evaluate, card, export):
         made.add_argument("run_name", metavar="RUN", help="a run's name or path")
     push = command("push", _push, "send an export to the Hugging Face hub, with its model card; private by default")
     _add_push(push)
@@ -453,7 +472,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_arguments(imported, *(s.name for s in settings() if s.group in ("base", "data") or s.name in of_a_run))
     models = command("models", _models, "list the models that have a short name, or fetch one")
     models.add_argument("--fetch", default="", metavar="MODEL", help="fetch this one: a short name or a hub id")
-    for made in (*with_runs, generate, evaluate, compare, export, push):
+    for made in (*with_runs, generate, evaluate, compare, card, export, push):
         made.add_argument("--runs-dir", default=RunConfig().place.runs_dir, help="directory of all runs")
     add_bench_arguments(command("bench", _bench, "measure training speed against other trainers, on the same rows"))
     app = command("app", _app, "open the page, for this machine only, with a token")
