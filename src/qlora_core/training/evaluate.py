@@ -99,7 +99,7 @@ def _samples(run: Run, config: PaceConfig) -> list[tuple[str, str, Prompt]]:
         system = run.shared_system()
         return [(question, "", behind(system, question)) for question in dict.fromkeys(config.sample_prompts)]
     known = {
-        question["question"]: (question["question"], question["reference"] or " / ".join(question["expected"]), prompt)
+        question["question"]: (question["question"], " / ".join(question["expected"]) or question["reference"], prompt)
         for question, prompt in questions_of(run)
     }
     questions = list(known.values())
