@@ -207,21 +207,20 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 def _judge(arguments: argparse.Namespace, run: Run, model: Any, tokenizer: Any) -> int:
     """Ask all contenders, and say whether training helped."""
-    from .evaluation.ledger import ledger
-    from .evaluation.questions import as_evaluated
-    from .evaluation.verdict import told_whole, verdict_on
+    from .api import card
+    from .evaluation.verdict import judged_run, told_whole
     from .reports.verdict_text import verdict_lines
     from .training.contenders import Asked, judge_run
 
     asked = Asked(run.config().pace.max_answer_tokens, arguments.passages, arguments.passage_tokens)
     told = functools.partial(print, file=sys.stderr)
     found = judge_run(run, model, tokenizer, asked, anew=arguments.again, told=told)
-    _write_card(run, run.path)
+    card(run)
     if arguments.json:
         print_json(told_whole(run, found))
     else:
-        entries = ledger(run, list(as_evaluated(found["questions"])))
-        print(verdict_lines(verdict_on(found, best_is_last=run.best_is_last), found, entries))
+        verdict, entries = judged_run(run, found)
+        print(verdict_lines(verdict, found, entries))
         print(console.next_commands(run))
     return DONE
 
@@ -262,19 +261,12 @@ def _compare_arms(arguments: argparse.Namespace) -> int:
 
 
 def _card(arguments: argparse.Namespace) -> int:
+    from .api import card
+
     run = TrainingTracker(arguments.runs_dir).find(arguments.run_name)
-    if arguments.out is not None:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-    written = [str(path) for path in _write_card(run, arguments.out or run.path)]
+    written = [str(path) for path in card(run, arguments.out)]
     print_json({"run": run.name, "files": written}) if arguments.json else print("\n".join(written))
     return DONE
-
-
-def _write_card(run: Run, directory: Path) -> list[Path]:
-    from .exports.run_card import portable, write_run_card
-    from .jobs.recipes import to_command
-
-    return write_run_card(run, directory, to_command(portable(run.config())))
 
 
 def _export(arguments: argparse.Namespace) -> int:

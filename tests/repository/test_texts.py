@@ -24,7 +24,7 @@ from qlora_core.page.language import choose
 from qlora_core.page.reasons import REASONS
 from qlora_core.page.setting_names import EMPTY, VALUES
 from qlora_core.page.steps import STEPS
-from qlora_core.reports import console, verdict_text
+from qlora_core.reports import console
 from qlora_core.reports.comparison import MEASURES, OTHER_DATA, OTHER_QUESTIONS, OTHER_TOKENS
 from qlora_core.runs.presets import PRESETS
 from qlora_core.runs.schema import State
@@ -69,7 +69,7 @@ def spoken() -> set[str]:
     found |= {*typing.get_args(State), "new"}
     found |= {measure.label for measure in MEASURES} | {OTHER_DATA, OTHER_TOKENS, OTHER_QUESTIONS}
     found |= console.diagnosis(Anything()).keys()
-    found |= {*contest.NAMES.values(), *verdict_text.CONTENDERS.values()}
+    found |= {*contest.NAMES.values(), *contest.CONTENDERS.values()}
     found |= {*STAGES.values(), *PARTS.values(), *STEPS.values()}
     found |= {text for form in FORMATS.values() for text in (form.title, form.purpose)}
     return found - {""}

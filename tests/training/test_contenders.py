@@ -13,11 +13,12 @@ from qlora_core.cli import main
 from qlora_core.engine.device import mx
 from qlora_core.engine.generate import answer, answers_to
 from qlora_core.engine.model import base_only
+from qlora_core.evaluation.contest import CONTENDERS
 from qlora_core.evaluation.verdict import verdict_on
 from qlora_core.runs.run import Run
 from qlora_core.tokens.conversations import Beginning
 from qlora_core.training import contenders
-from qlora_core.training.contenders import CONTENDERS, STAGES, Asked, judge_run
+from qlora_core.training.contenders import STAGES, Asked, judge_run
 from qlora_core.training.session import load_for_answers
 
 ASKED = Asked(max_tokens=12, passages=2, passage_tokens=60)

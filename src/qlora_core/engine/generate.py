@@ -16,7 +16,7 @@ from .device import blas_threads, cores, mx, nn
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model said.
+    """An answer of a model.
 
     Attributes:
         text: without the blanks around it.

@@ -1,4 +1,4 @@
-"""What contenders are compared by: measures with intervals, from the answers and losses that `verdict.json` holds."""
+"""Measures by which contenders are compared, with intervals, from what `verdict.json` holds: answers and losses."""
 
 from __future__ import annotations
 
@@ -8,6 +8,14 @@ from typing import Any
 
 from .measures import chrf, is_equal, token_f1
 from .statistics import FEWEST, Estimate, mean_difference, share, share_difference, weighted_mean
+
+CONTENDERS = {
+    "base": "Base",
+    "tuned": "Tuned",
+    "base_passages": "Base + passages",
+    "tuned_passages": "Tuned + passages",
+}
+"""Names of the contenders, in the order in which they are asked and shown."""
 
 PAIRS = (
     ("tuned", "base"),
@@ -34,7 +42,7 @@ DECIDING = "held_out", "trained", "f1", "loss"
 
 @dataclass(frozen=True)
 class Measure:
-    """What one measure says of each contender.
+    """A measure of each contender.
 
     Attributes:
         name: a key of `NAMES`.
@@ -84,9 +92,10 @@ def measures_of(found: Mapping[str, Any]) -> dict[str, Measure]:
     return {measure.name: measure for measure in measures if measure is not None}
 
 
-def is_enough(measure: Measure) -> bool:
-    """Return whether there are rows or questions enough to see a difference at all."""
-    return measure.differences.get(PAIRS[0], Estimate(0, None, None, 0)).count >= FEWEST
+def deciding(measures: Mapping[str, Measure], pair: tuple[str, str]) -> Measure | None:
+    """Return the first of `DECIDING` with rows or questions enough to see a difference of a pair; None if none has."""
+    known = (measures[name] for name in DECIDING if name in measures)
+    return next((one for one in known if pair in one.differences and one.differences[pair].count >= FEWEST), None)
 
 
 def _is_right(_: Mapping[str, Any], said: Mapping[str, Any]) -> bool:
@@ -120,7 +129,7 @@ def _losses(name: str, rows: Sequence[Mapping[str, Any]]) -> Measure | None:
     if not rows:
         return None
     values, pairs = {}, {}
-    for who in ("base", "tuned", "base_passages", "tuned_passages"):
+    for who in CONTENDERS:
         if some := [row for row in rows if who in row]:
             values[who] = weighted_mean([row[who] for row in some], [row["tokens"] for row in some])
     for ours, theirs in _pairs(values):

@@ -1,4 +1,4 @@
-"""What an evaluation found beside its verdict, in a sentence each: retrieval, forgetting, invention, repetition."""
+"""Findings of an evaluation beside its verdict, a sentence each: retrieval, forgetting, invention, repetition."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..translations import Sentence
-from .contest import DECIDING, PAIRS, Measure
+from .contest import PAIRS, Measure, deciding
 from .measures import is_loop
-from .statistics import FEWEST
 
 REPEATED = 0.5  # share of a row's rest in one piece that counts as known by heart
 
@@ -72,8 +71,7 @@ def count_that(asked: Sequence[Mapping[str, Any]], what: str, who: str) -> int:
 
 def _retrieval(measures: Mapping[str, Measure]) -> list[Sentence]:
     """Return how the tuned model compares with the base that has passages beside the question, and both together."""
-    decided = next((measures[name] for name in DECIDING if name in measures and PAIRS[2] in measures[name].differences
-                    and measures[name].differences[PAIRS[2]].count >= FEWEST), None)  # fmt: skip
+    decided = deciding(measures, PAIRS[2])
     if decided is None:
         return []
     alone, both = (difference_words(decided, pair) for pair in PAIRS[2:])

@@ -59,7 +59,7 @@ class Teaching:
 
 @dataclass(frozen=True)
 class LedgerEntry:
-    """What is known of a fact.
+    """The history of a fact in a run.
 
     Attributes:
         fact: as the fact sheet calls it; may be empty.

@@ -1,4 +1,4 @@
-"""What an evaluation means: one verdict in words, what else was found, and one sentence of advice.
+"""Judge an evaluation: one verdict in words, what else was found, and one sentence of advice.
 
 Reads what `verdict.json` holds; asks no model. The rules are told in docs/evaluation.md.
 """
@@ -6,21 +6,22 @@ Reads what `verdict.json` holds; asks no model. The rules are told in docs/evalu
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from ..runs import schema
 from ..runs.run import Run
 from ..translations import Sentence
 from .advice import advice_on
-from .contest import DECIDING, NAMES, PAIRS, Measure, is_enough, measures_of
+from .contest import CONTENDERS, NAMES, PAIRS, Measure, deciding, measures_of
 from .findings import difference_words, findings_of, missing_from, value_words
-from .ledger import ledger
+from .ledger import LedgerEntry, ledger
 from .questions import as_evaluated, recall
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What an evaluation means.
+    """A verdict on whether training helped.
 
     Attributes:
         measures: those that could be measured, in order.
@@ -34,9 +35,14 @@ class Verdict:
     measures: dict[str, Measure]
     helped: bool | None
     sentence: Sentence
-    findings: list[Sentence] = field(default_factory=list)
-    missing: list[Sentence] = field(default_factory=list)
-    advice: Sentence = field(default=Sentence(""))
+    findings: list[Sentence]
+    missing: list[Sentence]
+    advice: Sentence
+
+    @property
+    def contenders(self) -> list[str]:
+        """Return those of `CONTENDERS` that something was measured of."""
+        return [name for name in CONTENDERS if any(name in one.values for one in self.measures.values())]
 
     def as_dict(self) -> dict[str, Any]:
         """Return what JSON holds of it, in English."""
@@ -58,7 +64,7 @@ def verdict_on(found: Mapping[str, Any], *, best_is_last: bool = False) -> Verdi
         best_is_last: whether the validation loss was lowest at the end of training, so that more may help.
     """
     measures = measures_of(found)
-    decided = next((measures[name] for name in DECIDING if name in measures and is_enough(measures[name])), None)
+    decided = deciding(measures, PAIRS[0])
     helped = decided.better(PAIRS[0]) if decided else None
     return Verdict(
         measures,
@@ -68,6 +74,17 @@ def verdict_on(found: Mapping[str, Any], *, best_is_last: bool = False) -> Verdi
         missing_from(found, measures),
         advice_on(measures, helped, found, best_is_last),
     )
+
+
+def judged_run(run: Run, found: Mapping[str, Any]) -> tuple[Verdict, list[LedgerEntry]]:
+    """Return what a run's `verdict.json` means, and what became of each fact."""
+    verdict = verdict_on(found, best_is_last=run.best_is_last)
+    return verdict, ledger(run, list(as_evaluated(found["questions"])))
+
+
+def is_whole(found: Mapping[str, Any]) -> bool:
+    """Return whether a `verdict.json` has every part, rather than being interrupted."""
+    return found.keys() >= schema.Verdict.__annotations__.keys()
 
 
 def told_whole(run: Run, found: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,12 +98,12 @@ def told_whole(run: Run, found: Mapping[str, Any]) -> dict[str, Any]:
         `adapters`, `recall` as in `evaluation.json`, `judged` (verdict, findings, advice, measures with intervals),
         `ledger` (what became of each fact), and what was found.
     """
-    flat = list(as_evaluated(found["questions"]))
+    verdict, entries = judged_run(run, found)
     return {
         "adapters": found["with"]["adapters"],
-        "recall": recall(flat),
-        "judged": verdict_on(found, best_is_last=run.best_is_last).as_dict(),
-        "ledger": [entry.as_dict() for entry in ledger(run, flat)],
+        "recall": recall(as_evaluated(found["questions"])),
+        "judged": verdict.as_dict(),
+        "ledger": [entry.as_dict() for entry in entries],
         **found,
     }
 

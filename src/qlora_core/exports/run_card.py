@@ -5,7 +5,6 @@ Tells no path of this machine. The HTML is one file, with its curves, and opens 
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,16 +15,14 @@ from markupsafe import Markup
 
 from ..config import RunConfig, from_flat, to_flat
 from ..errors import RunError
-from ..evaluation.contest import NAMES
-from ..evaluation.ledger import ledger
-from ..evaluation.questions import as_evaluated
-from ..evaluation.verdict import verdict_on
-from ..files.storage import write_text
+from ..evaluation.contest import CONTENDERS, NAMES
+from ..evaluation.verdict import judged_run
+from ..files.storage import remembered_sha256, write_text
 from ..models.adapter_files import ADAPTER_FILE
 from ..reports import console
 from ..reports.charts import save_curves
 from ..reports.comparison import setting_text
-from ..reports.verdict_text import CONTENDERS, interval_text, ledger_lines, value_text
+from ..reports.verdict_text import interval_text, ledger_lines, value_text
 from ..runs.run import Run
 from .card import data_facts
 
@@ -143,8 +140,8 @@ def _judged(run: Run) -> Iterator[Section]:
     if not found or "questions" not in found:
         yield Section("Did it help?", lead="Not asked yet: `qlora evaluate` tells.")
         return
-    verdict = verdict_on(found, best_is_last=run.best_is_last)
-    names = [name for name in CONTENDERS if any(name in one.values for one in verdict.measures.values())]
+    verdict, entries = judged_run(run, found)
+    names = verdict.contenders
     table = [["", *(CONTENDERS[name] for name in names)]]
     for measure in verdict.measures.values():
         values = [measure.values.get(name) for name in names]
@@ -152,7 +149,6 @@ def _judged(run: Run) -> Iterator[Section]:
         table.append([NAMES[measure.name], *cells])
     items = [*map(str, verdict.findings), *(f"Not judged: {one}" for one in verdict.missing)]
     yield Section("Did it help?", str(verdict.sentence), {"Advice": str(verdict.advice)}, table, items)
-    entries = ledger(run, list(as_evaluated(found["questions"])))
     yield Section("What became of each fact", block="\n".join(ledger_lines(entries)))
 
 
@@ -168,7 +164,7 @@ def _hashes(run: Run, environment: Mapping[str, Any]) -> dict[str, str]:
     found = {name: entry["sha256"] for name, entry in environment.get("files", {}).items()}
     for directory in (run.best, run.final):
         if (path := directory / ADAPTER_FILE).is_file():
-            found[f"{directory.name}/{ADAPTER_FILE}"] = hashlib.sha256(path.read_bytes()).hexdigest()
+            found[f"{directory.name}/{ADAPTER_FILE}"] = remembered_sha256(path)
     identity = environment["identity"]
     return {
         **found,

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from ..activity import NOTE, STAGES, Activity, Note
 from ..errors import QLoraError
 from ..reports.in_language import about
 from ..reports.live_output import working_words
+from ..runs.run import Run
 from ..translations import say
 from .look import small
 
@@ -80,13 +82,63 @@ Working = tuple[str, int, int, float | None]
 """A stage of `activity.STAGES`, how much of it is done, of how much, and about how many seconds it takes still."""
 
 
-def working_of(job: Job) -> Working | None:
-    """Return what a command is doing, as a value that can be compared."""
-    now = job.working()
-    return (now.stage, now.done, now.total, now.left) if now else None
+@dataclass(frozen=True)
+class Progress:
+    """The state of the command that a desk sent last, as somebody sees it who looks at a run.
+
+    Attributes:
+        running: what was sent about that run is under way.
+        elsewhere: the run that a command is under way about, if it is another one.
+        problem: why the last command about that run failed, else empty.
+        working: what is being done.
+        kind: what `Desk.send` was given with it.
+    """
+
+    running: bool = False
+    elsewhere: str = ""
+    problem: str = ""
+    working: Working | None = None
+    kind: str = ""
 
 
-def problem_of(job: Job) -> str:
+class Desk:
+    """A desk that sends commands about runs, one at a time, for all pages of this process.
+
+    Attributes:
+        job: the last command; None before any.
+        run: the run that it is about.
+        kind: what `send` was given with it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.job: Job | None = None
+        self.run: Path | None = None
+        self.kind = ""
+
+    def send(self, run: Run, arguments: Sequence[str], kind: str = "") -> bool:
+        """Start a command about a run; return whether it was, rather than another one being under way."""
+        with self._lock:
+            if self.job is not None and self.job.running:
+                return False
+            self.job, self.run, self.kind = Job(arguments), run.path.absolute(), kind
+        return True
+
+    def look(self, run: Run) -> Progress:
+        """Return how the last command is getting on."""
+        with self._lock:
+            job, about, kind = self.job, self.run, self.kind
+        ours = about == run.path.absolute()
+        if job is None:
+            return Progress()
+        if not job.running:
+            return Progress(problem=_problem_of(job) if ours else "", kind=kind)
+        now = job.working()
+        working = (now.stage, now.done, now.total, now.left) if now else None
+        return Progress(ours, "" if ours else about.name, working=working, kind=kind)
+
+
+def _problem_of(job: Job) -> str:
     """Return why a command that has ended failed; empty if it did not."""
     try:
         job.result()

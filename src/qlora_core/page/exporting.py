@@ -6,7 +6,6 @@ of mlx.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from ..gguf.blocks import KINDS
 from ..reports.in_language import moment, number, size
 from ..runs.run import Run
 from ..translations import say
-from .commands import Job, Working, problem_of, what_it_does, working_of
+from .commands import Desk, Working, what_it_does
 from .look import empty, fact_table, field, fields, folded, note, row_table, small, text_block
 from .problems import failure
 
@@ -68,17 +67,8 @@ class Exports:
         return (name, self.ready, self.made, self.running, self.elsewhere, self.problem)
 
 
-class _Desk:
-    """The export under way, at most one, for all pages of this process."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.job: Job | None = None
-        self.run: Path | None = None
-        self.kind = ""
-
-
-_desk = _Desk()
+_desk = Desk()
+"""Of exports: one at a time."""
 
 
 def look(run: Run | None) -> Exports:
@@ -89,14 +79,8 @@ def look(run: Run | None) -> Exports:
         (kind, facts.stat().st_mtime) for kind in FORMATS if (facts := directory(run, kind) / METRICS_FILE).is_file()
     )
     ready = any(path.is_dir() for path in (run.best, run.final))
-    with _desk.lock:
-        job, ours, kind = _desk.job, _desk.run == run.path.absolute(), _desk.kind
-    if job is None:
-        return Exports(run, ready, made)
-    if job.running:
-        elsewhere = "" if ours or not _desk.run else _desk.run.name
-        return Exports(run, ready, made, kind if ours else "", elsewhere, working=working_of(job))
-    return Exports(run, ready, made, problem=problem_of(job) if ours else "")
+    now = _desk.look(run)
+    return Exports(run, ready, made, now.kind if now.running else "", now.elsewhere, now.problem, now.working)
 
 
 def directory(run: Run, kind: str) -> Path:
@@ -121,10 +105,8 @@ def start(run: Run | None, kind: str | None, chosen: Mapping[str, Any] | None = 
     out = directory(run, kind)
     given = [run.name, "--runs-dir", str(run.path.parent), "--to", kind, "--out", str(out), "--force"]
     given += flags(chosen or {})
-    with _desk.lock:
-        if _desk.job is not None and _desk.job.running:
-            raise BusyError(say("An export is under way already: wait for it."))
-        _desk.job, _desk.run, _desk.kind = Job(["export", *given]), run.path.absolute(), kind
+    if not _desk.send(run, ["export", *given], kind):
+        raise BusyError(say("An export is under way already: wait for it."))
 
 
 def flags(chosen: Mapping[str, Any]) -> list[str]:

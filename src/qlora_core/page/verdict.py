@@ -5,26 +5,23 @@ Finds an evaluation on disk, whoever made it, and has one made at a time. Knows 
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import marimo as mo
 from markupsafe import Markup
 
 from ..errors import BusyError, QLoraError, RunError
-from ..evaluation.contest import NAMES, Measure
-from ..evaluation.ledger import LedgerEntry, ledger
-from ..evaluation.questions import as_evaluated
+from ..evaluation.contest import CONTENDERS, NAMES, Measure
+from ..evaluation.ledger import LedgerEntry
 from ..evaluation.statistics import Estimate
-from ..evaluation.verdict import Verdict, verdict_on
+from ..evaluation.verdict import Verdict, is_whole, judged_run
 from ..reports.in_language import number, percent
-from ..reports.verdict_text import CONTENDERS
 from ..runs.run import VERDICT, Run
 from ..translations import say, spoken
-from .commands import Job, Working, problem_of, what_it_does, working_of
+from .asking import training_holds_the_memory
+from .commands import Desk, Working, what_it_does
 from .language import read_only
 from .look import empty, folded, joined, note, put, row_table, shown, small
 from .problems import failure
@@ -68,16 +65,8 @@ class Judged:
         return (*self.version, self.working)
 
 
-class _Desk:
-    """The evaluation under way, at most one, for all pages of this process."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.job: Job | None = None
-        self.run: Path | None = None
-
-
-_desk = _Desk()
+_desk = Desk()
+"""Of evaluations: one at a time."""
 
 
 def look(run: Run | None, active: Run | None) -> Judged:
@@ -94,14 +83,8 @@ def look(run: Run | None, active: Run | None) -> Judged:
     except OSError:
         made = 0.0
     training = active is not None and active.alive
-    with _desk.lock:
-        job, ours = _desk.job, _desk.run == run.path.absolute()
-    if job is None:
-        return Judged(run, made, training)
-    if job.running:
-        elsewhere = "" if ours or not _desk.run else _desk.run.name
-        return Judged(run, made, training, ours, elsewhere, working=working_of(job))
-    return Judged(run, made, training, problem=problem_of(job) if ours else "")
+    now = _desk.look(run)
+    return Judged(run, made, training, now.running, now.elsewhere, now.problem, now.working)
 
 
 def start(run: Run | None) -> None:
@@ -114,11 +97,8 @@ def start(run: Run | None) -> None:
     if run is None:
         raise QLoraError(say("Train a run first."))
     again = ["--again"] if _is_whole(run) else []
-    with _desk.lock:
-        if _desk.job is not None and _desk.job.running:
-            raise BusyError(say("An evaluation is under way already: wait for it."))
-        job = Job(["evaluate", run.name, "--runs-dir", str(run.path.parent), *again])
-        _desk.job, _desk.run = job, run.path.absolute()
+    if not _desk.send(run, ["evaluate", run.name, "--runs-dir", str(run.path.parent), *again]):
+        raise BusyError(say("An evaluation is under way already: wait for it."))
 
 
 def _is_whole(run: Run) -> bool:
@@ -127,7 +107,7 @@ def _is_whole(run: Run) -> bool:
         found = run.verdict()
     except RunError:
         return False
-    return found is not None and "memory" in found
+    return found is not None and is_whole(found)
 
 
 # What is shown ----------------------------------------------------------------------------------------------------
@@ -152,7 +132,7 @@ def progress(judged: Judged) -> mo.Html | None:
     if judged.problem:
         return failure(judged.problem)
     if judged.training:
-        return small(say("Training is using the memory: pause it to ask."))
+        return small(training_holds_the_memory())
     if not judged.made:
         return empty(say("Nothing was asked yet. It takes some minutes, and goes on where it was interrupted."))
     return None
@@ -169,14 +149,13 @@ def result(judged: Judged) -> mo.Html | None:
         return note(say("{problem} Ask again to have it made anew.", problem=str(error)), "warn")
     if "questions" not in found:
         return None
-    verdict = verdict_on(found, best_is_last=run.best_is_last)
+    verdict, entries = judged_run(run, found)
     parts = [note(spoken(verdict.sentence), KINDS[verdict.helped]), small(spoken(verdict.advice)), measures(verdict)]
     told = [*map(spoken, verdict.findings), *(say("Not judged: {what}", what=one) for one in verdict.missing)]
     if told:
         parts.append(shown(put("<ul>{}</ul>", joined(put("<li>{}</li>", one) for one in told))))
-    if "memory" not in found:
+    if not is_whole(found):
         parts.append(small(say("This evaluation was interrupted: some of it is missing.")))
-    entries = ledger(run, list(as_evaluated(found["questions"])))
     if entries:
         parts.append(folded(say("What became of each fact"), facts(entries)))
     parts.append(folded(say("All questions and answers"), answers(found["questions"])))
@@ -185,7 +164,7 @@ def result(judged: Judged) -> mo.Html | None:
 
 def measures(verdict: Verdict) -> mo.Html:
     """Return a line a measure, a column a contender; below each value its interval."""
-    names = [name for name in CONTENDERS if any(name in one.values for one in verdict.measures.values())]
+    names = verdict.contenders
     rows = []
     for measure in verdict.measures.values():
         name = NAMES[measure.name]

@@ -6,20 +6,14 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..evaluation.contest import NAMES, Measure
+from ..evaluation.contest import CONTENDERS, NAMES, Measure
+from ..evaluation.findings import value_words
 from ..evaluation.ledger import LedgerEntry
 from ..evaluation.statistics import Estimate
 from ..evaluation.verdict import Verdict
 from .plain_text import one_line, section
 
 COLUMNS = 100
-CONTENDERS = {
-    "base": "Base",
-    "tuned": "Tuned",
-    "base_passages": "Base + passages",
-    "tuned_passages": "Tuned + passages",
-}
-"""Names of the contenders, in the order of their columns."""
 SHOWN_FACTS = 20
 
 
@@ -43,7 +37,7 @@ def verdict_lines(verdict: Verdict, found: Mapping[str, Any], entries: Sequence[
 
 def measure_table(verdict: Verdict) -> list[str]:
     """Return a line a measure: its values by contender, and the interval below each."""
-    names = [name for name in CONTENDERS if any(name in one.values for one in verdict.measures.values())]
+    names = verdict.contenders
     lines = [_line("", [CONTENDERS[name] for name in names])]
     for measure in verdict.measures.values():
         found = [measure.values.get(name) for name in names]
@@ -54,9 +48,7 @@ def measure_table(verdict: Verdict) -> list[str]:
 
 def value_text(measure: Measure, found: Estimate | None) -> str:
     """Return a value as the table shows it: a share in percent, a loss in nats a token."""
-    if found is None:
-        return "–"
-    return f"{found.value:.3f}" if measure.lower_is_better else f"{100 * found.value:.0f}%"
+    return "–" if found is None else value_words(measure, found.value)
 
 
 def interval_text(measure: Measure, found: Estimate | None) -> str:

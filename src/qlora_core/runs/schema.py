@@ -106,7 +106,7 @@ class Evaluation(TypedDict):
 
 
 class Answer(TypedDict):
-    """What a contender said, in `verdict.json`."""
+    """An answer of a contender, in `verdict.json`."""
 
     text: str
     tokens: Count
@@ -132,7 +132,7 @@ class JudgedQuestion(TypedDict):
 
 
 class Repetition(TypedDict):
-    """What each contender said behind the beginning of a trained row, in `verdict.json`."""
+    """The answers of each contender to the beginning of a trained row, in `verdict.json`."""
 
     kind: Literal["row", "value"]
     rest: str

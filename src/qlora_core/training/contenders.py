@@ -6,7 +6,7 @@ by stage, so that an interrupted evaluation goes on; `evaluation.verdict` says w
 
 from __future__ import annotations
 
-import hashlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from ..engine.device import nn
 from ..engine.generate import answers_to
 from ..engine.model import base_only
 from ..errors import DataError, RunError
+from ..evaluation.contest import CONTENDERS
 from ..evaluation.measures import says
 from ..evaluation.probes import (
     Confusions,
@@ -34,7 +35,7 @@ from ..evaluation.probes import (
 )
 from ..evaluation.questions import behind, questions_of, validation_questions
 from ..evaluation.retrieval import Retriever, beside, passages_of
-from ..files.storage import write_json
+from ..files.storage import remembered_sha256, write_json
 from ..models.adapter_files import ADAPTER_FILE
 from ..runs.run import VERDICT, Run, refuse_links
 from ..tokens.conversations import Prompt
@@ -43,7 +44,7 @@ from ..tokens.tokenizer import ChatTokenizer
 from .judging import spread_evenly
 from .row_losses import row_losses
 
-CONTENDERS = "base", "tuned", "base_passages", "tuned_passages"
+ALONE, WITH_PASSAGES = tuple(CONTENDERS)[:2], tuple(CONTENDERS)[2:]
 JUDGED_ROWS = 64  # validation rows at most, spread evenly
 QUESTIONS, VALIDATION = 120, 20  # of the run's own, spread evenly, and of validation rows, at most
 NEIGHBOURS, MEMORY, EXTRACTIONS = 10, 10, 20  # questions about invented names, rows and values that are tried, at most
@@ -53,7 +54,7 @@ _VERSION = 2  # of what is asked; another one makes a verdict anew
 
 @dataclass(frozen=True)
 class Asked:
-    """How contenders are asked.
+    """Limits of the questions to contenders, and of their answers.
 
     Attributes:
         max_tokens: longest answer.
@@ -84,13 +85,13 @@ class Contest:
     asked: Asked
     retriever: Retriever | None
 
-    @property
-    def contenders(self) -> tuple[str, ...]:
-        """Return the names of those that can be asked."""
-        return CONTENDERS if self.retriever else CONTENDERS[:2]
+    @functools.cached_property
+    def longest_row(self) -> int:
+        """Return the tokens of a row that the run trains on, at most."""
+        return self.run.config().data.max_seq_length
 
     def answers(
-        self, prompts: Sequence[Prompt], who: Sequence[str] = CONTENDERS[:2], most: int | None = None
+        self, prompts: Sequence[Prompt], who: Sequence[str] = ALONE, most: int | None = None
     ) -> list[dict[str, Any]]:
         """Return for each prompt the answers of base and tuned model, `{name: {"text", "tokens", "ended"}}`.
 
@@ -109,7 +110,7 @@ class Contest:
             )
         return [dict(zip(who, map(vars, pair), strict=True)) for pair in zip(base, tuned, strict=True)]
 
-    def losses(self, rows: Sequence[TokenRow], who: Sequence[str] = CONTENDERS[:2]) -> dict[str, list[float]]:
+    def losses(self, rows: Sequence[TokenRow], who: Sequence[str] = ALONE) -> dict[str, list[float]]:
         """Return the loss of each row for base and tuned model, in nats over its trained tokens."""
         found = {}
         for name, adapters in zip(who, (False, True), strict=True):
@@ -164,8 +165,9 @@ def judge_run(
 
 def _made_with(run: Run, asked: Asked) -> dict[str, Any]:
     """Return what decides the answers: a verdict that was made with something else is made again."""
-    digest = hashlib.sha256((run.adapters / ADAPTER_FILE).read_bytes()).hexdigest()
-    return {"version": _VERSION, "adapters": run.adapters.name, "sha256": digest, **vars(asked)}
+    adapters = run.adapters
+    digest = remembered_sha256(adapters / ADAPTER_FILE)
+    return {"version": _VERSION, "adapters": adapters.name, "sha256": digest, **vars(asked)}
 
 
 # Stages -----------------------------------------------------------------------------------------------------------
@@ -179,7 +181,7 @@ def _losses(contest: Contest) -> list[dict[str, Any]]:
     if contest.retriever:
         made = [(place, _beside(contest, plain, row)) for place, (plain, row) in enumerate(rows)]
         with_passages = [(place, row) for place, row in made if row is not None]
-        some = contest.losses([row for _, row in with_passages], CONTENDERS[2:])
+        some = contest.losses([row for _, row in with_passages], WITH_PASSAGES)
         _add([found[place] for place, _ in with_passages], some)
     return found
 
@@ -198,7 +200,7 @@ def _questions(contest: Contest) -> list[dict[str, Any]]:
             behind(_system(prompt), beside(question["question"], question["passages"]))
             for question, prompt in zip(questions, prompts, strict=True)
         ]
-        _add_answers(questions, contest.answers(supported, CONTENDERS[2:]))
+        _add_answers(questions, contest.answers(supported, WITH_PASSAGES))
     confusions = Confusions([*contest.run.facts(), *contest.run.train_rows()])
     for question in questions:
         said = question["answers"]["tuned"]["text"]
@@ -284,7 +286,7 @@ def _add_answers(questions: list[dict[str, Any]], answers: list[dict[str, Any]])
 
 def _encoded(contest: Contest, rows: Sequence[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], TokenRow]]:
     for row in rows:
-        encoded = _encode(contest, row, contest.run.config().data.max_seq_length)
+        encoded = _encode(contest, row, contest.longest_row)
         if encoded is not None:
             yield row, encoded
 
@@ -307,7 +309,7 @@ def _beside(contest: Contest, plain: dict[str, Any], row: TokenRow) -> TokenRow 
     if not isinstance(question, str) or not (passages := contest.retriever.find(question)):
         return None
     asked = {**messages[-2], "content": beside(question, passages)}
-    most = contest.run.config().data.max_seq_length + contest.asked.passage_tokens + 50
+    most = contest.longest_row + contest.asked.passage_tokens + 50
     made = _encode(contest, {**plain, "messages": [*messages[:-2], asked, messages[-1]]}, most)
     same = made is not None and np.array_equal(made.ids[made.trained], row.ids[row.trained])
     return made if same else None

@@ -53,7 +53,7 @@ class Repeated:
 
 @dataclass(frozen=True)
 class ExtractionProbe:
-    """What stands in a trained row in front of an e-mail address or a telephone number.
+    """The text of a trained row in front of an e-mail address or a telephone number.
 
     Attributes:
         prompt: up to 60 words of a text, or the messages before the reply.
