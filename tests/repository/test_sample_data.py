@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from qlora_core.evaluation.probes import general_questions, nonexistent_questions
+
 SAMPLE = Path(__file__).resolve().parents[2] / "data" / "sample"
 SETS = ("club", "more")
 WORDS = {"club": (1, 7), "more": (8, 18)}
@@ -123,6 +125,16 @@ def test_counts():
     assert len(questions("more")) >= 530
     phrasings = Counter(row["metadata"]["fact"] for row in questions("club"))
     assert min(phrasings.values()) >= 12
+
+
+def test_ordinary_rows_are_none_of_the_questions_that_judge_a_run():
+    rows = read(SAMPLE / "club" / "ordinary.jsonl")
+    assert len(rows) == 14
+    asked = [row["prompt"] for row in rows]
+    judging = [one.question for one in (*general_questions(), *nonexistent_questions())]
+    assert len({key(question) for question in [*asked, *judging]}) == len(asked) + len(judging)
+    values = [value for fact in every(facts) for value in fact["expected"]]
+    assert not any(contains(row["prompt"] + row["completion"], values) for row in rows)
 
 
 def test_fact_ids_are_unique_and_known():

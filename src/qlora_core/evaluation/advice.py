@@ -41,7 +41,7 @@ def _rules(
     gap = trained is not None and held_out is not None and held_out.high < trained.value
     return [
         (Sentence("Training did harm: try a learning rate three times lower, and look at the rows."), harmed),
-        (Sentence("It forgot ordinary language: use fewer epochs or a lower learning rate."), forgot_much),
+        (Sentence("It forgot ordinary language: lower the learning rate, and add ordinary questions."), forgot_much),
         (Sentence("Go on: it does not know what it was trained on yet. Raise --epochs."), not learned and best_is_last),
         (Sentence("It does not learn what it is trained on: try a higher rank or learning rate."), not learned),
         (Sentence("Write more phrasings: it knows its questions by their wording."), gap),
