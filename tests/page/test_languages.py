@@ -290,14 +290,14 @@ def test_forms_and_presets(speaks):
         chosen = {"model", "template", "data"}  # fields that hold a name
         speaks(element, names=tuple(RunConfig().data.data) if name in chosen else ())
     typed = ("FILE", "thing ou none", "end ou go on", "keep ou drop", "(all)")  # to be typed like this
-    chosen = {"learning_rate": in_language.number(0.004, "g"), "eval_every": "a cada 19 passos"}
+    chosen = {"learning_rate": in_language.number(0.002, "g"), "eval_every": "a cada 19 passos"}
     layout = forms.form_layout(form, RunConfig(), chosen, "More about training")
     speaks(layout, forms.preset_menu(), names=typed)
     for preset in PRESETS:
         for size in ("large", "small"):
             speaks(forms.preset_reasons((preset, size)))
     text = layout.text.replace("\u00a0", "_")
-    assert "Vazio: automático · 0,004" in text
+    assert "Vazio: automático · 0,002" in text
     assert "Vazio: uma vez por época · a cada 19 passos" in text
     assert "De 1 a 10_000." in text
     assert "cosseno" in text
