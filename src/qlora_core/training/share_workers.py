@@ -32,7 +32,7 @@ from ..runs.kernel_choice import Kernels
 from ..runs.memory_estimate import PROGRAM_BYTES, MemoryEstimate
 from ..tokens.rows import TokenRow
 from .adapted_model import load_adapted
-from .batcher import Shares, lay_out
+from .batcher import lay_out
 from .objective import OBJECTIVES
 
 WORTHWHILE = 5e11  # parameters × tokens to train, from which on a process is worth the seconds that it takes to start
@@ -256,9 +256,7 @@ def compute_shares(
     return [(one[0].item(), np.array(one[1])) if request.gradients else (one.item(), None) for one in made]
 
 
-def compute_on_streams(
-    shares: Shares, streams: Sequence[mx.Stream], compute: Callable[[list[TokenRow]], Any]
-) -> list[Any]:
+def compute_on_streams(shares: Sequence[Any], streams: Sequence[mx.Stream], compute: Callable[[Any], Any]) -> list[Any]:
     """Return the result of `compute` for each share, on a stream of its own."""
     results = []
     for share, stream in zip(shares, streams[: len(shares)], strict=True):
