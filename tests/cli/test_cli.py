@@ -183,6 +183,9 @@ def test_a_run_that_ends_leaves_its_result(place, tiny_model, qlora, tmp_path, m
     result = place / "checkpoints_qlora" / "club" / "export" / "adapter"
     assert {"inference.py", "INTEGRATION.md", "INTEGRACAO.pt.md", "curves.png", "curves.svg", "summary.md",
             "metrics.json", "adapters.safetensors"} <= {path.name for path in result.iterdir()}  # fmt: skip
+    page = (result.parents[1] / "run.html").read_text(encoding="utf-8")
+    assert (result / "curves.svg").read_text(encoding="utf-8") in page
+    assert "qlora train --model" in (result.parents[1] / "run.md").read_text(encoding="utf-8")
     shown = qlora("train", "--run", "club", cwd=place).out
     assert "To take away  checkpoints_qlora/club/export/adapter" in shown
 

@@ -5,6 +5,7 @@ Tells no path of this machine. The HTML is one file, with its curves, and opens 
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from ..evaluation.verdict import judged_run
 from ..files.storage import remembered_sha256, write_text
 from ..models.adapter_files import ADAPTER_FILE
 from ..reports import console
-from ..reports.charts import save_curves
+from ..reports.charts import CURVES, save_curves
 from ..reports.comparison import setting_text
 from ..reports.verdict_text import interval_text, ledger_lines, value_text
 from ..runs.run import Run
@@ -86,6 +87,15 @@ def write_run_card(run: Run, directory: Path, command: str = "") -> list[Path]:
     for name, text in texts.items():
         write_text(directory / name, text)
     return [directory / name for name in texts]
+
+
+def keep_card(run: Run, command: str) -> str:
+    """Write the card into the run; return what went wrong, or an empty text."""
+    try:
+        write_run_card(run, run.path, command)
+    except Exception as error:  # training is over and must not fail because of a page about it
+        return f"the run card was not written: {error or type(error).__name__}"
+    return ""
 
 
 def portable(config: RunConfig) -> RunConfig:
@@ -173,7 +183,11 @@ def _hashes(run: Run, environment: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _curves(run: Run) -> str:
-    """Return the curves as SVG; empty if there are none yet."""
+    """Return the curves as SVG, those of the run's result if they are not older; empty if there are none yet."""
+    with contextlib.suppress(OSError):
+        drawn = run.result / CURVES
+        if drawn.stat().st_mtime >= run.metrics_file.stat().st_mtime:
+            return drawn.read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory() as place:
         drawn = [path for path in save_curves(run, Path(place)) if path.suffix == ".svg"]
         return drawn[0].read_text(encoding="utf-8") if drawn else ""

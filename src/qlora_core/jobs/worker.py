@@ -67,12 +67,15 @@ def train_and_keep(writer: RunWriter, listener: Callable[[dict[str, Any]], None]
         KeyboardInterrupt: likewise.
     """
     from ..exports.export import keep_result
+    from ..exports.run_card import keep_card, portable
+    from .recipes import to_command
 
     outcome = train_here(writer, listener, **how)
     if outcome.state == "paused":
         return outcome, ""
     with watching(writer.working):
-        return outcome, keep_result(writer.run)
+        problems = keep_result(writer.run), keep_card(writer.run, to_command(portable(writer.run.config())))
+    return outcome, " ".join(filter(None, problems))
 
 
 def exit_status(outcome: Outcome) -> int:

@@ -458,6 +458,7 @@ def _best_layers(panel: Panel, halo: str) -> list[dict[str, Any]]:
 # The figure -----------------------------------------------------------------------------------------------------
 
 PAPER = "#fdfdfc"
+CURVES, CURVES_PNG = "curves.svg", "curves.png"
 APART = {"scale": {"color": "independent"}}  # each panel has a legend of its own
 
 
@@ -482,7 +483,7 @@ def save_curves(run: Run, directory: Path) -> list[Path]:
 
     specification = _figure(run, panels(reader.steps.columns(), reader.evals.columns()))
     svg = vl_convert.vegalite_to_svg(specification, allowed_base_urls=[])
-    drawn = {"curves.svg": svg.encode(), "curves.png": vl_convert.svg_to_png(svg, scale=2)}
+    drawn = {CURVES: svg.encode(), CURVES_PNG: vl_convert.svg_to_png(svg, scale=2)}
     for name, content in drawn.items():
         with replacing(directory / name) as temporary:
             temporary.write_bytes(content)
