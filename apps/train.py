@@ -13,17 +13,43 @@ with app.setup:
 
     from qlora_core import first_words
 
-    if __name__ == "__main__" and mo.app_meta().mode not in ("edit", "run"):  # a script; these imports take seconds
+    if __name__ == "__main__" and mo.app_meta().mode not in ("edit", "run"):  # a script
         first_words.greet(sys.argv[1:])
-    from qlora_core import data, page
+    from qlora_core import page
+    from qlora_core.page import attempt
+
+
+@app.cell(hide_code=True)
+def title():
+    page.title(
+        "QLoRA Notebook",
+        "Pick a model and your files, and press Start. Training runs in the background; you can close this page.",
+    )
+    return
+
+
+@app.cell
+def imports():
+    # They take longer than all above, which does not wait for them
+    from qlora_core import data
     from qlora_core.config import RunConfig
     from qlora_core.jobs.planning import train_planned
     from qlora_core.machine.memory import MemoryMonitor
-    from qlora_core.page import attempt
     from qlora_core.reports import console
     from qlora_core.runs.plan import TrainingTracker
     from qlora_core.tokens.dataset import make_dataset
     from qlora_core.tokens.report import describe
+
+    return (
+        MemoryMonitor,
+        RunConfig,
+        TrainingTracker,
+        console,
+        data,
+        describe,
+        make_dataset,
+        train_planned,
+    )
 
 
 @app.cell
@@ -47,15 +73,6 @@ def errands():
         get_fetched,
         get_measured,
     )
-
-
-@app.cell(hide_code=True)
-def title():
-    page.title(
-        "QLoRA Notebook",
-        "Pick a model and your files, and press Start. Training runs in the background; you can close this page.",
-    )
-    return
 
 
 @app.cell
@@ -166,7 +183,7 @@ def first_settings(flags, preset):
 
 
 @app.cell
-def preset_in_script(flags):
+def preset_in_script(console, flags):
     if flags.preset:
         flags.show(f"Preset {flags.preset}", console.preset_reasons, flags.preset, flags.config)
     return
@@ -210,13 +227,13 @@ def machine_heading():
 
 
 @app.cell
-def machine(flags):
+def machine(console, flags):
     flags.report("", console.machine) or page.view(page.machine.setup, Path(flags.config.place.runs_dir))
     return
 
 
 @app.cell
-def memory():
+def memory(MemoryMonitor):
     memory_monitor = MemoryMonitor()
     page.view(page.machine.memory_now, memory_monitor)
     return (memory_monitor,)
@@ -340,7 +357,7 @@ def data_fields(data_config, data_form, get_chosen_now):
 
 
 @app.cell
-def load_validate_split(data_config, flags, tokenizer):
+def load_validate_split(console, data, data_config, flags, tokenizer):
     # Rows, biographies and fact sheets are read and checked, and split by a hash of their content
     prepared = attempt(data.prepare, data_config.data, tokenizer)
     flags.report("Data", console.data_counts, prepared.report)
@@ -426,7 +443,7 @@ def training_fields(get_chosen_now, train_config, train_form):
 
 
 @app.cell
-def configuration(base_config, data_config, lora_config, train_config):
+def configuration(RunConfig, base_config, data_config, lora_config, train_config):
     config = attempt(
         RunConfig,
         base=base_config.base,
@@ -447,7 +464,7 @@ def information_heading():
 
 
 @app.cell
-def model_information(config, flags, model):
+def model_information(config, console, flags, model):
     flags.report("Model", console.model_information, model, config)
     page.view(page.model.information, model, config)
     return
@@ -464,7 +481,7 @@ def datasets_heading(get_sought):
 
 
 @app.cell
-def datasets(data_config, flags, prepared, tokenizer):
+def datasets(console, data_config, describe, flags, make_dataset, prepared, tokenizer):
     _longest = data_config.data.max_seq_length
     train_dataset = attempt(make_dataset, prepared.train, tokenizer, _longest)
     val_dataset = attempt(make_dataset, prepared.validation, tokenizer, _longest)
@@ -519,7 +536,7 @@ def functions_heading():
 
 
 @app.cell
-def tracker(CHECKPOINTS_DIR):
+def tracker(CHECKPOINTS_DIR, TrainingTracker):
     tracker = TrainingTracker(CHECKPOINTS_DIR)
     watcher = page.watching.RunWatcher(tracker, next(iter(page.navigation.asked_runs()), ""))
     return tracker, watcher
@@ -528,6 +545,7 @@ def tracker(CHECKPOINTS_DIR):
 @app.cell
 def plan(
     config,
+    console,
     flags,
     model,
     prepared,
@@ -588,7 +606,7 @@ def start_pause_stop(get_phase, plan, watcher):
 
 
 @app.cell
-def training(flags, memory_monitor, plan, start_button, tracker):
+def training(flags, memory_monitor, plan, start_button, tracker, train_planned):
     exit_status = None
     if page.scripted():
         exit_status = attempt(train_planned, tracker, plan, monitor=memory_monitor, as_json=flags.as_json)

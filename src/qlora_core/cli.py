@@ -409,7 +409,10 @@ def _app(arguments: argparse.Namespace) -> int:
     else:
         print(console.page_opened(url, arguments.host, shared=not server.is_loopback(arguments.host)), flush=True)
     with contextlib.nullcontext() if arguments.no_browser else server.opened_in_browser(url):
-        server.serve(listening, arguments.host, token, server.notebook_flags(arguments.argv[1:]))
+        from .page.ahead import import_ahead  # marimo comes with it and takes a second; the address is printed by now
+
+        flags = server.notebook_flags(arguments.argv[1:])
+        server.serve(listening, arguments.host, token, flags, answered=import_ahead)
     print("\nThe page is closed. What is being trained goes on: `qlora runs` lists it.", file=sys.stderr, flush=True)
     os._exit(DONE)  # kernels of open pages are threads that would keep the process
     return DONE

@@ -33,7 +33,7 @@ from ..models.base_models import BUILT_IN, built_in_directory, has_nvidia_driver
 from ..reports import console
 from .checks import Finding
 
-PACKAGES = ("mlx", "mlx-lm", "marimo", "altair", "tokenizers", "numpy", "psutil", "qlora-notebook")
+PACKAGES = ("mlx", "mlx-lm", "marimo", "tokenizers", "numpy", "psutil", "qlora-notebook")
 SLOW = 20.0  # GFLOP/s of a float32 product on a CPU; the reference BLAS reaches about 4
 COSTLY = 3.0  # allowed slowdown of products of denormals; flushed to zero there is none
 MUCH_SWAP = 0.25  # of the memory

@@ -16,7 +16,7 @@ import socket
 import sys
 import tempfile
 import webbrowser
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -82,10 +82,13 @@ class Door:
         token: the secret that the address carries as `?access_token=`.
         hosts: names by which the server may be called; empty: any.
         cookie: name of the cookie. Cookies do not know ports: each server wants a name of its own.
+        answered: called after each request of an admitted browser.
     """
 
-    def __init__(self, app: Any, token: str, *, hosts: Sequence[str], cookie: str) -> None:
-        self.app, self.token, self.hosts, self.cookie = app, token, hosts, cookie
+    def __init__(
+        self, app: Any, token: str, *, hosts: Sequence[str], cookie: str, answered: Callable[[], object] = bool
+    ) -> None:
+        self.app, self.token, self.hosts, self.cookie, self.answered = app, token, hosts, cookie, answered
         self.pass_word = secrets.token_urlsafe(32)  # not the token, so that a leaked cookie does not reveal the address
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -101,6 +104,7 @@ class Door:
             answer = PlainTextResponse("Asked by another site, or under another name: refused.\n", 403)
         elif _same(asked.cookies.get(self.cookie, ""), self.pass_word):
             await self.app(scope, receive, _unframed(send))
+            self.answered()
             return
         elif scope["type"] == "http" and _same(asked.query_params.get("access_token", ""), self.token):
             answer = RedirectResponse(str(asked.url.remove_query_params("access_token").replace(scheme="", netloc="")))
@@ -197,7 +201,7 @@ def _own_address() -> str:
     return next((a.address for a in addresses if a.family == socket.AF_INET and not is_loopback(a.address)), "")
 
 
-def build(token: str, *, hosts: Sequence[str], cookie: str) -> Any:
+def build(token: str, *, hosts: Sequence[str], cookie: str, answered: Callable[[], object] = bool) -> Any:
     """Return the notebooks as one ASGI application behind a `Door`."""
     import marimo
 
@@ -210,10 +214,12 @@ def build(token: str, *, hosts: Sequence[str], cookie: str) -> Any:
             builder = builder.with_app(path=path, root=str(notebook))
         inner = builder.build()
     served = tuple(found)
-    return Door(inner, token, hosts=hosts, cookie=cookie)
+    return Door(inner, token, hosts=hosts, cookie=cookie, answered=answered)
 
 
-def serve(listening: socket.socket, host: str, token: str, flags: Sequence[str]) -> None:
+def serve(
+    listening: socket.socket, host: str, token: str, flags: Sequence[str], answered: Callable[[], object] = bool
+) -> None:
     """Serve the notebooks until Ctrl+C.
 
     Args:
@@ -221,13 +227,14 @@ def serve(listening: socket.socket, host: str, token: str, flags: Sequence[str])
         host: the requested address.
         token: the token in the address.
         flags: flags for the notebooks, as on their own command line.
+        answered: called after each request of an admitted browser.
     """
     import uvicorn
 
     sys.argv = ["qlora", *flags]  # notebooks read their flags there; their kernels are threads of this process
     os.environ.setdefault("MARIMO_SKIP_UPDATE_CHECK", "1")
     hosts = [LOOPBACK, "localhost", "::1", host] if is_loopback(host) else []
-    app = build(token, hosts=hosts, cookie=f"qlora_{listening.getsockname()[1]}")
+    app = build(token, hosts=hosts, cookie=f"qlora_{listening.getsockname()[1]}", answered=answered)
     config = uvicorn.Config(app, access_log=False, log_level="error", lifespan="off",
                             timeout_graceful_shutdown=SECONDS_TO_CLOSE)  # fmt: skip
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn ends in order, then passes the signal on

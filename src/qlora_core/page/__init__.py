@@ -1,6 +1,6 @@
 """The page: what the notebooks in `apps/` show, one module a part of it.
 
-Knows marimo and altair and nothing of mlx: whatever needs it is a worker or a command in a process of its own.
+Knows marimo and nothing of mlx: whatever needs it is a worker or a command in a process of its own.
 
     language   whose words; how the page was opened
     steps      which part of a notebook is seen at once
@@ -22,31 +22,15 @@ Knows marimo and altair and nothing of mlx: whatever needs it is a worker or a c
     keeping    names and notes of runs; settings to take along
     comparing  runs side by side
     navigation from one notebook to the others
+
+A part is imported when it is first named, so that the heading of a page does not wait for all of them.
 """
 
-from . import asking as asking
-from . import bar as bar
-from . import commands as commands
-from . import comparing as comparing
-from . import composing as composing
-from . import doubts as doubts
-from . import exporting as exporting
-from . import forms as forms
-from . import keeping as keeping
-from . import language as language
-from . import look as look
-from . import machine as machine
-from . import model as model
-from . import navigation as navigation
-from . import problems as problems
-from . import results as results
-from . import row_browser as row_browser
-from . import rows as rows
-from . import source as source
+import importlib
+from types import ModuleType
+
+from . import language as language  # texts are spoken in the reader's language from here on
 from . import steps as steps
-from . import training as training
-from . import verdict as verdict
-from . import watching as watching
 from .look import remark as remark
 from .look import section as section
 from .look import title as title
@@ -54,3 +38,14 @@ from .problems import attempt as attempt
 from .problems import complain as complain
 from .problems import scripted as scripted
 from .problems import view as view
+
+PARTS = ("asking", "bar", "commands", "comparing", "composing", "doubts", "exporting", "forms", "keeping", "look",
+         "machine", "model", "navigation", "problems", "results", "row_browser", "rows", "source", "training",
+         "verdict", "watching")  # fmt: skip
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Import a part (PEP 562)."""
+    if name not in PARTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return importlib.import_module(f".{name}", __name__)

@@ -5,7 +5,6 @@ Shows what `compare` finds, in the same form for `apps/compare.py`, `apps/train.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -117,32 +116,32 @@ def _points(points: Sequence[dict[str, float]], axis: str, name: str, *, smoothe
     return thin(rows, POINTS)
 
 
-@functools.lru_cache(maxsize=64)
-def _specification(axis: str, title: str, unit: str, names: tuple[str, ...], dots: bool) -> dict[str, Any]:
-    import altair as alt
-
-    colours = alt.Scale(domain=list(names), range=list(COLOURS[: len(names)]))
-    dashes = alt.Scale(domain=list(names), range=list(DASHES[: len(names)]))
-    legend = alt.Legend(orient="top", title=None, columns=1, labelLimit=420, symbolType="stroke", symbolSize=500,
-                        symbolStrokeWidth=2)  # fmt: skip
+def _specification(axis: str, title: str, unit: str, names: Sequence[str], *, dots: bool) -> dict[str, Any]:
+    """Return the specification of runs over each other, without rows: titles of both axes, and the runs' names."""
     format = ",d" if axis != "seconds" else "~g"
-    drawn = (
-        alt.Chart(alt.NamedData(name="rows"))
-        .mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=22) if dots else False)
-        .encode(
-            x=alt.X("x:Q", title=title, axis=alt.Axis(grid=False, format=format, tickCount=6)),
-            y=alt.Y("loss:Q", title=unit, scale=alt.Scale(zero=False), axis=alt.Axis(format=".3~f")),
-            color=alt.Color("run:N", scale=colours, legend=legend),
-            strokeDash=alt.StrokeDash("run:N", scale=dashes, legend=legend),
-            tooltip=["run:N", alt.Tooltip("x:Q", title=title, format=format), alt.Tooltip("loss:Q", format=".4f")],
-        )
-    )
-    return for_page(drawn.to_dict(), 260)
+    along = {"field": "x", "type": "quantitative", "title": title}
+    loss = {"field": "loss", "type": "quantitative"}
+    run = {"field": "run", "type": "nominal"}
+    legend = {"orient": "top", "title": None, "columns": 1, "labelLimit": 420, "symbolType": "stroke",
+              "symbolSize": 500, "symbolStrokeWidth": 2}  # fmt: skip
+
+    def told_apart(by: Sequence[Any]) -> dict[str, Any]:
+        return {**run, "scale": {"domain": list(names), "range": list(by[: len(names)])}, "legend": legend}
+
+    encoding = {
+        "x": {**along, "axis": {"grid": False, "format": format, "tickCount": 6}},
+        "y": {**loss, "title": unit, "scale": {"zero": False}, "axis": {"format": ".3~f"}},
+        "color": told_apart(COLOURS),
+        "strokeDash": told_apart(DASHES),
+        "tooltip": [run, {**along, "format": format}, {**loss, "format": ".4f"}],
+    }
+    mark = {"type": "line", "strokeWidth": 2, "point": {"size": 22} if dots else False}
+    return for_page({"data": {"name": "rows"}, "mark": mark, "encoding": encoding}, 260)
 
 
 def _overlay(axis: str, names: tuple[str, ...], kind: str) -> dict[str, Any]:
     titles = {"step": say("step"), "tokens": say("tokens seen"), "seconds": say("minutes of training")}
-    return _specification(axis, titles[axis], say("loss (nats/token)"), names, kind == "validation")
+    return _specification(axis, titles[axis], say("loss (nats/token)"), names, dots=kind == "validation")
 
 
 # Tables ---------------------------------------------------------------------------------------------------------

@@ -14,8 +14,6 @@ from typing import Any
 import marimo as mo
 
 from ..errors import QLoraError
-from ..jobs.exit_status import DONE, guarded
-from ..reports import live_output
 from ..translations import Sentence, spoken
 from .look import note
 
@@ -62,16 +60,24 @@ def attempt(call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         if isinstance(argument, Problem):
             return argument.onward
     if scripted():
-        made: list[Any] = []
-        with live_output.waiting(sys.stderr if "--json" in sys.argv else sys.stdout):
-            status = guarded(lambda: made.append(call(*arguments, **named)) or DONE)
-        if status:
-            sys.exit(status)
-        return made[0]
+        return _in_script(lambda: call(*arguments, **named))
     try:
         return call(*arguments, **named)
     except (QLoraError, OSError) as error:
         return Problem(words_of(error))
+
+
+def _in_script(call: Callable[[], Any]) -> Any:
+    """Call, and end the script with one line and an exit status after an error meant for the user."""
+    from ..jobs.exit_status import DONE, guarded  # here, since a page needs neither and numpy comes with them
+    from ..reports import live_output
+
+    made: list[Any] = []
+    with live_output.waiting(sys.stderr if "--json" in sys.argv else sys.stdout):
+        status = guarded(lambda: made.append(call()) or DONE)
+    if status:
+        sys.exit(status)
+    return made[0]
 
 
 def words_of(error: BaseException) -> str:

@@ -5,7 +5,6 @@ Knows reports and how they are shown; reads no row itself.
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -399,25 +398,23 @@ def _range(low: int, high: int) -> str:
     return number(low) if low == high else f"{number(low)} – {number(high)}"
 
 
-@functools.lru_cache(maxsize=16)
 def _histogram(tokens: str, rows: str, rule: str) -> dict[str, Any]:
-    """Return the histogram's specification, built once per limit and language, since altair is slow."""
-    import altair as alt
-
-    colour = alt.condition("datum.beyond", alt.value(BEYOND), alt.value(TRAINING))
-    bars = (
-        alt.Chart(alt.NamedData(name="rows"))
-        .mark_bar(binSpacing=1, cornerRadiusTopLeft=2, cornerRadiusTopRight=2)
-        .encode(
-            x=alt.X("low:Q", title=tokens, scale=alt.Scale(nice=False), axis=alt.Axis(format=",d", grid=False)),
-            x2="high:Q",
-            y=alt.Y("rows:Q", title=rows, axis=alt.Axis(tickMinStep=1, format=",d")),
-            y2=alt.Y2Datum(0),
-            color=colour,
-            tooltip=[alt.Tooltip("tokens:N", title=tokens), alt.Tooltip("rows:Q", title=rows, format=",d")],
-        )
-    )
-    limit = alt.Chart(alt.NamedData(name="limit")).encode(x=alt.X("most:Q", title=tokens))
-    line = limit.mark_rule(strokeDash=[4, 3], color=GREY, size=1.5)
-    text = limit.mark_text(align="right", dx=-6, y=8, color=GREY, text=rule)
-    return for_page(alt.layer(bars, line, text).to_dict(), HEIGHT)
+    """Return the histogram's specification, without rows: titles of both axes, and the words at the rule."""
+    length = {"field": "low", "type": "quantitative", "title": tokens}
+    count = {"field": "rows", "type": "quantitative", "title": rows}
+    bars = {
+        "data": {"name": "rows"},
+        "mark": {"type": "bar", "binSpacing": 1, "cornerRadiusTopLeft": 2, "cornerRadiusTopRight": 2},
+        "encoding": {
+            "x": {**length, "scale": {"nice": False}, "axis": {"format": ",d", "grid": False}},
+            "x2": {"field": "high"},
+            "y": {**count, "axis": {"tickMinStep": 1, "format": ",d"}},
+            "y2": {"datum": 0},
+            "color": {"condition": {"test": "datum.beyond", "value": BEYOND}, "value": TRAINING},
+            "tooltip": [{"field": "tokens", "type": "nominal", "title": tokens}, {**count, "format": ",d"}],
+        },
+    }
+    limit = {"data": {"name": "limit"}, "encoding": {"x": {**length, "field": "most"}}}
+    line = {"type": "rule", "strokeDash": [4, 3], "color": GREY, "size": 1.5}
+    words = {"type": "text", "align": "right", "dx": -6, "y": 8, "color": GREY, "text": rule}
+    return for_page({"layer": [bars, {**limit, "mark": line}, {**limit, "mark": words}]}, HEIGHT)
