@@ -5,16 +5,17 @@ Shows what `compare` finds, in the same form for `apps/compare.py`, `apps/train.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import marimo as mo
 from markupsafe import Markup
 
+from ..errors import RunError
 from ..reports.charts import Chart, for_page, smooth, smoothing, thin
 from ..reports.comparison import Comparison, compare
 from ..runs.plan import TrainingTracker
-from ..translations import say
+from ..translations import Sentence, say
 from .forms import value_words, words
 from .look import empty, fact_table, folded, html_of, joined, note, put, row_table, shown, small
 
@@ -26,29 +27,31 @@ POINTS = 500  # of a curve
 SHOWN_SAMPLES = 6
 
 
-def run_choice(tracker: TrainingTracker, asked: Sequence[str] = (), *, ended: bool = False) -> mo.ui.multiselect:
-    """Return a choice of runs, newest first, of which several may be chosen.
+def run_choice(tracker: TrainingTracker, asked: Sequence[str] = (), *, ended: bool = False) -> mo.ui.dictionary:
+    """Return a choice of runs, newest first: a box for each, by its name.
 
     Args:
         tracker: the tracker of all runs.
-        asked: names of those chosen at first; the newest two where none of these is known.
+        asked: names of those chosen at first; the newest two where none or one of these is known.
         ended: only runs that ended, and none chosen while there is but one.
     """
-    runs = [run for run in tracker.runs() if not ended or run.summary()]
-    options = {f"{run.name} ({say(run.state)})": run.name for run in runs}
-    wanted = [label for label, name in options.items() if name in asked]
-    first = [*wanted, *(label for label in options if label not in wanted)][:2]
-    if ended and len(options) < 2:
+    states = {run.name: run.state for run in tracker.runs() if not ended or run.summary()}
+    wanted = [name for name in states if name in asked]
+    first = wanted if len(wanted) > 1 else [*wanted, *(name for name in states if name not in wanted)][:2]
+    if ended and len(states) < 2:
         first = []
-    label = say("Runs, at most {most}", most=MOST)
-    return mo.ui.multiselect(
-        options, value=wanted if len(wanted) > 1 else first, label=label, full_width=True, max_selections=MOST
-    )
+    return mo.ui.dictionary({
+        name: mo.ui.checkbox(name in first, label=f"{name} ({say(state)})") for name, state in states.items()
+    })  # fmt: skip
 
 
-def choice_place(chosen: mo.ui.multiselect) -> mo.ui.multiselect | None:
+def choice_place(chosen: mo.ui.dictionary) -> mo.Html | None:
     """Return the choice of runs where there is something to choose."""
-    return chosen if chosen.value or len(chosen.options) > 1 else None
+    if len(chosen.value) < 2 and not any(chosen.value.values()):
+        return None
+    boxes = joined(html_of(box) for box in chosen.elements.values())
+    words = say("Runs, at most {most}", most=MOST)
+    return shown(put('<fieldset class="q-choices"><legend>{}</legend><div>{}</div></fieldset>', words, boxes))
 
 
 def axis_choice() -> mo.ui.radio:
@@ -62,12 +65,19 @@ def axis_place(found: Comparison, axis: mo.ui.radio) -> mo.ui.radio | None:
     return axis if found.runs else None
 
 
-def compared(tracker: TrainingTracker, names: Sequence[str]) -> Comparison:
+def compared(tracker: TrainingTracker, chosen: Mapping[str, bool]) -> Comparison:
     """Return the comparison of the chosen runs; a single run is accepted.
 
+    Args:
+        tracker: the tracker of all runs.
+        chosen: whether each is chosen, by its name.
+
     Raises:
-        RunError: one of them cannot be read.
+        RunError: one of them cannot be read, or more are chosen than there are colours.
     """
+    names = [name for name, wanted in chosen.items() if wanted]
+    if len(names) > MOST:
+        raise RunError(Sentence("{count} runs are chosen: choose at most {most}.", count=len(names), most=MOST))
     return compare([tracker.find(name) for name in names], least=0)
 
 
