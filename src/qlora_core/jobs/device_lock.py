@@ -25,6 +25,7 @@ from ..files.storage import cache_directory, make_directory
 from ..models.base_models import has_gpu
 from ..runs.run import Run
 from ..runs.writer import RunWriter, being_trained
+from ..translations import Sentence
 
 START_ID = Path("/proc/sys/kernel/random/boot_id")
 POLL = 0.5  # seconds between two looks whether the device is free
@@ -99,15 +100,23 @@ class DeviceLock(LifeLock):
         if holder(path).get("run") == str(run.absolute()):
             raise being_trained(run, path)
         raise BusyError(
-            f"{in_use(path)}. Pause or stop that run, wait until it has ended, or let this one wait with --queue."
+            Sentence(
+                "{in_use}. Pause or stop that run, wait until it has ended, or let this one wait with --queue.",
+                in_use=in_use(path),
+            )
         )
 
 
-def in_use(path: Path) -> str:
+def in_use(path: Path) -> Sentence:
     """Return the run that has the device, in words."""
-    run, who = holder(path).get("run") or "another run", holder_in_words(path)
-    process = f" (process {who})" if who else ""
-    return f"{run} is being trained already on this machine's {device_name()}{process}"
+    run, who = holder(path).get("run") or Sentence("another run"), holder_in_words(path)
+    process = Sentence(" (process {who})", who=who) if who else ""
+    return Sentence(
+        "{run} is being trained already on this machine's {device}{process}",
+        run=run,
+        device=device_name(),
+        process=process,
+    )
 
 
 def wait_for_device(writer: RunWriter) -> DeviceLock | None:

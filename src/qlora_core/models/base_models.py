@@ -229,9 +229,13 @@ def read_configuration(path: Path) -> dict[str, Any]:
         settings = {**(settings.get("text_config") or {}), **settings}
         settings = {**{name: settings[other] for other, name in _SYNONYMS.items() if other in settings}, **settings}
     except FileNotFoundError:
-        raise ModelError(f"{path}: no config.json. A model is a directory in Hugging Face or MLX layout.") from None
+        raise ModelError(
+            Sentence("{path}: no config.json. A model is a directory in Hugging Face or MLX layout.", path=str(path))
+        ) from None
     except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise ModelError(f"{path / 'config.json'}: not a model's configuration: {error}") from None
+        raise ModelError(
+            Sentence("{file}: not a model's configuration: {error}", file=str(path / "config.json"), error=str(error))
+        ) from None
     if problem := _impossible(settings):
         raise ModelError(f"{path / 'config.json'}: {problem}.")
     return settings
@@ -296,7 +300,7 @@ def describe(path: Path, config: BaseConfig, licence: str = "") -> ModelSpec:
     bits = None if quantization or config.quantize == "none" else int(config.quantize)
     parameters, shapes = _count(tensors, quantization or {})
     if not parameters:
-        raise ModelError(f"{path}: its weight files hold no weights.")
+        raise ModelError(Sentence("{path}: its weight files hold no weights.", path=str(path)))
     return ModelSpec(
         name=BUILT_IN if config.model == BUILT_IN else Path(config.model).name,
         path=path,

@@ -6,6 +6,7 @@ Knows marimo's modes; in a script the same problem is one line and an exit statu
 from __future__ import annotations
 
 import dataclasses
+import errno
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -83,7 +84,23 @@ def _in_script(call: Callable[[], Any]) -> Any:
 def words_of(error: BaseException) -> str:
     """Return an error's message, in the reader's language where it was raised with a `Sentence`."""
     said = error.args[0] if error.args else ""
-    return spoken(said) if isinstance(said, Sentence) else str(error)
+    if isinstance(said, Sentence):
+        return spoken(said)
+    if isinstance(error, OSError) and error.errno in _SYSTEM_WORDS:  # the system itself speaks English
+        file = f"{error.filename}: " if error.filename else ""
+        return file + spoken(_SYSTEM_WORDS[error.errno])
+    return str(error)
+
+
+_SYSTEM_WORDS = {
+    errno.ENOSPC: Sentence("the disk is full. Free some space, or choose a place on another disk."),
+    errno.EDQUOT: Sentence("your share of the disk is used up. Free some space, or choose another place."),
+    errno.EACCES: Sentence("may not be read or written. Change its permissions, or choose another place."),
+    errno.EPERM: Sentence("the system does not permit it. Change its permissions, or choose another place."),
+    errno.EROFS: Sentence("the disk can only be read. Choose a place on another one."),
+    errno.ENOENT: Sentence("is not there any more."),
+    errno.EIO: Sentence("the disk fails. Copy what matters to another one."),
+}
 
 
 def view(make: Callable[..., Any], *values: Any) -> Any:

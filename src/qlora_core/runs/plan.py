@@ -29,6 +29,7 @@ from ..models.base_models import ModelSpec
 from ..schedule import suited_learning_rate
 from ..tokens.dataset import TokenDataset
 from ..tokens.tokenizer import ChatTokenizer
+from ..translations import Sentence
 from .presets import preset_choices
 from .run import CONFIG, ENVIRONMENT, Run, as_stored, check_name, describe_rows, is_name, refuse_links, stored_defaults
 from .writer import RunLock, RunWriter
@@ -99,9 +100,11 @@ class TrainingTracker:
         for run in ([Run(self.runs_dir / name)] if is_name(name) else []) + [Run(Path(name))]:
             if run.exists:
                 return run
-        known = ", ".join(run.name for run in self.runs()[:8]) or "none yet"
+        known = ", ".join(run.name for run in self.runs()[:8]) or Sentence("none yet")
         name = name if name.isprintable() else shown(name)
-        raise RunError(f"{name}: no such run in {self.runs_dir}. Runs: {known}.")
+        raise RunError(
+            Sentence("{name}: no such run in {place}. Runs: {known}.", name=name, place=str(self.runs_dir), known=known)
+        )
 
     def plan(
         self,
@@ -131,10 +134,10 @@ class TrainingTracker:
         """
         existing = nearest_existing(self.runs_dir)
         if not existing.is_dir():
-            raise RunError(f"{self.runs_dir}: cannot hold runs, since {existing} is not a directory.")
+            raise _not_writable(self.runs_dir, Sentence("{place} is not a directory", place=str(existing)))
         if not len(train_dataset) and not imported:
-            reasons = "; ".join(f"{where}: {why}" for where, why in train_dataset.skipped[:3])
-            raise RunError(f"no row can be trained. {reasons}")
+            reasons = [Sentence.of_parts(": ", skipped) for skipped in train_dataset.skipped[:3]]
+            raise RunError(Sentence("no row can be trained. {reasons}", reasons=Sentence.of_parts("; ", reasons)))
         model.adapted_shapes(config.lora)
         initial = find_adapters(config.lora.init_adapter, self.runs_dir) if config.lora.init_adapter else None
         if not config.train.learning_rate:
@@ -149,11 +152,11 @@ class TrainingTracker:
         identity = as_stored(identity)
         run = self._place(config, config.place.run or _default_name(config, model, identity))
         if run.exists and imported:
-            raise RunError(f"{run.path}: is a run already. Give another name with --run.")
+            raise RunError(Sentence("{run}: is a run already. Give another name with --run.", run=str(run.path)))
         if run.exists:
             _refuse_differences(run, identity)
         elif not os.access(existing, os.W_OK | os.X_OK):
-            raise _not_writable(self.runs_dir, f"{existing} may not be written")
+            raise _not_writable(self.runs_dir, Sentence("{place} may not be written", place=str(existing)))
         if initial:
             check_adapters(initial, model, config.lora)
         return TrainingPlan(
@@ -275,7 +278,13 @@ def _make_directory(run: Path) -> None:
 
 
 def _not_writable(directory: Path, reason: str) -> RunError:
-    return RunError(f"{directory}: cannot hold runs: {reason}. Name another directory with --runs-dir.")
+    return RunError(
+        Sentence(
+            "{directory}: cannot hold runs: {reason}. Name another directory with --runs-dir.",
+            directory=str(directory),
+            reason=reason,
+        )
+    )
 
 
 def _default_name(config: RunConfig, model: ModelSpec, identity: dict[str, Any]) -> str:
@@ -290,5 +299,14 @@ def _refuse_differences(run: Run, identity: dict[str, Any]) -> None:
     changed = [key for key in identity if stored.get(key) != identity[key]]
     if changed:
         short = {key: (str(stored.get(key))[:12], str(identity[key])[:12]) for key in changed}
-        detail = "; ".join(f"{key}: the run has {old}, asked for {new}" for key, (old, new) in short.items())
-        raise RunError(f"{run.name}: cannot go on with something else. {detail}. Use --fresh, or another --run name.")
+        details = [
+            Sentence("{setting}: the run has {old}, asked for {new}", setting=key, old=old, new=new)
+            for key, (old, new) in short.items()
+        ]
+        raise RunError(
+            Sentence(
+                "{run}: cannot go on with something else. {detail}. Use --fresh, or another --run name.",
+                run=run.name,
+                detail=Sentence.of_parts("; ", details),
+            )
+        )

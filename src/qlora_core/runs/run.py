@@ -29,6 +29,7 @@ from ..models.adapter_files import ADAPTER_FILE
 from ..models.base_models import ModelSpec, describe
 from ..tokens.dataset import TokenDataset
 from ..tokens.tokenizer import ChatTokenizer
+from ..translations import Sentence
 from .metrics import read_events
 from .schema import Environment, Evaluation, Sample, State, Status, Summary, Verdict, problem
 
@@ -153,7 +154,7 @@ class Run:
         model = self.environment()["model"]
         path = Path(model["path"])
         if not path.is_dir():
-            raise RunError(f"{path}: the run's base model is not there any more.")
+            raise RunError(Sentence("{path}: the run's base model is not there any more.", path=str(path)))
         return describe(path, self.config().base, model["licence"])
 
     def tokenizer(self) -> ChatTokenizer:
@@ -225,7 +226,11 @@ class Run:
         for directory in (self.best, self.final):
             if (directory / ADAPTER_FILE).is_file():
                 return directory
-        raise RunError(f"{self.path}: has no trained adapters yet (state: {self.state}).")
+        raise RunError(
+            Sentence(
+                "{run}: has no trained adapters yet (state: {state}).", run=str(self.path), state=Sentence(self.state)
+            )
+        )
 
     def config(self) -> RunConfig:
         """Return the run's settings."""

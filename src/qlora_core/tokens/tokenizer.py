@@ -26,6 +26,7 @@ from ..config import BaseConfig, Reasoning
 from ..errors import DataError, ModelError, brief, shown
 from ..files.untrusted_json import TABLE_BYTES, is_whole, read_object, read_text
 from ..models.base_models import find_tokenizer
+from ..translations import Sentence
 from .boundaries import Boundaries
 from .chat_template import Script, open_template, read_template
 from .conversations import Beginning, Conversation, Message, Note, Prompt, fit
@@ -89,7 +90,11 @@ class ChatTokenizer:
         self._told_to_think, self._rows_think = thinks, None
         path = self.directory / "tokenizer.json"
         if not path.is_file():
-            raise ModelError(f"{path}: not found. A model directory needs a tokenizer.json (a fast tokeniser).")
+            raise ModelError(
+                Sentence(
+                    "{path}: not found. A model directory needs a tokenizer.json (a fast tokeniser).", path=str(path)
+                )
+            )
         try:
             content = path.read_bytes()
             digest = hashlib.sha256(content).hexdigest()
@@ -98,7 +103,9 @@ class ChatTokenizer:
         except BaseException as error:  # the library raises plain Exception; a panic in Rust is only a BaseException
             if isinstance(error, (KeyboardInterrupt, SystemExit)):
                 raise
-            raise ModelError(f"{path}: cannot be read as a tokeniser: {brief(error)}") from None
+            raise ModelError(
+                Sentence("{path}: cannot be read as a tokeniser: {error}", path=str(path), error=brief(error))
+            ) from None
         _OPEN[digest] = self
         settings = _read_json(self.directory / "tokenizer_config.json")
         self.bos_token = _token_text(settings.get("bos_token"))
