@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import altair
 import numpy as np
 import pytest
 
@@ -141,6 +142,7 @@ def test_tokens_in_numbers_and_a_chart_that_says_what_it_shows(prepare, tokenize
     assert bars[-1]["tokens"].endswith(f"– {report.longest}")  # what is far beyond stands in the last bar
     assert specification["datasets"]["limit"] == [{"most": 100}]
     assert json.loads(rows.length_chart(lengths, 1000)._mime_()[1])["datasets"]["limit"] == []
+    altair.Chart.from_dict({key: value for key, value in specification.items() if key != "datasets"}, validate=True)
     titles = [layer["encoding"]["x"].get("title") for layer in specification["layer"]]
     assert titles[0] == "tokens in a row"
 

@@ -108,3 +108,47 @@ def test_the_command_line_does_not_wait_for_the_page(python):
     """marimo takes longer to import than everything else together: only what shows the page needs it."""
     script = "import sys, qlora_core.cli, qlora_core.__main__; print({'marimo', 'altair', 'mlx'} & set(sys.modules))"
     assert python("-c", script).stdout.split() == ["set()"]
+
+
+def test_the_heading_of_the_page_waits_for_no_heavy_import(python):
+    """Each other part is there when it is named."""
+    script = (
+        "import sys, marimo\n"
+        "before = set(sys.modules)\n"
+        "from qlora_core import page\n"
+        "page.title('QLoRA Notebook')\n"
+        "print({'numpy', 'psutil', 'jinja2', 'qlora_core.data'} & (set(sys.modules) - before))\n"
+        "print([name for name in page.PARTS if getattr(page, name).__name__ != f'qlora_core.page.{name}'])"
+    )
+    assert python("-c", script).stdout.split() == ["set()", "[]"]
+
+
+def test_parts_are_the_modules_of_the_page():
+    from qlora_core import page
+
+    modules = {path.stem for path in (SOURCE / "page").glob("*.py")}
+    assert set(page.PARTS) <= modules
+    notebooks = "".join(path.read_text(encoding="utf-8") for path in (SOURCE.parents[1] / "apps").glob("*.py"))
+    named = {name for name in modules if f"page.{name}." in notebooks}
+    assert named <= {*page.PARTS, "language", "steps"}
+
+
+def test_what_is_imported_ahead_is_all_that_the_notebooks_need(python):
+    """`marimo run` of another notebook imports nothing."""
+    script = (
+        "import asyncio, sys, threading\n"
+        "from qlora_core.jobs.server import notebooks\n"
+        "from qlora_core.page import ahead\n"
+        "ours = str(notebooks() / 'train.py')\n"
+        "async def serve(*argv):\n"
+        "    sys.argv = ['marimo', *argv]\n"
+        "    async with ahead.lifespan(None):\n"
+        "        print(*(thread.name for thread in threading.enumerate() if 'ahead' in thread.name))\n"
+        "for argv in (['run', 'other.py'], ['edit', ours], ['run', ours]):\n"
+        "    asyncio.run(serve(*argv))\n"
+        "ahead.import_ahead().join()\n"
+        "before = set(sys.modules)\n"
+        "import qlora_core.data, qlora_core.jobs.planning, qlora_core.reports.console, qlora_core.tokens.report\n"
+        "print(*sorted(set(sys.modules) - before))\n"
+    )
+    assert python("-c", script).stdout.splitlines() == ["", "", "imports ahead", ""]
