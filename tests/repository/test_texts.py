@@ -105,7 +105,7 @@ def test_every_text_is_a_literal():
     """`say(f"…")` would be in no catalogue; what else is said by another value is added in `spoken`."""
     allowed = {"setting.help", "setting.unit", "words(setting.name)", "words(name)", "words(a.setting)",
                "words(setting)", "STEPS[name]", "heading",
-               "preset.machine", "choice.why", "run.state", "found['state']", "row['state']",
+               "preset.machine", "choice.why", "run.state", "self.state", "found['state']", "row['state']",
                "row.label", "form.title", "form.purpose", "words", "title", "text", "name", "STAGES[stage]",
                "PARTS[part]", "run['state']", "VALUES[value]", "EMPTY[name][1]", "choice", "NAMES[name]", "part",
                "reason"}  # fmt: skip

@@ -35,13 +35,14 @@ def run_choice(tracker: TrainingTracker, asked: Sequence[str] = (), *, ended: bo
         asked: names of those chosen at first; the newest two where none or one of these is known.
         ended: only runs that ended, and none chosen while there is but one.
     """
-    states = {run.name: run.state for run in tracker.runs() if not ended or run.summary()}
-    wanted = [name for name in states if name in asked]
-    first = wanted if len(wanted) > 1 else [*wanted, *(name for name in states if name not in wanted)][:2]
-    if ended and len(states) < 2:
+    runs = [run for run in tracker.runs() if not ended or run.summary()]
+    names = [run.name for run in runs]
+    wanted = [name for name in names if name in asked]
+    first = wanted if len(wanted) > 1 else [*wanted, *(name for name in names if name not in wanted)][:2]
+    if ended and len(runs) < 2:
         first = []
     return mo.ui.dictionary({
-        name: mo.ui.checkbox(name in first, label=f"{name} ({say(state)})") for name, state in states.items()
+        run.name: mo.ui.checkbox(run.name in first, label=f"{run.name} ({say(run.state)})") for run in runs
     })  # fmt: skip
 
 

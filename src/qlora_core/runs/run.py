@@ -388,17 +388,25 @@ class Run:
         except StorageError:  # the device's fault, not the run's
             raise
         except (FileNotFoundError, NotADirectoryError):
-            raise RunError(f"{self.path}: is not a run ({name} is missing). `qlora runs` lists them.") from None
+            raise RunError(
+                Sentence(
+                    "{run}: is not a run ({name} is missing). `qlora runs` lists them.", run=str(self.path), name=name
+                )
+            ) from None
         except (OSError, ValueError) as error:
-            raise RunError(f"{self.path / name}: cannot be read: {error}") from None
+            raise RunError(
+                Sentence("{file}: cannot be read: {error}", file=str(self.path / name), error=str(error))
+            ) from None
 
     def _read_json(self, name: str, shape: type) -> dict[str, Any]:
         try:
             found = json.loads(self._read(name))
         except (ValueError, RecursionError) as error:
-            raise RunError(f"{self.path / name}: cannot be read: {error}") from None
+            raise RunError(
+                Sentence("{file}: cannot be read: {error}", file=str(self.path / name), error=str(error))
+            ) from None
         if wrong := problem(found, shape):
-            raise RunError(f"{self.path / name}: is damaged: {wrong}.")
+            raise RunError(Sentence("{file}: is damaged: {wrong}.", file=str(self.path / name), wrong=wrong))
         return found
 
 
