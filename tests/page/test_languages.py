@@ -427,7 +427,7 @@ def test_exports(ended, speaks, kind):
 def test_a_comparison(ended, undrawn, speaks):
     other = Run(shutil.copytree(undrawn.path, ended.path.parent / "outro"))
     home = TrainingTracker(ended.path.parent)
-    found = page.comparing.compared(home, [ended.name, other.name])
+    found = page.comparing.compared(home, dict.fromkeys([ended.name, other.name], True))
     asked = tuple(text for sample in found.samples for text in (sample["question"], *sample["base"], *sample["tuned"]))
     speaks(
         page.comparing.run_choice(home),
@@ -435,7 +435,7 @@ def test_a_comparison(ended, undrawn, speaks):
         page.comparing.numbers(found),
         page.comparing.settings(found),
         page.comparing.samples(found),
-        page.comparing.nothing_chosen(home, page.comparing.compared(home, [])),
+        page.comparing.nothing_chosen(home, page.comparing.compared(home, dict.fromkeys([], True))),
         names=(*filter(None, asked), "float32"),
     )
 
