@@ -435,7 +435,7 @@ def test_a_comparison(ended, undrawn, speaks):
         page.comparing.numbers(found),
         page.comparing.settings(found),
         page.comparing.samples(found),
-        page.comparing.nothing_chosen(home, page.comparing.compared(home, dict.fromkeys([], True))),
+        page.comparing.nothing_chosen(home, page.comparing.compared(home, {})),
         names=(*filter(None, asked), "float32"),
     )
 
