@@ -14,13 +14,14 @@ from tiny import write_rows
 from qlora_core import data
 from qlora_core.config import BaseConfig, LoraConfig, from_flat
 from qlora_core.engine.device import mx, nn, tree_flatten
-from qlora_core.engine.model import attach_adapters, load_base
+from qlora_core.engine.model import BatchForm, Layout, arrays_of, attach_adapters, form_token_losses, load_base
 from qlora_core.machine.memory import MemoryMonitor
 from qlora_core.models import base_models
 from qlora_core.models.base_models import ModelSpec
 from qlora_core.runs.kernel_choice import Kernels
 from qlora_core.runs.plan import TrainingTracker
 from qlora_core.runs.run import Run
+from qlora_core.tokens.batching import Batch
 from qlora_core.tokens.dataset import make_datasets
 from qlora_core.tokens.rows import TokenRow
 from qlora_core.tokens.tokenizer import ChatTokenizer
@@ -92,6 +93,12 @@ def textbook_loss(model: nn.Module, rows: Iterable[TokenRow]) -> mx.array:
         for place in np.flatnonzero(row.trained):
             total = total - log_p[int(place) - 1, int(row.ids[place])]
     return total
+
+
+def losses_by_row(model: nn.Module, batch: Batch, layout: Layout, count: int) -> np.ndarray:
+    """The loss of each of the rows laid out in a batch, as validation sums it up."""
+    form = BatchForm.of(batch, layout, training=False)
+    return batch.by_row(np.array(form_token_losses(model, arrays_of(batch), form)), count)
 
 
 def loss_and_gradients(model: nn.Module, loss: Callable[[nn.Module], mx.array]) -> tuple[float, dict[str, np.ndarray]]:
