@@ -7,8 +7,6 @@ from qlora_core.evaluation.best_choice import COMPARED, choose, kept_sentence
 from qlora_core.runs.row_losses import RowLosses
 from qlora_core.translations import from_record
 
-TOKENS = np.full(9, 10)
-
 
 def validations(*shifts, noise=0.0, rows=9, steps=None):
     """Validations at steps 10, 20, …: rows of unequal loss, to each of which a shift in nats a token is added.
@@ -22,9 +20,7 @@ def validations(*shifts, noise=0.0, rows=9, steps=None):
     base, sign = np.linspace(0.1, 3.0, rows), (-1) ** np.arange(rows)
     return [
         RowLosses(10 * (base + shift + noise * sign * number), np.full(rows, 10), step)
-        for number, (shift, step) in enumerate(
-            zip(shifts, steps or range(10, 10 * len(shifts) + 10, 10), strict=True)
-        )
+        for number, (shift, step) in enumerate(zip(shifts, steps or range(10, 10 * len(shifts) + 10, 10), strict=True))
     ]
 
 
@@ -61,7 +57,10 @@ def test_five_rows_tell_nothing_apart():
 def test_rows_count_by_their_tokens():
     """Eight short rows are worse and a long one better by more: which is best, nobody can say."""
     tokens = np.array([2] * 8 + [200])
-    one, other = RowLosses(2.0 * tokens, tokens, 10), RowLosses((2.0 + np.array([0.5] * 8 + [-0.1])) * tokens, tokens, 20)
+    one, other = (
+        RowLosses(2.0 * tokens, tokens, 10),
+        RowLosses((2.0 + np.array([0.5] * 8 + [-0.1])) * tokens, tokens, 20),
+    )
     assert choose([one, other], 20).alike == [10]
 
 

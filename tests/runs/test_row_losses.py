@@ -52,9 +52,16 @@ def test_of_a_step_that_was_made_again_the_last_word_counts(path):
 
 
 def test_lines_that_are_something_else_are_passed_over(path):
-    strange = [[], {"step": 1}, {"step": 1, "losses": [1.0], "tokens": TOKENS}, {"step": -1, "losses": [], "tokens": []},
-               {"step": 1, "losses": ["a", 1, 1], "tokens": TOKENS}, {"step": 1, "losses": [1], "tokens": [0]}]  # fmt: skip
-    path.write_text("".join(json.dumps(line) + "\n" for line in strange) + path.read_text() + '{"step": NaN\n' + "[" * 9999)
+    strange = [
+        [],
+        {"step": 1},
+        {"step": 1, "losses": [1.0], "tokens": TOKENS},
+        {"step": -1, "losses": [1.0], "tokens": [1]},
+        {"step": 1, "losses": ["a", 1, 1], "tokens": TOKENS},
+        {"step": 1, "losses": [1], "tokens": [0]},
+    ]
+    lines = "".join(json.dumps(line) + "\n" for line in strange)
+    path.write_text(lines + path.read_text() + '{"step": NaN\n' + "[" * 9999)
     assert steps(path) == [0, 4, 8, 12]
 
 

@@ -223,7 +223,15 @@ def assert_same_training(found: Run, wanted: Run, step: int, *, best: bool = Tru
         assert events(found, "step", field) == events(wanted, "step", field), field
     for field in ("step", "val_loss", "best") if best else ():
         assert events(found, "eval", field) == events(wanted, "eval", field), field
+    if best:
+        assert row_losses(found) == row_losses(wanted) != {}
+    assert found.loss_before == wanted.loss_before
     assert events(found, "epoch", "avg_loss") == events(wanted, "epoch", "avg_loss")
+
+
+def row_losses(run: Run) -> dict[int, list[float]]:
+    """The loss of each validation row, by step."""
+    return {one.step: one.losses.tolist() for one in run.row_losses()}
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

@@ -256,33 +256,37 @@ def compute_shares(
     passes: Passes, request: Request, streams: Sequence[mx.Stream], kernels: Kernels, layout: Layout
 ) -> list[Computed]:
     """Compute a request's shares in this process, each on a stream of its own."""
-    batches = [lay_out(share, layout, kernels, request.prefix) for share in request.shares]
+
+    def compute(share: list[TokenRow]) -> Any:
+        batch = lay_out(share, layout, kernels, request.prefix)
+        return passes.loss_and_gradient(batch) if request.gradients else (batch, passes.token_losses(batch))
+
+    made = compute_on_streams(request.shares, streams, compute)
     if not request.gradients:
-        return row_losses_on_streams(passes, batches, request.shares, streams)
-    made = compute_on_streams(batches, streams, passes.loss_and_gradient)
+        return losses_by_row(made, request.shares)
     mx.eval(made)
     return [(loss.item(), np.array(gradient)) for loss, gradient in made]
 
 
-def row_losses_on_streams(
-    passes: Passes, batches: Sequence[Batch], shares: Shares, streams: Sequence[mx.Stream]
-) -> list[np.ndarray]:
-    """Return the loss of each row of each share, nats summed over its trained tokens; each share on its stream."""
-    made = compute_on_streams(batches, streams, passes.token_losses)
-    mx.eval(made)
-    return [
-        batch.by_row(np.array(losses), len(share)) for batch, losses, share in zip(batches, made, shares, strict=True)
-    ]
+def losses_by_row(computed: Sequence[tuple[Batch, mx.array]], shares: Shares) -> list[np.ndarray]:
+    """Return the loss of each row of each share, nats summed over its trained tokens.
+
+    Args:
+        computed: each share as it was laid out, and the losses of its trained tokens.
+        shares: the rows.
+    """
+    mx.eval([losses for _, losses in computed])
+    return [batch.by_row(np.array(losses), len(share)) for (batch, losses), share in zip(computed, shares, strict=True)]
 
 
 def compute_on_streams(
-    batches: Sequence[Batch], streams: Sequence[mx.Stream], compute: Callable[[Batch], Any]
+    shares: Shares, streams: Sequence[mx.Stream], compute: Callable[[list[TokenRow]], Any]
 ) -> list[Any]:
-    """Return the result of `compute` for the batch of each share, on a stream of its own."""
+    """Return the result of `compute` for each share, on a stream of its own."""
     results = []
-    for batch, stream in zip(batches, streams[: len(batches)], strict=True):
+    for share, stream in zip(shares, streams[: len(shares)], strict=True):
         with mx.stream(stream):
-            results.append(compute(batch))
+            results.append(compute(share))
     return results
 
 

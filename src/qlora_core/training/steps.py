@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,11 +19,12 @@ from ..engine.device import mx, tree_flatten, tree_map
 from ..engine.sums import exact_norm
 from ..machine.memory import MemorySample
 from ..schedule import learning_rate
+from ..tokens.batching import Batch
 from ..tokens.rows import TokenRow
 from ..translations import Sentence
 from .batcher import Shares
 from .session import Session
-from .share_workers import Computed, Request, compute_on_streams, compute_shares, row_losses_on_streams
+from .share_workers import Computed, Request, compute_on_streams, compute_shares, losses_by_row
 
 
 class HalfOverflow(Exception):
@@ -198,8 +199,7 @@ def _round_gradient(session: Session, shares: Shares) -> tuple[mx.array, mx.arra
     if computed := _by_workers(session, shares, gradients=True):
         computed = [(mx.array(loss), mx.array(gradient)) for loss, gradient in computed]
     else:
-        batches = map(session.batcher.batch, shares)
-        computed = compute_on_streams(list(batches), session.streams, session.passes.loss_and_gradient)
+        computed = _on_streams(session, shares, session.passes.loss_and_gradient)
     losses, gradients = zip(*computed, strict=True)
     return sum(losses), sum(gradients[1:], gradients[0])
 
@@ -216,6 +216,11 @@ def _by_workers(session: Session, shares: Shares, *, gradients: bool) -> list[Co
         return compute_shares(session.passes, request, session.streams, session.kernels, session.layout)
 
     return workers.compute(request, session.model.trainable_parameters(), own)
+
+
+def _on_streams(session: Session, shares: Shares, compute: Callable[[Batch], Any]) -> list[Any]:
+    """Return the result of `compute` for each share, on a stream of its own."""
+    return compute_on_streams(shares, session.streams, lambda share: compute(session.batcher.batch(share)))
 
 
 def _dropout_seed(seed: int, step: int) -> int:
@@ -252,8 +257,8 @@ def validation_losses(session: Session, some: Sequence[int]) -> np.ndarray:
         _share_cores(session.batcher.streams_of(shares))
         computed = _by_workers(session, shares, gradients=False)
         if computed is None:
-            batches = [session.batcher.batch(share) for share in shares]
-            computed = row_losses_on_streams(session.passes, batches, shares, session.streams)
+            made = _on_streams(session, shares, lambda batch: (batch, session.passes.token_losses(batch)))
+            computed = losses_by_row(made, shares)
         for numbers, losses in zip(indices, computed, strict=True):
             found.update(zip(numbers, losses.tolist(), strict=True))
     session.model.train()
