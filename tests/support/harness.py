@@ -19,7 +19,7 @@ from qlora_core.machine.memory import MemoryMonitor
 from qlora_core.models import base_models
 from qlora_core.models.base_models import ModelSpec
 from qlora_core.runs.kernel_choice import Kernels
-from qlora_core.runs.plan import TrainingTracker
+from qlora_core.runs.plan import TrainingPlan, TrainingTracker
 from qlora_core.runs.run import Run
 from qlora_core.tokens.batching import Batch
 from qlora_core.tokens.dataset import make_datasets
@@ -150,13 +150,17 @@ def write_pair(directory: Path, train: int = 12, validation: int = 3) -> Path:
 
 def create_run(root: Path, model: Path, sources: Path, **settings: Any) -> Run:
     """A run directory below `root`, ready to be trained: what `qlora train` makes before it trains."""
+    return TrainingTracker(root).create(plan_run(root, model, sources, **settings))
+
+
+def plan_run(root: Path, model: Path, sources: Path, **settings: Any) -> TrainingPlan:
+    """The plan of such a run."""
     config = from_flat({"model": str(model), "data": [str(sources)], "runs_dir": str(root), **QUICK, **settings})
     spec = base_models.find_base(config.base)
     tokenizer = ChatTokenizer(spec.path, config.base.template)
     prepared = data.prepare(config.data, tokenizer)
     datasets = make_datasets(prepared.train, prepared.validation, tokenizer, config.data.max_seq_length)
-    tracker = TrainingTracker(root)
-    return tracker.create(tracker.plan(config, spec, tokenizer, prepared, *datasets))
+    return TrainingTracker(root).plan(config, spec, tokenizer, prepared, *datasets)
 
 
 def train(run: Run, *listeners: Callable[[dict[str, Any]], None], monitor: MemoryMonitor | None = None) -> loop.Outcome:

@@ -27,7 +27,7 @@ class RowLosses:
     Attributes:
         losses: nats, summed over each row's trained tokens, float64 `(rows,)`.
         tokens: trained tokens of each row, `(rows,)`.
-        step: steps done at that validation; 0: before the first one.
+        step: steps done at that validation; 0: before the first one, or not about a validation of the training.
     """
 
     losses: np.ndarray
@@ -38,6 +38,12 @@ class RowLosses:
     def mean(self) -> float:
         """Return the loss a token."""
         return float(self.losses.sum() / self.tokens.sum())
+
+    @property
+    def spread(self) -> float:
+        """Return the standard deviation of the rows' losses a token, over their mean."""
+        each = self.losses / np.maximum(self.tokens, 1)
+        return float(each.std(ddof=1) / each.mean()) if len(each) > 1 and each.mean() else 0.0
 
 
 def as_line(step: int, losses: Sequence[float], tokens: Sequence[int]) -> str:
