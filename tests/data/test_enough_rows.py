@@ -17,7 +17,7 @@ def warned(train: int, validation: int, *, own_split: bool = False, **settings) 
 def test_few_rows_are_told_with_the_number_to_hold_out():
     (told,) = warned(74, 2)
     assert told == (
-        "2 of 76 rows validate, and so decide which step is best: the loss on others of their kind may be 97% higher "
+        "2 of 76 rows validate, and so decide which step is best: the loss on others of their kind may be 100% higher "
         "or lower. --val-rows 15 holds out more."
     )
     assert warned(600, 25)[0].endswith(f"--val-rows {ENOUGH} holds out more.")

@@ -137,6 +137,37 @@ def test_a_run_without_validation_rows_is_judged_too(trained, loaded, tmp_path):
     assert "No validation loss: the run has no validation rows." in verdict_on(found).missing
 
 
+def test_interrupted_among_questions_it_goes_on_with_the_next_batch(judged, loaded, tmp_path, monkeypatch):
+    """With what it would have found: each batch is asked once."""
+    found, run = judged[1], Run(shutil.copytree(judged[0].path, tmp_path / "run"))
+    monkeypatch.setattr(contenders, "BATCH", 3)
+    asked, real, stopping = [], contenders._ask, True
+
+    def ask(contest, questions, *rest):
+        if stopping and len(asked) == 2:
+            raise KeyboardInterrupt
+        real(contest, questions, *rest)
+        asked.append([one["question"] for one in questions])
+
+    monkeypatch.setattr(contenders, "_ask", ask)
+    with pytest.raises(KeyboardInterrupt):
+        judge_run(run, *loaded, ASKED, anew=True)
+    assert "questions" not in run.verdict()
+    monkeypatch.setattr(
+        contenders, "_ask", lambda *given: (real(*given), asked.append([one["question"] for one in given[1]]))
+    )
+    again = judge_run(run, *loaded, ASKED)
+    assert [one for batch in asked for one in batch] == [one["question"] for one in found["questions"]]
+    assert again["questions"] == found["questions"]
+    assert set(run.verdict()) == {"with", *STAGES}
+
+
+def test_passages_stand_before_the_last_of_several_turns():
+    prompt = [{"role": role, "content": text} for role, text in (("system", "s"), ("user", "first"), ("user", "last"))]
+    given = contenders._behind_passages(prompt, ["one", "two"])
+    assert given == [*prompt[:2], {"role": "user", "content": "one\n\ntwo\n\nlast"}]
+
+
 def test_an_answer_tells_its_tokens_and_whether_it_ended(loaded):
     model, tokenizer = loaded
     question = next(iter(TAUGHT))
@@ -157,7 +188,7 @@ def test_a_beginning_is_gone_on_with_and_not_answered(loaded):
 
 def test_the_command_says_whether_it_helped(judged, capsys):
     run, found = judged
-    flags = ["--runs-dir", str(run.path.parent), "--passages", "2", "--passage-tokens", "60"]
+    flags = ["--runs-dir", str(run.path.parent), "--passages", "2", "--found-tokens", "60"]
     assert main(["evaluate", run.name, *flags]) == 0
     shown = capsys.readouterr().out
     assert "Did it help?" in shown
@@ -174,4 +205,4 @@ def test_the_command_says_whether_it_helped(judged, capsys):
 
 def test_it_can_be_asked_from_python(judged):
     run, found = judged
-    assert api.evaluate(run, passages=2, passage_tokens=60)["losses"] == found["losses"]
+    assert api.evaluate(run, passages=2, found_tokens=60)["losses"] == found["losses"]

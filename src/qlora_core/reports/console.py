@@ -265,7 +265,7 @@ def performance(numbers: dict[str, Any], evaluation: dict[str, Any] | None) -> d
         "Memory": f"peak {size(numbers['peak_memory_bytes'])} of arrays, "
         f"{size(numbers['peak_process_bytes'])} of the process",
         "Best": f"validation loss {best:.4f} at step {numbers['best_step']}" if best is not None else "",
-        "Before": f"validation loss {before:.4f} before training" if before is not None else "",
+        "Before": f"validation loss {before:.4f}" if before is not None else "",
         "How sure": textwrap.fill(sure, 80) if sure else "",
     }
 

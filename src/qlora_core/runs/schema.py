@@ -169,6 +169,7 @@ Verdict = TypedDict(
         "with": dict[str, Any],
         "losses": NotRequired[list[JudgedRow]],
         "questions": NotRequired[list[JudgedQuestion]],
+        "questions_so_far": NotRequired[list[JudgedQuestion]],
         "general_texts": NotRequired[list[JudgedRow]],
         "general_questions": NotRequired[list[JudgedQuestion]],
         "invention": NotRequired[list[JudgedQuestion]],
