@@ -14,7 +14,7 @@ from qlora_core.engine.device import mx
 from qlora_core.engine.generate import answer, answers_to
 from qlora_core.engine.model import base_only
 from qlora_core.evaluation.contest import CONTENDERS
-from qlora_core.evaluation.verdict import verdict_on
+from qlora_core.evaluation.verdict import is_whole, verdict_on
 from qlora_core.runs.run import Run
 from qlora_core.tokens.conversations import Beginning
 from qlora_core.training import contenders
@@ -40,6 +40,8 @@ def test_every_stage_is_kept_and_valid(judged):
     run, found = judged
     assert set(found) == {"with", *STAGES}
     assert run.verdict() == json.loads(json.dumps(found))
+    assert is_whole(found)
+    assert not is_whole({name: part for name, part in found.items() if name != "memory"})
 
 
 def test_what_was_taught_is_known_and_was_not_before(judged):
@@ -140,24 +142,24 @@ def test_a_run_without_validation_rows_is_judged_too(trained, loaded, tmp_path):
 def test_interrupted_among_questions_it_goes_on_with_the_next_batch(judged, loaded, tmp_path, monkeypatch):
     """With what it would have found: each batch is asked once."""
     found, run = judged[1], Run(shutil.copytree(judged[0].path, tmp_path / "run"))
-    monkeypatch.setattr(contenders, "BATCH", 3)
-    asked, real, stopping = [], contenders._ask, True
+    asked, real, left = list[str](), contenders._ask, [2, 100]  # batches until somebody interrupts
 
     def ask(contest, questions, *rest):
-        if stopping and len(asked) == 2:
+        if not left[0]:
             raise KeyboardInterrupt
+        left[0] -= 1
         real(contest, questions, *rest)
-        asked.append([one["question"] for one in questions])
+        asked.extend(one["question"] for one in questions)
 
+    monkeypatch.setattr(contenders, "BATCH", 3)
     monkeypatch.setattr(contenders, "_ask", ask)
     with pytest.raises(KeyboardInterrupt):
         judge_run(run, *loaded, ASKED, anew=True)
     assert "questions" not in run.verdict()
-    monkeypatch.setattr(
-        contenders, "_ask", lambda *given: (real(*given), asked.append([one["question"] for one in given[1]]))
-    )
+    assert len(run.verdict()["questions_so_far"]) == len(asked) == 6
+    left.pop(0)
     again = judge_run(run, *loaded, ASKED)
-    assert [one for batch in asked for one in batch] == [one["question"] for one in found["questions"]]
+    assert asked == [one["question"] for one in found["questions"]]
     assert again["questions"] == found["questions"]
     assert set(run.verdict()) == {"with", *STAGES}
 

@@ -128,6 +128,16 @@ def mean_difference(ours: ArrayLike, theirs: ArrayLike, weights: ArrayLike | Non
     return weighted_mean(np.asarray(ours, np.float64) - np.asarray(theirs, np.float64), weights)
 
 
+def mean_of_few(values: ArrayLike) -> Estimate:
+    """Return the mean of a few numbers, as of seeds, with Student's interval: two say little, and it is wide."""
+    values = np.asarray(values, np.float64)
+    count, found = len(values), float(values.mean())
+    if count < 2:
+        return Estimate(found, None, None, count)
+    half = _student(count - 1) * float(values.std(ddof=1)) / math.sqrt(count)
+    return Estimate(found, found - half, found + half, count)
+
+
 def sign_test(gained: int, lost: int) -> float:
     """Return how often chance alone would be so uneven, in both directions: the exact binomial test (McNemar's)."""
     changed = gained + lost
