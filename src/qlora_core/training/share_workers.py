@@ -279,9 +279,7 @@ def losses_by_row(computed: Sequence[tuple[Batch, mx.array]], shares: Shares) ->
     return [batch.by_row(np.array(losses), len(share)) for (batch, losses), share in zip(computed, shares, strict=True)]
 
 
-def compute_on_streams(
-    shares: Shares, streams: Sequence[mx.Stream], compute: Callable[[list[TokenRow]], Any]
-) -> list[Any]:
+def compute_on_streams(shares: Sequence[Any], streams: Sequence[mx.Stream], compute: Callable[[Any], Any]) -> list[Any]:
     """Return the result of `compute` for each share, on a stream of its own."""
     results = []
     for share, stream in zip(shares, streams[: len(shares)], strict=True):
