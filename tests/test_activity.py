@@ -125,7 +125,7 @@ def test_a_training_says_what_it_does_in_order(tmp_path: Path, tiny_model: Path)
     assert told[: told.index("start")] == ["checking", "encoding", "quantising", "keeping", "dequantising", "trying"]
     begun = told[told.index("start") + 1 :]
     assert begun[: begun.index("step") + 1] == [
-        "checking", "leaving_trunk", "lower_layers", "trunk", "memory", "first_step", "step",
+        "checking", "leaving_trunk", "lower_layers", "trunk", "validation", "before", "memory", "first_step", "step",
     ]  # fmt: skip
     assert begun[begun.index("epoch") :][:6] == ["epoch", "validation", "eval", "saving", "checkpoint", "loading"]
     assert begun.count("first_step") == 1

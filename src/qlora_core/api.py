@@ -111,13 +111,13 @@ def generate(run: Run, prompts: Sequence[Prompt], *, base: bool = False, **sampl
     return answer(model, tokenizer, prompts, **sampling)
 
 
-def evaluate(run: Run, *, passages: int = 3, passage_tokens: int = 250, again: bool = False) -> dict[str, Any]:
+def evaluate(run: Run, *, passages: int = 3, found_tokens: int = 250, again: bool = False) -> dict[str, Any]:
     """Ask base and tuned model the same, each with and without passages of the run's texts, and say whether it helped.
 
     Args:
         run: has trained adapters.
         passages: beside a question, at most; 0: no retrieval.
-        passage_tokens: of these passages together, at most.
+        found_tokens: of these passages together, at most.
         again: ask everything anew, not only what is missing.
 
     Returns:
@@ -128,7 +128,7 @@ def evaluate(run: Run, *, passages: int = 3, passage_tokens: int = 250, again: b
     from .training.contenders import Asked, judge_run
     from .training.session import load_for_answers
 
-    asked = Asked(run.config().pace.max_answer_tokens, passages, passage_tokens)
+    asked = Asked(run.config().pace.max_answer_tokens, passages, found_tokens)
     return told_whole(run, judge_run(run, *load_for_answers(run), asked, anew=again))
 
 

@@ -212,7 +212,7 @@ def _judge(arguments: argparse.Namespace, run: Run, model: Any, tokenizer: Any) 
     from .reports.verdict_text import verdict_lines
     from .training.contenders import Asked, judge_run
 
-    asked = Asked(run.config().pace.max_answer_tokens, arguments.passages, arguments.passage_tokens)
+    asked = Asked(run.config().pace.max_answer_tokens, arguments.passages, arguments.found_tokens)
     told = functools.partial(print, file=sys.stderr)
     found = judge_run(run, model, tokenizer, asked, anew=arguments.again, told=told)
     card(run)
@@ -484,7 +484,7 @@ def _add_evaluation(evaluate: argparse.ArgumentParser) -> None:
     evaluate.add_argument(
         "--passages", default=3, help="passages beside a question, at most; 0: no retrieval", **number
     )
-    evaluate.add_argument("--passage-tokens", default=250, help="tokens of these passages together, at most", **number)
+    evaluate.add_argument("--found-tokens", default=250, help="tokens of these passages together, at most", **number)
 
 
 def _add_keeping(runs: argparse.ArgumentParser) -> None:

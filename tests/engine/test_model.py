@@ -12,6 +12,7 @@ from harness import (
     difference,
     load,
     loss_and_gradients,
+    losses_by_row,
     set_adapters,
     textbook_loss,
     write_quantised,
@@ -85,6 +86,8 @@ def test_packed_is_padded_is_textbook(models: dict[str, Path], name: str, linear
         batch = make_batch(rows, packed=layout == "packed")
         found = loss_and_gradients(model, lambda model, batch=batch, layout=layout: batch_loss(model, batch, layout))
         assert_same(found, wanted)
+        each = [textbook_loss(model, [row]).item() for row in rows]
+        np.testing.assert_allclose(losses_by_row(model, batch, layout, len(rows)), each, rtol=1e-4)
 
 
 @pytest.mark.parametrize("rounding", [AS_IT_IS, Rounding(32, 32, (64, 128))], ids=["as they are", "in bins"])

@@ -13,7 +13,14 @@ from qlora_core.config import LoraConfig
 from qlora_core.engine.compiled_loss import Passes
 from qlora_core.engine.device import mx, nn, tree_flatten
 from qlora_core.engine.frozen_layers import Trunk
-from qlora_core.engine.model import AdapterVector, BatchForm, choose_layout, form_loss, use_grad_checkpoint
+from qlora_core.engine.model import (
+    AdapterVector,
+    BatchForm,
+    choose_layout,
+    form_loss,
+    form_token_losses,
+    use_grad_checkpoint,
+)
 from qlora_core.runs.kernel_choice import Kernels
 from qlora_core.tokens.batching import Batch, Rounding, make_batch
 from qlora_core.training.hidden_state_cache import Maker
@@ -33,9 +40,7 @@ Numbers = tuple[float, np.ndarray]
 def make(random_model: Callable[..., Path], compiling: None) -> Make:
     """A model in training, half of whose layers share their inputs while the others have dropout, and its passes."""
 
-    def made(
-        *, compiled: bool = True, checkpointed: bool = False, loss: Callable = form_loss
-    ) -> tuple[nn.Module, Passes]:
+    def made(*, compiled: bool = True, checkpointed: bool = False, **computing: Callable) -> tuple[nn.Module, Passes]:
         model, _ = load(random_model("llama", layers=1), Kernels("cpu", "float32", "kept"), lora=LoraConfig(rank=4))
         set_adapters(model)
         layer = model.layers[0]
@@ -45,7 +50,7 @@ def make(random_model: Callable[..., Path], compiling: None) -> Make:
         assert [len(one.together) for one in (layer.self_attn.q_proj, layer.mlp.up_proj)] == [3, 2]
         if checkpointed:
             use_grad_checkpoint(model)
-        return model.train(), Passes(model, AdapterVector(model), layout, compiled=compiled, loss=loss)
+        return model.train(), Passes(model, AdapterVector(model), layout, compiled=compiled, **computing)
 
     return made
 
@@ -72,10 +77,10 @@ def test_compiled_is_not_compiled(make: Make, checkpointed: bool) -> None:
         assert found[0] == pytest.approx(wanted[0], rel=1e-6)
         assert difference(found[1], wanted[1]) < CLOSE
         mx.random.seed(3)
-        loss = compiled.loss(batch).item()
-        assert loss == pytest.approx(wanted[0], rel=1e-6)
+        losses = np.array(compiled.token_losses(batch)) * batch.weight
+        assert losses.sum() == pytest.approx(wanted[0], rel=1e-6)
         mx.random.seed(3)
-        assert loss == pytest.approx(plain.loss(batch).item(), rel=1e-6)
+        np.testing.assert_allclose(losses, np.array(plain.token_losses(batch)) * batch.weight, rtol=1e-5)
 
 
 def test_states_made_before_are_no_part_of_what_is_compiled(random_model: Callable[..., Path], compiling: None) -> None:
@@ -104,15 +109,18 @@ def test_a_shape_is_compiled_once_each_way(make: Make, compiled: bool) -> None:
     """And no more looked at: what is the same for two batches is in their shapes and in `BatchForm`."""
     looks = []
 
-    def counted(model: nn.Module, arrays: dict, form: BatchForm) -> mx.array:
-        looks.append(form.training)
-        return form_loss(model, arrays, form)
+    def counted(compute: Callable) -> Callable:
+        def look(model: nn.Module, arrays: dict, form: BatchForm) -> mx.array:
+            looks.append(form.training)
+            return compute(model, arrays, form)
 
-    model, passes = make(compiled=compiled, loss=counted)
+        return look
+
+    model, passes = make(compiled=compiled, loss=counted(form_loss), token_losses=counted(form_token_losses))
     for batch in (FIRST, SECOND, FIRST, OTHER, SECOND):
         set_adapters(model, seed=len(looks))
         numbers(passes, batch)
-        passes.loss(batch)
+        passes.token_losses(batch)
     assert looks == [True, False] * (2 if compiled else 5)
 
 
@@ -154,16 +162,16 @@ def test_the_same_is_the_same_to_the_bit(make: Make, compiled: bool) -> None:
 def test_the_models_numbers_are_its_own_after_a_pass(make: Make, compiled: bool) -> None:
     fails = []
 
-    def loss(*given: Any) -> mx.array:
-        return 1 / 0 if fails else form_loss(*given)
+    def losses(*given: Any) -> mx.array:
+        return 1 / 0 if fails else form_token_losses(*given)
 
-    model, passes = make(compiled=compiled, loss=loss)
+    model, passes = make(compiled=compiled, token_losses=losses)
     before = adapters_of(model)
-    for call in (passes.loss_and_gradient, passes.loss):
+    for call in (passes.loss_and_gradient, passes.token_losses):
         call(FIRST)  # of which nothing is computed yet
         for name, value in adapters_of(model).items():
             np.testing.assert_array_equal(value, before[name])
     fails.append(True)
     with pytest.raises(ZeroDivisionError):
-        passes.loss(make_batch(random_rows(9), packed=True))
+        passes.token_losses(make_batch(random_rows(9), packed=True))
     assert all(np.isfinite(np.array(value)).all() for _, value in tree_flatten(model.parameters()))

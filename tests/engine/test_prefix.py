@@ -17,6 +17,7 @@ from harness import (
     events,
     load,
     loss_and_gradients,
+    losses_by_row,
     random_rows,
     read_jsonl,
     set_adapters,
@@ -201,6 +202,8 @@ def test_rows_that_share_have_the_loss_and_the_gradients_of_each_alone(tmp_path:
     batch = make_batch(rows, packed=True, rounding=WAYS[way], prefix=ids)
     assert batch.position is not None
     assert_same(loss_and_gradients(model, lambda model: batch_loss(model, batch, "packed")), wanted)
+    each = [textbook_loss(model, [row]).item() for row in rows]
+    np.testing.assert_allclose(losses_by_row(model, batch, "packed", len(rows)), each, rtol=1e-4)
     assert can_share_prefix(model, VOCABULARY, WAYS[way])
 
 

@@ -10,6 +10,7 @@ from qlora_core.evaluation.statistics import (
     FEWEST,
     Estimate,
     mean_difference,
+    mean_of_few,
     share,
     share_difference,
     sign_test,
@@ -202,3 +203,11 @@ def test_one_row_says_nothing_of_how_sure_it_is():
 def test_of_nothing_nothing_is_said(of_nothing):
     with pytest.raises(ValueError, match="of nothing"):
         of_nothing()
+
+
+def test_the_mean_of_a_few_has_students_interval():
+    """By hand, for 1, 2, 4: mean 7/3, deviation √(7/3), t of 2 degrees 4.303."""
+    found = mean_of_few([1.0, 2.0, 4.0])
+    half = 4.303 * math.sqrt(7 / 3) / math.sqrt(3)
+    assert (found.value, found.low, found.high) == pytest.approx((7 / 3, 7 / 3 - half, 7 / 3 + half), abs=1e-3)
+    assert mean_of_few([1.0]) == Estimate(1.0, None, None, 1)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import threading
@@ -233,6 +234,26 @@ def test_a_base_that_is_quantised_already_is_dequantised_and_that_is_told(tiny_m
     assert difference["loss"]["value"] == pytest.approx(0, abs=1e-4)
     assert difference["weights_saved"] > 0
     assert not [note for note in found["notes"] if "also differ" in note or "not comparable" in note]
+
+
+def test_two_seeds_are_trained_and_their_interval_is_told(tiny_model, tmp_path, compare):
+    data = write_pair(tmp_path / "data", validation=VALIDATION)
+    words = f"--model {tiny_model} --data {data} --max-steps 3 --batch-size 4 --learning-rate 0.005 --samples 0"
+    words += f" --max-answer-tokens 1 --run club --runs-dir {tmp_path}"
+    assert cli.main(["train", *words.split()]) == 0
+    told = " ".join(compare(tmp_path, "--bits", "none", "--seeds", "2").out.split())
+    runs = {name: Run(tmp_path / name) for name in ("club", "club-lora", "club-seed43", "club-lora-seed43")}
+    assert {run.state for run in runs.values()} == {"completed"}
+    assert [run.config().train.seed for run in runs.values()] == [42, 42, 43, 43]
+    losses = {name: run.summary()["best_val_loss"] for name, run in runs.items()}
+    means = re.search(r"Means of seeds 42, (\S+) (\S+) (\S+) (\S+) 43 ", told)  # the label goes on in the next line
+    wanted = [losses[name] for name in ("club-lora", "club-lora-seed43", "club", "club-seed43")]
+    assert [float(one) for one in means.groups()] == pytest.approx(wanted, rel=1e-3)
+    each = [losses["club"] - losses["club-lora"], losses["club-seed43"] - losses["club-lora-seed43"]]
+    half = 12.706 * abs(each[0] - each[1]) / 2  # Student's t of one degree of freedom; the deviation is |a - b| / √2
+    found = re.search(r"Difference, over – (\S+) \((\S+) to (\S+)\) seeds", told)
+    mean = sum(each) / 2
+    assert [float(one) for one in found.groups()] == pytest.approx([mean, mean - half, mean + half], abs=1e-2)
 
 
 def test_validation_losses_are_kept_and_made_again_where_they_must_be(runs):

@@ -100,7 +100,7 @@ def asleep(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         state.now += 0.5 + HOUR * (session.progress.step + 1 in state.steps)
         return real_step(session, group)
 
-    def validate(session: Any) -> float:
+    def validate(session: Any) -> np.ndarray:
         state.now += 0.25 + HOUR * (state.validating and session.progress.step in state.steps)
         return real_validation(session)
 

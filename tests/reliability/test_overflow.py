@@ -208,12 +208,12 @@ def test_validation_rows_that_overflow_are_found_before_the_first_step(
     create: Create, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Even where no row to train does: a validation that is not finite would never be the best."""
-    real = training_steps.validation_loss
+    real = training_steps.validation_losses
 
-    def validation_loss(session: Any, some: Any) -> float:
-        return math.inf if session.kernels.dtype == "float16" else real(session, some)
+    def validation_losses(session: Any, some: Any) -> np.ndarray:
+        return real(session, some) * (math.inf if session.kernels.dtype == "float16" else 1)
 
-    monkeypatch.setattr(float16, "validation_loss", validation_loss)
+    monkeypatch.setattr(float16, "validation_losses", validation_losses)
     run = create()
     assert train(run).state == "completed"
     assert started(run) == [(0, "bfloat16")]

@@ -27,7 +27,9 @@ def test_a_plan_counts_all_that_the_trainer_will_do(plan):
     _, planned = plan(run="club", eval_every=2, save_every=3, samples=2)
     amounts, steps = planned_amounts(planned), planned.total_steps
     assert amounts["training"] == planned.tokens * planned.config.train.epochs
-    assert amounts["validation"] == times_due(2, steps, 0) * planned.validation_tokens > 0
+    assert (
+        amounts["validation"] == (times_due(2, steps, 0) + 1) * planned.validation_tokens > 0
+    )  # once before it trains
     assert amounts["samples"] == (times_due(2, steps, 0) + 1) * 2  # the base answers once as well
     assert amounts["saving"] == times_due(3, steps, 0)
     assert amounts["evaluation"] == 2 * time_estimate.ASKED_QUESTIONS  # there is no fact sheet
@@ -124,6 +126,26 @@ def test_what_is_left_counts_validations_samples_saving_and_the_test(under_way):
         {"training": 40.0, "validation": 30.0, "saving": 1.0, "samples": 8.0, "evaluation": 24.0}
     )
     assert look(run, stopping=True).seconds == pytest.approx({"saving": 1.0, "evaluation": 24.0})
+
+
+def test_the_validation_before_the_first_step_is_counted_until_it_is_made_or_skipped(under_way):
+    run, writer = under_way
+    writer.log("samples", step=0, answers=2, seconds=4.0)
+    doing = Activity("validation", 40, 10)
+    doing.began -= 6.0
+    writer.working(doing)  # 18 s for the rest of the first one, and 24 for each of the two that follow
+    assert look(run).seconds["validation"] == pytest.approx(66.0, abs=0.5)
+    writer.working(None)
+    writer.log("before", step=0, val_loss=2.0, seconds=24.0)
+    assert look(run).seconds["validation"] == pytest.approx(48.0)
+
+
+def test_the_validation_before_the_first_step_may_be_skipped(under_way):
+    run, writer = under_way
+    writer.log("skipped", step=0, stage="validation")
+    make_steps(writer, 1, 2, 3, 4)
+    writer.log("eval", step=4, val_loss=1.0, seconds=24.0)
+    assert look(run).seconds["validation"] == pytest.approx(24.0)
 
 
 def test_what_is_being_done_counts_with_its_rest(under_way):

@@ -14,13 +14,14 @@ from tiny import write_rows
 from qlora_core import data
 from qlora_core.config import BaseConfig, LoraConfig, from_flat
 from qlora_core.engine.device import mx, nn, tree_flatten
-from qlora_core.engine.model import attach_adapters, load_base
+from qlora_core.engine.model import BatchForm, Layout, arrays_of, attach_adapters, form_token_losses, load_base
 from qlora_core.machine.memory import MemoryMonitor
 from qlora_core.models import base_models
 from qlora_core.models.base_models import ModelSpec
 from qlora_core.runs.kernel_choice import Kernels
-from qlora_core.runs.plan import TrainingTracker
+from qlora_core.runs.plan import TrainingPlan, TrainingTracker
 from qlora_core.runs.run import Run
+from qlora_core.tokens.batching import Batch
 from qlora_core.tokens.dataset import make_datasets
 from qlora_core.tokens.rows import TokenRow
 from qlora_core.tokens.tokenizer import ChatTokenizer
@@ -94,6 +95,12 @@ def textbook_loss(model: nn.Module, rows: Iterable[TokenRow]) -> mx.array:
     return total
 
 
+def losses_by_row(model: nn.Module, batch: Batch, layout: Layout, count: int) -> np.ndarray:
+    """The loss of each of the rows laid out in a batch, as validation sums it up."""
+    form = BatchForm.of(batch, layout, training=False)
+    return batch.by_row(np.array(form_token_losses(model, arrays_of(batch), form)), count)
+
+
 def loss_and_gradients(model: nn.Module, loss: Callable[[nn.Module], mx.array]) -> tuple[float, dict[str, np.ndarray]]:
     """Value and adapter gradients of `loss(model)`."""
     value, gradients = nn.value_and_grad(model, loss)(model)
@@ -143,13 +150,17 @@ def write_pair(directory: Path, train: int = 12, validation: int = 3) -> Path:
 
 def create_run(root: Path, model: Path, sources: Path, **settings: Any) -> Run:
     """A run directory below `root`, ready to be trained: what `qlora train` makes before it trains."""
+    return TrainingTracker(root).create(plan_run(root, model, sources, **settings))
+
+
+def plan_run(root: Path, model: Path, sources: Path, **settings: Any) -> TrainingPlan:
+    """The plan of such a run."""
     config = from_flat({"model": str(model), "data": [str(sources)], "runs_dir": str(root), **QUICK, **settings})
     spec = base_models.find_base(config.base)
     tokenizer = ChatTokenizer(spec.path, config.base.template)
     prepared = data.prepare(config.data, tokenizer)
     datasets = make_datasets(prepared.train, prepared.validation, tokenizer, config.data.max_seq_length)
-    tracker = TrainingTracker(root)
-    return tracker.create(tracker.plan(config, spec, tokenizer, prepared, *datasets))
+    return TrainingTracker(root).plan(config, spec, tokenizer, prepared, *datasets)
 
 
 def train(run: Run, *listeners: Callable[[dict[str, Any]], None], monitor: MemoryMonitor | None = None) -> loop.Outcome:
@@ -216,7 +227,15 @@ def assert_same_training(found: Run, wanted: Run, step: int, *, best: bool = Tru
         assert events(found, "step", field) == events(wanted, "step", field), field
     for field in ("step", "val_loss", "best") if best else ():
         assert events(found, "eval", field) == events(wanted, "eval", field), field
+    if best:
+        assert row_losses(found) == row_losses(wanted) != {}
+    assert found.loss_before == wanted.loss_before
     assert events(found, "epoch", "avg_loss") == events(wanted, "epoch", "avg_loss")
+
+
+def row_losses(run: Run) -> dict[int, list[float]]:
+    """The loss of each validation row, by step."""
+    return {one.step: one.losses.tolist() for one in run.row_losses()}
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from qlora_core.engine.device import mx
 from qlora_core.engine.generate import answer, answers_to
 from qlora_core.engine.model import base_only
 from qlora_core.evaluation.contest import CONTENDERS
-from qlora_core.evaluation.verdict import verdict_on
+from qlora_core.evaluation.verdict import is_whole, verdict_on
 from qlora_core.runs.run import Run
 from qlora_core.tokens.conversations import Beginning
 from qlora_core.training import contenders
@@ -40,6 +40,8 @@ def test_every_stage_is_kept_and_valid(judged):
     run, found = judged
     assert set(found) == {"with", *STAGES}
     assert run.verdict() == json.loads(json.dumps(found))
+    assert is_whole(found)
+    assert not is_whole({name: part for name, part in found.items() if name != "memory"})
 
 
 def test_what_was_taught_is_known_and_was_not_before(judged):
@@ -137,6 +139,37 @@ def test_a_run_without_validation_rows_is_judged_too(trained, loaded, tmp_path):
     assert "No validation loss: the run has no validation rows." in verdict_on(found).missing
 
 
+def test_interrupted_among_questions_it_goes_on_with_the_next_batch(judged, loaded, tmp_path, monkeypatch):
+    """With what it would have found: each batch is asked once."""
+    found, run = judged[1], Run(shutil.copytree(judged[0].path, tmp_path / "run"))
+    asked, real, left = list[str](), contenders._ask, [2, 100]  # batches until somebody interrupts
+
+    def ask(contest, questions, *rest):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        real(contest, questions, *rest)
+        asked.extend(one["question"] for one in questions)
+
+    monkeypatch.setattr(contenders, "BATCH", 3)
+    monkeypatch.setattr(contenders, "_ask", ask)
+    with pytest.raises(KeyboardInterrupt):
+        judge_run(run, *loaded, ASKED, anew=True)
+    assert "questions" not in run.verdict()
+    assert len(run.verdict()["questions_so_far"]) == len(asked) == 6
+    left.pop(0)
+    again = judge_run(run, *loaded, ASKED)
+    assert asked == [one["question"] for one in found["questions"]]
+    assert again["questions"] == found["questions"]
+    assert set(run.verdict()) == {"with", *STAGES}
+
+
+def test_passages_stand_before_the_last_of_several_turns():
+    prompt = [{"role": role, "content": text} for role, text in (("system", "s"), ("user", "first"), ("user", "last"))]
+    given = contenders._behind_passages(prompt, ["one", "two"])
+    assert given == [*prompt[:2], {"role": "user", "content": "one\n\ntwo\n\nlast"}]
+
+
 def test_an_answer_tells_its_tokens_and_whether_it_ended(loaded):
     model, tokenizer = loaded
     question = next(iter(TAUGHT))
@@ -157,7 +190,7 @@ def test_a_beginning_is_gone_on_with_and_not_answered(loaded):
 
 def test_the_command_says_whether_it_helped(judged, capsys):
     run, found = judged
-    flags = ["--runs-dir", str(run.path.parent), "--passages", "2", "--passage-tokens", "60"]
+    flags = ["--runs-dir", str(run.path.parent), "--passages", "2", "--found-tokens", "60"]
     assert main(["evaluate", run.name, *flags]) == 0
     shown = capsys.readouterr().out
     assert "Did it help?" in shown
@@ -174,4 +207,4 @@ def test_the_command_says_whether_it_helped(judged, capsys):
 
 def test_it_can_be_asked_from_python(judged):
     run, found = judged
-    assert api.evaluate(run, passages=2, passage_tokens=60)["losses"] == found["losses"]
+    assert api.evaluate(run, passages=2, found_tokens=60)["losses"] == found["losses"]

@@ -22,6 +22,7 @@ from harness import (
     events,
     kill,
     load,
+    row_losses,
     textbook_loss,
     train,
     trained_state,
@@ -334,15 +335,16 @@ def test_cut_and_resumed_is_uninterrupted_to_the_byte(
     assert_same_training(cut, uninterrupted(variant), STEPS)
 
 
-def test_a_pause_cuts_a_validation_short_and_it_is_made_again(create: Create) -> None:
+@pytest.mark.parametrize("steps", [0, 3])
+def test_a_pause_cuts_a_validation_short_and_it_is_made_again(create: Create, steps: int) -> None:
     cut = create("cut", batch_size=1, grad_accumulation_steps=4)
 
     def pause(event: dict[str, Any]) -> None:
-        if event["type"] == "working" and event["stage"] == "validation":
+        if event["type"] == "working" and event["stage"] == "validation" and len(events(cut, "step")) == steps:
             cut.request("pause")
 
     assert train(cut, pause).state == cut.state == "paused"
-    assert (cut.status()["step"], events(cut, "eval")) == (3, [])
+    assert (cut.status()["step"], events(cut, "eval"), len(events(cut, "before"))) == (steps, [], steps > 0)
     assert train(cut).state == "completed"
     whole = create("whole", batch_size=1, grad_accumulation_steps=4)
     train(whole)
@@ -364,19 +366,23 @@ def test_a_pause_is_heard_while_it_answers(create: Create, stage: str) -> None:
     assert cut.evaluation() is not None
 
 
-@pytest.mark.parametrize("stage", ["validation", "samples", "evaluation"])
-def test_what_is_skipped_is_left_out_and_training_goes_on(create: Create, stage: str) -> None:
+@pytest.mark.parametrize(("stage", "steps"), [("validation", 0), ("validation", 3), ("samples", 1), ("evaluation", 6)])
+def test_what_is_skipped_is_left_out_and_training_goes_on(create: Create, stage: str, steps: int) -> None:
     run, asked = create(max_answer_tokens=4, batch_size=1, grad_accumulation_steps=4), list[str]()
 
     def skip(event: dict[str, Any]) -> None:
-        if event["type"] == "working" and event["stage"] == stage and not asked:
+        here = event["type"] == "working" and event["stage"] == stage and len(events(run, "step")) == steps
+        if here and not asked:
             asked.append(stage)
             run.request("skip")
 
     assert train(run, skip).state == run.state == "completed"
     assert [event["stage"] for event in events(run, "skipped")] == [stage]
     assert run.control() == "run"  # it was for one thing
-    assert len(events(run, "eval")) == (1 if stage == "validation" else 2)
+    validated = {0, 3, 6} - ({steps} if stage == "validation" else set())
+    assert {*events(run, "before", "step"), *events(run, "eval", "step")} == validated
+    assert row_losses(run).keys() == validated
+    assert (run.summary()["val_loss_before"] is None) == (0 not in validated)
     assert len(events(run, "samples")) == (2 if stage == "samples" else 3)
     assert (run.evaluation() is None) == (stage == "evaluation")
     assert ("skipped" in run.status()["message"]) == (stage == "evaluation")
@@ -627,6 +633,52 @@ def test_validation_is_the_textbook_loss_of_the_adapters(create: Create, tiny_mo
         wanted = textbook_loss(model, rows).item() / sum(row.target_tokens for row in rows)
         assert event["val_loss"] == pytest.approx(wanted, rel=1e-5)
         assert event["perplexity"] == pytest.approx(math.exp(wanted), rel=1e-4)
+        each = [textbook_loss(model, [row]).item() for row in rows]
+        assert row_losses(run)[event["step"]] == pytest.approx(each, rel=1e-4)
+
+
+def test_before_the_first_step_it_is_the_base_that_is_validated_and_training_is_not_affected(
+    create: Create, tiny_model: Path
+) -> None:
+    run, rows = create(eval_every=2), list[TokenRow]()
+    train(run)
+    rows = encoded(run, tiny_model, validation=True)
+    base, _ = load(tiny_model, PLAIN)
+    wanted = textbook_loss(base.eval(), rows).item() / sum(row.target_tokens for row in rows)
+    assert run.loss_before == run.summary()["val_loss_before"] == pytest.approx(wanted, rel=1e-5)
+    assert events(run, "before", "step") == [0]
+    assert row_losses(run).keys() == {0, *events(run, "eval", "step")}
+    assert run.summary()["best_step"] > 0
+
+
+def test_without_the_validation_before_it_training_is_the_same(create: Create, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_it, without = create("with", dropout=0.5), create("without", dropout=0.5)
+    train(with_it)
+    monkeypatch.setattr(loop, "_validate_before", lambda *_: None)
+    train(without)
+    assert without.loss_before is None
+    assert trained_state(without, STEPS) == trained_state(with_it, STEPS)
+    assert events(without, "eval", "val_loss") == events(with_it, "eval", "val_loss")
+
+
+def test_how_sure_the_best_is_stands_in_the_evaluation(create: Create) -> None:
+    """Of three validation rows nobody can say."""
+    run = create(eval_every=2)
+    train(run)
+    found = run.evaluation()["best"]
+    assert found["step"] == run.summary()["best_step"]
+    assert found["loss"]["value"] == pytest.approx(run.summary()["best_val_loss"], abs=1e-5)
+    assert sorted([*found["alike"], found["step"]]) == events(run, "eval", "step")
+    assert found["gained"]["value"] == pytest.approx(run.loss_before - run.summary()["best_val_loss"], abs=1e-5)
+    assert "3 validation rows cannot tell one step from another" in found["sentence"]
+
+
+def test_losses_that_cannot_be_kept_do_not_end_a_run(create: Create) -> None:
+    run = create()
+    (run.path / "row_losses.jsonl").mkdir()
+    assert train(run).state == "completed"
+    assert any("row_losses.jsonl" in message for message in events(run, "warning", "message"))
+    assert run.evaluation()["best"] is None
 
 
 def test_validation_is_the_same_every_time(create: Create) -> None:
@@ -657,11 +709,14 @@ def test_best_is_the_lowest_validation(create: Create) -> None:
 
 
 def test_a_validation_that_is_not_finite_is_never_the_best(create: Create, monkeypatch: pytest.MonkeyPatch) -> None:
-    losses = iter([math.nan, 2.0, math.inf])
-    monkeypatch.setattr(loop, "validate_model", lambda session: next(losses))
+    losses = iter([3.0, math.nan, 2.0, math.inf])
+    monkeypatch.setattr(
+        loop, "validate_model", lambda session: next(losses) * session.val_rows.target_lengths.astype(float)
+    )
     run = create(epochs=3)
     train(run)
     assert events(run, "eval", "val_loss") == [None, 2.0, None]
+    assert row_losses(run).keys() == {0, events(run, "eval", "step")[1]}
     assert events(run, "eval", "best") == [False, True, False]
     assert run.summary()["best_val_loss"] == 2.0
 

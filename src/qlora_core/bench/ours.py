@@ -123,7 +123,7 @@ def evaluate(job: Job, rows: Rows, saved: Path) -> list[dict[str, Any]]:
         steps.prepare_to_train(session)
         for path in sorted(saved.glob("*.safetensors")):
             load_adapters(session.model, path)
-            found.append({"step": int(path.stem), "val_loss": steps.validate_model(session)})
+            found.append({"step": int(path.stem), "val_loss": steps.mean_loss(session, steps.validate_model(session))})
     return found
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from ..config import DataConfig
 from ..translations import Sentence, from_record
 from .columns import ANSWERED, MASKS, judges
+from .enough_rows import rows_to_hold_out, uncertainty
 from .records import Findings, Rejected
 
 MANY = 8  # columns or marks that a warning names
@@ -333,6 +334,24 @@ class DataReport:
                     "all say nearly the same. Give rows of your own: a file validation.jsonl beside train.jsonl."
                 )
             yield Sentence("No row is held out, so that there is no validation loss: {remedy}", remedy=remedy)
+        yield from self._of_few_validation_rows(config)
+
+    def _of_few_validation_rows(self, config: DataConfig) -> Iterator[str]:
+        """Return that more rows should validate, where more can: nothing where somebody said how many."""
+        total = self.train + self.validation
+        wanted = rows_to_hold_out(total)
+        if not 0 < self.validation < wanted or config.val_rows:
+            return
+        remedy = (
+            Sentence("Put more rows into your validation file.")
+            if self.own_split
+            else Sentence("--val-rows {count} holds out more.", count=wanted)
+        )
+        yield Sentence(
+            "{rows} of {all} rows validate, and so decide which step is best: the loss on others of their kind may be "
+            "{percent}% higher or lower. {remedy}",
+            rows=self.validation, all=total, percent=round(100 * uncertainty(self.validation)), remedy=remedy,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

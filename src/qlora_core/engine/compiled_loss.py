@@ -10,7 +10,10 @@ from typing import Any
 
 from ..tokens.batching import Batch
 from .device import mx, nn
-from .model import AdapterVector, BatchForm, Layout, arrays_of, form_loss
+from .model import AdapterVector, BatchForm, Layout, arrays_of, form_loss, form_token_losses
+
+Compute = Callable[[nn.Module, dict[str, mx.array], BatchForm], mx.array]
+"""Computes something of a batch's arrays, as `engine.model.form_loss` does; it can be compiled."""
 
 
 class Passes:
@@ -22,6 +25,7 @@ class Passes:
         layout: how batches are laid out for the model.
         compiled: whether a function is compiled for each new shape, and kept.
         loss: returns the loss of a batch's arrays, summed.
+        token_losses: returns the terms of that sum, `(T,)`.
     """
 
     def __init__(
@@ -31,14 +35,15 @@ class Passes:
         layout: Layout,
         *,
         compiled: bool,
-        loss: Callable[[nn.Module, dict[str, mx.array], BatchForm], mx.array] = form_loss,
+        loss: Compute = form_loss,
+        token_losses: Compute = form_token_losses,
     ) -> None:
         self._model, self._adapters, self._layout = model, adapters, layout
-        self._compiled, self._loss = compiled, loss
+        self._compiled, self._loss, self._token_losses = compiled, loss, token_losses
         self._functions: dict[BatchForm, Any] = {}
 
-    def loss(self, batch: Batch) -> mx.array:
-        """Return the loss, summed over the trained tokens, in nats."""
+    def token_losses(self, batch: Batch) -> mx.array:
+        """Return the loss of each trained token, in nats, `(T,)`."""
         return self._call(False, batch)
 
     def loss_and_gradient(self, batch: Batch) -> tuple[mx.array, mx.array]:
@@ -61,11 +66,12 @@ class Passes:
             self._model.update(trained)  # tracing left placeholders in the model
 
     def _made(self, form: BatchForm) -> Any:
-        """Make the function that computes batches of a form: the loss, for training with its gradient."""
+        """Make the function that computes batches of a form: for training loss and gradient, else each token's loss."""
+        compute = self._loss if form.training else self._token_losses
 
         def forward(trained: dict[str, Any], arrays: dict[str, mx.array]) -> mx.array:
             self._model.update(trained)
-            return self._loss(self._model, arrays, form)
+            return compute(self._model, arrays, form)
 
         def both(trained: dict[str, Any], arrays: dict[str, mx.array]) -> tuple[mx.array, mx.array]:
             # no loss scaling in float16: in a sum over tokens nothing underflows (measured: scaling is no closer to

@@ -91,12 +91,17 @@ def _fast_swiglu_vjp(primals, cotangent, _):
 
 @mx.custom_function
 def _cross_entropy(logits: mx.array, targets: mx.array, weights: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    losses, powers, total = _token_losses(logits, targets)
+    # `powers` and `total` are outputs so that the backward pass need not compute the exponentials again
+    return exact_sum(weights * losses), powers, total
+
+
+def _token_losses(logits: mx.array, targets: mx.array) -> tuple[mx.array, mx.array, mx.array]:
     top = logits.max(-1, keepdims=True)  # (N, 1); subtracted so that no exponential overflows
     powers = fast_exp(logits - top)  # (N, V)
     total = exact_sum(powers)[:, None]  # (N, 1)
     chosen = mx.take_along_axis(logits, targets[:, None], axis=-1)  # (N, 1)
-    # `powers` and `total` are outputs so that the backward pass need not compute the exponentials again
-    return exact_sum(weights * (mx.log(total) + top - chosen)[:, 0]), powers, total
+    return (mx.log(total) + top - chosen)[:, 0], powers, total
 
 
 @_cross_entropy.vjp
@@ -121,3 +126,8 @@ def fast_cross_entropy(logits: mx.array, targets: mx.array, weights: mx.array) -
         weights: `(N,)` float32; they get no gradient.
     """
     return _cross_entropy(logits, targets, weights)[0]
+
+
+def fast_token_losses(logits: mx.array, targets: mx.array) -> mx.array:
+    """Return -log softmax(logits)[target] of each row, `(N,)`, as `fast_cross_entropy` sums them; without gradient."""
+    return _token_losses(logits, targets)[0]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .device import mx
-from .elementwise import fast_cross_entropy
+from .elementwise import fast_cross_entropy, fast_token_losses
 
 PART_BYTES = 2**27  # size of the logits of one part, in float32; several arrays of that size are alive at once
 
@@ -27,6 +27,28 @@ def cross_entropy(logits: mx.array, target: mx.array, weight: mx.array) -> mx.ar
     return (mx.fast.cross_entropy(logits, target) * weight).sum()
 
 
+def token_losses(logits: mx.array, target: mx.array) -> mx.array:
+    """Return -log softmax(logits)[target] of each token, float32 `(T,)`, for logits `(T, V)`; without gradient."""
+    if mx.default_device() == mx.cpu:
+        return fast_token_losses(logits.astype(mx.float32), target)
+    return mx.fast.cross_entropy(logits, target)
+
+
+def head_token_losses(project: Callable[[mx.array], mx.array], hidden: mx.array, target: mx.array) -> mx.array:
+    """Return the loss of each token from hidden states `(T, hidden)`, `(T,)`, with little memory as `head_loss`."""
+    step, losses = _part_size(project, hidden), list[mx.array]()
+    for i in range(0, len(target), step):
+        part = mx.depends([hidden[i : i + step]], losses[-1:])[0]  # one after the other
+        losses.append(token_losses(project(part), target[i : i + step]))
+    return mx.concatenate(losses)
+
+
+def _part_size(project: Callable[[mx.array], mx.array], hidden: mx.array) -> int:
+    """Return how many tokens' logits may exist at once."""
+    width = project(hidden[:1]).shape[-1]  # the vocabulary's size; MLX is lazy, so only the shape is worked out
+    return max(1, PART_BYTES // (4 * width))
+
+
 def head_loss(
     project: Callable[[mx.array], mx.array], hidden: mx.array, target: mx.array, weight: mx.array, *, gradients: bool
 ) -> mx.array:
@@ -40,8 +62,7 @@ def head_loss(
         return cross_entropy(project(part), target, weight)
 
     def parts(hidden: mx.array) -> list[tuple[mx.array, mx.array, mx.array]]:
-        width = project(hidden[:1]).shape[-1]  # the vocabulary's size; MLX is lazy, so only the shape is worked out
-        step = max(1, PART_BYTES // (4 * width))
+        step = _part_size(project, hidden)
         return [(hidden[i : i + step], target[i : i + step], weight[i : i + step]) for i in range(0, len(target), step)]
 
     if not gradients:

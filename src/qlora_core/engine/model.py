@@ -43,7 +43,7 @@ from .kernels import (
     use_shared_norms,
     wrong_products,
 )
-from .loss import cross_entropy, head_loss
+from .loss import cross_entropy, head_loss, head_token_losses, token_losses
 from .weights import load_weights
 
 Layout = Literal["packed", "padded", "whole"]
@@ -299,16 +299,35 @@ def form_loss(model: nn.Module, arrays: dict[str, mx.array], form: BatchForm) ->
 
     What is computed depends only on the shapes of the arrays and on `form`.
     """
-    source, target, weight = (arrays[name] for name in ("source", "target", "weight"))
+    target, weight = arrays["target"], arrays["weight"]
     if form.layout == "whole":
-        logits = model(arrays["ids"])  # (R, L, V)
-        logits = logits.reshape(-1, logits.shape[-1])[source]  # (T, V): only where the next token is trained
-        return cross_entropy(logits, target, weight)
+        return cross_entropy(_trained_logits(model, arrays), target, weight)
+    hidden, project = _trained_hidden(model, arrays, form)
+    return head_loss(project, hidden, target, weight, gradients=form.training)
+
+
+def form_token_losses(model: nn.Module, arrays: dict[str, mx.array], form: BatchForm) -> mx.array:
+    """Return the losses of the trained tokens of a batch, which `form_loss` sums, `(T,)`; they have no gradient."""
+    if form.layout == "whole":
+        return token_losses(_trained_logits(model, arrays), arrays["target"])
+    hidden, project = _trained_hidden(model, arrays, form)
+    return head_token_losses(project, hidden, arrays["target"])
+
+
+def _trained_logits(model: nn.Module, arrays: dict[str, mx.array]) -> mx.array:
+    """Return the logits `(T, V)` where the next token is trained."""
+    logits = model(arrays["ids"])  # (R, L, V)
+    return logits.reshape(-1, logits.shape[-1])[arrays["source"]]
+
+
+def _trained_hidden(
+    model: nn.Module, arrays: dict[str, mx.array], form: BatchForm
+) -> tuple[mx.array, Callable[[mx.array], mx.array]]:
+    """Return the hidden states `(T, hidden)` where the next token is trained, and the head that makes logits."""
     model = language_model(model)
     with giving(model, arrays.get("states")):
         hidden = form_hidden(model, arrays, form)  # (R, L, hidden)
-    hidden = hidden.reshape(-1, hidden.shape[-1])[source]  # (T, hidden)
-    return head_loss(lambda part: _project(model, part), hidden, target, weight, gradients=form.training)
+    return hidden.reshape(-1, hidden.shape[-1])[arrays["source"]], lambda part: _project(model, part)
 
 
 def form_hidden(model: nn.Module, arrays: dict[str, mx.array], form: BatchForm) -> mx.array:

@@ -13,7 +13,7 @@ from typing import Any
 from .measures import plain
 
 WORDS = 60  # of a passage, about
-FEWEST_WORDS = 30  # of a reply that counts as a passage: a shorter one is an answer rather than a source
+LONG_REPLY = 30  # words of a reply that counts as a passage: a shorter one is an answer rather than a source
 _PARAGRAPH, _SENTENCE = re.compile(r"\n\s*\n"), re.compile(r"(?<=[.!?…])\s+")
 
 
@@ -67,7 +67,7 @@ def beside(question: str, passages: Sequence[str]) -> str:
 
 def _long_replies(row: dict[str, Any]) -> list[str]:
     replies = (message.get("content") or "" for message in row.get("messages", ()) if message["role"] == "assistant")
-    return [reply for reply in replies if len(reply.split()) >= FEWEST_WORDS]
+    return [reply for reply in replies if len(reply.split()) >= LONG_REPLY]
 
 
 def _parts(text: str) -> list[str]:

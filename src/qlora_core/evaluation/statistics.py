@@ -7,6 +7,7 @@ other kinds of text, nor of another seed.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
 from typing import Any
@@ -16,6 +17,7 @@ from numpy.typing import ArrayLike
 
 CONFIDENCE = 0.95
 RESAMPLES = 2_000
+AT_ONCE = 2**20  # rows drawn at once, of all samples together
 FEWEST = 6  # pairs; with fewer no sign test can come below 5%, and no difference is called one
 _Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 
@@ -105,16 +107,35 @@ def weighted_mean(values: ArrayLike, weights: ArrayLike | None = None) -> Estima
     found = float(values.sum() / weights.sum())
     if count < 2:
         return Estimate(found, None, None, count)
-    drawn = np.random.default_rng(0).integers(0, count, (RESAMPLES, count))  # the same draws each time
-    resampled = values[drawn].sum(1) / weights[drawn].sum(1)
+    resampled = np.concatenate(list(_resampled(values, weights)))
     outside = NormalDist().cdf(-math.sqrt(count / (count - 1)) * _student(count - 1))
     low, high = np.quantile(resampled, [outside, 1 - outside])
     return Estimate(found, float(low), float(high), count)
 
 
+def _resampled(values: np.ndarray, weights: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the means of rows drawn anew `RESAMPLES` times, the same each time; a few at once, for want of memory."""
+    count, left, rng = len(values), RESAMPLES, np.random.default_rng(0)
+    while left:
+        some = min(left, max(1, AT_ONCE // count))
+        drawn = rng.integers(0, count, (some, count))
+        yield values[drawn].sum(1) / weights[drawn].sum(1)
+        left -= some
+
+
 def mean_difference(ours: ArrayLike, theirs: ArrayLike, weights: ArrayLike | None = None) -> Estimate:
     """Return `weighted_mean` of the differences between paired values: each row brings both of its own."""
     return weighted_mean(np.asarray(ours, np.float64) - np.asarray(theirs, np.float64), weights)
+
+
+def mean_of_few(values: ArrayLike) -> Estimate:
+    """Return the mean of a few numbers, as of seeds, with Student's interval: two say little, and it is wide."""
+    values = np.asarray(values, np.float64)
+    count, found = len(values), float(values.mean())
+    if count < 2:
+        return Estimate(found, None, None, count)
+    half = _student(count - 1) * float(values.std(ddof=1)) / math.sqrt(count)
+    return Estimate(found, found - half, found + half, count)
 
 
 def sign_test(gained: int, lost: int) -> float:

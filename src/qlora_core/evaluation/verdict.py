@@ -84,7 +84,7 @@ def judged_run(run: Run, found: Mapping[str, Any]) -> tuple[Verdict, list[Ledger
 
 def is_whole(found: Mapping[str, Any]) -> bool:
     """Return whether a `verdict.json` has every part, rather than being interrupted."""
-    return found.keys() >= schema.Verdict.__annotations__.keys()
+    return found.keys() >= schema.Verdict.__annotations__.keys() - {"questions_so_far"}
 
 
 def told_whole(run: Run, found: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from ..data import REPORT_FILE, DataReport
+from ..evaluation.best_choice import kept_sentence
 from ..files.untrusted_json import TABLE_BYTES, read_object
 from ..reports.plain_text import share
 from ..runs.run import Run
@@ -182,6 +183,10 @@ def _losses(run: Run) -> dict[str, str]:
     found, numbers = {}, run.summary() or {}
     if (best := numbers.get("best_val_loss")) is not None:
         found["Validation loss, at its best"] = f"{best:.4f} (step {numbers.get('best_step')})"
+    if (before := numbers.get("val_loss_before")) is not None:
+        found["Validation loss, before training"] = f"{before:.4f}"
+    if sure := kept_sentence(run.evaluation()):
+        found["How sure the best is"] = str(sure)
     losses = [event["train_loss"] for event in run.metrics() if event["type"] == "step" and event.get("train_loss")]
     if losses:
         found["Training loss, last step"] = f"{losses[-1]:.4f}"

@@ -79,7 +79,7 @@ def write_summary(directory: Path, run: Run, spec: ModelSpec, facts: ExportFacts
         "Rows": f"{len(run.train_rows()):,} to train, {len(run.validation_rows()):,} to validate",
         "Settings": f"learning rate {config.train.learning_rate:g} ({config.train.schedule}), "
         f"{config.train.batch_size * config.train.grad_accumulation_steps} rows a step, seed {config.train.seed}",
-        **(console.performance(numbers) if numbers else {}),
+        **(console.performance(numbers, evaluation) if numbers else {}),
         "Device": str(run.environment().get("device") or ""),
     }
     answers = console.answers_side_by_side(evaluation) if evaluation and evaluation["questions"] else ""

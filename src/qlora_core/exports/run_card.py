@@ -117,7 +117,7 @@ def _sections(run: Run, command: str) -> Iterator[Section]:
     environment, numbers, evaluation = run.environment(), run.summary(), run.evaluation()
     yield Section("What it is", facts=_what(run, environment))
     yield from _judged(run)
-    yield Section("How it went", facts=console.performance(numbers) if numbers else {})
+    yield Section("How it went", facts=console.performance(numbers, evaluation) if numbers else {})
     yield Section("The data", facts=_data(run))
     if evaluation and evaluation["questions"]:
         recalled = console.recall_lines(evaluation)

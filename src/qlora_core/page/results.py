@@ -9,6 +9,7 @@ import marimo as mo
 from markupsafe import Markup
 
 from ..evaluation import statistics
+from ..evaluation.best_choice import kept_sentence
 from ..exports.guides import GUIDES
 from ..jobs import server
 from ..reports import console
@@ -18,7 +19,7 @@ from ..runs.keeping import read_note
 from ..runs.plan import TrainingTracker
 from ..runs.run import CONFIG, Run, iterate_states
 from ..runs.time_spent import PARTS
-from ..translations import say
+from ..translations import say, spoken
 from . import navigation
 from .language import language
 from .look import alone, empty, fact_table, figures, folded, joined, put, row_table, shown, text_block
@@ -136,14 +137,16 @@ def performance(run: Run | None) -> mo.Html | None:
         if best is not None
         else ""
     )
-    perplexity = _perplexity(run, numbers["best_step"])
+    if (before := numbers["val_loss_before"]) is not None and at:
+        at = say("{at}; before training {loss}", at=at, loss=number(before, ".4f"))
+    perplexity, evaluation = _perplexity(run, numbers["best_step"]), run.evaluation()
     cards = {
         say("Best validation loss"): (NOTHING if best is None else number(best, ".4f"), at),
         say("Perplexity"): (
             NOTHING if perplexity is None else number(perplexity, ",.2f"),
             say("on the validation rows"),
         ),
-        **recall_cards(run.evaluation()),
+        **recall_cards(evaluation),
         say("Training time"): (
             duration(numbers["training_seconds"]),
             say("{steps} steps, without checks", steps=number(numbers["steps"])),
@@ -152,6 +155,7 @@ def performance(run: Run | None) -> mo.Html | None:
     facts = {
         say("Run"): run.name,
         say("State"): say(run.state),
+        say("How sure the best is"): spoken(kept_sentence(evaluation) or ""),
         say("Time"): console.time_spent(numbers, {part: say(words) for part, words in PARTS.items()}),
         say("Speed"): say("{speed} tokens/s over {tokens} tokens",
                           speed=number(numbers['tokens_per_second'], ",.0f"), tokens=number(numbers['tokens'])),

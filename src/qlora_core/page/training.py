@@ -20,6 +20,7 @@ from ..reports.charts import rate_chart as rate_chart  # shown by the notebook
 from ..reports.in_language import duration, moment, number, size
 from ..reports.time_words import planned_time, steps_left, time_in_words
 from ..runs.checkpoints import usable_checkpoints
+from ..runs.metrics import loss_before
 from ..runs.plan import TrainingPlan, TrainingTracker
 from ..runs.run import Run
 from ..runs.throughput import RECENT_STEPS, counted_seconds
@@ -312,7 +313,9 @@ def _validation(snapshot: Snapshot) -> str | tuple[str, str]:
     if not np.isfinite(losses).any():
         return last
     best = int(np.nanargmin(losses))
-    return last, say("best {loss} at step {step}", loss=number(losses[best], ".3f"), step=number(steps[best], ",.0f"))
+    told = say("best {loss} at step {step}", loss=number(losses[best], ".3f"), step=number(steps[best], ",.0f"))
+    before = loss_before(snapshot.events)
+    return last, told if before is None else f"{told}; {say('before training {loss}', loss=number(before, '.3f'))}"
 
 
 def _summary(snapshot: Snapshot) -> Mapping[str, Any]:
@@ -392,7 +395,7 @@ def run_charts(snapshot: Snapshot, view: charts.View = charts.ALL) -> mo.Html | 
     if not len(snapshot.steps["step"]):
         return None
     drawn = []
-    for panel in charts.panels(snapshot.steps, snapshot.evals, view):
+    for panel in charts.panels(snapshot.steps, snapshot.evals, view, loss_before(snapshot.events)):
         high = panel.name == "loss"
         html = Markup(mo.as_html(charts.chart(panel, HEIGHT if high else LOW)).text)
         kind = Markup("q-chart q-chart-wide") if high else Markup("q-chart")

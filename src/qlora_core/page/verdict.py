@@ -154,7 +154,7 @@ def result(judged: Judged) -> mo.Html | None:
     told = [*map(spoken, verdict.findings), *(say("Not judged: {what}", what=one) for one in verdict.missing)]
     if told:
         parts.append(shown(put("<ul>{}</ul>", joined(put("<li>{}</li>", one) for one in told))))
-    if not is_whole(found):
+    if not is_whole(found) and not judged.running:
         parts.append(small(say("This evaluation was interrupted: some of it is missing.")))
     if entries:
         parts.append(folded(say("What became of each fact"), facts(entries)))

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..files.storage import replacing
 from ..machine.memory import GB
-from ..runs.metrics import Columns, MetricsReader
+from ..runs.metrics import Columns, MetricsReader, loss_before
 from ..runs.plan import TrainingPlan
 from ..runs.run import Run
 from ..schedule import learning_rate
@@ -115,12 +115,20 @@ class Panel:
     best: tuple[float, float, str] | None = field(default=None)
 
 
-def panels(steps: Columns, evals: Columns, view: View = ALL) -> list[Panel]:
+def panels(steps: Columns, evals: Columns, view: View = ALL, before: float | None = None) -> list[Panel]:
     """Return all panels of a run with at least one step: loss, learning rate, gradient norm, speed, memory, CPU.
 
     Runs of earlier versions did not record the last.
+
+    Args:
+        steps: of the run.
+        evals: its validations.
+        view: what is to be seen.
+        before: validation loss before the first step, with which the line of validation begins; None: unknown.
     """
     reached, best = float(steps["step"][-1]), _best(evals)
+    if before is not None:
+        evals = {name: np.insert(evals[name], 0, value) for name, value in {"step": 0.0, "val_loss": before}.items()}
     steps, evals = view.cut(steps, reached), view.cut(evals, reached)
     made = [
         _loss(steps, evals, best, view),
@@ -203,7 +211,10 @@ def _loss(steps: Columns, evals: Columns, best: tuple[float, float, str] | None,
         say("Loss"),
         say("nats/token"),
         ".3~f",
-        say("Loss of training at each step and smoothed, and loss of validation with the lowest marked."),
+        say(
+            "Loss of training at each step and smoothed, and loss of validation from before the first step on, with "
+            "the lowest marked."
+        ),
         tuple(map(_positive, lines)) if view.logarithmic else lines,
         logarithmic=view.logarithmic,
         best=best if seen and best and (best[1] > 0 or not view.logarithmic) else None,
@@ -481,13 +492,14 @@ def save_curves(run: Run, directory: Path) -> list[Path]:
         return []
     import vl_convert
 
-    specification = _figure(run, panels(reader.steps.columns(), reader.evals.columns()))
+    drawn = panels(reader.steps.columns(), reader.evals.columns(), before=loss_before(reader.events))
+    specification = _figure(run, drawn)
     svg = vl_convert.vegalite_to_svg(specification, allowed_base_urls=[])
-    drawn = {CURVES: svg.encode(), CURVES_PNG: vl_convert.svg_to_png(svg, scale=2)}
-    for name, content in drawn.items():
+    files = {CURVES: svg.encode(), CURVES_PNG: vl_convert.svg_to_png(svg, scale=2)}
+    for name, content in files.items():
         with replacing(directory / name) as temporary:
             temporary.write_bytes(content)
-    return [directory / name for name in drawn]
+    return [directory / name for name in files]
 
 
 def _figure(run: Run, drawn: Sequence[Panel]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import psutil
 from ..config import RunConfig, settings
 from ..data import REPORT_FILE, DataReport, Findings, flag
 from ..evaluation import statistics
+from ..evaluation.best_choice import kept_sentence
 from ..machine.memory import GB, available_bytes, total_bytes
 from ..models.base_models import ModelSpec
 from ..runs.plan import TrainingPlan
@@ -250,13 +251,13 @@ def final_summary(run: Run) -> str:
     elif message := run.status().get("message"):
         parts += [section("Generation test"), f"  {message}"]
     if numbers:
-        parts += [block("Summary", {"State": run.state, **performance(numbers), **places(run)})]
+        parts += [block("Summary", {"State": run.state, **performance(numbers, evaluation), **places(run)})]
     return "\n".join(part for part in [*parts, next_commands(run)] if part)
 
 
-def performance(numbers: dict[str, Any]) -> dict[str, str]:
-    """Return time, speed, memory and the best loss of a run that ended."""
-    best = numbers["best_val_loss"]
+def performance(numbers: dict[str, Any], evaluation: dict[str, Any] | None) -> dict[str, str]:
+    """Return time, speed, memory, the best loss of a run that ended, and how sure it is that it was the best."""
+    best, before, sure = numbers["best_val_loss"], numbers["val_loss_before"], kept_sentence(evaluation)
     return {
         "Time": time_spent(numbers),
         "Speed": f"{numbers['tokens_per_second']:,.0f} tokens/s over {numbers['tokens']:,} tokens in "
@@ -264,6 +265,8 @@ def performance(numbers: dict[str, Any]) -> dict[str, str]:
         "Memory": f"peak {size(numbers['peak_memory_bytes'])} of arrays, "
         f"{size(numbers['peak_process_bytes'])} of the process",
         "Best": f"validation loss {best:.4f} at step {numbers['best_step']}" if best is not None else "",
+        "Before": f"validation loss {before:.4f}" if before is not None else "",
+        "How sure": textwrap.fill(sure, 80) if sure else "",
     }
 
 
@@ -372,10 +375,13 @@ def models_table(models: Iterable[dict[str, Any]]) -> str:
 
 
 def runs_table(rows: Iterable[dict[str, Any]]) -> str:
-    """Return a line for each run."""
+    """Return a line for each run, and which of them might as well have another best."""
+    rows = list(rows)
     lines = [
         f"{row['run']:<36} {row['state']:<10} {row['step']:>6}/{row['total_steps']:<6} "
         + (f"{row['best_val_loss']:.4f}" if row["best_val_loss"] is not None else "–")
         for row in rows
     ]
-    return "\n".join([f"{'run':<36} {'state':<10} {'step':>6} {'':<6} best val loss", *lines])
+    unsure = [f"{row['run']}: {row['best']['sentence']}" for row in rows if row["best"] and row["best"]["alike"]]
+    lines += ["", *(line for text in unsure for line in textwrap.wrap(text, 100, subsequent_indent="  "))]
+    return "\n".join([f"{'run':<36} {'state':<10} {'step':>6} {'':<6} best val loss", *lines]).rstrip()

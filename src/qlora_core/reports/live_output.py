@@ -65,6 +65,8 @@ def event_line(event: dict[str, Any]) -> str:
         return f"[Memory] {event['label']}: {event['available'] // MB}MB available"
     if kind == "epoch" and event.get("avg_loss") is not None:
         return f"  Epoch {event['epoch']} - Avg Loss: {event['avg_loss']:.4f}"
+    if kind == "before" and event.get("val_loss") is not None:
+        return f"Val Loss before training: {event['val_loss']:.4f}"
     if kind == "eval" and (event.get("val_loss") is None or event.get("perplexity") is None):
         return "  Val Loss: not finite"
     if kind == "eval":
@@ -269,6 +271,9 @@ class TrainingReporter:
 
     def _on_epoch(self, event: dict[str, Any]) -> None:
         self._close_bar()
+        self.say(event_line(event))
+
+    def _on_before(self, event: dict[str, Any]) -> None:
         self.say(event_line(event))
 
     def _on_eval(self, event: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from ..evaluation.statistics import (
     FEWEST,
     Estimate,
     mean_difference,
+    mean_of_few,
     share_difference,
     sign_test,
     weighted_mean,
@@ -171,11 +172,19 @@ class ArmComparison:
             )
             spread = [f"{statistics.stdev(arm.seed_means):.4f}" if arm.seed_means else NOTHING for arm in arms]
             rows.append(["Their standard deviation", *spread])
+            by_seed = [_interval(over_seeds(arm, arms[0]), "+.4f") for arm in arms[1:]]
+            rows.append(["Difference, over seeds", NOTHING, *by_seed])
         for kind, words in PHRASINGS.items():
             told = [each.recall.get(kind) for each in others]
             if any(told):
                 rows.append([f"Facts recalled, {words}", NOTHING, *map(_recall_words, told)])
         return rows
+
+
+def over_seeds(arm: Arm, first: Arm) -> Estimate | None:
+    """Return how much higher an arm's loss is than the first one's, seed by seed; None without validation rows."""
+    pairs = zip(arm.seed_means, first.seed_means, strict=True)
+    return mean_of_few([ours - theirs for ours, theirs in pairs]) if arm.seed_means else None
 
 
 def compare_arms(arms: Sequence[Arm]) -> ArmComparison:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +169,11 @@ def events_of(path: Path, kinds: Sequence[str], last: int = 0) -> list[dict[str,
     lines = path.read_bytes()
     chosen = [line for line in lines[: lines.rfind(b"\n") + 1].split(b"\n") if line.startswith(begins)][-last:]
     return list(parse(b"".join(line + b"\n" for line in chosen)))
+
+
+def loss_before(events: Iterable[Mapping[str, Any]]) -> float | None:
+    """Return the validation loss before the first step, as events tell it; None where it was not computed."""
+    return next((event.get("val_loss") for event in events if event["type"] == "before"), None)
 
 
 def parse(lines: bytes) -> Iterator[dict[str, Any]]:

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .. import translations
+from ..data.enough_rows import ENOUGH, SPREAD, WORTH_A_WORD, uncertainty
 from ..translations import numeral, say
-from .plan import TrainingPlan
+from .plan import TrainingPlan, TrainingTracker
 
 MANY_PASSES = 20
-FEW_VALIDATION_ROWS = 8
 HIGHEST_USUAL_RATE = 1e-2  # for adapters; full fine-tuning uses a tenth or less
 LOWEST_USUAL_RATE = 1e-6
 HIGHEST_USUAL_SCALE = 8.0
@@ -73,13 +73,31 @@ def _about_validation(plan: TrainingPlan) -> Iterator[Advice]:
     rows = len(plan.data.validation)
     if not rows:
         yield Advice("val_fraction", say("No row is kept for validation: no best adapters can be chosen."))
-    elif rows < FEW_VALIDATION_ROWS:
-        text = say("The validation loss is that of {rows} rows: it says little, and so does which adapters are best.",
-                   rows=rows)  # fmt: skip
-        yield Advice("val_fraction", text)
+    elif rows < ENOUGH:
+        yield Advice("val_fraction", _about_few_rows(plan, rows))
     if plan.config.pace.eval_every > plan.total_steps:
         text = say("There are only {total} steps: the loss is validated once, at the end.", total=plan.total_steps)
         yield Advice("eval_every", text)
     if plan.config.pace.save_every > plan.total_steps:
         text = say("There are only {total} steps: nothing is saved before the end.", total=plan.total_steps)
         yield Advice("save_every", text)
+
+
+def _about_few_rows(plan: TrainingPlan, rows: int) -> str:
+    """Return how much the validation loss may be off, as the rows of an earlier run differ or as rows usually do."""
+    spread, name = _measured_spread(plan)
+    percent = round(100 * uncertainty(rows, spread))
+    if not name:
+        return say("The validation loss is that of {rows} rows, and on others may be {percent}% off: it cannot tell "
+                   "close steps apart.", rows=rows, percent=percent)  # fmt: skip
+    return say("The validation loss is that of {rows} rows, and on others may be {percent}% off, as those of {run} "
+               "differ: it cannot tell close steps apart.", rows=rows, run=name, percent=percent)  # fmt: skip
+
+
+def _measured_spread(plan: TrainingPlan) -> tuple[float, str]:
+    """Return how much the losses of rows differed in the newest run that kept some, and its name; else the usual."""
+    for run in TrainingTracker(plan.run.path.parent).runs():
+        validations = [one for one in run.row_losses() if one.step and len(one.tokens) >= WORTH_A_WORD]
+        if validations:
+            return min(validations, key=lambda one: one.mean).spread, run.name
+    return SPREAD, ""

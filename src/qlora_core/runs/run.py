@@ -30,7 +30,8 @@ from ..models.base_models import ModelSpec, describe
 from ..tokens.dataset import TokenDataset
 from ..tokens.tokenizer import ChatTokenizer
 from ..translations import Sentence
-from .metrics import read_events
+from .metrics import events_of, loss_before, read_events
+from .row_losses import RowLosses, read_row_losses
 from .schema import Environment, Evaluation, Sample, State, Status, Summary, Verdict, problem
 
 Control = Literal["run", "pause", "stop", "skip"]
@@ -38,14 +39,15 @@ Control = Literal["run", "pause", "stop", "skip"]
 CONFIG, ENVIRONMENT, STATUS, METRICS = "config.json", "environment.json", "status.json", "metrics.jsonl"
 SAMPLES, EVALUATION, SUMMARY, CONTROL = "samples.jsonl", "evaluation.json", "summary.json", "control"
 VERDICT = "verdict.json"
-WORKER_LOG, EXIT, VALIDATION_LOSSES = "worker.log", "exit.json", "validation_losses.json"
+WORKER_LOG, EXIT = "worker.log", "exit.json"
+ROW_LOSSES, VALIDATION_LOSSES = "row_losses.jsonl", "validation_losses.json"
 """Files of a run; `docs/runs.md` tells what is in them."""
 
 _ALIKE = 1000  # rows that are checked for a common system text
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 _NO_SAMPLE = {"epoch": 0, "question": "", "answer": "", "reference": ""}
-_NO_NUMBERS = dict.fromkeys(Summary.__annotations__, 0) | {"best_val_loss": None}
+_NO_NUMBERS = dict.fromkeys(Summary.__annotations__, 0) | {"best_val_loss": None, "val_loss_before": None}
 
 
 def is_name(name: str) -> bool:
@@ -298,6 +300,15 @@ class Run:
                 found.append({**_NO_SAMPLE, **sample})
         return found
 
+    @property
+    def loss_before(self) -> float | None:
+        """Return the validation loss before the first step; None where it was not computed."""
+        return loss_before(events_of(self.metrics_file, ("before",)))
+
+    def row_losses(self) -> list[RowLosses]:
+        """Return the loss of each validation row at each validation, by step; none of a run of an earlier version."""
+        return read_row_losses(self.path / ROW_LOSSES)
+
     def summary(self) -> dict[str, Any] | None:
         """Return the numbers of a run that ended; None before that.
 
@@ -417,7 +428,7 @@ def describe_rows(train: TokenDataset, validation: TokenDataset) -> dict[str, An
 
 
 def iterate_states(runs: list[Run]) -> Iterator[dict[str, Any]]:
-    """Yield one line per run for `qlora runs`: name, state, step, total steps, best validation loss, path."""
+    """Yield one line per run for `qlora runs`: name, state, steps, best validation loss and how sure it is, path."""
     for run in runs:
         status = run.status()
         yield {
@@ -426,8 +437,17 @@ def iterate_states(runs: list[Run]) -> Iterator[dict[str, Any]]:
             "step": status.get("step", 0),
             "total_steps": status.get("total_steps", 0),
             "best_val_loss": status.get("best_val_loss"),
+            "best": _best(run),
             "path": str(run.path),
         }
+
+
+def _best(run: Run) -> dict[str, Any] | None:
+    """Return how sure the choice of the best adapters is, as far as that is known."""
+    try:
+        return (run.evaluation() or {}).get("best")
+    except (RunError, StorageError):  # a damaged one is told where it is read
+        return None
 
 
 def _has_content(path: Path) -> bool:

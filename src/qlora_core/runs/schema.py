@@ -97,12 +97,22 @@ class Recall(TypedDict):
     tuned: Count
 
 
+class Best(TypedDict):
+    """How sure the choice of the best adapters is, in `evaluation.json`."""
+
+    step: Count
+    sentence: str
+    alike: list[Count]
+    said: NotRequired[dict[str, Any]]
+
+
 class Evaluation(TypedDict):
     """Contents of `evaluation.json`."""
 
     adapters: str
     questions: list[Question]
     recall: dict[str, Recall]
+    best: NotRequired[Best | None]
 
 
 class Answer(TypedDict):
@@ -159,6 +169,7 @@ Verdict = TypedDict(
         "with": dict[str, Any],
         "losses": NotRequired[list[JudgedRow]],
         "questions": NotRequired[list[JudgedQuestion]],
+        "questions_so_far": NotRequired[list[JudgedQuestion]],
         "general_texts": NotRequired[list[JudgedRow]],
         "general_questions": NotRequired[list[JudgedQuestion]],
         "invention": NotRequired[list[JudgedQuestion]],
@@ -174,6 +185,14 @@ class ValidationLosses(TypedDict):
     adapters: str
     adapters_sha256: str
     rows_sha256: str
+    losses: list[Annotated[float, msgspec.Meta(ge=0, le=1e15)]]
+    tokens: list[Count]
+
+
+class RowLosses(TypedDict):
+    """A line of `row_losses.jsonl`."""
+
+    step: Count
     losses: list[Annotated[float, msgspec.Meta(ge=0, le=1e15)]]
     tokens: list[Count]
 
@@ -196,6 +215,7 @@ class Summary(TypedDict, total=False):
     peak_process_bytes: Count
     best_val_loss: float | None
     best_step: Count
+    val_loss_before: float | None
 
 
 class Sample(TypedDict):
@@ -248,6 +268,7 @@ class Event(TypedDict):
 _NEEDED = {
     "step": ("step",),
     "eval": ("step",),
+    "before": ("step",),
     "epoch": ("step", "epoch"),
     "checkpoint": ("step",),
     "memory": ("label", "available"),

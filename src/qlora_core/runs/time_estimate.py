@@ -92,7 +92,7 @@ def planned_amounts(plan: TrainingPlan) -> Amounts:
     return {
         "loading": 1,
         "training": plan.tokens / per_epoch * (total - done),
-        "validation": checks * plan.validation_tokens,
+        "validation": (checks + (done == 0)) * plan.validation_tokens,  # once before the first step
         "samples": (checks + (done == 0)) * samples_a_round(config, questions),
         "saving": times_due(config.pace.save_every or per_epoch, total, done),
         "evaluation": 2 * questions,
@@ -160,7 +160,7 @@ def measured_rates(run: Run) -> Rates:
 @functools.lru_cache(maxsize=16)
 def _recorded(path: Path, size: int, changed: int) -> tuple[Rates, int]:
     """Return the rates that metrics of this size and age tell, and how many processes trained the run."""
-    events = events_of(path, ("start", "eval", "checkpoint", "samples"))
+    events = events_of(path, ("start", "before", "eval", "checkpoint", "samples"))
     steps = events_of(path, ("step",), last=RECENT_STEPS)
     columns = {name: np.array([step.get(name, np.nan) for step in steps], float) for name in ("tokens", "seconds")}
     validations = [event["seconds"] for event in events if event["type"] == "eval" and "seconds" in event]
@@ -182,11 +182,12 @@ def recorded_rates(
         by_type.setdefault(event["type"], []).append(event)
     rates = {}
     tokens, seconds = steps["tokens"][-RECENT_STEPS:], steps["seconds"][-RECENT_STEPS:]
-    if taken := float(np.nansum(counted_seconds(tokens, seconds))):
-        rates["training"] = taken / float(np.nansum(tokens))
+    if spent := float(np.nansum(counted_seconds(tokens, seconds))):
+        rates["training"] = spent / float(np.nansum(tokens))
     validated = next((start["val_tokens"] for start in reversed(by_type.get("start", [])) if "val_tokens" in start), 0)
-    if len(validations) and validated:
-        rates["validation"] = float(np.median(validations)) / validated
+    before = [event["seconds"] for event in by_type.get("before", ()) if "seconds" in event]
+    if (taken := [*validations, *before]) and validated:
+        rates["validation"] = float(np.median(taken)) / validated
     if saved := [event["seconds"] for event in by_type.get("checkpoint", ()) if "seconds" in event]:
         rates["saving"] = float(np.median(saved))
     answered = [event["seconds"] / event["answers"] for event in by_type.get("samples", ()) if event.get("answers")]
@@ -275,7 +276,9 @@ def _amounts_left(
         return times_due(every or per_epoch, total, min(step, max(last, step - 1)))
 
     skipped = [event.get("stage") for event in events if event["type"] == "skipped" and event.get("step") == step]
-    checks = due(config.pace.eval_every, "eval") - ("validation" in skipped)
+    begun = step > 0 or bool(begin.get("step")) or any(event["type"] == "before" for event in events)
+    checks = due(config.pace.eval_every, "eval")
+    checks += -("validation" in skipped) if begun else "validation" not in skipped  # one comes before the first step
     rounds = due(config.pace.eval_every, "samples") - ("samples" in skipped)
     first = not any(event["type"] == "samples" for event in events) and not begin.get("step")
     tokens = (

@@ -7,7 +7,7 @@ import functools
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from ..files.storage import (
     write_json,
 )
 from ..translations import Sentence
-from .run import ENVIRONMENT, METRICS, STATUS, Run, refuse_links
+from .row_losses import as_line, forget_row_losses
+from .run import ENVIRONMENT, METRICS, ROW_LOSSES, STATUS, Run, refuse_links
 from .schema import State
 
 PRINTED = "what is printed"
@@ -94,7 +95,7 @@ class RunWriter:
             clear_leftovers(place, alone=alone)
         if not lock.inherited and run.control() != "run":
             run.request("run")  # clears a request to an earlier trainer, but not one made since the lock was taken
-        self._metrics = LineFile(run.metrics_file)
+        self._metrics, self._row_losses = LineFile(run.metrics_file), LineFile(run.path / ROW_LOSSES)
         with contextlib.suppress(OSError):  # reported at the first event, when somebody listens
             self._metrics.flush()
         self._reserve = run.path / ".reserve"
@@ -106,6 +107,7 @@ class RunWriter:
 
     def __exit__(self, *_: object) -> None:
         self._metrics.close()
+        self._row_losses.close()
         if STATUS in self._failing:  # try once more: without a final status, readers assume a crash
             with contextlib.suppress(OSError):
                 write_json(self.run.path / STATUS, self.status)
@@ -121,6 +123,16 @@ class RunWriter:
         line = json.dumps(event, ensure_ascii=False)
         self._attempt(METRICS, lambda: self._metrics.append(line))
         self.tell(**event)
+
+    def log_row_losses(self, step: int, losses: Sequence[float], tokens: Sequence[int]) -> None:
+        """Append the loss of each validation row, summed over so many tokens, to `row_losses.jsonl`."""
+        line = as_line(step, losses, tokens)
+        self._attempt(ROW_LOSSES, lambda: self._row_losses.append(line))
+
+    def forget_row_losses(self, step: int) -> None:
+        """Remove losses of validations after `step`, which a resume undoes."""
+        self._row_losses.close()
+        forget_row_losses(self._row_losses.path, step)
 
     def tell(self, type: str, **fields: Any) -> None:
         """Send the listeners an event that is not recorded."""
@@ -146,6 +158,8 @@ class RunWriter:
     def sync(self) -> None:
         """Make the recorded events durable."""
         self._attempt(METRICS, self._metrics.sync)
+        if self._row_losses.path.is_file():
+            self._attempt(ROW_LOSSES, self._row_losses.sync)
 
     def set_status(self, state: State, **fields: Any) -> None:
         """Replace `status.json`; fields that are not given stay as they were."""
@@ -187,6 +201,6 @@ class RunWriter:
         else:
             if what in self._failing and what != PRINTED:  # not for output: some events print nothing, so never fail
                 self._failing.remove(what)
-                lost = self._metrics.lost
+                lost = (self._row_losses if what == ROW_LOSSES else self._metrics).lost
                 message = Sentence("{file} can be written again; {lost} lines are lost", file=what, lost=lost)
                 self.log("warning", message=message if lost else Sentence("{file} can be written again", file=what))

@@ -71,6 +71,7 @@ class Batch:
         source: int32, `(T,)`: flat positions of the tokens whose next token is trained.
         target: int32, `(T,)`: those next tokens.
         weight: float32, `(T,)`: 1, or 0 for padding.
+        owner: int64, `(T,)`: the row that each of those tokens belongs to, as an index of the rows laid out.
         starts: int64, `(parts,)`: flat position of the first token of each part.
         states: `(…, hidden)`, laid out like `ids`: hidden states of the rows, if they have any.
         unpack: int32, `(R, L)`, if rows lie end to end with padding: the flat position of each token of each row; -1
@@ -88,6 +89,7 @@ class Batch:
     source: np.ndarray
     target: np.ndarray
     weight: np.ndarray
+    owner: np.ndarray
     starts: np.ndarray
     states: np.ndarray | None = None
     unpack: np.ndarray | None = None
@@ -107,6 +109,11 @@ class Batch:
     def tokens(self) -> int:
         """Return the number of real tokens, without padding."""
         return sum(self.lengths)
+
+    def by_row(self, losses: np.ndarray, count: int) -> np.ndarray:
+        """Return the losses of trained tokens `(T,)`, summed for each of `count` rows, float64."""
+        real = self.weight > 0
+        return np.bincount(self.owner[real], losses[real].astype(np.float64), count)
 
 
 def make_batch(
@@ -167,13 +174,15 @@ def _in_bins(
 
 def _sharing_end_to_end(rows: Sequence[TokenRow], sharing: Sequence[bool], size: int, rounding: Rounding) -> Batch:
     """Lay out rows end to end: those without the prefix, the prefix of `size` tokens, and the rests of the others."""
-    alone = [row for row, shares in zip(rows, sharing, strict=True) if not shares]
-    rests = [part(row, size) for row, shares in zip(rows, sharing, strict=True) if shares]
+    order = np.argsort(sharing, kind="stable")  # rows in the order of their parts, those with the prefix last
+    alone = [rows[i] for i in order if not sharing[i]]
+    rests = [part(rows[i], size) for i in order if sharing[i]]
     parts = [*alone, _beginning(rows, sharing, size), *rests]
     lengths = np.fromiter(map(len, parts), np.int64)
     batch = _laid(parts, lengths, np.cumsum(lengths) - lengths, (1, int(lengths.sum())), rounding)
     position = _positions(batch, [0] * (len(alone) + 1) + [size] * len(rests))
-    return dataclasses.replace(batch, position=position, prefix=len(alone))
+    owner = np.insert(order, len(alone), 0)[batch.owner]  # nothing of the prefix is trained
+    return dataclasses.replace(batch, position=position, prefix=len(alone), owner=owner)
 
 
 def _sharing_in_bins(rows: Sequence[TokenRow], sharing: Sequence[bool], size: int, rounding: Rounding) -> Batch:
@@ -220,7 +229,8 @@ def _laid(
         for start, row in zip(starts.tolist(), rows, strict=True):
             states[start : start + len(row)] = row.states
         states = states.reshape(*shape, -1)
-    count = sum(map(len, target))
+    each = list(map(len, target))
+    count = sum(each)
     filling = (0, rounding.trained(count) - count)
     return Batch(
         ids=ids.reshape(shape),
@@ -228,6 +238,7 @@ def _laid(
         source=np.pad(np.concatenate(source), filling).astype(np.int32),
         target=np.pad(np.concatenate(target), filling).astype(np.int32),
         weight=np.pad(np.ones(count, np.float32), filling),
+        owner=np.pad(np.repeat(np.arange(len(each)), each), filling),
         starts=starts,
         states=states,
     )

@@ -93,7 +93,14 @@ class Batcher:
         return self.kernels.at_once or self.tokens_at_once
 
     def rounds(self, rows: Sequence[TokenRow], group: Iterable[Sequence[int]]) -> Iterator[Shares]:
-        """Yield the rounds of a step, computed one after another.
+        """Yield the rounds of a step, computed one after another: see `numbered_rounds`."""
+        for _, shares in self.numbered_rounds(rows, group):
+            yield shares
+
+    def numbered_rounds(
+        self, rows: Sequence[TokenRow], group: Iterable[Sequence[int]]
+    ) -> Iterator[tuple[list[list[int]], Shares]]:
+        """Yield the rounds of a step, computed one after another, as indices and as rows.
 
         Packed rows are grouped by their tokens, whatever micro-batch they belong to: many short rows take no more
         memory than a few long ones. Padded rows stay in their micro-batches.
@@ -107,7 +114,10 @@ class Batcher:
         for batch in batches:
             together = [rows[i] for i in batch]
             for shares in self._packed_rounds(together) if packed else [self._padded_round(together)]:
-                yield [[together[i] for i in share] for share in shares]
+                yield (
+                    [[batch[i] for i in share] for share in shares],
+                    [[together[i] for i in share] for share in shares],
+                )
 
     def _padded_round(self, rows: list[TokenRow]) -> list[list[int]]:
         """Return the indices of each stream's rows."""

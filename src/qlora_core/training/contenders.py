@@ -6,6 +6,7 @@ by stage, so that an interrupted evaluation goes on; `evaluation.verdict` says w
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -48,7 +49,10 @@ ALONE, WITH_PASSAGES = tuple(CONTENDERS)[:2], tuple(CONTENDERS)[2:]
 JUDGED_ROWS = 64  # validation rows at most, spread evenly
 QUESTIONS, VALIDATION = 120, 20  # of the run's own, spread evenly, and of validation rows, at most
 NEIGHBOURS, MEMORY, EXTRACTIONS = 10, 10, 20  # questions about invented names, rows and values that are tried, at most
+BATCH = 24  # questions after whose answers an evaluation may be interrupted and lose nothing
 SHORT = 16  # tokens of an answer that one word would give
+SO_FAR = "questions_so_far"
+"""Where `verdict.json` keeps the questions of a stage that is not over."""
 _VERSION = 2  # of what is asked; another one makes a verdict anew
 
 
@@ -77,6 +81,8 @@ class Contest:
         tokenizer: of that model.
         asked: how.
         retriever: finds passages; None if the run has none.
+        answered: questions of a stage that was interrupted, with their answers.
+        keep: called with the questions of a stage that have their answers so far.
     """
 
     run: Run
@@ -84,6 +90,8 @@ class Contest:
     tokenizer: ChatTokenizer
     asked: Asked
     retriever: Retriever | None
+    answered: Sequence[dict[str, Any]] = ()
+    keep: Callable[[Sequence[dict[str, Any]]], None] = lambda _: None
 
     @functools.cached_property
     def longest_row(self) -> int:
@@ -91,7 +99,11 @@ class Contest:
         return self.run.config().data.max_seq_length
 
     def answers(
-        self, prompts: Sequence[Prompt], who: Sequence[str] = ALONE, most: int | None = None
+        self,
+        prompts: Sequence[Prompt],
+        who: Sequence[str] = ALONE,
+        most: int | None = None,
+        tick: Callable[[int], None] | None = None,
     ) -> list[dict[str, Any]]:
         """Return for each prompt the answers of base and tuned model, `{name: {"text", "tokens", "ended"}}`.
 
@@ -99,15 +111,18 @@ class Contest:
             prompts: the same for both, so that one of the two pairs of contenders is asked.
             who: their names, the base first.
             most: tokens of an answer, if that is less than usual.
+            tick: called with the number of answers so far, where these are part of more; else they are told as all.
         """
+        if tick is None:
+            with doing("contest", 2 * len(prompts)) as told:
+                return self.answers(prompts, who, most, told)
         longest = min(self.asked.max_tokens, most or self.asked.max_tokens)
-        with doing("contest", 2 * len(prompts)) as tick:
-            with base_only(self.model):
-                base = answers_to(self.model, self.tokenizer, prompts, tick=tick, max_tokens=longest)
-            after = len(prompts)
-            tuned = answers_to(
-                self.model, self.tokenizer, prompts, tick=lambda done: tick(after + done), max_tokens=longest
-            )
+        with base_only(self.model):
+            base = answers_to(self.model, self.tokenizer, prompts, tick=tick, max_tokens=longest)
+        after = len(prompts)
+        tuned = answers_to(
+            self.model, self.tokenizer, prompts, tick=lambda done: tick(after + done), max_tokens=longest
+        )
         return [dict(zip(who, map(vars, pair), strict=True)) for pair in zip(base, tuned, strict=True)]
 
     def losses(self, rows: Sequence[TokenRow], who: Sequence[str] = ALONE) -> dict[str, list[float]]:
@@ -158,9 +173,20 @@ def judge_run(
         found = {"with": made_with}
     for name, stage in STAGES.items():
         if name not in found:
-            found[name] = stage(contest)
+            found[name] = stage(_going_on(contest, found) if name == "questions" else contest)
+            found.pop(SO_FAR, None)
             write_json(run.path / VERDICT, found)
     return found
+
+
+def _going_on(contest: Contest, found: dict[str, Any]) -> Contest:
+    """Return a contest that goes on with the questions that were answered before an interruption, and keeps more."""
+    path = contest.run.path / VERDICT
+    return dataclasses.replace(
+        contest,
+        answered=found.get(SO_FAR, ()),
+        keep=lambda questions: write_json(path, {**found, SO_FAR: questions}),
+    )
 
 
 def _made_with(run: Run, asked: Asked) -> dict[str, Any]:
@@ -192,21 +218,42 @@ def _questions(contest: Contest) -> list[dict[str, Any]]:
     known = {question["question"] for question, _ in asked}
     asked += [one for one in validation_questions(contest.run, VALIDATION) if one[0]["question"] not in known]
     questions, prompts = [question for question, _ in asked], [prompt for _, prompt in asked]
-    _add_answers(questions, contest.answers(prompts))
-    if contest.retriever:
-        for question in questions:
-            question["passages"] = contest.retriever.find(question["question"])
-        supported = [
-            behind(_system(prompt), beside(question["question"], question["passages"]))
-            for question, prompt in zip(questions, prompts, strict=True)
-        ]
-        _add_answers(questions, contest.answers(supported, WITH_PASSAGES))
+    pairs = 2 if contest.retriever else 1
+    with doing("contest", 2 * pairs * len(questions)) as tick:
+        for begin in range(0, len(questions), BATCH):
+            some = slice(begin, begin + BATCH)
+            kept = list(contest.answered[some])
+            if [one["question"] for one in kept] == [one["question"] for one in questions[some]]:
+                questions[some] = kept
+                continue
+            _ask(contest, questions[some], prompts[some], lambda done, before=2 * pairs * begin: tick(before + done))
+            contest.keep(questions[: begin + BATCH])
     confusions = Confusions([*contest.run.facts(), *contest.run.train_rows()])
     for question in questions:
         said = question["answers"]["tuned"]["text"]
         if found := confusions.of(said, question["question"], question["expected"] or [question["reference"]]):
             question["confused_with"] = found.question
     return questions
+
+
+def _ask(
+    contest: Contest, questions: list[dict[str, Any]], prompts: Sequence[Prompt], tick: Callable[[int], None]
+) -> None:
+    """Add to questions the answers of all contenders, and the passages that two of them were given."""
+    _add_answers(questions, contest.answers(prompts, tick=tick))
+    if contest.retriever:
+        for question in questions:
+            question["passages"] = contest.retriever.find(question["question"])
+        supported = [
+            _behind_passages(prompt, question["passages"]) for question, prompt in zip(questions, prompts, strict=True)
+        ]
+        after = 2 * len(prompts)
+        _add_answers(questions, contest.answers(supported, WITH_PASSAGES, tick=lambda done: tick(after + done)))
+
+
+def _behind_passages(prompt: Sequence[dict[str, Any]], passages: Sequence[str]) -> Prompt:
+    """Return a prompt whose last message stands behind passages; what comes before it stays."""
+    return [*prompt[:-1], {**prompt[-1], "content": beside(prompt[-1]["content"], passages)}]
 
 
 def _general_texts(contest: Contest) -> list[dict[str, Any]]:
@@ -313,7 +360,3 @@ def _beside(contest: Contest, plain: dict[str, Any], row: TokenRow) -> TokenRow 
     made = _encode(contest, {**plain, "messages": [*messages[:-2], asked, messages[-1]]}, most)
     same = made is not None and np.array_equal(made.ids[made.trained], row.ids[row.trained])
     return made if same else None
-
-
-def _system(prompt: Prompt) -> str:
-    return prompt[0]["content"] if not isinstance(prompt, str) and prompt[0]["role"] == "system" else ""

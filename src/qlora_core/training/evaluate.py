@@ -15,6 +15,7 @@ from ..config import PaceConfig
 from ..engine.device import nn
 from ..engine.generate import answer
 from ..engine.model import base_only
+from ..evaluation.best_choice import best_choice
 from ..evaluation.measures import says
 from ..evaluation.questions import behind, questions_of, recall
 from ..files.storage import write_json, write_text
@@ -36,7 +37,8 @@ def evaluate_run(
         max_tokens: longest answer, in tokens.
 
     Returns:
-        `{"adapters", "questions": […], "recall": {"trained": {…}, "held_out": {…}}}`.
+        `{"adapters", "questions": […], "recall": {"trained": {…}, "held_out": {…}}, "best": {…}}`, the last as
+        `evaluation.best_choice.BestChoice.as_dict` has it, None where that is not known.
 
     Raises:
         RunError: the run is a link, or holds one.
@@ -54,7 +56,13 @@ def evaluate_run(
             question.update(
                 base_right=says(before, question["expected"]), tuned_right=says(after, question["expected"])
             )
-    result = {"adapters": adapters, "questions": questions, "recall": recall(questions)}
+    choice = best_choice(run)
+    result = {
+        "adapters": adapters,
+        "questions": questions,
+        "recall": recall(questions),
+        "best": choice.as_dict() if choice else None,
+    }
     write_json(run.path / EVALUATION, result)
     return result
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import gc
-import math
+
+import numpy as np
 
 from ..activity import doing
 from ..engine import device
 from ..runs.writer import RunWriter, record
 from ..translations import Sentence
 from .session import Session
-from .steps import HalfOverflow, all_finite, prepare_to_train, sources_of, summed_gradient, validation_loss
+from .steps import HalfOverflow, all_finite, prepare_to_train, sources_of, summed_gradient, validation_losses
 
 
 def look_for_overflow(session: Session) -> None:
@@ -33,7 +34,7 @@ def look_for_overflow(session: Session) -> None:
                 Sentence("the longest rows, before the first step"), sources_of(session.train_rows, [some])
             )
         some = session.batcher.longest(session.val_rows)
-        if some and not math.isfinite(validation_loss(session, some)):
+        if some and not np.isfinite(validation_losses(session, some)).all():
             sources = sources_of(session.val_rows, [some])
             raise HalfOverflow(Sentence("the longest validation rows, before the first step"), sources)
 

@@ -44,7 +44,7 @@ from .saving import (
 )
 from .session import Session, open_session
 from .share_workers import Setup, ShareWorkers, how_many
-from .steps import HalfOverflow, prepare_to_train, step_numbers, timed_step, validate_model
+from .steps import HalfOverflow, mean_loss, prepare_to_train, step_numbers, timed_step, validate_model
 from .watching import watch_memory, watch_numbers
 
 TEST_SKIPPED = Sentence("The final test was skipped. `qlora evaluate` does it.")
@@ -177,9 +177,12 @@ def _train_to_end(session: Session, writer: RunWriter, interruption: Interruptio
     session.loop_state.saved_at = time.monotonic()
     with _spared(writer, Sentence("older samples could not be taken back")):
         forget_samples(session.run, progress.step)
+    with _spared(writer, Sentence("older losses of validation rows could not be taken back")):
+        writer.forget_row_losses(progress.step)
     session.loop_state.ask_base = not session.run.samples()
     try:
         with hearing_requests(writer, interruption):
+            _validate_before(session, writer, interruption)
             over = _catch_up(session, writer, interruption)
             while progress.step < total and not (over or interruption.asked):
                 epoch = progress.step // session.steps_per_epoch
@@ -287,10 +290,36 @@ def _after_step(
 # Validation and saving --------------------------------------------------------------------------------------------
 
 
+def _validate_before(session: Session, writer: RunWriter, interruption: Interruption) -> None:
+    """Validate what training begins with, once: new adapters change nothing, so that this is the base's loss."""
+    if session.progress.step or not session.val_rows or interruption.asked:
+        return
+    if session.run.loss_before is not None:  # the run was interrupted before its first save
+        return
+    started = time.perf_counter()
+    loss = _computed_validation(session, writer, interruption)
+    if loss is not None and math.isfinite(loss):
+        writer.log(
+            "before", step=0, **session.objective.validation_numbers(loss), seconds=time.perf_counter() - started
+        )
+
+
+def _computed_validation(session: Session, writer: RunWriter, interruption: Interruption) -> float | None:
+    """Return the validation loss, and keep that of each row; None if it was skipped."""
+    losses, step = None, session.progress.step
+    with _skippable(writer, interruption, "validation", step), session.spent.on("validation"):
+        losses = validate_model(session)
+    if losses is None:
+        return None
+    loss = mean_loss(session, losses)
+    if math.isfinite(loss):
+        writer.log_row_losses(step, losses.tolist(), session.val_rows.target_lengths.tolist())
+    return loss
+
+
 def _validate(session: Session, writer: RunWriter, interruption: Interruption) -> None:
-    progress, started, loss = session.progress, time.perf_counter(), None
-    with _skippable(writer, interruption, "validation", progress.step), session.spent.on("validation"):
-        loss = validate_model(session)
+    progress, started = session.progress, time.perf_counter()
+    loss = _computed_validation(session, writer, interruption)
     progress.last_val_step = progress.step
     if loss is None:
         return
@@ -423,6 +452,7 @@ def summarise(session: Session) -> dict[str, Any]:
         "peak_process_bytes": session.monitor.sample().process_peak,
         "best_val_loss": progress.best_val_loss,
         "best_step": progress.best_step,
+        "val_loss_before": session.run.loss_before,
     }
 
 

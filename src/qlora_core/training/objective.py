@@ -10,13 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..engine.model import BatchForm, form_loss
+from ..engine.compiled_loss import Compute
+from ..engine.model import form_loss, form_token_losses
 from ..tokens.dataset import Datasets, make_datasets
-
-if TYPE_CHECKING:
-    from ..engine.device import mx, nn
 
 
 @dataclass(frozen=True)
@@ -27,15 +25,16 @@ class Objective:
         name: by which processes beside the trainer find it.
         encode: turns the rows to train and to validate into token rows of at most so many tokens, as
             `tokens.dataset.make_datasets` does; it says which tokens of each row count.
-        loss: returns the loss of a batch's arrays, summed over the tokens that count, as `engine.model.form_loss` does;
-            it can be compiled.
+        loss: returns the loss of a batch's arrays, summed over the tokens that count.
+        token_losses: returns the terms of that sum, one for each of those tokens.
         step_numbers: returns what a `step` event tells of a summed loss (None: it is not finite) over so many tokens.
         validation_numbers: returns what an `eval` event tells of a mean loss (None: it is not finite).
     """
 
     name: str
     encode: Callable[..., Datasets]
-    loss: Callable[[nn.Module, dict[str, mx.array], BatchForm], mx.array]
+    loss: Compute
+    token_losses: Compute
     step_numbers: Callable[[float | None, int], dict[str, Any]]
     validation_numbers: Callable[[float | None], dict[str, Any]]
 
@@ -52,6 +51,7 @@ SUPERVISED = Objective(
     "supervised",
     encode=make_datasets,
     loss=form_loss,
+    token_losses=form_token_losses,
     step_numbers=_mean_loss,
     validation_numbers=_with_perplexity,
 )

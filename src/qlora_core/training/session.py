@@ -168,7 +168,15 @@ class Session:
     @functools.cached_property
     def passes(self) -> Passes:
         """Return the loss and gradient functions for this model, which are compiled where that is faster."""
-        return Passes(self.model, self.adapters, self.layout, compiled=self.kernels.compiled, loss=self.objective.loss)
+        objective, compiled = self.objective, self.kernels.compiled
+        return Passes(
+            self.model,
+            self.adapters,
+            self.layout,
+            compiled=compiled,
+            loss=objective.loss,
+            token_losses=objective.token_losses,
+        )
 
     @functools.cached_property
     def rate_ratio(self) -> mx.array | None:

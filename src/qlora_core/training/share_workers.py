@@ -30,9 +30,10 @@ from ..machine.process_pool import end_with
 from ..models.base_models import ModelSpec
 from ..runs.kernel_choice import Kernels
 from ..runs.memory_estimate import PROGRAM_BYTES, MemoryEstimate
+from ..tokens.batching import Batch
 from ..tokens.rows import TokenRow
 from .adapted_model import load_adapted
-from .batcher import lay_out
+from .batcher import Shares, lay_out
 from .objective import OBJECTIVES
 
 WORTHWHILE = 5e11  # parameters × tokens to train, from which on a process is worth the seconds that it takes to start
@@ -66,7 +67,7 @@ class Request:
 
     Attributes:
         shares: rows of each share.
-        gradients: whether gradients are wanted, beside losses.
+        gradients: whether loss and gradient of each share are wanted, or the loss of each of its rows.
         prefix: int32, the prefix that rows share.
         threads: threads of the BLAS.
         adapters: float32 `(parameters,)`; None if unchanged since the request before.
@@ -79,8 +80,8 @@ class Request:
     adapters: np.ndarray | None = None
 
 
-Computed = tuple[float, np.ndarray | None]
-"""Summed loss of a share in nats, and its gradient, float32 `(parameters,)`."""
+Computed = tuple[float, np.ndarray] | np.ndarray
+"""Summed loss of a share in nats and its gradient, float32 `(parameters,)`; or the loss of each row, float64."""
 Own = Callable[[Request], list[Computed]]
 TOLD = ("active", "peak", "process", "process_peak")
 
@@ -228,8 +229,15 @@ class _Worker:
         if layout != setup.layout:
             raise RuntimeError(f"the trainer lays rows {setup.layout}, this process {layout}")
         self.adapters = AdapterVector(self.model)
-        loss = OBJECTIVES[setup.objective].loss
-        self.passes = Passes(self.model, self.adapters, layout, compiled=setup.kernels.compiled, loss=loss)
+        objective = OBJECTIVES[setup.objective]
+        self.passes = Passes(
+            self.model,
+            self.adapters,
+            layout,
+            compiled=setup.kernels.compiled,
+            loss=objective.loss,
+            token_losses=objective.token_losses,
+        )
         self.monitor = MemoryMonitor(counters=device.memory_counters)
         self.streams = [mx.default_stream(mx.cpu), *(mx.new_stream(mx.cpu) for _ in range(setup.streams - 1))]
 
@@ -248,12 +256,27 @@ def compute_shares(
     passes: Passes, request: Request, streams: Sequence[mx.Stream], kernels: Kernels, layout: Layout
 ) -> list[Computed]:
     """Compute a request's shares in this process, each on a stream of its own."""
-    compute = passes.loss_and_gradient if request.gradients else passes.loss
-    made = compute_on_streams(
-        request.shares, streams, lambda share: compute(lay_out(share, layout, kernels, request.prefix))
-    )
+
+    def compute(share: list[TokenRow]) -> Any:
+        batch = lay_out(share, layout, kernels, request.prefix)
+        return passes.loss_and_gradient(batch) if request.gradients else (batch, passes.token_losses(batch))
+
+    made = compute_on_streams(request.shares, streams, compute)
+    if not request.gradients:
+        return losses_by_row(made, request.shares)
     mx.eval(made)
-    return [(one[0].item(), np.array(one[1])) if request.gradients else (one.item(), None) for one in made]
+    return [(loss.item(), np.array(gradient)) for loss, gradient in made]
+
+
+def losses_by_row(computed: Sequence[tuple[Batch, mx.array]], shares: Shares) -> list[np.ndarray]:
+    """Return the loss of each row of each share, nats summed over its trained tokens.
+
+    Args:
+        computed: each share as it was laid out, and the losses of its trained tokens.
+        shares: the rows.
+    """
+    mx.eval([losses for _, losses in computed])
+    return [batch.by_row(np.array(losses), len(share)) for (batch, losses), share in zip(computed, shares, strict=True)]
 
 
 def compute_on_streams(shares: Sequence[Any], streams: Sequence[mx.Stream], compute: Callable[[Any], Any]) -> list[Any]:

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from ..activity import doing
 from ..engine import device
 from ..engine.device import mx, tree_flatten, tree_map
@@ -22,7 +24,7 @@ from ..tokens.rows import TokenRow
 from ..translations import Sentence
 from .batcher import Shares
 from .session import Session
-from .share_workers import Computed, Request, compute_on_streams, compute_shares
+from .share_workers import Computed, Request, compute_on_streams, compute_shares, losses_by_row
 
 
 class HalfOverflow(Exception):
@@ -194,14 +196,16 @@ def _round_gradient(session: Session, shares: Shares) -> tuple[mx.array, mx.arra
 
     Each process or stream computes a share of the rows.
     """
-    computed = _by_workers(session, shares, gradients=True)
-    computed = computed or _on_streams(session, shares, session.passes.loss_and_gradient)
+    if computed := _by_workers(session, shares, gradients=True):
+        computed = [(mx.array(loss), mx.array(gradient)) for loss, gradient in computed]
+    else:
+        computed = _on_streams(session, shares, session.passes.loss_and_gradient)
     losses, gradients = zip(*computed, strict=True)
     return sum(losses), sum(gradients[1:], gradients[0])
 
 
-def _by_workers(session: Session, shares: Shares, *, gradients: bool) -> list[tuple[mx.array, mx.array | None]] | None:
-    """Compute loss and gradient of each share, some in each process; return None if workers are not to be used."""
+def _by_workers(session: Session, shares: Shares, *, gradients: bool) -> list[Computed] | None:
+    """Compute shares, some in each process, as `Request` says; return None if workers are not to be used."""
     workers = session.workers
     if workers is None or not workers.engaged or len(shares) == 1:
         return None
@@ -211,10 +215,7 @@ def _by_workers(session: Session, shares: Shares, *, gradients: bool) -> list[tu
     def own(request: Request) -> list[Computed]:
         return compute_shares(session.passes, request, session.streams, session.kernels, session.layout)
 
-    computed = workers.compute(request, session.model.trainable_parameters(), own)
-    if computed is None:
-        return None
-    return [(mx.array(loss), None if gradient is None else mx.array(gradient)) for loss, gradient in computed]
+    return workers.compute(request, session.model.trainable_parameters(), own)
 
 
 def _on_streams(session: Session, shares: Shares, compute: Callable[[Batch], Any]) -> list[Any]:
@@ -226,35 +227,42 @@ def _dropout_seed(seed: int, step: int) -> int:
     return (seed << 32) | step
 
 
-def validate_model(session: Session) -> float:
-    """Return the mean loss over all target tokens of the validation rows, in nats.
+def validate_model(session: Session) -> np.ndarray:
+    """Return the loss of each validation row, in nats, summed over its target tokens: float64 `(rows,)`.
 
     It computes the same rows in the same batches every time.
     """
-    rows, total, done = session.val_rows, 0.0, 0
+    rows, done = session.val_rows, 0
+    losses = np.zeros(len(rows))
     with doing("validation", len(rows)) as tick:
         for some in session.batcher.validation(rows.lengths.tolist()):
             tick(done)
-            total += validation_loss(session, some)
+            losses[some.start : some.stop] = validation_losses(session, some)
             done += len(some)
-    return total / int(rows.target_lengths.sum())
+    return losses
 
 
-def validation_loss(session: Session, some: Sequence[int]) -> float:
-    """Return the loss (nats) summed over the target tokens of the given validation rows."""
+def mean_loss(session: Session, losses: np.ndarray) -> float:
+    """Return the mean loss over all target tokens of the validation rows, from the losses of the rows."""
+    return float(losses.sum() / session.val_rows.target_lengths.sum())
+
+
+def validation_losses(session: Session, some: Sequence[int]) -> np.ndarray:
+    """Return the losses (nats) of the given validation rows, each summed over its target tokens."""
     session.model.eval()
-    loss = 0.0
+    found: dict[int, float] = {}
     if session.workers:
         session.workers.engage()
-    for shares in session.batcher.rounds(session.val_rows, [some]):
+    for indices, shares in session.batcher.numbered_rounds(session.val_rows, [some]):
         _share_cores(session.batcher.streams_of(shares))
-        if computed := _by_workers(session, shares, gradients=False):
-            losses = [one for one, _ in computed]
-        else:
-            losses = _on_streams(session, shares, session.passes.loss)
-        loss += sum(losses).item()
+        computed = _by_workers(session, shares, gradients=False)
+        if computed is None:
+            made = _on_streams(session, shares, lambda batch: (batch, session.passes.token_losses(batch)))
+            computed = losses_by_row(made, shares)
+        for numbers, losses in zip(indices, computed, strict=True):
+            found.update(zip(numbers, losses.tolist(), strict=True))
     session.model.train()
-    return loss
+    return np.array([found[i] for i in some])
 
 
 def sources_of(rows: Sequence[TokenRow], group: Sequence[Sequence[int]]) -> list[str]:

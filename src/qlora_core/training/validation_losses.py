@@ -5,7 +5,6 @@ They are computed once, and again where rows or adapters changed since.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,24 +16,12 @@ from ..errors import shown
 from ..files.storage import remembered_sha256, write_json
 from ..files.untrusted_json import TABLE_BYTES, read_object
 from ..models.adapter_files import ADAPTER_FILE
+from ..runs.row_losses import RowLosses
 from ..runs.run import VALIDATION_LOSSES, Run, refuse_links
 from ..runs.schema import ValidationLosses, problem
 from ..tokens.dataset import make_dataset
 from .row_losses import row_losses
 from .session import load_for_answers
-
-
-@dataclasses.dataclass(frozen=True)
-class RowLosses:
-    """The losses of a run's validation rows, in their order.
-
-    Attributes:
-        losses: nats, summed over each row's trained tokens, float64 `(rows,)`.
-        tokens: trained tokens of each row, `(rows,)`.
-    """
-
-    losses: np.ndarray
-    tokens: np.ndarray
 
 
 def validation_losses(run: Run, warn: Callable[[str], None] = lambda _: None) -> RowLosses:
