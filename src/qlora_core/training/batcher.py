@@ -109,6 +109,21 @@ class Batcher:
             for shares in self._packed_rounds(together) if packed else [self._padded_round(together)]:
                 yield [[together[i] for i in share] for share in shares]
 
+    def divided(self, rows: Sequence[TokenRow], group: Iterable[Sequence[int]], devices: int) -> list[list[Shares]]:
+        """Return the rounds of each device, which get about as many tokens each; a device may get none.
+
+        Args:
+            rows: all rows.
+            group: the indices of the rows of each micro-batch.
+            devices: number of devices.
+        """
+        batches = [[i for batch in group for i in batch]] if self.layout == "packed" else group
+        parts: list[list[list[int]]] = [[] for _ in range(devices)]
+        for batch in batches:
+            for part, share in zip(parts, share_out([len(rows[i]) for i in batch], devices), strict=False):
+                part.append([batch[i] for i in share])
+        return [list(self.rounds(rows, part)) if any(part) else [] for part in parts]
+
     def _padded_round(self, rows: list[TokenRow]) -> list[list[int]]:
         """Return the indices of each stream's rows."""
         return share_out([len(row) for row in rows], self.kernels.streams)
