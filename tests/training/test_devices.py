@@ -3,7 +3,6 @@
 The engine connects a process once in its life, so each training on several devices has a process of its own.
 """
 
-import dataclasses
 import json
 import os
 import shutil
@@ -17,24 +16,25 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from harness import checkpoint, create_run, events, train, trained_state, write_pair
+from harness import create_run, events, train, trained_state, write_pair
 
 from qlora_core.errors import ConfigError, RunError
 from qlora_core.files.storage import write_json
 from qlora_core.machine.process_pool import cores
 from qlora_core.runs import plan
 from qlora_core.runs.checkpoints import checkpoints
+from qlora_core.runs.kernel_choice import Kernels
 from qlora_core.runs.run import Run
 from qlora_core.runs.writer import RunLock
 from qlora_core.training import followers
+from qlora_core.training.adapted_model import load_adapted
 from qlora_core.training.followers import Followers, Loading
-from qlora_core.training.session import make_optimizer, open_session
 
 STEPS, HALF = 6, 3
 GIVEN = {"batch_size": 3, "max_steps": STEPS, "schedule": "constant", "eval_every": 1, "save_every": 1,
          "keep_checkpoints": 9, "samples": 0}  # fmt: skip
 WORKER = "import sys; from qlora_core.jobs import worker; {first}; sys.exit(worker.main())"
-IMPATIENT = "from qlora_core.training import followers; followers.QUIET, followers.GRACE = 3.0, 1.0"
+IMPATIENT = "from qlora_core.training import followers; followers.QUIET, followers.GRACE = 8.0, 1.0"
 PATIENCE = 120
 
 
@@ -83,7 +83,8 @@ def after_steps(run: Run, child: subprocess.Popen[bytes], count: int = 1) -> lis
     """Wait until a trainer has made some steps, and return the followers."""
     end = time.monotonic() + PATIENCE
     while len(events(run, "step")) < count:
-        assert child.poll() is None and time.monotonic() < end, (run.path / "worker.log").read_text(encoding="utf-8")
+        if child.poll() is not None or time.monotonic() > end:
+            pytest.fail((run.path / "worker.log").read_text(encoding="utf-8"))
         time.sleep(0.01)
     return [one for one in psutil.Process(child.pid).children(True) if "qlora_core.training.follower" in one.cmdline()]
 
@@ -117,3 +118,83 @@ def test_any_number_of_devices_gives_the_same_numbers_and_may_change(make) -> No
     begun = make("begun", max_steps=HALF)
     train(begun)
     assert_close(finished(change(begun, max_steps=STEPS, devices=2)), alone)
+
+
+def is_paused_in_order(run: Run, *, because: str) -> None:
+    """The run is paused at its newest checkpoint, which is whole, and says why; nobody holds it."""
+    status, saved = run.status(), checkpoints(run.checkpoint_directory)
+    assert (run.state, status["step"]) == ("paused", int(saved[-1].name))
+    assert because in status["message"]
+    assert (saved[-1] / "manifest.json").is_file()
+    assert [event["state"] for event in events(run, "end")][-1] == "paused"
+    RunLock(run.path).release()
+
+
+def test_a_killed_device_pauses_the_run_which_restarts_by_itself(make) -> None:
+    run = make("killed", devices=2, restart=1, max_steps=40, epochs=40)
+    trainer = start(run)
+    [follower] = after_steps(run, trainer, 2)
+    follower.kill()
+    assert trainer.wait(PATIENCE) == 0
+    assert events(run, "end", "state") == ["paused", "completed"]
+    [restart] = [event for event in events(run, "warning") if event.get("kind") == "restart"]
+    assert "device 2 of 2 ended" in restart["message"]
+    assert sorted(events(run, "step", "step"))[-1] == 40
+
+
+def test_one_ctrl_c_pauses_all_devices_and_a_hung_one_ends_the_run(make) -> None:
+    run = make("hung", devices=3, max_steps=5_000, epochs=5_000)
+    trainer = start(run)
+    followers = after_steps(run, trainer, 2)
+    assert len(followers) == 2
+    os.killpg(trainer.pid, signal.SIGINT)  # as a terminal does: everybody gets it
+    assert trainer.wait(PATIENCE) == 130
+    is_paused_in_order(run, because="")
+    assert not any(one.is_running() for one in followers)
+
+    done = len(events(run, "step"))
+    trainer = start(run, IMPATIENT)
+    followers = after_steps(run, trainer, done + 2)
+    followers[1].suspend()
+    assert trainer.wait(PATIENCE) == 1
+    is_paused_in_order(run, because="device 3 of 3 gave no sign of life for 8 seconds")
+    assert "error: the device gave up: device 3 of 3" in (run.path / "worker.log").read_text(encoding="utf-8")
+    assert not any(one.is_running() for one in followers)
+
+
+def test_a_trainer_that_nothing_wakes_is_ended_as_paused(make) -> None:
+    """As with NCCL, which waits for a lost GPU for ever."""
+    run = make("asleep", devices=2, max_steps=5_000, epochs=5_000)
+    trainer = start(run, f"{IMPATIENT}; followers.Followers._end = lambda self: None")
+    [follower] = after_steps(run, trainer, 2)
+    follower.suspend()
+    try:
+        assert trainer.wait(PATIENCE) == 1
+        is_paused_in_order(run, because="device 2 of 2 gave no sign of life")
+    finally:
+        follower.kill()
+
+
+def test_a_device_with_another_model_or_version_is_refused_by_name(make, monkeypatch) -> None:
+    run = make("other")
+    spec, kernels = run.base(), Kernels("cpu", "float32", "kept")
+    loading = Loading(spec, run.config(), kernels, "supervised")
+    layout = load_adapted(spec, run.config(), kernels)[1]
+    other = Followers(run, 2, give_up=pytest.fail)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(followers.importlib.metadata, "version", lambda name: f"{name} of yesterday")
+            with pytest.raises(RunError, match=r"device 2 of 2: its version of mlx is .*mlx of yesterday"):
+                other.load(loading, layout)
+        vars(spec)["fingerprint"] = "that of another"
+        with pytest.raises(RunError, match=r"device 2 of 2: its base model is \w{64}, .* that of another"):
+            other.load(loading, layout)
+    finally:
+        other.close()
+
+
+def test_more_devices_than_the_machine_has_are_refused(tiny_model, tmp_path) -> None:
+    many = cores() + 1
+    with pytest.raises(ConfigError, match=f"--devices {many}: this machine has {cores()} core.* --devices {cores()} "):
+        create_run(tmp_path / "runs", tiny_model, write_pair(tmp_path / "rows"), devices=many)
+    assert not (tmp_path / "runs").exists()

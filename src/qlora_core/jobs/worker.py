@@ -20,7 +20,7 @@ from ..machine.memory import MemoryMonitor
 from ..runs.run import Run
 from ..runs.time_spent import process_age
 from ..runs.writer import RunLock, RunWriter
-from .device_lock import DeviceLock, wait_for_device
+from .device_lock import DeviceLock, further_devices, wait_for_device
 from .exit_status import DEVICE_FAILED, DONE, ERROR, INTERRUPTED, PAUSED
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def train_here(
     with contextlib.ExitStack() as held:
         if taken := device or wait_for_device(writer):
             held.enter_context(taken) if device is None else None
+            held.enter_context(further_devices(writer))
             held.enter_context(kept_awake(writer.run.config().pace.keep_awake))
         began = time.monotonic() - before  # leaves out the time that it waited
         with watching(writer.working), doing("importing"):

@@ -8,6 +8,7 @@ from pathlib import Path
 from ..errors import ConfigError
 from ..machine.process_pool import cores
 from ..models.base_models import has_gpu, has_metal
+from ..translations import Sentence
 
 _DRIVER = Path("/dev")
 
@@ -29,7 +30,16 @@ def refuse_too_many(devices: int) -> None:
         ConfigError: it has fewer.
     """
     gpus = visible_gpus()
-    have, what = (1, "Apple's GPU") if has_metal() else (len(gpus), "GPU") if gpus else (cores(), "core of its CPU")
-    if devices > max(have, 1):
-        found = f"{have} {what}" if have == 1 else f"{have} {what.replace('core', 'cores').replace('GPU', 'GPUs')}"
-        raise ConfigError(f"--devices {devices}: this machine has {found}. Choose --devices {max(have, 1)} or fewer.")
+    if has_metal():
+        have, found = 1, Sentence("one GPU")
+    elif gpus:
+        have, found = len(gpus), Sentence("{count} of NVIDIA's GPUs", count=len(gpus))
+    else:
+        have, found = cores(), Sentence("{count} cores", count=cores())
+    if devices > have:
+        raise ConfigError(
+            Sentence(
+                "--devices {devices}: this machine has {found}. Choose --devices {have} or fewer.",
+                devices=devices, found=found, have=have,
+            )
+        )  # fmt: skip

@@ -43,6 +43,7 @@ from ..runs.run import Run
 from .batcher import Shares
 
 QUIET = 45.0  # seconds without a sign of life after which a follower counts as hung
+STARTING = 300.0  # seconds that it may take longer until the first one: a cold disk, a busy machine
 GRACE = 5.0  # seconds in which the engine should notice that a follower is gone
 BEREFT = 4  # exit status of a follower that ended because another one did
 LOGS = "devices"
@@ -174,7 +175,7 @@ class _Follower:
         process: its process.
         connection: to it.
         log: what it printed.
-        heard: when it last gave a sign of life.
+        heard: when it last gave a sign of life, or the latest time by which it should have started.
         answers: what it answered and nobody has read yet.
         memory: what it last reported, by the names of `MemorySample`.
     """
@@ -183,7 +184,7 @@ class _Follower:
     process: subprocess.Popen[bytes]
     connection: Connection
     log: Path
-    heard: float = dataclasses.field(default_factory=time.monotonic)
+    heard: float = dataclasses.field(default_factory=lambda: time.monotonic() + STARTING)
     answers: queue.SimpleQueue[dict[str, Any]] = dataclasses.field(default_factory=queue.SimpleQueue)
     memory: dict[str, int] = dataclasses.field(default_factory=dict)
 
