@@ -86,7 +86,8 @@ def after_steps(run: Run, child: subprocess.Popen[bytes], count: int = 1) -> lis
         if child.poll() is not None or time.monotonic() > end:
             pytest.fail((run.path / "worker.log").read_text(encoding="utf-8"))
         time.sleep(0.01)
-    return [one for one in psutil.Process(child.pid).children(True) if "qlora_core.training.follower" in one.cmdline()]
+    beside = [one for one in psutil.Process(child.pid).children(True) if one.status() != psutil.STATUS_ZOMBIE]
+    return [one for one in beside if "qlora_core.training.follower" in one.cmdline()]
 
 
 def losses(run: Run) -> np.ndarray:

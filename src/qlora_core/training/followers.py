@@ -221,11 +221,6 @@ class Followers:
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._watcher.start()
 
-    @property
-    def processes(self) -> list[int]:
-        """Return their process ids."""
-        return [follower.process.pid for follower in self._followers]
-
     def load(self, loading: Loading, layout: Layout) -> None:
         """Have all load the base, compare it with the trainer's, and connect them.
 
