@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from harness import create_run, events, train, trained_state, write_pair
+from harness import create_run, events, random_rows, train, trained_state, write_pair
 
+from qlora_core.config import TrainConfig
 from qlora_core.errors import ConfigError, RunError
 from qlora_core.files.storage import write_json
 from qlora_core.machine.process_pool import cores
@@ -28,13 +29,15 @@ from qlora_core.runs.run import Run
 from qlora_core.runs.writer import RunLock
 from qlora_core.training import followers
 from qlora_core.training.adapted_model import load_adapted
+from qlora_core.training.batcher import Batcher
 from qlora_core.training.followers import Followers, Loading
 
 STEPS, HALF = 6, 3
 GIVEN = {"batch_size": 3, "max_steps": STEPS, "schedule": "constant", "eval_every": 1, "save_every": 1,
          "keep_checkpoints": 9, "samples": 0}  # fmt: skip
+LONG = {"epochs": 5_000, "eval_every": 5_000}
 WORKER = "import sys; from qlora_core.jobs import worker; {first}; sys.exit(worker.main())"
-IMPATIENT = "from qlora_core.training import followers; followers.QUIET, followers.GRACE = 8.0, 1.0"
+IMPATIENT = "from qlora_core.training import followers; followers.QUIET, followers.GRACE = 4.0, 1.0"
 PATIENCE = 120
 
 
@@ -132,7 +135,7 @@ def is_paused_in_order(run: Run, *, because: str) -> None:
 
 
 def test_a_killed_device_pauses_the_run_which_restarts_by_itself(make) -> None:
-    run = make("killed", devices=2, restart=1, max_steps=40, epochs=40)
+    run = make("killed", devices=2, restart=1, max_steps=40, **LONG)
     trainer = start(run)
     [follower] = after_steps(run, trainer, 2)
     follower.kill()
@@ -144,7 +147,7 @@ def test_a_killed_device_pauses_the_run_which_restarts_by_itself(make) -> None:
 
 
 def test_one_ctrl_c_pauses_all_devices_and_a_hung_one_ends_the_run(make) -> None:
-    run = make("hung", devices=3, max_steps=5_000, epochs=5_000)
+    run = make("hung", devices=3, max_steps=5_000, **LONG)
     trainer = start(run)
     followers = after_steps(run, trainer, 2)
     assert len(followers) == 2
@@ -158,14 +161,14 @@ def test_one_ctrl_c_pauses_all_devices_and_a_hung_one_ends_the_run(make) -> None
     followers = after_steps(run, trainer, done + 2)
     followers[1].suspend()
     assert trainer.wait(PATIENCE) == 1
-    is_paused_in_order(run, because="device 3 of 3 gave no sign of life for 8 seconds")
+    is_paused_in_order(run, because="device 3 of 3 gave no sign of life for 4 seconds")
     assert "error: the device gave up: device 3 of 3" in (run.path / "worker.log").read_text(encoding="utf-8")
     assert not any(one.is_running() for one in followers)
 
 
 def test_a_trainer_that_nothing_wakes_is_ended_as_paused(make) -> None:
     """As with NCCL, which waits for a lost GPU for ever."""
-    run = make("asleep", devices=2, max_steps=5_000, epochs=5_000)
+    run = make("asleep", devices=2, max_steps=5_000, **LONG)
     trainer = start(run, f"{IMPATIENT}; followers.Followers._end = lambda self: None")
     [follower] = after_steps(run, trainer, 2)
     follower.suspend()
@@ -174,6 +177,19 @@ def test_a_trainer_that_nothing_wakes_is_ended_as_paused(make) -> None:
         is_paused_in_order(run, because="device 2 of 2 gave no sign of life")
     finally:
         follower.kill()
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_each_row_goes_to_one_device_and_all_get_about_as_many_tokens(layout) -> None:
+    lengths = [50, 10, 10, 10, 10, 10, 30, 20]
+    rows = random_rows(*lengths)
+    batcher = Batcher(lengths, TrainConfig(batch_size=4), Kernels("cpu", "float32", "kept"), layout, 4)
+    parts = [
+        [row for shares in rounds for share in shares for row in share]
+        for rounds in batcher.divided(rows, [range(4), range(4, 8)], 2)
+    ]
+    assert sorted(sum(map(len, part)) for part in parts) == [70, 80]
+    assert sorted(id(row) for part in parts for row in part) == sorted(map(id, rows))
 
 
 def test_a_device_with_another_model_or_version_is_refused_by_name(make, monkeypatch) -> None:

@@ -119,10 +119,18 @@ class Batcher:
         """
         batches = [[i for batch in group for i in batch]] if self.layout == "packed" else group
         parts: list[list[list[int]]] = [[] for _ in range(devices)]
+
+        def tokens(batches: Iterable[Sequence[int]]) -> int:
+            return sum(len(rows[i]) for batch in batches for i in batch)
+
         for batch in batches:
-            for part, share in zip(parts, share_out([len(rows[i]) for i in batch], devices), strict=False):
-                part.append([batch[i] for i in share])
-        return [list(self.rounds(rows, part)) if any(part) else [] for part in parts]
+            shares = [[batch[i] for i in share] for share in share_out([len(rows[i]) for i in batch], devices)]
+            shares.sort(key=lambda share: -tokens([share]))
+            parts.sort(key=tokens)  # the largest share to whoever has least so far
+            for part, share in zip(parts, shares, strict=False):
+                part.append(share)
+        parts.sort(key=lambda part: -len(part))  # the trainer, which is first, is never without rows
+        return [list(self.rounds(rows, part)) if part else [] for part in parts]
 
     def _padded_round(self, rows: list[TokenRow]) -> list[list[int]]:
         """Return the indices of each stream's rows."""
