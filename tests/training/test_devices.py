@@ -33,10 +33,11 @@ from qlora_core.training.batcher import Batcher
 from qlora_core.training.followers import Followers, Loading
 
 STEPS, HALF = 6, 3
-GIVEN = {"batch_size": 3, "max_steps": STEPS, "schedule": "constant", "eval_every": 1, "save_every": 1,
+GIVEN = {"batch_size": 3, "max_steps": STEPS, "schedule": "constant", "eval_every": HALF, "save_every": HALF,
          "keep_checkpoints": 9, "samples": 0}  # fmt: skip
-LONG = {"epochs": 5_000, "eval_every": 5_000}
+LONG = {"epochs": 5_000, "eval_every": 5_000, "save_every": 1}
 WORKER = "import sys; from qlora_core.jobs import worker; {first}; sys.exit(worker.main())"
+KEEP_NOTHING = "from qlora_core.exports import export; export.keep_result = lambda run: ''"  # which takes long
 IMPATIENT = "from qlora_core.training import followers; followers.QUIET, followers.GRACE = 4.0, 1.0"
 PATIENCE = 120
 
@@ -77,7 +78,7 @@ def start(run: Run, first: str = "pass") -> subprocess.Popen[bytes]:
 
 def finished(run: Run) -> Run:
     """Train a run in a process of its own until it is complete."""
-    assert start(run).wait(PATIENCE) == 0, (run.path / "worker.log").read_text(encoding="utf-8")
+    assert start(run, KEEP_NOTHING).wait(PATIENCE) == 0, (run.path / "worker.log").read_text(encoding="utf-8")
     assert run.state == "completed"
     return run
 
