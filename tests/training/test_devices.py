@@ -33,7 +33,7 @@ from qlora_core.training.batcher import Batcher
 from qlora_core.training.followers import Followers, Loading
 
 STEPS, HALF = 6, 3
-GIVEN = {"batch_size": 3, "max_steps": STEPS, "schedule": "constant", "eval_every": HALF, "save_every": HALF,
+GIVEN = {"batch_size": 2, "max_steps": STEPS, "schedule": "constant", "eval_every": HALF, "save_every": HALF,
          "keep_checkpoints": 9, "samples": 0}  # fmt: skip
 LONG = {"epochs": 5_000, "eval_every": 5_000, "save_every": 1}
 WORKER = "import sys; from qlora_core.jobs import worker; {first}; sys.exit(worker.main())"
@@ -44,11 +44,11 @@ PATIENCE = 120
 
 @pytest.fixture
 def make(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run]:
-    """A run of six steps of three rows, on a machine with devices enough."""
+    """A run of six steps of two rows, so that a third device has none, on a machine with devices enough."""
     monkeypatch.setattr(plan, "refuse_too_many", lambda devices: None)
 
     def made(name: str, **settings: object) -> Run:
-        rows = write_pair(tmp_path / "rows", 11, 3)  # the last step of an epoch has fewer rows than there are devices
+        rows = write_pair(tmp_path / "rows", 8, 3)
         return create_run(tmp_path / "runs", tiny_model, rows, run=name, **GIVEN | settings)
 
     return made
@@ -89,7 +89,7 @@ def after_steps(run: Run, child: subprocess.Popen[bytes], count: int = 1) -> lis
     while len(events(run, "step")) < count:
         if child.poll() is not None or time.monotonic() > end:
             pytest.fail((run.path / "worker.log").read_text(encoding="utf-8"))
-        time.sleep(0.01)
+        time.sleep(0.1)
     beside = [one for one in psutil.Process(child.pid).children(True) if one.status() != psutil.STATUS_ZOMBIE]
     return [one for one in beside if "qlora_core.training.follower" in one.cmdline()]
 
@@ -100,7 +100,7 @@ def losses(run: Run) -> np.ndarray:
 
 
 def assert_close(run: Run, wanted: Run) -> None:
-    """Losses and adapters agree as far as numbers that are summed in another order do."""
+    """The rows are the same, and losses agree as far as numbers that are summed in another order do."""
     assert events(run, "step", "tokens") == events(wanted, "step", "tokens")
     assert losses(run) == pytest.approx(losses(wanted), rel=1e-5)
 
@@ -108,9 +108,8 @@ def assert_close(run: Run, wanted: Run) -> None:
 def test_any_number_of_devices_gives_the_same_numbers_and_may_change(make) -> None:
     alone = make("alone")
     train(alone)
-    two, three = finished(make("two", devices=2)), finished(make("three", devices=3))
+    two = finished(make("two", devices=2))
     assert_close(two, alone)
-    assert_close(three, alone)
 
     half = finished(make("half", devices=2, max_steps=HALF))
     other = half.path.with_name("other")
@@ -122,7 +121,7 @@ def test_any_number_of_devices_gives_the_same_numbers_and_may_change(make) -> No
 
     begun = make("begun", max_steps=HALF)
     train(begun)
-    assert_close(finished(change(begun, max_steps=STEPS, devices=2)), alone)
+    assert_close(finished(change(begun, max_steps=STEPS, devices=3)), alone)
 
 
 def is_paused_in_order(run: Run, *, because: str) -> None:
@@ -136,35 +135,36 @@ def is_paused_in_order(run: Run, *, because: str) -> None:
 
 
 def test_a_killed_device_pauses_the_run_which_restarts_by_itself(make) -> None:
-    run = make("killed", devices=2, restart=1, max_steps=40, **LONG)
+    run = make("killed", devices=2, restart=1, max_steps=5_000, **LONG)
     trainer = start(run)
     [follower] = after_steps(run, trainer, 2)
     follower.kill()
-    assert trainer.wait(PATIENCE) == 0
-    assert events(run, "end", "state") == ["paused", "completed"]
+    follower.wait(PATIENCE)
+    after_steps(run, trainer, len(events(run, "step")) + 3)  # it makes one more at most
+    run.request("pause")
+    assert trainer.wait(PATIENCE) == 3
+    assert events(run, "end", "state") == ["paused", "paused"]
     [restart] = [event for event in events(run, "warning") if event.get("kind") == "restart"]
     assert "device 2 of 2 ended" in restart["message"]
-    assert sorted(events(run, "step", "step"))[-1] == 40
 
 
 def test_one_ctrl_c_pauses_all_devices_and_a_hung_one_ends_the_run(make) -> None:
-    run = make("hung", devices=3, max_steps=5_000, **LONG)
+    run = make("hung", devices=2, max_steps=5_000, **LONG)
     trainer = start(run)
-    followers = after_steps(run, trainer, 2)
-    assert len(followers) == 2
+    [follower] = after_steps(run, trainer, 2)
     os.killpg(trainer.pid, signal.SIGINT)  # as a terminal does: everybody gets it
     assert trainer.wait(PATIENCE) == 130
     is_paused_in_order(run, because="")
-    assert not any(one.is_running() for one in followers)
+    assert not follower.is_running()
 
     done = len(events(run, "step"))
     trainer = start(run, IMPATIENT)
-    followers = after_steps(run, trainer, done + 2)
-    followers[1].suspend()
+    [follower] = after_steps(run, trainer, done + 2)
+    follower.suspend()
     assert trainer.wait(PATIENCE) == 1
-    is_paused_in_order(run, because="device 3 of 3 gave no sign of life for 4 seconds")
-    assert "error: the device gave up: device 3 of 3" in (run.path / "worker.log").read_text(encoding="utf-8")
-    assert not any(one.is_running() for one in followers)
+    is_paused_in_order(run, because="device 2 of 2 gave no sign of life for 4 seconds")
+    assert "error: the device gave up: device 2 of 2" in (run.path / "worker.log").read_text(encoding="utf-8")
+    assert not follower.is_running()
 
 
 def test_a_trainer_that_nothing_wakes_is_ended_as_paused(make) -> None:
