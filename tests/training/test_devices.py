@@ -19,12 +19,15 @@ import pytest
 from harness import create_run, events, random_rows, train, trained_state, write_pair
 
 from qlora_core.config import TrainConfig
-from qlora_core.errors import ConfigError, RunError
+from qlora_core.errors import BusyError, ConfigError, RunError
 from qlora_core.files.storage import write_json
+from qlora_core.jobs import device_lock
+from qlora_core.jobs.device_lock import DeviceLock
 from qlora_core.machine.process_pool import cores
-from qlora_core.runs import plan
+from qlora_core.runs import devices, plan
 from qlora_core.runs.checkpoints import checkpoints
 from qlora_core.runs.kernel_choice import Kernels
+from qlora_core.runs.plan import TrainingTracker
 from qlora_core.runs.run import Run
 from qlora_core.runs.writer import RunLock
 from qlora_core.training import followers
@@ -216,3 +219,31 @@ def test_more_devices_than_the_machine_has_are_refused(tiny_model, tmp_path) -> 
     with pytest.raises(ConfigError, match=f"--devices {many}: this machine has {cores()} core.* --devices {cores()} "):
         create_run(tmp_path / "runs", tiny_model, write_pair(tmp_path / "rows"), devices=many)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("told", "wanted"),
+    [("", []), ("-1", []), ("3", ["3"]), ("2, 5", ["2", "5"]), ("GPU-8a,GPU-9b", ["GPU-8a", "GPU-9b"])],
+)
+def test_gpus_are_those_that_the_environment_names(monkeypatch, told, wanted) -> None:
+    monkeypatch.setattr(devices, "has_gpu", lambda: True)
+    monkeypatch.setattr(devices, "has_metal", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", told)
+    assert devices.visible_gpus() == wanted
+
+
+def test_every_gpu_of_a_run_is_its_own(make, monkeypatch, tmp_path) -> None:
+    run = make("two", devices=2)
+    monkeypatch.setattr(device_lock, "visible_gpus", lambda: ["0", "1", "2"])
+    with TrainingTracker(run.path.parent).record(run) as writer:
+        with device_lock.further_devices(writer), pytest.raises(BusyError, match="two is being trained already"):
+            DeviceLock(tmp_path / "other", device="GPU 1")
+        with DeviceLock(tmp_path / "other", device="GPU 2"), device_lock.further_devices(writer):
+            pass  # which it does not use
+        with (
+            DeviceLock(tmp_path / "other", device="GPU 1"),
+            pytest.raises(BusyError, match="other is being trained already on this machine's GPU 1"),
+            device_lock.further_devices(writer),
+        ):
+            pytest.fail("both have the GPU")
+    assert run.state == "paused"
