@@ -35,7 +35,8 @@ def refuse_too_many(devices: int) -> None:
     elif gpus:
         have, found = len(gpus), Sentence("{count} of NVIDIA's GPUs", count=len(gpus))
     else:
-        have, found = cores(), Sentence("{count} cores", count=cores())
+        have = cores()
+        found = Sentence("{count} cores", count=have) if have > 1 else Sentence("one core")
     if devices > have:
         raise ConfigError(
             Sentence(
