@@ -293,6 +293,14 @@ class PaceConfig:
     queue: bool = declare(
         False, "Wait while another run is being trained on this device; without it, that is an error.", role="pace"
     )
+    devices: int = declare(
+        1,
+        "Devices of this machine that train together: NVIDIA's GPUs, or cores of a CPU. The rows of a step are divided "
+        "over them by tokens, so losses stay the same; it may change when a run is resumed.",
+        ge=1,
+        le=64,
+        role="pace",
+    )
     keep_awake: bool = declare(
         True, "Hold off the machine's idle sleep while it trains, where the system lets us.", role="pace"
     )

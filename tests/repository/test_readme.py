@@ -47,6 +47,7 @@ TRANSLATIONS = {
     "docs/reliability.md": "docs/pt/fiabilidade.md",
     "docs/runs.md": "docs/pt/treinos.md",
     "docs/settings.md": "docs/pt/opcoes.md",
+    "docs/several-devices.md": "docs/pt/varios-dispositivos.md",
 }
 """Each page and its translation."""
 ENGLISH_ONLY = ("docs/accuracy.md", "docs/doctor.md")

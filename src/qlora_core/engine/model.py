@@ -183,6 +183,11 @@ class AdapterVector:
         self.shapes = [value.shape for _, value in named]
         self._cuts = np.cumsum([value.size for _, value in named])[:-1].tolist()
 
+    @property
+    def size(self) -> int:
+        """Return the number of parameters."""
+        return sum(map(math.prod, self.shapes))
+
     def spread(self, values: Callable[[str], float]) -> mx.array | None:
         """Return `values(name)` for each number of each adapter, `(parameters,)`; None if all are 1."""
         numbers = [values(name) for name in self.names]

@@ -23,6 +23,7 @@ from ..errors import BusyError
 from ..files.locks import Held, LifeLock, holder, holder_in_words
 from ..files.storage import cache_directory, make_directory
 from ..models.base_models import has_gpu
+from ..runs.devices import visible_gpus
 from ..runs.run import Run
 from ..runs.writer import RunWriter, being_trained
 from ..translations import Sentence
@@ -38,9 +39,12 @@ def device_name() -> str:
     return f"GPU {visible}" if has_gpu() and visible not in ("", "-1") else "CPU"
 
 
-def lock_file() -> Path:
-    """Return the path of this machine's device lock; a cache may be shared by machines, their devices are not."""
-    name = re.sub(r"[^\w.-]+", "-", f"{_machine()}-{device_name()}".lower())
+def lock_file(device: str = "") -> Path:
+    """Return the path of a device's lock, by default the first one's.
+
+    A cache may be shared by machines, their devices are not.
+    """
+    name = re.sub(r"[^\w.-]+", "-", f"{_machine()}-{device or device_name()}".lower())
     return cache_directory() / "training" / f"{name}.lock"
 
 
@@ -80,13 +84,14 @@ class DeviceLock(LifeLock):
     Args:
         run: the directory of the run that will be trained.
         descriptor: a lock already taken by the process that started this one.
+        device: its name; by default the first one's.
 
     Raises:
         BusyError: a run is being trained there; it is named.
     """
 
-    def __init__(self, run: Path, descriptor: int | None = None) -> None:
-        path = lock_file()
+    def __init__(self, run: Path, descriptor: int | None = None, device: str = "") -> None:
+        path = lock_file(device)
         make_directory(path.parent)
         end = time.monotonic() + GOING
         while True:
@@ -102,19 +107,19 @@ class DeviceLock(LifeLock):
         raise BusyError(
             Sentence(
                 "{in_use}. Pause or stop that run, wait until it has ended, or let this one wait with --queue.",
-                in_use=in_use(path),
+                in_use=in_use(path, device),
             )
         )
 
 
-def in_use(path: Path) -> Sentence:
-    """Return the run that has the device, in words."""
+def in_use(path: Path, device: str = "") -> Sentence:
+    """Return the run that has a device, by default the first, in words."""
     run, who = holder(path).get("run") or Sentence("another run"), holder_in_words(path)
     process = Sentence(" (process {who})", who=who) if who else ""
     return Sentence(
         "{run} is being trained already on this machine's {device}{process}",
         run=run,
-        device=device_name(),
+        device=device or device_name(),
         process=process,
     )
 
@@ -143,6 +148,24 @@ def wait_for_device(writer: RunWriter) -> DeviceLock | None:
         raise
     _end_waiting(writer)
     return None
+
+
+@contextlib.contextmanager
+def further_devices(writer: RunWriter) -> Iterator[None]:
+    """Hold the locks of a run's other GPUs inside the block; cores of a CPU have none of their own.
+
+    Raises:
+        BusyError: another run is being trained on one of them; this one is paused.
+    """
+    run = writer.run
+    with contextlib.ExitStack() as held:
+        try:
+            for name in visible_gpus()[1 : run.config().pace.devices]:
+                held.enter_context(DeviceLock(run.path, device=f"GPU {name}"))
+        except BusyError as error:
+            writer.end("paused", int(run.status().get("step", 0)), str(error))
+            raise
+        yield
 
 
 def _end_waiting(writer: RunWriter) -> None:

@@ -20,7 +20,7 @@ from ..machine.memory import MemoryMonitor
 from ..runs.run import Run
 from ..runs.time_spent import process_age
 from ..runs.writer import RunLock, RunWriter
-from .device_lock import DeviceLock, wait_for_device
+from .device_lock import DeviceLock, further_devices, wait_for_device
 from .exit_status import DEVICE_FAILED, DONE, ERROR, INTERRUPTED, PAUSED
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def train_here(
     *,
     device: DeviceLock | None = None,
     monitor: MemoryMonitor | None = None,
+    failed: int = ERROR,
 ) -> Outcome:
     """Train the run in this process, on a device of its own, with the machine kept awake.
 
@@ -41,6 +42,7 @@ def train_here(
         listener: called with every event.
         device: the device, where it was taken already; else it is waited for.
         monitor: looks at the memory; a new one by default.
+        failed: exit status where the process must be ended since one of several devices is lost.
 
     Raises:
         QLoraError: as `loop.train` raises it.
@@ -51,12 +53,13 @@ def train_here(
     with contextlib.ExitStack() as held:
         if taken := device or wait_for_device(writer):
             held.enter_context(taken) if device is None else None
+            held.enter_context(further_devices(writer))
             held.enter_context(kept_awake(writer.run.config().pace.keep_awake))
         began = time.monotonic() - before  # leaves out the time that it waited
         with watching(writer.working), doing("importing"):
             from ..training import loop  # only here: mlx takes a second, and memory
 
-        return loop.train(writer, monitor, began=began) if taken else loop.Outcome("paused")
+        return loop.train(writer, monitor, began=began, failed=failed) if taken else loop.Outcome("paused")
 
 
 def train_and_keep(writer: RunWriter, listener: Callable[[dict[str, Any]], None], **how: Any) -> tuple[Outcome, str]:
@@ -101,18 +104,19 @@ def main() -> int:
 
     keep_private()
     run, reporter = Run(arguments.run), TrainingReporter()
+    failed = DEVICE_FAILED if arguments.supervised else ERROR
     try:
         with RunWriter(run, RunLock(run.path, arguments.lock)) as writer:
             device = None if arguments.device_lock is None else DeviceLock(run.path, arguments.device_lock)
             if restarts(run.config()) and not arguments.supervised:
                 return supervise(writer, reporter, device)
-            outcome, problem = train_and_keep(writer, reporter, device=device)
+            outcome, problem = train_and_keep(writer, reporter, device=device, failed=failed)
             if problem:
                 sys.stderr.write(f"warning: {problem}\n")
             return exit_status(outcome)
     except QLoraError as error:
         sys.stderr.write(f"error: {error}\n")
-        return DEVICE_FAILED if isinstance(error, DeviceError) and arguments.supervised else ERROR
+        return failed if isinstance(error, DeviceError) else ERROR
     except KeyboardInterrupt:
         return INTERRUPTED
 

@@ -63,6 +63,7 @@ NAMES = {
     "sample_prompts": "Sample questions of your own",
     "restart": "Automatic restarts",
     "queue": "Wait for the device",
+    "devices": "Devices",
     "keep_awake": "Keep the computer awake",
     "run": "Run name",
     "runs_dir": "Run folder",

@@ -30,6 +30,7 @@ from ..schedule import suited_learning_rate
 from ..tokens.dataset import TokenDataset
 from ..tokens.tokenizer import ChatTokenizer
 from ..translations import Sentence
+from .devices import refuse_too_many
 from .presets import preset_choices
 from .run import CONFIG, ENVIRONMENT, Run, as_stored, check_name, describe_rows, is_name, refuse_links, stored_defaults
 from .writer import RunLock, RunWriter
@@ -132,6 +133,7 @@ class TrainingTracker:
             RunError: there cannot be runs there, the name is not valid, no row can be trained, or the run there was
                 made with something different (named).
         """
+        refuse_too_many(config.pace.devices)
         existing = nearest_existing(self.runs_dir)
         if not existing.is_dir():
             raise _not_writable(self.runs_dir, Sentence("{place} is not a directory", place=str(existing)))

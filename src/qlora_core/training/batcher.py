@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 Shares = list[list[TokenRow]]
 """A round: the rows of each stream, computed at the same time."""
+NumberedRound = tuple[list[list[int]], Shares]
+"""A round, as indices of the rows and as rows."""
 
 
 @dataclass
@@ -97,10 +99,8 @@ class Batcher:
         for _, shares in self.numbered_rounds(rows, group):
             yield shares
 
-    def numbered_rounds(
-        self, rows: Sequence[TokenRow], group: Iterable[Sequence[int]]
-    ) -> Iterator[tuple[list[list[int]], Shares]]:
-        """Yield the rounds of a step, computed one after another, as indices and as rows.
+    def numbered_rounds(self, rows: Sequence[TokenRow], group: Iterable[Sequence[int]]) -> Iterator[NumberedRound]:
+        """Yield the rounds of a step, computed one after another.
 
         Packed rows are grouped by their tokens, whatever micro-batch they belong to: many short rows take no more
         memory than a few long ones. Padded rows stay in their micro-batches.
@@ -118,6 +118,31 @@ class Batcher:
                     [[batch[i] for i in share] for share in shares],
                     [[together[i] for i in share] for share in shares],
                 )
+
+    def divided(
+        self, rows: Sequence[TokenRow], group: Iterable[Sequence[int]], devices: int
+    ) -> list[list[NumberedRound]]:
+        """Return the rounds of each device, which get about as many tokens each; a device may get none.
+
+        Args:
+            rows: all rows.
+            group: the indices of the rows of each micro-batch.
+            devices: number of devices.
+        """
+        batches = [[i for batch in group for i in batch]] if self.layout == "packed" else group
+        parts: list[list[list[int]]] = [[] for _ in range(devices)]
+
+        def tokens(batches: Iterable[Sequence[int]]) -> int:
+            return sum(len(rows[i]) for batch in batches for i in batch)
+
+        for batch in batches:
+            shares = [[batch[i] for i in share] for share in share_out([len(rows[i]) for i in batch], devices)]
+            shares.sort(key=lambda share: -tokens([share]))
+            parts.sort(key=tokens)  # the largest share to whoever has least so far
+            for part, share in zip(parts, shares, strict=False):
+                part.append(share)
+        parts.sort(key=lambda part: -len(part))  # the trainer, which is first, is never without rows
+        return [list(self.numbered_rounds(rows, part)) if part else [] for part in parts]
 
     def _padded_round(self, rows: list[TokenRow]) -> list[list[int]]:
         """Return the indices of each stream's rows."""

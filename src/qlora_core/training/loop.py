@@ -11,6 +11,7 @@ import dataclasses
 import math
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +32,7 @@ from ..runs.writer import RunWriter
 from ..translations import Sentence
 from .evaluate import answer_samples, evaluate_run, forget_samples
 from .float16 import give_back_memory, look_for_overflow, use_bfloat16
+from .followers import Followers, Loading
 from .hidden_state_cache import leave_trunk, remove_states
 from .interruption import Interruption, PauseAsked, SkipAsked, hearing_requests
 from .saving import (
@@ -65,13 +67,16 @@ class Outcome:
     at_once: bool = False
 
 
-def train(writer: RunWriter, monitor: MemoryMonitor | None = None, *, began: float | None = None) -> Outcome:
+def train(
+    writer: RunWriter, monitor: MemoryMonitor | None = None, *, began: float | None = None, failed: int = 1
+) -> Outcome:
     """Train or resume the run that `writer` has open, until it is complete, paused or stopped.
 
     Args:
         writer: has the run open.
         monitor: measures memory; a new one by default.
         began: when this process began to work on the run, by `time.monotonic`; by default now.
+        failed: exit status of this process if it waits for a lost device so that only its end helps.
 
     Raises:
         QLoraError: it cannot start, and is `failed`; or it cannot go on, and is `paused` as it was last saved.
@@ -81,14 +86,16 @@ def train(writer: RunWriter, monitor: MemoryMonitor | None = None, *, began: flo
     session, state = None, None
     with Interruption(writer.run, writer.listeners) as interruption, watching(writer.working):
         try:
-            while state is None:
-                if session:  # it goes on in another dtype
-                    began, session, interruption.training = session.spent.counted, None, False
-                    give_back_memory()
-                writer.set_status("preparing", message="")
-                session = open_session(writer, monitor, began)
-                interruption.training = True
-                state = _train_in_one_dtype(session, writer, interruption)
+            with _followers(writer, failed) as followers:
+                while state is None:
+                    if session:  # it goes on in another dtype
+                        began, session, interruption.training = session.spent.counted, None, False
+                        give_back_memory()
+                    writer.set_status("preparing", message="")
+                    session = open_session(writer, monitor, began)
+                    interruption.training = True
+                    join_devices(session, followers)
+                    state = _train_in_one_dtype(session, writer, interruption)
         except (StorageError, DeviceError) as error:
             raise _pause_unsaved(writer, error) from None
         except RuntimeError as error:
@@ -112,6 +119,38 @@ def train(writer: RunWriter, monitor: MemoryMonitor | None = None, *, began: flo
 
 def _step_reached(run: Run, session: Session | None) -> int:
     return session.progress.step if session else run.status().get("step", 0)
+
+
+@contextlib.contextmanager
+def _followers(writer: RunWriter, failed: int) -> Iterator[Followers | None]:
+    """Start processes for the run's other devices, and end them after the block; yield None if it has only one."""
+    if (devices := writer.run.config().pace.devices) == 1:
+        yield None
+        return
+
+    def give_up(error: DeviceError) -> None:  # in another thread, while this one waits and writes nothing
+        sys.stderr.write(f"error: {_pause_unsaved(writer, error)}\n")
+        sys.stderr.flush()
+        os._exit(failed)
+
+    followers = Followers(writer.run, devices, give_up)
+    try:
+        yield followers
+    finally:
+        followers.close()
+
+
+def join_devices(session: Session, followers: Followers | None) -> None:
+    """Let a session compute on all devices of its run.
+
+    Raises:
+        QLoraError: a device is lost, or something that must be the same there is not.
+    """
+    if followers is None:
+        return
+    loading = Loading(session.spec, session.config, session.kernels, session.objective.name)
+    followers.load(loading, session.layout)
+    session.followers, session.monitor.workers = followers, followers.memory
 
 
 def _pause_unsaved(writer: RunWriter, error: StorageError | DeviceError) -> StorageError | DeviceError:
@@ -169,9 +208,10 @@ def _train_to_end(session: Session, writer: RunWriter, interruption: Interruptio
         message = Sentence("this model's rows cannot be packed; they are {layout} instead", layout=session.layout)
         writer.log("warning", kind="layout", message=message)
     warn_of_little_room(session, writer)
-    with _spared(writer, Sentence("the layers below the adapters are computed in every step")):
-        leave_trunk(session, writer, lambda: bool(interruption.asked))
-    start_workers(session, writer)
+    if not session.followers:
+        with _spared(writer, Sentence("the layers below the adapters are computed in every step")):
+            leave_trunk(session, writer, lambda: bool(interruption.asked))
+        start_workers(session, writer)
     session.spent.loaded()
     prepare_to_train(session)
     session.loop_state.saved_at = time.monotonic()
@@ -239,6 +279,9 @@ def end_workers(session: Session | None) -> None:
     if session and session.workers:
         session.workers.close()
         session.workers = None
+    if session and session.followers:
+        session.followers.close()
+        session.followers = None
 
 
 def train_epoch(session: Session, writer: RunWriter, epoch: int, interruption: Interruption) -> None:

@@ -51,6 +51,7 @@ from ..translations import Sentence
 from .adapted_model import load_adapted, streams_of_this_thread
 from .batcher import Batcher
 from .checkpoint import Progress, load_checkpoint
+from .followers import Followers
 from .objective import SUPERVISED, Objective
 from .share_workers import ShareWorkers
 
@@ -103,6 +104,7 @@ class Session:
         estimate: predicted peak memory.
         trunk: the frozen lower layers, if they are out of memory and rows have hidden states from a file.
         workers: processes that compute shares of a micro-batch beside this one, if worthwhile.
+        followers: processes that compute on the run's other devices, if it has several.
     """
 
     run: Run
@@ -123,6 +125,7 @@ class Session:
     estimate: memory_estimate.MemoryEstimate
     trunk: Trunk | None = None
     workers: ShareWorkers | None = None
+    followers: Followers | None = None
 
     @property
     def kernels(self) -> Kernels:
@@ -199,10 +202,13 @@ def open_session(writer: RunWriter, monitor: MemoryMonitor, began: float | None 
     began = time.monotonic() if began is None else began
     opened = _read_run(writer)
     run, config, spec = writer.run, opened.config, opened.spec
-    kernels = _kernels(writer, opened.environment, spec, monitor)
+    devices = config.pace.devices
+    kernels = share_of_kernels(_kernels(writer, opened.environment, spec, monitor), devices)
     micro_batch = run.micro_batch
     estimate = _estimate_memory(opened, micro_batch, kernels)
-    memory_estimate.check_before_loading(estimate, monitor.sample().available, config)
+    free = monitor.sample().available
+    # on a CPU all devices share the memory
+    memory_estimate.check_before_loading(estimate, free // devices if kernels.device == "cpu" else free, config)
     model, layout = _load_model(writer, opened, kernels)
     adapters, optimizer = AdapterVector(model), make_optimizer(config)
     optimizer.init({"adapters": adapters.join(model.trainable_parameters())})
@@ -359,6 +365,11 @@ def _kernels(writer: RunWriter, environment: dict[str, Any], spec: ModelSpec, mo
         versions={name: _version(name) for name in packages},
     )
     return chosen
+
+
+def share_of_kernels(kernels: Kernels, devices: int) -> Kernels:
+    """Return how one of several devices computes; on a CPU each has a share of the cores."""
+    return dataclasses.replace(kernels, streams=max(1, kernels.streams // devices))
 
 
 def _with_own_arithmetic(writer: RunWriter, kernels: Kernels) -> Kernels:

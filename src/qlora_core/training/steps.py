@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,9 +22,12 @@ from ..schedule import learning_rate
 from ..tokens.batching import Batch
 from ..tokens.rows import TokenRow
 from ..translations import Sentence
-from .batcher import Shares
+from .batcher import NumberedRound, Shares
+from .followers import Round, Task
 from .session import Session
 from .share_workers import Computed, Request, compute_on_streams, compute_shares, losses_by_row
+
+ODD = 0x9E3779B97F4A7C15  # 2**64 divided by the golden ratio: its multiples are far apart
 
 
 class HalfOverflow(Exception):
@@ -45,19 +48,20 @@ class HalfOverflow(Exception):
 def prepare_to_train(session: Session) -> None:
     """Put the model into training mode and divide the cores over the streams."""
     session.model.train()
-    _share_cores(session.kernels.streams)
+    _share_cores(session, session.kernels.streams)
 
 
-def _share_cores(streams: int) -> None:
+def _share_cores(session: Session, streams: int) -> None:
     """Divide the cores over the streams.
 
     Nothing may be computed meanwhile: the number of threads of a product decides its last bits.
     """
-    device.set_blas_threads(_threads(streams))
+    device.set_blas_threads(_threads(session, streams))
 
 
-def _threads(streams: int) -> int:
-    return max(1, device.cores() // streams)
+def _threads(session: Session, streams: int) -> int:
+    devices = session.followers.devices if session.followers else 1
+    return max(1, device.cores() // (streams * devices))
 
 
 class Step(NamedTuple):
@@ -152,19 +156,46 @@ def train_step(session: Session, group: Sequence[Sequence[int]]) -> Step:
 
 def summed_gradient(session: Session, group: Sequence[Sequence[int]]) -> tuple[mx.array, mx.array]:
     """Return the loss of a step's rows and its gradient `(parameters,)`, summed over all target tokens."""
-    mx.random.seed(_dropout_seed(session.config.train.seed, session.progress.step + 1))
     loss, gradient = mx.array(0.0), mx.array(0.0)
+    rounds = session.batcher.rounds(session.train_rows, group)
+    if session.followers:
+        rounds = (shares for _, shares in _give_out(session, session.train_rows, group))
+        gradient = mx.zeros(session.adapters.size)  # there may be too few rows for this device
+    mx.random.seed(_dropout_seed(session))
     if session.workers:
         session.workers.engage()
-    for shares in session.batcher.rounds(session.train_rows, group):
+    for shares in rounds:
         if session.workers:  # they are given their threads at once
             mx.eval(loss, gradient)
         part_loss, part_gradient = _round_gradient(session, shares)  # builds the graph while the last round is computed
         mx.eval(loss, gradient)  # wait for it, so that only one round at a time is in memory
-        _share_cores(session.batcher.streams_of(shares))
+        _share_cores(session, session.batcher.streams_of(shares))
         loss, gradient = loss + part_loss, gradient + part_gradient
         mx.async_eval(loss, gradient)
-    return loss, gradient
+    return session.followers.summed(loss, gradient) if session.followers else (loss, gradient)
+
+
+def _give_out(
+    session: Session, rows: Sequence[TokenRow], group: Iterable[Sequence[int]], losses_of: Sequence[int] = ()
+) -> list[NumberedRound]:
+    """Divide rows over all devices, have the others compute theirs, and return the rounds of this one.
+
+    They compute loss and gradient, or with `losses_of` the losses of these rows, one by one.
+    """
+    batcher, followers = session.batcher, session.followers
+    own, *others = batcher.divided(rows, group, followers.devices)
+    place = {index: number for number, index in enumerate(losses_of)}
+
+    def told(indices: list[list[int]], shares: Shares) -> Round:
+        places = [[place[i] for i in some] for some in indices] if losses_of else []
+        return Round(shares, _threads(session, batcher.streams_of(shares)), places)
+
+    tasks = [
+        Task([told(*one) for one in rounds], len(losses_of), batcher.prefix, _dropout_seed(session, number))
+        for number, rounds in enumerate(others, 1)
+    ]
+    followers.ask(tasks, session.adapters, session.model.trainable_parameters())
+    return own
 
 
 def _update(session: Session, gradient: mx.array, rate: mx.array, finite: mx.array) -> mx.array:
@@ -209,7 +240,7 @@ def _by_workers(session: Session, shares: Shares, *, gradients: bool) -> list[Co
     workers = session.workers
     if workers is None or not workers.engaged or len(shares) == 1:
         return None
-    request = Request(shares, gradients, session.batcher.prefix, _threads(session.batcher.streams_of(shares)))
+    request = Request(shares, gradients, session.batcher.prefix, _threads(session, session.batcher.streams_of(shares)))
     device.set_blas_threads(request.threads)
 
     def own(request: Request) -> list[Computed]:
@@ -223,8 +254,10 @@ def _on_streams(session: Session, shares: Shares, compute: Callable[[Batch], Any
     return compute_on_streams(shares, session.streams, lambda share: compute(session.batcher.batch(share)))
 
 
-def _dropout_seed(seed: int, step: int) -> int:
-    return (seed << 32) | step
+def _dropout_seed(session: Session, device: int = 0) -> int:
+    """Return the seed of the next step; each device drops other numbers."""
+    seed = (session.config.train.seed << 32) | (session.progress.step + 1)
+    return (seed + device * ODD) % 2**64
 
 
 def validate_model(session: Session) -> np.ndarray:
@@ -253,8 +286,12 @@ def validation_losses(session: Session, some: Sequence[int]) -> np.ndarray:
     found: dict[int, float] = {}
     if session.workers:
         session.workers.engage()
-    for indices, shares in session.batcher.numbered_rounds(session.val_rows, [some]):
-        _share_cores(session.batcher.streams_of(shares))
+    if session.followers:
+        rounds: Iterable[NumberedRound] = _give_out(session, session.val_rows, [some], losses_of=some)
+    else:
+        rounds = session.batcher.numbered_rounds(session.val_rows, [some])
+    for indices, shares in rounds:
+        _share_cores(session, session.batcher.streams_of(shares))
         computed = _by_workers(session, shares, gradients=False)
         if computed is None:
             made = _on_streams(session, shares, lambda batch: (batch, session.passes.token_losses(batch)))
@@ -262,6 +299,8 @@ def validation_losses(session: Session, some: Sequence[int]) -> np.ndarray:
         for numbers, losses in zip(indices, computed, strict=True):
             found.update(zip(numbers, losses.tolist(), strict=True))
     session.model.train()
+    if session.followers:
+        return session.followers.summed_losses(np.array([found.get(i, 0.0) for i in some]))
     return np.array([found[i] for i in some])
 
 
