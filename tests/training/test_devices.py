@@ -189,7 +189,7 @@ def test_each_row_goes_to_one_device_and_all_get_about_as_many_tokens(layout) ->
     rows = random_rows(*lengths)
     batcher = Batcher(lengths, TrainConfig(batch_size=4), Kernels("cpu", "float32", "kept"), layout, 4)
     parts = [
-        [row for shares in rounds for share in shares for row in share]
+        [row for _, shares in rounds for share in shares for row in share]
         for rounds in batcher.divided(rows, [range(4), range(4, 8)], 2)
     ]
     assert sorted(sum(map(len, part)) for part in parts) == [70, 80]
