@@ -80,7 +80,9 @@ def test_the_best_is_the_trainers_choice_or_nothing():
 
 
 def test_one_validation_is_the_best_without_more_words():
-    assert str(choose(validations(0.0), 10).sentence) == "best at step 10 (1.55)"
+    made = choose(validations(0.0), 10)
+    assert str(made.sentence) == "best at step 10 (1.55)"
+    assert kept_sentence({"best": made.as_dict()}) is None
 
 
 def test_of_many_validations_the_lowest_and_the_last_are_compared():

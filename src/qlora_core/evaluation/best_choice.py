@@ -119,8 +119,9 @@ def choose(validations: Sequence[RowLosses], best_step: int) -> BestChoice | Non
 
 
 def kept_sentence(evaluation: dict[str, Any] | None) -> Sentence | None:
-    """Return the choice in words, as an `evaluation.json` has it; None where it has none, or another version's."""
-    return from_record(((evaluation or {}).get("best") or {}).get("said"))
+    """Return the choice in words, as an `evaluation.json` has it; None where there was no choice, or none is kept."""
+    best = (evaluation or {}).get("best") or {}
+    return from_record(best.get("said")) if best.get("others") else None
 
 
 def _difference(one: RowLosses, other: RowLosses) -> Estimate:
