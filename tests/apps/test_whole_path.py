@@ -24,7 +24,7 @@ def test_from_the_data_to_an_answer(browser, flags, tmp_path):
         fill(page, "Files and folders, one per line", "")
         expect(page.get_by_text("Nothing chosen yet")).to_be_visible()
         fill(page, "Files and folders, one per line", "data/sample/club")
-        expect(page.get_by_text("74 rows to train")).to_be_visible()
+        expect(page.get_by_text("88 rows to train")).to_be_visible()
         look_at_tokens(page)
         press(page, "Start")
         state(page, "running")

@@ -80,7 +80,8 @@ def test_nothing_grows(soaked):
     steps, resident, active, descriptors, threads = np.array(soaked["seen"], float).T
     warm = steps > steps[-1] / 5
     told = json.dumps(soaked["seen"][:: max(1, len(steps) // 40)])
-    assert set(descriptors[warm]) == {descriptors[-1]}, told
+    most_open = descriptors.reshape(-1, 10).max(1)  # of each cycle: it opens a file at its first validation
+    assert set(most_open) == {most_open[-1]}, told
     assert set(threads[warm]) == {threads[-1]}, told
     for name, values in (("resident", resident), ("active", active)):
         if steps[-1] >= LONG:

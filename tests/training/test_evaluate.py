@@ -116,6 +116,8 @@ def test_evaluating_again_gives_the_same(trained: Run, tmp_path: Path) -> None:
     copy = Run(tmp_path / "copy")
     copy.path.mkdir()
     shutil.copytree(trained.path / "data", copy.path / "data")
+    for name in ("status.json", "row_losses.jsonl"):
+        shutil.copy(trained.path / name, copy.path)
     model, tokenizer = load_for_answers(trained)
     result = evaluate_run(copy, model, tokenizer, adapters="best", max_tokens=12)
     assert result == trained.evaluation() == copy.evaluation()

@@ -48,12 +48,14 @@ class Follower:
         self._kernels = loading.kernels
         self._model, self._layout = load_adapted(loading.spec, loading.config, loading.kernels)
         self._adapters = AdapterVector(self._model)
+        objective = OBJECTIVES[loading.objective]
         self._passes = Passes(
             self._model,
             self._adapters,
             self._layout,
             compiled=loading.kernels.compiled,
-            loss=OBJECTIVES[loading.objective].loss,
+            loss=objective.loss,
+            token_losses=objective.token_losses,
         )
         self._zeros = mx.zeros_like(self._adapters.join(self._model.trainable_parameters()))
         return facts(describe(loading.spec.path, loading.config.base), self._layout)
