@@ -480,11 +480,9 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_evaluation(evaluate: argparse.ArgumentParser) -> None:
     evaluate.add_argument("--quick", action="store_true", help="only the answers and recall of base and tuned model")
     evaluate.add_argument("--again", action="store_true", help="ask everything anew, not only what is missing")
-    number = {"type": int, "metavar": "N"}
-    evaluate.add_argument(
-        "--passages", default=3, help="passages beside a question, at most; 0: no retrieval", **number
-    )
-    evaluate.add_argument("--found-tokens", default=250, help="tokens of these passages together, at most", **number)
+    number = functools.partial(evaluate.add_argument, metavar="N")
+    number("--passages", type=_at_least(0, int), default=3, help="beside a question, at most; 0: no retrieval")
+    number("--found-tokens", type=_at_least(1, int), default=250, help="of these passages together, at most")
 
 
 def _add_keeping(runs: argparse.ArgumentParser) -> None:

@@ -188,6 +188,16 @@ def test_a_beginning_is_gone_on_with_and_not_answered(loaded):
     assert len(ids) < len(tokenizer.encode_prompt("Numa noite"))
 
 
+@pytest.mark.parametrize(("flag", "value"), [("--passages", "-1"), ("--found-tokens", "0")])
+def test_a_number_out_of_range_is_refused_and_the_verdict_stays(judged, capsys, flag, value):
+    run, _ = judged
+    before = (run.path / "verdict.json").read_bytes()
+    with pytest.raises(SystemExit, match="2"):
+        main(["evaluate", run.name, "--runs-dir", str(run.path.parent), flag, value])
+    assert f"argument {flag}: must be a whole number of at least" in capsys.readouterr().err
+    assert (run.path / "verdict.json").read_bytes() == before
+
+
 def test_the_command_says_whether_it_helped(judged, capsys):
     run, found = judged
     flags = ["--runs-dir", str(run.path.parent), "--passages", "2", "--found-tokens", "60"]
