@@ -17,6 +17,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from qlora_core.evaluation.statistics import mean_of_few
+
 FACTS = [str(Path("data/sample/club") / name) for name in ("questions.jsonl", "history.jsonl", "biographies")]
 UNKNOWN = Path(__file__).parent / "rows"
 ROWS = {
@@ -37,13 +39,12 @@ RECIPES: dict[str, tuple[list[str], list[str]]] = {
     "facts alone, rank 32, 2e-3": ([], ["--rank", "32", "--alpha", "64", "--learning-rate", "2e-3"]),
 }
 """For each name: kinds of rows beside the facts, and flags of `qlora train`."""
-T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}  # Student's t, by seeds
 
 
 def main() -> None:
     """Train and judge every recipe with every seed, and print a row of the table for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5, choices=sorted(T_95))
+    parser.add_argument("--seeds", type=int, default=5, choices=range(2, 11))
     parser.add_argument("--only", nargs="+", default=list(RECIPES), choices=list(RECIPES), metavar="NAME")
     parser.add_argument("--out", type=Path, help="write each run's numbers to this file, as JSON")
     arguments = parser.parse_args()
@@ -109,8 +110,8 @@ def line(name: str, runs: list[dict[str, Any]]) -> str:
 
 def between(values: list[float], form: str, unit: str = "") -> str:
     """Return a mean and half its 95% interval over seeds, as in `80% ± 9`."""
-    half = T_95[len(values)] * statistics.stdev(values) / len(values) ** 0.5
-    return f"{statistics.mean(values):{form}}{unit} ± {half:{form}}"
+    found = mean_of_few(values)
+    return f"{found.value:{form}}{unit} ± {found.high - found.value:{form}}"
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ from .jobs.server import add_page_arguments, add_server_arguments
 from .reports import console, live_output, plain_text
 from .runs import keeping
 from .runs.plan import TrainingTracker, resolve_config
-from .runs.run import Run, iterate_states
+from .runs.run import Run, iterate_judged
 from .sampling import Sampling
 
 # Commands -------------------------------------------------------------------------------------------------------
@@ -105,7 +105,7 @@ def _runs(arguments: argparse.Namespace) -> int:
     tracker = TrainingTracker(arguments.runs_dir)
     if arguments.rename or arguments.note or arguments.delete:
         return _keep_run(arguments, tracker)
-    rows = list(iterate_states(tracker.runs()))
+    rows = list(iterate_judged(tracker.runs()))
     if arguments.json:
         print_json({"runs": rows})
     else:

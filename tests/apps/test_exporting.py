@@ -1,4 +1,4 @@
-"""What is done with a run on the page: taken elsewhere, with choices, and judged; what is there afterwards."""
+"""A run is exported and judged from the page, and what is there afterwards is looked at."""
 
 import json
 import shutil

@@ -8,7 +8,7 @@ from qlora_core.data.report import DataReport
 
 
 def warned(train: int, validation: int, *, own_split: bool = False, **settings) -> list[str]:
-    """What a report of so many rows says of it."""
+    """Return what a report of so many rows says about them."""
     report = DataReport(train=train, validation=validation, own_split=own_split)
     report.look_again(DataConfig(**settings))
     return [warning for warning in report.warnings if "validate, and so decide" in warning]

@@ -259,7 +259,7 @@ def open_run(directory: Path, shared: dict[str, Any]) -> None:
     from qlora_core.reports.comparison import compare
     from qlora_core.runs.metrics import MetricsReader
     from qlora_core.runs.plan import TrainingTracker, resolve_config
-    from qlora_core.runs.run import Run, iterate_states
+    from qlora_core.runs.run import Run, iterate_judged
 
     run, tracker = Run(directory), TrainingTracker(directory.parent)
     reader = MetricsReader(run.metrics_file)
@@ -276,7 +276,7 @@ def open_run(directory: Path, shared: dict[str, Any]) -> None:
         lambda: run.base().adapted_shapes(run.config().lora),
         run.tokenizer,
         lambda: run.refuse_change("nothing", None),
-        lambda: console.runs_table(list(iterate_states(tracker.runs()))),
+        lambda: console.runs_table(list(iterate_judged(tracker.runs()))),
         lambda: console.final_summary(run),
         lambda: compare([run, shared["good"]]).lines(),
         lambda: resolve_config({"run": run.name, "runs_dir": str(directory.parent)}),

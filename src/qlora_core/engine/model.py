@@ -205,6 +205,19 @@ class AdapterVector:
         return dict(tree_unflatten(list(zip(self.names, values, strict=True))))
 
 
+class LastSeen:
+    """The parameters that were last looked at, by identity: arrays never change, and an update makes new ones."""
+
+    def __init__(self) -> None:
+        self._values: list[mx.array] = []
+
+    def differ(self, trained: dict[str, Any]) -> bool:
+        """Return whether some of these are others than the last time, and remember them."""
+        values, before = [value for _, value in tree_flatten(trained)], self._values
+        self._values = values
+        return len(values) != len(before) or any(a is not b for a, b in zip(values, before, strict=True))
+
+
 @contextmanager
 def base_only(model: nn.Module) -> Iterator[None]:
     """Switch the adapters off inside the block, so that the model answers as the base does."""

@@ -1,4 +1,4 @@
-"""Whether a run's best validation is better than its others, or only luck with the validation rows.
+"""Tell whether a run's best validation is better than its others, or only luck with the validation rows.
 
 Each validation has a loss a row, so that two are compared row by row. Knows files of runs; computes no loss.
 """

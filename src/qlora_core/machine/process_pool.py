@@ -10,14 +10,20 @@ import contextlib
 import itertools
 import os
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import IO, TYPE_CHECKING, TypeVar
 
 import psutil
 
 from ..errors import DataError
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -37,6 +43,31 @@ def cores() -> int:
 def processes() -> int:
     """Return how many processes share work: one for each usable core, up to a limit."""
     return min(logical_cores(), MOST)
+
+
+def start_connected(
+    module: str, *, log: IO[bytes] | None = None, environment: Mapping[str, str] | None = None
+) -> tuple[Connection, subprocess.Popen[bytes]]:
+    """Start a module as a process that this one talks with.
+
+    Args:
+        module: its name; its only argument is the number of a descriptor, which it makes a `Connection` of.
+        log: where it prints; by default only its errors are seen, where this process's are.
+        environment: by default this process's.
+    """
+    from multiprocessing.connection import Connection
+
+    ours, theirs = socket.socketpair()
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, str(theirs.fileno())],
+            stdin=subprocess.DEVNULL,
+            stdout=log or subprocess.DEVNULL,
+            stderr=log,
+            env=environment,
+            pass_fds=[theirs.fileno()],
+        )
+    return Connection(ours.detach()), process
 
 
 def in_processes(work: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:

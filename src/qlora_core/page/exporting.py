@@ -68,7 +68,7 @@ class Exports:
 
 
 _desk = Desk()
-"""Of exports: one at a time."""
+"""Sends exports, one at a time."""
 
 
 def look(run: Run | None) -> Exports:

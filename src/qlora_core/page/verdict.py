@@ -66,7 +66,7 @@ class Judged:
 
 
 _desk = Desk()
-"""Of evaluations: one at a time."""
+"""Sends evaluations, one at a time."""
 
 
 def look(run: Run | None, active: Run | None) -> Judged:

@@ -428,7 +428,7 @@ def describe_rows(train: TokenDataset, validation: TokenDataset) -> dict[str, An
 
 
 def iterate_states(runs: list[Run]) -> Iterator[dict[str, Any]]:
-    """Yield one line per run for `qlora runs`: name, state, steps, best validation loss and how sure it is, path."""
+    """Yield for each run its name, state, steps, best validation loss and path."""
     for run in runs:
         status = run.status()
         yield {
@@ -437,9 +437,14 @@ def iterate_states(runs: list[Run]) -> Iterator[dict[str, Any]]:
             "step": status.get("step", 0),
             "total_steps": status.get("total_steps", 0),
             "best_val_loss": status.get("best_val_loss"),
-            "best": _best(run),
             "path": str(run.path),
         }
+
+
+def iterate_judged(runs: list[Run]) -> Iterator[dict[str, Any]]:
+    """Yield the states of runs, and how sure their best steps are, for which each evaluation is read."""
+    for run, state in zip(runs, iterate_states(runs), strict=True):
+        yield {**state, "best": _best(run)}
 
 
 def _best(run: Run) -> dict[str, Any] | None:

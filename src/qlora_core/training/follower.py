@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 
 from ..engine import device
-from ..engine.compiled_loss import Passes
 from ..engine.device import mx
 from ..engine.model import AdapterVector
 from ..errors import QLoraError, brief
@@ -49,14 +48,7 @@ class Follower:
         self._model, self._layout = load_adapted(loading.spec, loading.config, loading.kernels)
         self._adapters = AdapterVector(self._model)
         objective = OBJECTIVES[loading.objective]
-        self._passes = Passes(
-            self._model,
-            self._adapters,
-            self._layout,
-            compiled=loading.kernels.compiled,
-            loss=objective.loss,
-            token_losses=objective.token_losses,
-        )
+        self._passes = objective.passes(self._model, self._adapters, self._layout, loading.kernels)
         self._zeros = mx.zeros_like(self._adapters.join(self._model.trainable_parameters()))
         return facts(describe(loading.spec.path, loading.config.base), self._layout)
 

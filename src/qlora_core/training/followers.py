@@ -18,7 +18,6 @@ import os
 import queue
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -32,10 +31,11 @@ import numpy as np
 from ..config import RunConfig
 from ..engine import device
 from ..engine.device import mx
-from ..engine.model import AdapterVector, Layout
+from ..engine.model import AdapterVector, LastSeen, Layout
 from ..errors import DeviceError, RunError
 from ..files.storage import make_directory
 from ..machine.crash_reasons import DEVICE_GAVE_UP, reason
+from ..machine.process_pool import start_connected
 from ..models.base_models import ModelSpec
 from ..runs.devices import visible_gpus
 from ..runs.kernel_choice import ARITHMETIC, Kernels
@@ -216,7 +216,7 @@ class Followers:
         self._closed, self._told = threading.Event(), threading.Event()
         self._leaving = threading.Lock()  # nobody leaves a wait that is being given up
         self._waits = False
-        self._sent: list[mx.array] = []
+        self._sent = LastSeen()
         logs = run.path / LOGS
         make_directory(logs)
         self._followers = [_start(number, devices, logs / f"{number + 1}.log") for number in range(1, devices)]
@@ -230,7 +230,7 @@ class Followers:
             RunError: something that must be the same differs, or this process was connected with others before.
             DeviceError: a follower is lost.
         """
-        self._sent = []
+        self._sent = LastSeen()
         self._send([loading] * len(self._followers))
         ours = facts(loading.spec, layout)
         for follower in self._followers:
@@ -259,12 +259,9 @@ class Followers:
         Raises:
             DeviceError: a follower is lost.
         """
-        # arrays never change, an update makes new ones; so it is enough to compare identities
-        values = [value for _, value in device.tree_flatten(trained)]
-        changed = len(values) != len(self._sent) or any(a is not b for a, b in zip(values, self._sent, strict=True))
+        changed = self._sent.differ(trained)
         self._send([dataclasses.replace(task, adapters=changed) for task in tasks])
         if changed:
-            self._sent = values
             self._summed(adapters.join(trained))  # all others add zeros
 
     def summed(self, loss: mx.array, gradient: mx.array) -> tuple[mx.array, mx.array]:
@@ -399,18 +396,9 @@ def _start(number: int, devices: int, log: Path) -> _Follower:
     environment = dict(os.environ)
     if len(gpus := visible_gpus()) >= devices:
         environment["CUDA_VISIBLE_DEVICES"] = gpus[number]
-    ours, theirs = socket.socketpair()
-    command = [sys.executable, "-m", "qlora_core.training.follower", str(theirs.fileno())]
-    with theirs, log.open("wb") as file:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=file,
-            env=environment,
-            pass_fds=[theirs.fileno()],
-        )
-    return _Follower(number, process, Connection(ours.detach()), log)
+    with log.open("wb") as file:
+        connection, process = start_connected("qlora_core.training.follower", log=file, environment=environment)
+    return _Follower(number, process, connection, log)
 
 
 def _free_ports(count: int) -> list[int]:

@@ -10,11 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..engine.compiled_loss import Compute
-from ..engine.model import form_loss, form_token_losses
+from ..engine.compiled_loss import Compute, Passes
+from ..engine.model import AdapterVector, Layout, form_loss, form_token_losses
+from ..runs.kernel_choice import Kernels
 from ..tokens.dataset import Datasets, make_datasets
+
+if TYPE_CHECKING:
+    from ..engine.device import nn
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,12 @@ class Objective:
     token_losses: Compute
     step_numbers: Callable[[float | None, int], dict[str, Any]]
     validation_numbers: Callable[[float | None], dict[str, Any]]
+
+    def passes(self, model: nn.Module, adapters: AdapterVector, layout: Layout, kernels: Kernels) -> Passes:
+        """Return its losses of this model as functions of batches, compiled where the kernels are."""
+        return Passes(
+            model, adapters, layout, compiled=kernels.compiled, loss=self.loss, token_losses=self.token_losses
+        )
 
 
 def _mean_loss(loss: float | None, targets: int) -> dict[str, Any]:

@@ -171,15 +171,7 @@ class Session:
     @functools.cached_property
     def passes(self) -> Passes:
         """Return the loss and gradient functions for this model, which are compiled where that is faster."""
-        objective, compiled = self.objective, self.kernels.compiled
-        return Passes(
-            self.model,
-            self.adapters,
-            self.layout,
-            compiled=compiled,
-            loss=objective.loss,
-            token_losses=objective.token_losses,
-        )
+        return self.objective.passes(self.model, self.adapters, self.layout, self.kernels)
 
     @functools.cached_property
     def rate_ratio(self) -> mx.array | None:

@@ -11,8 +11,6 @@ import contextlib
 import dataclasses
 import os
 import signal
-import socket
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
@@ -24,9 +22,9 @@ from ..config import RunConfig
 from ..engine import device
 from ..engine.compiled_loss import Passes
 from ..engine.device import mx
-from ..engine.model import AdapterVector, Layout
+from ..engine.model import AdapterVector, LastSeen, Layout
 from ..machine.memory import MemoryMonitor
-from ..machine.process_pool import end_with
+from ..machine.process_pool import end_with, start_connected
 from ..models.base_models import ModelSpec
 from ..runs.kernel_choice import Kernels
 from ..runs.memory_estimate import PROGRAM_BYTES, MemoryEstimate
@@ -121,9 +119,9 @@ class ShareWorkers:
     def __init__(self, setup: Setup, count: int, adapters: AdapterVector, lost: Callable[[], None]) -> None:
         self._adapters, self._lost = adapters, lost
         self.engaged = False
-        self._workers = [_start() for _ in range(count)]
+        self._workers = [start_connected("qlora_core.training.share_workers") for _ in range(count)]
         self._loading = list(self._workers)
-        self._sent: list[mx.array] = []
+        self._sent = LastSeen()
         self._memory: dict[Connection, dict[str, int]] = {}
         with self._noticing_loss():
             for connection, _ in self._workers:
@@ -172,15 +170,8 @@ class ShareWorkers:
         return [results[place % processes][place // processes] for place in range(len(request.shares))]
 
     def _vector_to_send(self, trained: dict[str, Any]) -> np.ndarray | None:
-        """Return the adapters, or None if all workers have them.
-
-        Arrays never change, an update makes new ones; so it is enough to compare identities.
-        """
-        values = [value for _, value in device.tree_flatten(trained)]
-        if len(values) == len(self._sent) and all(a is b for a, b in zip(values, self._sent, strict=True)):
-            return None
-        self._sent = values
-        return np.array(self._adapters.join(trained))
+        """Return the adapters, or None if all workers have them."""
+        return np.array(self._adapters.join(trained)) if self._sent.differ(trained) else None
 
     def memory(self) -> dict[str, int]:
         """Return the memory that the workers last reported, summed, by the names of `MemorySample`."""
@@ -207,16 +198,6 @@ class ShareWorkers:
             self._lost()
 
 
-def _start() -> tuple[Connection, subprocess.Popen[bytes]]:
-    ours, theirs = socket.socketpair()
-    with theirs:
-        command = [sys.executable, "-m", "qlora_core.training.share_workers", str(theirs.fileno())]
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
-        )
-    return Connection(ours.detach()), process
-
-
 # A worker ---------------------------------------------------------------------------------------------------------
 
 
@@ -229,15 +210,7 @@ class _Worker:
         if layout != setup.layout:
             raise RuntimeError(f"the trainer lays rows {setup.layout}, this process {layout}")
         self.adapters = AdapterVector(self.model)
-        objective = OBJECTIVES[setup.objective]
-        self.passes = Passes(
-            self.model,
-            self.adapters,
-            layout,
-            compiled=setup.kernels.compiled,
-            loss=objective.loss,
-            token_losses=objective.token_losses,
-        )
+        self.passes = OBJECTIVES[setup.objective].passes(self.model, self.adapters, layout, setup.kernels)
         self.monitor = MemoryMonitor(counters=device.memory_counters)
         self.streams = [mx.default_stream(mx.cpu), *(mx.new_stream(mx.cpu) for _ in range(setup.streams - 1))]
 
