@@ -301,6 +301,12 @@ class PaceConfig:
         le=64,
         role="pace",
     )
+    hosts: str = declare(
+        "",
+        "File that names the machines that train together, this one first, as `mlx.distributed_config` writes it. The "
+        "others are reached by ssh without a password; they need the same packages and the same model.",
+        role="pace",
+    )
     keep_awake: bool = declare(
         True, "Hold off the machine's idle sleep while it trains, where the system lets us.", role="pace"
     )

@@ -21,10 +21,11 @@ PAGES = list(TRANSLATIONS.items())
 ENGLISH_TEXT = "\n".join(text_of(page) for page in TRANSLATIONS)
 TEXT = "\n".join(text_of(page) for page in (*TRANSLATIONS.values(), *PORTUGUESE_ONLY))
 OF_OTHERS = {"--no-group", "--extra", "--tokens", "--browser", "--check", "--adapter-path"} | {
+    "--over", "--output-hostfile",
     "--examples", "--kills", "--cuts", "--disk-failures", "--power-cuts", "--damages", "--injections", "--races",
     "--soak-steps", "--signals", "--mutations", "--templates", "--names",
 }  # fmt: skip
-"""Flags of uv (two), of benchmarks (three), of ruff, of marimo and of mlx_lm; and those of the tests."""
+"""Flags of uv (two), of benchmarks (three), of ruff, of marimo, of mlx_lm and of mlx (two); and those of the tests."""
 FIRST_USER = "O caminho mais curto"
 of_each_page = pytest.mark.parametrize(("english", "portuguese"), PAGES, ids=list(TRANSLATIONS.values()))
 

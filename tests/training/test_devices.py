@@ -19,7 +19,7 @@ import pytest
 from harness import create_run, events, random_rows, train, trained_state, write_pair
 
 from qlora_core.config import TrainConfig
-from qlora_core.errors import BusyError, ConfigError, RunError
+from qlora_core.errors import BusyError, ConfigError, DeviceError, RunError
 from qlora_core.files.storage import write_json
 from qlora_core.jobs import device_lock
 from qlora_core.jobs.device_lock import DeviceLock
@@ -94,7 +94,7 @@ def after_steps(run: Run, child: subprocess.Popen[bytes], count: int = 1) -> lis
             pytest.fail((run.path / "worker.log").read_text(encoding="utf-8"))
         time.sleep(0.1)
     beside = [one for one in psutil.Process(child.pid).children(True) if one.status() != psutil.STATUS_ZOMBIE]
-    return [one for one in beside if "qlora_core.training.follower" in one.cmdline()]
+    return [one for one in beside if {followers.NEAR, followers.FAR} & set(one.cmdline())]
 
 
 def losses(run: Run) -> np.ndarray:
@@ -248,3 +248,99 @@ def test_every_gpu_of_a_run_is_its_own(make, monkeypatch, tmp_path) -> None:
         ):
             pytest.fail("both have the GPU")
     assert run.state == "paused"
+
+
+@pytest.fixture
+def ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An `ssh` that runs the command on this machine, as if it were another, and that cannot reach `nowhere`."""
+    program = tmp_path / "bin" / "ssh"
+    program.parent.mkdir()
+    program.write_text(
+        "#!/bin/sh\n"
+        'while [ "$1" != -- ]; do shift; done\n'
+        'if [ "$2" = nowhere ]; then echo "ssh: connect to host nowhere port 22: No route to host" >&2; exit 255; fi\n'
+        "echo 'Welcome!'\n"  # as some shells do
+        f'QLORA_CACHE="{tmp_path}/far" exec sh -c "$3"\n',
+        encoding="utf-8",
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    return program
+
+
+def hosts_file(path: Path, *names: str) -> str:
+    """A file of machines, this one first; all are at this one's addresses."""
+    path.write_text(
+        json.dumps({"hosts": [{"ssh": name, "ips": [f"127.0.0.{i}"], "rdma": []} for i, name in enumerate(names, 1)]}),
+        encoding="utf-8",
+    )
+    return str(path)
+
+
+def test_a_run_on_two_machines_gives_the_numbers_of_one(make, ssh, tmp_path) -> None:
+    alone = make("alone")
+    train(alone)
+    two = finished(make("two", hosts=hosts_file(tmp_path / "hosts.json", "localhost", "far")))
+    assert_close(two, alone)
+    assert (two.path / "devices" / "2.log").read_text(encoding="utf-8") == ""
+
+
+def test_a_machine_that_is_lost_is_named_and_its_process_ends(make, ssh, tmp_path) -> None:
+    run = make("cut", max_steps=5_000, hosts=hosts_file(tmp_path / "hosts.json", "localhost", "far"), **LONG)
+    trainer = start(run)
+    [follower] = after_steps(run, trainer, 2)
+    [line] = [one for one in psutil.Process(trainer.pid).children() if one.name() in ("ssh", "sh")]
+    follower.kill()
+    assert trainer.wait(PATIENCE) == 1
+    is_paused_in_order(run, because="device 2 of 2 (far) ended")
+    assert not line.is_running()
+
+    done = len(events(run, "step"))
+    trainer = start(run)
+    [follower] = after_steps(run, trainer, done + 2)
+    trainer.kill()
+    trainer.wait(PATIENCE)
+    psutil.wait_procs([follower], PATIENCE)
+    assert not follower.is_running()  # and with it the lock of its device
+
+
+@pytest.mark.parametrize(
+    ("name", "python", "because"),
+    [
+        (
+            "nowhere",
+            "",
+            r"\(nowhere\) cannot be used: .*No route to host. Does `ssh nowhere` work without a password\?",
+        ),
+        ("far", "/none/python", r"\(far\) cannot be used: .*/none/python.* The project has to be installed there"),
+        ("far", "", r"\(far\) cannot be used: .*other is being trained already on this machine's CPU"),
+    ],
+    ids=["unreachable", "no Python", "busy"],
+)
+def test_a_machine_that_cannot_be_used_is_named_before_anything_is_loaded(
+    make, ssh, tmp_path, monkeypatch, name, python, because
+) -> None:
+    path = tmp_path / "hosts.json"
+    content = json.loads(Path(hosts_file(path, "localhost", name)).read_text(encoding="utf-8"))
+    content["hosts"][1]["python"] = python
+    path.write_text(json.dumps(content), encoding="utf-8")
+    run = make("lost", hosts=str(path))
+    with monkeypatch.context() as far:
+        far.setenv("QLORA_CACHE", str(tmp_path / "far"))
+        other = DeviceLock(tmp_path / "other")
+    with other, pytest.raises(DeviceError, match=because):
+        train(run)
+    assert not events(run, "start")
+    assert run.state == "paused"
+
+
+def test_a_run_that_may_restart_goes_on_without_a_lost_machine(make, ssh, tmp_path) -> None:
+    path = tmp_path / "hosts.json"
+    alone = make("alone")
+    train(alone)
+    run = finished(make("left", restart=1, max_steps=HALF, hosts=hosts_file(path, "localhost", "far", "far")))
+    hosts_file(path, "localhost", "nowhere", "far")
+    assert_close(finished(change(run, max_steps=STEPS)), alone)
+    [warning] = [event["message"] for event in events(run, "warning") if event.get("kind") == "device"]
+    assert warning.startswith("device 2 of 3 (nowhere) cannot be used: ssh: connect to host nowhere port 22")
+    assert warning.endswith("The run goes on without it.")

@@ -24,6 +24,7 @@ from ..files.locks import Held, LifeLock, holder, holder_in_words
 from ..files.storage import cache_directory, make_directory
 from ..models.base_models import has_gpu
 from ..runs.devices import visible_gpus
+from ..runs.hosts import devices_of
 from ..runs.run import Run
 from ..runs.writer import RunWriter, being_trained
 from ..translations import Sentence
@@ -160,7 +161,7 @@ def further_devices(writer: RunWriter) -> Iterator[None]:
     run = writer.run
     with contextlib.ExitStack() as held:
         try:
-            for name in visible_gpus()[1 : run.config().pace.devices]:
+            for name in visible_gpus()[1 : devices_of(run.config().pace)[1]]:
                 held.enter_context(DeviceLock(run.path, device=f"GPU {name}"))
         except BusyError as error:
             writer.end("paused", int(run.status().get("step", 0)), str(error))

@@ -64,6 +64,7 @@ NAMES = {
     "restart": "Automatic restarts",
     "queue": "Wait for the device",
     "devices": "Devices",
+    "hosts": "File of machines",
     "keep_awake": "Keep the computer awake",
     "run": "Run name",
     "runs_dir": "Run folder",

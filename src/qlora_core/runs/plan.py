@@ -31,6 +31,7 @@ from ..tokens.dataset import TokenDataset
 from ..tokens.tokenizer import ChatTokenizer
 from ..translations import Sentence
 from .devices import refuse_too_many
+from .hosts import hosts_of
 from .presets import preset_choices
 from .run import CONFIG, ENVIRONMENT, Run, as_stored, check_name, describe_rows, is_name, refuse_links, stored_defaults
 from .writer import RunLock, RunWriter
@@ -134,6 +135,7 @@ class TrainingTracker:
                 made with something different (named).
         """
         refuse_too_many(config.pace.devices)
+        hosts_of(config.pace)
         existing = nearest_existing(self.runs_dir)
         if not existing.is_dir():
             raise _not_writable(self.runs_dir, Sentence("{place} is not a directory", place=str(existing)))

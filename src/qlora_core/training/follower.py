@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 
@@ -24,16 +25,16 @@ from ..engine.device import mx
 from ..engine.model import AdapterVector
 from ..errors import QLoraError, brief
 from ..machine.memory import MemoryMonitor
-from ..machine.process_pool import end_with
 from ..models.base_models import describe
 from ..tokens.batching import Batch
 from .adapted_model import load_adapted, streams_of_this_thread
 from .batcher import lay_out
-from .followers import BEREFT, Loading, Place, Round, Task, connect, facts
+from .followers import BEREFT, Loading, Place, Ports, Round, Task, connect, facts, free_ports
 from .objective import OBJECTIVES
 from .share_workers import TOLD, compute_on_streams, losses_by_row
 
 BEAT = 1.0  # seconds between two signs of life
+FORSAKEN = 120.0  # seconds without a word of the trainer after which it counts as gone: its machine may be
 
 
 class Follower:
@@ -99,44 +100,77 @@ class Follower:
         return total
 
 
-def _beat(connection: Connection, sending: threading.Lock) -> None:
-    """Give a sign of life, with the memory in use, until the trainer is gone."""
-    monitor = MemoryMonitor(counters=device.memory_counters)
-    with contextlib.suppress(OSError):
-        while True:
-            sample = monitor.sample()
-            with sending:
-                connection.send({"memory": {name: getattr(sample, name) for name in TOLD}})
-            time.sleep(BEAT)
+class Talk(Protocol):
+    """What a follower needs of a connection."""
+
+    def recv(self) -> Any:
+        """Wait for a message and return it."""
+
+    def send(self, message: Any, /) -> None:
+        """Send a message."""
 
 
-def follow(connection: Connection) -> int:
-    """Do what the trainer asks until it is gone; return the exit status."""
-    sending, follower = threading.Lock(), Follower()
-    threading.Thread(target=_beat, args=(connection, sending), daemon=True).start()
+class _Line:
+    """The line to the trainer: signs of life in both directions, and everything else in order.
+
+    When the trainer is gone, or has said nothing for too long, this process ends at once, whatever it is computing.
+    """
+
+    def __init__(self, connection: Talk) -> None:
+        self._connection, self._sending = connection, threading.Lock()
+        self._heard = time.monotonic()
+        self.messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for work in (self._listen, self._beat):
+            threading.Thread(target=work, daemon=True).start()
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Send the trainer an answer."""
+        with self._sending:
+            self._connection.send(message)
+
+    def _listen(self) -> None:
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                message = self._connection.recv()
+                self._heard = time.monotonic()
+                if message is not None:
+                    self.messages.put(message)
+        os._exit(0)
+
+    def _beat(self) -> None:
+        """Tell the memory in use, until the trainer is gone."""
+        monitor = MemoryMonitor(counters=device.memory_counters)
+        with contextlib.suppress(OSError):
+            while time.monotonic() - self._heard < FORSAKEN:
+                sample = monitor.sample()
+                self.send({"memory": {name: getattr(sample, name) for name in TOLD}})
+                time.sleep(BEAT)
+        os._exit(0)
+
+
+def _follow(line: _Line) -> NoReturn:
+    follower = Follower()
     while True:
-        try:
-            message = connection.recv()
-        except (EOFError, OSError):
-            return 0
+        message = line.messages.get()
         if isinstance(message, Loading):
-            answer = follower.load(message)
-            with sending:
-                connection.send(answer)
+            line.send(follower.load(message))
+        elif isinstance(message, Ports):
+            line.send({"ports": free_ports(message.count)})
         elif isinstance(message, Place):
             follower.connect(message)
         else:
             follower.compute(message)
 
 
-def main() -> int:
-    """Follow the trainer; the last line of the log says why it could not go on."""
+def follow(connection: Talk) -> int:
+    """Do what the trainer asks until it is gone; return the exit status of a failure.
+
+    The last line of the log says why it could not go on.
+    """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP):
         signal.signal(number, signal.SIG_IGN)  # the trainer receives them as well, and ends this process if need be
-    end_with(os.getppid())
     try:
-        with Connection(int(sys.argv[1])) as connection:
-            return follow(connection)
+        _follow(_Line(connection))
     except QLoraError as error:
         sys.stderr.write(f"{error}\n")
         return 1
@@ -146,4 +180,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(follow(Connection(int(sys.argv[1]))))

@@ -1,4 +1,4 @@
-"""One run on several devices of a machine: a process for each, which MLX's own engine connects.
+"""One run on several devices, of one machine or of several: a process for each, which MLX's own engine connects.
 
 The trainer is the first of them and owns the run: settings, rows, optimizer, checkpoints. The others, its followers,
 keep nothing but the base. For each step the trainer sends them rows and adapters, and the engine sums everybody's loss
@@ -35,9 +35,11 @@ from ..engine.model import AdapterVector, LastSeen, Layout
 from ..errors import DeviceError, RunError
 from ..files.storage import make_directory
 from ..machine.crash_reasons import DEVICE_GAVE_UP, reason
+from ..machine.far_process import greeted, start_by_ssh
 from ..machine.process_pool import start_connected
 from ..models.base_models import ModelSpec
 from ..runs.devices import visible_gpus
+from ..runs.hosts import Host, Hosts
 from ..runs.kernel_choice import ARITHMETIC, Kernels
 from ..runs.run import Run
 from .batcher import Shares
@@ -46,7 +48,11 @@ QUIET = 45.0  # seconds without a sign of life after which a follower counts as 
 STARTING = 300.0  # seconds that it may take longer until the first one: a cold disk, a busy machine
 GRACE = 5.0  # seconds in which the engine should notice that a follower is gone
 BEREFT = 4  # exit status of a follower that ended because another one did
+GREETED = 60.0  # seconds within which a process on another machine should have begun
+SSH_FAILED, NOT_FOUND = 255, 127  # exit statuses, of ssh and of a shell
+TICK = 10.0  # seconds between two messages that say that the trainer lives
 LOGS = "devices"
+NEAR, FAR = "qlora_core.training.follower", "qlora_core.jobs.far_follower"
 COMPARED = ("mlx", "mlx-lm", "qlora-notebook")
 
 _connected = False
@@ -74,14 +80,44 @@ class Place:
     """A device's place among those that are connected.
 
     Attributes:
-        backend: of MLX's engine: `ring` or `nccl`.
+        backend: of MLX's engine: `ring`, `nccl`, `jaccl` or `jaccl-ring`.
         number: the trainer's is 0.
         addresses: where each of them listens.
+        rdma: for each of them, the RDMA devices that lead to the others; only for `jaccl`.
     """
 
     backend: str
     number: int
-    addresses: tuple[str, ...]
+    addresses: tuple[tuple[str, ...], ...]
+    rdma: tuple[Any, ...] = ()
+
+    def variables(self, directory: Path) -> dict[str, str]:
+        """Return what the engine reads from the environment, having written the files in it.
+
+        From `mlx.launch`, which sets the same.
+        """
+        hosts, rdma = directory / "hosts.json", directory / "rdma.json"
+        hosts.write_text(json.dumps(self.addresses), encoding="utf-8")
+        rdma.write_text(json.dumps(self.rdma), encoding="utf-8")
+        first, port = self.addresses[0][0].split(":")
+        said = {"MLX_RANK": str(self.number)}
+        if self.backend == "ring":
+            return said | {"MLX_HOSTFILE": str(hosts)}
+        if self.backend == "nccl":
+            return said | {"MLX_WORLD_SIZE": str(len(self.addresses)), "NCCL_HOST_IP": first, "NCCL_PORT": port}
+        ring = {"MLX_JACCL_RING": "1"} if self.backend == "jaccl-ring" else {}
+        return said | {"MLX_IBV_DEVICES": str(rdma), "MLX_JACCL_COORDINATOR": f"{first}:{port}"} | ring
+
+
+@dataclasses.dataclass(frozen=True)
+class Ports:
+    """A question: which ports of your machine are free?
+
+    Attributes:
+        count: how many are wanted.
+    """
+
+    count: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,22 +182,13 @@ def refuse_difference(ours: dict[str, Any], theirs: dict[str, Any], who: str) ->
 
 def connect(place: Place) -> mx.distributed.Group:
     """Connect this process with the others by MLX's engine."""
-    host, port = place.addresses[0].split(":")
     with tempfile.TemporaryDirectory() as directory:
-        hosts = Path(directory) / "hosts.json"
-        hosts.write_text(json.dumps([[address] for address in place.addresses]), encoding="utf-8")
-        said = {
-            "MLX_RANK": str(place.number),
-            "MLX_WORLD_SIZE": str(len(place.addresses)),
-            "MLX_HOSTFILE": str(hosts),
-            "NCCL_HOST_IP": host,
-            "NCCL_PORT": port,
-        }
+        said = place.variables(Path(directory))
         os.environ.update(said)
         # the engine waits for the others without letting any other thread run
         faulthandler.dump_traceback_later(QUIET, exit=True)
         try:
-            return mx.distributed.init(strict=True, backend=place.backend)
+            return mx.distributed.init(strict=True, backend=place.backend.removesuffix("-ring"))
         finally:
             faulthandler.cancel_dump_traceback_later()
             for name in said:
@@ -174,7 +201,8 @@ class _Follower:
 
     Attributes:
         number: from 1; people count devices from 1, so it is device `number + 1`.
-        process: its process.
+        host: its machine, if a file names the machines.
+        process: its process, or ssh, which talks with it.
         connection: to it.
         log: what it printed.
         heard: when it last gave a sign of life, or the latest time by which it should have started.
@@ -183,12 +211,19 @@ class _Follower:
     """
 
     number: int
+    host: Host | None
     process: subprocess.Popen[bytes]
     connection: Connection
     log: Path
+    sending: threading.Lock = dataclasses.field(default_factory=threading.Lock)
     heard: float = dataclasses.field(default_factory=lambda: time.monotonic() + STARTING)
     answers: queue.SimpleQueue[dict[str, Any]] = dataclasses.field(default_factory=queue.SimpleQueue)
     memory: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    def send(self, message: object) -> None:
+        """Send it a message; two threads do."""
+        with self.sending:
+            self.connection.send(message)
 
     def how_it_ended(self) -> str:
         """Return why its process ended, in words."""
@@ -206,10 +241,24 @@ class Followers:
         devices: number of devices, with the trainer's own.
         give_up: called with the error, in another thread, if the trainer waits for a lost follower and nothing wakes
             it; it must end the process.
+        hosts: their machines; by default all are in this one.
+        spare: called with the reason where a machine cannot be used, which is left out then.
+
+    Raises:
+        DeviceError: a machine cannot be used, and may not be left out.
     """
 
-    def __init__(self, run: Run, devices: int, give_up: Callable[[DeviceError], None]) -> None:
-        self.devices = devices
+    def __init__(
+        self,
+        run: Run,
+        devices: int,
+        give_up: Callable[[DeviceError], None],
+        hosts: Hosts | None = None,
+        spare: Callable[[str], None] | None = None,
+    ) -> None:
+        self.devices, self.here = devices, hosts.here if hosts else devices
+        self._hosts = hosts.hosts if hosts else ()
+        self._backend = hosts.backend if hosts else ""
         self._give_up = give_up
         self._group: mx.distributed.Group | None = None
         self._lost: DeviceError | None = None
@@ -219,7 +268,14 @@ class Followers:
         self._sent = LastSeen()
         logs = run.path / LOGS
         make_directory(logs)
-        self._followers = [_start(number, devices, logs / f"{number + 1}.log") for number in range(1, devices)]
+        self._followers: list[_Follower] = []
+        try:
+            for number in range(1, devices):
+                self._followers.append(_start(number, devices, logs / f"{number + 1}.log", run, hosts))
+            self._greet(spare)
+        except BaseException:
+            self._end()
+            raise
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._watcher.start()
 
@@ -243,10 +299,23 @@ class Followers:
         if _connected:
             raise RunError("this process has trained on several devices already, which it can once: start another one.")
         _connected = True
-        addresses = tuple(f"127.0.0.1:{port}" for port in _free_ports(self.devices))
-        self._send([Place(backend, follower.number, addresses) for follower in self._followers])
+        if self._hosts:
+            place = Place(self._backend or backend, 0, self._addresses(), tuple(host.rdma for host in self._hosts))
+        else:
+            place = Place(backend, 0, tuple((f"127.0.0.1:{port}",) for port in free_ports(self.devices)))
+        self._send([dataclasses.replace(place, number=follower.number) for follower in self._followers])
         with self._waiting():
-            self._group = connect(Place(backend, 0, addresses))
+            self._group = connect(place)
+
+    def _addresses(self) -> tuple[tuple[str, ...], ...]:
+        """Ask each for ports that are free on its machine."""
+        counts = [len(host.ips) for host in self._hosts]
+        self._send([Ports(count) for count in counts[1:]])
+        ports = [free_ports(counts[0]), *(self._answer(follower)["ports"] for follower in self._followers)]
+        return tuple(
+            tuple(f"{ip}:{port}" for ip, port in zip(host.ips, found, strict=True))
+            for host, found in zip(self._hosts, ports, strict=True)
+        )
 
     def ask(self, tasks: Sequence[Task], adapters: AdapterVector, trained: dict[str, Any]) -> None:
         """Send each follower its rows, and the adapters if they have changed.
@@ -308,7 +377,27 @@ class Followers:
     def _send(self, messages: Sequence[object]) -> None:
         with self._waiting():
             for follower, message in zip(self._followers, messages, strict=True):
-                follower.connection.send(message)
+                follower.send(message)
+
+    def _greet(self, spare: Callable[[str], None] | None) -> None:
+        """Wait until those on other machines are there, before anything is loaded."""
+        for follower in list(self._followers):
+            if self._near(follower) or greeted(follower.connection, GREETED):
+                continue
+            problem = f"{self._name(follower)} cannot be used: {_why_it_never_began(follower)}"
+            if spare is None:
+                raise DeviceError(problem)
+            spare(problem)
+            self._followers.remove(follower)
+        # those that are left are numbered anew, also for the engine
+        self._hosts = (*self._hosts[:1], *(follower.host for follower in self._followers if follower.host))
+        self.devices = len(self._followers) + 1
+        for number, follower in enumerate(self._followers, 1):
+            follower.number = number
+
+    def _near(self, follower: _Follower) -> bool:
+        """Return whether a follower is on the trainer's own machine."""
+        return follower.host is None or follower.host.ssh == self._hosts[0].ssh
 
     def _answer(self, follower: _Follower) -> dict[str, Any]:
         while True:
@@ -336,18 +425,29 @@ class Followers:
             raise self._lost
 
     def _name(self, follower: _Follower) -> str:
-        return f"device {follower.number + 1} of {self.devices}"
+        where = f" ({follower.host.ssh})" if follower.host else ""
+        return f"device {follower.number + 1} of {self.devices}{where}"
 
     # Watching them -------------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
         connections = {follower.connection: follower for follower in self._followers}
+        told = 0.0
         while not self._closed.is_set():
+            if time.monotonic() - told > TICK:
+                told = time.monotonic()
+                self._tell_that_we_live()
             gone = [one for one in (connections[c] for c in wait(list(connections), 0.2)) if not self._hear(one)]
             hung = [one for one in self._followers if time.monotonic() - one.heard > QUIET]
             if gone or hung:
                 self._lose(gone, hung)
                 return
+
+    def _tell_that_we_live(self) -> None:
+        for follower in self._followers:
+            if not follower.sending.locked():  # a message says so as well
+                with contextlib.suppress(OSError):  # it is gone, which is noticed elsewhere
+                    follower.send(None)
 
     def _hear(self, follower: _Follower) -> bool:
         """Read what a follower sent; return whether it is still there."""
@@ -391,20 +491,50 @@ class Followers:
             follower.process.wait()
 
 
-def _start(number: int, devices: int, log: Path) -> _Follower:
+def _start(number: int, devices: int, log: Path, run: Run, hosts: Hosts | None) -> _Follower:
     """Start a follower; on a machine with several GPUs it sees one of its own."""
-    environment = dict(os.environ)
-    if len(gpus := visible_gpus()) >= devices:
-        environment["CUDA_VISIBLE_DEVICES"] = gpus[number]
+    host = hosts.hosts[number] if hosts else None
     with log.open("wb") as file:
-        connection, process = start_connected("qlora_core.training.follower", log=file, environment=environment)
-    return _Follower(number, process, connection, log)
+        if hosts and host and host.ssh != hosts.hosts[0].ssh:
+            before = sum(other.ssh == host.ssh for other in hosts.hosts[:number])
+            try:
+                connection, process = start_by_ssh(
+                    host.ssh, FAR, [str(before), str(run.path.absolute())],
+                    python=host.python, variables=hosts.envs, log=file,
+                )  # fmt: skip
+            except FileNotFoundError:
+                raise DeviceError("ssh, which starts the processes on other machines, was not found here.") from None
+        else:
+            connection, process = start_connected(NEAR, log=file, environment=_seeing_one(number, devices))
+    return _Follower(number, host, process, connection, log)
 
 
-def _free_ports(count: int) -> list[int]:
+def _why_it_never_began(follower: _Follower) -> str:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        follower.process.wait(GRACE)
+    follower.process.kill()
+    said = follower.log.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2].rstrip(".")
+    status = follower.process.wait()
+    if status == SSH_FAILED:
+        return f"{said}. Does `ssh {follower.host.ssh}` work without a password?"
+    if status == NOT_FOUND or "No module named" in said:
+        return (
+            f"{said}. The project has to be installed there as it is here, at the same path, or the file of machines "
+            'names its Python: "python".'
+        )
+    return f"{said}." if said else f"it did not begin within {GREETED:g} seconds."
+
+
+def _seeing_one(number: int, devices: int) -> dict[str, str]:
+    """Return an environment with the GPU of this number alone, if there are enough for all."""
+    gpus = visible_gpus()
+    return {**os.environ, **({"CUDA_VISIBLE_DEVICES": gpus[number]} if len(gpus) >= devices else {})}
+
+
+def free_ports(count: int) -> list[int]:
     """Return ports of this machine that nobody listens on."""
     with contextlib.ExitStack() as held:
         sockets = [held.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
-            one.bind(("127.0.0.1", 0))
+            one.bind(("", 0))
         return [one.getsockname()[1] for one in sockets]

@@ -26,6 +26,7 @@ from ..machine.crash_reasons import device_failure
 from ..machine.memory import MemoryMonitor
 from ..models.adapter_files import ADAPTER_FILE
 from ..runs.checkpoints import checkpoints
+from ..runs.hosts import hosts_of
 from ..runs.run import EVALUATION, SUMMARY, Run
 from ..runs.schema import State
 from ..runs.writer import RunWriter
@@ -123,8 +124,13 @@ def _step_reached(run: Run, session: Session | None) -> int:
 
 @contextlib.contextmanager
 def _followers(writer: RunWriter, failed: int) -> Iterator[Followers | None]:
-    """Start processes for the run's other devices, and end them after the block; yield None if it has only one."""
-    if (devices := writer.run.config().pace.devices) == 1:
+    """Start processes for the run's other devices, and end them after the block; yield None if it has only one.
+
+    A run that may restart by itself goes on without a machine that it has lost.
+    """
+    hosts = hosts_of(pace := writer.run.config().pace)
+    devices = len(hosts.hosts) if hosts else pace.devices
+    if devices == 1:
         yield None
         return
 
@@ -133,9 +139,13 @@ def _followers(writer: RunWriter, failed: int) -> Iterator[Followers | None]:
         sys.stderr.flush()
         os._exit(failed)
 
-    followers = Followers(writer.run, devices, give_up)
+    def spare(problem: str) -> None:
+        writer.log("warning", kind="device", message=f"{problem} The run goes on without it.")
+
+    may_spare = pace.restart > 0 and any(event["type"] == "start" for event in writer.run.metrics())
+    followers = Followers(writer.run, devices, give_up, hosts, spare if may_spare else None)
     try:
-        yield followers
+        yield followers if followers.devices > 1 else None
     finally:
         followers.close()
 

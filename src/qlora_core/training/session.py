@@ -38,6 +38,7 @@ from ..models.adapter_files import ADAPTER_FILE
 from ..models.base_models import ModelSpec
 from ..runs import memory_estimate
 from ..runs.checkpoints import checkpoint_to_resume
+from ..runs.hosts import devices_of
 from ..runs.kernel_choice import ARITHMETIC, Kernels
 from ..runs.run import Run, describe_rows
 from ..runs.throughput import Throughput
@@ -194,13 +195,13 @@ def open_session(writer: RunWriter, monitor: MemoryMonitor, began: float | None 
     began = time.monotonic() if began is None else began
     opened = _read_run(writer)
     run, config, spec = writer.run, opened.config, opened.spec
-    devices = config.pace.devices
-    kernels = share_of_kernels(_kernels(writer, opened.environment, spec, monitor), devices)
+    _, here = devices_of(config.pace)
+    kernels = share_of_kernels(_kernels(writer, opened.environment, spec, monitor), here)
     micro_batch = run.micro_batch
     estimate = _estimate_memory(opened, micro_batch, kernels)
     free = monitor.sample().available
-    # on a CPU all devices share the memory
-    memory_estimate.check_before_loading(estimate, free // devices if kernels.device == "cpu" else free, config)
+    # on a CPU all devices of this machine share the memory
+    memory_estimate.check_before_loading(estimate, free // here if kernels.device == "cpu" else free, config)
     model, layout = _load_model(writer, opened, kernels)
     adapters, optimizer = AdapterVector(model), make_optimizer(config)
     optimizer.init({"adapters": adapters.join(model.trainable_parameters())})

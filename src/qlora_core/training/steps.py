@@ -60,7 +60,7 @@ def _share_cores(session: Session, streams: int) -> None:
 
 
 def _threads(session: Session, streams: int) -> int:
-    devices = session.followers.devices if session.followers else 1
+    devices = session.followers.here if session.followers else 1
     return max(1, device.cores() // (streams * devices))
 
 
