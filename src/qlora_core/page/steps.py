@@ -50,7 +50,7 @@ def fold(title: str, text: str = "", *, open: bool = False) -> mo.Html:
 
 
 def chooser(notebook: str, chosen: str, *beside: Any) -> mo.Html:
-    """Return the choice among the steps, a row of tabs, with the rules that follow it.
+    """Return the choice among the steps, a row of tabs, with the rules that follow it; where it is edited, neither.
 
     Args:
         notebook: file of the notebook.
@@ -58,6 +58,9 @@ def chooser(notebook: str, chosen: str, *beside: Any) -> mo.Html:
             happens now; otherwise it keeps the reader's own choice.
         beside: what else stands in the row; None is left out.
     """
+    beside = joined(html_of(part) for part in beside if part is not None)
+    if mo.app_meta().mode == "edit":
+        return shown(put('<div class="q-bar">{}</div>', beside))  # all is seen; and the rules cost a browser minutes
     tabs = joined(
         put('<input type="radio" name="q-step" id="{}"{}><label for="{}">{}</label>', _choice(name),
             Markup(" checked") if name == chosen else "", _choice(name), say(heading))
@@ -65,7 +68,7 @@ def chooser(notebook: str, chosen: str, *beside: Any) -> mo.Html:
     )  # fmt: skip
     element = Markup("div" if list(STEPS).index(chosen) % 2 else "section")  # another element forgets the choice
     steps = put('<{} class="q-steps" role="radiogroup" aria-label="{}">{}</{}>', element, say("Steps"), tabs, element)
-    row = put('<div class="q-bar">{}{}</div>', steps, joined(html_of(part) for part in beside if part is not None))
+    row = put('<div class="q-bar">{}{}</div>', steps, beside)
     rules = Markup("\n".join(_rules(read_outline(Path(notebook)))))  # of this module's words and names of functions
     return shown(row + put("<style>{}</style>", rules))
 
