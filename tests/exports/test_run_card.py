@@ -10,6 +10,7 @@ import pytest
 
 from qlora_core import api
 from qlora_core.cli import main
+from qlora_core.evaluation.verdict import made_of
 from qlora_core.exports.run_card import portable, write_run_card
 from qlora_core.jobs.recipes import to_command
 from qlora_core.runs.run import Run
@@ -31,7 +32,7 @@ def judged(run: Run) -> None:
                      "tuned": {"text": fact["expected"][0], "tokens": 2, "ended": True, "right": True}}}
         for fact in run.facts() for question in fact["questions"]
     ]  # fmt: skip
-    found = {"with": {}, "losses": [], "questions": questions, "general_texts": [], "general_questions": [],
+    found = {"with": made_of(run), "losses": [], "questions": questions, "general_texts": [], "general_questions": [],
              "invention": [], "memory": []}  # fmt: skip
     (run.path / "verdict.json").write_text(json.dumps(found), encoding="utf-8")
 

@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from qlora_core import translations
+from qlora_core.evaluation.verdict import made_of
 from qlora_core.page import verdict
 from qlora_core.page.verdict import Judged
 from qlora_core.runs.run import Run
@@ -28,8 +29,8 @@ def found_of(run: Run) -> dict:
                  "reference": "", "fact": fact["fact"], "passages": ["text"], "answers": answers}
             )  # fmt: skip
     losses = [{"tokens": 10, "base": 30.0 + row, "tuned": 5.0 + row} for row in range(8)]
-    return {"with": {}, "losses": losses, "questions": questions, "general_texts": losses, "general_questions": [],
-            "invention": [], "memory": []}  # fmt: skip
+    return {"with": made_of(run), "losses": losses, "questions": questions, "general_texts": losses,
+            "general_questions": [], "invention": [], "memory": []}  # fmt: skip
 
 
 @pytest.fixture

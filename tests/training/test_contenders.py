@@ -14,8 +14,10 @@ from qlora_core.engine.device import mx
 from qlora_core.engine.generate import answer, answers_to
 from qlora_core.engine.model import base_only
 from qlora_core.evaluation.contest import CONTENDERS
-from qlora_core.evaluation.verdict import is_whole, verdict_on
+from qlora_core.evaluation.verdict import is_of_today, is_whole, told_whole, verdict_on
+from qlora_core.runs import schema
 from qlora_core.runs.run import Run
+from qlora_core.runs.schema import problem
 from qlora_core.tokens.conversations import Beginning
 from qlora_core.training import contenders
 from qlora_core.training.contenders import STAGES, Asked, judge_run
@@ -91,6 +93,54 @@ def test_other_adapters_or_settings_are_judged_anew(judged, loaded, monkeypatch)
     (run.path / "verdict.json").write_text(json.dumps(found))
 
 
+def test_rows_facts_or_adapters_of_another_day_are_judged_anew(judged, loaded, tmp_path, monkeypatch):
+    monkeypatch.setattr(contenders, "STAGES", {"losses": lambda _: [{"tokens": 1, "base": 0.0, "tuned": 0.0}]})
+    found = judged[1]
+    for name in ("data/facts.jsonl", "data/val_data.jsonl", "best/adapters.safetensors"):
+        run = Run(shutil.copytree(judged[0].path, tmp_path / name))
+        assert is_of_today(run, found)
+        with (run.path / name).open("ab") as file:
+            file.write(b" ")
+        assert not is_of_today(run, found)
+        assert set(judge_run(run, *loaded, ASKED)) == {"with", "losses"}
+    assert not is_of_today(judged[0], {"with": {"version": 2}})
+
+
+def places(value, path=()):
+    """Yield the path of each value inside a JSON value."""
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield (*path, key)
+        yield from places(inner, (*path, key))
+
+
+def test_whatever_is_damaged_is_named_or_judged(judged):
+    """Each value of a real file is taken out or replaced in turn: no error but the one that names the file."""
+    run, found = judged
+    small = {name: part[:1] if isinstance(part, list) else part for name, part in found.items()}
+    small["memory"] = [next((one for one in found["memory"] if one["kind"] == kind), None) for kind in ("row", "value")]
+    small["memory"] = [one for one in small["memory"] if one]
+    refused = told = 0
+    for *before, last in places(small):
+        for other in (..., None, -1, float("nan"), [], {}):
+            copy = json.loads(json.dumps(small))
+            holder = copy
+            for key in before:
+                holder = holder[key]
+            if other is ...:
+                del holder[last]
+            else:
+                holder[last] = other
+            if problem(copy, schema.Verdict):
+                refused += 1
+                continue
+            told += 1
+            if is_whole(copy):
+                told_whole(run, copy)
+            else:
+                verdict_on(copy)
+    assert refused > told > 20
+
+
 @pytest.mark.parametrize("damage", ['{"with": {}, "losses": [{"tokens": 0}]}', "{", "[]", '{"with": 3}'])
 def test_a_damaged_verdict_is_told_and_made_again(judged, loaded, monkeypatch, damage):
     run, found = judged
@@ -155,13 +205,14 @@ def test_interrupted_among_questions_it_goes_on_with_the_next_batch(judged, load
     monkeypatch.setattr(contenders, "_ask", ask)
     with pytest.raises(KeyboardInterrupt):
         judge_run(run, *loaded, ASKED, anew=True)
-    assert "questions" not in run.verdict()
-    assert len(run.verdict()["questions_so_far"]) == len(asked) == 6
+    assert run.verdict() == found  # the one before is kept
+    assert len(run.verdict_begun()["questions_so_far"]) == len(asked) == 6
     left.pop(0)
     again = judge_run(run, *loaded, ASKED)
     assert asked == [one["question"] for one in found["questions"]]
     assert again["questions"] == found["questions"]
     assert set(run.verdict()) == {"with", *STAGES}
+    assert run.verdict_begun() is None
 
 
 def test_passages_stand_before_the_last_of_several_turns():

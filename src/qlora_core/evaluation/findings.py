@@ -158,8 +158,8 @@ def _memory(found: Mapping[str, Any]) -> list[Sentence]:
     values = [one for one in found.get("memory", ()) if one["kind"] == "value"]
     sentences = []
     if rows:
-        known = {who: sum(one["answers"][who]["share"] >= REPEATED for one in rows) for who in PAIRS[0]}
-        longest = max(one["answers"]["tuned"]["words"] for one in rows)
+        known = {who: sum(one["answers"][who].get("share", 0) >= REPEATED for one in rows) for who in PAIRS[0]}
+        longest = max(one["answers"]["tuned"].get("words", 0) for one in rows)
         sentences.append(
             Sentence(
                 "It goes on with {tuned} of {rows} trained rows by heart (the base {base}): {longest} words at most.",

@@ -57,8 +57,8 @@ def recall(questions: Iterable[dict[str, Any]]) -> dict[str, dict[str, int]]:
         if question["expected"]:
             count = counts.setdefault(question["phrasing"], {"questions": 0, "base": 0, "tuned": 0})
             count["questions"] += 1
-            count["base"] += question["base_right"]
-            count["tuned"] += question["tuned_right"]
+            count["base"] += bool(question["base_right"])
+            count["tuned"] += bool(question["tuned_right"])
     return counts
 
 

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..files.storage import remembered_sha256
+from ..models.adapter_files import ADAPTER_FILE
 from ..runs import schema
 from ..runs.run import Run
 from ..translations import Sentence
@@ -80,6 +82,21 @@ def judged_run(run: Run, found: Mapping[str, Any]) -> tuple[Verdict, list[Ledger
     """Return what a run's `verdict.json` means, and what became of each fact."""
     verdict = verdict_on(found, best_is_last=run.best_is_last)
     return verdict, ledger(run, list(as_evaluated(found["questions"])))
+
+
+def made_of(run: Run) -> dict[str, Any]:
+    """Return the state of a run that its answers depend on: adapters, rows and facts, by their hashes."""
+    files = sorted((run.path / "data").glob("*.jsonl"))
+    return {
+        "adapters": run.adapters.name,
+        "sha256": remembered_sha256(run.adapters / ADAPTER_FILE),
+        "data": {path.name: remembered_sha256(path) for path in files},
+    }
+
+
+def is_of_today(run: Run, found: Mapping[str, Any]) -> bool:
+    """Return whether a `verdict.json` is about the adapters, rows and facts that the run has now."""
+    return all(found["with"].get(name) == value for name, value in made_of(run).items())
 
 
 def is_whole(found: Mapping[str, Any]) -> bool:

@@ -16,7 +16,7 @@ from ..errors import BusyError, QLoraError, RunError
 from ..evaluation.contest import CONTENDERS, NAMES, Measure
 from ..evaluation.ledger import LedgerEntry
 from ..evaluation.statistics import Estimate
-from ..evaluation.verdict import Verdict, is_whole, judged_run
+from ..evaluation.verdict import Verdict, is_of_today, is_whole, judged_run
 from ..reports.in_language import number, percent
 from ..runs.run import VERDICT, Run
 from ..translations import say, spoken
@@ -149,6 +149,8 @@ def result(judged: Judged) -> mo.Html | None:
         return note(say("{problem} Ask again to have it made anew.", problem=str(error)), "warn")
     if "questions" not in found:
         return None
+    if not is_of_today(run, found):
+        return note(say("It was asked when adapters, rows or facts were others than now. Ask again."), "warn")
     verdict, entries = judged_run(run, found)
     parts = [note(spoken(verdict.sentence), KINDS[verdict.helped]), small(spoken(verdict.advice)), measures(verdict)]
     told = [*map(spoken, verdict.findings), *(say("Not judged: {what}", what=one) for one in verdict.missing)]

@@ -38,7 +38,7 @@ Control = Literal["run", "pause", "stop", "skip"]
 
 CONFIG, ENVIRONMENT, STATUS, METRICS = "config.json", "environment.json", "status.json", "metrics.jsonl"
 SAMPLES, EVALUATION, SUMMARY, CONTROL = "samples.jsonl", "evaluation.json", "summary.json", "control"
-VERDICT = "verdict.json"
+VERDICT, VERDICT_BEGUN = "verdict.json", "verdict_begun.json"
 WORKER_LOG, EXIT = "worker.log", "exit.json"
 ROW_LOSSES, VALIDATION_LOSSES = "row_losses.jsonl", "validation_losses.json"
 """Files of a run; `docs/runs.md` tells what is in them."""
@@ -283,6 +283,14 @@ class Run:
             RunError: it is damaged.
         """
         return self._read_json(VERDICT, Verdict) if (self.path / VERDICT).exists() else None
+
+    def verdict_begun(self) -> dict[str, Any] | None:
+        """Return what `qlora evaluate` has found so far where `verdict` is whole, of something else; None if nothing.
+
+        Raises:
+            RunError: it is damaged.
+        """
+        return self._read_json(VERDICT_BEGUN, Verdict) if (self.path / VERDICT_BEGUN).exists() else None
 
     def samples(self) -> list[dict[str, Any]]:
         """Return answers during training, in order: `{"step", "epoch", "question", "answer", "reference"}`."""

@@ -14,6 +14,7 @@ from .kernel_choice import Kernels
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 Moment = Annotated[float, msgspec.Meta(ge=0, le=1e11)]
 """Seconds since 1970."""
+Loss = Annotated[float, msgspec.Meta(ge=0, le=1e15)]  # nats, summed over the tokens of a row
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 State = Literal["preparing", "running", "paused", "stopped", "completed", "failed", "crashed"]
 
@@ -124,18 +125,33 @@ class Answer(TypedDict):
     right: NotRequired[bool]
     does: NotRequired[Literal["declined", "own fact", "other"]]
     words: NotRequired[Count]
-    share: NotRequired[float]
+    share: NotRequired[Annotated[float, msgspec.Meta(ge=0, le=1)]]
     given_away: NotRequired[bool]
+
+
+class Answers(TypedDict):
+    """What each contender said, in `verdict.json`."""
+
+    base: Answer
+    tuned: Answer
+    base_passages: NotRequired[Answer]
+    tuned_passages: NotRequired[Answer]
 
 
 class JudgedQuestion(TypedDict):
     """A question and what each contender said, in `verdict.json`."""
 
     question: str
-    answers: dict[str, Answer]
+    answers: Answers
     expected: NotRequired[list[str]]
-    phrasing: NotRequired[str]
-    reference: NotRequired[str]
+
+
+class OwnQuestion(JudgedQuestion):
+    """A question of the run's own, in `verdict.json`."""
+
+    expected: list[str]
+    phrasing: str
+    reference: str
     fact: NotRequired[str]
     passages: NotRequired[list[str]]
     confused_with: NotRequired[str]
@@ -146,7 +162,7 @@ class Repetition(TypedDict):
 
     kind: Literal["row", "value"]
     rest: str
-    answers: dict[str, Answer]
+    answers: Answers
     source: NotRequired[str]
 
 
@@ -154,22 +170,31 @@ class JudgedRow(TypedDict):
     """The loss of each contender over a row or a text, in nats, in `verdict.json`."""
 
     tokens: Annotated[int, msgspec.Meta(ge=1)]
-    base: float
-    tuned: float
+    base: Loss
+    tuned: Loss
     source: NotRequired[str]
     reply: NotRequired[bool]
-    base_passages: NotRequired[float]
-    tuned_passages: NotRequired[float]
+    base_passages: NotRequired[Loss]
+    tuned_passages: NotRequired[Loss]
+
+
+class MadeWith(TypedDict):
+    """What a verdict was made with, in `verdict.json`: limits of questions and answers, and the state of the run."""
+
+    adapters: str
+    version: NotRequired[int]
+    sha256: NotRequired[str]
+    data: NotRequired[dict[str, str]]
 
 
 # `with` is a word of Python's, so that this type cannot be written as a class
 Verdict = TypedDict(
     "Verdict",
     {
-        "with": dict[str, Any],
+        "with": MadeWith,
         "losses": NotRequired[list[JudgedRow]],
-        "questions": NotRequired[list[JudgedQuestion]],
-        "questions_so_far": NotRequired[list[JudgedQuestion]],
+        "questions": NotRequired[list[OwnQuestion]],
+        "questions_so_far": NotRequired[list[OwnQuestion]],
         "general_texts": NotRequired[list[JudgedRow]],
         "general_questions": NotRequired[list[JudgedQuestion]],
         "invention": NotRequired[list[JudgedQuestion]],
@@ -185,7 +210,7 @@ class ValidationLosses(TypedDict):
     adapters: str
     adapters_sha256: str
     rows_sha256: str
-    losses: list[Annotated[float, msgspec.Meta(ge=0, le=1e15)]]
+    losses: list[Loss]
     tokens: list[Count]
 
 
@@ -193,7 +218,7 @@ class RowLosses(TypedDict):
     """A line of `row_losses.jsonl`."""
 
     step: Count
-    losses: list[Annotated[float, msgspec.Meta(ge=0, le=1e15)]]
+    losses: list[Loss]
     tokens: list[Count]
 
 

@@ -11,6 +11,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,9 +37,9 @@ from ..evaluation.probes import (
 )
 from ..evaluation.questions import behind, questions_of, validation_questions
 from ..evaluation.retrieval import Retriever, beside, passages_of
-from ..files.storage import remembered_sha256, write_json
-from ..models.adapter_files import ADAPTER_FILE
-from ..runs.run import VERDICT, Run, refuse_links
+from ..evaluation.verdict import is_whole, made_of
+from ..files.storage import write_json
+from ..runs.run import VERDICT, VERDICT_BEGUN, Run, refuse_links
 from ..tokens.conversations import Prompt
 from ..tokens.rows import TokenRow
 from ..tokens.tokenizer import ChatTokenizer
@@ -164,36 +165,41 @@ def judge_run(
     if asked.passages and (passages := passages_of(run.train_rows())):
         retriever = Retriever(passages, asked.passages, asked.passage_tokens, tokenizer.count)
     contest = Contest(run, model, tokenizer, asked, retriever)
-    made_with, found = _made_with(run, asked), None
-    try:
-        found = None if anew else run.verdict()
-    except RunError as error:
-        told(f"{error} It is made again.")
-    if found is None or found["with"] != made_with:
-        found = {"with": made_with}
+    made_with = {"version": _VERSION, **made_of(run), **vars(asked)}  # what decides the answers
+    earlier, begun = _earlier(run.verdict, told), _earlier(run.verdict_begun, told)
+    # a whole one is kept until this one is whole, too
+    path = run.path / (VERDICT_BEGUN if earlier and is_whole(earlier) else VERDICT)
+    going_on = (one for one in (begun, earlier) if one and one["with"] == made_with and not anew)
+    found = next(going_on, {"with": made_with})
+    if is_whole(found):
+        return found
     for name, stage in STAGES.items():
         if name not in found:
-            found[name] = stage(_going_on(contest, found) if name == "questions" else contest)
+            found[name] = stage(_going_on(contest, found, path) if name == "questions" else contest)
             found.pop(SO_FAR, None)
-            write_json(run.path / VERDICT, found)
+            write_json(path, found)
+    if path.name != VERDICT:
+        write_json(run.path / VERDICT, found)
+        path.unlink(missing_ok=True)
     return found
 
 
-def _going_on(contest: Contest, found: dict[str, Any]) -> Contest:
+def _earlier(read: Callable[[], dict[str, Any] | None], told: Callable[[str], None]) -> dict[str, Any] | None:
+    """Return an earlier verdict; None if there is none, or it cannot be read, which is told."""
+    try:
+        return read()
+    except RunError as error:
+        told(f"{error} It is made again.")
+        return None
+
+
+def _going_on(contest: Contest, found: dict[str, Any], path: Path) -> Contest:
     """Return a contest that goes on with the questions that were answered before an interruption, and keeps more."""
-    path = contest.run.path / VERDICT
     return dataclasses.replace(
         contest,
         answered=found.get(SO_FAR, ()),
         keep=lambda questions: write_json(path, {**found, SO_FAR: questions}),
     )
-
-
-def _made_with(run: Run, asked: Asked) -> dict[str, Any]:
-    """Return what decides the answers: a verdict that was made with something else is made again."""
-    adapters = run.adapters
-    digest = remembered_sha256(adapters / ADAPTER_FILE)
-    return {"version": _VERSION, "adapters": adapters.name, "sha256": digest, **vars(asked)}
 
 
 # Stages -----------------------------------------------------------------------------------------------------------
