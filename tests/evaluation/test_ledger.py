@@ -99,11 +99,11 @@ def test_rows_that_contradict_are_named(run_of):
     assert entry.row is None
 
 
-def test_a_fact_that_is_taught_often_needs_more_epochs(run_of):
+def test_a_fact_that_is_taught_often_is_left_to_the_advice_on_the_run(run_of):
     run = run_of([row(f"Who founded it, {i}?", "Leonel.", f"q:{i}") for i in range(ENOUGH_PHRASINGS)])
     (entry,) = ledger(run, judged(run, False, False))
     assert entry.taught_phrasings == 5
-    assert "train for more epochs" in entry.advice
+    assert "the advice on the whole run" in entry.advice
     assert entry.advice.within("pt") != entry.advice
 
 

@@ -102,7 +102,8 @@ def invented(*tuned: str) -> list[dict]:
 
 
 ADVICE = [
-    ("did harm", {"losses": rows(12, 2.0, 3.0), "questions": facts("trained", 12, base=0, tuned=1)}, False),
+    ("did harm", {"losses": rows(12, 2.0, 3.0), "questions": facts("trained", 12, base=1, tuned=0)}, False),
+    ("less likely", {"losses": rows(12, 2.0, 3.0), "questions": facts("trained", 12, base=0, tuned=1)}, False),
     (
         "forgot ordinary language",
         {"questions": facts("trained", 12, base=0, tuned=1), "general_texts": rows(12, 3.0, 3.5, noise=0.1)},

@@ -36,11 +36,13 @@ def _rules(
     asked = found.get("invention", ())
     invents = len(asked) >= FEWEST and count_that(asked, "own fact", "tuned") > len(asked) / 2
     both_help = facts is not None and facts.better(PAIRS[3]) is True
-    harmed = helped is False or (loss is not None and loss.better(PAIRS[0]) is False)
+    harmed = helped is False
+    narrower = loss is not None and loss.better(PAIRS[0]) is False
     learned = trained is None or trained.value >= LEARNED
     gap = trained is not None and held_out is not None and held_out.high < trained.value
     return [
         (Sentence("Training did harm: try a learning rate three times lower, and look at the rows."), harmed),
+        (Sentence("Rows that it was not trained on became less likely: fewer --epochs, or a lower rate."), narrower),
         (Sentence("It forgot ordinary language: lower the learning rate, and add ordinary questions."), forgot_much),
         (Sentence("Go on: it does not know what it was trained on yet. Raise --epochs."), not learned and best_is_last),
         (Sentence("It does not learn what it is trained on: try a higher rank or learning rate."), not learned),

@@ -119,9 +119,15 @@ def _means(name: str, questions: Sequence[Mapping[str, Any]], good: Judged) -> M
     if not questions:
         return None
     found = {who: [good(one, one["answers"][who]) for one in questions] for who in _asked(questions)}
-    values = {who: weighted_mean(answers) for who, answers in found.items()}
+    values = {who: _mean(answers) for who, answers in found.items()}
     pairs = {(ours, theirs): mean_difference(found[ours], found[theirs]) for ours, theirs in _pairs(found)}
     return Measure(name, values, pairs)
+
+
+def _mean(scores: Sequence[float]) -> Estimate:
+    """Return the mean of scores; where all are the same, rows drawn anew tell nothing of how sure it is."""
+    found = weighted_mean(scores)
+    return found if len(set(scores)) > 1 else Estimate(found.value, None, None, found.count)
 
 
 def _losses(name: str, rows: Sequence[Mapping[str, Any]]) -> Measure | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..translations import Sentence
 from .contest import PAIRS, Measure, deciding
-from .measures import is_loop
+from .measures import is_loop, says
 
 REPEATED = 0.5  # share of a row's rest in one piece that counts as known by heart
 
@@ -20,7 +20,7 @@ def findings_of(found: Mapping[str, Any], measures: Mapping[str, Measure]) -> li
         measures: of them.
     """
     parts = (
-        _retrieval(measures),
+        _retrieval(found, measures),
         _forgetting(measures),
         _confusion(found),
         _invention(found),
@@ -32,13 +32,17 @@ def findings_of(found: Mapping[str, Any], measures: Mapping[str, Measure]) -> li
 
 def missing_from(found: Mapping[str, Any], measures: Mapping[str, Measure]) -> list[Sentence]:
     """Return what could not be judged, and why."""
+    if "with" in found and "questions" not in found:
+        return [Sentence("No questions: the evaluation was interrupted before them.")]
     missing = []
     if "held_out" not in measures and "trained" not in measures:
         missing.append(Sentence("No recall of facts: the run has no fact sheet (--facts)."))
     if "f1" not in measures:
         missing.append(Sentence("No comparison with expected answers: no question comes with its answer."))
     questions = found.get("questions", ())
-    if questions and not any("passages" in one for one in questions):
+    if found.get("with", {}).get("passages") == 0:
+        missing.append(Sentence("No retrieval: it was not asked for (--passages 0)."))
+    elif questions and not any("passages" in one for one in questions):
         missing.append(Sentence("No retrieval: the run has no texts to look things up in, only questions and answers."))
     if "loss" not in measures:
         missing.append(Sentence("No validation loss: the run has no validation rows."))
@@ -69,7 +73,7 @@ def count_that(asked: Sequence[Mapping[str, Any]], what: str, who: str) -> int:
     return sum(one["answers"][who].get("does") == what for one in asked)
 
 
-def _retrieval(measures: Mapping[str, Measure]) -> list[Sentence]:
+def _retrieval(found: Mapping[str, Any], measures: Mapping[str, Measure]) -> list[Sentence]:
     """Return how the tuned model compares with the base that has passages beside the question, and both together."""
     decided = deciding(measures, PAIRS[2])
     if decided is None:
@@ -94,7 +98,13 @@ def _retrieval(measures: Mapping[str, Measure]) -> list[Sentence]:
             "Passages beside the question make no clear difference to the tuned model: {difference}.", difference=both
         ),
     }
-    return [first[decided.better(PAIRS[2])], second[decided.better(PAIRS[3])]]
+    asked = [one for one in found.get("questions", ()) if one.get("expected") and "passages" in one]
+    within = sum(any(says(passage, one["expected"]) for passage in one["passages"]) for one in asked)
+    third = Sentence(
+        "The passages found hold the answer to {within} of {asked} questions: no more can be known from them.",
+        within=within, asked=len(asked),
+    )  # fmt: skip
+    return [first[decided.better(PAIRS[2])], second[decided.better(PAIRS[3])], *([third] if asked else [])]
 
 
 def _forgetting(measures: Mapping[str, Measure]) -> list[Sentence]:

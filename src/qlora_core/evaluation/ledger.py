@@ -228,8 +228,9 @@ def _advice(entry: LedgerEntry) -> tuple[Sentence | None, dict[str, Any] | None]
         )  # fmt: skip
         return advice, _row(entry, suggested)
     return Sentence(
-        "It is taught in {count} ways, without contradiction, and still wrong: train for more epochs.", count=ways
-    ), None
+        "It is taught in {count} ways, without contradiction, and still wrong: what may help is the "
+        "advice on the whole run.", count=ways,
+    ), None  # fmt: skip
 
 
 def _row(entry: LedgerEntry, question: str) -> dict[str, Any]:
