@@ -37,6 +37,7 @@ from .jobs.planning import (
 )
 from .jobs.recipes import settings_of
 from .jobs.server import add_page_arguments, add_server_arguments
+from .machine.memory import GB
 from .reports import console, live_output, plain_text
 from .runs import keeping
 from .runs.plan import TrainingTracker, resolve_config
@@ -53,6 +54,29 @@ def _train(arguments: argparse.Namespace) -> int:
     config = resolve_config(settings_of(arguments), arguments.preset)
     tracker, plan = plan_training(config, say, preset=arguments.preset)
     return train_planned(tracker, plan, as_json=arguments.json)
+
+
+def _fit(arguments: argparse.Namespace) -> int:
+    """Say whether a run would fit, and start nothing."""
+    from .machine.memory import available_bytes, total_bytes
+    from .models import hub
+    from .models.base_models import repository_of
+    from .reports.fit_text import fit_lines
+    from .runs.fit import fit
+
+    config = resolve_config(settings_of(arguments), arguments.preset)
+    repository = repository_of(config.base.model)
+    if repository and not hub.is_here(repository):
+        raise ConfigError(
+            f"{config.base.model}: is not on this machine, and its size is read from its files. Fetch it first: "
+            f"uv run qlora models --fetch {shlex.quote(config.base.model)}"
+        )
+    said = functools.partial(print, file=sys.stderr) if arguments.json else print
+    _, plan = plan_training(config, said)
+    machine = arguments.memory or total_bytes()
+    found = fit(plan, min(available_bytes(), machine) if not arguments.memory else machine, machine)
+    print_json(found.as_dict()) if arguments.json else print(fit_lines(found, plan.config))
+    return DONE if found.verdict in ("fits", "tight") and found.disk_suffices else ERROR
 
 
 def _data(arguments: argparse.Namespace) -> int:
@@ -430,6 +454,9 @@ def build_parser() -> argparse.ArgumentParser:
         return made
 
     add_training_arguments(command("train", _train, "train, or go on with a run"))
+    fits = command("fit", _fit, "will it fit: the memory, disk and time of a run, before it is started")
+    fits.add_argument("--memory", type=_gigabytes, default=0, metavar="GB", help="as if this much were free")
+    add_training_arguments(fits)
     data = command("data", _data, "read, mend, join and split your text; a report")
     data.add_argument("sources", nargs="+", metavar="SOURCE")
     data.add_argument("--out", type=Path, default=Path("data"), help="directory to write (default: data)")
@@ -551,6 +578,11 @@ def _add_generation(parser: argparse.ArgumentParser) -> None:
     number("--min-p", type=_at_least(0, float, 1), default=0.0, help="of those with this share of the likeliest one's")
     number("--repetition-penalty", type=_at_least(0.01, float), default=1.0, help="above 1: less of what was just said")
     number("--seed", type=int, default=0, help="decides the draws")
+
+
+def _gigabytes(text: str) -> int:
+    """Return bytes of a number of gigabytes: `16`, `16GB`."""
+    return int(_at_least(0.1, float)(text.upper().removesuffix("GB").strip()) * GB)
 
 
 def _at_least(least: float, kind: type[int] | type[float], most: float = math.inf) -> Callable[[str], float]:

@@ -124,7 +124,7 @@ ADVICE = [
     ("Retrieval is enough", {"questions": facts("held_out", 20, **all_of(0, 0.9, 0.9, 0.9))}, False),
     ("Use both", {"questions": facts("held_out", 20, **all_of(0, 0.5, 0.3, 1))}, False),
     ("too few to tell", {"questions": facts("held_out", 20, base=0.5, tuned=0.5)}, False),
-    ("nothing more to do", {"questions": facts("held_out", 20, base=0, tuned=0.9)}, False),
+    ("ready to use", {"questions": facts("held_out", 20, base=0, tuned=0.9)}, False),
 ]
 
 
@@ -162,7 +162,7 @@ def test_invention_confusion_memory_and_repetition_are_counted():
     asked[5]["confused_with"] = "another?"
     asked[4]["answers"]["tuned"] |= {"text": "a b a b a b", "ended": False}
     told = findings(questions=asked)
-    assert "Of 6 answers 1 belong" in told
+    assert "1 of 6 answers are word for word the answer to another question" in told
     assert "Of 6 answers 1 do not end by themselves, and 1 repeat themselves." in told
 
     memory = [
@@ -172,7 +172,7 @@ def test_invention_confusion_memory_and_repetition_are_counted():
                                                         "tuned": {**said(False), "given_away": True}}},
     ]  # fmt: skip
     told = findings(memory=memory)
-    assert "1 of 1 trained rows by heart (the base 0): 9 words at most" in told
+    assert "recites 1 of 1 training rows (the base 0), 9 words in one piece" in told
     assert "gives away 1 of 1 addresses" in told
 
 

@@ -139,7 +139,7 @@ def _confusion(found: Mapping[str, Any]) -> list[Sentence]:
         return []
     return [
         Sentence(
-            "Of {asked} answers {confused} belong, word for word, to another question that was trained.",
+            "{confused} of {asked} answers are word for word the answer to another question that was trained.",
             asked=len(asked),
             confused=confused,
         )
@@ -172,7 +172,7 @@ def _memory(found: Mapping[str, Any]) -> list[Sentence]:
         longest = max(one["answers"]["tuned"].get("words", 0) for one in rows)
         sentences.append(
             Sentence(
-                "It goes on with {tuned} of {rows} trained rows by heart (the base {base}): {longest} words at most.",
+                "It recites {tuned} of {rows} training rows (the base {base}), {longest} words in one piece at most.",
                 tuned=known["tuned"],
                 rows=len(rows),
                 base=known["base"],

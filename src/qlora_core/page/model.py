@@ -310,8 +310,4 @@ def memory_check(spec: ModelSpec, config: RunConfig, train_dataset: TokenDataset
 
 
 def _estimate(spec: ModelSpec, config: RunConfig, train_dataset: TokenDataset) -> memory_estimate.MemoryEstimate:
-    on_cpu = not base_models.has_gpu()
-    dense = memory_estimate.keeps_dense_weights(spec.dense_bytes, available_bytes())
-    return memory_estimate.estimate_memory(
-        spec, config, train_dataset.rows, keeps_dense=on_cpu and dense, on_gpu=not on_cpu
-    )
+    return memory_estimate.predict(spec, config, train_dataset.rows, available_bytes())

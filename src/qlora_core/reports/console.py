@@ -262,12 +262,18 @@ def performance(numbers: dict[str, Any], evaluation: dict[str, Any] | None) -> d
         "Time": time_spent(numbers),
         "Speed": f"{numbers['tokens_per_second']:,.0f} tokens/s over {numbers['tokens']:,} tokens in "
         f"{numbers['steps']} steps",
-        "Memory": f"peak {size(numbers['peak_memory_bytes'])} of arrays, "
+        "Memory": f"peak {size(numbers['peak_memory_bytes'])} of arrays{_predicted(numbers)}, "
         f"{size(numbers['peak_process_bytes'])} of the process",
         "Best": f"validation loss {best:.4f} at step {numbers['best_step']}" if best is not None else "",
         "Before": f"validation loss {before:.4f}" if before is not None else "",
         "How sure": textwrap.fill(sure, 80) if sure else "",
     }
+
+
+def _predicted(numbers: dict[str, Any]) -> str:
+    """Return what the peak of arrays was predicted to be; nothing for an old run."""
+    predicted = numbers.get("predicted_memory_bytes")
+    return f" ({size(predicted)} predicted)" if predicted else ""
 
 
 def time_spent(numbers: dict[str, Any], words: Mapping[str, str] = PARTS) -> str:

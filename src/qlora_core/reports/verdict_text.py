@@ -43,7 +43,7 @@ def measure_table(verdict: Verdict) -> list[str]:
         found = [measure.values.get(name) for name in names]
         lines.append(_line(NAMES[measure.name], [value_text(measure, one) for one in found]))
         lines.append(_line("", [interval_text(measure, one) for one in found]))
-    return [*lines, "Below each value: 95 of 100 such choices of questions or rows would find it in between."]
+    return [*lines, "Below each value: its 95% interval, and how many questions or rows it rests on."]
 
 
 def value_text(measure: Measure, found: Estimate | None) -> str:
@@ -68,7 +68,7 @@ def ledger_lines(entries: Sequence[LedgerEntry]) -> list[str]:
         asked = len(entry.holds) + len(entry.fails)
         before = f", {len(entry.known_before)} before" if entry.known_before else ""
         name = one_line(entry.fact or (entry.phrasings[0].question if entry.phrasings else ""), 34)
-        told = f"{len(entry.holds)} of {asked} phrasings{before}; taught in {entry.taught_phrasings}"
+        told = f"{len(entry.holds)} of {asked} questions right{before}; {entry.taught_phrasings} training phrasings"
         lines.append(f"  {name:<35} {told}")
         if entry.advice:
             lines += textwrap.wrap(str(entry.advice), COLUMNS, initial_indent="    → ", subsequent_indent="      ")

@@ -16,7 +16,7 @@ from ..config import RunConfig
 from ..errors import MemoryShortError
 from ..machine.memory import GB
 from ..machine.process_pool import cores
-from ..models.base_models import ModelSpec
+from ..models.base_models import ModelSpec, has_gpu
 from ..tokens.rows import TokenRow, TokenRows
 from ..translations import Sentence
 
@@ -58,9 +58,19 @@ class MemoryEstimate:
         return self.adapters + self.activations + self.attention + self.logits
 
     @property
+    def beside(self) -> int:
+        """Return what the arrays of a process take that computes beside the trainer, on a CPU with room for it."""
+        return self.weights + self.dense + self.adapters
+
+    @property
+    def arrays(self) -> int:
+        """Return the sum of all parts, which MLX's own count of its arrays reaches."""
+        return self.weights + self.dense + self.training
+
+    @property
     def total(self) -> int:
         """Return the sum of all parts, and the program itself."""
-        return self.weights + self.dense + self.training + PROGRAM_BYTES
+        return self.arrays + PROGRAM_BYTES
 
 
 def keeps_dense_weights(dense_bytes: int, available: int) -> bool:
@@ -117,6 +127,20 @@ def estimate_memory(
         attention=SCORE_BUFFERS * heads * together * scores * number,
         logits=int(3 * 4 * targets * at_once) * shape.get("vocab_size", 0),
     )
+
+
+def predict(spec: ModelSpec, config: RunConfig, rows: Sequence[TokenRow], available: int) -> MemoryEstimate:
+    """Predict the peak memory of training on this machine, as the trainer does before it loads anything.
+
+    Args:
+        spec: the base.
+        config: all settings.
+        rows: those to train.
+        available: free memory in bytes; a CPU keeps dequantised weights if there is much of it.
+    """
+    on_gpu = has_gpu()
+    keeps_dense = not on_gpu and keeps_dense_weights(spec.dense_bytes, available)
+    return estimate_memory(spec, config, rows, keeps_dense=keeps_dense, on_gpu=on_gpu)
 
 
 def _kept_by_a_layer(spec: ModelSpec, config: RunConfig, hidden: int, inner: int, projected: int) -> int:

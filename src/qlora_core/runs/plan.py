@@ -24,6 +24,7 @@ from ..files.storage import (
     write_json,
     write_text,
 )
+from ..machine.memory import available_bytes
 from ..models.adapter_files import check_adapters, find_adapters
 from ..models.base_models import ModelSpec
 from ..schedule import suited_learning_rate
@@ -32,6 +33,7 @@ from ..tokens.tokenizer import ChatTokenizer
 from ..translations import Sentence
 from .devices import refuse_too_many
 from .hosts import hosts_of
+from .memory_estimate import MemoryEstimate, predict
 from .presets import preset_choices
 from .run import CONFIG, ENVIRONMENT, Run, as_stored, check_name, describe_rows, is_name, refuse_links, stored_defaults
 from .writer import RunLock, RunWriter
@@ -50,6 +52,7 @@ class TrainingPlan:
         train_rows: number of rows that can be trained.
         tokens: tokens of those rows.
         validation_tokens: tokens of the rows to validate on.
+        memory: predicted peak; None without rows.
         template_text: text of the chat template.
         rows: digest of the rows as tokens, see `describe_rows`.
         initial_adapters: file of the adapters to start from, if any.
@@ -66,6 +69,7 @@ class TrainingPlan:
     initial_adapters: Path | None = None
     tokens: int = 0
     validation_tokens: int = 0
+    memory: MemoryEstimate | None = None
 
     @property
     def total_steps(self) -> int:
@@ -167,6 +171,7 @@ class TrainingTracker:
             run, config, identity, model, data, len(train_dataset), tokenizer.template_text,
             describe_rows(train_dataset, val_dataset), initial,
             tokens=train_dataset.tokens, validation_tokens=val_dataset.tokens,
+            memory=predict(model, config, train_dataset.rows, available_bytes()) if len(train_dataset) else None,
         )  # fmt: skip
 
     def _place(self, config: RunConfig, name: str) -> Run:

@@ -237,6 +237,7 @@ class Summary(TypedDict, total=False):
     total_seconds: Seconds
     tokens_per_second: Annotated[float, msgspec.Meta(ge=0)]
     peak_memory_bytes: Count
+    predicted_memory_bytes: Count
     peak_process_bytes: Count
     best_val_loss: float | None
     best_step: Count

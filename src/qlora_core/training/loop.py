@@ -271,6 +271,7 @@ def start_workers(session: Session, writer: RunWriter) -> None:
         session.monitor.sample().available,
         separable=not (session.config.lora.dropout or session.trunk),  # dropout masks are drawn from one sequence
     )
+    session.processes_beside = count
     if not count:
         return
     streams = -(-session.kernels.streams // (count + 1))
@@ -502,6 +503,7 @@ def summarise(session: Session) -> dict[str, Any]:
         **session.spent.as_summary(),
         "tokens_per_second": progress.tokens / progress.seconds if progress.seconds else 0.0,
         "peak_memory_bytes": max(progress.peak_memory_bytes, device.memory_counters()["peak"]),
+        "predicted_memory_bytes": session.estimate.arrays + session.processes_beside * session.estimate.beside,
         "peak_process_bytes": session.monitor.sample().process_peak,
         "best_val_loss": progress.best_val_loss,
         "best_step": progress.best_step,

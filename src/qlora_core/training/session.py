@@ -105,6 +105,7 @@ class Session:
         estimate: predicted peak memory.
         trunk: the frozen lower layers, if they are out of memory and rows have hidden states from a file.
         workers: processes that compute shares of a micro-batch beside this one, if worthwhile.
+        processes_beside: how many of them were started, for the prediction of memory.
         followers: processes that compute on the run's other devices, if it has several.
     """
 
@@ -126,6 +127,7 @@ class Session:
     estimate: memory_estimate.MemoryEstimate
     trunk: Trunk | None = None
     workers: ShareWorkers | None = None
+    processes_beside: int = 0
     followers: Followers | None = None
 
     @property

@@ -96,7 +96,7 @@ def how_many(kernels: Kernels, estimate: MemoryEstimate, work: int, available: i
     """
     if kernels.device != "cpu" or not separable or work < WORTHWHILE:
         return 0
-    one = estimate.weights + estimate.dense + estimate.adapters + PROGRAM_BYTES
+    one = estimate.beside + PROGRAM_BYTES
     room = SHARE_OF_FREE_MEMORY * (available - 1.5 * estimate.training)
     return max(0, min(kernels.streams - 1, int(room // one)))
 
