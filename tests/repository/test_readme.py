@@ -50,7 +50,7 @@ TRANSLATIONS = {
     "docs/several-devices.md": "docs/pt/varios-dispositivos.md",
 }
 """Each page and its translation."""
-ENGLISH_ONLY = ("docs/accuracy.md", "docs/doctor.md")
+ENGLISH_ONLY = ("docs/accuracy.md", "docs/doctor.md", "docs/scaling.md")
 PORTUGUESE_ONLY = ("docs/pt/caminho.md",)
 ENGLISH = (*TRANSLATIONS, *ENGLISH_ONLY)
 EVERY_PAGE = (*ENGLISH, *TRANSLATIONS.values(), *PORTUGUESE_ONLY)
