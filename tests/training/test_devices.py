@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -344,3 +345,15 @@ def test_a_run_that_may_restart_goes_on_without_a_lost_machine(make, ssh, tmp_pa
     [warning] = [event["message"] for event in events(run, "warning") if event.get("kind") == "device"]
     assert warning.startswith("device 2 of 3 (nowhere) cannot be used: ssh: connect to host nowhere port 22")
     assert warning.endswith("The run goes on without it.")
+
+
+def test_a_process_on_another_machine_ends_when_nothing_is_heard_any_more() -> None:
+    """As when the trainer's machine is switched off: nobody closes the connection."""
+    ours, theirs = socket.socketpair()
+    code = (
+        "import sys; from multiprocessing.connection import Connection; "
+        "from qlora_core.training.follower import follow; follow(Connection(int(sys.argv[1])), 0.5)"
+    )
+    with ours, theirs:
+        command = [sys.executable, "-c", code, str(theirs.fileno())]
+        assert subprocess.run(command, pass_fds=(theirs.fileno(),), timeout=PATIENCE, check=False).returncode == 0

@@ -17,6 +17,8 @@ from ..machine.far_process import StandardStreams
 from ..runs.devices import visible_gpus
 from .device_lock import DeviceLock
 
+FORSAKEN = 120.0  # seconds without a word of the trainer, whose machine may be gone or asleep
+
 
 def main() -> int:
     """Follow the trainer; the last line on the standard error says why it could not go on."""
@@ -30,7 +32,7 @@ def main() -> int:
             connection = StandardStreams()
             from ..training.follower import follow  # only here: mlx takes a second, and a GPU
 
-            return follow(connection)
+            return follow(connection, FORSAKEN)
     except QLoraError as error:
         sys.stderr.write(f"{error}\n")
         return 1

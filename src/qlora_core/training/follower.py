@@ -8,6 +8,7 @@ trainer's side.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import queue
 import signal
@@ -34,7 +35,6 @@ from .objective import OBJECTIVES
 from .share_workers import TOLD, compute_on_streams, losses_by_row
 
 BEAT = 1.0  # seconds between two signs of life
-FORSAKEN = 120.0  # seconds without a word of the trainer after which it counts as gone: its machine may be
 
 
 class Follower:
@@ -114,10 +114,14 @@ class _Line:
     """The line to the trainer: signs of life in both directions, and everything else in order.
 
     When the trainer is gone, or has said nothing for too long, this process ends at once, whatever it is computing.
+
+    Args:
+        connection: to the trainer.
+        patience: seconds without a word after which the trainer counts as gone.
     """
 
-    def __init__(self, connection: Talk) -> None:
-        self._connection, self._sending = connection, threading.Lock()
+    def __init__(self, connection: Talk, patience: float) -> None:
+        self._connection, self._sending, self._patience = connection, threading.Lock(), patience
         self._heard = time.monotonic()
         self.messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for work in (self._listen, self._beat):
@@ -141,7 +145,7 @@ class _Line:
         """Tell the memory in use, until the trainer is gone."""
         monitor = MemoryMonitor(counters=device.memory_counters)
         with contextlib.suppress(OSError):
-            while time.monotonic() - self._heard < FORSAKEN:
+            while time.monotonic() - self._heard < self._patience:
                 sample = monitor.sample()
                 self.send({"memory": {name: getattr(sample, name) for name in TOLD}})
                 time.sleep(BEAT)
@@ -162,15 +166,19 @@ def _follow(line: _Line) -> NoReturn:
             follower.compute(message)
 
 
-def follow(connection: Talk) -> int:
+def follow(connection: Talk, patience: float = math.inf) -> int:
     """Do what the trainer asks until it is gone; return the exit status of a failure.
 
     The last line of the log says why it could not go on.
+
+    Args:
+        connection: to the trainer, which ends with it.
+        patience: seconds without a word after which the trainer counts as gone, where the connection may not tell.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP):
         signal.signal(number, signal.SIG_IGN)  # the trainer receives them as well, and ends this process if need be
     try:
-        _follow(_Line(connection))
+        _follow(_Line(connection, patience))
     except QLoraError as error:
         sys.stderr.write(f"{error}\n")
         return 1
