@@ -2,12 +2,14 @@
 
 import errno
 import os
+import re
+import shutil
 
 import pytest
 
 from qlora_core import translations
 from qlora_core.errors import RunError
-from qlora_core.page import comparing, problems
+from qlora_core.page import comparing, problems, results
 from qlora_core.runs.plan import TrainingTracker
 
 
@@ -35,3 +37,13 @@ def test_more_runs_than_colours_are_not_compared(tmp_path):
     chosen = {f"run-{number}": number < 9 for number in range(12)}
     with pytest.raises(RunError, match="9 runs are chosen: choose at most 8"):
         comparing.compared(TrainingTracker(tmp_path), chosen)
+
+
+@pytest.mark.parametrize("file", ["config.json", "environment.json", "status.json", "summary.json", "metrics.jsonl"])
+def test_one_damaged_run_hides_no_other(trained, tmp_path, file):
+    for name in ("good", "torn"):
+        shutil.copytree(trained.path, tmp_path / name)
+    (tmp_path / "torn" / file).write_text("{torn", encoding="utf-8")
+    tracker = TrainingTracker(tmp_path)
+    assert {"good", "torn"} <= set(re.findall(r"good|torn", results.runs_overview(tracker).text))
+    assert "good" in comparing.run_choice(tracker, ended=True).elements

@@ -15,6 +15,7 @@ from ..errors import RunError
 from ..reports.charts import Chart, for_page, smooth, smoothing, thin
 from ..reports.comparison import Comparison, compare
 from ..runs.plan import TrainingTracker
+from ..runs.run import Run
 from ..translations import Sentence, say
 from .forms import value_words, words
 from .look import empty, fact_table, folded, html_of, joined, note, put, row_table, shown, small
@@ -35,7 +36,7 @@ def run_choice(tracker: TrainingTracker, asked: Sequence[str] = (), *, ended: bo
         asked: names of those chosen at first; the newest two where none or one of these is known.
         ended: only runs that ended, and none chosen while there is but one.
     """
-    runs = [run for run in tracker.runs() if not ended or run.summary()]
+    runs = [run for run in tracker.runs() if not ended or _has_ended(run)]
     names = [run.name for run in runs]
     wanted = [name for name in names if name in asked]
     first = wanted if len(wanted) > 1 else [*wanted, *(name for name in names if name not in wanted)][:2]
@@ -44,6 +45,14 @@ def run_choice(tracker: TrainingTracker, asked: Sequence[str] = (), *, ended: bo
     return mo.ui.dictionary({
         run.name: mo.ui.checkbox(run.name in first, label=f"{run.name} ({say(run.state)})") for run in runs
     })  # fmt: skip
+
+
+def _has_ended(run: Run) -> bool:
+    """Return whether a run has the numbers of its end; a damaged one has not."""
+    try:
+        return bool(run.summary())
+    except RunError:
+        return False
 
 
 def choice_place(chosen: mo.ui.dictionary) -> mo.Html | None:

@@ -8,6 +8,7 @@ from typing import Any
 import marimo as mo
 from markupsafe import Markup
 
+from ..errors import RunError
 from ..evaluation import statistics
 from ..evaluation.best_choice import kept_sentence
 from ..exports.guides import GUIDES
@@ -49,10 +50,18 @@ def _run_row(run: Run, found: dict[str, Any]) -> dict[str, Any]:
         say("State"): say(found["state"]),
         say("Step"): f"{number(found['step'])} / {number(found['total_steps'])}",
         say("Best validation loss"): NOTHING if best is None else number(best, ".4f"),
-        say("Base"): run.environment()["model"]["name"],
+        say("Base"): _base_name(run),
         say("Last written"): moment(changed),
     }
     return row | {say("Open"): _links(run)}
+
+
+def _base_name(run: Run) -> str:
+    """Return the name of a run's base; of a damaged run, that it cannot be told: the others are listed all the same."""
+    try:
+        return run.environment()["model"]["name"]
+    except RunError:
+        return say("cannot be read")
 
 
 def _links(run: Run) -> Markup:
