@@ -205,6 +205,13 @@ def other_value(setting: Setting) -> Any:
     return setting.default + (1 if setting.type is int else 0.25)
 
 
+def write_hosts(path: Path) -> str:
+    """Write a file of two machines, this one and another; return its path."""
+    hosts = [{"ssh": "localhost", "ips": ["127.0.0.1"]}, {"ssh": "far", "ips": ["127.0.0.2"]}]
+    path.write_text(json.dumps(hosts), encoding="utf-8")
+    return str(path)
+
+
 @pytest.mark.parametrize("setting", list(settings("result")), ids=lambda setting: setting.name)
 def test_another_setting_that_decides_the_result_is_refused_by_name(world: SimpleNamespace, setting: Setting) -> None:
     before = contents(world.run)
@@ -215,8 +222,8 @@ def test_another_setting_that_decides_the_result_is_refused_by_name(world: Simpl
 
 
 @pytest.mark.parametrize("setting", [*settings("length"), *settings("pace")], ids=lambda setting: setting.name)
-def test_how_long_and_how_often_may_change(world: SimpleNamespace, setting: Setting) -> None:
-    value = other_value(setting)
+def test_how_long_and_how_often_may_change(world: SimpleNamespace, tmp_path: Path, setting: Setting) -> None:
+    value = write_hosts(tmp_path / "hosts.json") if setting.name == "hosts" else other_value(setting)
     plan = world.go_on(**{setting.name: value})
     run = TrainingTracker(world.run.path.parent).create(plan)
     assert run.config().value(setting) == value
