@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .measures import chrf, is_equal, token_f1
-from .statistics import FEWEST, Estimate, mean_difference, share, share_difference, weighted_mean
+from .statistics import Estimate, mean_difference, mean_score, share, share_difference, weighted_mean
 
 CONTENDERS = {
     "base": "Base",
@@ -95,7 +95,7 @@ def measures_of(found: Mapping[str, Any]) -> dict[str, Measure]:
 def deciding(measures: Mapping[str, Measure], pair: tuple[str, str]) -> Measure | None:
     """Return the first of `DECIDING` with rows or questions enough to see a difference of a pair; None if none has."""
     known = (measures[name] for name in DECIDING if name in measures)
-    return next((one for one in known if pair in one.differences and one.differences[pair].count >= FEWEST), None)
+    return next((one for one in known if pair in one.differences and one.differences[pair].can_tell), None)
 
 
 def _is_right(_: Mapping[str, Any], said: Mapping[str, Any]) -> bool:
@@ -119,15 +119,9 @@ def _means(name: str, questions: Sequence[Mapping[str, Any]], good: Judged) -> M
     if not questions:
         return None
     found = {who: [good(one, one["answers"][who]) for one in questions] for who in _asked(questions)}
-    values = {who: _mean(answers) for who, answers in found.items()}
-    pairs = {(ours, theirs): mean_difference(found[ours], found[theirs]) for ours, theirs in _pairs(found)}
+    values = {who: mean_score(answers) for who, answers in found.items()}
+    pairs = {(ours, theirs): share_difference(found[ours], found[theirs]) for ours, theirs in _pairs(found)}
     return Measure(name, values, pairs)
-
-
-def _mean(scores: Sequence[float]) -> Estimate:
-    """Return the mean of scores; where all are the same, rows drawn anew tell nothing of how sure it is."""
-    found = weighted_mean(scores)
-    return found if len(set(scores)) > 1 else Estimate(found.value, None, None, found.count)
 
 
 def _losses(name: str, rows: Sequence[Mapping[str, Any]]) -> Measure | None:

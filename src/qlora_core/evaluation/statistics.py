@@ -6,9 +6,9 @@ other kinds of text, nor of another seed.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import NormalDist
 from typing import Any
 
@@ -17,8 +17,8 @@ from numpy.typing import ArrayLike
 
 CONFIDENCE = 0.95
 RESAMPLES = 2_000
-AT_ONCE = 2**20  # rows drawn at once, of all samples together
-FEWEST = 6  # pairs; with fewer no sign test can come below 5%, and no difference is called one
+MANY = 500  # rows from which on a mean is as good as normal, and Student's interval enough
+FEWEST = 6  # pairs that differ; with fewer no sign test can come below 5%, and no difference is called one
 _Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 
 
@@ -31,21 +31,32 @@ class Estimate:
         low: lower end; None where nothing can be said of how sure it is.
         high: upper end.
         count: rows or questions.
+        changed: of a difference, the rows or questions that came out otherwise; None of any other number.
     """
 
     value: float
     low: float | None
     high: float | None
     count: int
+    changed: int | None = None
 
     @property
     def is_clear(self) -> bool:
         """Return whether zero lies outside: whether a difference is more than the choice of rows would make."""
-        return self.count >= FEWEST and self.low is not None and (self.low > 0 or self.high < 0)
+        return self._telling >= FEWEST and self.low is not None and (self.low > 0 or self.high < 0)
+
+    @property
+    def can_tell(self) -> bool:
+        """Return whether a difference would be seen, or its absence: enough changed, or twice as many stayed alike."""
+        return self._telling >= FEWEST or self.count >= 2 * FEWEST
+
+    @property
+    def _telling(self) -> int:
+        return self.count if self.changed is None else self.changed
 
     def as_dict(self) -> dict[str, Any]:
         """Return what JSON holds of it."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "changed" or value is not None}
 
 
 def share(right: int, total: int) -> Estimate:
@@ -62,35 +73,57 @@ def share(right: int, total: int) -> Estimate:
     return Estimate(found, max(0.0, middle - half), min(1.0, middle + half), total)
 
 
+def mean_score(scores: ArrayLike) -> Estimate:
+    """Return the mean of scores from 0 to 1, as of words in common, with an interval that is right for few, too.
+
+    It is Agresti and Coull's of a share (1998, The American Statistician 52, 119), with two full and two empty scores
+    added, and the spread that the scores have. A bootstrap of scores that are all 1 would leave no doubt at all.
+
+    Raises:
+        ValueError: there is no score.
+    """
+    scores = np.asarray(scores, np.float64)
+    count = len(scores)
+    if not count:
+        raise ValueError("a mean of nothing")
+    low, high = _with_added(scores.sum() + 2, (scores**2).sum() + 2, count + 4)
+    return Estimate(float(scores.mean()), max(0.0, low), min(1.0, high), count)
+
+
 def share_difference(ours: ArrayLike, theirs: ArrayLike) -> Estimate:
-    """Return by how much the share of right answers is higher, to the same questions.
+    """Return by how much the share of right answers, or the mean of scores from 0 to 1, is higher.
 
     The interval is Agresti and Min's (2005, Statistics in Medicine 24, 729): Wald's for matched pairs, with half an
     answer added to each of the four kinds of pairs. A bootstrap would be a single point where all pairs are alike.
 
     Args:
-        ours: whether each answer is right, `(questions,)`.
-        theirs: the same of the other model.
+        ours: whether each answer is right, or its score, `(questions,)`.
+        theirs: the same of the other model, to the same questions.
 
     Raises:
         ValueError: there is no question.
     """
-    ours, theirs = np.asarray(ours, bool), np.asarray(theirs, bool)
-    gained, lost = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
-    count = len(ours)
+    gained = np.asarray(ours, np.float64) - np.asarray(theirs, np.float64)
+    count = len(gained)
     if not count:
         raise ValueError("a difference of nothing")
-    b, c, n = gained + 0.5, lost + 0.5, count + 2
-    middle, half = (b - c) / n, _Z * math.sqrt((b + c) - (b - c) ** 2 / n) / n
-    return Estimate((gained - lost) / count, max(-1.0, middle - half), min(1.0, middle + half), count)
+    low, high = _with_added(gained.sum(), (gained**2).sum() + 1, count + 2)
+    return Estimate(float(gained.mean()), max(-1.0, low), min(1.0, high), count, int((gained != 0).sum()))
+
+
+def _with_added(total: float, squares: float, count: int) -> tuple[float, float]:
+    """Return the normal interval of a mean, of the sum of its values and of their squares."""
+    middle, half = total / count, _Z * math.sqrt(squares - total * total / count) / count
+    return float(middle - half), float(middle + half)
 
 
 def weighted_mean(values: ArrayLike, weights: ArrayLike | None = None) -> Estimate:
-    """Return the sum of `values` over that of `weights`, with a bootstrap interval over rows.
+    """Return the sum of `values` over that of `weights`, with an interval over rows: none for fewer than `FEWEST`.
 
     The loss a token is `weighted_mean(losses, tokens)`: summed over each row, a row brings its tokens along. The
-    percentiles are moved outwards as Student's t asks for ("expanded percentile": Hesterberg 2015, The American
-    Statistician 69, 371), since those of few rows are too narrow.
+    interval holds two others: Student's, with the jackknife's error and as many rows as would weigh the same if all
+    were alike, which is right where rows are of unequal length; and the bootstrap-t (Efron and Tibshirani 1993, An
+    Introduction to the Bootstrap, 12.5), which is right where few rows differ much more than the others.
 
     Args:
         values: `(rows,)`.
@@ -105,27 +138,52 @@ def weighted_mean(values: ArrayLike, weights: ArrayLike | None = None) -> Estima
     if not count:
         raise ValueError("a mean of nothing")
     found = float(values.sum() / weights.sum())
-    if count < 2:
+    if count < FEWEST or weights.max() == weights.sum():
         return Estimate(found, None, None, count)
-    resampled = np.concatenate(list(_resampled(values, weights)))
-    outside = NormalDist().cdf(-math.sqrt(count / (count - 1)) * _student(count - 1))
-    low, high = np.quantile(resampled, [outside, 1 - outside])
-    return Estimate(found, float(low), float(high), count)
+    below, above = _student_error(values - found * weights, weights)
+    if count < MANY:
+        below, above = np.maximum((below, above), _bootstrap_error(values - found * weights, weights))
+    return Estimate(found, found - float(below), found + float(above), count)
 
 
-def _resampled(values: np.ndarray, weights: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield the means of rows drawn anew `RESAMPLES` times, the same each time; a few at once, for want of memory."""
-    count, left, rng = len(values), RESAMPLES, np.random.default_rng(0)
-    while left:
-        some = min(left, max(1, AT_ONCE // count))
-        drawn = rng.integers(0, count, (some, count))
-        yield values[drawn].sum(1) / weights[drawn].sum(1)
-        left -= some
+def _student_error(rests: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
+    """Return by how much a mean may be too high and too low, after Student, from what is left of each row."""
+    count, total = len(rests), weights.sum()
+    error = math.sqrt((count - 1) / count * ((rests / (total - weights)) ** 2).sum())
+    alike = total**2 / (weights**2).sum()  # rows of the same weight that would tell as much
+    half = _student(max(1, int(alike) - 1)) * error
+    return half, half
+
+
+def _bootstrap_error(rests: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
+    """Return the same from rows drawn anew: how far their mean goes astray, in errors that they themselves tell.
+
+    Draws of rows that are all alike tell no error, and are left out.
+    """
+    columns = np.stack([rests, weights, rests**2, rests * weights, weights**2], 1)
+    count, telling = len(rests), len(rests) / (len(rests) - 1)
+    error = math.sqrt(telling * columns[:, 2].sum()) / weights.sum()
+    drawn = _draws(count) @ columns
+    astray = drawn[:, 0] / drawn[:, 1]
+    spread = np.maximum(drawn[:, 2] - 2 * astray * drawn[:, 3] + astray**2 * drawn[:, 4], 0)
+    errors = np.sqrt(telling * spread) / drawn[:, 1]
+    some = errors > 1e-6 * error
+    if not some.any():
+        return 0.0, 0.0
+    low, high = np.quantile(astray[some] / errors[some], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(high * error), float(-low * error)
+
+
+@functools.lru_cache(8)  # a run's validations all have the same number of rows
+def _draws(count: int) -> np.ndarray:
+    """Return how often each of so many rows is drawn, `(RESAMPLES, count)`; the same each time."""
+    return np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), RESAMPLES).astype(np.float64)
 
 
 def mean_difference(ours: ArrayLike, theirs: ArrayLike, weights: ArrayLike | None = None) -> Estimate:
     """Return `weighted_mean` of the differences between paired values: each row brings both of its own."""
-    return weighted_mean(np.asarray(ours, np.float64) - np.asarray(theirs, np.float64), weights)
+    differences = np.asarray(ours, np.float64) - np.asarray(theirs, np.float64)
+    return replace(weighted_mean(differences, weights), changed=int((differences != 0).sum()))
 
 
 def mean_of_few(values: ArrayLike) -> Estimate:
