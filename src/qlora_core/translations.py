@@ -42,13 +42,26 @@ def numeral(written: str, language: str) -> Numeral:
     return Numeral(written.translate(str.maketrans(signs)) if signs else written)
 
 
+class Figure(str):
+    """A number as Python writes it, with its digits and sign; told with the signs of the language that it is told in.
+
+    Args:
+        value: the number.
+        form: a format of Python's: `.4f`, `+.3f`, `.0%`.
+    """
+
+    def __new__(cls, value: float, form: str) -> Figure:
+        """Return the number as English writes it."""
+        return super().__new__(cls, format(value, form))
+
+
 class Sentence(str):
     """English text that can be told in another language later, when it is known who reads it.
 
     Args:
         text: as in the catalogues, with names in braces.
         values: what is filled in for them; a sentence among them is translated, too, and a number is written as the
-            language writes it, a fraction with the digits that it has: round it before.
+            language writes it, a fraction with the digits that it has: round it before, or give a `Figure`.
     """
 
     text: str
@@ -74,9 +87,7 @@ class Sentence(str):
 
     def as_record(self) -> dict[str, Any]:
         """Return what JSON holds of it, to be told again by `from_record`."""
-        values = {name: value.as_record() if isinstance(value, Sentence) else value for name, value in
-                  self.values.items()}  # fmt: skip
-        return {"text": self.text, "values": values}
+        return {"text": self.text, "values": {name: _record_of(value) for name, value in self.values.items()}}
 
 
 def from_record(record: Any) -> Sentence | None:
@@ -85,15 +96,28 @@ def from_record(record: Any) -> Sentence | None:
         return None
     values = record.get("values")
     try:
-        return Sentence(record["text"], **{name: from_record(value) if isinstance(value, dict) else value
-                                           for name, value in (values or {}).items()})  # fmt: skip
+        return Sentence(record["text"], **{name: _recorded(value) for name, value in (values or {}).items()})
     except (AttributeError, LookupError, TypeError, ValueError):
         return None
+
+
+def _record_of(value: object) -> object:
+    if isinstance(value, Figure):
+        return {"figure": str(value)}
+    return value.as_record() if isinstance(value, Sentence) else value
+
+
+def _recorded(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return str.__new__(Figure, value["figure"]) if isinstance(value.get("figure"), str) else from_record(value)
 
 
 def _in_language(value: Any, language: str) -> Any:
     if isinstance(value, Numeral):
         return value
+    if isinstance(value, Figure):
+        return numeral(value, language)
     if isinstance(value, str):
         return numeral(value, language) if _GROUPED.fullmatch(value) else told(value, language)
     if language not in SIGNS or isinstance(value, bool) or not isinstance(value, (int, float)):

@@ -1,6 +1,7 @@
 """What made-up results mean: each verdict and each rule of advice."""
 
 import random
+import re
 
 import pytest
 
@@ -124,7 +125,7 @@ ADVICE = [
     ("Retrieval is enough", {"questions": facts("held_out", 20, **all_of(0, 0.9, 0.9, 0.9))}, False),
     ("Use both", {"questions": facts("held_out", 20, **all_of(0, 0.5, 0.3, 1))}, False),
     ("too few to tell", {"questions": facts("held_out", 20, base=0.5, tuned=0.5)}, False),
-    ("ready to use", {"questions": facts("held_out", 20, base=0, tuned=0.9)}, False),
+    ("no weakness was found", {"questions": facts("held_out", 20, base=0, tuned=0.9)}, False),
 ]
 
 
@@ -162,7 +163,7 @@ def test_invention_confusion_memory_and_repetition_are_counted():
     asked[5]["confused_with"] = "another?"
     asked[4]["answers"]["tuned"] |= {"text": "a b a b a b", "ended": False}
     told = findings(questions=asked)
-    assert "1 of 6 answers are word for word the answer to another question" in told
+    assert "1 of 6 answers are the trained answer to another question" in told
     assert "Of 6 answers 1 do not end by themselves, and 1 repeat themselves." in told
 
     memory = [
@@ -172,7 +173,8 @@ def test_invention_confusion_memory_and_repetition_are_counted():
                                                         "tuned": {**said(False), "given_away": True}}},
     ]  # fmt: skip
     told = findings(memory=memory)
-    assert "recites 1 of 1 training rows (the base 0), 9 words in one piece" in told
+    assert "of 1 training rows, it repeated half or more of the rest of 1, word for word" in told
+    assert "(the base of 0); the longest piece that it repeated has 9 words" in told
     assert "gives away 1 of 1 addresses" in told
 
 
@@ -183,6 +185,27 @@ def test_a_terminal_shows_every_measure_with_its_interval():
     assert "70 to 97 of 20" in shown  # Wilson's interval of 18 of 20
     assert "Advice" in shown
     assert all(len(line) <= 120 for line in shown.splitlines())
+
+
+def test_every_number_of_a_verdict_is_written_as_portuguese_does():
+    found = {
+        "questions": facts("held_out", 20, **all_of(0, 0.9, 0.5, 0.9)),
+        "losses": rows(12, 3.0, 2.0, noise=0.1),
+        "general_texts": rows(12, 3.0, 3.198, noise=0.05),
+    }
+    for told in (verdict_on(found), verdict_on({"losses": rows(12, 3.0, 2.0, noise=0.1)})):
+        texts = [one.within("pt") for one in (told.sentence, *told.findings, *told.missing, told.advice)]
+        assert any(re.search(r"\d,\d{3} nats", text) for text in texts)
+        assert [text for text in texts if re.search(r"\d\.\d", text)] == []
+
+
+def test_a_measure_of_which_few_changed_leaves_the_verdict_to_the_next():
+    """5 of 7 may be luck; of 20 questions without a change it is known that there was none."""
+    trained = facts("trained", 12, base=0, tuned=1)
+    told = verdict_on({"questions": [*facts("held_out", 7, base=0, tuned=5 / 7), *trained]})
+    assert told.helped is True
+    assert "trained wording" in told.sentence
+    assert verdict_on({"questions": [*facts("held_out", 20, base=0, tuned=0.1), *trained]}).helped is None
 
 
 def test_it_is_told_whole_in_json():

@@ -25,10 +25,12 @@ def language(request, monkeypatch) -> str:
 def test_an_interval_beyond_the_limit_is_told_with_what_is_safer(language):
     ends = {
         "en": "Judged on 7 rows alone, it could be up to +0.0201. --bits 8 is safer.",
-        "pt": "Avaliada só em 7 exemplos, a perda a mais pode chegar a +0.0201. --bits 8 é mais seguro.",
+        "pt": "Avaliada só em 7 exemplos, a perda a mais pode chegar a +0,0201. --bits 8 é mais seguro.",
     }
     assert verdict(FOUND).endswith(ends[language])
-    assert verdict(FOUND | {"safer": ""}).endswith("+0.0201.")
+    assert verdict(FOUND | {"safer": ""}).endswith({"en": "+0.0201.", "pt": "+0,0201."}[language])
+    few = {"en": "3 rows are too few to say how sure that is.", "pt": "3 exemplos são poucos para dizer"}
+    assert few[language] in verdict(FOUND | {"rows": 3, "interval": None})
     for sure in ({"sure": True}, {"within": False, "lost": 0.2}):
         assert "+0.0201" not in verdict(FOUND | sure)
 
@@ -36,7 +38,7 @@ def test_an_interval_beyond_the_limit_is_told_with_what_is_safer(language):
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        (SHORT, {"en": "8.00 GB of memory wanted, 1.00 GB", "pt": "são precisos 8.00 GB de memória, há 1.00 GB"}),
+        (SHORT, {"en": "8.00 GB of memory wanted, 1.00 GB", "pt": "são precisos 8,00 GB de memória, há 1,00 GB"}),
         ({"why": "rows"}, {"en": "no rows to compare", "pt": "não tem exemplos com que"}),
     ],
 )

@@ -117,6 +117,19 @@ def test_every_text_is_a_literal():
     assert odd == {}
 
 
+def test_a_number_with_digits_behind_the_point_is_a_figure():
+    """`say("…", loss=f"{loss:.3f}")` would keep English's point in every language: `Figure(loss, ".3f")` does not."""
+    odd = []
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("say", "Sentence"):
+                inner = [part for keyword in node.keywords for part in ast.walk(keyword.value)]
+                odd += [f"{path.name}:{node.lineno}" for part in inner
+                        if isinstance(part, ast.FormattedValue) and "." in ast.unparse(part.format_spec or part.value)
+                        and part.format_spec is not None]  # fmt: skip
+    assert odd == []
+
+
 def test_say_speaks_the_readers_language(monkeypatch):
     monkeypatch.setattr(texts, "find_language", lambda: "pt")
     assert texts.say("Result") == "Resultado"

@@ -51,7 +51,7 @@ def _rules(
         (Sentence("Retrieval is enough: the base with your passages beside does as well."), _as_good(facts, PAIRS[2])),
         (Sentence("Use both: passages beside the question help the tuned model."), both_help),
         (Sentence("Add validation rows or questions: these are too few to tell."), helped is None),
-        (Sentence("It is ready to use: nothing to improve was found."), True),
+        (Sentence("It helped, and no weakness was found: use it as it is."), True),
     ]  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..translations import Sentence
+from ..translations import Figure, Sentence
 from .contest import PAIRS, Measure, deciding
 from .measures import is_loop, says
 
@@ -49,9 +49,9 @@ def missing_from(found: Mapping[str, Any], measures: Mapping[str, Measure]) -> l
     return missing
 
 
-def value_words(measure: Measure, value: float) -> str:
+def value_words(measure: Measure, value: float) -> Figure:
     """Return a value: a share in percent, a loss in nats a token."""
-    return f"{value:.3f}" if measure.lower_is_better else f"{100 * value:.0f}%"
+    return Figure(value, ".3f" if measure.lower_is_better else ".0%")
 
 
 def difference_words(measure: Measure, pair: tuple[str, str]) -> Sentence:
@@ -59,13 +59,11 @@ def difference_words(measure: Measure, pair: tuple[str, str]) -> Sentence:
     found = measure.differences[pair]
     points = not measure.lower_is_better
     scale, form = (100, "+.0f") if points else (1, "+.3f")
-    value, low, high = (
-        format(scale * one, form) if one is not None else "?" for one in (found.value, found.low, found.high)
-    )
-    ends = {"value": value, "low": low, "high": high}
-    if points:
-        return Sentence("{value} points, 95%: {low} to {high}", **ends)
-    return Sentence("{value} nats, 95%: {low} to {high}", **ends)
+    value, *ends = (None if one is None else Figure(scale * one, form) for one in (found.value, found.low, found.high))
+    told = Sentence("{value} points", value=value) if points else Sentence("{value} nats", value=value)
+    if None in ends:
+        return Sentence("{value}, of {count} alone", value=told, count=found.count)
+    return Sentence("{value}, 95%: {low} to {high}", value=told, low=ends[0], high=ends[1])
 
 
 def count_that(asked: Sequence[Mapping[str, Any]], what: str, who: str) -> int:
@@ -139,7 +137,7 @@ def _confusion(found: Mapping[str, Any]) -> list[Sentence]:
         return []
     return [
         Sentence(
-            "{confused} of {asked} answers are word for word the answer to another question that was trained.",
+            "It mixes facts up: {confused} of {asked} answers are the trained answer to another question.",
             asked=len(asked),
             confused=confused,
         )
@@ -172,7 +170,8 @@ def _memory(found: Mapping[str, Any]) -> list[Sentence]:
         longest = max(one["answers"]["tuned"].get("words", 0) for one in rows)
         sentences.append(
             Sentence(
-                "It recites {tuned} of {rows} training rows (the base {base}), {longest} words in one piece at most.",
+                "Given the beginnings of {rows} training rows, it repeated half or more of the rest of {tuned}, word "
+                "for word (the base of {base}); the longest piece that it repeated has {longest} words.",
                 tuned=known["tuned"],
                 rows=len(rows),
                 base=known["base"],

@@ -228,8 +228,8 @@ def _advice(entry: LedgerEntry) -> tuple[Sentence | None, dict[str, Any] | None]
         )  # fmt: skip
         return advice, _row(entry, suggested)
     return Sentence(
-        "It is taught in {count} ways, without contradiction, and still wrong: what may help is the "
-        "advice on the whole run.", count=ways,
+        "Training says it in {count} wordings and nothing contradicts it, yet answers are wrong: see the advice on the "
+        "whole run.", count=ways,
     ), None  # fmt: skip
 
 

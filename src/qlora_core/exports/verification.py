@@ -16,8 +16,8 @@ from ..activity import doing, run_program
 from ..errors import ExportError
 from ..files.storage import write_json
 from ..files.untrusted_json import read_object
-from ..reports.plain_text import share, size
-from ..translations import say
+from ..reports.in_language import share, size
+from ..translations import Figure, say
 from .source import ExportSource
 
 VERIFICATION_FILE = "verification.json"
@@ -81,9 +81,9 @@ def verdict(found: dict[str, Any]) -> str:
         return say("Not verified: {why}.", why=_why_not(found))
     numbers = {
         "reader": _reader(found),
-        "loss": f"{found['fused_loss']:.4f}",
-        "tuned": f"{found['tuned_loss']:.4f}",
-        "lost": f"{found['lost']:+.4f}",
+        "loss": Figure(found["fused_loss"], ".4f"),
+        "tuned": Figure(found["tuned_loss"], ".4f"),
+        "lost": Figure(found["lost"], "+.4f"),
         "tokens": found["tokens"],
         "share": share(round(1000 * found["same_choice"]), 1000),
     }
@@ -98,8 +98,10 @@ def verdict(found: dict[str, Any]) -> str:
         sentences.append(say("{same} of {asked} answers are the run's own.", same=found["same_answers"], asked=asked))
     if others := asked - found["same_ids"]:
         sentences.append(say("{count} of the questions become other tokens.", count=others))
-    if found["within"] and not found.get("sure", True) and found["interval"]:  # one row has no interval
-        most = f"{found['interval'][1]:+.4f}"
+    if found["within"] and not found["interval"]:  # few rows have none
+        sentences.append(say("{rows} rows are too few to say how sure that is.", rows=found["rows"]))
+    elif found["within"] and not found.get("sure", True):
+        most = Figure(found["interval"][1], "+.4f")
         sentences.append(say("Judged on {rows} rows alone, it could be up to {most}.", rows=found["rows"], most=most))
         sentences += [say("{choice} is safer.", choice=found["safer"])] if found["safer"] else []
     return " ".join(sentences)

@@ -18,6 +18,7 @@ from ..evaluation.ledger import LedgerEntry
 from ..evaluation.statistics import Estimate
 from ..evaluation.verdict import Verdict, is_of_today, is_whole, judged_run
 from ..reports.in_language import number, percent
+from ..reports.verdict_text import LEGEND
 from ..runs.run import VERDICT, Run
 from ..translations import say, spoken
 from .asking import training_holds_the_memory
@@ -175,7 +176,7 @@ def measures(verdict: Verdict) -> mo.Html:
             title = CONTENDERS[who]
             row[say(title)] = _value(measure, measure.values.get(who))
         rows.append(row)
-    return row_table(rows, numbers=list(rows[0])[1:] if rows else [])
+    return mo.vstack([row_table(rows, numbers=list(rows[0])[1:] if rows else []), small(spoken(LEGEND))], gap=0.25)
 
 
 def _value(measure: Measure, found: Estimate | None) -> Markup | str:
@@ -188,14 +189,12 @@ def _value(measure: Measure, found: Estimate | None) -> Markup | str:
         if one is not None
     ]
     value, *ends = written
-    if not ends:
-        return value
-    low, high = ends
-    return put(
-        '{}<br><span class="q-limits">{}</span>',
-        value,
-        say("{low} to {high}, of {count}", low=low, high=high, count=found.count),
+    sure = (
+        say("{low} to {high}, of {count}", low=ends[0], high=ends[1], count=found.count)
+        if ends
+        else say("of {count} alone", count=found.count)
     )
+    return put('{}<br><span class="q-limits">{}</span>', value, sure)
 
 
 def facts(entries: Sequence[LedgerEntry]) -> mo.Html:
@@ -203,9 +202,9 @@ def facts(entries: Sequence[LedgerEntry]) -> mo.Html:
     rows = [
         {
             say("Fact"): entry.fact or (entry.phrasings[0].question if entry.phrasings else "–"),
-            say("Before"): f"{len(entry.known_before)}/{len(entry.phrasings)}",
-            say("Holds now"): f"{len(entry.holds)}/{len(entry.holds) + len(entry.fails)}",
-            say("Taught in"): say("{count} phrasings", count=entry.taught_phrasings),
+            say("Known before"): f"{len(entry.known_before)}/{len(entry.phrasings)}",
+            say("Known now"): f"{len(entry.holds)}/{len(entry.holds) + len(entry.fails)}",
+            say("Trained in"): say("{count} wordings", count=entry.taught_phrasings),
             say("Learned at step"): _steps(entry),
             say("What to do"): spoken(entry.advice) if entry.advice else "–",
         }

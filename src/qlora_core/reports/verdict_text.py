@@ -11,10 +11,16 @@ from ..evaluation.findings import value_words
 from ..evaluation.ledger import LedgerEntry
 from ..evaluation.statistics import Estimate
 from ..evaluation.verdict import Verdict
+from ..translations import Sentence
 from .plain_text import one_line, section
 
 COLUMNS = 100
 SHOWN_FACTS = 20
+LEGEND = Sentence(
+    "Below each value: the range in which it very likely lies (95 in 100), and how many questions or rows were judged: "
+    "the fewer, the wider."
+)
+"""What stands below the values of a table of measures."""
 
 
 def verdict_lines(verdict: Verdict, found: Mapping[str, Any], entries: Sequence[LedgerEntry]) -> str:
@@ -43,7 +49,7 @@ def measure_table(verdict: Verdict) -> list[str]:
         found = [measure.values.get(name) for name in names]
         lines.append(_line(NAMES[measure.name], [value_text(measure, one) for one in found]))
         lines.append(_line("", [interval_text(measure, one) for one in found]))
-    return [*lines, "Below each value: its 95% interval, and how many questions or rows it rests on."]
+    return [*lines, *_wrapped([str(LEGEND)])]
 
 
 def value_text(measure: Measure, found: Estimate | None) -> str:
@@ -53,8 +59,10 @@ def value_text(measure: Measure, found: Estimate | None) -> str:
 
 def interval_text(measure: Measure, found: Estimate | None) -> str:
     """Return the ends of an interval, and over how many questions or rows it is."""
-    if found is None or found.low is None:
+    if found is None:
         return ""
+    if found.low is None:
+        return f"of {found.count} alone"
     ends = (found.low, found.high) if measure.lower_is_better else (100 * found.low, 100 * found.high)
     form = ".3f" if measure.lower_is_better else ".0f"
     return f"{ends[0]:{form}} to {ends[1]:{form}} of {found.count}"
@@ -66,9 +74,9 @@ def ledger_lines(entries: Sequence[LedgerEntry]) -> list[str]:
     lines = []
     for entry in ordered[:SHOWN_FACTS]:
         asked = len(entry.holds) + len(entry.fails)
-        before = f", {len(entry.known_before)} before" if entry.known_before else ""
+        before = f" ({len(entry.known_before)} by the base)" if entry.known_before else ""
         name = one_line(entry.fact or (entry.phrasings[0].question if entry.phrasings else ""), 34)
-        told = f"{len(entry.holds)} of {asked} questions right{before}; {entry.taught_phrasings} training phrasings"
+        told = f"{len(entry.holds)} of {asked} questions right{before}; trained in {entry.taught_phrasings} wordings"
         lines.append(f"  {name:<35} {told}")
         if entry.advice:
             lines += textwrap.wrap(str(entry.advice), COLUMNS, initial_indent="    → ", subsequent_indent="      ")

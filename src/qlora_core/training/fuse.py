@@ -29,7 +29,7 @@ from ..runs.kernel_choice import Kernels
 from ..runs.memory_estimate import RESERVE_BYTES
 from ..runs.run import Run
 from ..tokens.rows import TokenRow
-from ..translations import Sentence
+from ..translations import Figure, Sentence
 from .bit_choice import BitWidths, mixtures, size, smallest_that, total
 from .changed_matrices import ChangedMatrix, Roundings, dense_weight, find_changed_matrices
 from .fused_files import Storage, save_companions, save_weights
@@ -330,7 +330,7 @@ def _described(widths: BitWidths | None, sizes: dict[str, int], dtype: str) -> d
     if low == high:
         return {"form": str(low), "bits": low, "stored": Sentence("{bits} bits", bits=low)}
     mean = sum(bits * sizes[path] for path, bits in widths.items()) / sum(sizes.values())
-    stored = Sentence("{low} to {high} bits, {mean} on average", low=low, high=high, mean=f"{mean:.1f}")
+    stored = Sentence("{low} to {high} bits, {mean} on average", low=low, high=high, mean=Figure(mean, ".1f"))
     return {"form": "mixed", "bits": mean, "stored": stored}
 
 
@@ -338,7 +338,7 @@ def _verdict(found: dict[str, Any], not_judged: str, form: str) -> str:
     """Return what merging changed, and what to do if it lost something, in a sentence or two."""
     if not_judged:
         return f"It was not compared with the adapters on the untouched base: {not_judged}."
-    interval = found["interval"]  # one row has none
+    interval = found["interval"]  # few rows have none
     between = f" ({interval[0]:+.4f} to {interval[1]:+.4f})" if interval else ""
     measured = (
         f"{found['fused_loss']:.4f} instead of {found['tuned_loss']:.4f} nats a token, {found['lost']:+.4f}{between} "
@@ -346,7 +346,9 @@ def _verdict(found: dict[str, Any], not_judged: str, form: str) -> str:
     )
     if found["lost"] <= MOST_LOST:
         kept = f"It keeps what was learnt: the loss is {measured}; up to {MOST_LOST:+} counts as the same."
-        if not interval or interval[1] <= MOST_LOST:
+        if not interval:
+            return f"{kept} {found['rows']} rows are too few to say how sure that is."
+        if interval[1] <= MOST_LOST:
             return kept
         safer = {"16": "", "8": "; --bits 16 is safer"}.get(form, "; --bits 8 is safer")
         return f"{kept} Judged on {found['rows']} rows alone, it could be up to {interval[1]:+.4f}{safer}."
