@@ -178,12 +178,11 @@ def card(run: Run, out: PathOrName | None = None) -> list[Path]:
         run: may still be training.
         out: directory; by default the run's.
     """
-    from .exports.run_card import portable, write_run_card
-    from .jobs.recipes import to_command
+    from .exports.run_card import write_run_card
 
     directory = run.path if out is None else Path(os.fspath(out))
     directory.mkdir(parents=True, exist_ok=True)
-    return write_run_card(run, directory, to_command(portable(run.config())))
+    return write_run_card(run, directory)
 
 
 def export(

@@ -35,12 +35,12 @@ from .jobs.planning import (
     run_as_json,
     train_planned,
 )
-from .jobs.recipes import settings_of
 from .jobs.server import add_page_arguments, add_server_arguments
 from .machine.memory import GB
 from .reports import console, live_output, plain_text
 from .runs import keeping
 from .runs.plan import TrainingTracker, resolve_config
+from .runs.recipes import settings_of
 from .runs.run import Run, iterate_judged
 from .sampling import Sampling
 

@@ -192,9 +192,11 @@ def test_a_run_that_ends_leaves_its_result(place, tiny_model, qlora, tmp_path, m
 
 def test_training_succeeds_when_its_result_cannot_be_written(tiny_model, tiny_rows, qlora, monkeypatch):
     monkeypatch.setattr("qlora_core.exports.export.save_curves", lambda *_: 1 / 0)
+    monkeypatch.setattr("qlora_core.exports.run_card._markdown", lambda *_: {}["html"])
     done = qlora("train", *training(tiny_model), "--data", tiny_rows, "--max-steps", 1)
     assert done.status == 0
     assert "! the run's result was not exported: division by zero" in done.out
+    assert "the run card was not written: 'html'" in done.out
     assert "To take away" not in done.out
 
 

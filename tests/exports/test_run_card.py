@@ -11,8 +11,7 @@ import pytest
 from qlora_core import api
 from qlora_core.cli import main
 from qlora_core.evaluation.verdict import made_of
-from qlora_core.exports.run_card import portable, write_run_card
-from qlora_core.jobs.recipes import to_command
+from qlora_core.exports.run_card import write_run_card
 from qlora_core.runs.run import Run
 
 HOSTILE = '<script>alert(1)</script> | [x](javascript:1) `a` "q"'
@@ -51,7 +50,7 @@ class Tags(HTMLParser):
 
 def test_it_tells_what_is_known_and_opens_alone(run, tmp_path):
     judged(run)
-    markdown, page = write_run_card(run, tmp_path, to_command(portable(run.config())))
+    markdown, page = write_run_card(run, tmp_path)
     for text in (markdown.read_text(encoding="utf-8"), page.read_text(encoding="utf-8")):
         for part in ("Did it help?", "The tuned model is better than the base", "What became of each fact", "colour-0",
                      "How to repeat it", "qlora train", "Settings", "Hashes", "best/adapters.safetensors"):  # fmt: skip
@@ -65,7 +64,7 @@ def test_it_tells_what_is_known_and_opens_alone(run, tmp_path):
 
 def test_it_tells_nothing_of_this_machine(run, tmp_path):
     judged(run)
-    for path in write_run_card(run, tmp_path, to_command(portable(run.config()))):
+    for path in write_run_card(run, tmp_path):
         text = path.read_text(encoding="utf-8")
         assert str(tmp_path.parent) not in text
         assert str(Path.home()) not in text

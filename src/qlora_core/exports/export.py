@@ -106,14 +106,14 @@ def _safer(written: dict[str, Any] | None, choices: ExportChoices) -> str:
     return "--type f16" if written and not written["adapters"] and not choices.type else ""
 
 
-def keep_result(run: Run) -> str:
-    """Write a run's result where `qlora export` does by default; return what went wrong, or an empty text."""
-    try:
-        with doing("exporting"):
-            export_run(run, run.result, to="adapter", force=True, verified=False)
-    except Exception as error:  # training is over and must not fail because of, say, a drawing
-        return f"the run's result was not exported: {error or type(error).__name__}"
-    return ""
+def keep_result(run: Run) -> None:
+    """Write a run's result where `qlora export` does by default.
+
+    Raises:
+        QLoraError: as `export_run` does.
+    """
+    with doing("exporting"):
+        export_run(run, run.result, to="adapter", force=True, verified=False)
 
 
 # What is beside the weights -------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from ..reports import console
 from ..reports.charts import CURVES, save_curves
 from ..reports.comparison import setting_text
 from ..reports.verdict_text import interval_text, ledger_lines, value_text
+from ..runs.recipes import to_command
 from ..runs.run import Run
 from .card import data_facts
 
@@ -71,31 +72,21 @@ class Section:
         return bool(self.lead or self.facts or self.table or self.items or self.block)
 
 
-def write_run_card(run: Run, directory: Path, command: str = "") -> list[Path]:
+def write_run_card(run: Run, directory: Path) -> list[Path]:
     """Write `run.md` and `run.html`; return where they are.
 
     Args:
         run: whose; it may still be training.
         directory: must exist.
-        command: how to repeat it, as a shell takes it.
 
     Raises:
         RunError: this is not a run, or it is damaged.
     """
-    sections = [section for section in _sections(run, command) if section.has_content]
+    sections = [section for section in _sections(run) if section.has_content]
     texts = {MARKDOWN: _markdown(run.name, sections), HTML: _html(run.name, sections, _curves(run))}
     for name, text in texts.items():
         write_text(directory / name, text)
     return [directory / name for name in texts]
-
-
-def keep_card(run: Run, command: str) -> str:
-    """Write the card into the run; return what went wrong, or an empty text."""
-    try:
-        write_run_card(run, run.path, command)
-    except Exception as error:  # training is over and must not fail because of a page about it
-        return f"the run card was not written: {error or type(error).__name__}"
-    return ""
 
 
 def portable(config: RunConfig) -> RunConfig:
@@ -113,7 +104,7 @@ def portable(config: RunConfig) -> RunConfig:
 # What it tells ----------------------------------------------------------------------------------------------------
 
 
-def _sections(run: Run, command: str) -> Iterator[Section]:
+def _sections(run: Run) -> Iterator[Section]:
     environment, numbers, evaluation = run.environment(), run.summary(), run.evaluation()
     yield Section("What it is", facts=_what(run, environment))
     yield from _judged(run)
@@ -122,7 +113,7 @@ def _sections(run: Run, command: str) -> Iterator[Section]:
     if evaluation and evaluation["questions"]:
         recalled = console.recall_lines(evaluation)
         yield Section("Answers", block="\n".join(filter(None, (console.answers_side_by_side(evaluation), recalled))))
-    yield Section("How to repeat it", block=command)
+    yield Section("How to repeat it", block=to_command(portable(run.config())))
     yield Section("Settings", facts=_settings(run))
     versions = environment.get("versions") or {}
     device = {"Device": str(environment.get("device") or "")} if environment.get("device") else {}

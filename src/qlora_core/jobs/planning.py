@@ -13,10 +13,10 @@ from ..machine.memory import MemoryMonitor
 from ..reports import console, live_output, plain_text
 from ..runs.plan import TrainingPlan, TrainingTracker
 from ..runs.presets import PRESETS
+from ..runs.recipes import CONFIG_FILE
 from ..runs.run import Run
 from . import launch
 from .exit_status import DONE, ERROR, INTERRUPTED, PAUSED
-from .recipes import CONFIG_FILE
 from .supervisor import restarts, supervise
 from .worker import exit_status, train_and_keep
 

@@ -70,15 +70,23 @@ def train_and_keep(writer: RunWriter, listener: Callable[[dict[str, Any]], None]
         KeyboardInterrupt: likewise.
     """
     from ..exports.export import keep_result
-    from ..exports.run_card import keep_card, portable
-    from .recipes import to_command
+    from ..exports.run_card import write_run_card
 
     outcome = train_here(writer, listener, **how)
     if outcome.state == "paused":
         return outcome, ""
+    run, problems = writer.run, []
+    kept = {
+        "the run's result was not exported": lambda: keep_result(run),
+        "the run card was not written": lambda: write_run_card(run, run.path),
+    }
     with watching(writer.working):
-        problems = keep_result(writer.run), keep_card(writer.run, to_command(portable(writer.run.config())))
-    return outcome, " ".join(filter(None, problems))
+        for problem, keep in kept.items():
+            try:
+                keep()
+            except Exception as error:  # training is over and must not fail because of, say, a drawing
+                problems.append(f"{problem}: {error or type(error).__name__}")
+    return outcome, " ".join(problems)
 
 
 def exit_status(outcome: Outcome) -> int:

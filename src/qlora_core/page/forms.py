@@ -18,12 +18,12 @@ from ..config import RunConfig, Setting, from_flat, settings
 from ..errors import ConfigError
 from ..jobs.exit_status import quiet_ctrl_c
 from ..jobs.planning import training_parser
-from ..jobs.recipes import settings_of
 from ..reports import plain_text
 from ..reports.comparison import setting_text
 from ..reports.in_language import number, numeral, read_number
 from ..runs.plan import resolve_config
 from ..runs.presets import PRESETS, Choice
+from ..runs.recipes import settings_of
 from ..translations import say
 from .language import add_page_arguments
 from .look import fact_table, field, folded, html_of, joined, put, row_table, shown

@@ -10,9 +10,8 @@ from typing import Any
 import marimo as mo
 
 from ..config import RunConfig
-from ..jobs import recipes
 from ..reports.in_language import size
-from ..runs import keeping
+from ..runs import keeping, recipes
 from ..runs.plan import TrainingTracker
 from ..runs.run import Run
 from ..translations import say

@@ -9,8 +9,8 @@ import pytest
 
 from qlora_core.config import RunConfig, from_flat, to_json
 from qlora_core.errors import ConfigError
-from qlora_core.jobs import recipes
 from qlora_core.jobs.planning import training_parser
+from qlora_core.runs import recipes
 
 CHOSEN = from_flat({
     "data": ("texts/um livro.md", "it's"), "model": "mistral-7b", "max_steps": 20, "learning_rate": 1e-5,
