@@ -225,7 +225,10 @@ def test_a_base_that_is_quantised_already_is_dequantised_and_that_is_told(tiny_m
     data = write_pair(tmp_path / "data", validation=VALIDATION)
     words = f"--model {base} --data {data} --max-steps 3 --batch-size 4 --learning-rate 0.005 --max-answer-tokens 1"
     assert cli.main(["train", *words.split(), "--samples", "0", "--run", "club", "--runs-dir", str(tmp_path)]) == 0
-    found = json.loads(compare(tmp_path, "--bits", "none", "--json").out)
+    done = compare(tmp_path, "--bits", "none", "--json")
+    assert "1 run to train: club-lora, each about as long as club took" in done.err
+    assert done.err.index("written once more as plain numbers") < done.err.index("Run 1 of 2")
+    found = json.loads(done.out)
     assert [arm["dequantised_from"] for arm in found["arms"]] == [4, None]
     (note,) = [note for note in found["notes"] if "quantised in its files" in note]
     assert "The base is quantised in its files (4 bits), and what it was before is not here" in note

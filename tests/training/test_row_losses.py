@@ -1,6 +1,7 @@
 """The loss of each row, and a quantised base as plain numbers."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -59,6 +60,23 @@ def test_it_is_written_once_and_again_where_the_copy_is_not_whole(tiny_model, tm
     weights.write_bytes(whole[:100])
     assert dequantised_base(spec) == copy
     assert weights.read_bytes() == whole
+
+
+def test_what_will_be_written_is_told_before_and_refused_without_room(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setenv("QLORA_CACHE", str(tmp_path / "cache"))
+    base = write_quantised(tmp_path / "base", tiny_model)
+    spec = describe(base, BaseConfig(model=str(base)))
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(module, "load_weights", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(StorageError, match=r"plain numbers would take .* Make room there"):
+        dequantised_base(spec)
+    monkeypatch.undo()
+    monkeypatch.setenv("QLORA_CACHE", str(tmp_path / "cache"))
+    told = list[str]()
+    copy = dequantised_base(spec, told.append)
+    assert f"written once more as plain numbers, {spec.dense_bytes / 1e9:.2f} GB" in told[0]
+    assert str(copy) in told[0]
+    dequantised_base(spec, lambda _: pytest.fail("it is there"))
 
 
 def test_a_copy_that_cannot_be_written_leaves_nothing(tiny_model, tmp_path, monkeypatch):

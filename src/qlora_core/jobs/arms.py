@@ -7,7 +7,7 @@ used, and whatever was interrupted goes on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -18,7 +18,7 @@ from ..errors import ConfigError, MemoryShortError, RunError
 from ..machine.memory import GB, MemoryMonitor, available_bytes
 from ..models.base_models import ModelSpec, has_gpu
 from ..reports.live_output import TrainingReporter
-from ..reports.plain_text import section
+from ..reports.plain_text import duration, section
 from ..reports.quantisation import Arm, ArmComparison, compare_arms
 from ..runs.plan import TrainingTracker, resolve_config
 from ..runs.run import Run
@@ -75,7 +75,7 @@ def train_and_compare(
         MemoryShortError: the unquantised base does not fit.
         QLoraError: a run of that name is something else, or the base is not what it was.
     """
-    parts = plan_arms(run, forms, seeds)
+    parts = plan_arms(run, forms, seeds, reporter.say)
     for number, part in enumerate(parts, 1):
         reporter.say(section(f"Run {number} of {len(parts)}: {part.title}"))
         status = _train(part, run, reporter)
@@ -85,15 +85,17 @@ def train_and_compare(
     return DONE, _compare(run, parts, reporter)
 
 
-def plan_arms(run: Run, forms: Sequence[str], seeds: int) -> list[Part]:
+def plan_arms(run: Run, forms: Sequence[str], seeds: int, told: Callable[[str], None] = lambda _: None) -> list[Part]:
     """Return the runs of a comparison: the run itself first, then its other arms, then the same for the next seeds.
 
-    A base that is quantised in its files is dequantised for the other arms, once, into the cache.
+    A base that is quantised in its files is dequantised for the other arms, once, into the cache; `told` is called
+    with that before, and with what will be trained.
 
     Raises:
         ConfigError: there is no such form, or nothing to compare.
         RunError: the run was made of somebody's adapters.
         MemoryShortError: the unquantised base does not fit.
+        StorageError: there is no room for the dequantised base.
     """
     wrong = [form for form in forms if form not in FORMS]
     if wrong or seeds < 1:
@@ -108,7 +110,10 @@ def plan_arms(run: Run, forms: Sequence[str], seeds: int) -> list[Part]:
     own = resolve_config({"run": run.name, "runs_dir": str(run.path.parent)})
     if None in others:
         _refuse_too_large(run, spec)
-    copy = _dequantised(spec) if stored else ""
+    names = [_name(run, bits, seed, spec.bits, own.train.seed)
+             for seed in range(own.train.seed, own.train.seed + seeds) for bits in (spec.bits, *others)]  # fmt: skip
+    told(_ahead(run, names))
+    copy = _dequantised(spec, told) if stored else ""
     parts = []
     for seed in range(own.train.seed, own.train.seed + seeds):
         for bits in (spec.bits, *others):
@@ -119,6 +124,16 @@ def plan_arms(run: Run, forms: Sequence[str], seeds: int) -> list[Part]:
             same = bits == spec.bits
             parts.append(Part(changes["run"], bits, config, same and seed == own.train.seed, None if same else stored))
     return parts
+
+
+def _ahead(run: Run, names: Sequence[str]) -> str:
+    """Return which runs a comparison still trains, and about how long each takes."""
+    left = [name for name in names if Run(run.path.parent / name).state != "completed"]
+    if not left:
+        return "All runs of this comparison are complete."
+    took = (run.summary() or {}).get("total_seconds")
+    each = f", each about as long as {run.name} took ({duration(took)})" if took else ""
+    return f"{len(left)} {'run' if len(left) == 1 else 'runs'} to train: {', '.join(left)}{each}."
 
 
 def _bits(form: str) -> int | None:
@@ -146,10 +161,10 @@ def _refuse_too_large(run: Run, spec: ModelSpec) -> None:
         )
 
 
-def _dequantised(spec: ModelSpec) -> str:
+def _dequantised(spec: ModelSpec, told: Callable[[str], None]) -> str:
     from ..training.dequantised_base import dequantised_base  # only here: mlx takes a second, and memory
 
-    return str(dequantised_base(spec))
+    return str(dequantised_base(spec, told))
 
 
 def _train(part: Part, run: Run, reporter: TrainingReporter) -> int:
