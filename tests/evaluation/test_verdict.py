@@ -208,6 +208,20 @@ def test_a_measure_of_which_few_changed_leaves_the_verdict_to_the_next():
     assert verdict_on({"questions": [*facts("held_out", 20, base=0, tuned=0.1), *trained]}).helped is None
 
 
+def test_the_true_reason_is_told_for_what_is_missing():
+    def missing(**found) -> str:
+        return "\n".join(verdict_on(found).missing)
+
+    asked = facts("sample", 3, base=0, tuned=0)
+    assert "no texts to look things up" not in missing(**{"with": {"passages": 0}, "questions": asked})
+    assert "--passages 0" in missing(**{"with": {"passages": 0}, "questions": asked})
+    assert "has no fact sheet" in missing(**{"with": {}, "questions": []})
+    assert "the fact sheet has no questions" in missing(**{"with": {"data": {"facts.jsonl": ""}}, "questions": []})
+    told = missing(**{"with": {}, "losses": rows(3, 3, 2)})
+    assert "The run's own questions: not asked yet" in told
+    assert "fact sheet" not in told
+
+
 def test_it_is_told_whole_in_json():
     found = {"questions": facts("held_out", 20, **all_of(0, 0.9, 0.5, 0.9))}
     told = verdict_on(found).as_dict()

@@ -97,6 +97,23 @@ def test_without_an_evaluation_it_says_so(run, tmp_path):
     assert str(run.path) not in text
 
 
+def test_a_verdict_in_part_or_about_something_else_says_so(run, tmp_path):
+    judged(run)
+    path = run.path / "verdict.json"
+    found = json.loads(path.read_text(encoding="utf-8"))
+    del found["memory"], found["invention"]
+    path.write_text(json.dumps(found), encoding="utf-8")
+    markdown, _ = write_run_card(run, tmp_path)
+    text = markdown.read_text(encoding="utf-8")
+    for part in ("Questions about what does not exist", "Rows, addresses and numbers repeated word for word"):
+        assert f"Not judged: {part}: not asked yet" in text
+    assert "Ordinary questions: not asked yet" not in text
+    path.write_text(json.dumps({**found, "with": {**found["with"], "sha256": "0"}}), encoding="utf-8")
+    markdown, _ = write_run_card(run, tmp_path)
+    assert "about other adapters than the run has now. `qlora evaluate` asks again" in markdown.read_text("utf-8")
+    assert "better than the base" not in markdown.read_text("utf-8")
+
+
 def test_the_command_and_python_write_it_into_the_run(run, tmp_path, capsys):
     assert main(["card", run.name, "--runs-dir", str(run.path.parent), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)

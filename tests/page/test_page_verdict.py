@@ -73,10 +73,27 @@ def test_half_an_evaluation_says_so(run):
     found = found_of(run)
     del found["memory"]
     judged = write(run, found)
-    assert "some of it is missing" in verdict.result(judged).text
+    html = verdict.result(judged).text
+    assert "some of it is missing" in html
+    assert "Rows, addresses and numbers repeated word for word: not asked yet" in html
     assert "Find out" in verdict.button(judged).text
     del found["questions"]
     assert verdict.result(write(run, found)) is None
+
+
+def test_an_evaluation_of_other_data_is_not_shown_as_todays(run):
+    found = found_of(run)
+    del found["with"]["data"]["facts.jsonl"]
+    judged = write(run, found)
+    assert "data changed: facts.jsonl. Ask again." in verdict.result(judged).text
+    assert "Find out" in verdict.button(judged).text
+
+
+def test_one_that_was_begun_is_gone_on_with(run):
+    judged = write(run, found_of(run))
+    (run.path / "verdict_begun.json").write_text("{}", encoding="utf-8")
+    assert "better than the base" in verdict.result(judged).text
+    assert "Find out" in verdict.button(judged).text
 
 
 def test_a_damaged_evaluation_is_told(run):

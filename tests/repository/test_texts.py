@@ -17,7 +17,7 @@ from babel.messages.pofile import read_po, write_po
 from qlora_core import translations as texts
 from qlora_core.activity import STAGES
 from qlora_core.config import settings
-from qlora_core.evaluation import contest
+from qlora_core.evaluation import contest, findings
 from qlora_core.exports.formats import FORMATS
 from qlora_core.page.forms import words
 from qlora_core.page.language import choose
@@ -69,7 +69,7 @@ def spoken() -> set[str]:
     found |= {*typing.get_args(State), "new"}
     found |= {measure.label for measure in MEASURES} | {OTHER_DATA, OTHER_TOKENS, OTHER_QUESTIONS}
     found |= console.diagnosis(Anything()).keys()
-    found |= {*contest.NAMES.values(), *contest.CONTENDERS.values()}
+    found |= {*contest.NAMES.values(), *contest.CONTENDERS.values(), *findings.PARTS.values()}
     found |= {*STAGES.values(), *PARTS.values(), *STEPS.values()}
     found |= {text for form in FORMATS.values() for text in (form.title, form.purpose)}
     return found - {""}

@@ -14,7 +14,7 @@ from qlora_core.engine.device import mx
 from qlora_core.engine.generate import answer, answers_to
 from qlora_core.engine.model import base_only
 from qlora_core.evaluation.contest import CONTENDERS
-from qlora_core.evaluation.verdict import is_of_today, is_whole, told_whole, verdict_on
+from qlora_core.evaluation.verdict import is_whole, outdated, told_whole, verdict_on
 from qlora_core.runs import schema
 from qlora_core.runs.run import Run
 from qlora_core.runs.schema import problem
@@ -98,12 +98,18 @@ def test_rows_facts_or_adapters_of_another_day_are_judged_anew(judged, loaded, t
     found = judged[1]
     for name in ("data/facts.jsonl", "data/val_data.jsonl", "best/adapters.safetensors"):
         run = Run(shutil.copytree(judged[0].path, tmp_path / name))
-        assert is_of_today(run, found)
+        assert outdated(run, found) is None
         with (run.path / name).open("ab") as file:
             file.write(b" ")
-        assert not is_of_today(run, found)
-        assert set(judge_run(run, *loaded, ASKED)) == {"with", "losses"}
-    assert not is_of_today(judged[0], {"with": {"version": 2}})
+        why = f"data changed: {name[5:]}." if name.startswith("data") else "other adapters than the run has now"
+        assert why in outdated(run, found)
+        told = list[str]()
+        assert set(judge_run(run, *loaded, ASKED, told=told.append)) == {"with", "losses"}
+        assert [why in one and "asked anew" in one for one in told] == [True]
+    for name in ("best", "final"):
+        (run.path / name / "adapters.safetensors").unlink(missing_ok=True)
+    assert "does not have any more" in outdated(run, found)
+    assert "of an earlier version" in outdated(judged[0], {"with": {"version": 2, "adapters": "best"}})
 
 
 def places(value, path=()):

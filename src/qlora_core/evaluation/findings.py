@@ -5,10 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..data.sources import FACTS_FILE
 from ..translations import Figure, Sentence
 from .contest import PAIRS, Measure, deciding
 from .measures import is_loop, says
 
+PARTS = {
+    "losses": "Loss of validation rows",
+    "questions": "The run's own questions",
+    "general_texts": "Loss of ordinary text",
+    "general_questions": "Ordinary questions",
+    "invention": "Questions about what does not exist",
+    "memory": "Rows, addresses and numbers repeated word for word",
+}
+"""Titles of the parts of `verdict.json`, in the order in which they are asked."""
 REPEATED = 0.5  # share of a row's rest in one piece that counts as known by heart
 
 
@@ -31,21 +41,35 @@ def findings_of(found: Mapping[str, Any], measures: Mapping[str, Measure]) -> li
 
 
 def missing_from(found: Mapping[str, Any], measures: Mapping[str, Measure]) -> list[Sentence]:
-    """Return what could not be judged, and why."""
-    if "with" in found and "questions" not in found:
-        return [Sentence("No questions: the evaluation was interrupted before them.")]
+    """Return what could not be judged, and why; a part that was not asked yet is missing for that reason alone."""
+    made_with = found.get("with")
+    missing = [
+        Sentence("{part}: not asked yet, the evaluation was interrupted before.", part=Sentence(title))
+        for part, title in PARTS.items()
+        if made_with is not None and part not in found
+    ]
+    if made_with is None or "questions" in found:
+        missing += _missing_from_questions(found.get("questions", ()), made_with or {}, measures)
+    if "loss" not in measures and (made_with is None or "losses" in found):
+        missing.append(Sentence("No validation loss: the run has no validation rows."))
+    return missing
+
+
+def _missing_from_questions(
+    questions: Sequence[Mapping[str, Any]], made_with: Mapping[str, Any], measures: Mapping[str, Measure]
+) -> list[Sentence]:
     missing = []
     if "held_out" not in measures and "trained" not in measures:
-        missing.append(Sentence("No recall of facts: the run has no fact sheet (--facts)."))
+        if FACTS_FILE in made_with.get("data", ()):
+            missing.append(Sentence("No recall of facts: the fact sheet has no questions."))
+        else:
+            missing.append(Sentence("No recall of facts: the run has no fact sheet (--facts)."))
     if "f1" not in measures:
         missing.append(Sentence("No comparison with expected answers: no question comes with its answer."))
-    questions = found.get("questions", ())
-    if found.get("with", {}).get("passages") == 0:
+    if made_with.get("passages") == 0:
         missing.append(Sentence("No retrieval: it was not asked for (--passages 0)."))
     elif questions and not any("passages" in one for one in questions):
         missing.append(Sentence("No retrieval: the run has no texts to look things up in, only questions and answers."))
-    if "loss" not in measures:
-        missing.append(Sentence("No validation loss: the run has no validation rows."))
     return missing
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..errors import RunError
 from ..files.storage import remembered_sha256
 from ..models.adapter_files import ADAPTER_FILE
 from ..runs import schema
@@ -94,9 +95,21 @@ def made_of(run: Run) -> dict[str, Any]:
     }
 
 
-def is_of_today(run: Run, found: Mapping[str, Any]) -> bool:
-    """Return whether a `verdict.json` is about the adapters, rows and facts that the run has now."""
-    return all(found["with"].get(name) == value for name, value in made_of(run).items())
+def outdated(run: Run, found: Mapping[str, Any]) -> Sentence | None:
+    """Return why a `verdict.json` is not about the adapters, rows and facts that the run has now; None if it is."""
+    kept = found["with"]
+    if not kept.keys() >= {"sha256", "data"}:
+        return Sentence("This verdict is of an earlier version, which did not note what it judged.")
+    try:
+        now = made_of(run)
+    except (OSError, RunError):
+        return Sentence("This verdict is about adapters that the run does not have any more.")
+    if (kept["adapters"], kept["sha256"]) != (now["adapters"], now["sha256"]):
+        return Sentence("This verdict is about other adapters than the run has now.")
+    changed = sorted(name for name in {*kept["data"], *now["data"]} if kept["data"].get(name) != now["data"].get(name))
+    if changed:
+        return Sentence("Since this verdict the run's data changed: {files}.", files=", ".join(changed))
+    return None
 
 
 def is_whole(found: Mapping[str, Any]) -> bool:

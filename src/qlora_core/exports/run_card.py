@@ -17,7 +17,7 @@ from markupsafe import Markup
 from ..config import RunConfig, from_flat, to_flat
 from ..errors import RunError
 from ..evaluation.contest import CONTENDERS, NAMES
-from ..evaluation.verdict import is_of_today, is_whole, judged_run
+from ..evaluation.verdict import judged_run, outdated
 from ..files.storage import remembered_sha256, write_text
 from ..models.adapter_files import ADAPTER_FILE
 from ..reports import console
@@ -141,9 +141,8 @@ def _judged(run: Run) -> Iterator[Section]:
     if not found or "questions" not in found:
         yield Section("Did it help?", lead="Not asked yet: `qlora evaluate` tells.")
         return
-    if not is_of_today(run, found):
-        changed = "It was asked when adapters, rows or facts were others than now: `qlora evaluate` asks again."
-        yield Section("Did it help?", lead=changed)
+    if reason := outdated(run, found):
+        yield Section("Did it help?", lead=f"{reason} `qlora evaluate` asks again.")
         return
     verdict, entries = judged_run(run, found)
     names = verdict.contenders
@@ -153,8 +152,6 @@ def _judged(run: Run) -> Iterator[Section]:
         cells = [f"{value_text(measure, one)} ({interval_text(measure, one)})".replace(" ()", "") for one in values]
         table.append([NAMES[measure.name], *cells])
     items = [*map(str, verdict.findings), *(f"Not judged: {one}" for one in verdict.missing)]
-    if not is_whole(found):
-        items.append("This evaluation was interrupted, and some of it is missing: `qlora evaluate` goes on.")
     yield Section("Did it help?", str(verdict.sentence), {"Advice": str(verdict.advice)}, table, items)
     yield Section("What became of each fact", block="\n".join(ledger_lines(entries)))
 

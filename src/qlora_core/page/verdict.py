@@ -16,10 +16,10 @@ from ..errors import BusyError, QLoraError, RunError
 from ..evaluation.contest import CONTENDERS, NAMES, Measure
 from ..evaluation.ledger import LedgerEntry
 from ..evaluation.statistics import Estimate
-from ..evaluation.verdict import Verdict, is_of_today, is_whole, judged_run
+from ..evaluation.verdict import Verdict, is_whole, judged_run, outdated
 from ..reports.in_language import number, percent
 from ..reports.verdict_text import LEGEND
-from ..runs.run import VERDICT, Run
+from ..runs.run import VERDICT, VERDICT_BEGUN, Run
 from ..translations import say, spoken
 from .asking import training_holds_the_memory
 from .commands import Desk, Working, what_it_does
@@ -103,12 +103,13 @@ def start(run: Run | None) -> None:
 
 
 def _is_whole(run: Run) -> bool:
-    """Return whether nothing is left to ask."""
+    """Return whether nothing is left to ask, unless all of it is asked again."""
     try:
         found = run.verdict()
     except RunError:
         return False
-    return found is not None and is_whole(found)
+    begun = (run.path / VERDICT_BEGUN).exists()
+    return found is not None and is_whole(found) and not begun and outdated(run, found) is None
 
 
 # What is shown ----------------------------------------------------------------------------------------------------
@@ -150,8 +151,8 @@ def result(judged: Judged) -> mo.Html | None:
         return note(say("{problem} Ask again to have it made anew.", problem=str(error)), "warn")
     if "questions" not in found:
         return None
-    if not is_of_today(run, found):
-        return note(say("It was asked when adapters, rows or facts were others than now. Ask again."), "warn")
+    if reason := outdated(run, found):
+        return note(say("{problem} Ask again.", problem=reason), "warn")
     verdict, entries = judged_run(run, found)
     parts = [note(spoken(verdict.sentence), KINDS[verdict.helped]), small(spoken(verdict.advice)), measures(verdict)]
     told = [*map(spoken, verdict.findings), *(say("Not judged: {what}", what=one) for one in verdict.missing)]

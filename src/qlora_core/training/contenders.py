@@ -34,10 +34,11 @@ from ..evaluation.probes import (
     neighbour_questions,
     nonexistent_questions,
     repeated,
+    shipped_sha256,
 )
 from ..evaluation.questions import behind, questions_of, validation_questions
 from ..evaluation.retrieval import Retriever, beside, passages_of
-from ..evaluation.verdict import is_whole, made_of
+from ..evaluation.verdict import is_whole, made_of, outdated
 from ..files.storage import write_json
 from ..runs.run import VERDICT, VERDICT_BEGUN, Run, refuse_links
 from ..tokens.conversations import Prompt
@@ -165,7 +166,7 @@ def judge_run(
     if asked.passages and (passages := passages_of(run.train_rows())):
         retriever = Retriever(passages, asked.passages, asked.passage_tokens, tokenizer.count)
     contest = Contest(run, model, tokenizer, asked, retriever)
-    made_with = {"version": _VERSION, **made_of(run), **vars(asked)}  # what decides the answers
+    made_with = {"version": _VERSION, "shipped": shipped_sha256(), **made_of(run), **vars(asked)}  # decide the answers
     earlier, begun = _earlier(run.verdict, told), _earlier(run.verdict_begun, told)
     # a whole one is kept until this one is whole, too
     path = run.path / (VERDICT_BEGUN if earlier and is_whole(earlier) else VERDICT)
@@ -173,6 +174,8 @@ def judge_run(
     found = next(going_on, {"with": made_with})
     if is_whole(found):
         return found
+    if earlier and earlier["with"] != made_with and len(found) == 1:
+        told(f"{outdated(run, earlier) or 'Other settings are asked for than before.'} All is asked anew.")
     for name, stage in STAGES.items():
         if name not in found:
             found[name] = stage(_going_on(contest, found, path) if name == "questions" else contest)

@@ -16,7 +16,15 @@ from .memory import (
     repeated,
 )
 from .neighbours import neighbour_questions
-from .written import GeneralQuestion, GeneralText, Probe, general_questions, general_texts, nonexistent_questions
+from .written import (
+    GeneralQuestion,
+    GeneralText,
+    Probe,
+    general_questions,
+    general_texts,
+    nonexistent_questions,
+    shipped_sha256,
+)
 
 __all__ = [
     "Confusion",
@@ -39,4 +47,5 @@ __all__ = [
     "neighbour_questions",
     "nonexistent_questions",
     "repeated",
+    "shipped_sha256",
 ]

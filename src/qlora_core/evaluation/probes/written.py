@@ -7,6 +7,7 @@ on the texts and the answers to the questions show what training cost; what does
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +83,11 @@ def general_questions() -> tuple[GeneralQuestion, ...]:
 def nonexistent_questions() -> tuple[Probe, ...]:
     """Return the questions about towns, people, works and prizes that do not exist, 10 in each language."""
     return tuple(Probe(**row) for row in _rows("nonexistent.jsonl"))
+
+
+def shipped_sha256() -> str:
+    """Return the SHA-256 of all these texts and questions: other ones have other answers."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(_DIRECTORY.glob("*.jsonl")))).hexdigest()
 
 
 @functools.cache
