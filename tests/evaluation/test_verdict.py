@@ -140,11 +140,11 @@ def findings(**found) -> str:
 
 def test_retrieval_is_told_for_the_base_and_for_both():
     told = findings(questions=facts("held_out", 20, **all_of(0, 0.2, 0.9, 0.9)))
-    assert "The base with your passages beside the question is better than the tuned model: -70 points" in told
-    assert "Passages help the tuned model, too: +70 points" in told
+    assert "better than the tuned model: Facts recalled, new wording, -70 points" in told
+    assert "Passages help the tuned model, too: Facts recalled, new wording, +70 points" in told
     told = findings(questions=facts("held_out", 20, **all_of(0, 0.9, 0.2, 0.2)))
     assert "Tuned, it is better than the base with your passages" in told
-    assert "confuse the tuned model: -70 points" in told
+    assert "confuse the tuned model: Facts recalled, new wording, -70 points" in told
 
 
 def test_forgetting_is_told_with_what_it_cost():

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..data.sources import FACTS_FILE
 from ..translations import Figure, Sentence
-from .contest import PAIRS, Measure, deciding
+from .contest import NAMES, PAIRS, Measure, deciding
 from .measures import is_loop, says
 
 PARTS = {
@@ -100,7 +100,11 @@ def _retrieval(found: Mapping[str, Any], measures: Mapping[str, Measure]) -> lis
     decided = deciding(measures, PAIRS[2])
     if decided is None:
         return []
-    alone, both = (difference_words(decided, pair) for pair in PAIRS[2:])
+    name = NAMES[decided.name]
+    alone, both = (
+        Sentence("{measure}, {difference}", measure=Sentence(name), difference=difference_words(decided, pair))
+        for pair in PAIRS[2:]
+    )
     first = {
         True: Sentence(
             "Tuned, it is better than the base with your passages beside the question: {difference}.", difference=alone
