@@ -95,7 +95,7 @@ def test_what_is_measured_is_what_the_words_say(tiny_model, tmp_path):
         assert part["lost"] == pytest.approx(losses[1] - losses[0], rel=1e-3)
         assert part["kl"] == pytest.approx((np.exp(tuned) * (tuned - other)).sum(-1).mean(), rel=1e-3)
         assert part["same_choice"] == (tuned.argmax(-1) == other.argmax(-1)).mean()
-        assert part["interval"][0] <= part["lost"] <= part["interval"][1]
+        assert part["interval"] is None  # of so few rows
     same = judge.compare(models[0])
     assert same.lost == 0
     assert same.kl == pytest.approx(0, abs=1e-5)

@@ -43,16 +43,20 @@ class Estimate:
     @property
     def is_clear(self) -> bool:
         """Return whether zero lies outside: whether a difference is more than the choice of rows would make."""
-        return self._telling >= FEWEST and self.low is not None and (self.low > 0 or self.high < 0)
+        return self._leaves_zero_out and self._enough_changed
 
     @property
     def can_tell(self) -> bool:
-        """Return whether a difference would be seen, or its absence: enough changed, or twice as many stayed alike."""
-        return self._telling >= FEWEST or self.count >= 2 * FEWEST
+        """Return whether there are rows enough to say that a difference is one, or that none is seen."""
+        return self.count >= FEWEST and (self._enough_changed or not self._leaves_zero_out)
 
     @property
-    def _telling(self) -> int:
-        return self.count if self.changed is None else self.changed
+    def _leaves_zero_out(self) -> bool:
+        return self.low is not None and (self.low > 0 or self.high < 0)
+
+    @property
+    def _enough_changed(self) -> bool:
+        return min(self.count, self.count if self.changed is None else self.changed) >= FEWEST
 
     def as_dict(self) -> dict[str, Any]:
         """Return what JSON holds of it."""
